@@ -1,0 +1,76 @@
+"""The artifact: the folder that is deployed. This package alone knows its layout.
+
+    manifest.json            the facts: generator spec, graphs, source, versions, every other file's sha256
+    generator.fp32.onnx      label ids in, pixels out; generator.fp16.onnx beside it after `spade export --fp16`
+    golden/inputs.npz        what the untouched PyTorch module was fed ...
+    golden/outputs.npz       ... and what it answered: enough to validate where PyTorch is not installed
+    report.json report.html  the validation that the export passed
+
+Files that the manifest does not name are never read.
+"""
+
+from spade_deploy.artifact.folder import (
+    REPORT_HTML,
+    REPORT_JSON,
+    Artifact,
+    Golden,
+    graph_file,
+    write_golden,
+    write_manifest,
+)
+from spade_deploy.artifact.manifest import (
+    DENSE,
+    FORMAT_VERSION,
+    GOLDEN_INPUTS,
+    GOLDEN_OUTPUTS,
+    MANIFEST,
+    FileFact,
+    Graph,
+    Manifest,
+    Source,
+)
+from spade_deploy.artifact.tensors import (
+    IMAGE,
+    INSTANCE,
+    LABEL,
+    PIXELS,
+    Arrays,
+    TensorInfo,
+    Z,
+    input_rule,
+    input_tensors,
+    label_type,
+    mismatch,
+    output_tensors,
+)
+
+__all__ = [
+    "DENSE",
+    "FORMAT_VERSION",
+    "GOLDEN_INPUTS",
+    "GOLDEN_OUTPUTS",
+    "IMAGE",
+    "INSTANCE",
+    "LABEL",
+    "MANIFEST",
+    "PIXELS",
+    "REPORT_HTML",
+    "REPORT_JSON",
+    "Arrays",
+    "Artifact",
+    "FileFact",
+    "Golden",
+    "Graph",
+    "Manifest",
+    "Source",
+    "TensorInfo",
+    "Z",
+    "graph_file",
+    "input_rule",
+    "input_tensors",
+    "label_type",
+    "mismatch",
+    "output_tensors",
+    "write_golden",
+    "write_manifest",
+]

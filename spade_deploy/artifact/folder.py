@@ -1,0 +1,216 @@
+"""The artifact's folder: written once, checked as a whole when it is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy import __version__
+from spade_deploy.artifact.manifest import (
+    DENSE,
+    EXPORT_AGAIN,
+    GOLDEN_INPUTS,
+    GOLDEN_OUTPUTS,
+    MANIFEST,
+    FileFact,
+    Graph,
+    Manifest,
+    Source,
+    parse_manifest,
+    read_json,
+    read_manifest,
+    require_safe_name,
+)
+from spade_deploy.artifact.tensors import Arrays, TensorInfo, input_tensors, mismatch, output_tensors
+from spade_deploy.atomic import atomic_file, write_json
+from spade_deploy.errors import ArtifactError
+from spade_deploy.spec import GeneratorSpec, Precision, RoundingError
+
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+
+MAX_GOLDEN_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs, and what the untouched PyTorch module made of them."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact that was checked as a whole when it was opened."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Artifact:
+        """Read the manifest and compare every file with it.
+
+        Raises ArtifactError where anything is missing, damaged or out of place, NewerArtifactError for a format
+        that this version does not read.
+        """
+        try:
+            manifest = read_manifest(path)
+            for name, fact in manifest.files.items():
+                _check_file(path, name, fact)
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error}") from error
+        return cls(path, manifest)
+
+    def graph(self, precision: Precision | None = None, kind: str = DENSE) -> Graph:
+        """The graph of that precision; the first one, fp32 where there is one, for None."""
+        of_kind = [graph for graph in self.manifest.graphs if graph.kind == kind]
+        for graph in sorted(of_kind, key=lambda graph: graph.precision != Precision.FP32):
+            if precision in (None, graph.precision):
+                return graph
+        there = ", ".join(f"{graph.precision} {graph.kind}" for graph in self.manifest.graphs)
+        flag = f" --{precision}" if precision not in (None, Precision.FP32) else ""
+        raise ArtifactError(
+            f"{self.path}: there is no {precision or 'default'} {kind} graph; there is: {there}",
+            hint=f"`spade export{flag}` makes one, or leave --precision out",
+        )
+
+    def path_of(self, file: str) -> Path:
+        """Where a file that the manifest names lies."""
+        if file not in self.manifest.files:
+            raise ArtifactError(f"{self.path}: the manifest names no file {file!r}")
+        return self.path / file
+
+    def golden(self) -> Golden:
+        """The golden tensors, their names, types and shapes checked against the spec."""
+        spec = self.manifest.generator
+        inputs = _read_arrays(self.path_of(GOLDEN_INPUTS), input_tensors(spec))
+        outputs = _read_arrays(self.path_of(GOLDEN_OUTPUTS), output_tensors(spec))
+        problem = mismatch(input_tensors(spec) + output_tensors(spec), {**inputs, **outputs})
+        if problem:
+            raise ArtifactError(f"{self.path}: golden {problem}", hint=EXPORT_AGAIN)
+        return Golden(inputs, outputs)
+
+    def report(self) -> dict[str, Any] | None:
+        """The validation report of the export, None where there is none."""
+        if REPORT_JSON not in self.manifest.files:
+            return None
+        return read_json(self.path_of(REPORT_JSON), "report")
+
+
+def graph_file(precision: Precision) -> str:
+    """The file name of a dense graph."""
+    return f"generator.{precision}.onnx"
+
+
+def write_golden(folder: Path, inputs: Arrays, outputs: Arrays) -> None:
+    """Write the golden tensors as .npz; `write_manifest` comes after it."""
+    for name, arrays in ((GOLDEN_INPUTS, inputs), (GOLDEN_OUTPUTS, outputs)):
+        with atomic_file(folder / name) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for tensor, array in arrays.items():
+                info = zipfile.ZipInfo(f"{tensor}.npy")  # without the time: the same tensors are the same bytes
+                info.compress_type = zipfile.ZIP_DEFLATED
+                with archive.open(info, "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    generator: GeneratorSpec,
+    graphs: tuple[Graph, ...],
+    source: Source,
+    versions: Mapping[str, str],
+    rounding: RoundingError,
+    created_unix_ns: int | None = None,
+) -> Manifest:
+    """Hash every file in `folder` and write its manifest; hidden files are no part of an artifact.
+
+    To be called again whenever a file was added. Raises ArtifactError where a graph or the golden tensors are missing.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST and not any(part.startswith(".") for part in name.split("/")):
+            require_safe_name(folder, name)
+            files[name] = FileFact(_sha256(_path_inside(folder, name)), path.stat().st_size)
+    manifest = Manifest(
+        created_unix_ns=time.time_ns() if created_unix_ns is None else created_unix_ns,
+        generator=generator,
+        graphs=graphs,
+        source=source,
+        versions={"spade_deploy": __version__, **versions},
+        rounding=rounding,
+        files=files,
+    )
+    # Through the reader, so that what is written can be read.
+    value = json.loads(json.dumps(manifest.to_json()))
+    manifest = parse_manifest(folder, value)
+    write_json(folder / MANIFEST, value)
+    return manifest
+
+
+def _path_inside(folder: Path, name: str) -> Path:
+    """The file itself; a link that leads out of the folder is refused."""
+    path = folder / name
+    try:
+        if not path.resolve(strict=True).is_relative_to(folder.resolve(strict=True)):
+            raise ArtifactError(f"{path} is a link that leaves the artifact", hint="put the file itself there")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise ArtifactError(f"{path} is missing", hint=EXPORT_AGAIN) from error
+    return path
+
+
+def _check_file(folder: Path, name: str, fact: FileFact) -> None:
+    path = _path_inside(folder, name)
+    if not path.is_file():
+        raise ArtifactError(f"{path} is not a file", hint=EXPORT_AGAIN)
+    size = path.stat().st_size
+    if size != fact.bytes:
+        raise ArtifactError(f"{path} is damaged: {size} bytes, {fact.bytes} were written", hint=EXPORT_AGAIN)
+    digest = _sha256(path)
+    if digest != fact.sha256:
+        raise ArtifactError(
+            f"{path} is damaged: sha256 {digest[:16]}..., {fact.sha256[:16]}... was written", hint=EXPORT_AGAIN
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # in chunks: weights may exceed the memory
+
+
+def _read_arrays(path: Path, tensors: tuple[TensorInfo, ...]) -> Arrays:
+    """An .npz without np.load: sizes are known and bounded before anything is decompressed or allocated."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            total = sum(info.file_size for info in members.values())
+            if total > MAX_GOLDEN_BYTES:
+                raise ValueError(f"{total} bytes when unpacked, {MAX_GOLDEN_BYTES} are the most that is read")
+            if set(members) != {tensor.name for tensor in tensors}:
+                raise ValueError(f"it holds {', '.join(sorted(members)) or 'nothing'}")
+            return {tensor.name: _parse_array(archive.read(members[tensor.name])) for tensor in tensors}
+    except Exception as error:  # zipfile and the header's parser raise a dozen kinds for damaged bytes
+        raise ArtifactError(f"{path} is damaged: {error}", hint=EXPORT_AGAIN) from error
+
+
+def _parse_array(content: bytes) -> NDArray[Any]:
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    data = np.frombuffer(content, dtype, offset=stream.tell())
+    return data.reshape(shape, order="F" if is_fortran else "C").copy()  # writable, as PyTorch wants it

@@ -1,0 +1,135 @@
+"""The graph's inputs and outputs: names, types and shapes, which follow from the generator spec alone.
+
+They are the same for every precision and every runtime; any ONNX client can rely on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec
+
+LABEL, INSTANCE, Z = "label", "instance", "z"
+PIXELS, IMAGE = "pixels", "image"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of the graph. Letters in `shape` are dynamic; the same letter is the same number."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    meaning: str
+
+
+def label_type(spec: GeneratorSpec) -> str:
+    """The label tensor's type: uint8 where every id fits, else int32."""
+    return "uint8" if spec.labels.num_ids <= 256 else "int32"
+
+
+def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
+    """What the graph is fed, in order."""
+    size: tuple[int | str, ...] = ("H", "W") if spec.is_dynamic else (spec.height, spec.width)
+    tensors = [TensorInfo(LABEL, label_type(spec), ("N", *size), "one class id a pixel")]
+    if spec.labels.has_edges:
+        tensors.append(TensorInfo(INSTANCE, "int32", ("N", *size), "one object id a pixel, of which edges are made"))
+    if spec.z_dim is not None:
+        tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), "style: zeros, or standard normal"))
+    return tuple(tensors)
+
+
+def output_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
+    """What the graph answers, in order; the same for every precision."""
+    size: tuple[int | str, ...] = ("H", "W") if spec.is_dynamic else (spec.height, spec.width)
+    return (
+        TensorInfo(PIXELS, "uint8", ("N", *size, 3), "RGB: (image + 1) / 2 * 255, clipped to 0..255, truncated"),
+        TensorInfo(IMAGE, "float32", ("N", 3, *size), "RGB in -1..1"),
+    )
+
+
+def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
+    """How a label file becomes the graph's input: each step as data and as one sentence."""
+    labels = spec.labels
+    rule: dict[str, Any] = {
+        "resize": {
+            "method": "nearest",
+            "height": spec.height,
+            "width": spec.width,
+            "sentence": f"Label and instance files are resized to {spec.height} x {spec.width} with nearest neighbour,"
+            " as in training.",
+        },
+        "size": {
+            "dynamic": spec.is_dynamic,
+            "multiple_of": spec.stride,
+            "sentence": f"Any height and width that are multiples of {spec.stride} run."
+            if spec.is_dynamic
+            else f"Only {spec.height} x {spec.width} runs: the style vector's first layer fixes the size.",
+        },
+        "ids": {
+            "dtype": label_type(spec),
+            "minimum": 0,
+            "maximum": labels.num_ids - 1,
+            "sentence": f"Ids are the file's values unchanged, 0..{labels.num_ids - 1};"
+            " one-hot channels are made inside the graph.",
+        },
+    }
+    if labels.num_labels <= UNKNOWN_VALUE:
+        rule["unknown"] = {
+            "file_value": UNKNOWN_VALUE,
+            "id": labels.unknown_id,
+            "sentence": f"A file's {UNKNOWN_VALUE} means unknown and becomes id {labels.unknown_id}."
+            if labels.has_dontcare
+            else f"A file's {UNKNOWN_VALUE} is refused: the model knows no unknown pixels.",
+        }
+    if labels.has_edges:
+        rule["edges"] = {
+            "input": INSTANCE,
+            "neighbours": 4,
+            "sentence": "The graph marks a pixel as edge where a 4-neighbour has another instance id;"
+            " a constant instance map leaves the edge channel empty.",
+        }
+    if spec.z_dim is not None:
+        rule["style"] = {
+            "input": Z,
+            "length": spec.z_dim,
+            "sentence": "The style is a standard normal vector; zeros are the mean style.",
+        }
+    return rule
+
+
+def mismatch(tensors: tuple[TensorInfo, ...], arrays: Mapping[str, NDArray[Any]]) -> str | None:
+    """What is wrong with the names, types or shapes of `arrays`, beginning with the tensor's name, or None."""
+    expected = ", ".join(tensor.name for tensor in tensors)
+    for name in arrays:
+        if name not in (tensor.name for tensor in tensors):
+            return f"{name}: unknown tensor; expected are {expected}"
+    sizes: dict[str, tuple[int, str]] = {}
+    for tensor in tensors:
+        array = arrays.get(tensor.name)
+        if array is None:
+            return f"{tensor.name}: missing; expected are {expected}"
+        if array.dtype != np.dtype(tensor.dtype):
+            return f"{tensor.name}: type {array.dtype}, expected {tensor.dtype}"
+        shape = " x ".join(str(part) for part in tensor.shape)
+        found = " x ".join(str(part) for part in array.shape) or "scalar"
+        if array.ndim != len(tensor.shape):
+            return f"{tensor.name}: shape {found}, expected {shape}"
+        for axis, (size, dimension) in enumerate(zip(array.shape, tensor.shape, strict=True)):
+            if isinstance(dimension, int):
+                if size != dimension:
+                    return f"{tensor.name}: shape {found}, expected {shape} (axis {axis} is {size}, not {dimension})"
+            elif size < 1:
+                return f"{tensor.name}: shape {found} is empty"
+            else:
+                bound, first = sizes.setdefault(dimension, (size, tensor.name))
+                if bound != size:
+                    return f"{tensor.name}: shape {found}: {dimension} is {size}, but {bound} in {first}"
+    return None

@@ -1,0 +1,547 @@
+"""The command line: one function a command, which parses, calls one function and prints. No logic.
+
+Nothing heavy is imported before a command needs it: `spade --help` answers in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from spade_deploy import __version__
+from spade_deploy.console import (
+    count_bar,
+    duration,
+    failure_table,
+    finding_table,
+    image_bar,
+    print_error,
+    print_next,
+    print_places,
+    print_report,
+    stderr,
+    stdout,
+    training_bar,
+)
+from spade_deploy.errors import SpadeError
+from spade_deploy.spec import NormType, Precision, Upsampling, parse_size
+
+
+class Backend(StrEnum):
+    """What runs an artifact."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Resize(StrEnum):
+    """What happens to label maps of another size."""
+
+    MODEL = "model"
+    NEVER = "never"
+
+
+class _Commands(TyperGroup):
+    """Prints what a user can mend as one message; anything else is a defect and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SpadeError as error:
+            print_error(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            stderr().print("[red]stopped[/]")
+            raise typer.Exit(130) from None
+
+
+class _TrainCommand(TyperCommand):
+    """Lets --resume stand alone: then the newest run is meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for index, arg in enumerate(args):
+            is_bare = index + 1 == len(args) or args[index + 1].startswith("-")
+            if arg == "--resume" and is_bare:
+                args = [*args[: index + 1], "newest", *args[index + 1 :]]
+                break
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train or import a SPADE (GauGAN) generator, export it to ONNX, prove it equal to PyTorch, run it fast.\n\n"
+    "The main job, in an empty folder: [bold]spade train[/], [bold]spade export --fp16[/],"
+    " [bold]spade infer labels/ out/[/]. Or all of it at once: [bold]spade demo[/].",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Write the embedded demo data set as ordinary folders.")
+app.add_typer(data_app, name="data")
+
+RunsDir = Annotated[Path, typer.Option("--runs", help="Folder of runs, in which the newest is looked for.")]
+OptionalPath = Annotated[Path | None, typer.Option()]
+DEFAULT_RUNS = Path("runs")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"spade-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(cls=_TrainCommand, rich_help_panel="The main job")
+def train(
+    preset: Annotated[
+        str | None, typer.Option(help="earth (embedded, for a CPU), coco, ade20k, cityscapes, facades or custom.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set, in the preset's official layout.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="custom: folder of label maps.")] = None,
+    images: Annotated[Path | None, typer.Option(help="custom: folder of photos, paired by stem.")] = None,
+    instances: Annotated[
+        Path | None, typer.Option(help="custom: folder of instance maps; adds an edge channel.")
+    ] = None,
+    num_labels: Annotated[int | None, typer.Option(help="custom: classes are 0..N-1.")] = None,
+    dontcare: Annotated[
+        bool | None, typer.Option("--dontcare/--no-dontcare", help="custom: 255 in label maps means unknown.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Length of the run in epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels, such as 256x512.")] = None,
+    base_channels: Annotated[int | None, typer.Option(help="Width of the generator; the paper has 64.")] = None,
+    hidden_channels: Annotated[int | None, typer.Option(help="Width inside SPADE; the paper has 128.")] = None,
+    kernel_size: Annotated[int | None, typer.Option(help="Of the convolutions inside SPADE: 1, 3 or 5.")] = None,
+    norm: Annotated[NormType | None, typer.Option(help="Normalisation inside SPADE.")] = None,
+    spectral_norm: Annotated[bool | None, typer.Option("--spectral-norm/--no-spectral-norm")] = None,
+    upsampling: Annotated[Upsampling | None, typer.Option(help="Doublings: normal 5, more 6, most 7.")] = None,
+    lr_generator: Annotated[float | None, typer.Option(help="Learning rate of the generator.")] = None,
+    lr_discriminator: Annotated[float | None, typer.Option(help="Learning rate of the discriminator.")] = None,
+    ttur: Annotated[bool, typer.Option("--ttur/--no-ttur", help="Two time scales, or one rate of 2e-4.")] = True,
+    weight_l1: Annotated[float | None, typer.Option(help="Weight of the pixels' L1 loss.")] = None,
+    weight_feature_matching: Annotated[float | None, typer.Option(help="Weight of feature matching.")] = None,
+    weight_perceptual: Annotated[float | None, typer.Option(help="Weight of the perceptual loss.")] = None,
+    perceptual_file: Annotated[
+        Path | None, typer.Option(help="VGG16 or VGG19 weights in torchvision's form; switches that loss on.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the weights and the order of the samples.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Loading processes; 0 loads in this one.")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    sample_every: Annotated[int | None, typer.Option(help="Steps between sample grids.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name; numbered by itself otherwise.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="[RUN]", help="Go on with a run; without a value with the newest.")
+    ] = None,
+    runs: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Train a generator; without options on the embedded Earth data, for a CPU."""
+    with _needs("train"):
+        from spade_deploy.training import request, session
+
+        asked = request.TrainRequest(
+            data=request.DataRequest(
+                preset, data, labels, images, instances, num_labels, dontcare, parse_size(size) if size else None
+            ),
+            generator={
+                "base_channels": base_channels,
+                "hidden_channels": hidden_channels,
+                "kernel_size": kernel_size,
+                "norm": norm,
+                "spectral_norm": spectral_norm,
+                "upsampling": upsampling,
+            },
+            train={
+                "steps": steps,
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "lr_generator": lr_generator,
+                "lr_discriminator": lr_discriminator,
+                "weight_l1": weight_l1,
+                "weight_feature_matching": weight_feature_matching,
+                "weight_perceptual": weight_perceptual,
+                "perceptual_file": perceptual_file,
+                "seed": seed,
+                "workers": workers,
+                "save_every": save_every,
+                "sample_every": sample_every,
+                "device": device,
+            },
+            ttur=ttur,
+        )
+        started = session.start(asked, runs_dir=runs, name=name, resume=resume)
+        out = stdout()
+        out.print(f"training [bold]{started.run}[/]: {started.described}")
+        for note in started.notes:
+            out.print(f"  note: {note}", highlight=False)
+        with training_bar() as report:
+            result = started.train(report)
+    for note in (*result.notes, *result.skipped[:5]):
+        out.print(f"  note: {note}", highlight=False, markup=False)
+    if len(result.skipped) > 5:
+        out.print(f"  note: {len(result.skipped)} samples were skipped; all are in {result.run / 'skipped.txt'}")
+    out.print(f"trained {result.step} steps in {duration(result.seconds)}")
+    print_places(
+        ("checkpoint", result.checkpoint),
+        ("samples", result.run / "samples"),
+        ("losses", result.run / "losses.png"),
+        *((("label maps to try", started.example_labels),) if started.example_labels else ()),
+    )
+    print_next("spade export --fp16")
+
+
+@app.command("import", rich_help_panel="The main job")
+def import_(
+    file: Annotated[Path, typer.Argument(help="latest_net_G.pth", show_default=False)],
+    preset: Annotated[
+        str | None, typer.Option(help="coco, ade20k or cityscapes; told by the file if left out.")
+    ] = None,
+    num_labels: Annotated[int | None, typer.Option(help="A model of none of these: its number of classes.")] = None,
+    dontcare: Annotated[bool, typer.Option("--dontcare", help="It has a channel for unknown pixels.")] = False,
+    edges: Annotated[bool, typer.Option("--edges", help="It has an edge channel.")] = False,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that it was trained for.")] = None,
+    upsampling: Annotated[Upsampling | None, typer.Option(help="The file does not tell normal from more.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name; numbered by itself otherwise.")] = None,
+    runs: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Make a run of a generator that NVIDIA released, or that their code trained."""
+    with _needs("train"):
+        from spade_deploy.training import importer
+
+        imported = importer.import_checkpoint(
+            file,
+            importer.request_from_flags(
+                preset,
+                num_labels,
+                has_dontcare=dontcare,
+                has_edges=edges,
+                upsampling=upsampling,
+                size=parse_size(size) if size else None,
+            ),
+            runs_dir=runs,
+            name=name,
+        )
+    out = stdout()
+    out.print(f"imported {file}: {imported.described}")
+    for note in imported.notes:
+        out.print(f"  note: {note}", highlight=False)
+    print_places(("checkpoint", imported.checkpoint))
+    print_next("spade export --fp16")
+
+
+@app.command(rich_help_panel="The main job")
+def export(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A run or a checkpoint; the newest if left out.", show_default=False)
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also a graph in half precision.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The artifact's folder; RUN/artifact if left out.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Label maps to validate on and to keep as golden inputs.")] = None,
+    instances: Annotated[Path | None, typer.Option(help="Their instance maps, paired by stem.")] = None,
+    runs: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Fold a checkpoint, write it as ONNX, and prove it equal to PyTorch."""
+    console = stdout()
+    with _needs("export"):
+        from spade_deploy.release import release
+
+        with console.status("exporting") as status:
+
+            def on_step(text: str) -> None:
+                status.update(text)
+                console.print(f"  {text}", style="dim", highlight=False, markup=False)
+
+            made = release(
+                checkpoint,
+                runs_dir=runs,
+                out=out,
+                precisions=[Precision.FP32, *([Precision.FP16] if fp16 else [])],
+                labels=labels,
+                instances=instances,
+                on_step=on_step,
+            )
+    console.print(f"exported {made.checkpoint}")
+    print_report(made.report)
+    print_places(
+        ("artifact", made.artifact.path),
+        *((str(graph.precision), made.artifact.path_of(graph.file)) for graph in made.artifact.manifest.graphs),
+        ("report", made.artifact.path / "report.html"),
+    )
+    needs_instances = made.artifact.manifest.generator.labels.has_edges
+    print_next("spade infer labels/ out/" + (" --instances instances/" if needs_instances else ""))
+
+
+@app.command(rich_help_panel="The main job")
+def infer(
+    labels: Annotated[Path, typer.Argument(help="A folder of label maps, or one of them.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Where the photos go.", show_default=False)],
+    artifact: Annotated[
+        Path | None, typer.Option(help="An artifact or a run; the newest artifact if left out.")
+    ] = None,
+    instances: Annotated[
+        Path | None, typer.Option(help="Instance maps, paired by stem, for a model with an edge channel.")
+    ] = None,
+    no_instances: Annotated[bool, typer.Option("--no-instances", help="Leave the edge channel empty.")] = False,
+    precision: Annotated[Precision | None, typer.Option(help="fp16 on a GPU, fp32 on a CPU if left out.")] = None,
+    backend: Annotated[Backend, typer.Option(help="auto takes CUDA where it really loads.")] = Backend.AUTO,
+    resize: Annotated[
+        Resize,
+        typer.Option(help="model: every map is resized to the model's size, nearest. never: its own size must fit."),
+    ] = Resize.MODEL,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to run at instead of the model's size.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a run of the graph.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make results again that are there.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="Style of a model with a style vector; the mean if left out.")
+    ] = None,
+    image_format: Annotated[str, typer.Option("--format", help="png or jpg.")] = "png",
+    threads: Annotated[int | None, typer.Option(help="Of the CPU; one a core if left out.")] = None,
+    runs: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Make a photo of every label map in a folder."""
+    from spade_deploy.artifact import Artifact
+    from spade_deploy.inference import infer as run_infer
+    from spade_deploy.runs import resolve_artifact
+
+    console = stdout()
+    opened = Artifact.open(resolve_artifact(artifact, runs))
+    with image_bar() as report:
+        summary = run_infer(
+            opened,
+            labels,
+            out,
+            instances=instances,
+            no_instances=no_instances,
+            precision=precision,
+            backend=backend,
+            batch_size=batch_size,
+            resize=resize,
+            size=parse_size(size) if size else None,
+            overwrite=overwrite,
+            seed=seed,
+            image_format=image_format,
+            threads=threads,
+            on_progress=report,
+            on_runtime=lambda runtime: console.print(f"running {opened.path} with [bold]{runtime}[/]"),
+        )
+    rate = f" ({summary.images_per_s:.1f} images/s)" if summary.written else ""
+    console.print(f"wrote {summary.written} of {summary.total} images to [bold]{summary.out}[/]{rate}")
+    if summary.skipped:
+        console.print(f"  {summary.skipped} were there already; --overwrite makes them again")
+    if summary.resized:
+        spec = opened.manifest.generator
+        target = size or f"{spec.height}x{spec.width}"
+        console.print(f"  {summary.resized} label maps were resized to {target} (nearest); --resize never refuses them")
+    if summary.failures:
+        stderr().print(failure_table([(failure.path, failure.message) for failure in summary.failures]))
+        stderr().print(f"[red]{len(summary.failures)} label maps have no result[/]; the rest is done")
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Check")
+def validate(
+    artifact: Annotated[
+        Path | None, typer.Argument(help="An artifact or a run; the newest if left out.", show_default=False)
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Label maps instead of the golden inputs.")] = None,
+    instances: Annotated[Path | None, typer.Option(help="Their instance maps, paired by stem.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="What was exported; found by its digest if left out.")] = None,
+    backend: Annotated[Backend, typer.Option(help="What runs the graphs.")] = Backend.AUTO,
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    runs: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Compare every graph of an artifact with the untouched PyTorch module, or with its golden outputs."""
+    from spade_deploy.artifact import Artifact
+    from spade_deploy.atomic import write_json
+    from spade_deploy.runs import resolve_artifact
+    from spade_deploy.validation import validate as run_validate
+
+    opened = Artifact.open(resolve_artifact(artifact, runs))
+    with stdout().status("validating") as status:
+        found = run_validate(
+            opened,
+            labels=labels,
+            instances=instances,
+            checkpoint=checkpoint,
+            runs_dir=runs,
+            backend=backend,
+            on_progress=lambda precision, done, total: status.update(f"validating {precision}: {done} of {total}"),
+        )
+    print_report(found, by_class=True)
+    if report is not None:
+        write_json(report, found.to_json())
+        print_places(("report", report))
+    if found.skipped:
+        stderr().print(f"[red]{len(found.skipped)} label maps were skipped[/]")
+        for reason in found.skipped:
+            stderr().print(f"  {reason}", highlight=False, markup=False)
+    found.require_passed()
+    if found.skipped:
+        raise typer.Exit(1)
+
+
+@app.command("check-labels", rich_help_panel="Check")
+def check_labels(
+    folder: Annotated[Path, typer.Argument(help="Label maps, or a data set's folder.", show_default=False)],
+    preset: Annotated[
+        str | None, typer.Option(help="earth, coco, ade20k, cityscapes, facades; or --num-labels.")
+    ] = None,
+    num_labels: Annotated[int | None, typer.Option(help="Classes are 0..N-1.")] = None,
+    dontcare: Annotated[bool, typer.Option("--dontcare", help="255 means unknown.")] = False,
+    images: Annotated[Path | None, typer.Option(help="The photos: pairs and sizes are checked too.")] = None,
+    instances: Annotated[Path | None, typer.Option(help="The instance maps: pairs and sizes are checked too.")] = None,
+    palette: Annotated[
+        Path | None, typer.Option(help="Colours of RGB label maps: JSON, or lines 'R G B name'.")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="A code that is no finding; may be repeated.")] = None,
+    fix: Annotated[Path | None, typer.Option(help="Write a corrected copy of the folder here.")] = None,
+) -> None:
+    """Find label maps that would train or infer wrongly; --fix converts what can be converted."""
+    from spade_deploy import label_lint
+    from spade_deploy.label_fix import FixAction
+
+    labels = label_lint.labels_to_check(preset, num_labels, has_dontcare=dontcare, palette=palette)
+    with count_bar("checking") as report:
+        found = label_lint.lint_folder(
+            folder, labels, preset=preset or "custom", images_dir=images, instances_dir=instances, progress=report
+        ).without(ignore or ())
+    console = stdout()
+    if found.findings:
+        console.print(finding_table(found))
+    counts = ", ".join(f"{count} {severity}s" for severity, count in found.counts().items() if count)
+    console.print(f"checked {len(found.files)} label maps: {counts or 'nothing to report'}")
+    is_clean = not found.errors
+    if fix is not None:
+        with count_bar("fixing") as report:
+            fixed = label_lint.fix_labels(found, fix, labels, progress=report)
+        refused = [result for result in fixed if result.target is None]
+        for result in fixed:
+            if result.action != FixAction.COPIED:
+                console.print(f"  {result.path}: {result.action}: {result.message}", highlight=False, markup=False)
+        console.print(f"wrote {len(fixed) - len(refused)} of {len(fixed)} label maps to [bold]{fix}[/]")
+        is_clean = not refused
+        print_next(f"spade check-labels {fix}" + (f" --preset {preset}" if preset else f" --num-labels {num_labels}"))
+    elif any(finding.fixable for finding in found.findings):
+        print_next(f"spade check-labels {folder} --fix OUT   converts what can be converted")
+    if not is_clean:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Check")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="An artifact, a checkpoint or a run.", show_default=False)],
+) -> None:
+    """Tell what a checkpoint or an artifact is."""
+    from rich.table import Table
+
+    from spade_deploy.inspection import inspect_path
+
+    found = inspect_path(path)
+    console = stdout()
+    table = Table(title=found.title, title_justify="left", show_header=False, box=None)
+    for key, value in found.rows:
+        table.add_row(f"[dim]{key}[/]", value)
+    console.print(table)
+    for part in found.tables:
+        table = Table(title=part.title, title_justify="left", box=None)
+        for column in part.columns:
+            table.add_column(column)
+        for row in part.rows:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+
+
+@app.command(rich_help_panel="Check")
+def doctor() -> None:
+    """Tell what is installed, what really loads, and what to install for what is missing."""
+    from rich.table import Table
+
+    from spade_deploy.diagnosis import Status, diagnose
+
+    marks = {Status.GOOD: "[green]ok[/]", Status.MISSING: "[yellow]--[/]", Status.PROBLEM: "[red]!![/]"}
+    table = Table(box=None, show_header=False)
+    checks = diagnose()
+    for check in checks:
+        table.add_row(marks[check.status], check.name, check.value, f"[dim]{check.advice}[/]")
+    stdout().print(table)
+    if any(check.status is Status.PROBLEM for check in checks):
+        raise typer.Exit(1)
+
+
+@data_app.command("earth")
+def data_earth(
+    out: Annotated[Path, typer.Argument(help="Where train/, val/ and test/ go.", show_default=False)],
+) -> None:
+    """Write satellite photos and land-cover label maps: OUT/{train,val,test}/{labels,images}/."""
+    from spade_deploy.data.earth import write_earth
+
+    with count_bar("writing") as report:
+        counts = write_earth(out, report)
+    counted = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test"))
+    stdout().print(f"the Earth data set is in [bold]{out}[/]: {counted} pairs ({counts['written']} files written now)")
+    print_next(f"spade infer {out / 'test' / 'labels'} photos/")
+
+
+@app.command(rich_help_panel="The main job")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo"),
+    steps: Annotated[int | None, typer.Option(help="Length of the training.")] = None,
+) -> None:
+    """Do all of it: a short training, export, validation, photos of held-out label maps, one HTML gallery."""
+    console = stdout()
+    with _needs("train,export,cpu"):
+        from spade_deploy.demo import run_demo
+
+        def on_step(text: str) -> None:
+            console.print(f"  {text}", style="dim", highlight=False, markup=False)
+
+        with training_bar() as report:
+            made = run_demo(out, steps=steps, on_step=on_step, on_training=report)
+    print_report(made.report)
+    console.print(f"the demo took {duration(made.seconds)}, {duration(made.training_seconds)} of it training")
+    print_places(
+        ("gallery", made.gallery), ("artifact", made.artifact), ("photos", made.photos), ("label maps", made.labels)
+    )
+    print_next(f"open {made.gallery} in a browser; then, in a folder of your own: spade train")
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+@contextmanager
+def _needs(extra: str) -> Iterator[None]:
+    """A package that is missing is an error with the extra that brings it."""
+    from spade_deploy.errors import MissingDependencyError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("spade_deploy"):
+            raise
+        raise MissingDependencyError(
+            f"{error.name} is not installed, which this command needs", hint=f"pip install 'spade-deploy[{extra}]'"
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""How far a candidate's images are from the reference's: the figures, and the tolerances they are held to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.spec import Precision, RoundingError
+
+IMAGE_RANGE = 2.0
+"""Images lie in [-1, 1]: the peak that PSNR and SSIM refer to."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a candidate may differ by. Errors are of the float image in [-1, 1].
+
+    max_flip: the largest change of one uint8 colour value. flip_share: share of pixels with any changed value.
+    None: not held.
+    """
+
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    min_psnr_db: float | None = None
+    min_ssim: float | None = None
+    max_flip: int | None = None
+    flip_share: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+FP32_FACTOR = 8.0
+FP32_FLOOR = 2e-6
+
+
+def tolerance_for(precision: Precision, rounding: RoundingError) -> Tolerance:
+    """The stated tolerance of a graph.
+
+    fp32: a right graph differs from eager PyTorch by float rounding alone, so its limit is a multiple of the rounding
+    error that eager PyTorch itself has; FP32_FLOOR is a few units in the last place of a value near 1.
+    Measured worst ratio over the presets, norms, upsamplings and a trained model: see tests/test_validation.py.
+    fp16: half precision carries 11 bits through about 20 layers.
+    """
+    if precision is Precision.FP32:
+        return Tolerance(
+            max_abs=FP32_FACTOR * rounding.max_abs + FP32_FLOOR,
+            mean_abs=FP32_FACTOR * rounding.mean_abs + FP32_FLOOR / 10,
+            max_flip=1,
+        )
+    return Tolerance(min_psnr_db=45.0, min_ssim=0.99)
+
+
+@dataclass(frozen=True)
+class ClassDiff:
+    """The figures of one class: over the pixels whose label it is."""
+
+    label_id: int
+    name: str
+    share: float
+    mean_abs: float
+    max_abs: float
+    flip_share: float
+
+
+@dataclass(frozen=True)
+class OutputDiff:
+    """The figures of one candidate over a number of images.
+
+    psnr_db is None where the images are identical. flips: how many pixels changed by 1, 2, 3-4, 5-16, 17 and more
+    of 255 (the largest of the three colours counts). Not finite values in the candidate count as an infinite error.
+    """
+
+    images: int
+    max_abs: float
+    mean_abs: float
+    psnr_db: float | None
+    ssim: float
+    flip_share: float
+    max_flip: int
+    flips: dict[str, int]
+    finite: bool
+    classes: tuple[ClassDiff, ...]
+
+    def failures(self, tolerance: Tolerance) -> list[str]:
+        """One sentence for each limit that is passed; empty when the candidate is within all of them."""
+        if not self.finite:
+            return ["the image holds NaN or infinity"]
+        found = []
+        for what, value, limit in (
+            ("max absolute error", self.max_abs, tolerance.max_abs),
+            ("mean absolute error", self.mean_abs, tolerance.mean_abs),
+            ("share of flipped pixels", self.flip_share, tolerance.flip_share),
+            ("largest change of a uint8 value", self.max_flip, tolerance.max_flip),
+        ):
+            if limit is not None and not value <= limit:
+                found.append(f"{what} {value:.3g} is over {limit:.3g}")
+        psnr_db = math.inf if self.psnr_db is None else self.psnr_db
+        if tolerance.min_psnr_db is not None and not psnr_db >= tolerance.min_psnr_db:
+            found.append(f"PSNR {psnr_db:.1f} dB is under {tolerance.min_psnr_db:.1f} dB")
+        if tolerance.min_ssim is not None and not self.ssim >= tolerance.min_ssim:
+            found.append(f"SSIM {self.ssim:.4f} is under {tolerance.min_ssim:.4f}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        if not self.finite:
+            value["max_abs"] = value["mean_abs"] = None
+            for entry in value["classes"]:
+                entry["max_abs"] = entry["mean_abs"] = None
+        return value
+
+
+FLIP_BINS = (("1", 1, 1), ("2", 2, 2), ("3-4", 3, 4), ("5-16", 5, 16), ("17+", 17, 255))
+
+
+@dataclass
+class DiffAccumulator:
+    """Adds up the figures image by image, so that a folder of any length fits in memory.
+
+    label_names: one name an id; their number is the number of ids that are told apart.
+    """
+
+    label_names: tuple[str, ...]
+    images: int = 0
+    finite: bool = True
+    _square_error: float = 0.0
+    _values: int = 0
+    _ssim: float = 0.0
+    _pixels: NDArray[np.int64] = field(init=False)
+    _abs_sum: NDArray[np.float64] = field(init=False)
+    _abs_max: NDArray[np.float64] = field(init=False)
+    _flipped: NDArray[np.int64] = field(init=False)
+    _flip_counts: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        ids = len(self.label_names)
+        self._pixels, self._flipped = np.zeros(ids, np.int64), np.zeros(ids, np.int64)
+        self._abs_sum, self._abs_max = np.zeros(ids), np.zeros(ids)
+        self._flip_counts = np.zeros(256, np.int64)
+
+    def add(
+        self,
+        label: NDArray[Any],
+        reference: tuple[NDArray[np.float32], NDArray[np.uint8]],
+        candidate: tuple[NDArray[np.float32], NDArray[np.uint8]],
+    ) -> None:
+        """label: N x H x W ids. Each pair: image N x 3 x H x W and pixels N x H x W x 3."""
+        for ids, *one in zip(label, *reference, *candidate, strict=True):
+            self._add_one(ids.astype(np.int64).ravel(), *one)
+
+    def _add_one(
+        self,
+        ids: NDArray[np.int64],
+        reference: NDArray[np.float32],
+        reference_pixels: NDArray[np.uint8],
+        candidate: NDArray[np.float32],
+        candidate_pixels: NDArray[np.uint8],
+    ) -> None:
+        self.images += 1
+        self.finite &= bool(np.isfinite(candidate).all())
+        wide_candidate = np.nan_to_num(candidate.astype(np.float64), nan=np.inf, posinf=np.inf, neginf=-np.inf)
+        with np.errstate(invalid="ignore"):
+            error = np.abs(wide_candidate - reference.astype(np.float64))
+            self._ssim += ssim(reference, candidate) if self.finite else 0.0
+        self._square_error += float(np.square(error).sum())
+        self._values += error.size
+        changed = np.abs(reference_pixels.astype(np.int16) - candidate_pixels.astype(np.int16)).max(axis=-1).ravel()
+        count = len(self.label_names)
+        self._pixels += np.bincount(ids, minlength=count)
+        self._abs_sum += np.bincount(ids, weights=error.mean(axis=0).ravel(), minlength=count)
+        np.maximum.at(self._abs_max, ids, error.max(axis=0).ravel())
+        self._flipped += np.bincount(ids[changed > 0], minlength=count)
+        self._flip_counts += np.bincount(changed, minlength=256)
+
+    def result(self) -> OutputDiff:
+        """The figures over everything added so far; at least one image."""
+        pixels = int(self._pixels.sum())
+        mean_square = self._square_error / self._values
+        psnr_db = None if mean_square == 0 else 0.0
+        if self.finite and mean_square > 0:
+            psnr_db = 10 * math.log10(IMAGE_RANGE**2 / mean_square)
+        changed = np.flatnonzero(self._flip_counts[1:]) + 1
+        return OutputDiff(
+            images=self.images,
+            max_abs=float(self._abs_max.max()),
+            mean_abs=float(self._abs_sum.sum() / pixels),
+            psnr_db=psnr_db,
+            ssim=self._ssim / self.images,
+            flip_share=float(self._flip_counts[1:].sum() / pixels),
+            max_flip=int(changed.max()) if changed.size else 0,
+            flips={name: int(self._flip_counts[low : high + 1].sum()) for name, low, high in FLIP_BINS},
+            finite=self.finite,
+            classes=tuple(self._class(int(label_id), pixels) for label_id in np.flatnonzero(self._pixels)),
+        )
+
+    def _class(self, label_id: int, pixels: int) -> ClassDiff:
+        own = int(self._pixels[label_id])
+        return ClassDiff(
+            label_id=label_id,
+            name=self.label_names[label_id],
+            share=own / pixels,
+            mean_abs=float(self._abs_sum[label_id] / own),
+            max_abs=float(self._abs_max[label_id]),
+            flip_share=float(self._flipped[label_id] / own),
+        )
+
+
+def ssim(first: NDArray[Any], second: NDArray[Any], data_range: float = IMAGE_RANGE) -> float:
+    """Structural similarity (Wang et al., 2004): Gaussian window of 11, sigma 1.5; mean over channels and places.
+
+    first, second: C x H x W. Images smaller than the window are compared in one window of their own size.
+    """
+    window = _gaussian(min(11, first.shape[1] | 1, first.shape[2] | 1))
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    if min(a.shape[1:]) < window.size:
+        pad = [(0, 0), (0, window.size - a.shape[1]), (0, window.size - a.shape[2])]
+        a, b = (np.pad(part, [(low, max(0, high)) for low, high in pad], mode="edge") for part in (a, b))
+    mean_a, mean_b = _blur(a, window), _blur(b, window)
+    variance_a = _blur(a * a, window) - mean_a**2
+    variance_b = _blur(b * b, window) - mean_b**2
+    covariance = _blur(a * b, window) - mean_a * mean_b
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / (
+        (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    )
+    return float(similarity.mean())
+
+
+def _gaussian(size: int, sigma: float = 1.5) -> NDArray[np.float64]:
+    offsets = np.arange(size) - size // 2
+    weights = np.exp(-(offsets**2) / (2 * sigma**2))
+    normalized: NDArray[np.float64] = weights / weights.sum()
+    return normalized
+
+
+def _blur(image: NDArray[np.float64], window: NDArray[np.float64]) -> NDArray[np.float64]:
+    size = window.size
+    rows = sum(weight * image[:, i : image.shape[1] - size + 1 + i] for i, weight in enumerate(window))
+    assert isinstance(rows, np.ndarray)
+    columns = sum(weight * rows[:, :, i : rows.shape[2] - size + 1 + i] for i, weight in enumerate(window))
+    assert isinstance(columns, np.ndarray)
+    return columns

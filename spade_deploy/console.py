@@ -1,0 +1,216 @@
+"""What the commands print: errors, tables, progress bars, the places of results and the next command to type.
+
+rich is imported where it is used: a command that prints one line should not pay for tables.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spade_deploy.errors import SpadeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from spade_deploy.label_lint import LintReport
+    from spade_deploy.training.loop import Progress as TrainProgress
+    from spade_deploy.validation import ValidationReport
+
+
+def stdout() -> Console:
+    """For results. Wrapped at the terminal's width, never in a file or a pipe."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def stderr() -> Console:
+    """For errors and progress."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def print_error(error: SpadeError) -> None:
+    """One message: what happened, then what to do."""
+    from rich.markup import escape
+
+    console = stderr()
+    console.print(f"[bold red]error:[/] {escape(error.message)}")
+    if error.hint:
+        console.print(f"[bold]next:[/] {escape(error.hint)}")
+
+
+def print_places(*places: tuple[str, Path]) -> None:
+    """Where results are, one a line."""
+    from rich.markup import escape
+
+    width = max(len(what) for what, _ in places)
+    for what, path in places:
+        stdout().print(f"  {what:<{width}}  [bold]{escape(str(path))}[/]")
+
+
+def print_next(command: str) -> None:
+    """The next command to type."""
+    from rich.markup import escape
+
+    stdout().print(f"next: [bold cyan]{escape(command)}[/]")
+
+
+def duration(seconds: float) -> str:
+    """75.2 -> '75.2 s', 150 -> '2 min 30 s'."""
+    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+@contextmanager
+def training_bar() -> Iterator[Callable[[TrainProgress], None]]:
+    """Steps, losses, speed and the time that is left."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("{task.fields[losses]}  {task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr()) as bar:
+        task: list[Any] = []
+
+        def report(progress: TrainProgress) -> None:
+            losses = "  ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
+            fields: dict[str, Any] = {"losses": losses, "speed": f"{progress.seconds_per_step:.2f} s/step"}
+            if not task:
+                task.append(bar.add_task("", total=progress.steps, completed=progress.step - 1, **fields))
+            bar.update(task[0], completed=progress.step, **fields)
+
+        yield report
+
+
+@contextmanager
+def image_bar() -> Iterator[Callable[[int, int, float], None]]:
+    """Images done, images/s and the time that is left."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]:.1f} images/s, left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr()) as bar:
+        task: list[Any] = []
+
+        def report(done: int, total: int, rate: float) -> None:
+            if not task:
+                task.append(bar.add_task("", total=total, rate=rate))
+            bar.update(task[0], completed=done, rate=rate)
+
+        yield report
+
+
+@contextmanager
+def count_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Files done of files in all; gone when it ends."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        task: list[Any] = []
+
+        def report(done: int, total: int) -> None:
+            if not task:
+                task.append(bar.add_task("", total=total))
+            bar.update(task[0], completed=done)
+
+        yield report
+
+
+def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
+    """A row of figures for each graph."""
+    from rich.table import Table
+
+    from spade_deploy.pages import decibel, percent, scientific
+
+    console = stdout()
+    console.print(f"validated on {report.inputs}; reference: {report.reference}", markup=False)
+    table = Table(box=None)
+    for heading in ("graph", "verdict", "max error", "mean error", "PSNR", "SSIM", "flipped pixels", "by at most"):
+        table.add_column(heading, justify="left" if heading in ("graph", "verdict") else "right")
+    for result in report.results:
+        diff = result.diff
+        table.add_row(
+            str(result.precision),
+            "[green]pass[/]" if result.passed else "[red]fail[/]",
+            scientific(diff.max_abs),
+            scientific(diff.mean_abs),
+            decibel(diff.psnr_db),
+            f"{diff.ssim:.6f}",
+            percent(diff.flip_share),
+            f"{diff.max_flip}/255",
+        )
+    console.print(table)
+    if by_class:
+        console.print(_class_table(report))
+
+
+def _class_table(report: ValidationReport) -> Table:
+    from rich.table import Table
+
+    from spade_deploy.pages import percent, scientific
+
+    table = Table(box=None, title="by class", title_justify="left")
+    table.add_column("class")
+    table.add_column("share", justify="right")
+    for result in report.results:
+        for heading in ("mean", "max", "flipped"):
+            table.add_column(f"{result.precision} {heading}", justify="right")
+    for row in zip(*(result.diff.classes for result in report.results), strict=True):
+        cells = [
+            cell
+            for entry in row
+            for cell in (scientific(entry.mean_abs), scientific(entry.max_abs), percent(entry.flip_share))
+        ]
+        table.add_row(row[0].name, percent(row[0].share), *cells)
+    return table
+
+
+def finding_table(report: LintReport) -> Table:
+    """A row for each finding."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    styles = {"error": "red", "warning": "yellow", "note": "dim"}
+    table = Table(box=None)
+    for heading in ("file", "", "code", "what", "--fix"):
+        table.add_column(heading, overflow="fold")
+    for finding in report.findings:
+        style = styles[finding.severity]
+        name = finding.path.name if finding.path.is_absolute() else str(finding.path)
+        table.add_row(
+            escape(name),
+            f"[{style}]{finding.severity}[/]",
+            finding.code,
+            escape(finding.message),
+            "yes" if finding.fixable else "",
+        )
+    return table
+
+
+def failure_table(failures: list[tuple[Path, str]]) -> Table:
+    """A row for each file without a result."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None)
+    table.add_column("file", overflow="fold")
+    table.add_column("why there is no result", overflow="fold")
+    for path, message in failures:
+        table.add_row(escape(path.name), escape(message))
+    return table

@@ -1,0 +1,113 @@
+"""Where a graph goes wrong: the first value that differs from what the trained generator computes.
+
+The exported graph's values carry the names of the trained layers (`up_0.conv_1`). They are made outputs of a copy of
+the graph, and compared, in the order they are computed, with what hooks see in the untouched PyTorch module.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import INSTANCE, LABEL, Z
+from spade_deploy.export.deploy_model import stage_names
+from spade_deploy.spec import GeneratorSpec, Precision
+from spade_deploy.training.networks import SpadeGenerator, block_channels, make_segmap
+
+RELATIVE_LIMIT = {Precision.FP32: 1e-3, Precision.FP16: 0.1}
+"""Root mean square error over root mean square value. Right graphs stay far under it (tests/test_divergence.py);
+float rounding alone can never pass it."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first value past the limit. relative_error: RMS of the error over RMS of the reference's value."""
+
+    tensor: str
+    relative_error: float
+    max_abs: float
+
+
+def first_divergence(
+    graph: Path, precision: Precision, generator: SpadeGenerator, inputs: Mapping[str, NDArray[Any]]
+) -> Divergence | None:
+    """Compare every named value of `graph` with the reference's for one input; None where none passes the limit.
+
+    inputs: the graph's inputs by name, N of 1 is enough. CPU only.
+    """
+    names = _stages(generator.spec)
+    found = _graph_values(graph, names, inputs)
+    expected = _reference_values(generator, names, inputs)
+    for name in names:
+        if name not in found:
+            continue  # a file of another exporter may lack the name
+        reference, candidate = expected[name].astype(np.float64), found[name].astype(np.float64)
+        error = candidate.reshape(reference.shape) - reference
+        scale = float(np.sqrt(np.mean(reference**2))) or 1.0
+        relative = float(np.sqrt(np.mean(error**2))) / scale
+        if not relative <= RELATIVE_LIMIT[precision]:
+            return Divergence(name, relative, float(np.abs(error).max()))
+    return None
+
+
+def _stages(spec: GeneratorSpec) -> list[str]:
+    return stage_names(spec, {name: wide != narrow for name, wide, narrow in block_channels(spec)})
+
+
+def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(str(graph), load_external_data=False)
+    there = {output for node in model.graph.node for output in node.output}
+    wanted = [name for name in names if name in there]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / graph.name
+        for name in external_files(model):
+            shutil.copy(graph.parent / name, Path(folder) / name)
+        onnx.save(model, str(copy))
+        options = onnxruntime.SessionOptions()
+        # Fusions would remove the very values that are asked for.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        session = onnxruntime.InferenceSession(str(copy), options, providers=["CPUExecutionProvider"])
+        values = session.run(wanted, dict(inputs))
+    return dict(zip(wanted, values, strict=True))
+
+
+def external_files(model: Any) -> set[str]:
+    """Names of the weight files beside a graph of more than 2 GiB; empty for a graph in one file."""
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    return {entry.value for entry in entries if entry.key == "location"}
+
+
+def _reference_values(
+    generator: SpadeGenerator, names: list[str], inputs: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    values: dict[str, NDArray[Any]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
+            values[name] = output.detach().numpy()
+
+        return hook
+
+    handles = [generator.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            segmap = make_segmap(tensors[LABEL], tensors.get(INSTANCE), generator.spec.labels)
+            generator(segmap, tensors.get(Z))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return values

@@ -1,0 +1,1 @@
+"""What runs an artifact. Reaches neither PyTorch nor the training code."""

@@ -1,0 +1,91 @@
+"""What every runtime can do, what it may be fed, and how one is chosen.
+
+Nothing is chosen silently: a runtime's name says what really runs, and a backend that was asked for by name either
+runs or is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import LABEL, Arrays, Artifact, input_tensors, mismatch
+from spade_deploy.errors import ConfigError, InputRefusedError
+from spade_deploy.spec import GeneratorSpec, Precision
+
+
+class Backend(StrEnum):
+    """Where an artifact runs. Auto: on the GPU where that really loads, else on the CPU."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Runtime(Protocol):
+    """An artifact that is loaded and runs; a context manager, to be closed by the one who opened it."""
+
+    @property
+    def name(self) -> str:
+        """What really runs, for people: 'ONNX Runtime 1.32.0 CPU, fp32'."""
+
+    @property
+    def spec(self) -> GeneratorSpec: ...
+
+    @property
+    def precision(self) -> Precision: ...
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
+        """Outputs by name: all, or those in `output_names`. Raises InputRefusedError before anything runs."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_runtime(
+    artifact: Artifact,
+    precision: Precision | None = None,
+    backend: Backend | str = Backend.AUTO,
+    threads: int | None = None,
+) -> Runtime:
+    """Load an artifact's graph where it runs best, or where `backend` says.
+
+    precision: None takes fp16 on a GPU where the artifact has it, else fp32.
+    threads: of a CPU session; None leaves it to the runtime (one a core).
+    Raises RuntimeUnavailableError, MissingDependencyError, ConfigError, or ArtifactError for a graph that is not there.
+    """
+    if backend not in list(Backend):
+        raise ConfigError(f"--backend: {str(backend)!r} is not one of {', '.join(Backend)}")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads: {threads} is not a positive number")
+    from spade_deploy.engines import ort  # here, as ort knows this module
+
+    wants_cuda = backend == Backend.CUDA or (backend == Backend.AUTO and ort.provider_loads(ort.CUDA))
+    if precision is None:
+        on_gpu = wants_cuda and Precision.FP16 in artifact.manifest.precisions
+        precision = Precision.FP16 if on_gpu else artifact.graph().precision
+    return ort.OrtRuntime(artifact, precision, ort.CUDA if wants_cuda else ort.CPU, threads)
+
+
+def check_inputs(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Raise InputRefusedError, by tensor name, for what the graph must not be fed: names, types, shapes, ids."""
+    problem = mismatch(input_tensors(spec), inputs)
+    if problem:
+        raise InputRefusedError(f"input {problem}")
+    label = inputs[LABEL]
+    for axis, size in zip(("height", "width"), label.shape[1:], strict=True):
+        if size % spec.stride:
+            raise InputRefusedError(f"input {LABEL}: {axis} {size} is not a multiple of {spec.stride}")
+    lowest, highest = int(label.min()), int(label.max())
+    if lowest < 0 or highest >= spec.labels.num_ids:
+        bad = lowest if lowest < 0 else highest
+        raise InputRefusedError(f"input {LABEL}: id {bad} is out of range; allowed are 0..{spec.labels.num_ids - 1}")

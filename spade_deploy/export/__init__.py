@@ -1,0 +1,1 @@
+"""Folds, the traced deploy model and the ONNX graphs it becomes."""

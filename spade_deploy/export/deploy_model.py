@@ -1,0 +1,241 @@
+"""The module that is traced: label ids in, pixels out, everything folded. The trained module stays untouched.
+
+It differs from `training.networks` in these ways, all exact up to float rounding:
+- spectral and batch norm are folded (`fold.py`);
+- gamma and beta of a layer are one convolution, and the `mlp_shared` of all layers at one resolution are one;
+- the label map is picked at a stride before the one-hot, instead of resizing the segmap: nearest resizing at an
+  integer ratio *is* a strided pick;
+- one-hot and edge map are made inside the graph.
+
+Sub-modules carry the names of the trained ones (`up_0`, `up_0.norm_1`, `up_0.conv_s`), and each computes what its
+namesake computes, so that values of the graph can be compared with the reference one by one.
+A *unit* is a part with a precision of its own: `fc`, a level of hidden maps, a block, or `conv_img`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spade_deploy.export.fold import ConvWeights, fold_conv, fold_spade
+from spade_deploy.spec import GeneratorSpec, NormType
+from spade_deploy.training.networks import (
+    LEAKY_SLOPE,
+    NORM_EPS,
+    Spade,
+    SpadeBlock,
+    SpadeGenerator,
+    block_order,
+)
+
+
+class DeploySpade(nn.Module):
+    """x gamma' + beta' (batch norm folded), or instance_norm(x) gamma' + beta'."""
+
+    def __init__(self, layer: Spade, norm: NormType) -> None:
+        super().__init__()
+        self.modulation = _conv(fold_spade(layer))
+        self.normalizes = norm is NormType.INSTANCE
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        gamma, beta = self.modulation(hidden).chunk(2, dim=1)
+        if self.normalizes:
+            # The sums of squares of a half-precision map overflow: the statistics are always float32.
+            wide = x.float() if x.dtype is torch.float16 else x
+            x = functional.instance_norm(wide, eps=NORM_EPS).to(x.dtype)
+        modulated: Tensor = x * gamma + beta
+        return modulated
+
+
+class DeployBlock(nn.Module):
+    """A residual block that reads hidden maps, in the order norm_0, norm_1, norm_s, instead of a segmap."""
+
+    def __init__(self, block: SpadeBlock, norm: NormType) -> None:
+        super().__init__()
+        self.norm_0, self.norm_1 = DeploySpade(block.norm_0, norm), DeploySpade(block.norm_1, norm)
+        self.conv_0, self.conv_1 = _conv(fold_conv(block.conv_0)), _conv(fold_conv(block.conv_1))
+        self.has_shortcut = block.has_shortcut
+        if block.has_shortcut:
+            self.norm_s = DeploySpade(block.norm_s, norm)
+            self.conv_s = _conv(fold_conv(block.conv_s), bias=False)
+
+    def forward(self, x: Tensor, hidden: list[Tensor]) -> Tensor:
+        dtype = self.conv_0.weight.dtype
+        x = x.to(dtype)
+        hidden = [part.to(dtype) for part in hidden]
+        shortcut = self.conv_s(self.norm_s(x, hidden[2])) if self.has_shortcut else x
+        y = self.conv_0(functional.leaky_relu(self.norm_0(x, hidden[0]), LEAKY_SLOPE))
+        y = self.conv_1(functional.leaky_relu(self.norm_1(y, hidden[1]), LEAKY_SLOPE))
+        result: Tensor = shortcut + y
+        return result
+
+
+class DeployModel(nn.Module):
+    """label ids (and instance ids, and style) -> (pixels, image).
+
+    label: N x H x W uint8 or int32. instance: N x H x W int32, iff the spec has edges. z: N x z_dim float32, iff VAE.
+    pixels: N x H x W x 3 uint8, truncated. image: N x 3 x H x W float32 in [-1, 1].
+    fp16: units not named in `keep_fp32` hold and compute half precision; inputs and outputs stay as they are, and
+    tanh, the conversion to pixels, and instance-norm statistics stay float32.
+    """
+
+    ids: Tensor
+
+    def __init__(
+        self,
+        generator: SpadeGenerator,
+        *,
+        fp16: bool = False,
+        keep_fp32: Collection[str] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        spec = self.spec = generator.spec
+        if spec.z_dim is None:
+            self.fc: nn.Module = _conv(fold_conv(generator.fc))
+        else:
+            assert isinstance(generator.fc, nn.Linear)
+            self.fc = _linear(generator.fc)
+        for stride, names in levels(spec).items():
+            blocks = [_block(generator, name) for name in names]
+            self.add_module(f"level_{stride}", _merged_hidden(blocks))
+        for name, _ in block_order(spec.upsampling):
+            self.add_module(name, DeployBlock(_block(generator, name), spec.norm))
+        self.conv_img = _conv(fold_conv(generator.conv_img))
+        self.register_buffer("ids", torch.arange(spec.labels.num_ids, dtype=torch.float32).view(1, -1, 1, 1), False)
+        for name in unit_names(spec):
+            half = fp16 and name not in keep_fp32
+            self.get_submodule(name).to(torch.float16 if half else dtype)
+        self.eval()
+
+    def forward(self, label: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        extra = list(rest)
+        instance = extra.pop(0) if self.spec.labels.has_edges else None
+        z = extra.pop(0) if self.spec.z_dim is not None else None
+        label = label.float()
+        edges = None if instance is None else edge_map(instance)
+        x = self._latent(label, edges, z)
+        hidden: dict[int, list[Tensor]] = {}
+        strides = block_strides(self.spec)
+        for name, upsample_before in block_order(self.spec.upsampling):
+            stride = strides[name]
+            if stride not in hidden:
+                hidden[stride] = self._hidden(stride, label, edges)
+            if upsample_before:
+                x = functional.interpolate(x, scale_factor=2, mode="nearest")
+            block = self.get_submodule(name)
+            count = 3 if block.has_shortcut else 2
+            mine, hidden[stride] = hidden[stride][:count], hidden[stride][count:]
+            x = block(x, mine)
+        return self._output(x)
+
+    def _latent(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
+        spec, dtype = self.spec, _dtype(self.fc)
+        if z is not None:
+            flat: Tensor = self.fc(z.to(dtype))
+            return flat.view(-1, 16 * spec.base_channels, spec.latent_height, spec.latent_width)
+        latent: Tensor = self.fc(self._segmap(spec.stride, label, edges).to(dtype))
+        return latent
+
+    def _hidden(self, stride: int, label: Tensor, edges: Tensor | None) -> list[Tensor]:
+        level = self.get_submodule(f"level_{stride}")
+        maps = level(self._segmap(stride, label, edges).to(_dtype(level)))
+        return list(maps.split(self.spec.hidden_channels, dim=1))
+
+    def _segmap(self, stride: int, label: Tensor, edges: Tensor | None) -> Tensor:
+        segmap = (label[:, None, ::stride, ::stride] == self.ids).float()
+        return segmap if edges is None else torch.cat([segmap, edges[:, :, ::stride, ::stride]], dim=1)
+
+    def _output(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv_img(functional.leaky_relu(x.to(_dtype(self.conv_img)), LEAKY_SLOPE))
+        image = torch.tanh(x if x.dtype is torch.float64 else x.float())
+        # floor is what a cast to uint8 does; written out, since runtimes differ in how they round a cast.
+        pixels = ((image + 1) / 2 * 255).clamp(0, 255).floor().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1), image
+
+
+def edge_map(instance: Tensor) -> Tensor:
+    """N x H x W int32 -> N x 1 x H x W float32: 1 where a 4-neighbour has another id. Without in-place writes."""
+    across = (instance[:, :, 1:] != instance[:, :, :-1]).float()
+    down = (instance[:, 1:, :] != instance[:, :-1, :]).float()
+    sides = [
+        functional.pad(across, (1, 0)),
+        functional.pad(across, (0, 1)),
+        functional.pad(down, (0, 0, 1, 0)),
+        functional.pad(down, (0, 0, 0, 1)),
+    ]
+    return torch.maximum(torch.maximum(sides[0], sides[1]), torch.maximum(sides[2], sides[3]))[:, None]
+
+
+def block_strides(spec: GeneratorSpec) -> dict[str, int]:
+    """Output pixels per feature-map pixel of every block."""
+    strides, stride = {}, spec.stride
+    for name, upsample_before in block_order(spec.upsampling):
+        stride = stride // 2 if upsample_before else stride
+        strides[name] = stride
+    return strides
+
+
+def levels(spec: GeneratorSpec) -> dict[int, list[str]]:
+    """stride -> the blocks that run at it, in order."""
+    by_stride: dict[int, list[str]] = {}
+    for name, stride in block_strides(spec).items():
+        by_stride.setdefault(stride, []).append(name)
+    return by_stride
+
+
+def unit_names(spec: GeneratorSpec) -> list[str]:
+    """Every part that has a precision of its own, in the order they run."""
+    names = ["fc"]
+    for stride, blocks in levels(spec).items():
+        names += [f"level_{stride}", *blocks]
+    return [*names, "conv_img"]
+
+
+def stage_names(spec: GeneratorSpec, has_shortcut: dict[str, bool]) -> list[str]:
+    """Values that the deploy model and the trained generator both compute, in the order they are computed."""
+    stages = ["fc"]
+    for name, _ in block_order(spec.upsampling):
+        shortcut = ["norm_s", "conv_s"] if has_shortcut[name] else []
+        stages += [f"{name}.{part}" for part in (*shortcut, "norm_0", "conv_0", "norm_1", "conv_1")]
+        stages.append(name)
+    return [*stages, "conv_img"]
+
+
+def _merged_hidden(blocks: Iterable[SpadeBlock]) -> nn.Sequential:
+    layers = [layer for block in blocks for layer in _spade_layers(block)]
+    parts = [fold_conv(layer.mlp_shared[0]) for layer in layers]
+    merged = ConvWeights(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+    return nn.Sequential(_conv(merged), nn.ReLU())
+
+
+def _spade_layers(block: SpadeBlock) -> list[Spade]:
+    return [block.norm_0, block.norm_1, *([block.norm_s] if block.has_shortcut else [])]
+
+
+def _conv(weights: ConvWeights, *, bias: bool = True) -> nn.Conv2d:
+    out_channels, in_channels, size, _ = weights.weight.shape
+    conv = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias, dtype=torch.float64)
+    conv.weight.data.copy_(weights.weight)
+    if conv.bias is not None:
+        conv.bias.data.copy_(weights.bias)
+    return conv.requires_grad_(False)
+
+
+def _linear(layer: nn.Linear) -> nn.Linear:
+    copy = nn.Linear(layer.in_features, layer.out_features, dtype=torch.float64)
+    copy.load_state_dict(layer.state_dict())
+    return copy.requires_grad_(False)
+
+
+def _block(generator: SpadeGenerator, name: str) -> SpadeBlock:
+    block = generator.get_submodule(name)
+    assert isinstance(block, SpadeBlock)
+    return block
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype

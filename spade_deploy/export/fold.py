@@ -1,0 +1,100 @@
+"""Folds: the weights change, the function stays.
+
+Spectral norm (Miyato et al., 2018), as PyTorch stores it: the layer's weight is W / sigma with sigma = u' mat(W) v,
+where u and v are *stored*. In eval mode PyTorch runs no power iteration, so neither does the fold.
+
+Batch norm into gamma and beta. In eval mode, with s = 1 / sqrt(var + eps) and t = -mean s, a SPADE layer is
+
+    (x s + t) (1 + gamma) + beta  =  x [s (1 + gamma)] + [beta + t (1 + gamma)]  =  x gamma' + beta'
+
+and, gamma and beta being convolutions of the same hidden map h (gamma = Wg * h + bg, beta = Wb * h + bb),
+
+    gamma' = (s Wg) * h + s (1 + bg)          beta' = (Wb + t Wg) * h + bb + t (1 + bg)
+
+so the normalisation disappears. Zero padding stays exact: padding acts on h, which is unchanged.
+Instance norm depends on x and cannot fold: there gamma' = Wg * h + 1 + bg and beta' = beta.
+
+All folds are computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spade_deploy.errors import ExportError
+from spade_deploy.training.networks import Spade
+
+
+@dataclass(frozen=True)
+class ConvWeights:
+    """weight: out x in x k x k, bias: out, both float64."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def fold_conv(conv: nn.Module) -> ConvWeights:
+    """A convolution with its spectral norm, if it has one, folded into the weight; a missing bias becomes zeros.
+
+    Raises ExportError in train mode (PyTorch would run a power iteration and change the weight), and where sigma
+    is zero or not finite.
+    """
+    _require_eval(conv)
+    if hasattr(conv, "weight_orig"):
+        original = _double(conv.weight_orig)
+        u, v = _double(conv.weight_u), _double(conv.weight_v)
+        sigma = torch.dot(u, original.flatten(1) @ v)
+        if not torch.isfinite(sigma) or sigma == 0:
+            raise ExportError(
+                f"spectral norm: the stored u and v give sigma = {float(sigma)}, which cannot be divided by",
+                hint="the checkpoint is damaged, or was saved before a training step: train it or import it again",
+            )
+        weight = original / sigma
+    else:
+        weight = _double(conv.weight)
+    bias = torch.zeros(weight.shape[0], dtype=torch.float64) if conv.bias is None else _double(conv.bias)
+    return ConvWeights(weight, bias)
+
+
+def fold_spade(layer: Spade) -> ConvWeights:
+    """One convolution h -> [gamma' | beta'] (2 C x hidden x k x k), with the batch norm, if any, folded in."""
+    _require_eval(layer)
+    gamma, beta = fold_conv(layer.mlp_gamma), fold_conv(layer.mlp_beta)
+    norm = layer.param_free_norm
+    if isinstance(norm, nn.InstanceNorm2d):
+        return ConvWeights(torch.cat([gamma.weight, beta.weight]), torch.cat([gamma.bias + 1, beta.bias]))
+    if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) or norm.running_mean is None or norm.affine:
+        raise ExportError(f"batch norm: {type(norm).__name__} has no running statistics, or has weights of its own")
+    scale, shift = batch_norm_scale_shift(norm)
+    column = (-1, 1, 1, 1)
+    return ConvWeights(
+        torch.cat([scale.view(column) * gamma.weight, beta.weight + shift.view(column) * gamma.weight]),
+        torch.cat([scale * (1 + gamma.bias), beta.bias + shift * (1 + gamma.bias)]),
+    )
+
+
+def batch_norm_scale_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
+    """(s, t), C each, float64, such that the norm in eval mode is x s + t. Raises ExportError on bad statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = _double(norm.running_mean), _double(norm.running_var)
+    if not (torch.isfinite(mean).all() and torch.isfinite(variance).all() and (variance >= 0).all()):
+        raise ExportError(
+            "batch norm: the running statistics hold values that are negative or not finite",
+            hint="the checkpoint comes from a training run that diverged: take an earlier one",
+        )
+    scale = torch.rsqrt(variance + norm.eps)
+    return scale, -mean * scale
+
+
+def _require_eval(module: nn.Module) -> None:
+    if module.training:
+        raise ExportError(f"folding {type(module).__name__} in train mode would change it; call .eval() first")
+
+
+def _double(tensor: object) -> Tensor:
+    assert isinstance(tensor, Tensor)
+    return tensor.detach().cpu().double()

@@ -1,0 +1,120 @@
+"""The deploy model as an ONNX file: opset 18, named inputs and outputs, dynamic shapes, values named after layers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from spade_deploy.errors import ExportError
+from spade_deploy.export.deploy_model import DeployModel, stage_names
+from spade_deploy.spec import GeneratorSpec
+
+OPSET = 18
+EXTERNAL_DATA_BYTES = 1_900_000_000
+"""A protobuf file ends at 2 GiB: weights beyond this go into a second file beside the graph."""
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def write_onnx(model: DeployModel, path: Path) -> None:
+    """Trace `model` and write it to `path`. Raises ExportError with the exporter's own words where that fails.
+
+    Inputs and outputs are those of `DeployModel`. The batch is dynamic; height and width are dynamic multiples of
+    the spec's stride, except with a VAE. Values that the trained generator also computes carry its layers' names
+    (`up_0.conv_1`), which is how a validation names the first one that diverges.
+    """
+    spec = model.spec
+    inputs, names, shapes = _example_inputs(spec)
+    dynamic = (shapes[0], tuple(shapes[1:])) if len(shapes) > 1 else (shapes[0],)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["pixels", "image"],
+                dynamic_shapes=dynamic,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises dozens of types
+        raise ExportError(f"torch.onnx could not export the deploy model: {error}") from error
+    assert program is not None
+    _name_stages(program.model, model)
+    program.model.producer_name = "spade-deploy"
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+
+
+def _example_inputs(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str], list[dict[int, Any]]]:
+    # Sizes that differ from each other and from 1, so that the tracer cannot take two of them for the same.
+    height, width = (2 * spec.stride, 3 * spec.stride) if spec.is_dynamic else (spec.height, spec.width)
+    batch = Dim("batch", min=1)
+    shape: dict[int, Any] = {0: batch}
+    if spec.is_dynamic:
+        shape[1] = spec.stride * Dim(f"h{spec.stride}", min=1)
+        shape[2] = spec.stride * Dim(f"w{spec.stride}", min=1)
+    label_dtype = torch.uint8 if spec.labels.num_ids <= 256 else torch.int32
+    inputs, names, shapes = [torch.zeros(2, height, width, dtype=label_dtype)], ["label"], [shape]
+    if spec.labels.has_edges:
+        inputs.append(torch.zeros(2, height, width, dtype=torch.int32))
+        names.append("instance")
+        shapes.append(shape)
+    if spec.z_dim is not None:
+        inputs.append(torch.zeros(2, spec.z_dim))
+        names.append("z")
+        shapes.append({0: batch})
+    return tuple(inputs), names, shapes
+
+
+def _name_stages(onnx_model: Any, model: DeployModel) -> None:
+    last_value: dict[str, Any] = {}
+    for node in onnx_model.graph:
+        scopes = _scopes(node)
+        if scopes:
+            last_value[scopes[-1]] = node.outputs[0]
+        # What remains would put the exporting machine's paths and stack traces into every artifact.
+        node.metadata_props.clear()
+    for value in onnx_model.graph.inputs:
+        value.metadata_props.clear()
+    blocks = {name: bool(getattr(block, "has_shortcut", False)) for name, block in model.named_children()}
+    missing = [name for name in stage_names(model.spec, blocks) if name not in last_value]
+    if missing:
+        raise ExportError(
+            f"the exported graph has no value for layer {missing[0]}: this version of torch.onnx is not supported"
+        )
+    for name in stage_names(model.spec, blocks):
+        last_value[name].name = name
+
+
+def _scopes(node: Any) -> list[str]:
+    text = node.metadata_props.get(_SCOPES)
+    if not text:
+        return []
+    # "['', 'up_0', 'up_0.conv_1', 'conv2d_5']": modules from the root down, then the operator.
+    names = [part.strip().strip("'") for part in text.strip("[]").split(",")]
+    return [name for name in names[:-1] if name]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporter logs a warning for every torchvision operator when torchvision is not installed.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

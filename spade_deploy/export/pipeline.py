@@ -1,0 +1,130 @@
+"""The order of an export on one page: checkpoint -> reference -> deploy model -> ONNX -> artifact folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spade_deploy.artifact import (
+    IMAGE,
+    INSTANCE,
+    LABEL,
+    PIXELS,
+    Graph,
+    Manifest,
+    Source,
+    Z,
+    graph_file,
+    write_golden,
+    write_manifest,
+)
+from spade_deploy.export.deploy_model import DeployModel
+from spade_deploy.export.onnx_graph import OPSET, write_onnx
+from spade_deploy.export.precision import ALWAYS_FP32, unit_ranges, units_to_keep
+from spade_deploy.spec import NormType, Precision, RoundingError
+from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
+
+Arrays = Mapping[str, NDArray[Any]]
+VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "numpy")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_artifact` made: the manifest, and per precision the layers that stay fp32."""
+
+    manifest: Manifest
+    rounding: RoundingError
+
+
+def export_artifact(
+    generator: SpadeGenerator,
+    folder: Path,
+    *,
+    precisions: Sequence[Precision],
+    golden_inputs: Arrays,
+    source: Source,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write graphs, golden tensors and manifest into `folder`, an empty directory.
+
+    generator: in eval mode; it is read, never changed. golden_inputs: the graph's inputs by name, N of each; they
+    become the golden tensors, and the ranges of a half-precision graph are measured on them. Raises ExportError.
+    """
+    on_step("running the PyTorch reference in float32 and float64")
+    reference = run_reference(generator, golden_inputs)
+    rounding = rounding_error(generator, golden_inputs, reference[IMAGE])
+    write_golden(folder, dict(golden_inputs), reference)
+    graphs = []
+    for precision in precisions:
+        on_step(f"tracing and writing the {precision} graph")
+        kept: tuple[str, ...] = ()
+        if precision is Precision.FP16:
+            kept = units_to_keep(_ranges(generator, golden_inputs))
+        model = DeployModel(generator, fp16=precision is Precision.FP16, keep_fp32=kept)
+        write_onnx(model, folder / graph_file(precision))
+        graphs.append(Graph(graph_file(precision), precision, _all_kept(generator, precision, kept), OPSET))
+    on_step("hashing files and writing the manifest")
+    manifest = write_manifest(
+        folder,
+        generator=generator.spec,
+        graphs=tuple(graphs),
+        source=source,
+        versions={name: version(name) for name in VERSIONED_PACKAGES},
+        rounding=rounding,
+    )
+    return Exported(manifest, rounding)
+
+
+def run_reference(generator: SpadeGenerator, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    """What the untouched module makes of the graph's inputs: `pixels` N x H x W x 3 and `image` N x 3 x H x W."""
+    image = torch.cat(list(_images(generator, inputs, torch.float32)))
+    return {PIXELS: to_pixels(image).numpy(), IMAGE: image.numpy()}
+
+
+def rounding_error(generator: SpadeGenerator, inputs: Arrays, image: NDArray[np.float32]) -> RoundingError:
+    """The float32 rounding error of the untouched module itself: its image against the same weights in float64."""
+    wide = SpadeGenerator(generator.spec).double()
+    wide.load_state_dict(generator.state_dict())
+    wide.eval()
+    largest, total = 0.0, 0.0
+    for one, exact in zip(image, _images(wide, inputs, torch.float64), strict=True):
+        error = np.abs(one.astype(np.float64) - exact[0].numpy())
+        largest, total = max(largest, float(error.max())), total + float(error.mean())
+    return RoundingError(largest, total / len(image))
+
+
+def _images(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> list[Tensor]:
+    # One image at a time: a batch of full-size activations would not fit small machines.
+    images = []
+    with torch.inference_mode():
+        for index in range(len(inputs[LABEL])):
+            one = {name: torch.from_numpy(array[index : index + 1]) for name, array in inputs.items()}
+            segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
+            z = one[Z].to(dtype) if Z in one else None
+            images.append(generator(segmap, z))
+    return images
+
+
+def _ranges(generator: SpadeGenerator, inputs: Arrays) -> dict[str, float]:
+    model = DeployModel(generator)
+    ranges: dict[str, float] = {}
+    for index in range(len(inputs[LABEL])):
+        one = [torch.from_numpy(array[index : index + 1]) for array in inputs.values()]
+        for name, largest in unit_ranges(model, one).items():
+            ranges[name] = largest if largest != largest else max(ranges.get(name, 0.0), largest)
+    return ranges
+
+
+def _all_kept(generator: SpadeGenerator, precision: Precision, kept: tuple[str, ...]) -> tuple[str, ...]:
+    if precision is not Precision.FP16:
+        return ()
+    head, statistics = ALWAYS_FP32
+    return (head, *((statistics,) if generator.spec.norm is NormType.INSTANCE else ()), *kept)

@@ -1,0 +1,9 @@
+"""Label maps in, images out: a folder at the speed of the bare session, and one bad file costs that file alone.
+
+A result is written whole or not at all; what is there already is skipped, so a run that was stopped goes on.
+"""
+
+from spade_deploy.inference.infer import InferSummary, ResizePolicy, infer
+from spade_deploy.inference.plan import Failure
+
+__all__ = ["Failure", "InferSummary", "ResizePolicy", "infer"]

@@ -1,0 +1,158 @@
+"""One command's worth: a folder of label maps through an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import Artifact
+from spade_deploy.engines.runtime import Backend, open_runtime
+from spade_deploy.errors import ConfigError, SpadeError
+from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
+from spade_deploy.inference.plan import Failure, make_plan
+from spade_deploy.label_map import Size
+from spade_deploy.spec import GeneratorSpec, Precision
+
+_DROP = "leave the flag out"
+
+
+class ResizePolicy(StrEnum):
+    """Model: every map is resized to the model's size, nearest, as in training. Never: its own size must fit."""
+
+    MODEL = "model"
+    NEVER = "never"
+
+
+@dataclass(frozen=True)
+class InferSummary:
+    """What became of every label file: total = written + skipped + failures.
+
+    skipped: results that were there. resized: results whose files had another size than the model was run with.
+    runtime: what ran, empty where nothing was left to run. seconds: from the first file to the last, without loading.
+    """
+
+    out: Path
+    total: int
+    written: int
+    skipped: int
+    resized: int
+    failures: tuple[Failure, ...]
+    runtime: str
+    seconds: float
+
+    @property
+    def images_per_s(self) -> float:
+        return self.written / self.seconds if self.seconds > 0 else 0.0
+
+
+def infer(
+    artifact: Artifact,
+    labels: Path,
+    out: Path,
+    *,
+    instances: Path | None = None,
+    no_instances: bool = False,
+    precision: Precision | None = None,
+    backend: Backend | str = Backend.AUTO,
+    batch_size: int = 1,
+    resize: ResizePolicy | str = ResizePolicy.MODEL,
+    size: Size | None = None,
+    overwrite: bool = False,
+    seed: int | None = None,
+    image_format: str = "png",
+    threads: int | None = None,
+    on_progress: Progress | None = None,
+    on_runtime: Callable[[str], None] | None = None,
+) -> InferSummary:
+    """Make an image of every label map in `labels`, a flat folder or one file; named by its stem.
+
+    out: a folder, or for one label file a .png or .jpg name.
+    instances: a folder paired by stem (or one file), needed by a model with an edge channel, unless `no_instances`
+    leaves that channel empty.
+    size: (height, width) to run at instead of the model's own.
+    seed: of the style of a VAE model, the same for every image; None is the mean style.
+    on_runtime: told what runs, once it is loaded.
+    Files that cannot be used are in the summary's failures. Raises ConfigError, NotFoundError, errors of the
+    runtime, and SpadeError where a result cannot be written.
+    """
+    spec = artifact.manifest.generator
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size: {batch_size} is not a positive number")
+    _check_instance_flags(spec, instances, no_instances)
+    reader = Reader(spec, _target_size(spec, resize, size), _style(spec, seed))
+    plan = make_plan(labels, out, None if no_instances else instances, image_format, overwrite)
+    tally = Tally(len(plan.jobs), list(plan.failures), on_progress)
+    runtime_name = ""
+    if plan.jobs:
+        _make_folder(plan.folder)
+        with open_runtime(artifact, precision, backend, threads) as runtime:
+            runtime_name = runtime.name
+            if on_runtime is not None:
+                on_runtime(runtime_name)
+            tally.start()
+            Pipeline(reader, runtime, batch_size, tally).run(plan.jobs)
+    return InferSummary(
+        out=out,
+        total=len(plan.jobs) + plan.skipped + len(plan.failures),
+        written=tally.written,
+        skipped=plan.skipped,
+        resized=tally.resized,
+        failures=tuple(sorted(tally.failures, key=lambda failure: failure.path)),
+        runtime=runtime_name,
+        seconds=tally.seconds,
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpadeError(f"{folder} cannot be made: {error.strerror}", hint="choose another folder") from error
+
+
+def _check_instance_flags(spec: GeneratorSpec, instances: Path | None, no_instances: bool) -> None:
+    if instances is not None and no_instances:
+        raise ConfigError("--instances and --no-instances contradict each other")
+    flag = "--instances" if instances is not None else "--no-instances"
+    if not spec.labels.has_edges and (instances is not None or no_instances):
+        raise ConfigError(f"{flag}: this model has no edge channel, so instance maps mean nothing to it", hint=_DROP)
+    if spec.labels.has_edges and instances is None and not no_instances:
+        raise ConfigError(
+            "--instances: this model has an edge channel, made of instance maps",
+            hint="give their folder, or --no-instances to leave the edge channel empty (looks worse)",
+        )
+
+
+def _target_size(spec: GeneratorSpec, resize: ResizePolicy | str, size: Size | None) -> Size | None:
+    """The size that every map is resized to, None where files keep their own."""
+    if resize not in list(ResizePolicy):
+        raise ConfigError(f"--resize: {str(resize)!r} is not one of {', '.join(ResizePolicy)}")
+    own = (spec.height, spec.width)
+    if resize == ResizePolicy.NEVER:
+        if size is not None:
+            raise ConfigError("--size and --resize never contradict each other", hint="leave one of them out")
+        return None
+    if size is None or size == own:
+        return own
+    if not spec.is_dynamic:
+        raise ConfigError(f"--size: this model runs at {own[0]}x{own[1]} alone (its style vector fixes it)", hint=_DROP)
+    if any(part < 1 or part % spec.stride for part in size):
+        raise ConfigError(f"--size: {size[0]}x{size[1]} are not multiples of {spec.stride}, the stride of this model")
+    return size
+
+
+def _style(spec: GeneratorSpec, seed: int | None) -> NDArray[np.float32] | None:
+    if spec.z_dim is None:
+        if seed is not None:
+            raise ConfigError("--seed: this model has no style vector; its output follows from the labels", hint=_DROP)
+        return None
+    if seed is None:
+        return np.zeros((1, spec.z_dim), np.float32)
+    if seed < 0:
+        raise ConfigError(f"--seed: {seed} is negative")
+    return np.random.default_rng(seed).standard_normal((1, spec.z_dim), np.float32)

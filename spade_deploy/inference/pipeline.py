@@ -1,0 +1,206 @@
+"""Three stages that overlap: threads decode ahead, one thread runs the model, threads encode behind.
+
+NumPy, Pillow and the runtimes let go of the interpreter lock while they work. Both queues are bounded, so memory does
+not grow with the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z
+from spade_deploy.atomic import atomic_file
+from spade_deploy.engines.runtime import Runtime, check_inputs
+from spade_deploy.errors import LabelMapError, SpadeError
+from spade_deploy.inference.plan import Failure, Job
+from spade_deploy.inference.png import encode_png
+from spade_deploy.label_map import Size, image_size, read_instance_map, read_label_map, save_pixels
+from spade_deploy.spec import GeneratorSpec
+
+Progress = Callable[[int, int, float], None]
+"""Called with images done, images in all, images a second."""
+
+# Of each kind, and never more than half the cores: they compete with a CPU session.
+_MAX_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What one label file became: network inputs of batch 1."""
+
+    job: Job
+    inputs: Arrays
+    was_resized: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.inputs[LABEL].shape
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Label files -> network inputs. size: None keeps each file's own; style: 1 x z_dim for a VAE model."""
+
+    spec: GeneratorSpec
+    size: Size | None
+    style: NDArray[np.float32] | None
+
+    def read(self, job: Job) -> Maps:
+        """Decode, resize and check one label map and its instance map. Runs in the decoding threads."""
+        own_size = image_size(job.label)
+        label = read_label_map(job.label, self.spec.labels, self.size)
+        inputs: dict[str, NDArray[Any]] = {LABEL: label[None]}
+        if self.spec.labels.has_edges:
+            inputs[INSTANCE] = self._instance(job, own_size, label.shape)[None]
+        if self.style is not None:
+            inputs[Z] = self.style
+        try:
+            check_inputs(self.spec, inputs)
+        except SpadeError as error:
+            hint = "" if self.size else "; --resize model resizes it"
+            raise LabelMapError(f"{job.label}: {error}{hint}") from error
+        return Maps(job, inputs, was_resized=label.shape != own_size)
+
+    def _instance(self, job: Job, own_size: Size, shape: tuple[int, ...]) -> NDArray[np.int32]:
+        if job.instance is None:
+            return np.zeros(shape, np.int32)  # one instance everywhere: no edges
+        found = image_size(job.instance)
+        if found != own_size:
+            raise LabelMapError(
+                f"{job.instance} has {found[0]} x {found[1]} pixels, its label map {own_size[0]} x {own_size[1]}"
+            )
+        return read_instance_map(job.instance, self.size)
+
+
+@dataclass
+class Tally:
+    """Counts what is done, and tells."""
+
+    total: int
+    failures: list[Failure]
+    on_progress: Progress | None
+    written: int = 0
+    resized: int = 0
+    done: int = 0
+    _started: float = field(default=0.0, init=False)
+    _ended: float = field(default=0.0, init=False)
+
+    @property
+    def seconds(self) -> float:
+        return self._ended - self._started
+
+    def start(self) -> None:
+        self._started = self._ended = time.perf_counter()
+
+    def count_written(self, maps: Maps) -> None:
+        self.written += 1
+        self.resized += maps.was_resized
+        self._tell()
+
+    def count_failure(self, path: Path, error: Exception) -> None:
+        message = str(error) if str(path) in str(error) else f"{path}: {error}"
+        self.failures.append(Failure(path, message))
+        self._tell()
+
+    def _tell(self) -> None:
+        self.done += 1
+        self._ended = time.perf_counter()
+        if self.on_progress is not None:
+            self.on_progress(self.done, self.total, self.written / max(self.seconds, 1e-9))
+
+
+class Pipeline:
+    """Decode ahead, run, encode behind; results in the order of the files."""
+
+    def __init__(self, reader: Reader, runtime: Runtime, batch_size: int, tally: Tally) -> None:
+        self._reader = reader
+        self._runtime = runtime
+        self._batch_size = batch_size
+        self._tally = tally
+        workers = max(1, min(_MAX_WORKERS, (os.cpu_count() or 2) // 2))
+        self._ahead = 2 * batch_size + workers
+        self._decoders = ThreadPoolExecutor(workers, "decode")
+        self._encoders = ThreadPoolExecutor(workers, "encode")
+        self._writes: deque[tuple[Maps, Future[None]]] = deque()
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        try:
+            for batch in self._batches(self._decoded(jobs)):
+                pixels = self._runtime.run(_joined(batch), [PIXELS])[PIXELS]
+                for maps, image in zip(batch, pixels, strict=True):
+                    self._writes.append((maps, self._encoders.submit(_write, maps.job.result, image)))
+                self._collect(at_most_open=self._ahead)
+            self._collect(at_most_open=0)
+        finally:
+            # After an error or Ctrl-C: what waits is dropped, what is being written is written to its end.
+            self._decoders.shutdown(cancel_futures=True)
+            self._encoders.shutdown(cancel_futures=True)
+
+    def _decoded(self, jobs: Iterable[Job]) -> Iterator[Maps]:
+        coming = iter(jobs)
+        waiting: deque[tuple[Job, Future[Maps]]] = deque()
+        while True:
+            for job in islice(coming, self._ahead - len(waiting)):
+                waiting.append((job, self._decoders.submit(self._reader.read, job)))
+            if not waiting:
+                return
+            job, future = waiting.popleft()
+            try:
+                maps = future.result()
+            except (SpadeError, OSError, MemoryError) as error:
+                self._tally.count_failure(job.label, error)
+            else:
+                yield maps
+
+    def _batches(self, decoded: Iterable[Maps]) -> Iterator[list[Maps]]:
+        """Neighbours of equal size, up to the batch size."""
+        batch: list[Maps] = []
+        for maps in decoded:
+            if batch and maps.shape != batch[0].shape:
+                yield batch
+                batch = []
+            batch.append(maps)
+            if len(batch) == self._batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _collect(self, at_most_open: int) -> None:
+        """Count the writes that are done; wait while more than `at_most_open` are not."""
+        while self._writes and (len(self._writes) > at_most_open or self._writes[0][1].done()):
+            maps, future = self._writes.popleft()
+            try:
+                future.result()
+            except (SpadeError, OSError) as error:
+                raise SpadeError(
+                    f"the result {maps.job.result} cannot be written: {error.__cause__ or error};"
+                    f" {self._tally.written} of {self._tally.total} images were",
+                    hint="free some space or choose another folder; the same command goes on where this one stopped",
+                ) from error
+            self._tally.count_written(maps)
+
+
+def _joined(batch: list[Maps]) -> Arrays:
+    if len(batch) == 1:
+        return batch[0].inputs
+    return {name: np.concatenate([maps.inputs[name] for maps in batch]) for name in batch[0].inputs}
+
+
+def _write(result: Path, pixels: NDArray[np.uint8]) -> None:
+    if result.suffix.lower() != ".png":
+        save_pixels(result, pixels)
+        return
+    with atomic_file(result) as temporary:
+        temporary.write_bytes(encode_png(pixels))

@@ -1,0 +1,93 @@
+"""The HTML pages: one file each, pictures inside, opened without a server."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from spade_deploy.errors import MissingDependencyError
+from spade_deploy.spec import LabelSpec, Rgb
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its caption; uri holds the PNG itself. is_ids: a label map, to be shown without smoothing."""
+
+    caption: str
+    uri: str
+    is_ids: bool = False
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """A class and its CSS colour."""
+
+    name: str
+    color: str
+
+
+def render(template: str, **context: Any) -> str:
+    """A page from `templates/`. Everything that is put in is escaped."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingDependencyError(
+            "jinja2 is not installed, which writes HTML pages", hint="pip install 'spade-deploy[export]'"
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(sci=scientific, db=decibel, percent=percent)
+    return environment.get_template(template).render(**context)
+
+
+def picture(caption: str, pixels: NDArray[np.uint8], *, is_ids: bool = False) -> Picture:
+    """pixels: H x W x 3 uint8."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return Picture(caption, _uri(stream.getvalue()), is_ids)
+
+
+def picture_file(caption: str, path: Path) -> Picture:
+    """A PNG file as it is."""
+    return Picture(caption, _uri(path.read_bytes()))
+
+
+def legend(labels: LabelSpec, palette: Iterable[Rgb], present: Iterable[int]) -> list[LegendEntry]:
+    """The classes that occur, in the order of their ids."""
+    colors = list(palette)
+    return [
+        LegendEntry(labels.name_of(label_id), "#{:02x}{:02x}{:02x}".format(*colors[label_id]))
+        for label_id in sorted(set(present))
+    ]
+
+
+def scientific(value: float) -> str:
+    """0.00123 -> '1.2e-03'."""
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def decibel(value: float | None) -> str:
+    """None is an infinite ratio: no difference at all."""
+    return "identical" if value is None else f"{value:.1f} dB"
+
+
+def percent(value: float) -> str:
+    """0.0123 -> '1.23 %'; what is not zero never reads as zero."""
+    if value == 0:
+        return "0 %"
+    return f"{100 * value:.2f} %" if value >= 5e-5 else "< 0.01 %"
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

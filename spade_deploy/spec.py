@@ -1,0 +1,242 @@
+"""The frozen facts of a model: what its labels mean, how its generator is built, in which precision it runs.
+
+Every dataclass checks itself when it is made, so an object that exists is one that can be built.
+`to_json` and `from_json` are exact inverses; both are used by checkpoints and by the artifact's manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from spade_deploy.errors import ConfigError
+
+Rgb = tuple[int, int, int]
+UNKNOWN_VALUE = 255
+"""The value that label files use for 'unknown'."""
+
+
+class NormType(StrEnum):
+    """The parameter-free normalisation inside SPADE. Batch and sync batch differ in training only."""
+
+    BATCH = "batch"
+    SYNC_BATCH = "sync_batch"
+    INSTANCE = "instance"
+
+
+class Upsampling(StrEnum):
+    """How often the generator doubles its latent: normal 5, more 6, most 7 times."""
+
+    NORMAL = "normal"
+    MORE = "more"
+    MOST = "most"
+
+    @property
+    def doublings(self) -> int:
+        return {"normal": 5, "more": 6, "most": 7}[self.value]
+
+
+class Precision(StrEnum):
+    """The type of a graph's weights and activations."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+@dataclass(frozen=True)
+class RoundingError:
+    """What float32 itself costs a model: eager PyTorch in float32 against float64, on images in [-1, 1]."""
+
+    max_abs: float
+    mean_abs: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mean_abs <= self.max_abs < float("inf"):
+            raise ConfigError(f"rounding error: mean {self.mean_abs} and max {self.max_abs} cannot be")
+
+
+@dataclass(frozen=True)
+class LabelSpec:
+    """What the integers of a label map mean, and what the network makes of them.
+
+    num_labels: ids 0..num_labels-1 are classes.
+    has_dontcare: one more channel, id `num_labels`, for unknown pixels (255 in files).
+    has_edges: the network's last channel is the edge map of an instance map.
+    names, palette: one entry an id (dontcare included) or empty; RGB 0..255.
+    """
+
+    num_labels: int
+    has_dontcare: bool = False
+    has_edges: bool = False
+    names: tuple[str, ...] = ()
+    palette: tuple[Rgb, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_labels <= 4096:
+            raise ConfigError(f"--num-labels: {self.num_labels} is not in 1..4096")
+        for flag, entries in (("names", self.names), ("palette", self.palette)):
+            if entries and len(entries) != self.num_ids:
+                raise ConfigError(
+                    f"label {flag}: {len(entries)} entries for {self.num_ids} ids"
+                    f" ({self.num_labels} labels{' and dontcare' if self.has_dontcare else ''})"
+                )
+        for color in self.palette:
+            if len(color) != 3 or not all(0 <= part <= 255 for part in color):
+                raise ConfigError(f"label palette: {color} is not three numbers in 0..255")
+
+    @property
+    def num_ids(self) -> int:
+        """Ids that the network's input may hold: 0..num_ids-1."""
+        return self.num_labels + int(self.has_dontcare)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the segmap: ids, then the edge channel."""
+        return self.num_ids + int(self.has_edges)
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id that 255 in a file becomes, or None where unknown pixels are an error."""
+        return self.num_labels if self.has_dontcare else None
+
+    def name_of(self, label_id: int) -> str:
+        return self.names[label_id] if self.names else f"label {label_id}"
+
+    def to_json(self) -> dict[str, Any]:
+        return _plain(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> LabelSpec:
+        """Raises ConfigError where a field is missing, unknown or of another type."""
+        known = _checked_fields(cls, value, "label spec")
+        known["names"] = tuple(_typed(known.get("names", []), list, "label spec: names"))
+        palette = _typed(known.get("palette", []), list, "label spec: palette")
+        known["palette"] = tuple(tuple(_typed(color, list, "label spec: palette")) for color in palette)
+        for color in known["palette"]:
+            for part in color:
+                _typed(part, int, "label spec: palette")
+        for name in known["names"]:
+            _typed(name, str, "label spec: names")
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """How a SPADE generator is built; everything that its tensor shapes follow from.
+
+    base_channels, hidden_channels: the paper's ngf (64) and nhidden (128).
+    kernel_size: of the convolutions inside SPADE, 1, 3 or 5.
+    z_dim: length of the style vector of the VAE variant (256), None without.
+    height, width: the size the model was trained for in pixels, multiples of 2^doublings.
+    """
+
+    labels: LabelSpec
+    base_channels: int = 64
+    hidden_channels: int = 128
+    kernel_size: int = 3
+    norm: NormType = NormType.SYNC_BATCH
+    spectral_norm: bool = True
+    upsampling: Upsampling = Upsampling.NORMAL
+    z_dim: int | None = None
+    height: int = 256
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        if self.base_channels < 2 or self.base_channels % 2:
+            raise ConfigError(f"--base-channels: {self.base_channels} is not an even number from 2 on")
+        if self.hidden_channels < 1:
+            raise ConfigError(f"--hidden-channels: {self.hidden_channels} is not a positive number")
+        if self.kernel_size not in (1, 3, 5):
+            raise ConfigError(f"--kernel-size: {self.kernel_size} is not 1, 3 or 5")
+        if self.z_dim is not None and self.z_dim < 1:
+            raise ConfigError(f"z_dim: {self.z_dim} is not a positive number")
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size < self.stride or size % self.stride:
+                raise ConfigError(
+                    f"--size: {name} {size} is not a multiple of {self.stride}"
+                    f" (upsampling {self.upsampling} doubles {self.upsampling.doublings} times)"
+                )
+
+    @property
+    def stride(self) -> int:
+        """Output pixels per latent pixel: 2^doublings."""
+        return 1 << self.upsampling.doublings
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // self.stride
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // self.stride
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether one set of weights serves every size: not with a VAE, whose first layer is fully connected."""
+        return self.z_dim is None
+
+    def with_labels(self, labels: LabelSpec) -> GeneratorSpec:
+        return replace(self, labels=labels)
+
+    def to_json(self) -> dict[str, Any]:
+        return _plain(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> GeneratorSpec:
+        """Raises ConfigError where a field is missing, unknown or of another type."""
+        known = _checked_fields(cls, value, "generator spec")
+        known["labels"] = LabelSpec.from_json(known["labels"])
+        for name, kind in (("norm", NormType), ("upsampling", Upsampling)):
+            if name in known:
+                try:
+                    known[name] = kind(known[name])
+                except ValueError as error:
+                    allowed = ", ".join(kind)
+                    raise ConfigError(f"generator spec: {name} {known[name]!r} is not one of {allowed}") from error
+        return cls(**known)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'256x512' -> (height, width) in pixels; '256' is square. Raises ConfigError."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--size: {text!r} is not HEIGHTxWIDTH in pixels, such as 256x512")
+    return int(parts[0]), int(parts[-1])
+
+
+def _plain(spec: LabelSpec | GeneratorSpec) -> dict[str, Any]:
+    # Through JSON, so that tuples are lists and enums strings, as a reader of the file will see them.
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
+    return plain
+
+
+_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "bool": bool,
+    "int | None": (int, type(None)),
+}
+
+
+def _checked_fields(cls: type, given: Any, what: str) -> dict[str, Any]:
+    value: dict[str, Any] = dict(_typed(given, dict, what))
+    types = {field.name: str(field.type) for field in fields(cls)}
+    unknown = sorted(set(value) - set(types))
+    if unknown:
+        raise ConfigError(f"{what}: unknown field {unknown[0]!r}; known are {', '.join(types)}")
+    missing = next((name for name in ("num_labels", "labels") if name in types and name not in value), None)
+    if missing:
+        raise ConfigError(f"{what}: field {missing!r} is missing")
+    for name, entry in value.items():
+        kind = _FIELD_TYPES.get(types[name])
+        if kind is not None:
+            _typed(entry, kind, f"{what}: {name}")
+    return value
+
+
+def _typed(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
+    is_bool_for_int = isinstance(value, bool) and kind is not bool
+    if not isinstance(value, kind) or is_bool_for_int:
+        raise ConfigError(f"{what}: {value!r} is of type {type(value).__name__}")
+    return value

@@ -1,0 +1,208 @@
+"""Checkpoints: a folder that appears whole or not at all, with the weights as they are trained.
+
+The generator is safetensors with the module's state dict unchanged: spectral norm's u and v and batch norm's statistics
+are in it, since what is deployed is what they say. What only training needs (the discriminator, the optimisers, the
+random state) are files apart. Nothing is unpickled: safetensors, and `weights_only` for the optimisers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+import spade_deploy
+from spade_deploy.atomic import atomic_folder, write_json
+from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.runs import (
+    CHECKPOINT_JSON,
+    DISCRIMINATOR_FILE,
+    GENERATOR_FILE,
+    OPTIMIZERS_FILE,
+    CheckpointInfo,
+    read_checkpoint_info,
+)
+from spade_deploy.spec import GeneratorSpec
+from spade_deploy.training.config import Setup
+from spade_deploy.training.networks import SpadeGenerator
+
+_DAMAGED_HINT = "the folder was damaged or copied in part; use another checkpoint"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What resuming needs beside the generator. `rest` holds plain values and tensors only."""
+
+    discriminator: Mapping[str, Tensor]
+    rest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedGenerator:
+    """A generator as it was saved: on the CPU, in eval mode, verified against the recorded digest."""
+
+    module: SpadeGenerator
+    spec: GeneratorSpec
+    info: CheckpointInfo
+
+
+def save_checkpoint(
+    folder: Path,
+    generator: SpadeGenerator,
+    *,
+    step: int,
+    origin: str,
+    source: str = "",
+    setup: Setup | None = None,
+    state: TrainingState | None = None,
+) -> CheckpointInfo:
+    """Write a checkpoint; a folder of that name is replaced as a whole. Raises OSError where it cannot be written.
+
+    origin: 'train' or 'import'; source: the imported file's name. setup and state: of a run that can be resumed.
+    """
+    with atomic_folder(folder) as temporary:
+        try:
+            _save_tensors(temporary / GENERATOR_FILE, generator.state_dict())
+            if state is not None:
+                _save_tensors(temporary / DISCRIMINATOR_FILE, state.discriminator)
+                torch.save(dict(state.rest), temporary / OPTIMIZERS_FILE)
+        except (RuntimeError, SafetensorError) as error:  # how these libraries report a full disk
+            raise OSError(f"{folder}: {_first_line(error)}") from error
+        info = CheckpointInfo(
+            created_unix_ns=time.time_ns(),
+            step=step,
+            origin=origin,
+            generator=generator.spec,
+            generator_sha256=_sha256(temporary / GENERATOR_FILE),
+            discriminator_sha256=_sha256(temporary / DISCRIMINATOR_FILE) if state is not None else "",
+            optimizers_sha256=_sha256(temporary / OPTIMIZERS_FILE) if state is not None else "",
+            source=source,
+            train=setup.train.to_json() if setup is not None else None,
+            data=setup.data.to_json() if setup is not None else None,
+            versions={"spade-deploy": spade_deploy.__version__, "torch": str(torch.__version__)},
+        )
+        write_json(temporary / CHECKPOINT_JSON, info.to_json())
+    return info
+
+
+def load_generator(checkpoint: Path) -> LoadedGenerator:
+    """The generator of a checkpoint folder. Raises CheckpointError where anything is damaged or does not fit."""
+    info = read_checkpoint_info(checkpoint)
+    path = checkpoint / GENERATOR_FILE
+    tensors = _load_tensors(path, info.generator_sha256)
+    module = _build(info.generator, tensors, path)
+    module.load_state_dict(tensors)
+    return LoadedGenerator(module.eval(), info.generator, info)
+
+
+def load_training_state(checkpoint: Path) -> TrainingState:
+    """What was saved beside the generator. Raises CheckpointError where it is missing or damaged."""
+    info = _resumable_info(checkpoint)
+    discriminator = _load_tensors(checkpoint / DISCRIMINATOR_FILE, info.discriminator_sha256)
+    path = checkpoint / OPTIMIZERS_FILE
+    _check_digest(path, info.optimizers_sha256)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about how a damaged file was pickled
+            rest = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on noise the unpickler raises nearly anything
+        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})", hint=_DAMAGED_HINT) from error
+    if not isinstance(rest, dict):
+        raise CheckpointError(f"{path}: holds {type(rest).__name__}, not a dictionary", hint=_DAMAGED_HINT)
+    return TrainingState(discriminator, rest)
+
+
+def load_setup(checkpoint: Path) -> Setup:
+    """The settings that a checkpoint was trained with. Raises CheckpointError where there are none, or damaged ones."""
+    info = _resumable_info(checkpoint)
+    try:
+        return Setup.from_json({"train": info.train, "generator": info.generator.to_json(), "data": info.data})
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint / CHECKPOINT_JSON}: {error}", hint=_DAMAGED_HINT) from error
+
+
+def _resumable_info(checkpoint: Path) -> CheckpointInfo:
+    info = read_checkpoint_info(checkpoint)
+    if not info.is_resumable:
+        why = "it was imported" if info.origin == "import" else "it has no training state"
+        raise CheckpointError(f"{checkpoint}: cannot be resumed, {why}", hint="start a new run with `spade train`")
+    return info
+
+
+def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path) -> None:
+    """Raises CheckpointError that names the tensors which are missing, not known, or of another shape or type."""
+    problems = [f"{name} is missing" for name in own if name not in found]
+    problems += [f"{name} is not known" for name in found if name not in own]
+    for name, tensor in own.items():
+        if name in found and (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
+            problems.append(f"{name} is {_kind(found[name])} and should be {_kind(tensor)}")
+    if problems:
+        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(
+            f"{where}: does not fit its spec: {'; '.join(problems[:4])}{more}",
+            hint=f"compare {CHECKPOINT_JSON} beside it, or use another checkpoint",
+        )
+
+
+def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> SpadeGenerator:
+    """Shapes are compared before any memory is taken: a damaged spec may ask for terabytes."""
+    try:
+        with torch.device("meta"):
+            blueprint = SpadeGenerator(spec)
+    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: no generator can be built of its spec ({_first_line(error)})") from error
+    check_tensors(blueprint.state_dict(), tensors, path)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; the caller's numbers are not touched
+        return SpadeGenerator(spec)
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
+
+
+def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    _check_digest(path, sha256)
+    try:
+        return dict(safetensors.torch.load_file(path))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})", hint=_DAMAGED_HINT) from error
+
+
+def _check_digest(path: Path, recorded: str) -> None:
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})", hint=_DAMAGED_HINT) from error
+    if found != recorded:
+        raise CheckpointError(
+            f"{path}: its SHA-256 begins {found[:12]}, {CHECKPOINT_JSON} says {recorded[:12]}", hint=_DAMAGED_HINT
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def is_finite(module: nn.Module) -> bool:
+    """Whether every parameter and statistic of a module is a finite number."""
+    floating = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in floating]).all())

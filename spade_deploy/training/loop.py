@@ -1,0 +1,281 @@
+"""The training run: from a setup, or from a checkpoint, to checkpoints, a log and pictures in a run folder.
+
+Everything that decides a result is in the setup and the checkpoint: the clock only dates what is written. On a CPU a
+resumed run repeats an unbroken one bit for bit; on a GPU up to the order in which it adds.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+import torch
+
+from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
+from spade_deploy.runs import checkpoint_folder
+from spade_deploy.training import dataset, plots
+from spade_deploy.training.checkpoint import load_generator, load_setup, load_training_state
+from spade_deploy.training.config import Setup
+from spade_deploy.training.dataset import Batch
+from spade_deploy.training.recorder import Recorder
+from spade_deploy.training.steps import Learner
+
+SAMPLE_ROWS = 4
+MAY_CHANGE = frozenset(
+    {"steps", "epochs", "workers", "save_every", "sample_every", "log_every", "keep_checkpoints", "device"}
+    # Data may have moved and so may the VGG weights: the length of an epoch and the file's digest are compared instead.
+    | {"root", "labels_dir", "images_dir", "instances_dir", "perceptual_file"}
+)
+"""Settings that a resumed run may change: they do not change what a step computes."""
+
+_SPEED_WINDOW = 20
+
+
+class BatchSource(Protocol):
+    """Where samples come from. The order depends on `seed` alone; `start_step` batches of it are passed over."""
+
+    def steps_per_epoch(self, batch_size: int) -> int: ...
+
+    def batches(
+        self, *, batch_size: int, seed: int, start_step: int, workers: int, on_skip: Callable[[str], None]
+    ) -> Generator[Batch, None, None]: ...
+
+    def samples(self, count: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Reported after every step. losses: before their weights. Speeds are means of the last steps."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    seconds_per_step: float
+    samples_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves. skipped: samples that could not be read. notes: a sentence each, for the user."""
+
+    run: Path
+    checkpoint: Path
+    step: int
+    losses: dict[str, float]
+    seconds: float
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def train(
+    setup: Setup,
+    *,
+    run: Path,
+    source: BatchSource | None = None,
+    resume: Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> TrainResult:
+    """Train in the folder `run`, from the beginning or from the checkpoint `resume`.
+
+    A resumed run may have other `steps` or `epochs`: the learning rates then follow the new length, so where they had
+    begun to fall they rise again to where a run of that length would have them. TrainResult.notes says so.
+
+    Raises TrainingInterruptedError after SIGINT or SIGTERM (the state is saved first; a second signal stops at once),
+    TrainingError for a loss that is no number or a disk that is full (the last good checkpoint is kept and named),
+    CheckpointError where `resume` is damaged or belongs to other settings, ConfigError for an impossible device.
+    """
+    config = setup.train
+    plots.require_matplotlib()
+    source = source or FolderSource(setup)
+    steps_per_epoch = source.steps_per_epoch(config.batch_size)
+    total = config.total_steps(steps_per_epoch)
+    learner = Learner(setup, choose_device(config.device))
+    facts = {"steps_per_epoch": steps_per_epoch, "steps": total, "perceptual": learner.perceptual_sha256}
+    start, notes = 0, tuple[str, ...]()
+    if resume is not None:
+        start, notes = _restore(learner, resume, facts)
+        if start >= total:
+            raise ConfigError(
+                f"--steps: {resume} is at step {start} of {total}: there is nothing left to do",
+                hint=f"go on with `spade train --resume {shlex.quote(str(run))} --steps {2 * start}`",
+            )
+    began = time.perf_counter()
+    with Recorder(run, learner, source.samples(SAMPLE_ROWS), facts, resume, start) as recorder:
+        try:
+            step, stopped_by = _loop(setup, learner, source, recorder, start, total, on_progress)
+        except KeyboardInterrupt as error:  # the second signal
+            message = f"stopped at once; what came after the last checkpoint is lost. {recorder.last_good_sentence()}"
+            raise TrainingInterruptedError(message, hint=_resume_hint(run)) from error
+    if step < total:
+        raise TrainingInterruptedError(
+            f"stopped by {stopped_by} after step {step} of {total}; the state is saved in {recorder.last_good}",
+            hint=_resume_hint(run),
+        )
+    return TrainResult(
+        run=run,
+        checkpoint=checkpoint_folder(run, step),
+        step=step,
+        losses=recorder.losses,
+        seconds=time.perf_counter() - began,
+        skipped=tuple(recorder.skipped),
+        notes=notes,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' is CUDA where there is one. Raises ConfigError where a device is asked for that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"--device: {name} is not here; PyTorch {torch.__version__} sees {count} CUDA devices",
+                hint="use --device cpu, or install a PyTorch built for CUDA and its driver",
+            )
+    return device
+
+
+class FolderSource:
+    """The samples of a setup's data set."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._training = dataset.open_source(setup.data, "train", setup.generator.labels)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return dataset.steps_per_epoch(self._training, batch_size)
+
+    def batches(
+        self, *, batch_size: int, seed: int, start_step: int, workers: int, on_skip: Callable[[str], None]
+    ) -> Generator[Batch, None, None]:
+        yield from dataset.training_batches(
+            self._training, batch_size=batch_size, seed=seed, start_step=start_step, workers=workers, on_skip=on_skip
+        )
+
+    def samples(self, count: int) -> Batch:
+        held_out = dataset.open_source(
+            self._setup.data, self._setup.data.evaluation_split, self._setup.generator.labels
+        )
+        label, instance, photo = dataset.validation_labels(held_out, count)
+        return Batch(label, instance, photo, stems=())
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a request, the second into KeyboardInterrupt; handlers are put back.
+
+    Outside the main thread Python allows no handlers: there nothing is changed.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return bool(self.name)
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+def _loop(
+    setup: Setup,
+    learner: Learner,
+    source: BatchSource,
+    recorder: Recorder,
+    start: int,
+    total: int,
+    on_progress: Callable[[Progress], None],
+) -> tuple[int, str]:
+    """Steps start+1..total, or fewer after a signal. Returns the last step and the signal's name."""
+    config = setup.train
+    step = start
+    with StopSignal() as stop:
+        batches = source.batches(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start,
+            workers=config.workers,
+            on_skip=recorder.skip,
+        )
+        with closing(batches):
+            durations: deque[float] = deque(maxlen=_SPEED_WINDOW)
+            while step < total and not stop.requested:
+                began = time.perf_counter()
+                batch = next(batches)
+                step += 1
+                factor = config.rate_factor(step, total)
+                losses = learner.step(batch, factor)
+                durations.append(time.perf_counter() - began)
+                seconds = sum(durations) / len(durations)
+                recorder.record(step, losses, learner.rates(factor), durations[-1], is_last=step == total)
+                on_progress(Progress(step, total, losses, seconds, config.batch_size / seconds))
+            if stop.requested:
+                recorder.save(step)
+    return step, stop.name
+
+
+def _restore(learner: Learner, checkpoint: Path, facts: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """Put a checkpoint's state into the learner. Returns its step and what the user should know."""
+    saved = load_setup(checkpoint)
+    _refuse_other_settings(checkpoint, saved.to_json(), learner.setup.to_json())
+    loaded, state = load_generator(checkpoint), load_training_state(checkpoint)
+    before = state.rest.get("facts", {})
+    for name, what in (
+        ("steps_per_epoch", "the data set's steps an epoch"),
+        ("perceptual", "--perceptual-file's SHA-256"),
+    ):
+        if before.get(name) != facts[name]:
+            raise CheckpointError(
+                f"{checkpoint}: {what} was {before.get(name) or 'none'} and is now {facts[name] or 'none'}",
+                hint="resume with the same files, or start a new run",
+            )
+    learner.restore(loaded.module, state)
+    if before.get("steps") == facts["steps"]:
+        return loaded.info.step, ()
+    falls_from = int(facts["steps"] * learner.setup.train.decay_start)
+    length = f"the run had {before.get('steps')} steps and has {facts['steps']} now"
+    return loaded.info.step, (f"{length}: its learning rates fall after step {falls_from}",)
+
+
+def _refuse_other_settings(checkpoint: Path, saved: Any, now: Any, path: str = "") -> None:
+    """Raises CheckpointError that names the first setting that differs, of those that a step depends on."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for name in now:
+            if name not in MAY_CHANGE:
+                _refuse_other_settings(checkpoint, saved.get(name), now[name], f"{path}.{name}" if path else name)
+    elif saved != now:
+        raise CheckpointError(
+            f"{checkpoint}: {path} was {saved!r} and is now {now!r}",
+            hint="resume with the settings it was trained with, or start a new run",
+        )
+
+
+def _resume_hint(run: Path) -> str:
+    return f"go on with `spade train --resume {shlex.quote(str(run))}`"

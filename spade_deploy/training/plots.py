@@ -1,0 +1,161 @@
+"""What a run leaves to look at: losses.csv, losses.png and the sample grids."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.atomic import atomic_file, write_text
+from spade_deploy.errors import MissingDependencyError
+from spade_deploy.label_map import colorize, save_pixels
+from spade_deploy.spec import LabelSpec
+
+Pixels = NDArray[np.uint8]
+Columns = dict[str, NDArray[np.float64]]
+
+RATES = ("lr_generator", "lr_discriminator")
+_GAP_PX = 4
+_MAX_POINTS = 2000
+
+
+class LossLog:
+    """losses.csv: a header, then a row of numbers for each logged step; flushed row by row.
+
+    Opening an existing file keeps its rows up to `last_step`: what an interrupted run logged after its last checkpoint
+    will be computed again.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], last_step: int) -> None:
+        self.columns = columns
+        kept = _rows_until(path, columns, last_step) if last_step else []
+        write_text(path, "".join(",".join(row) + "\n" for row in [list(columns), *kept]))
+        self._file = path.open("a", encoding="utf-8", newline="")
+
+    def write(self, values: dict[str, float]) -> None:
+        """Append a row. Numbers are written so that reading gives the same float again."""
+        cells = (repr(values[name]) for name in self.columns)
+        self._file.write(",".join(cells) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_losses(path: Path) -> Columns:
+    """The columns of a losses.csv; a last row that was cut off is left out."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    header = rows[0] if rows else []
+    numbers = [row for row in map(_numbers, rows[1:]) if row is not None and len(row) == len(header)]
+    table = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(header))
+    return {name: table[:, index] for index, name in enumerate(header)}
+
+
+def require_matplotlib() -> None:
+    """Raises MissingDependencyError now, not at the first plot."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingDependencyError(
+            "matplotlib is not installed; the loss plot needs it", hint="pip install 'spade-deploy[train]'"
+        )
+
+
+def plot_losses(losses_csv: Path, target: Path) -> None:
+    """Draw losses.csv as a PNG: generator losses, discriminator losses and learning rates, one above the other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    columns = read_losses(losses_csv)
+    steps = columns["step"]
+    mine = [name for name in columns if name not in ("step", "seconds", "adversarial", *RATES)]
+    matching = [name for name in mine if not name.startswith("discriminator")]
+    against = [name for name in ("adversarial", *mine) if name in columns and name not in matching]
+    panels = [
+        ("Generator: distance from the photo (before weighting)", matching, True),
+        ("Generator against discriminator (hinge)", against, False),
+        ("Learning rates", list(RATES), False),
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    # The object-oriented interface: pyplot would keep global state and choose a backend.
+    figure = Figure(figsize=(9, 2.6 * len(panels) + 0.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (title, names, is_log) in zip(axes, panels, strict=True):
+        for index, name in enumerate(names):
+            _draw(axis, steps, columns[name], name, f"C{index}", smooth=title != "Learning rates")
+        axis.set_title(title, fontsize=10, loc="left")
+        if is_log and all((columns[name] > 0).all() for name in names):
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.3, which="both", linewidth=0.5)
+        axis.legend(fontsize=8, loc="upper right", framealpha=0.9)
+        axis.set_ylabel("rate" if title == "Learning rates" else "loss")
+    axes[-1].set_xlabel("step")
+    with atomic_file(target) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def save_sample_grid(target: Path, labels: LabelSpec, label: NDArray[Any], generated: Pixels, photo: Pixels) -> None:
+    """One row a sample: label map in its colours | generated | photo. label N x H x W, the others N x H x W x 3."""
+    colours = colorize(label, labels)
+    height, width = label.shape[1:]
+    grid = np.full((len(label) * (height + _GAP_PX) - _GAP_PX, 3 * (width + _GAP_PX) - _GAP_PX, 3), 255, np.uint8)
+    for row, images in enumerate(zip(colours, generated, photo, strict=True)):
+        for column, image in enumerate(images):
+            top, left = row * (height + _GAP_PX), column * (width + _GAP_PX)
+            grid[top : top + height, left : left + width] = image
+    save_pixels(target, grid)
+
+
+def smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Mean of up to `width` values around each one; fewer at the ends, so that nothing is invented there."""
+    before, after = (width - 1) // 2, width // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - before, 0), np.minimum(index + after + 1, len(values))
+    means: NDArray[np.float64] = (sums[high] - sums[low]) / (high - low)
+    return means
+
+
+def _draw(
+    axis: Any, steps: NDArray[np.float64], values: NDArray[np.float64], name: str, color: str, *, smooth: bool
+) -> None:
+    """The raw curve in pale, its running mean on top."""
+    label = name.replace("_", " ").replace("l1", "L1").replace("lr ", "")
+    stride = max(1, math.ceil(len(steps) / _MAX_POINTS))
+    if not smooth:
+        # Both rates are often the same: dashes let the first one show through.
+        style = "--" if name == RATES[1] else "-"
+        axis.plot(steps[::stride], values[::stride], style, color=color, linewidth=1.6, label=label)
+        return
+    axis.plot(steps[::stride], values[::stride], color=color, linewidth=0.7, alpha=0.3)
+    mean = smoothed(values, max(1, len(values) // 25))
+    axis.plot(steps[::stride], mean[::stride], color=color, linewidth=1.6, label=label)
+
+
+def _rows_until(path: Path, columns: tuple[str, ...], last_step: int) -> list[list[str]]:
+    """Rows of an existing log up to a step; of a log with other columns, or of none, nothing is kept."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, ValueError, csv.Error):
+        return []
+    if not rows or tuple(rows[0]) != columns:
+        return []
+    whole = [(row, numbers) for row in rows[1:] if (numbers := _numbers(row)) and len(numbers) == len(columns)]
+    return [row for row, numbers in whole if numbers[0] <= last_step]
+
+
+def _numbers(row: list[str]) -> list[float] | None:
+    try:
+        return [float(cell) for cell in row]
+    except ValueError:
+        return None

@@ -1,0 +1,72 @@
+"""What `spade train` does: a request becomes a run folder, and training in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.data.earth import write_example_labels
+from spade_deploy.errors import SpadeError
+from spade_deploy.runs import new_run, newest_run_to_resume, resolve_checkpoint
+from spade_deploy.training import config as settings
+from spade_deploy.training.config import Setup
+from spade_deploy.training.loop import Progress, TrainResult, choose_device, train
+from spade_deploy.training.request import TrainRequest
+
+NEWEST = "newest"
+EXAMPLE_LABELS = Path("labels")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that is ready to train. example_labels: the folder that was written for `spade infer`, if it was."""
+
+    setup: Setup
+    run: Path
+    resume: Path | None
+    notes: tuple[str, ...]
+    example_labels: Path | None = None
+
+    @property
+    def described(self) -> str:
+        """The run in one line."""
+        config, generator, data = self.setup.train, self.setup.generator, self.setup.data
+        length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs} epochs"
+        where = "embedded" if data.root is None and data.labels_dir is None else data.root or data.labels_dir
+        begin = f"resumed from {self.resume.name}, " if self.resume is not None else ""
+        return (
+            f"{begin}{data.preset} data ({where}), {generator.height} x {generator.width},"
+            f" base {generator.base_channels}, batch {config.batch_size}, {length}, {choose_device(config.device)}"
+        )
+
+    def train(self, on_progress: Callable[[Progress], None]) -> TrainResult:
+        """Train; a run that could not even begin leaves no folder."""
+        try:
+            return train(self.setup, run=self.run, resume=self.resume, on_progress=on_progress)
+        except SpadeError:
+            with suppress(OSError):  # not empty: there is something to keep
+                self.run.rmdir()
+            raise
+
+
+def start(asked: TrainRequest, *, runs_dir: Path, name: str | None = None, resume: str | None = None) -> Session:
+    """Make the run's folder, or find the one to resume (a path, or 'newest').
+
+    On the embedded data the held-out label maps are written to `labels/` in the current folder, unless there is one:
+    something to infer. Raises ConfigError, NotFoundError, CheckpointError.
+    """
+    if resume is not None:
+        place = newest_run_to_resume(runs_dir) if resume == NEWEST else Path(resume)
+        checkpoint = resolve_checkpoint(place, runs_dir)
+        setup = asked.resumed(checkpoint)
+        return Session(setup, checkpoint.parent.parent, checkpoint, settings.notes(setup.train))
+    setup = asked.setup()
+    choose_device(setup.train.device)
+    run = new_run(runs_dir, name, setup.data.preset)
+    example = None
+    if setup.data.preset == "earth" and setup.data.root is None and not EXAMPLE_LABELS.exists():
+        write_example_labels(EXAMPLE_LABELS)
+        example = EXAMPLE_LABELS
+    return Session(setup, run, None, settings.notes(setup.train), example)

@@ -1,0 +1,326 @@
+"""Validate: what an artifact's graphs make of label maps against what the untouched PyTorch module makes of them.
+
+The reference is the module of `training.networks` in eval mode with the checkpoint's weights, nothing folded. Where
+PyTorch or the checkpoint is missing, the golden outputs that the export stored stand in for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
+from spade_deploy.compare import DiffAccumulator, OutputDiff, Tolerance, tolerance_for
+from spade_deploy.engines.runtime import Runtime, open_runtime
+from spade_deploy.errors import (
+    ConfigError,
+    LabelMapError,
+    MissingDependencyError,
+    NotFoundError,
+    ValidationFailedError,
+)
+from spade_deploy.label_map import list_label_files, read_instance_map, read_label_map
+from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
+from spade_deploy.spec import Precision, RoundingError
+
+MAX_SAMPLES = 4
+"""Images that a report shows."""
+
+
+@dataclass(frozen=True)
+class SampleImages:
+    """One image for the report: label H x W, pixels H x W x 3 of the reference and of each graph."""
+
+    label: NDArray[Any]
+    reference: NDArray[np.uint8]
+    candidates: Mapping[Precision, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class GraphResult:
+    """The verdict on one graph; `failures` is empty when it passed.
+
+    diverges_at: on failure, the first tensor of the graph that is wrong, or why it could not be found.
+    """
+
+    precision: Precision
+    runtime: str
+    diff: OutputDiff
+    tolerance: Tolerance
+    failures: tuple[str, ...]
+    diverges_at: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """All verdicts on one artifact. skipped: label maps that could not be read, with the reason."""
+
+    artifact: Path
+    reference: str
+    inputs: str
+    rounding: RoundingError
+    results: tuple[GraphResult, ...]
+    samples: tuple[SampleImages, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return all(result.passed for result in self.results)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "reference": self.reference,
+            "inputs": self.inputs,
+            "rounding_of_the_reference": asdict(self.rounding),
+            "skipped": list(self.skipped),
+            "graphs": [
+                {
+                    "precision": result.precision,
+                    "runtime": result.runtime,
+                    "passed": result.passed,
+                    "failures": list(result.failures),
+                    "diverges_at": result.diverges_at,
+                    "tolerance": result.tolerance.to_json(),
+                    "figures": result.diff.to_json(),
+                }
+                for result in self.results
+            ],
+        }
+
+    def require_passed(self) -> None:
+        """Raise ValidationFailedError, with every failure, unless all graphs passed."""
+        failed = [result for result in self.results if not result.passed]
+        if not failed:
+            return
+        lines = []
+        for result in failed:
+            where = f"; {result.diverges_at}" if result.diverges_at else ""
+            lines.append(f"{result.precision} ({result.runtime}): {'; '.join(result.failures)}{where}")
+        raise ValidationFailedError(
+            f"{self.artifact} is not what was trained: " + " | ".join(lines),
+            hint="do not deploy it; export again, and report the layer that is named if it fails again",
+        )
+
+
+class Reference(Protocol):
+    """Whatever is trusted."""
+
+    name: str
+
+    def images(self, inputs: Arrays) -> Arrays:
+        """`pixels` and `image` for the graph's inputs."""
+
+    def diverges_at(self, graph: Path, precision: Precision, inputs: Arrays) -> str:
+        """One sentence that names the first wrong tensor of a graph that failed."""
+
+
+def validate(
+    artifact: Artifact,
+    *,
+    labels: Path | None = None,
+    instances: Path | None = None,
+    checkpoint: Path | None = None,
+    runs_dir: Path = Path("runs"),
+    backend: str = "auto",
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> ValidationReport:
+    """Compare every graph of `artifact` with the reference, on its golden inputs or on the label maps of a folder.
+
+    labels, instances: folders, paired by stem and resized to the model's size with nearest neighbour.
+    checkpoint: the weights that were exported; by default they are looked for by their digest.
+    on_progress: called with precision, images done, images in all. Raises NotFoundError, ConfigError,
+    MissingDependencyError; a failed comparison is in the report, see `ValidationReport.require_passed`.
+    """
+    reference = _open_reference(
+        artifact, checkpoint, runs_dir, needs_torch=labels is not None or checkpoint is not None
+    )
+    skipped: list[str] = []
+    if labels is None:
+        golden = artifact.golden().inputs
+        batches: Callable[[], Iterator[Arrays]] = lambda: _one_by_one(golden)  # noqa: E731
+        total, described = len(golden[LABEL]), f"{len(golden[LABEL])} golden inputs"
+    else:
+        files = list_label_files(labels) if labels.is_dir() else [labels]
+        if not files:
+            raise NotFoundError(f"{labels}: no label maps there", hint="`spade data earth OUT` writes some")
+        if instances is None and artifact.manifest.generator.labels.has_edges:
+            raise ConfigError(
+                "--instances is needed: this model has an edge channel, made of instance maps",
+                hint="spade validate ARTIFACT --labels DIR --instances DIR",
+            )
+        batches = lambda: _read_inputs(artifact, files, instances, skipped)  # noqa: E731
+        total, described = len(files), f"label maps of {labels}"
+    results, samples = [], list[SampleImages]()
+    for graph in artifact.manifest.graphs:
+        skipped.clear()
+        with open_runtime(artifact, precision=graph.precision, backend=backend) as runtime:
+            result = _compare(artifact, graph.precision, runtime, reference, batches(), samples, total, on_progress)
+        results.append(result)
+    images = results[0].diff.images
+    return ValidationReport(
+        artifact=artifact.path,
+        reference=reference.name,
+        inputs=described if labels is None else f"{images} {described}",
+        rounding=artifact.manifest.rounding,
+        results=tuple(results),
+        samples=tuple(samples),
+        skipped=tuple(skipped),
+    )
+
+
+def _compare(
+    artifact: Artifact,
+    precision: Precision,
+    runtime: Runtime,
+    reference: Reference,
+    batches: Iterator[Arrays],
+    samples: list[SampleImages],
+    total: int,
+    on_progress: Callable[[str, int, int], None],
+) -> GraphResult:
+    spec = artifact.manifest.generator
+    differences = DiffAccumulator(tuple(spec.labels.name_of(label_id) for label_id in range(spec.labels.num_ids)))
+    worst: tuple[float, Arrays] | None = None
+    for index, inputs in enumerate(batches):
+        expected, found = reference.images(inputs), runtime.run(inputs)
+        differences.add(inputs[LABEL], (expected[IMAGE], expected[PIXELS]), (found[IMAGE], found[PIXELS]))
+        error = float(np.nan_to_num(np.abs(found[IMAGE] - expected[IMAGE]), nan=np.inf).max())
+        if worst is None or error > worst[0]:
+            worst = (error, inputs)
+        _keep_sample(samples, index, inputs[LABEL][0], expected[PIXELS][0], precision, found[PIXELS][0])
+        on_progress(precision, index + 1, total)
+    if worst is None:
+        raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
+    diff = differences.result()
+    tolerance = tolerance_for(precision, artifact.manifest.rounding)
+    failures = tuple(diff.failures(tolerance))
+    diverges_at = None
+    if failures:
+        diverges_at = reference.diverges_at(artifact.path_of(artifact.graph(precision).file), precision, worst[1])
+    return GraphResult(precision, runtime.name, diff, tolerance, failures, diverges_at)
+
+
+def _keep_sample(
+    samples: list[SampleImages],
+    index: int,
+    label: NDArray[Any],
+    reference: NDArray[np.uint8],
+    precision: Precision,
+    pixels: NDArray[np.uint8],
+) -> None:
+    if index == len(samples) and index < MAX_SAMPLES:
+        samples.append(SampleImages(label, reference, {}))
+    if index < len(samples):
+        samples[index] = replace(samples[index], candidates={**samples[index].candidates, precision: pixels})
+
+
+def _one_by_one(inputs: Arrays) -> Iterator[Arrays]:
+    for index in range(len(inputs[LABEL])):
+        yield {name: array[index : index + 1] for name, array in inputs.items()}
+
+
+def _read_inputs(artifact: Artifact, files: list[Path], instances: Path | None, skipped: list[str]) -> Iterator[Arrays]:
+    spec = artifact.manifest.generator
+    size = (spec.height, spec.width)
+    instance_files = {path.stem: path for path in list_label_files(instances)} if instances else {}
+    for path in files:
+        try:
+            inputs: Arrays = {LABEL: read_label_map(path, spec.labels, size)[None]}
+            if spec.labels.has_edges:
+                if path.stem not in instance_files:
+                    raise LabelMapError(f"{path}: no instance map of that name in {instances}")
+                inputs[INSTANCE] = read_instance_map(instance_files[path.stem], size)[None]
+        except LabelMapError as error:
+            skipped.append(error.message)
+            continue
+        if spec.z_dim is not None:
+            inputs[Z] = np.zeros((1, spec.z_dim), np.float32)
+        yield inputs
+
+
+class _GoldenReference:
+    """The outputs of the untouched module that were stored at export."""
+
+    def __init__(self, artifact: Artifact, why: str) -> None:
+        self._golden = artifact.golden()
+        self.name = f"golden outputs stored at export ({why})"
+
+    def images(self, inputs: Arrays) -> Arrays:
+        stored = self._golden.inputs
+        for index in range(len(stored[LABEL])):
+            if all(np.array_equal(stored[name][index], array[0]) for name, array in inputs.items()):
+                return {name: array[index : index + 1] for name, array in self._golden.outputs.items()}
+        raise NotFoundError("the golden outputs hold no such input")
+
+    def diverges_at(self, graph: Path, precision: Precision, inputs: Arrays) -> str:
+        return "install spade-deploy[export] and give --checkpoint to learn which tensor diverges first"
+
+
+class _TorchReference:
+    """The untouched PyTorch module with the checkpoint's weights."""
+
+    def __init__(self, checkpoint: Path, artifact: Artifact) -> None:
+        import torch
+
+        from spade_deploy.training.checkpoint import load_generator
+
+        loaded = load_generator(checkpoint)
+        expected = artifact.manifest.source.generator_sha256
+        if loaded.info.generator_sha256 != expected:
+            raise ConfigError(
+                f"--checkpoint {checkpoint}: its weights ({loaded.info.generator_sha256[:16]}...) are not those that"
+                f" were exported ({expected[:16]}...)",
+                hint="leave --checkpoint out to validate against the golden outputs",
+            )
+        self._module = loaded.module
+        self.name = f"PyTorch {torch.__version__}, untouched module in eval mode, float32, {checkpoint}"
+
+    def images(self, inputs: Arrays) -> Arrays:
+        from spade_deploy.export.pipeline import run_reference
+
+        return run_reference(self._module, inputs)
+
+    def diverges_at(self, graph: Path, precision: Precision, inputs: Arrays) -> str:
+        if importlib.util.find_spec("onnx") is None:
+            return "install spade-deploy[export] to learn which tensor diverges first"
+        from spade_deploy.divergence import first_divergence
+
+        found = first_divergence(graph, precision, self._module, inputs)
+        if found is None:
+            return "every named tensor is close; the error arises in the last operators, after conv_img, or adds up"
+        return (
+            f"the first tensor that diverges is {found.tensor}"
+            f" (relative error {found.relative_error:.2g}, max {found.max_abs:.2g})"
+        )
+
+
+def _open_reference(artifact: Artifact, checkpoint: Path | None, runs_dir: Path, *, needs_torch: bool) -> Reference:
+    if importlib.util.find_spec("torch") is None:
+        if needs_torch:
+            raise MissingDependencyError(
+                "PyTorch is not installed: without it the golden inputs alone can be validated",
+                hint="leave --labels and --checkpoint out, or pip install 'spade-deploy[export]'",
+            )
+        return _GoldenReference(artifact, "PyTorch is not installed")
+    if checkpoint is not None:
+        return _TorchReference(resolve_checkpoint(checkpoint, runs_dir), artifact)
+    found = find_checkpoint_by_digest(artifact.manifest.source.generator_sha256, near=artifact.path, runs_dir=runs_dir)
+    if found is not None:
+        return _TorchReference(found, artifact)
+    if needs_torch:
+        raise NotFoundError(
+            f"the checkpoint that {artifact.path} was exported from was not found in {runs_dir}",
+            hint="give --checkpoint, or leave --labels out to validate against the golden outputs",
+        )
+    return _GoldenReference(artifact, f"the checkpoint is not in {runs_dir}; --checkpoint says where it is")
