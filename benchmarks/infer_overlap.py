@@ -4,7 +4,7 @@ Both run in turn in one process, on the same artifact, the same label maps and t
 side runs a session over arrays that are ready in memory, and throws the pixels away; the other side is `infer` from
 PNG files to PNG files. Loading is in neither. Weights are random: no arithmetic depends on their values.
 
-    python benchmarks/infer_overlap.py [--model earth|large] [--rounds 5] [--out benchmarks/results/infer_overlap.json]
+    python benchmarks/infer_overlap.py [--case earth] [--rounds 9] [--out benchmarks/results/infer_overlap.json]
 """
 
 from __future__ import annotations

@@ -34,17 +34,20 @@ class Tolerance:
         return asdict(self)
 
 
-FP32_FACTOR = 8.0
-FP32_FLOOR = 2e-6
+FP32_FACTOR = 6.0
+"""Measured worst 2.3 (tests/test_validation.py has the models): other kernels, the same number of roundings."""
+FP32_FLOOR = 2e-7
+"""A few units in the last place of a value near 1."""
+FP16_FACTOR = 2.0**13
+"""Half precision rounds at 11 bits, float32 at 24: errors grow by 2^13 at most. Measured worst mean 4751."""
 
 
 def tolerance_for(precision: Precision, rounding: RoundingError) -> Tolerance:
-    """The stated tolerance of a graph.
+    """The stated tolerance of a graph: what rounding alone can do to this very model.
 
-    fp32: a right graph differs from eager PyTorch by float rounding alone, so its limit is a multiple of the rounding
-    error that eager PyTorch itself has; FP32_FLOOR is a few units in the last place of a value near 1.
-    Measured worst ratio over the presets, norms, upsamplings and a trained model: see tests/test_validation.py.
-    fp16: half precision carries 11 bits through about 20 layers.
+    rounding: the float32 error that eager PyTorch itself has. A right graph differs from eager PyTorch by rounding
+    alone, so fp32 is held to a small multiple of it, and fp16 to what its shorter mantissa makes of it. fp16 is also
+    held to an image quality, since a model that amplifies rounding may be within that and still look wrong.
     """
     if precision is Precision.FP32:
         return Tolerance(
@@ -52,7 +55,7 @@ def tolerance_for(precision: Precision, rounding: RoundingError) -> Tolerance:
             mean_abs=FP32_FACTOR * rounding.mean_abs + FP32_FLOOR / 10,
             max_flip=1,
         )
-    return Tolerance(min_psnr_db=45.0, min_ssim=0.99)
+    return Tolerance(mean_abs=FP16_FACTOR * rounding.mean_abs, min_psnr_db=45.0, min_ssim=0.99)
 
 
 @dataclass(frozen=True)

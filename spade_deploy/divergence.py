@@ -104,7 +104,7 @@ def _reference_values(
     handles = [generator.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            tensors = {name: torch.from_numpy(array.copy()) for name, array in inputs.items()}
             segmap = make_segmap(tensors[LABEL], tensors.get(INSTANCE), generator.spec.labels)
             generator(segmap, tensors.get(Z))
     finally:

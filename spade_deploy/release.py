@@ -41,7 +41,7 @@ from spade_deploy.label_map import (
 from spade_deploy.runs import ARTIFACT, CheckpointInfo, resolve_checkpoint
 from spade_deploy.spec import GeneratorSpec, Precision
 from spade_deploy.training.checkpoint import load_generator
-from spade_deploy.training.dataset import open_source, validation_labels
+from spade_deploy.training.dataset import open_held_out, validation_labels
 from spade_deploy.validation import ValidationReport, validate
 
 GOLDEN_COUNT = 4
@@ -151,11 +151,10 @@ def _golden_maps(
     why = "an imported model has no data set"
     if info.data is not None:
         try:
-            data = DataConfig.from_json(info.data)
-            held_out = open_source(data, data.evaluation_split, spec.labels)
+            held_out, split = open_held_out(DataConfig.from_json(info.data), spec.labels)
             label, instance, _ = validation_labels(held_out, count)
             objects = None if instance is None else instance.numpy()
-            return label.numpy(), objects, f"the data set's {data.evaluation_split} split"
+            return label.numpy(), objects, f"the data set's {split} split"
         except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
             why = error.message
     ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=0)

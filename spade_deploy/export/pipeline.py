@@ -106,7 +106,7 @@ def _images(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> li
     images = []
     with torch.inference_mode():
         for index in range(len(inputs[LABEL])):
-            one = {name: torch.from_numpy(array[index : index + 1]) for name, array in inputs.items()}
+            one = {name: torch.from_numpy(array[index : index + 1].copy()) for name, array in inputs.items()}
             segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
             z = one[Z].to(dtype) if Z in one else None
             images.append(generator(segmap, z))
@@ -117,7 +117,7 @@ def _ranges(generator: SpadeGenerator, inputs: Arrays) -> dict[str, float]:
     model = DeployModel(generator)
     ranges: dict[str, float] = {}
     for index in range(len(inputs[LABEL])):
-        one = [torch.from_numpy(array[index : index + 1]) for array in inputs.values()]
+        one = [torch.from_numpy(array[index : index + 1].copy()) for array in inputs.values()]
         for name, largest in unit_ranges(model, one).items():
             ranges[name] = largest if largest != largest else max(ranges.get(name, 0.0), largest)
     return ranges

@@ -28,7 +28,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     filtered[:, 1:4] = rows[:, :3]
     np.subtract(rows[:, 3:], rows[:, :-3], out=filtered[:, 4:])  # modulo 256, as the format wants it
     compressor = zlib.compressobj(level=1, memLevel=9, strategy=zlib.Z_RLE)
-    data = compressor.compress(filtered) + compressor.flush()
+    data = compressor.compress(filtered.data) + compressor.flush()
     header = struct.pack(">IIBBBBB", width, height, *_RGB_8_BIT)
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 

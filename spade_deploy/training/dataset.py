@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spade_deploy.data import earth
-from spade_deploy.dataset_files import DataConfig, Sample, find_samples
+from spade_deploy.dataset_files import DataConfig, Problem, Sample, find_samples
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, SpadeError
 from spade_deploy.label_map import (
     Size,
@@ -82,7 +82,8 @@ def open_source(config: DataConfig, split: str, labels: LabelSpec) -> SampleSour
     """The samples of a split. Raises ConfigError; DatasetError where there are none, or not what `labels` needs."""
     if config.preset == "earth" and config.root is None:
         return EarthSource(config, split, labels)
-    samples = find_samples(config, split).samples
+    pairing = find_samples(config, split)
+    samples = pairing.samples
     if any(sample.photo is None for sample in samples):
         raise DatasetError(f"{samples[0].label}: training needs photos", hint="name their folder with --images DIR")
     if labels.has_edges and any(sample.instance is None for sample in samples):
@@ -90,13 +91,22 @@ def open_source(config: DataConfig, split: str, labels: LabelSpec) -> SampleSour
             f"{samples[0].label}: a model with an edge channel needs instance maps",
             hint="name their folder with --instances DIR, or train without edges",
         )
-    return FileSource(config, samples, labels)
+    return FileSource(
+        config, samples, labels, tuple(f"{problem.path}: {problem.message}" for problem in pairing.problems)
+    )
+
+
+def _sentences(problems: Sequence[Problem]) -> tuple[str, ...]:
+    return tuple(f"{problem.path}: {problem.message}" for problem in problems)
 
 
 class FileSource:
-    """Samples that are files."""
+    """Samples that are files. problems: a sentence for each file that is in no sample."""
 
-    def __init__(self, config: DataConfig, samples: Sequence[Sample], labels: LabelSpec) -> None:
+    def __init__(
+        self, config: DataConfig, samples: Sequence[Sample], labels: LabelSpec, problems: tuple[str, ...] = ()
+    ) -> None:
+        self.problems = problems
         self.config = config
         self.samples = tuple(samples)
         self.labels = labels
@@ -181,6 +191,17 @@ def augmented(arrays: Arrays, crop_size: Size, flip: bool, rng: np.random.Genera
 
     instance = None if arrays.instance is None else part(arrays.instance)
     return Arrays(part(arrays.label), instance, part(arrays.photo))
+
+
+def open_held_out(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, str]:
+    """The evaluation split and its name; where the data set has none on disk, the training split.
+
+    Raises DatasetError where that is missing too.
+    """
+    try:
+        return open_source(config, config.evaluation_split, labels), config.evaluation_split
+    except DatasetError:
+        return open_source(config, "train", labels), "train"
 
 
 def steps_per_epoch(source: SampleSource, batch_size: int) -> int:

@@ -150,8 +150,13 @@ class FolderSource:
     """The samples of a setup's data set."""
 
     def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._training = dataset.open_source(setup.data, "train", setup.generator.labels)
+        data, labels = setup.data, setup.generator.labels
+        self._training = dataset.open_source(data, "train", labels)
+        self._held_out, split = dataset.open_held_out(data, labels)
+        self.notes = _unpaired(getattr(self._training, "problems", ()))
+        if split != data.evaluation_split:
+            where = data.root or data.labels_dir
+            self.notes += (f"{where} has no {data.evaluation_split} split: sample grids show training samples",)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return dataset.steps_per_epoch(self._training, batch_size)
@@ -164,11 +169,15 @@ class FolderSource:
         )
 
     def samples(self, count: int) -> Batch:
-        held_out = dataset.open_source(
-            self._setup.data, self._setup.data.evaluation_split, self._setup.generator.labels
-        )
-        label, instance, photo = dataset.validation_labels(held_out, count)
+        label, instance, photo = dataset.validation_labels(self._held_out, count)
         return Batch(label, instance, photo, stems=())
+
+
+def _unpaired(problems: tuple[str, ...], shown: int = 5) -> tuple[str, ...]:
+    if not problems:
+        return ()
+    rest = f"; and {len(problems) - shown} more, which `spade check-labels` lists" if len(problems) > shown else ""
+    return (f"{len(problems)} files pair with nothing and are left out: {'; '.join(problems[:shown])}{rest}",)
 
 
 class StopSignal:

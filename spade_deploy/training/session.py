@@ -12,7 +12,7 @@ from spade_deploy.errors import SpadeError
 from spade_deploy.runs import new_run, newest_run_to_resume, resolve_checkpoint
 from spade_deploy.training import config as settings
 from spade_deploy.training.config import Setup
-from spade_deploy.training.loop import Progress, TrainResult, choose_device, train
+from spade_deploy.training.loop import FolderSource, Progress, TrainResult, choose_device, train
 from spade_deploy.training.request import TrainRequest
 
 NEWEST = "newest"
@@ -26,6 +26,7 @@ class Session:
     setup: Setup
     run: Path
     resume: Path | None
+    source: FolderSource
     notes: tuple[str, ...]
     example_labels: Path | None = None
 
@@ -44,7 +45,7 @@ class Session:
     def train(self, on_progress: Callable[[Progress], None]) -> TrainResult:
         """Train; a run that could not even begin leaves no folder."""
         try:
-            return train(self.setup, run=self.run, resume=self.resume, on_progress=on_progress)
+            return train(self.setup, run=self.run, source=self.source, resume=self.resume, on_progress=on_progress)
         except SpadeError:
             with suppress(OSError):  # not empty: there is something to keep
                 self.run.rmdir()
@@ -61,12 +62,20 @@ def start(asked: TrainRequest, *, runs_dir: Path, name: str | None = None, resum
         place = newest_run_to_resume(runs_dir) if resume == NEWEST else Path(resume)
         checkpoint = resolve_checkpoint(place, runs_dir)
         setup = asked.resumed(checkpoint)
-        return Session(setup, checkpoint.parent.parent, checkpoint, settings.notes(setup.train))
+        source = FolderSource(setup)
+        return Session(setup, checkpoint.parent.parent, checkpoint, source, _notes(setup, source))
     setup = asked.setup()
     choose_device(setup.train.device)
+    source = FolderSource(setup)
     run = new_run(runs_dir, name, setup.data.preset)
     example = None
     if setup.data.preset == "earth" and setup.data.root is None and not EXAMPLE_LABELS.exists():
         write_example_labels(EXAMPLE_LABELS)
         example = EXAMPLE_LABELS
-    return Session(setup, run, None, settings.notes(setup.train), example)
+    return Session(setup, run, None, source, _notes(setup, source), example)
+
+
+def _notes(setup: Setup, source: FolderSource) -> tuple[str, ...]:
+    # The preset for the embedded data is meant to train without VGG weights: nothing to tell.
+    about_losses = () if setup.data.preset == "earth" else settings.notes(setup.train)
+    return (*about_losses, *source.notes)

@@ -1,0 +1,344 @@
+"""What an artifact, a checkpoint or a run is, told from its files alone: no PyTorch, no ONNX."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from spade_deploy.artifact import MANIFEST, Artifact
+from spade_deploy.errors import ArtifactError, CheckpointError, NotFoundError, SpadeError
+from spade_deploy.runs import (
+    ARTIFACT,
+    CHECKPOINT_JSON,
+    CHECKPOINTS,
+    GENERATOR_FILE,
+    CheckpointInfo,
+    is_resumable,
+    read_checkpoint_info,
+    resolve_checkpoint,
+    run_checkpoints,
+)
+from spade_deploy.spec import GeneratorSpec, LabelSpec, Upsampling
+
+Rows = tuple[tuple[str, str], ...]
+
+MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file; the format's own limit."""
+
+MAX_DIMENSIONS = 8
+SHOWN_NAMES = 4
+
+# Tensors that travel with the weights and are no parameters: statistics, and the vectors of spectral norm.
+_BUFFERS = re.compile(r"\.(running_mean|running_var|num_batches_tracked|weight_u|weight_v)$")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a description: cells are text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a path is: a title, facts by name, and tables for what there are several of."""
+
+    title: str
+    rows: Rows
+    tables: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorCount:
+    """What a safetensors file holds."""
+
+    tensors: int
+    parameters: int
+    dtypes: tuple[str, ...]
+
+
+def inspect_path(path: Path) -> Description:
+    """Describe an artifact's folder, a checkpoint's, or a run's; a file that names one stands for its folder.
+
+    Raises NotFoundError for anything else, ArtifactError and CheckpointError for what is damaged.
+    """
+    try:
+        return _describe(path)
+    except OSError as error:
+        raise NotFoundError(f"{path} cannot be looked at: {error.strerror}") from error
+
+
+def _describe(path: Path) -> Description:
+    if not path.exists():
+        raise NotFoundError(f"{path} does not exist", hint=_WHAT)
+    folder = path.parent if path.is_file() and path.name in (MANIFEST, CHECKPOINT_JSON, GENERATOR_FILE) else path
+    if (folder / MANIFEST).is_file():
+        return _describe_artifact(Artifact.open(folder))
+    if (folder / CHECKPOINT_JSON).is_file() or (folder / GENERATOR_FILE).is_file():
+        return _describe_checkpoint(resolve_checkpoint(folder, folder))
+    if (folder / CHECKPOINTS).is_dir() or (folder / ARTIFACT / MANIFEST).is_file():
+        return _describe_run(folder)
+    raise NotFoundError(f"{path} is neither an artifact, nor a checkpoint, nor a run", hint=_way_on(path))
+
+
+def _way_on(path: Path) -> str:
+    """The next step for what cannot be described."""
+    if path.is_dir():
+        inside = next((child for child in sorted(path.iterdir()) if (child / CHECKPOINTS).is_dir()), None)
+        return _WHAT if inside is None else f"it holds runs: spade inspect {inside}"
+    if (path.parent / CHECKPOINT_JSON).is_file():
+        return f"it belongs to a checkpoint: spade inspect {path.parent}"
+    if path.suffix in (".pth", ".pt"):
+        return f"`spade import {path}` makes a run of a released model; then inspect the run"
+    if path.suffix == ".onnx":
+        if (path.parent / MANIFEST).is_file():
+            return f"it belongs to an artifact: spade inspect {path.parent}"
+        return f"a graph alone does not say what its labels mean: {_WHAT}"
+    return _WHAT
+
+
+_WHAT = "give an artifact's folder, a checkpoint's, or a run's; `spade train` and `spade export` make them"
+
+
+def parameter_count(spec: GeneratorSpec) -> int:
+    """Trained numbers of a generator, from its spec alone: the convolutions' weights and biases."""
+    channels, hidden, kernel = spec.labels.num_channels, spec.hidden_channels, spec.kernel_size
+
+    def convolution(inputs: int, outputs: int, size: int) -> int:
+        return inputs * outputs * size * size + outputs
+
+    def spade(features: int) -> int:
+        return convolution(channels, hidden, kernel) + 2 * convolution(hidden, features, kernel)
+
+    def block(inputs: int, outputs: int) -> int:
+        middle = min(inputs, outputs)
+        shortcut = inputs * outputs + spade(inputs) if inputs != outputs else 0
+        main = convolution(inputs, middle, 3) + convolution(middle, outputs, 3) + spade(inputs) + spade(middle)
+        return main + shortcut
+
+    widths = [16 * spec.base_channels] * 3
+    for _ in range(5 if spec.upsampling is Upsampling.MOST else 4):
+        widths.append(widths[-1] // 2)
+    blocks = block(widths[0], widths[0]) + sum(map(block, widths, widths[1:]))
+    if spec.z_dim is None:
+        first = convolution(channels, widths[0], 3)
+    else:
+        first = (spec.z_dim + 1) * widths[0] * spec.latent_height * spec.latent_width
+    return first + blocks + convolution(widths[-1], 3, 3)
+
+
+def read_tensor_count(path: Path) -> TensorCount:
+    """Count the tensors of a safetensors file by its header: 8 bytes of length, then JSON. Raises CheckpointError."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+                raise ValueError(f"a header of {length} bytes in a file of {path.stat().st_size}")
+            header = json.loads(stream.read(length).decode("utf-8"))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        parameters = 0
+        for name, entry in tensors.items():
+            shape = entry["shape"]
+            is_right = len(shape) <= MAX_DIMENSIONS and all(type(size) is int and size >= 0 for size in shape)
+            # A number takes a byte at least: a shape that the file cannot hold is made up.
+            if not is_right or math.prod(shape) > path.stat().st_size:
+                raise ValueError(f"{name[:80]} has the shape {str(shape)[:80]}")
+            parameters += 0 if _BUFFERS.search(name) else math.prod(shape)
+        return TensorCount(len(tensors), parameters, tuple(sorted({str(entry["dtype"]) for entry in tensors.values()})))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or damaged: {error}", hint="use another checkpoint of the run"
+        ) from error
+
+
+def _describe_artifact(artifact: Artifact) -> Description:
+    manifest = artifact.manifest
+    source = manifest.source
+    step = "" if source.step is None else f", step {source.step}"
+    report = _report(artifact)
+    passed = report.get("passed")
+    verdict = {True: "passed", False: "failed"}[passed] if isinstance(passed, bool) else "not recorded"
+    rows = (
+        ("path", str(artifact.path)),
+        ("made", _when(manifest.created_unix_ns)),
+        ("from", f"{source.run}{step} ({source.origin}), weights {source.generator_sha256[:16]}"),
+        *_spec_rows(manifest.generator),
+        ("precisions", ", ".join(manifest.precisions)),
+        ("validation", verdict),
+        ("made with", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())),
+        ("integrity", "every file is as it was written"),
+    )
+    graphs = Table(
+        "Graphs",
+        ("file", "precision", "kind", "opset", "kept in fp32"),
+        tuple(
+            (graph.file, str(graph.precision), graph.kind, str(graph.opset), ", ".join(graph.kept_fp32) or "-")
+            for graph in manifest.graphs
+        ),
+    )
+    files = Table(
+        "Files",
+        ("file", "size", "sha256"),
+        tuple((name, _size(fact.bytes), fact.sha256[:16]) for name, fact in manifest.files.items()),
+    )
+    tables = (graphs, files) if (validation := _validation(report)) is None else (graphs, validation, files)
+    return Description("Artifact", rows, tables)
+
+
+def _report(artifact: Artifact) -> dict[str, Any]:
+    try:
+        return artifact.report() or {}
+    except ArtifactError:
+        return {}  # the report is for people; nothing depends on it
+
+
+def _validation(report: dict[str, Any]) -> Table | None:
+    graphs = report.get("graphs")
+    if not isinstance(graphs, list):
+        return None
+    rows = []
+    for graph in graphs:
+        facts = graph if isinstance(graph, dict) else {}
+        figures = facts.get("figures")
+        figures = figures if isinstance(figures, dict) else {}
+        psnr = "identical" if "psnr_db" in figures and figures["psnr_db"] is None else _number(figures.get("psnr_db"))
+        verdict = "passed" if facts.get("passed") is True else "failed"
+        rows.append((str(facts.get("precision", "?")), verdict, _number(figures.get("max_abs")), psnr))
+    title = f"Validation against {report.get('reference', '?')}"
+    return Table(title, ("precision", "verdict", "max error", "PSNR dB"), tuple(rows))
+
+
+def _describe_checkpoint(checkpoint: Path) -> Description:
+    info = read_checkpoint_info(checkpoint)
+    count = read_tensor_count(checkpoint / GENERATOR_FILE)
+    _check_weights(checkpoint / GENERATOR_FILE, info, count)
+    train = info.train or {}
+    rows: list[tuple[str, str]] = [
+        ("path", str(checkpoint)),
+        ("made", _when(info.created_unix_ns)),
+        ("from", f"{info.source} (import)" if info.origin == "import" else f"training, step {info.step}"),
+        *_spec_rows(info.generator),
+        ("tensors", f"{count.tensors}, {', '.join(count.dtypes)}"),
+        ("weights", f"sha256 {info.generator_sha256[:16]}, as they were written"),
+        ("resumable", "yes" if is_resumable(checkpoint) else "no: weights alone"),
+    ]
+    if info.versions:
+        rows.append(("made with", ", ".join(f"{name} {number}" for name, number in info.versions.items())))
+    tables = [_files_table(checkpoint)]
+    if train:
+        settings = tuple((name, _short(value)) for name, value in train.items())
+        tables.append(Table("Training settings", ("setting", "value"), settings))
+    return Description("Checkpoint", tuple(rows), tuple(tables))
+
+
+def _check_weights(path: Path, info: CheckpointInfo, count: TensorCount) -> None:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    hint = "the folder was damaged or copied in part; use another checkpoint"
+    if digest != info.generator_sha256:
+        found = f"its SHA-256 begins {digest[:12]}, {CHECKPOINT_JSON} says {info.generator_sha256[:12]}"
+        raise CheckpointError(f"{path}: {found}", hint=hint)
+    expected = parameter_count(info.generator)
+    if count.parameters != expected:
+        found = f"{_millions(count.parameters)} parameters, {CHECKPOINT_JSON} describes {_millions(expected)}"
+        raise CheckpointError(f"{path}: holds {found}", hint=hint)
+
+
+def _describe_run(run: Path) -> Description:
+    checkpoints = run_checkpoints(run)
+    rows: list[tuple[str, str]] = [("path", str(run)), ("checkpoints", str(len(checkpoints)))]
+    artifact = run / ARTIFACT
+    if not (artifact / MANIFEST).is_file():
+        rows.append(("artifact", "none yet: `spade export` makes it"))
+    else:
+        try:
+            precisions = ", ".join(Artifact.open(artifact).manifest.precisions)
+            rows.append(("artifact", f"{artifact} ({precisions})"))
+        except SpadeError as error:
+            rows.append(("artifact", f"damaged: {error}"))
+    entries, newest = [], None
+    for checkpoint in checkpoints:
+        try:
+            info = read_checkpoint_info(checkpoint)
+        except CheckpointError as error:  # one that is damaged does not hide the others
+            entries.append((checkpoint.name, "?", f"damaged: {error}", "?", ""))
+        else:
+            newest = (checkpoint, info)
+            entries.append((checkpoint.name, str(info.step), info.origin, _when(info.created_unix_ns), ""))
+    if newest is not None:
+        entries = [(*entry[:-1], "newest" if entry[0] == newest[0].name else "") for entry in entries]
+        rows += [("newest", str(newest[0])), *_spec_rows(newest[1].generator)]
+    table = Table("Checkpoints", ("name", "step", "origin", "made", ""), tuple(entries))
+    return Description("Run", tuple(rows), (table,) if entries else ())
+
+
+def _spec_rows(spec: GeneratorSpec) -> Rows:
+    labels = spec.labels
+    extra = [name for name, there in (("unknown (255)", labels.has_dontcare), ("edges", labels.has_edges)) if there]
+    sizes = f"any multiple of {spec.stride}" if spec.is_dynamic else "this size alone"
+    return (
+        ("labels", f"{labels.num_labels}{''.join(f' + {name}' for name in extra)}"),
+        ("names", _names(labels)),
+        ("size", f"{spec.height} x {spec.width} (height x width), runs at {sizes}"),
+        ("upsampling", f"{spec.upsampling}: {spec.upsampling.doublings} doublings"),
+        ("channels", f"{spec.base_channels} base, {spec.hidden_channels} hidden, kernel {spec.kernel_size}"),
+        ("norm", f"{spec.norm}{', spectral norm' if spec.spectral_norm else ''}"),
+        ("style vector", "none" if spec.z_dim is None else f"{spec.z_dim} numbers (VAE)"),
+        ("parameters", _millions(parameter_count(spec))),
+    )
+
+
+def _names(labels: LabelSpec) -> str:
+    """The first names, with their colours where there are some: 'water #1c4b7a, urban #ff0000, ... (17 in all)'."""
+    if not labels.names:
+        return "none"
+    shown = list(labels.names[:SHOWN_NAMES])
+    if labels.palette:
+        shown = [f"{name} #{bytes(color).hex()}" for name, color in zip(shown, labels.palette, strict=False)]
+    rest = f", ... ({len(labels.names)} in all)" if len(labels.names) > SHOWN_NAMES else ""
+    return ", ".join(shown) + rest
+
+
+def _files_table(folder: Path) -> Table:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return Table("Files", ("file", "size"), tuple((path.name, _size(path.stat().st_size)) for path in files))
+
+
+def _when(unix_ns: int) -> str:
+    """Local time in ISO form: '2026-03-01 14:05:09+01:00'."""
+    try:
+        return datetime.fromtimestamp(unix_ns // 1_000_000_000, UTC).astimezone().isoformat(" ", "seconds")
+    except (OverflowError, ValueError, OSError):
+        return f"{unix_ns} ns after 1970"
+
+
+def _millions(count: int) -> str:
+    if count >= 10**15:
+        return "more than 10^15"  # a made-up spec: too large for a float, or even to be printed
+    return f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count}"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "-"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

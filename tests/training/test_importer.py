@@ -1,0 +1,242 @@
+"""Imports against a second writing of the original (spade_by_the_facts): same tensors, same names, same image."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_generator, random_inputs
+from spade_by_the_facts import generate
+
+from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.label_sets import label_set
+from spade_deploy.runs import newest_checkpoint, read_checkpoint_info
+from spade_deploy.spec import LabelSpec, NormType, Upsampling
+from spade_deploy.training.checkpoint import load_generator
+from spade_deploy.training.importer import (
+    RELEASED,
+    ImportRequest,
+    import_checkpoint,
+    read_generator_file,
+    request_from_flags,
+)
+from spade_deploy.training.networks import make_segmap
+
+SMALL = {"base_channels": 4, "hidden_channels": 8}
+
+
+def released(name: str, z_dim: int | None = None) -> Any:
+    upsampling, height, width = RELEASED[name]
+    size = {"height": height, "width": width}
+    return build_generator(
+        labels=label_set(name),
+        upsampling=upsampling,
+        height=height,
+        width=width,
+        z_dim=z_dim,
+        training_steps=1,
+        **SMALL,
+    )
+
+
+def saved(state: Any, folder: Path) -> Path:
+    path = folder / "latest_net_G.pth"
+    torch.save(state, path)
+    return path
+
+
+def images(state: dict[str, torch.Tensor], module: Any, double: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image of the second writing, and of the module, for the same random input."""
+    spec = module.spec
+    torch.manual_seed(11)
+    label, instance, z = random_inputs(spec, 1)
+    kind = torch.float64 if double else torch.float32
+    state = {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    with torch.no_grad():
+        expected = generate(
+            state,
+            label,
+            instance if spec.labels.has_edges else None,
+            None if z is None else z.to(kind),
+            num_ids=spec.labels.num_ids,
+            upsampling=str(spec.upsampling),
+            latent=(spec.latent_height, spec.latent_width),
+        )
+        module = module.to(kind)
+        found = module(make_segmap(label, instance, spec.labels).to(kind), None if z is None else z.to(kind))
+    return expected, found
+
+
+@pytest.mark.parametrize("z_dim", [None, 256])
+@pytest.mark.parametrize("name", list(RELEASED))
+def test_equals_the_original(name: str, z_dim: int | None, tmp_path: Path) -> None:
+    generator = released(name, z_dim)
+    state = generator.state_dict()
+    found = read_generator_file(saved(state, tmp_path), ImportRequest(preset=name))
+    assert found.spec == generator.spec
+    expected, image = images(state, found.module)
+    # float32, two orders of summation. Measured worst 9e-7.
+    assert (image - expected).abs().max() < 4e-6
+    expected, image = images(state, found.module, double=True)
+    assert (image - expected).abs().max() < 1e-12
+
+
+def test_a_wiring_mistake_would_be_seen(tmp_path: Path) -> None:
+    # The counter-test: ids shifted by one, as a reader of ADE20K's labels might think right.
+    generator = released("ade20k")
+    torch.manual_seed(11)
+    label, _, _ = random_inputs(generator.spec, 1)
+    with torch.no_grad():
+        expected = generator(make_segmap(label, None, generator.spec.labels))
+        wrong = generator(make_segmap((label.int() - 1).clamp(min=0), None, generator.spec.labels))
+    assert (wrong - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", list(RELEASED))
+def test_the_preset_is_told_by_the_channels_and_said(name: str, tmp_path: Path) -> None:
+    found = read_generator_file(saved(released(name).state_dict(), tmp_path), ImportRequest())
+    assert found.spec.labels == label_set(name)
+    assert any(name in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"norm": NormType.INSTANCE},
+        {"spectral_norm": False},
+        {"kernel_size": 1},
+        {"upsampling": Upsampling.MOST, "height": 128, "width": 128},
+        {"upsampling": Upsampling.MORE, "height": 64, "width": 128},
+    ],
+    ids=str,
+)
+def test_the_spec_is_in_the_shapes(fields: dict[str, Any], tmp_path: Path) -> None:
+    labels = LabelSpec(9, has_dontcare=True)
+    generator = build_generator(labels=labels, **{**SMALL, **fields})
+    spec = generator.spec
+    request = ImportRequest(labels=labels, upsampling=spec.upsampling, size=(spec.height, spec.width))
+    found = read_generator_file(saved(generator.state_dict(), tmp_path), request)
+    assert found.spec == spec
+    expected, image = images(generator.state_dict(), found.module)
+    # Measured 7e-7; instance norm on noise 6e-6.
+    assert (image - expected).abs().max() < (5e-5 if spec.norm is NormType.INSTANCE else 4e-6)
+
+
+def test_files_older_than_pytorch_1_lack_weight_v(tmp_path: Path) -> None:
+    generator = build_generator(labels=LabelSpec(9), **SMALL)
+    state = {key: value for key, value in generator.state_dict().items() if not key.endswith(("_v", "_tracked"))}
+    state["up_0.conv_0.weight"] = state["up_0.conv_0.weight_orig"] / 2  # those files hold it as a buffer
+    found = read_generator_file(saved(state, tmp_path), ImportRequest(None, LabelSpec(9), Upsampling.NORMAL, (64, 64)))
+    expected, image = images(state, found.module)
+    assert (image - expected).abs().max() < 4e-6
+    assert any("weight_v" in note for note in found.notes)
+
+
+def test_the_format_before_zip_files(tmp_path: Path) -> None:
+    # What PyTorch 1.0 wrote, and NVIDIA's files are.
+    generator = released("ade20k")
+    path = tmp_path / "latest_net_G.pth"
+    torch.save(generator.state_dict(), path, _use_new_zipfile_serialization=False)
+    found = read_generator_file(path, ImportRequest()).module.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in generator.state_dict().items())
+
+
+def test_wrappers_prefixes_and_half_precision_are_said(tmp_path: Path) -> None:
+    generator = released("ade20k")
+    state = {f"module.{key}": value.half() if value.is_floating_point() else value
+             for key, value in generator.state_dict().items()}  # fmt: skip
+    found = read_generator_file(saved({"state_dict": state}, tmp_path), ImportRequest())
+    assert any("module." in note for note in found.notes)
+    assert any("float32" in note for note in found.notes)
+    assert {tensor.dtype for tensor in found.module.parameters()} == {torch.float32}
+
+
+def test_contradictions_are_named(tmp_path: Path) -> None:
+    generator = released("ade20k")
+    path = saved(generator.state_dict(), tmp_path)
+    with pytest.raises(CheckpointError, match="151 segmap channels, but coco need 184"):
+        read_generator_file(path, ImportRequest(preset="coco"))
+    with pytest.raises(CheckpointError, match="no block up_4"):
+        read_generator_file(path, ImportRequest(None, LabelSpec(151), Upsampling.MOST, (128, 128)))
+    with pytest.raises(ConfigError, match="--size is needed"):
+        read_generator_file(path, ImportRequest(labels=LabelSpec(151)))
+    with pytest.raises(ConfigError, match="--upsampling is needed"):
+        read_generator_file(path, ImportRequest(labels=LabelSpec(151), size=(256, 256)))
+    vae = saved(released("coco", 256).state_dict(), tmp_path)
+    with pytest.raises(CheckpointError, match="64 places, but size 256x512"):
+        read_generator_file(vae, ImportRequest(preset="coco", size=(256, 512)))
+    odd = saved(build_generator(labels=LabelSpec(9), **SMALL).state_dict(), tmp_path)
+    with pytest.raises(ConfigError, match="9 channels is none of the released"):
+        read_generator_file(odd, ImportRequest())
+    with pytest.raises(ConfigError, match="contradicts --preset"):
+        request_from_flags("coco", 5, has_dontcare=False, has_edges=False, upsampling=None, size=None)
+    with pytest.raises(ConfigError, match="--num-labels"):
+        request_from_flags(None, None, has_dontcare=True, has_edges=False, upsampling=None, size=None)
+
+
+def test_damaged_states_are_named(tmp_path: Path) -> None:
+    state = released("ade20k").state_dict()
+    request = ImportRequest(preset="ade20k")
+    lacking = {key: value for key, value in state.items() if key != "up_2.conv_1.bias"}
+    with pytest.raises(CheckpointError, match=r"lacks 'up_2.conv_1.bias'"):
+        read_generator_file(saved(lacking, tmp_path), request)
+    with pytest.raises(CheckpointError, match=r"'extra\.weight'"):
+        read_generator_file(saved({**state, "extra.weight": torch.zeros(1)}, tmp_path), request)
+    with pytest.raises(CheckpointError, match=r"'up_2.conv_1.bias' is \(3,\)"):
+        read_generator_file(saved({**state, "up_2.conv_1.bias": torch.zeros(3)}, tmp_path), request)
+    bad = {**state, "conv_img.bias": torch.full((3,), float("nan"))}
+    with pytest.raises(CheckpointError, match="NaN"):
+        read_generator_file(saved(bad, tmp_path), request)
+    with pytest.raises(CheckpointError, match="discriminator"):
+        read_generator_file(saved({"discriminator_0.model0.0.weight": torch.zeros(1)}, tmp_path), request)
+    with pytest.raises(CheckpointError, match="encoder"):
+        read_generator_file(saved({"fc_mu.weight": torch.zeros(1)}, tmp_path), request)
+    with pytest.raises(CheckpointError, match="no SPADE generator"):
+        read_generator_file(saved({"layer1.weight": torch.zeros(1)}, tmp_path), request)
+
+
+def test_other_files_get_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_generator_file(tmp_path / "missing.pth", ImportRequest())
+    for content in (b"", b"not a checkpoint", b"PK\x03\x04broken", bytes(range(256))):
+        path = tmp_path / "broken.pth"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"broken\.pth"):
+            read_generator_file(path, ImportRequest())
+    tar = tmp_path / "legacy.pth"
+    with tarfile.open(tar, "w") as archive:
+        for name in ("sys_info", "storages", "tensors", "pickle"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    with pytest.raises(CheckpointError, match="legacy tar format") as caught:
+        read_generator_file(tar, ImportRequest())
+    assert "torch.save" in str(caught.value.hint)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (marker,))
+
+    path = saved({"fc.weight": Hostile()}, tmp_path)
+    with pytest.raises(CheckpointError, match="loaded safely"):
+        read_generator_file(path, ImportRequest())
+    assert not marker.exists()
+
+
+def test_an_import_is_a_run_of_its_own_and_the_newest(tmp_path: Path) -> None:
+    generator = released("cityscapes")
+    path = saved(generator.state_dict(), tmp_path)
+    first = import_checkpoint(path, ImportRequest(), runs_dir=tmp_path / "runs")
+    second = import_checkpoint(path, ImportRequest(), runs_dir=tmp_path / "runs")
+    assert first.checkpoint != second.checkpoint
+    assert newest_checkpoint(tmp_path / "runs") == second.checkpoint
+    info = read_checkpoint_info(second.checkpoint)
+    assert (info.origin, info.source) == ("import", "latest_net_G.pth")
+    loaded = load_generator(second.checkpoint).module.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in generator.state_dict().items())
