@@ -18,7 +18,6 @@ from spade_deploy import __version__
 from spade_deploy.console import (
     count_bar,
     duration,
-    failure_table,
     finding_table,
     image_bar,
     print_error,
@@ -85,10 +84,10 @@ app = typer.Typer(
     " [bold]spade infer labels/ out/[/]. Or all of it at once: [bold]spade demo[/].",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Write the embedded demo data set as ordinary folders.")
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", rich_help_panel="The main job")
 
 RunsDir = Annotated[Path, typer.Option("--runs", help="Folder of runs, in which the newest is looked for.")]
-OptionalPath = Annotated[Path | None, typer.Option()]
+DATA, NETWORK, LEARNING = "Data", "Network", "Losses and rates"
 DEFAULT_RUNS = Path("runs")
 
 
@@ -110,39 +109,78 @@ def _main(
 @app.command(cls=_TrainCommand, rich_help_panel="The main job")
 def train(
     preset: Annotated[
-        str | None, typer.Option(help="earth (embedded, for a CPU), coco, ade20k, cityscapes, facades or custom.")
+        str | None,
+        typer.Option(
+            rich_help_panel=DATA, help="earth (embedded, for a CPU), coco, ade20k, cityscapes, facades or custom."
+        ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set, in the preset's official layout.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="custom: folder of label maps.")] = None,
-    images: Annotated[Path | None, typer.Option(help="custom: folder of photos, paired by stem.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(rich_help_panel=DATA, help="Folder of the data set, in the preset's official layout.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(rich_help_panel=DATA, help="custom: folder of label maps.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(rich_help_panel=DATA, help="custom: folder of photos, paired by stem.")
+    ] = None,
     instances: Annotated[
-        Path | None, typer.Option(help="custom: folder of instance maps; adds an edge channel.")
+        Path | None, typer.Option(rich_help_panel=DATA, help="custom: folder of instance maps; adds an edge channel.")
     ] = None,
-    num_labels: Annotated[int | None, typer.Option(help="custom: classes are 0..N-1.")] = None,
+    num_labels: Annotated[int | None, typer.Option(rich_help_panel=DATA, help="custom: classes are 0..N-1.")] = None,
     dontcare: Annotated[
-        bool | None, typer.Option("--dontcare/--no-dontcare", help="custom: 255 in label maps means unknown.")
+        bool | None,
+        typer.Option("--dontcare/--no-dontcare", rich_help_panel=DATA, help="custom: 255 in label maps means unknown."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Length of the run in epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels, such as 256x512.")] = None,
-    base_channels: Annotated[int | None, typer.Option(help="Width of the generator; the paper has 64.")] = None,
-    hidden_channels: Annotated[int | None, typer.Option(help="Width inside SPADE; the paper has 128.")] = None,
-    kernel_size: Annotated[int | None, typer.Option(help="Of the convolutions inside SPADE: 1, 3 or 5.")] = None,
-    norm: Annotated[NormType | None, typer.Option(help="Normalisation inside SPADE.")] = None,
-    spectral_norm: Annotated[bool | None, typer.Option("--spectral-norm/--no-spectral-norm")] = None,
-    upsampling: Annotated[Upsampling | None, typer.Option(help="Doublings: normal 5, more 6, most 7.")] = None,
-    lr_generator: Annotated[float | None, typer.Option(help="Learning rate of the generator.")] = None,
-    lr_discriminator: Annotated[float | None, typer.Option(help="Learning rate of the discriminator.")] = None,
-    ttur: Annotated[bool, typer.Option("--ttur/--no-ttur", help="Two time scales, or one rate of 2e-4.")] = True,
-    weight_l1: Annotated[float | None, typer.Option(help="Weight of the pixels' L1 loss.")] = None,
-    weight_feature_matching: Annotated[float | None, typer.Option(help="Weight of feature matching.")] = None,
-    weight_perceptual: Annotated[float | None, typer.Option(help="Weight of the perceptual loss.")] = None,
-    perceptual_file: Annotated[
-        Path | None, typer.Option(help="VGG16 or VGG19 weights in torchvision's form; switches that loss on.")
+    batch_size: Annotated[int | None, typer.Option(rich_help_panel=LEARNING, help="Samples a step.")] = None,
+    size: Annotated[
+        str | None, typer.Option(rich_help_panel=DATA, help="HEIGHTxWIDTH in pixels, such as 256x512.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the weights and the order of the samples.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Loading processes; 0 loads in this one.")] = None,
+    base_channels: Annotated[
+        int | None, typer.Option(rich_help_panel=NETWORK, help="Width of the generator; the paper has 64.")
+    ] = None,
+    hidden_channels: Annotated[
+        int | None, typer.Option(rich_help_panel=NETWORK, help="Width inside SPADE; the paper has 128.")
+    ] = None,
+    kernel_size: Annotated[
+        int | None, typer.Option(rich_help_panel=NETWORK, help="Of the convolutions inside SPADE: 1, 3 or 5.")
+    ] = None,
+    norm: Annotated[NormType | None, typer.Option(rich_help_panel=NETWORK, help="Normalisation inside SPADE.")] = None,
+    spectral_norm: Annotated[
+        bool | None, typer.Option("--spectral-norm/--no-spectral-norm", rich_help_panel=NETWORK)
+    ] = None,
+    upsampling: Annotated[
+        Upsampling | None, typer.Option(rich_help_panel=NETWORK, help="Doublings: normal 5, more 6, most 7.")
+    ] = None,
+    lr_generator: Annotated[
+        float | None, typer.Option(rich_help_panel=LEARNING, help="Learning rate of the generator.")
+    ] = None,
+    lr_discriminator: Annotated[
+        float | None, typer.Option(rich_help_panel=LEARNING, help="Learning rate of the discriminator.")
+    ] = None,
+    ttur: Annotated[
+        bool, typer.Option("--ttur/--no-ttur", rich_help_panel=LEARNING, help="Two time scales, or one rate of 2e-4.")
+    ] = True,
+    weight_l1: Annotated[
+        float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of the pixels' L1 loss.")
+    ] = None,
+    weight_feature_matching: Annotated[
+        float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of feature matching.")
+    ] = None,
+    weight_perceptual: Annotated[
+        float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of the perceptual loss.")
+    ] = None,
+    perceptual_file: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=LEARNING, help="VGG16 or VGG19 weights in torchvision's form; switches that loss on."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(rich_help_panel=LEARNING, help="Of the weights and the order of the samples.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(rich_help_panel=DATA, help="Loading processes; 0 loads in this one.")
+    ] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     sample_every: Annotated[int | None, typer.Option(help="Steps between sample grids.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
@@ -188,9 +226,9 @@ def train(
         )
         started = session.start(asked, runs_dir=runs, name=name, resume=resume)
         out = stdout()
-        out.print(f"training [bold]{started.run}[/]: {started.described}")
+        out.print(f"training {started.run}: {started.described}", markup=False)
         for note in started.notes:
-            out.print(f"  note: {note}", highlight=False)
+            out.print(f"  note: {note}", markup=False)
         with training_bar() as report:
             result = started.train(report)
     for note in (*result.notes, *result.skipped[:5]):
@@ -241,7 +279,7 @@ def import_(
     out = stdout()
     out.print(f"imported {file}: {imported.described}")
     for note in imported.notes:
-        out.print(f"  note: {note}", highlight=False)
+        out.print(f"  note: {note}", markup=False)
     print_places(("checkpoint", imported.checkpoint))
     print_next("spade export --fp16")
 
@@ -350,7 +388,8 @@ def infer(
         target = size or f"{spec.height}x{spec.width}"
         console.print(f"  {summary.resized} label maps were resized to {target} (nearest); --resize never refuses them")
     if summary.failures:
-        stderr().print(failure_table([(failure.path, failure.message) for failure in summary.failures]))
+        for failure in summary.failures:
+            stderr().print(f"  {failure.message}", markup=False)
         stderr().print(f"[red]{len(summary.failures)} label maps have no result[/]; the rest is done")
         raise typer.Exit(1)
 
@@ -449,6 +488,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="An artifact, a checkpoint or a run.", show_default=False)],
 ) -> None:
     """Tell what a checkpoint or an artifact is."""
+    from rich.markup import escape
     from rich.table import Table
 
     from spade_deploy.inspection import inspect_path
@@ -457,14 +497,14 @@ def inspect(
     console = stdout()
     table = Table(title=found.title, title_justify="left", show_header=False, box=None)
     for key, value in found.rows:
-        table.add_row(f"[dim]{key}[/]", value)
+        table.add_row(f"[dim]{key}[/]", escape(value))
     console.print(table)
     for part in found.tables:
         table = Table(title=part.title, title_justify="left", box=None)
         for column in part.columns:
             table.add_column(column)
         for row in part.rows:
-            table.add_row(*row)
+            table.add_row(*(escape(cell) for cell in row))
         console.print()
         console.print(table)
 
@@ -472,6 +512,7 @@ def inspect(
 @app.command(rich_help_panel="Check")
 def doctor() -> None:
     """Tell what is installed, what really loads, and what to install for what is missing."""
+    from rich.markup import escape
     from rich.table import Table
 
     from spade_deploy.diagnosis import Status, diagnose
@@ -480,7 +521,7 @@ def doctor() -> None:
     table = Table(box=None, show_header=False)
     checks = diagnose()
     for check in checks:
-        table.add_row(marks[check.status], check.name, check.value, f"[dim]{check.advice}[/]")
+        table.add_row(marks[check.status], check.name, escape(check.value), f"[dim]{escape(check.advice)}[/]")
     stdout().print(table)
     if any(check.status is Status.PROBLEM for check in checks):
         raise typer.Exit(1)

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from spade_deploy.validation import ValidationReport
 
 
+SHORT_NAMES = {
+    "adversarial": "G",
+    "feature_matching": "FM",
+    "l1": "L1",
+    "perceptual": "VGG",
+    "discriminator_real": "D real",
+    "discriminator_fake": "fake",
+}
+"""Losses in the progress bar, which has one line; the log has their whole names."""
+
+
 def stdout() -> Console:
     """For results. Wrapped at the terminal's width, never in a file or a pipe."""
     from rich.console import Console
@@ -70,21 +81,20 @@ def duration(seconds: float) -> str:
 @contextmanager
 def training_bar() -> Iterator[Callable[[TrainProgress], None]]:
     """Steps, losses, speed and the time that is left."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(),
-        TextColumn("{task.fields[losses]}  {task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=12),
+        TextColumn("{task.fields[speed]}, left"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[losses]}"),
     )
     with Progress(*columns, console=stderr()) as bar:
         task: list[Any] = []
 
         def report(progress: TrainProgress) -> None:
-            losses = "  ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
+            losses = "  ".join(f"{SHORT_NAMES.get(name, name)} {value:.2f}" for name, value in progress.losses.items())
             fields: dict[str, Any] = {"losses": losses, "speed": f"{progress.seconds_per_step:.2f} s/step"}
             if not task:
                 task.append(bar.add_task("", total=progress.steps, completed=progress.step - 1, **fields))
@@ -200,17 +210,4 @@ def finding_table(report: LintReport) -> Table:
             escape(finding.message),
             "yes" if finding.fixable else "",
         )
-    return table
-
-
-def failure_table(failures: list[tuple[Path, str]]) -> Table:
-    """A row for each file without a result."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None)
-    table.add_column("file", overflow="fold")
-    table.add_column("why there is no result", overflow="fold")
-    for path, message in failures:
-        table.add_row(escape(path.name), escape(message))
     return table

@@ -31,7 +31,6 @@ SMALL = {"base_channels": 4, "hidden_channels": 8}
 
 def released(name: str, z_dim: int | None = None) -> Any:
     upsampling, height, width = RELEASED[name]
-    size = {"height": height, "width": width}
     return build_generator(
         labels=label_set(name),
         upsampling=upsampling,
