@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +85,42 @@ def random_inputs(spec: Any, count: int, height: int | None = None, width: int |
 def graph_inputs(spec: Any, label: Any, instance: Any, z: Any) -> list[Any]:
     """The tensors that the deploy model and the graph take, in their order."""
     return [label, *([instance] if spec.labels.has_edges else []), *([z] if spec.z_dim is not None else [])]
+
+
+@dataclass(frozen=True)
+class Mission:
+    """The README's three commands, run in an empty folder through the console script; `said` is what each printed."""
+
+    folder: Path
+    commands: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+def readme_blocks() -> list[list[str]]:
+    """The commands of the README's shell blocks, without comments."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    return [[line.split("  #")[0].strip() for line in block.splitlines() if line.strip()] for block in blocks]
+
+
+def spade(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the real console script of this environment."""
+    script = Path(sys.executable).with_name("spade")
+    environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
+    return subprocess.run(
+        [script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def mission(tmp_path_factory: pytest.TempPathFactory) -> Mission:
+    """The main job as the README has it; the training alone is cut short, to 4 steps."""
+    folder = tmp_path_factory.mktemp("mission")
+    commands = next(block for block in readme_blocks() if block[0].startswith("spade train"))
+    said = []
+    for command in commands:
+        arguments = shlex.split(command)[1:] + (["--steps", "4"] if command == "spade train" else [])
+        done = spade(*arguments, cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said.append(done.stdout)
+    return Mission(folder, tuple(commands), tuple(said))
