@@ -166,6 +166,10 @@ def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
             f"{diff.max_flip}/255",
         )
     console.print(table)
+    for result in report.results:
+        if result.undecided_share > 0:
+            share = percent(result.undecided_share)
+            console.print(f"  {result.precision}: rounding alone decides {share} of the values; the rest is judged")
     if by_class:
         console.print(_class_table(report))
 

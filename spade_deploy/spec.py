@@ -47,14 +47,21 @@ class Precision(StrEnum):
 
 @dataclass(frozen=True)
 class RoundingError:
-    """What float32 itself costs a model: eager PyTorch in float32 against float64, on images in [-1, 1]."""
+    """What float32 itself costs a model: eager PyTorch in float32 against float64.
+
+    max_abs, mean_abs: of images in [-1, 1]. logit_max, logit_mean: of the logits, the values before tanh, in their
+    own scale.
+    """
 
     max_abs: float
     mean_abs: float
+    logit_max: float
+    logit_mean: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mean_abs <= self.max_abs < float("inf"):
-            raise ConfigError(f"rounding error: mean {self.mean_abs} and max {self.max_abs} cannot be")
+        for what, mean, largest in (("image", self.mean_abs, self.max_abs), ("logit", self.logit_mean, self.logit_max)):
+            if not 0 <= mean <= largest < float("inf"):
+                raise ConfigError(f"rounding error: {what} mean {mean} and max {largest} cannot be")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
-from spade_deploy.compare import DiffAccumulator, OutputDiff, Tolerance, tolerance_for
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Z
+from spade_deploy.compare import (
+    MOST_UNDECIDED,
+    DiffAccumulator,
+    OutputDiff,
+    Tolerance,
+    is_undecided,
+    logit_margin,
+    tolerance_for,
+)
 from spade_deploy.engines.runtime import Runtime, open_runtime
 from spade_deploy.errors import (
     ConfigError,
@@ -46,7 +54,8 @@ class SampleImages:
 class GraphResult:
     """The verdict on one graph; `failures` is empty when it passed.
 
-    diverges_at: on failure, the first tensor of the graph that is wrong, or why it could not be found.
+    diff: over all values. undecided_share: of the values that rounding alone decides (`compare.is_undecided`); the
+    verdict is over the others. diverges_at: on failure, the first wrong tensor, or why it could not be found.
     """
 
     precision: Precision
@@ -54,6 +63,7 @@ class GraphResult:
     diff: OutputDiff
     tolerance: Tolerance
     failures: tuple[str, ...]
+    undecided_share: float = 0.0
     diverges_at: str | None = None
 
     @property
@@ -90,6 +100,7 @@ class ValidationReport:
                     "runtime": result.runtime,
                     "passed": result.passed,
                     "failures": list(result.failures),
+                    "undecided_share": result.undecided_share,
                     "diverges_at": result.diverges_at,
                     "tolerance": result.tolerance.to_json(),
                     "figures": result.diff.to_json(),
@@ -119,7 +130,7 @@ class Reference(Protocol):
     name: str
 
     def images(self, inputs: Arrays) -> Arrays:
-        """`pixels` and `image` for the graph's inputs."""
+        """`pixels`, `image` and `logits` for the graph's inputs."""
 
     def diverges_at(self, graph: Path, precision: Precision, inputs: Arrays) -> str:
         """One sentence that names the first wrong tensor of a graph that failed."""
@@ -190,11 +201,21 @@ def _compare(
     on_progress: Callable[[str, int, int], None],
 ) -> GraphResult:
     spec = artifact.manifest.generator
-    differences = DiffAccumulator(tuple(spec.labels.name_of(label_id) for label_id in range(spec.labels.num_ids)))
+    names = tuple(spec.labels.name_of(label_id) for label_id in range(spec.labels.num_ids))
+    differences, judged = DiffAccumulator(names), DiffAccumulator(names)
+    rounding = artifact.manifest.rounding
+    margin = logit_margin(precision, rounding)
+    undecided_shares = []
     worst: tuple[float, Arrays] | None = None
     for index, inputs in enumerate(batches):
         expected, found = reference.images(inputs), runtime.run(inputs)
-        differences.add(inputs[LABEL], (expected[IMAGE], expected[PIXELS]), (found[IMAGE], found[PIXELS]))
+        trusted = (expected[IMAGE], expected[PIXELS])
+        undecided = is_undecided(expected[LOGITS], margin)
+        undecided_shares.append(float(undecided.mean()))
+        differences.add(inputs[LABEL], trusted, (found[IMAGE], found[PIXELS]))
+        decided_image = np.where(undecided, expected[IMAGE], found[IMAGE])
+        decided_pixels = np.where(undecided.transpose(0, 2, 3, 1), expected[PIXELS], found[PIXELS])
+        judged.add(inputs[LABEL], trusted, (decided_image, decided_pixels))
         error = float(np.nan_to_num(np.abs(found[IMAGE] - expected[IMAGE]), nan=np.inf).max())
         if worst is None or error > worst[0]:
             worst = (error, inputs)
@@ -203,12 +224,15 @@ def _compare(
     if worst is None:
         raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
     diff = differences.result()
-    tolerance = tolerance_for(precision, artifact.manifest.rounding)
-    failures = tuple(diff.failures(tolerance))
+    tolerance = tolerance_for(precision, rounding)
+    failures = tuple((judged.result() if diff.finite else diff).failures(tolerance))
+    undecided_share = float(np.mean(undecided_shares))
+    if undecided_share > MOST_UNDECIDED:
+        failures += (f"rounding alone decides {undecided_share:.0%} of the values: nothing is left to compare",)
     diverges_at = None
     if failures:
         diverges_at = reference.diverges_at(artifact.path_of(artifact.graph(precision).file), precision, worst[1])
-    return GraphResult(precision, runtime.name, diff, tolerance, failures, diverges_at)
+    return GraphResult(precision, runtime.name, diff, tolerance, failures, undecided_share, diverges_at)
 
 
 def _keep_sample(

@@ -19,6 +19,7 @@ from spade_deploy.artifact import (
     IMAGE,
     INSTANCE,
     LABEL,
+    LOGITS,
     PIXELS,
     Arrays,
     Artifact,
@@ -50,6 +51,13 @@ def expected(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         blue = np.clip(inputs[Z].mean(axis=1), -1, 1)[:, None, None] + red * 0
     image = np.stack([red, green, blue], axis=1)
     return {PIXELS: ((image + 1) * np.float32(127.5)).astype(np.uint8).transpose(0, 2, 3, 1), IMAGE: image}
+
+
+def golden_outputs(spec: GeneratorSpec, inputs: Arrays) -> Arrays:
+    """`expected`, and the logits that a reference would have."""
+    outputs = expected(spec, inputs)
+    logits = np.arctanh(np.clip(outputs[IMAGE], -0.999999, 0.999999))
+    return {**outputs, LOGITS: logits.astype(np.float32)}
 
 
 def stand_in_graph(spec: GeneratorSpec, wrong_output: str | None = None) -> bytes:
@@ -118,7 +126,7 @@ def stand_in_artifact(
     for precision in precisions:
         (folder / graph_file(precision)).write_bytes(content)
     inputs = random_inputs(spec)
-    write_golden(folder, inputs, expected(spec, inputs))
+    write_golden(folder, inputs, golden_outputs(spec, inputs))
     write_manifest(
         folder,
         generator=spec,
@@ -128,7 +136,7 @@ def stand_in_artifact(
         ),
         source=Source("tiny-001", 40, "train", hashlib.sha256(b"weights").hexdigest()),
         versions={"onnx": onnx.__version__},
-        rounding=RoundingError(1e-6, 1e-7),
+        rounding=RoundingError(1e-6, 1e-7, 1e-6, 1e-7),
         created_unix_ns=CREATED_UNIX_NS,
     )
     return Artifact.open(folder)

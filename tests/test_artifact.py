@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_in import CREATED_UNIX_NS, EDGES, PLAIN, STYLED, expected, random_inputs, stand_in_artifact
+from stand_in import CREATED_UNIX_NS, EDGES, PLAIN, STYLED, random_inputs, stand_in_artifact
 
 from spade_deploy import __version__
 from spade_deploy.artifact import (
@@ -84,7 +84,7 @@ def test_open_reads_what_was_written(tmp_path: Path, spec: GeneratorSpec) -> Non
     assert (found.source.run, found.source.step, found.source.origin) == ("tiny-001", 40, "train")
     assert set(found.files) == {graph_file(FP32), graph_file(FP16), GOLDEN_INPUTS, GOLDEN_OUTPUTS}
     golden, inputs = artifact.golden(), random_inputs(spec)
-    for found_arrays, right in ((golden.inputs, inputs), (golden.outputs, expected(spec, inputs))):
+    for found_arrays, right in ((golden.inputs, inputs), (golden.outputs, golden_outputs(spec, inputs))):
         assert list(found_arrays) == list(right)
         for name, array in right.items():
             assert found_arrays[name].dtype == array.dtype
@@ -353,7 +353,7 @@ def test_a_manifest_of_absurd_size_is_not_read(artifact: Artifact, monkeypatch: 
 
 def test_golden_tensors_that_do_not_fit_the_spec(artifact: Artifact) -> None:
     inputs = random_inputs(PLAIN)
-    outputs = expected(PLAIN, inputs)
+    outputs = golden_outputs(PLAIN, inputs)
     for wrong_inputs, wrong_outputs, reason in (
         ({**inputs, "other": inputs[LABEL]}, outputs, "it holds label, other"),
         ({LABEL: inputs[LABEL].astype(np.int64)}, outputs, "label: type int64"),

@@ -113,8 +113,8 @@ def test_each_limit_is_held() -> None:
 
 
 def test_fp32_is_held_to_the_references_own_rounding() -> None:
-    tight = tolerance_for(Precision.FP32, RoundingError(1e-6, 1e-7))
-    loose = tolerance_for(Precision.FP32, RoundingError(1e-4, 1e-5))
+    tight = tolerance_for(Precision.FP32, RoundingError(1e-6, 1e-7, 1e-6, 1e-7))
+    loose = tolerance_for(Precision.FP32, RoundingError(1e-4, 1e-5, 1e-4, 1e-5))
     assert tight.max_abs is not None
     assert loose.max_abs is not None
     assert tight.max_abs == pytest.approx(6.2e-6)

@@ -221,3 +221,30 @@ def test_golden_outputs_are_those_of_the_untouched_module(released: Release) -> 
     # One image at a time against all at once: 2e-7 apart.
     assert np.abs(golden.outputs["image"] - image.numpy()).max() < 2e-6
     assert (golden.outputs["pixels"] != to_pixels(image).numpy()).mean() < 1e-3
+
+
+def test_a_model_that_saturates_is_judged_where_rounding_does_not_decide(tmp_path: Path) -> None:
+    # Fresh weights of the original's format: spectral norm's vectors have not converged, sigma is near zero, and the
+    # logits reach 1e17. A right graph must pass, a wrong one must still fail.
+    runs = tmp_path / "runs"
+    generator = build_generator(training_steps=0, gain=0.02)
+    save_checkpoint(checkpoint_folder(new_run(runs, "fresh"), 0), generator, step=0, origin="import")
+    made = release(None, runs_dir=runs, precisions=[Precision.FP32, Precision.FP16])
+    assert made.report.passed
+    assert made.report.rounding.logit_max > 1e3
+    artifact = made.artifact.path
+    for precision in Precision:
+        change_weight(artifact / f"generator.{precision}.onnx", "up_2.conv_1.weight", np.negative)
+    report = validate(rewrite(artifact), runs_dir=runs)
+    assert [result.passed for result in report.results] == [False, False]
+    assert "up_2.conv_1" in str(report.results[0].diverges_at)
+
+
+def test_undecided_values() -> None:
+    from spade_deploy.compare import UNDECIDED, is_undecided
+
+    logits = np.array([0.0, 1e-3, -0.04, 0.5, -3.0, 1e9])
+    assert not is_undecided(logits, 1e-4).any()
+    assert is_undecided(logits, 0.1).tolist() == [True, True, True, True, False, False]
+    assert is_undecided(logits, 10.0).tolist() == [True] * 5 + [False]
+    assert np.tanh(0.5) - np.tanh(0.4) > UNDECIDED

@@ -31,7 +31,7 @@ from spade_deploy.artifact.manifest import (
     read_manifest,
     require_safe_name,
 )
-from spade_deploy.artifact.tensors import Arrays, TensorInfo, input_tensors, mismatch, output_tensors
+from spade_deploy.artifact.tensors import Arrays, TensorInfo, golden_tensors, input_tensors, mismatch
 from spade_deploy.atomic import atomic_file, write_json
 from spade_deploy.errors import ArtifactError
 from spade_deploy.spec import GeneratorSpec, Precision, RoundingError
@@ -95,8 +95,8 @@ class Artifact:
         """The golden tensors, their names, types and shapes checked against the spec."""
         spec = self.manifest.generator
         inputs = _read_arrays(self.path_of(GOLDEN_INPUTS), input_tensors(spec))
-        outputs = _read_arrays(self.path_of(GOLDEN_OUTPUTS), output_tensors(spec))
-        problem = mismatch(input_tensors(spec) + output_tensors(spec), {**inputs, **outputs})
+        outputs = _read_arrays(self.path_of(GOLDEN_OUTPUTS), golden_tensors(spec))
+        problem = mismatch(input_tensors(spec) + golden_tensors(spec), {**inputs, **outputs})
         if problem:
             raise ArtifactError(f"{self.path}: golden {problem}", hint=EXPORT_AGAIN)
         return Golden(inputs, outputs)

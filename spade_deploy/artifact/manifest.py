@@ -191,9 +191,8 @@ def _check_consistency(manifest: Manifest, value: dict[str, Any]) -> None:
     for name in (*(graph.file for graph in manifest.graphs), GOLDEN_INPUTS, GOLDEN_OUTPUTS):
         if name not in manifest.files:
             raise _FieldError(f"files lacks {name!r}")
-    golden = value["golden"]
-    if (golden.get("inputs"), golden.get("outputs")) != (GOLDEN_INPUTS, GOLDEN_OUTPUTS):
-        raise _FieldError(f"golden {golden!r} is not {GOLDEN_INPUTS} and {GOLDEN_OUTPUTS}")
+    if _get(value, "golden", dict) != {"inputs": GOLDEN_INPUTS, "outputs": GOLDEN_OUTPUTS}:
+        raise _FieldError(f"golden {value['golden']!r} is not {GOLDEN_INPUTS} and {GOLDEN_OUTPUTS}")
     spec = manifest.generator
     for field, tensors in (("inputs", input_tensors(spec)), ("outputs", output_tensors(spec))):
         told = [_typed(entry, dict, field) for entry in _get(value, field, list)]
@@ -227,7 +226,7 @@ def _parse_source(value: dict[str, Any]) -> Source:
 
 
 def _parse_rounding(value: dict[str, Any]) -> RoundingError:
-    return RoundingError(_get(value, "max_abs", float), _get(value, "mean_abs", float))
+    return RoundingError(*(_get(value, name, float) for name in ("max_abs", "mean_abs", "logit_max", "logit_mean")))
 
 
 def _parse_fact(value: Any, name: str) -> FileFact:

@@ -16,6 +16,7 @@ from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec
 
 LABEL, INSTANCE, Z = "label", "instance", "z"
 PIXELS, IMAGE = "pixels", "image"
+LOGITS = "logits"
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -53,6 +54,12 @@ def output_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
         TensorInfo(PIXELS, "uint8", ("N", *size, 3), "RGB: (image + 1) / 2 * 255, clipped to 0..255, truncated"),
         TensorInfo(IMAGE, "float32", ("N", 3, *size), "RGB in -1..1"),
     )
+
+
+def golden_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
+    """What the reference answers: the graph's outputs, and the values before tanh, which no graph gives."""
+    pixels, image = output_tensors(spec)
+    return pixels, image, TensorInfo(LOGITS, "float32", image.shape, "the image before tanh")
 
 
 def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
