@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_in import CREATED_UNIX_NS, EDGES, PLAIN, STYLED, random_inputs, stand_in_artifact
+from stand_in import CREATED_UNIX_NS, EDGES, PLAIN, STYLED, golden_outputs, random_inputs, stand_in_artifact
 
 from spade_deploy import __version__
 from spade_deploy.artifact import (

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z
 from spade_deploy.atomic import atomic_file
 from spade_deploy.engines.runtime import Runtime, check_inputs
-from spade_deploy.errors import LabelMapError, SpadeError
+from spade_deploy.errors import LabelMapError, RuntimeUnavailableError, SpadeError
 from spade_deploy.inference.plan import Failure, Job
 from spade_deploy.inference.png import encode_png
-from spade_deploy.label_map import Size, image_size, read_instance_map, read_label_map, save_pixels
+from spade_deploy.label_map import Size, read_instance_map, read_label_map, resize_nearest, save_pixels
 from spade_deploy.spec import GeneratorSpec
 
 Progress = Callable[[int, int, float], None]
@@ -58,29 +58,28 @@ class Reader:
 
     def read(self, job: Job) -> Maps:
         """Decode, resize and check one label map and its instance map. Runs in the decoding threads."""
-        own_size = image_size(job.label)
-        label = read_label_map(job.label, self.spec.labels, self.size)
+        own = read_label_map(job.label, self.spec.labels)
+        label = own if self.size is None else resize_nearest(own, self.size)
         inputs: dict[str, NDArray[Any]] = {LABEL: label[None]}
         if self.spec.labels.has_edges:
-            inputs[INSTANCE] = self._instance(job, own_size, label.shape)[None]
+            inputs[INSTANCE] = self._instance(job, own.shape, label.shape)[None]
         if self.style is not None:
             inputs[Z] = self.style
         try:
             check_inputs(self.spec, inputs)
         except SpadeError as error:
-            hint = "" if self.size else "; --resize model resizes it"
-            raise LabelMapError(f"{job.label}: {error}{hint}") from error
-        return Maps(job, inputs, was_resized=label.shape != own_size)
+            way_out = "" if self.size else "; --resize model resizes it"
+            raise LabelMapError(f"{job.label}: {error}{way_out}") from error
+        return Maps(job, inputs, was_resized=label.shape != own.shape)
 
-    def _instance(self, job: Job, own_size: Size, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    def _instance(self, job: Job, own: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.int32]:
         if job.instance is None:
             return np.zeros(shape, np.int32)  # one instance everywhere: no edges
-        found = image_size(job.instance)
-        if found != own_size:
-            raise LabelMapError(
-                f"{job.instance} has {found[0]} x {found[1]} pixels, its label map {own_size[0]} x {own_size[1]}"
-            )
-        return read_instance_map(job.instance, self.size)
+        instance = read_instance_map(job.instance)
+        if instance.shape != own:
+            height, width = instance.shape
+            raise LabelMapError(f"{job.instance} has {height} x {width} pixels, its label map {own[0]} x {own[1]}")
+        return instance if self.size is None else resize_nearest(instance, self.size)
 
 
 @dataclass
@@ -103,14 +102,14 @@ class Tally:
     def start(self) -> None:
         self._started = self._ended = time.perf_counter()
 
-    def count_written(self, maps: Maps) -> None:
+    def count_written(self, *, was_resized: bool) -> None:
         self.written += 1
-        self.resized += maps.was_resized
+        self.resized += was_resized
         self._tell()
 
     def count_failure(self, path: Path, error: Exception) -> None:
         message = str(error) if str(path) in str(error) else f"{path}: {error}"
-        self.failures.append(Failure(path, message))
+        self.failures.append(Failure(path, message, getattr(error, "hint", None)))
         self._tell()
 
     def _tell(self) -> None:
@@ -118,6 +117,15 @@ class Tally:
         self._ended = time.perf_counter()
         if self.on_progress is not None:
             self.on_progress(self.done, self.total, self.written / max(self.seconds, 1e-9))
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A result on its way to the disk. The maps it was made of are not kept."""
+
+    result: Path
+    was_resized: bool
+    future: Future[None]
 
 
 class Pipeline:
@@ -132,20 +140,30 @@ class Pipeline:
         self._ahead = 2 * batch_size + workers
         self._decoders = ThreadPoolExecutor(workers, "decode")
         self._encoders = ThreadPoolExecutor(workers, "encode")
-        self._writes: deque[tuple[Maps, Future[None]]] = deque()
+        self._writes: deque[_Writing] = deque()
 
     def run(self, jobs: Iterable[Job]) -> None:
         try:
             for batch in self._batches(self._decoded(jobs)):
-                pixels = self._runtime.run(_joined(batch), [PIXELS])[PIXELS]
+                try:
+                    pixels = self._runtime.run(_joined(batch), [PIXELS])[PIXELS]
+                except RuntimeUnavailableError as error:
+                    if self._reader.size is not None:
+                        raise  # at one size for all files, what fails for one fails for all
+                    for maps in batch:
+                        self._tally.count_failure(maps.job.label, error)
+                    continue
                 for maps, image in zip(batch, pixels, strict=True):
-                    self._writes.append((maps, self._encoders.submit(_write, maps.job.result, image)))
+                    future = self._encoders.submit(_write, maps.job.result, image)
+                    self._writes.append(_Writing(maps.job.result, maps.was_resized, future))
                 self._collect(at_most_open=self._ahead)
             self._collect(at_most_open=0)
         finally:
-            # After an error or Ctrl-C: what waits is dropped, what is being written is written to its end.
-            self._decoders.shutdown(cancel_futures=True)
-            self._encoders.shutdown(cancel_futures=True)
+            # After an error or Ctrl-C: what waits is dropped, first in both, and what is begun is done to its end.
+            for pool in (self._decoders, self._encoders):
+                pool.shutdown(wait=False, cancel_futures=True)
+            for pool in (self._decoders, self._encoders):
+                pool.shutdown(wait=True)
 
     def _decoded(self, jobs: Iterable[Job]) -> Iterator[Maps]:
         coming = iter(jobs)
@@ -179,17 +197,17 @@ class Pipeline:
 
     def _collect(self, at_most_open: int) -> None:
         """Count the writes that are done; wait while more than `at_most_open` are not."""
-        while self._writes and (len(self._writes) > at_most_open or self._writes[0][1].done()):
-            maps, future = self._writes.popleft()
+        while self._writes and (len(self._writes) > at_most_open or self._writes[0].future.done()):
+            writing = self._writes.popleft()
             try:
-                future.result()
+                writing.future.result()
             except (SpadeError, OSError) as error:
                 raise SpadeError(
-                    f"the result {maps.job.result} cannot be written: {error.__cause__ or error};"
+                    f"the result {writing.result} cannot be written: {error.__cause__ or error};"
                     f" {self._tally.written} of {self._tally.total} images were",
                     hint="free some space or choose another folder; the same command goes on where this one stopped",
                 ) from error
-            self._tally.count_written(maps)
+            self._tally.count_written(was_resized=writing.was_resized)
 
 
 def _joined(batch: list[Maps]) -> Arrays:
@@ -202,5 +220,6 @@ def _write(result: Path, pixels: NDArray[np.uint8]) -> None:
     if result.suffix.lower() != ".png":
         save_pixels(result, pixels)
         return
+    content = encode_png(pixels)
     with atomic_file(result) as temporary:
-        temporary.write_bytes(encode_png(pixels))
+        temporary.write_bytes(content)

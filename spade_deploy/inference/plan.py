@@ -13,10 +13,11 @@ RESULT_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class Failure:
-    """A label file without a result, and why."""
+    """A label file without a result, why, and what to do about it."""
 
     path: Path
     message: str
+    hint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def _result_place(labels: Path, out: Path, instances: Path | None, image_format:
         result = out if is_name else out / f"{labels.stem}.{image_format}"
     elif out.is_file():
         raise ConfigError(f"{out} is a file; the results of a folder go into a folder")
+    places = [out] if result is None else [out, result, result.parent]
     for path in inputs:
-        for place in (out, result):
-            if place is not None and path.exists() and place.exists() and place.samefile(path):
+        for place in places:
+            if path.exists() and place.exists() and place.samefile(path):
                 raise ConfigError(f"{place} is an input: results would overwrite it", hint="choose another folder")
     return (out if result is None else result.parent), result
 
@@ -92,6 +94,8 @@ class _Pairing:
 
     def __init__(self, labels: Path, instances: Path | None) -> None:
         self._instances = instances
+        if instances is not None and not instances.exists():
+            raise NotFoundError(f"--instances: {instances} does not exist", hint="give the folder of instance maps")
         self._single = instances if instances is not None and instances.is_file() else None
         if self._single is not None and labels.is_dir():
             raise ConfigError(f"--instances: {instances} is a file, but {labels} is a folder", hint="give a folder")
