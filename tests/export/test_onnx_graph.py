@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,14 @@ def test_values_carry_the_names_of_the_layers(exported: tuple[Any, Path]) -> Non
     values = {name for node in onnx.load(str(path)).graph.node for name in node.output}
     shortcuts = {name: wide != narrow for name, wide, narrow in block_channels(generator.spec)}
     assert set(stage_names(generator.spec, shortcuts)) <= values
+
+
+def test_polygraphy_accepts_the_graph_without_being_told_a_shape(exported: tuple[Any, Path]) -> None:
+    _, path = exported
+    command = [Path(sys.executable).with_name("polygraphy"), "run", path, "--onnxrt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASSED" in done.stdout
 
 
 def test_no_norm_no_nearest_resize_of_labels_no_paths(exported: tuple[Any, Path]) -> None:
