@@ -33,6 +33,10 @@ SHORT_NAMES = {
 """Losses in the progress bar, which has one line; the log has their whole names."""
 
 
+SHOWN_FINDINGS = 500
+"""Rows of a table of findings; a data set may have as many as it has files."""
+
+
 def stdout() -> Console:
     """For results. Wrapped at the terminal's width, never in a file or a pipe."""
     from rich.console import Console
@@ -204,7 +208,7 @@ def finding_table(report: LintReport) -> Table:
     table = Table(box=None)
     for heading in ("file", "", "code", "what", "--fix"):
         table.add_column(heading, overflow="fold")
-    for finding in report.findings:
+    for finding in report.findings[:SHOWN_FINDINGS]:
         style = styles[finding.severity]
         name = finding.path.name if finding.path.is_absolute() else str(finding.path)
         table.add_row(
@@ -214,4 +218,7 @@ def finding_table(report: LintReport) -> Table:
             escape(finding.message),
             "yes" if finding.fixable else "",
         )
+    left = len(report.findings) - SHOWN_FINDINGS
+    if left > 0:
+        table.add_row(f"... and {left} more")
     return table
