@@ -22,7 +22,7 @@ from spade_deploy.artifact import (
     Graph,
     Source,
     Z,
-    write_manifest,
+    rewrite_manifest,
 )
 from spade_deploy.atomic import atomic_folder, write_json, write_text
 from spade_deploy.compare import Tolerance
@@ -96,15 +96,7 @@ def release(
         report = _at(report, target)
         write_json(folder / REPORT_JSON, report.to_json())
         write_text(folder / REPORT_HTML, report_page(report, exported.manifest.graphs, loaded.spec, folder))
-        old = exported.manifest
-        write_manifest(
-            folder,
-            generator=old.generator,
-            graphs=old.graphs,
-            source=old.source,
-            versions=old.versions,
-            rounding=old.rounding,
-        )
+        rewrite_manifest(folder, exported.manifest)
         if not report.passed:
             failed = target.with_name(target.name + ".failed")
             shutil.rmtree(failed, ignore_errors=True)

@@ -33,8 +33,8 @@ from spade_deploy.artifact import (
     manifest,
     mismatch,
     output_tensors,
+    rewrite_manifest,
     write_golden,
-    write_manifest,
 )
 from spade_deploy.artifact.manifest import manifest_digest
 from spade_deploy.errors import ArtifactError, NewerArtifactError, SpadeError
@@ -49,7 +49,7 @@ def artifact(tmp_path: Path) -> Artifact:
     return stand_in_artifact(tmp_path / "artifact", PLAIN, (FP32, FP16))
 
 
-def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], object], *, digest: bool = True) -> None:
+def change_manifest(path: Path, change: Callable[[dict[str, Any]], object], *, digest: bool = True) -> None:
     """Change the manifest as someone would who also knows how its digest is made."""
     value = json.loads((path / MANIFEST).read_text())
     change(value)
@@ -60,15 +60,7 @@ def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], object], *, 
 
 def rehash(path: Path) -> None:
     """Write the manifest of files that were changed, so that nothing but their content is wrong."""
-    found = Artifact(path, manifest.read_manifest(path)).manifest
-    write_manifest(
-        path,
-        generator=found.generator,
-        graphs=found.graphs,
-        source=found.source,
-        versions=found.versions,
-        rounding=found.rounding,
-    )
+    rewrite_manifest(path, manifest.read_manifest(path))
 
 
 # --- What was written is what is read --------------------------------------------------------------------------------
@@ -214,7 +206,7 @@ def test_a_newer_format_is_told_apart_from_damage(artifact: Artifact) -> None:
         value.clear()
         value.update(format_version=FORMAT_VERSION + 1, all_else="is unknown")
 
-    rewrite_manifest(artifact.path, newer, digest=False)
+    change_manifest(artifact.path, newer, digest=False)
     with pytest.raises(NewerArtifactError, match=f"format {FORMAT_VERSION + 1}; this version .* reads up to") as caught:
         Artifact.open(artifact.path)
     assert "upgrade" in (caught.value.hint or "")
@@ -222,19 +214,19 @@ def test_a_newer_format_is_told_apart_from_damage(artifact: Artifact) -> None:
 
 @pytest.mark.parametrize("version", [None, True, 0, "1", 1.0])
 def test_a_format_version_that_is_no_number(artifact: Artifact, version: Any) -> None:
-    rewrite_manifest(artifact.path, lambda value: value.update(format_version=version))
+    change_manifest(artifact.path, lambda value: value.update(format_version=version))
     with pytest.raises(ArtifactError, match="format_version"):
         Artifact.open(artifact.path)
 
 
 def test_a_manifest_that_was_edited(artifact: Artifact) -> None:
-    rewrite_manifest(artifact.path, lambda value: value["source"].update(run="another"), digest=False)
+    change_manifest(artifact.path, lambda value: value["source"].update(run="another"), digest=False)
     with pytest.raises(ArtifactError, match="the digest differs"):
         Artifact.open(artifact.path)
 
 
 def test_fields_of_a_later_minor_version_are_ignored(artifact: Artifact) -> None:
-    rewrite_manifest(artifact.path, lambda value: value.update(new_fact=[1, None]))
+    change_manifest(artifact.path, lambda value: value.update(new_fact=[1, None]))
     assert Artifact.open(artifact.path).manifest == artifact.manifest
 
 
@@ -263,7 +255,7 @@ def test_fields_of_a_later_minor_version_are_ignored(artifact: Artifact) -> None
 def test_fields_that_are_missing_or_wrong(
     artifact: Artifact, change: Callable[[dict[str, Any]], object], reason: str
 ) -> None:
-    rewrite_manifest(artifact.path, change)
+    change_manifest(artifact.path, change)
     with pytest.raises(ArtifactError, match="manifest is damaged") as caught:
         Artifact.open(artifact.path)
     assert reason in str(caught.value)
@@ -288,7 +280,7 @@ def test_fields_that_are_missing_or_wrong(
 def test_names_that_leave_the_folder(artifact: Artifact, name: str) -> None:
     secret = artifact.path.parent / "secret"
     secret.write_text("x")
-    rewrite_manifest(artifact.path, lambda v: v["files"].update({name: v["files"][GOLDEN_INPUTS]}))
+    change_manifest(artifact.path, lambda v: v["files"].update({name: v["files"][GOLDEN_INPUTS]}))
     with pytest.raises(ArtifactError, match="is not allowed in an artifact"):
         Artifact.open(artifact.path)
 

@@ -11,7 +11,9 @@ import torch
 from conftest import Mission, build_generator, spade
 from PIL import Image
 
-from spade_deploy import __version__
+from spade_deploy import __version__, cli
+from spade_deploy.engines.runtime import Backend
+from spade_deploy.inference import ResizePolicy
 from spade_deploy.label_sets import label_set
 
 
@@ -35,6 +37,12 @@ def test_version_and_help(tmp_path: Path) -> None:
     unknown = spade("trian", cwd=tmp_path)
     assert unknown.returncode == 2
     assert "trian" in unknown.stderr
+
+
+def test_the_choices_of_flags_are_those_of_the_code() -> None:
+    # The command line has its own, so that `spade --help` need not load numpy.
+    assert [*cli.Backend] == [*Backend]
+    assert [*cli.Resize] == [*ResizePolicy]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +16,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 from spade_deploy import validation
-from spade_deploy.artifact import LABEL, Artifact, write_manifest
+from spade_deploy.artifact import LABEL, Artifact, rewrite_manifest
+from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.compare import tolerance_for
 from spade_deploy.divergence import RELATIVE_LIMIT, first_divergence
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, ValidationFailedError
@@ -45,23 +45,9 @@ def copy(released: Release, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def rewrite(artifact: Path) -> Artifact:
-    """The manifest of files that were changed on purpose."""
-    old = Artifact(artifact, validation_manifest(artifact)).manifest
-    write_manifest(
-        artifact,
-        generator=old.generator,
-        graphs=old.graphs,
-        source=old.source,
-        versions=old.versions,
-        rounding=old.rounding,
-    )
+    """The artifact, with the manifest of files that were changed on purpose."""
+    rewrite_manifest(artifact, read_manifest(artifact))
     return Artifact.open(artifact)
-
-
-def validation_manifest(artifact: Path) -> Any:
-    from spade_deploy.artifact.manifest import read_manifest
-
-    return read_manifest(artifact)
 
 
 def change_weight(graph: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -15,6 +15,7 @@ from spade_deploy.artifact.folder import (
     Artifact,
     Golden,
     graph_file,
+    rewrite_manifest,
     write_golden,
     write_manifest,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "label_type",
     "mismatch",
     "output_tensors",
+    "rewrite_manifest",
     "write_golden",
     "write_manifest",
 ]

@@ -160,6 +160,19 @@ def write_manifest(
     return manifest
 
 
+def rewrite_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """The same facts over the files that are in `folder` now: to be called when some were added or changed."""
+    return write_manifest(
+        folder,
+        generator=manifest.generator,
+        graphs=manifest.graphs,
+        source=manifest.source,
+        versions=manifest.versions,
+        rounding=manifest.rounding,
+        created_unix_ns=manifest.created_unix_ns,
+    )
+
+
 def _path_inside(folder: Path, name: str) -> Path:
     """The file itself; a link that leads out of the folder is refused."""
     path = folder / name
