@@ -4,7 +4,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -636,6 +636,15 @@ class Exported:
             return self.generator(segmap, z)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two libraries that each want all cores wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def export(folder: Path, **spec_fields: Any) -> Exported:
     generator = build_generator(base_channels=4, hidden_channels=8, **spec_fields)
     spec = generator.spec
@@ -682,6 +691,7 @@ def test_a_real_export_gives_the_modules_pixels(coco_model: Exported, tmp_path: 
         tmp_path / "out",
         instances=tmp_path / "instances",
         batch_size=batch_size,
+        threads=1,
     )
     for number, (label, region) in enumerate(zip(ids, regions, strict=True)):
         found = read(tmp_path / "out" / f"{number}.png")
@@ -699,13 +709,19 @@ def test_instance_ids_beyond_8_bits_make_edges(coco_model: Exported, tmp_path: P
     instance[:, 32:] = 257  # in 8 bits the same object
     Image.fromarray(label).save(tmp_path / "label.png")
     Image.fromarray(instance).save(tmp_path / "instance.png")
-    infer(coco_model.artifact, tmp_path / "label.png", tmp_path / "out.png", instances=tmp_path / "instance.png")
+    infer(
+        coco_model.artifact,
+        tmp_path / "label.png",
+        tmp_path / "out.png",
+        instances=tmp_path / "instance.png",
+        threads=1,
+    )
     found = read(tmp_path / "out.png")
     assert_same_pixels(found, coco_model.pixels(label, instance.astype(np.int32)))
     without = coco_model.pixels(label, instance.astype(np.uint8).astype(np.int32))
     with pytest.raises(AssertionError):
         assert_same_pixels(found, without)
-    infer(coco_model.artifact, tmp_path / "label.png", tmp_path / "empty.png", no_instances=True)
+    infer(coco_model.artifact, tmp_path / "label.png", tmp_path / "empty.png", no_instances=True, threads=1)
     assert_same_pixels(read(tmp_path / "empty.png"), without)
 
 
@@ -719,7 +735,7 @@ def test_styles_of_a_real_vae_model(vae_model: Exported, tmp_path: Path, batch_s
     seeded = np.random.default_rng(11).standard_normal((1, 16), np.float32)
     for seed, right, wrong in ((None, mean, seeded), (11, seeded, mean)):
         out = tmp_path / f"out-{seed}"
-        infer(vae_model.artifact, tmp_path / "labels", out, seed=seed, batch_size=batch_size)
+        infer(vae_model.artifact, tmp_path / "labels", out, seed=seed, batch_size=batch_size, threads=1)
         for number, label in enumerate(ids):
             found = read(out / f"{number}.png")
             assert_same_pixels(found, vae_model.pixels(label, z=right))
@@ -734,7 +750,7 @@ def test_styles_of_a_real_vae_model(vae_model: Exported, tmp_path: Path, batch_s
 def test_coco_stuff_samples(shared_folder: Path, coco_model: Exported, tmp_path: Path) -> None:
     labels, instances = (shared_folder / "data" / "coco_stuff_sample" / f"train_{kind}" for kind in ("label", "inst"))
     files = list_label_files(labels)
-    summary = infer(coco_model.artifact, labels, tmp_path / "out", instances=instances, batch_size=4)
+    summary = infer(coco_model.artifact, labels, tmp_path / "out", instances=instances, batch_size=4, threads=1)
     assert summary.failures == ()
     assert summary.written == summary.resized == len(files) == 13
     spec = coco_model.generator.spec
@@ -748,7 +764,7 @@ def test_coco_stuff_samples(shared_folder: Path, coco_model: Exported, tmp_path:
 def test_coco_stuff_samples_that_must_fit(shared_folder: Path, coco_model: Exported, tmp_path: Path) -> None:
     """640 x 480 is a size that the model can run at; 640 x 427 and the like are not."""
     labels, instances = (shared_folder / "data" / "coco_stuff_sample" / f"train_{kind}" for kind in ("label", "inst"))
-    summary = infer(coco_model.artifact, labels, tmp_path / "out", instances=instances, resize="never")
+    summary = infer(coco_model.artifact, labels, tmp_path / "out", instances=instances, resize="never", threads=1)
     fit = [path.name for path in list_label_files(labels) if not any(side % 32 for side in image_size(path))]
     assert names(tmp_path / "out") == fit
     assert (len(fit), len(summary.failures), summary.resized) == (5, 8, 0)
