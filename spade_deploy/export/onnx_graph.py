@@ -101,7 +101,6 @@ def _name_stages(onnx_model: Any, model: DeployModel) -> None:
 def _forget_inner_shapes(onnx_model: Any) -> None:
     # Shapes of inner values are every runtime's own to infer. Written down, they make ONNX Runtime reuse buffers by
     # symbol, and a client that tries the graph at 1 x 1 (polygraphy's default) gets a failure instead of an image.
-    # Measured with and without, 256 x 256, 64 base channels: the same time, 7 % less peak memory without.
     outputs = {value.name for value in onnx_model.graph.outputs}
     for node in onnx_model.graph:
         for value in node.outputs:
