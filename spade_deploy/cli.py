@@ -390,6 +390,8 @@ def infer(
     if summary.failures:
         for failure in summary.failures:
             stderr().print(f"  {failure.message}", markup=False)
+        for hint in dict.fromkeys(failure.hint for failure in summary.failures if failure.hint):
+            stderr().print(f"  next: {hint}", markup=False)
         stderr().print(f"[red]{len(summary.failures)} label maps have no result[/]; the rest is done")
         raise typer.Exit(1)
 
