@@ -135,7 +135,7 @@ def _gallery(
         "gallery.html.j2",
         title="Paint a continent, see it from space",
         lead="Land-cover maps of longitudes that the training never saw, what the exported model makes of them, and"
-        " what a satellite saw. The model learned for two minutes at most: longer training looks better.",
+        " what a satellite saw. The model learned for about two minutes: longer training looks better.",
         facts=[
             ("training", f"{steps} steps of the preset earth, on this machine"),
             ("proof", f"ONNX against the untouched PyTorch module: {verdicts}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def release(
         )
         on_step("validating every graph against the untouched PyTorch module")
         report = validate(Artifact.open(folder), checkpoint=checkpoint, runs_dir=runs_dir, backend="cpu")
-        report = _at(report, target)
+        report = replace(report, artifact=target)
         write_json(folder / REPORT_JSON, report.to_json())
         write_text(folder / REPORT_HTML, report_page(report, exported.manifest.graphs, loaded.spec, folder))
         rewrite_manifest(folder, exported.manifest)
@@ -112,10 +112,6 @@ def _require_replaceable(target: Path) -> None:
         raise ConfigError(
             f"--out: {target} exists and is no artifact: it will not be replaced", hint="name another folder"
         )
-
-
-def _at(report: ValidationReport, target: Path) -> ValidationReport:
-    return ValidationReport(**{**vars(report), "artifact": target})
 
 
 def _golden_count(module: Any) -> int:

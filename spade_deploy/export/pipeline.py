@@ -90,8 +90,7 @@ def run_reference(generator: SpadeGenerator, inputs: Arrays) -> dict[str, NDArra
 
     Returns `pixels` N x H x W x 3, `image` N x 3 x H x W, and `logits`, the image before tanh.
     """
-    logits = torch.cat(_logits(generator, inputs, torch.float32))
-    image = torch.tanh(logits)
+    image, logits = _run(generator, inputs, torch.float32)
     return {PIXELS: to_pixels(image).numpy(), IMAGE: image.numpy(), LOGITS: logits.numpy()}
 
 
@@ -103,7 +102,7 @@ def rounding_error(generator: SpadeGenerator, inputs: Arrays, logits: NDArray[np
     wide = SpadeGenerator(generator.spec).double()
     wide.load_state_dict(generator.state_dict())
     wide.eval()
-    exact = torch.cat(_logits(wide, inputs, torch.float64)).numpy()
+    exact = _run(wide, inputs, torch.float64)[1].numpy()
     error = np.abs(logits - exact)
     largest, mean = float(error.max()), float(error.mean())
     image_error = np.abs(np.tanh(logits.astype(np.float64)) - np.tanh(exact))
@@ -113,8 +112,10 @@ def rounding_error(generator: SpadeGenerator, inputs: Arrays, logits: NDArray[np
     return RoundingError(float(decided.max()), float(decided.mean()), largest, mean)
 
 
-def _logits(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> list[Tensor]:
+def _run(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The module's own images, and its logits as a hook sees them."""
     # One image at a time: a batch of full-size activations would not fit small machines.
+    images: list[Tensor] = []
     logits: list[Tensor] = []
     hook = generator.conv_img.register_forward_hook(lambda _, __, output: logits.append(output))
     try:
@@ -122,10 +123,10 @@ def _logits(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> li
             for index in range(len(inputs[LABEL])):
                 one = {name: torch.from_numpy(array[index : index + 1].copy()) for name, array in inputs.items()}
                 segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
-                generator(segmap, one[Z].to(dtype) if Z in one else None)
+                images.append(generator(segmap, one[Z].to(dtype) if Z in one else None))
     finally:
         hook.remove()
-    return logits
+    return torch.cat(images), torch.cat(logits)
 
 
 def _ranges(generator: SpadeGenerator, inputs: Arrays) -> dict[str, float]:

@@ -91,9 +91,7 @@ def open_source(config: DataConfig, split: str, labels: LabelSpec) -> SampleSour
             f"{samples[0].label}: a model with an edge channel needs instance maps",
             hint="name their folder with --instances DIR, or train without edges",
         )
-    return FileSource(
-        config, samples, labels, tuple(f"{problem.path}: {problem.message}" for problem in pairing.problems)
-    )
+    return FileSource(config, samples, labels, _sentences(pairing.problems))
 
 
 def _sentences(problems: Sequence[Problem]) -> tuple[str, ...]:
