@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Z
 from spade_deploy.export.deploy_model import stage_names
-from spade_deploy.spec import GeneratorSpec, Precision
-from spade_deploy.training.networks import SpadeGenerator, block_channels, make_segmap
+from spade_deploy.spec import Precision
+from spade_deploy.training.networks import SpadeGenerator, make_segmap
 
 RELATIVE_LIMIT = {Precision.FP32: 1e-3, Precision.FP16: 0.1}
 """Root mean square error over root mean square value. Right graphs stay far under it (tests/test_divergence.py);
@@ -43,7 +43,7 @@ def first_divergence(
 
     inputs: the graph's inputs by name, N of 1 is enough. CPU only.
     """
-    names = _stages(generator.spec)
+    names = stage_names(generator.spec)
     found = _graph_values(graph, names, inputs)
     expected = _reference_values(generator, names, inputs)
     for name in names:
@@ -56,10 +56,6 @@ def first_divergence(
         if not relative <= RELATIVE_LIMIT[precision]:
             return Divergence(name, relative, float(np.abs(error).max()))
     return None
-
-
-def _stages(spec: GeneratorSpec) -> list[str]:
-    return stage_names(spec, {name: wide != narrow for name, wide, narrow in block_channels(spec)})
 
 
 def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

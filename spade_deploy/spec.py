@@ -43,6 +43,14 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    INT8 = "int8"
+
+
+class GraphKind(StrEnum):
+    """Dense: convolutions of one-hot maps, as trained. Lookup: a table row for each pattern of labels, gathered."""
+
+    DENSE = "dense"
+    LOOKUP = "lookup"
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,26 @@ class LabelSpec:
 
 
 @dataclass(frozen=True)
+class BlockSpec:
+    """One residual block. stride: output pixels per pixel of its feature map. doubles: the map is doubled before it."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    stride: int
+    doubles: bool
+
+    @property
+    def middle_channels(self) -> int:
+        return min(self.in_channels, self.out_channels)
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether the shortcut is learned: it is where the number of channels changes."""
+        return self.in_channels != self.out_channels
+
+
+@dataclass(frozen=True)
 class GeneratorSpec:
     """How a SPADE generator is built; everything that its tensor shapes follow from.
 
@@ -183,6 +211,22 @@ class GeneratorSpec:
     def is_dynamic(self) -> bool:
         """Whether one set of weights serves every size: not with a VAE, whose first layer is fully connected."""
         return self.z_dim is None
+
+    @property
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """The residual blocks in the order they run; figure 4 of the paper."""
+        upsampling = self.upsampling
+        doubles = [False, True, upsampling is not Upsampling.NORMAL, *[True] * 4]
+        names = ["head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3"]
+        if upsampling is Upsampling.MOST:
+            names, doubles = [*names, "up_4"], [*doubles, True]
+        blocks, stride, width = [], self.stride, 16 * self.base_channels
+        for name, doubled in zip(names, doubles, strict=True):
+            stride = stride // 2 if doubled else stride
+            out = width // 2 if name.startswith("up_") else width
+            blocks.append(BlockSpec(name, width, out, stride, doubled))
+            width = out
+        return tuple(blocks)
 
     def with_labels(self, labels: LabelSpec) -> GeneratorSpec:
         return replace(self, labels=labels)

@@ -39,7 +39,7 @@ from spade_deploy.artifact import (
 from spade_deploy.artifact.manifest import manifest_digest
 from spade_deploy.errors import ArtifactError, NewerArtifactError, SpadeError
 from spade_deploy.label_map import label_dtype
-from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
+from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
 
 FP32, FP16 = Precision.FP32, Precision.FP16
 
@@ -94,7 +94,7 @@ def test_graph_by_precision(artifact: Artifact) -> None:
     assert artifact.graph(FP16) == Graph(graph_file(FP16), FP16, ("conv_img",))
     assert artifact.path_of(artifact.graph(FP16).file).is_file()
     with pytest.raises(ArtifactError, match="lookup graph; there is: fp32 dense, fp16 dense"):
-        artifact.graph(FP32, kind="lookup")
+        artifact.graph(FP32, kind=GraphKind.LOOKUP)
     with pytest.raises(ArtifactError, match="no file 'other'"):
         artifact.path_of("other")
 

@@ -20,7 +20,6 @@ from spade_deploy.artifact.folder import (
     write_manifest,
 )
 from spade_deploy.artifact.manifest import (
-    DENSE,
     FORMAT_VERSION,
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
@@ -48,7 +47,6 @@ from spade_deploy.artifact.tensors import (
 )
 
 __all__ = [
-    "DENSE",
     "FORMAT_VERSION",
     "GOLDEN_INPUTS",
     "GOLDEN_OUTPUTS",

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from spade_deploy import __version__
 from spade_deploy.artifact.manifest import (
-    DENSE,
     EXPORT_AGAIN,
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
@@ -34,7 +33,7 @@ from spade_deploy.artifact.manifest import (
 from spade_deploy.artifact.tensors import Arrays, TensorInfo, golden_tensors, input_tensors, mismatch
 from spade_deploy.atomic import atomic_file, write_json
 from spade_deploy.errors import ArtifactError
-from spade_deploy.spec import GeneratorSpec, Precision, RoundingError
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -72,9 +71,9 @@ class Artifact:
             raise ArtifactError(f"{path} cannot be read: {error}") from error
         return cls(path, manifest)
 
-    def graph(self, precision: Precision | None = None, kind: str = DENSE) -> Graph:
+    def graph(self, precision: Precision | None = None, kind: GraphKind = GraphKind.DENSE) -> Graph:
         """The graph of that precision; the first one, fp32 where there is one, for None."""
-        of_kind = [graph for graph in self.manifest.graphs if graph.kind == kind]
+        of_kind = [graph for graph in self.manifest.graphs if graph.kind is kind]
         for graph in sorted(of_kind, key=lambda graph: graph.precision != Precision.FP32):
             if precision in (None, graph.precision):
                 return graph
@@ -108,9 +107,9 @@ class Artifact:
         return read_json(self.path_of(REPORT_JSON), "report")
 
 
-def graph_file(precision: Precision) -> str:
-    """The file name of a dense graph."""
-    return f"generator.{precision}.onnx"
+def graph_file(precision: Precision, kind: GraphKind = GraphKind.DENSE) -> str:
+    """The file name of a graph: generator.fp32.onnx, generator.lookup.fp32.onnx."""
+    return f"generator.{precision}.onnx" if kind is GraphKind.DENSE else f"generator.{kind}.{precision}.onnx"
 
 
 def write_golden(folder: Path, inputs: Arrays, outputs: Arrays) -> None:

@@ -17,13 +17,12 @@ from typing import Any
 from spade_deploy import __version__
 from spade_deploy.artifact.tensors import input_rule, input_tensors, output_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError
-from spade_deploy.spec import GeneratorSpec, Precision, RoundingError
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GOLDEN_INPUTS = "golden/inputs.npz"
 GOLDEN_OUTPUTS = "golden/outputs.npz"
-DENSE = "dense"
 EXPORT_AGAIN = "`spade export` makes a new artifact; if this one was copied, copy it again"
 
 MAX_JSON_BYTES = 16 << 20
@@ -35,13 +34,21 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file. kept_fp32: the layers that stay fp32 in an fp16 graph."""
+    """One ONNX file.
+
+    kept_fp32: the layers that stay fp32 in an fp16 or int8 graph.
+    break_even_share: of a lookup graph, the share of unique patterns from which on the dense graph is as fast on a
+    CPU, measured at export; None where it was not measured.
+    min_psnr_db: of an int8 graph, the quality it was made to reach and is held to.
+    """
 
     file: str
     precision: Precision
     kept_fp32: tuple[str, ...] = ()
     opset: int = 18
-    kind: str = DENSE
+    kind: GraphKind = GraphKind.DENSE
+    break_even_share: float | None = None
+    min_psnr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Manifest:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """What there is a dense graph of."""
-        return tuple(graph.precision for graph in self.graphs if graph.kind == DENSE)
+        return tuple(graph.precision for graph in self.graphs if graph.kind is GraphKind.DENSE)
 
     def to_json(self) -> dict[str, Any]:
         """The file's content, its own digest last."""
@@ -206,12 +213,17 @@ def _parse_graph(value: Any) -> Graph:
     precision = _get(value, "precision", str)
     if precision not in list(Precision):
         raise _FieldError(f"graphs: precision {precision!r} is not one of {', '.join(Precision)}")
+    kind = _get(value, "kind", str)
+    if kind not in list(GraphKind):
+        raise _FieldError(f"graphs: kind {kind!r} is not one of {', '.join(GraphKind)}")
     return Graph(
         file=_get(value, "file", str),
         precision=Precision(precision),
         kept_fp32=tuple(_typed(name, str, "kept_fp32") for name in _get(value, "kept_fp32", list)),
         opset=_get(value, "opset", int),
-        kind=_get(value, "kind", str),
+        kind=GraphKind(kind),
+        break_even_share=_optional_number(value, "break_even_share"),
+        min_psnr_db=_optional_number(value, "min_psnr_db"),
     )
 
 
@@ -235,6 +247,11 @@ def _parse_fact(value: Any, name: str) -> FileFact:
     if not _SHA256.fullmatch(fact.sha256) or fact.bytes < 0:
         raise _FieldError(f"files: {name!r}: {fact.sha256!r}, {fact.bytes} bytes")
     return fact
+
+
+def _optional_number(value: dict[str, Any], name: str) -> float | None:
+    entry = value.get(name)
+    return None if entry is None else float(_typed(entry, (int, float), name))
 
 
 def _get(value: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:

@@ -28,7 +28,6 @@ from spade_deploy.training.networks import (
     Spade,
     SpadeBlock,
     SpadeGenerator,
-    block_order,
 )
 
 
@@ -100,10 +99,10 @@ class DeployModel(nn.Module):
             assert isinstance(generator.fc, nn.Linear)
             self.fc = _linear(generator.fc)
         for stride, names in levels(spec).items():
-            blocks = [_block(generator, name) for name in names]
+            blocks = [trained_block(generator, name) for name in names]
             self.add_module(f"level_{stride}", _merged_hidden(blocks))
-        for name, _ in block_order(spec.upsampling):
-            self.add_module(name, DeployBlock(_block(generator, name), spec.norm))
+        for block in spec.blocks:
+            self.add_module(block.name, DeployBlock(trained_block(generator, block.name), spec.norm))
         self.conv_img = _conv(fold_conv(generator.conv_img))
         self.register_buffer("ids", torch.arange(spec.labels.num_ids, dtype=torch.float32).view(1, -1, 1, 1), False)
         for name in unit_names(spec):
@@ -119,17 +118,15 @@ class DeployModel(nn.Module):
         edges = None if instance is None else edge_map(instance)
         x = self._latent(label, edges, z)
         hidden: dict[int, list[Tensor]] = {}
-        strides = block_strides(self.spec)
-        for name, upsample_before in block_order(self.spec.upsampling):
-            stride = strides[name]
+        for block in self.spec.blocks:
+            stride = block.stride
             if stride not in hidden:
                 hidden[stride] = self._hidden(stride, label, edges)
-            if upsample_before:
+            if block.doubles:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
-            block = self.get_submodule(name)
             count = 3 if block.has_shortcut else 2
             mine, hidden[stride] = hidden[stride][:count], hidden[stride][count:]
-            x = block(x, mine)
+            x = self.get_submodule(block.name)(x, mine)
         return self._output(x)
 
     def _latent(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
@@ -170,20 +167,11 @@ def edge_map(instance: Tensor) -> Tensor:
     return torch.maximum(torch.maximum(sides[0], sides[1]), torch.maximum(sides[2], sides[3]))[:, None]
 
 
-def block_strides(spec: GeneratorSpec) -> dict[str, int]:
-    """Output pixels per feature-map pixel of every block."""
-    strides, stride = {}, spec.stride
-    for name, upsample_before in block_order(spec.upsampling):
-        stride = stride // 2 if upsample_before else stride
-        strides[name] = stride
-    return strides
-
-
 def levels(spec: GeneratorSpec) -> dict[int, list[str]]:
     """stride -> the blocks that run at it, in order."""
     by_stride: dict[int, list[str]] = {}
-    for name, stride in block_strides(spec).items():
-        by_stride.setdefault(stride, []).append(name)
+    for block in spec.blocks:
+        by_stride.setdefault(block.stride, []).append(block.name)
     return by_stride
 
 
@@ -195,13 +183,13 @@ def unit_names(spec: GeneratorSpec) -> list[str]:
     return [*names, "conv_img"]
 
 
-def stage_names(spec: GeneratorSpec, has_shortcut: dict[str, bool]) -> list[str]:
+def stage_names(spec: GeneratorSpec) -> list[str]:
     """Values that the deploy model and the trained generator both compute, in the order they are computed."""
     stages = ["fc"]
-    for name, _ in block_order(spec.upsampling):
-        shortcut = ["norm_s", "conv_s"] if has_shortcut[name] else []
-        stages += [f"{name}.{part}" for part in (*shortcut, "norm_0", "conv_0", "norm_1", "conv_1")]
-        stages.append(name)
+    for block in spec.blocks:
+        shortcut = ["norm_s", "conv_s"] if block.has_shortcut else []
+        stages += [f"{block.name}.{part}" for part in (*shortcut, "norm_0", "conv_0", "norm_1", "conv_1")]
+        stages.append(block.name)
     return [*stages, "conv_img"]
 
 
@@ -231,7 +219,8 @@ def _linear(layer: nn.Linear) -> nn.Linear:
     return copy.requires_grad_(False)
 
 
-def _block(generator: SpadeGenerator, name: str) -> SpadeBlock:
+def trained_block(generator: SpadeGenerator, name: str) -> SpadeBlock:
+    """The trained block of that name."""
     block = generator.get_submodule(name)
     assert isinstance(block, SpadeBlock)
     return block

@@ -88,13 +88,12 @@ def _name_stages(onnx_model: Any, model: DeployModel) -> None:
     for value in onnx_model.graph.inputs:
         value.metadata_props.clear()
     _forget_inner_shapes(onnx_model)
-    blocks = {name: bool(getattr(block, "has_shortcut", False)) for name, block in model.named_children()}
-    missing = [name for name in stage_names(model.spec, blocks) if name not in last_value]
+    missing = [name for name in stage_names(model.spec) if name not in last_value]
     if missing:
         raise ExportError(
             f"the exported graph has no value for layer {missing[0]}: this version of torch.onnx is not supported"
         )
-    for name in stage_names(model.spec, blocks):
+    for name in stage_names(model.spec):
         last_value[name].name = name
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import spectral_norm
 
-from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
+from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
 
 NORM_EPS = 1e-5
 LEAKY_SLOPE = 0.2
@@ -107,9 +107,9 @@ class SpadeGenerator(nn.Module):
             self.fc = nn.Conv2d(spec.labels.num_channels, 16 * base, 3, padding=1)
         else:
             self.fc = nn.Linear(spec.z_dim, 16 * base * spec.latent_height * spec.latent_width)
-        for name, in_channels, out_channels in block_channels(spec):
-            self.add_module(name, SpadeBlock(spec, in_channels, out_channels))
-        self.conv_img = nn.Conv2d(image_channels_in(spec), 3, 3, padding=1)
+        for block in spec.blocks:
+            self.add_module(block.name, SpadeBlock(spec, block.in_channels, block.out_channels))
+        self.conv_img = nn.Conv2d(spec.blocks[-1].out_channels, 3, 3, padding=1)
 
     def forward(self, segmap: Tensor, z: Tensor | None = None) -> Tensor:
         """segmap: N x L x H x W, H and W multiples of the spec's stride (and its own size with a VAE).
@@ -124,42 +124,11 @@ class SpadeGenerator(nn.Module):
             if z is None:
                 raise ValueError("the VAE variant needs a style vector z")
             x = self.fc(z).view(-1, 16 * spec.base_channels, spec.latent_height, spec.latent_width)
-        for name, upsample_before in block_order(spec.upsampling):
-            if upsample_before:
+        for block in spec.blocks:
+            if block.doubles:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
-            x = self.get_submodule(name)(x, segmap)
+            x = self.get_submodule(block.name)(x, segmap)
         return torch.tanh(self.conv_img(functional.leaky_relu(x, LEAKY_SLOPE)))
-
-
-def block_order(upsampling: Upsampling) -> list[tuple[str, bool]]:
-    """The blocks in the order they run, and whether the feature map is doubled before each."""
-    order = [
-        ("head_0", False),
-        ("G_middle_0", True),
-        ("G_middle_1", upsampling is not Upsampling.NORMAL),
-        ("up_0", True),
-        ("up_1", True),
-        ("up_2", True),
-        ("up_3", True),
-    ]
-    return [*order, ("up_4", True)] if upsampling is Upsampling.MOST else order
-
-
-def block_channels(spec: GeneratorSpec) -> list[tuple[str, int, int]]:
-    """Name, input and output channels of every block, in the order they run."""
-    base = spec.base_channels
-    sixteen = 16 * base
-    channels = [("head_0", sixteen, sixteen), ("G_middle_0", sixteen, sixteen), ("G_middle_1", sixteen, sixteen)]
-    width = sixteen
-    for name, _ in block_order(spec.upsampling)[3:]:
-        channels.append((name, width, width // 2))
-        width //= 2
-    return channels
-
-
-def image_channels_in(spec: GeneratorSpec) -> int:
-    """Channels that the last convolution reads."""
-    return block_channels(spec)[-1][2]
 
 
 def initialize(module: nn.Module, gain: float = 0.02) -> None:

@@ -15,7 +15,7 @@ from conftest import build_generator, graph_inputs, random_inputs
 from spade_deploy.export.deploy_model import DeployModel, stage_names
 from spade_deploy.export.onnx_graph import OPSET, write_onnx
 from spade_deploy.spec import LabelSpec, NormType, Upsampling
-from spade_deploy.training.networks import SpadeGenerator, block_channels, make_segmap, to_pixels
+from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "edges": {},
@@ -107,8 +107,7 @@ def test_contract(exported: tuple[Any, Path]) -> None:
 def test_values_carry_the_names_of_the_layers(exported: tuple[Any, Path]) -> None:
     generator, path = exported
     values = {name for node in onnx.load(str(path)).graph.node for name in node.output}
-    shortcuts = {name: wide != narrow for name, wide, narrow in block_channels(generator.spec)}
-    assert set(stage_names(generator.spec, shortcuts)) <= values
+    assert set(stage_names(generator.spec)) <= values
 
 
 def test_polygraphy_accepts_the_graph_without_being_told_a_shape(exported: tuple[Any, Path]) -> None:

@@ -8,8 +8,6 @@ from spade_deploy.label_sets import label_set
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
 from spade_deploy.training.networks import (
     SpadeGenerator,
-    block_channels,
-    block_order,
     edge_map,
     initialize,
     make_segmap,
@@ -45,7 +43,7 @@ def test_released_models_have_the_published_number_of_parameters(
 def test_key_names_are_those_of_the_released_checkpoints() -> None:
     keys = set(SpadeGenerator(tiny(norm=NormType.SYNC_BATCH)).state_dict())
     expected = {f"{layer}.{part}" for layer in ("fc", "conv_img") for part in ("weight", "bias")}
-    for block, in_channels, out_channels in block_channels(TINY):
+    for block, in_channels, out_channels in ((b.name, b.in_channels, b.out_channels) for b in TINY.blocks):
         convolutions, norms = ["conv_0", "conv_1"], ["norm_0", "norm_1"]
         expected |= {f"{block}.{name}.bias" for name in convolutions}
         if in_channels != out_channels:  # the learned shortcut, without a bias
@@ -70,14 +68,14 @@ def test_the_number_of_doublings_and_the_output_size(upsampling: str, doublings:
         image = module(torch.zeros(2, 3, stride, 2 * stride))
     assert latent == [(2, 32, 1, 2)]
     assert image.shape == (2, 3, stride, 2 * stride)
-    assert sum(doubled for _, doubled in block_order(spec.upsampling)) == doublings
+    assert sum(block.doubles for block in spec.blocks) == doublings
 
 
 def test_the_blocks_run_in_the_published_order_at_the_published_sizes() -> None:
     spec = tiny(upsampling=Upsampling.MORE, height=64, width=64)
     module = SpadeGenerator(spec).eval()
     seen = []
-    for name, _ in block_order(spec.upsampling):
+    for name in (block.name for block in spec.blocks):
         module.get_submodule(name).register_forward_hook(
             lambda _, __, output, name=name: seen.append((name, *output.shape[1:3]))
         )
