@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spade_deploy.errors import ConfigError
 from spade_deploy.spec import Precision, RoundingError
 
 IMAGE_RANGE = 2.0
@@ -62,18 +63,23 @@ def is_undecided(logits: NDArray[Any], margin: float) -> NDArray[np.bool_]:
 
 def logit_margin(precision: Precision, rounding: RoundingError) -> float:
     """How far rounding alone may move a logit in a graph of this precision."""
-    if precision is Precision.FP32:
+    if precision is not Precision.FP16:  # int8 is held to a quality, which has room for more than rounding
         return FP32_FACTOR * rounding.logit_max
     return FP16_LOGIT_FACTOR * rounding.logit_mean
 
 
-def tolerance_for(precision: Precision, rounding: RoundingError) -> Tolerance:
+def tolerance_for(precision: Precision, rounding: RoundingError, min_psnr_db: float | None = None) -> Tolerance:
     """The stated tolerance of a graph: what rounding alone can do to this very model.
 
     rounding: the float32 error that eager PyTorch itself has. A right graph differs from eager PyTorch by rounding
     alone, so fp32 is held to a small multiple of it, and fp16 to what its shorter mantissa makes of it. fp16 is also
     held to an image quality, since a model that amplifies rounding may be within that and still look wrong.
+    int8 is lossy by design: it is held to the quality that it was made to reach, `min_psnr_db`, and to nothing else.
     """
+    if precision is Precision.INT8:
+        if min_psnr_db is None:
+            raise ConfigError("an int8 graph without min_psnr_db has no tolerance")
+        return Tolerance(min_psnr_db=min_psnr_db)
     if precision is Precision.FP32:
         return Tolerance(
             max_abs=FP32_FACTOR * rounding.max_abs + FP32_FLOOR,
@@ -209,15 +215,12 @@ class DiffAccumulator:
         """The figures over everything added so far; at least one image."""
         pixels = int(self._pixels.sum())
         mean_square = self._square_error / self._values
-        psnr_db = None if mean_square == 0 else 0.0
-        if self.finite and mean_square > 0:
-            psnr_db = 10 * math.log10(IMAGE_RANGE**2 / mean_square)
         changed = np.flatnonzero(self._flip_counts[1:]) + 1
         return OutputDiff(
             images=self.images,
             max_abs=float(self._abs_max.max()),
             mean_abs=float(self._abs_sum.sum() / pixels),
-            psnr_db=psnr_db,
+            psnr_db=psnr_db(mean_square) if self.finite else 0.0,
             ssim=self._ssim / self.images,
             flip_share=float(self._flip_counts[1:].sum() / pixels),
             max_flip=int(changed.max()) if changed.size else 0,
@@ -236,6 +239,11 @@ class DiffAccumulator:
             max_abs=float(self._abs_max[label_id]),
             flip_share=float(self._flipped[label_id] / own),
         )
+
+
+def psnr_db(mean_square: float) -> float | None:
+    """Peak signal-to-noise ratio of images in [-1, 1] with this mean square error; None where there is no error."""
+    return 10 * math.log10(IMAGE_RANGE**2 / mean_square) if mean_square > 0 else None
 
 
 def ssim(first: NDArray[Any], second: NDArray[Any], data_range: float = IMAGE_RANGE) -> float:

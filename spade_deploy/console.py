@@ -6,7 +6,7 @@ rich is imported where it is used: a command that prints one line should not pay
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from spade_deploy.bench import BenchResult
     from spade_deploy.label_lint import LintReport
     from spade_deploy.training.loop import Progress as TrainProgress
     from spade_deploy.validation import ValidationReport
@@ -160,7 +161,7 @@ def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
     for result in report.results:
         diff = result.diff
         table.add_row(
-            str(result.precision),
+            result.name,
             "[green]pass[/]" if result.passed else "[red]fail[/]",
             scientific(diff.max_abs),
             scientific(diff.mean_abs),
@@ -173,7 +174,7 @@ def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
     for result in report.results:
         if result.undecided_share > 0:
             share = percent(result.undecided_share)
-            console.print(f"  {result.precision}: rounding alone decides {share} of the values; the rest is judged")
+            console.print(f"  {result.name}: rounding alone decides {share} of the values; the rest is judged")
     if by_class:
         console.print(_class_table(report))
 
@@ -188,7 +189,7 @@ def _class_table(report: ValidationReport) -> Table:
     table.add_column("share", justify="right")
     for result in report.results:
         for heading in ("mean", "max", "flipped"):
-            table.add_column(f"{result.precision} {heading}", justify="right")
+            table.add_column(f"{result.name} {heading}", justify="right")
     for row in zip(*(result.diff.classes for result in report.results), strict=True):
         cells = [
             cell
@@ -197,6 +198,47 @@ def _class_table(report: ValidationReport) -> Table:
         ]
         table.add_row(row[0].name, percent(row[0].share), *cells)
     return table
+
+
+def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
+    """A row of figures for each candidate that was measured, why the others were not, what to know, the files."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    console, reference = stdout(), result.reference
+    console.print(
+        f"{result.height} x {result.width}, batch {result.batch_size}, {result.threads} threads,"
+        f" {len(result.rounds)} rounds of {len(result.cases)} batches, {result.machine['processor']}",
+        markup=False,
+    )
+    table = Table(box=None)
+    table.add_column("")
+    against = f"vs {reference.candidate.name}" if reference is not None else "ratio"
+    for heading in ("p50 ms", "p90", "p99", "patterns", "images/s", against, "peak memory", "cold start"):
+        table.add_column(heading, justify="right")
+    for entry in result.measured:
+        figures, cold = result.figures(entry), entry.cold_start
+        table.add_row(
+            escape(entry.candidate.name),
+            *(f"{value:.1f}" for value in (figures.p50_ms, figures.p90_ms, figures.p99_ms)),
+            "" if figures.patterns_p50_ms is None else f"{figures.patterns_p50_ms:.1f}",
+            f"{figures.images_per_s:.2f}",
+            "" if reference is None else f"{result.ratio(entry, reference):.2f}",
+            "?" if entry.peak_memory_bytes is None else f"{entry.peak_memory_bytes / 1e6:.0f} MB",
+            "?" if cold is None else f"{cold.total_s:.2f} s",
+        )
+    if result.measured:
+        console.print(table)
+    for entry in result.entries:
+        if entry.reason:
+            style = "red" if entry.is_fault else "yellow"
+            hint = f" ({entry.hint})" if entry.hint else ""
+            console.print(f"  [{style}]{escape(entry.candidate.name)}: not measured:[/] {escape(entry.reason + hint)}")
+    for note in result.notes:
+        console.print(f"  [dim]{escape(note)}[/]")
+    print_places(*((file.suffix.lstrip("."), file) for file in files))
+    if result.measured and not any(file.suffix == ".png" for file in files):
+        console.print("  no plot: matplotlib is not installed (pip install matplotlib)")
 
 
 def finding_table(report: LintReport) -> Table:

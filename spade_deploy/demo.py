@@ -130,7 +130,7 @@ def _gallery(
                 pages.picture("real photo", photo),
             ]
         )
-    verdicts = ", ".join(f"{found.precision} {pages.decibel(found.diff.psnr_db)}" for found in report.results)
+    verdicts = ", ".join(f"{found.name} {pages.decibel(found.diff.psnr_db)}" for found in report.results)
     return pages.render(
         "gallery.html.j2",
         title="Paint a continent, see it from space",

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Z
+from spade_deploy.artifact import INSTANCE, LABEL, Graph, Z
 from spade_deploy.export.deploy_model import stage_names
-from spade_deploy.spec import Precision
+from spade_deploy.export.lookup_model import OUTPUTS_NCHW
+from spade_deploy.patterns import extract_patterns
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 from spade_deploy.training.networks import SpadeGenerator, make_segmap
 
 RELATIVE_LIMIT = {Precision.FP32: 1e-3, Precision.FP16: 0.1}
@@ -37,25 +39,35 @@ class Divergence:
 
 
 def first_divergence(
-    graph: Path, precision: Precision, generator: SpadeGenerator, inputs: Mapping[str, NDArray[Any]]
+    file: Path, graph: Graph, generator: SpadeGenerator, inputs: Mapping[str, NDArray[Any]]
 ) -> Divergence | None:
-    """Compare every named value of `graph` with the reference's for one input; None where none passes the limit.
+    """Compare every named value of a graph with the reference's for one input; None where none passes the limit.
 
-    inputs: the graph's inputs by name, N of 1 is enough. CPU only.
+    file, graph: the ONNX file and what the manifest says of it. inputs: label and what else the model takes, by name;
+    N of 1 is enough. CPU only.
     """
     names = stage_names(generator.spec)
-    found = _graph_values(graph, names, inputs)
+    is_lookup = graph.kind is GraphKind.LOOKUP
+    found = _graph_values(file, names, _tables(generator.spec, inputs) if is_lookup else inputs)
     expected = _reference_values(generator, names, inputs)
     for name in names:
         if name not in found:
             continue  # a file of another exporter may lack the name
         reference, candidate = expected[name].astype(np.float64), found[name].astype(np.float64)
-        error = candidate.reshape(reference.shape) - reference
+        if is_lookup and not name.endswith(OUTPUTS_NCHW):
+            candidate = candidate.transpose(0, 3, 1, 2)
+        error = candidate - reference
         scale = float(np.sqrt(np.mean(reference**2))) or 1.0
         relative = float(np.sqrt(np.mean(error**2))) / scale
-        if not relative <= RELATIVE_LIMIT[precision]:
+        if not relative <= RELATIVE_LIMIT[graph.precision]:
             return Divergence(name, relative, float(np.abs(error).max()))
     return None
+
+
+def _tables(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
+    assert tables is not None  # no share was set at which it gives up
+    return {**tables.to_inputs(), **({Z: inputs[Z]} if Z in inputs else {})}
 
 
 def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -174,8 +174,8 @@ def report_page(report: ValidationReport, graphs: Sequence[Graph], spec: Generat
         name=str(report.artifact),
         report=report,
         limits=limits,
-        sizes={graph.precision: f"{(folder / graph.file).stat().st_size / 1e6:.1f} MB" for graph in graphs},
-        kept={graph.precision: graph.kept_fp32 for graph in graphs},
+        sizes={graph.name: f"{(folder / graph.file).stat().st_size / 1e6:.1f} MB" for graph in graphs},
+        kept={graph.name: graph.kept_fp32 for graph in graphs},
         samples=[_strip(sample, spec) for sample in report.samples],
         legend=pages.legend(spec.labels, effective_palette(spec.labels), present),
         classes=list(zip(*(result.diff.classes for result in report.results), strict=True)),
@@ -202,12 +202,12 @@ def _strip(sample: Any, spec: GeneratorSpec) -> list[pages.Picture]:
         pages.picture("label map", colorize(sample.label, spec.labels), is_ids=True),
         pages.picture("PyTorch", sample.reference),
     ]
-    for precision, pixels in sample.candidates.items():
+    for name, pixels in sample.candidates.items():
         error = np.abs(pixels.astype(np.int16) - sample.reference.astype(np.int16))
         factor = int(min(MAX_AMPLIFICATION, 255 // max(1, int(error.max()))))
         shown = np.clip(error * factor, 0, 255).astype(np.uint8)
-        pictures.append(pages.picture(str(precision), pixels))
-        caption = f"{precision} difference x{factor}" if error.any() else f"{precision} difference: none"
+        pictures.append(pages.picture(name, pixels))
+        caption = f"{name} difference x{factor}" if error.any() else f"{name} difference: none"
         pictures.append(pages.picture(caption, shown))
     return pictures
 

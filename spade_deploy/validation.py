@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Z
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph, Z
 from spade_deploy.compare import (
     MOST_UNDECIDED,
     DiffAccumulator,
@@ -35,7 +35,7 @@ from spade_deploy.errors import (
 )
 from spade_deploy.label_map import list_label_files, read_instance_map, read_label_map
 from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
-from spade_deploy.spec import Precision, RoundingError
+from spade_deploy.spec import RoundingError
 
 MAX_SAMPLES = 4
 """Images that a report shows."""
@@ -43,11 +43,11 @@ MAX_SAMPLES = 4
 
 @dataclass(frozen=True)
 class SampleImages:
-    """One image for the report: label H x W, pixels H x W x 3 of the reference and of each graph."""
+    """One image for the report: label H x W, pixels H x W x 3 of the reference and of each graph by its name."""
 
     label: NDArray[Any]
     reference: NDArray[np.uint8]
-    candidates: Mapping[Precision, NDArray[np.uint8]]
+    candidates: Mapping[str, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,17 @@ class GraphResult:
     verdict is over the others. diverges_at: on failure, the first wrong tensor, or why it could not be found.
     """
 
-    precision: Precision
+    graph: Graph
     runtime: str
     diff: OutputDiff
     tolerance: Tolerance
     failures: tuple[str, ...]
     undecided_share: float = 0.0
     diverges_at: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.graph.name
 
     @property
     def passed(self) -> bool:
@@ -96,7 +100,8 @@ class ValidationReport:
             "skipped": list(self.skipped),
             "graphs": [
                 {
-                    "precision": result.precision,
+                    "precision": result.graph.precision,
+                    "kind": result.graph.kind,
                     "runtime": result.runtime,
                     "passed": result.passed,
                     "failures": list(result.failures),
@@ -117,7 +122,7 @@ class ValidationReport:
         lines = []
         for result in failed:
             where = f"; {result.diverges_at}" if result.diverges_at else ""
-            lines.append(f"{result.precision} ({result.runtime}): {'; '.join(result.failures)}{where}")
+            lines.append(f"{result.name} ({result.runtime}): {'; '.join(result.failures)}{where}")
         raise ValidationFailedError(
             f"{self.artifact} is not what was trained: " + " | ".join(lines),
             hint="do not deploy it; export again, and report the layer that is named if it fails again",
@@ -132,7 +137,7 @@ class Reference(Protocol):
     def images(self, inputs: Arrays) -> Arrays:
         """`pixels`, `image` and `logits` for the graph's inputs."""
 
-    def diverges_at(self, graph: Path, precision: Precision, inputs: Arrays) -> str:
+    def diverges_at(self, file: Path, graph: Graph, inputs: Arrays) -> str:
         """One sentence that names the first wrong tensor of a graph that failed."""
 
 
@@ -150,7 +155,7 @@ def validate(
 
     labels, instances: folders, paired by stem and resized to the model's size with nearest neighbour.
     checkpoint: the weights that were exported; by default they are looked for by their digest.
-    on_progress: called with precision, images done, images in all. Raises NotFoundError, ConfigError,
+    on_progress: called with the name of a graph, images done, images in all. Raises NotFoundError, ConfigError,
     MissingDependencyError; a failed comparison is in the report, see `ValidationReport.require_passed`.
     """
     reference = _open_reference(
@@ -175,8 +180,8 @@ def validate(
     results, samples = [], list[SampleImages]()
     for graph in artifact.manifest.graphs:
         skipped.clear()
-        with open_runtime(artifact, precision=graph.precision, backend=backend) as runtime:
-            result = _compare(artifact, graph.precision, runtime, reference, batches(), samples, total, on_progress)
+        with open_runtime(artifact, graph.precision, backend, graph=str(graph.kind)) as runtime:
+            result = _compare(artifact, graph, runtime, reference, batches(), samples, total, on_progress)
         results.append(result)
     images = results[0].diff.images
     return ValidationReport(
@@ -192,7 +197,7 @@ def validate(
 
 def _compare(
     artifact: Artifact,
-    precision: Precision,
+    graph: Graph,
     runtime: Runtime,
     reference: Reference,
     batches: Iterator[Arrays],
@@ -204,7 +209,7 @@ def _compare(
     names = tuple(spec.labels.name_of(label_id) for label_id in range(spec.labels.num_ids))
     differences, judged = DiffAccumulator(names), DiffAccumulator(names)
     rounding = artifact.manifest.rounding
-    margin = logit_margin(precision, rounding)
+    margin = logit_margin(graph.precision, rounding)
     undecided_shares = []
     worst: tuple[float, Arrays] | None = None
     for index, inputs in enumerate(batches):
@@ -219,20 +224,20 @@ def _compare(
         error = float(np.nan_to_num(np.abs(found[IMAGE] - expected[IMAGE]), nan=np.inf).max())
         if worst is None or error > worst[0]:
             worst = (error, inputs)
-        _keep_sample(samples, index, inputs[LABEL][0], expected[PIXELS][0], precision, found[PIXELS][0])
-        on_progress(precision, index + 1, total)
+        _keep_sample(samples, index, inputs[LABEL][0], expected[PIXELS][0], graph.name, found[PIXELS][0])
+        on_progress(graph.name, index + 1, total)
     if worst is None:
         raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
     diff = differences.result()
-    tolerance = tolerance_for(precision, rounding)
+    tolerance = tolerance_for(graph.precision, rounding)
     failures = tuple((judged.result() if diff.finite else diff).failures(tolerance))
     undecided_share = float(np.mean(undecided_shares))
     if undecided_share > MOST_UNDECIDED:
         failures += (f"rounding alone decides {undecided_share:.0%} of the values: nothing is left to compare",)
     diverges_at = None
     if failures:
-        diverges_at = reference.diverges_at(artifact.path_of(artifact.graph(precision).file), precision, worst[1])
-    return GraphResult(precision, runtime.name, diff, tolerance, failures, undecided_share, diverges_at)
+        diverges_at = reference.diverges_at(artifact.path_of(graph.file), graph, worst[1])
+    return GraphResult(graph, runtime.name, diff, tolerance, failures, undecided_share, diverges_at)
 
 
 def _keep_sample(
@@ -240,13 +245,13 @@ def _keep_sample(
     index: int,
     label: NDArray[Any],
     reference: NDArray[np.uint8],
-    precision: Precision,
+    name: str,
     pixels: NDArray[np.uint8],
 ) -> None:
     if index == len(samples) and index < MAX_SAMPLES:
         samples.append(SampleImages(label, reference, {}))
     if index < len(samples):
-        samples[index] = replace(samples[index], candidates={**samples[index].candidates, precision: pixels})
+        samples[index] = replace(samples[index], candidates={**samples[index].candidates, name: pixels})
 
 
 def _one_by_one(inputs: Arrays) -> Iterator[Arrays]:
@@ -287,7 +292,7 @@ class _GoldenReference:
                 return {name: array[index : index + 1] for name, array in self._golden.outputs.items()}
         raise NotFoundError("the golden outputs hold no such input")
 
-    def diverges_at(self, graph: Path, precision: Precision, inputs: Arrays) -> str:
+    def diverges_at(self, file: Path, graph: Graph, inputs: Arrays) -> str:
         return "install spade-deploy[export] and give --checkpoint to learn which tensor diverges first"
 
 
@@ -315,12 +320,12 @@ class _TorchReference:
 
         return run_reference(self._module, inputs)
 
-    def diverges_at(self, graph: Path, precision: Precision, inputs: Arrays) -> str:
+    def diverges_at(self, file: Path, graph: Graph, inputs: Arrays) -> str:
         if importlib.util.find_spec("onnx") is None:
             return "install spade-deploy[export] to learn which tensor diverges first"
         from spade_deploy.divergence import first_divergence
 
-        found = first_divergence(graph, precision, self._module, inputs)
+        found = first_divergence(file, graph, self._module, inputs)
         if found is None:
             return "every named tensor is close; the error arises in the last operators, after conv_img, or adds up"
         return (

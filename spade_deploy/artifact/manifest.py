@@ -50,6 +50,11 @@ class Graph:
     break_even_share: float | None = None
     min_psnr_db: float | None = None
 
+    @property
+    def name(self) -> str:
+        """For people: 'fp32' of a dense graph, 'fp32 lookup'."""
+        return str(self.precision) if self.kind is GraphKind.DENSE else f"{self.precision} {self.kind}"
+
 
 @dataclass(frozen=True)
 class Source:

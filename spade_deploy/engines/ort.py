@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType, TracebackType
@@ -12,7 +13,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import Arrays, Artifact, Graph, input_tensors, output_tensors
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Graph, Z, input_tensors, output_tensors
 from spade_deploy.engines.runtime import check_inputs
 from spade_deploy.errors import (
     ArtifactError,
@@ -21,7 +22,8 @@ from spade_deploy.errors import (
     RuntimeUnavailableError,
     SpadeError,
 )
-from spade_deploy.spec import GeneratorSpec, Precision
+from spade_deploy.patterns import check_tables, extract_patterns, lookup_tensors
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -38,15 +40,23 @@ class OrtRuntime:
     """One graph of an artifact in an ONNX Runtime session.
 
     provider: the execution provider that must run it; the CPU takes what a GPU provider does not know.
+    patterns_s: of a lookup graph, the seconds that the last run spent on finding patterns.
     Raises RuntimeUnavailableError where the provider does not load: there is no silent run on the CPU.
     """
 
     def __init__(
-        self, artifact: Artifact, precision: Precision | None = None, provider: str = CPU, threads: int | None = None
+        self,
+        artifact: Artifact,
+        precision: Precision | None = None,
+        provider: str = CPU,
+        threads: int | None = None,
+        kind: GraphKind = GraphKind.DENSE,
     ) -> None:
-        graph = artifact.graph(precision)
+        graph = artifact.graph(precision, kind)
         self.spec: GeneratorSpec = artifact.manifest.generator
         self.precision: Precision = graph.precision
+        self.kind: GraphKind = kind
+        self.patterns_s: float | None = None
         ort = _onnxruntime()
         if provider != CPU and not provider_loads(provider):
             raise _unavailable(provider, f"this installation has {', '.join(ort.get_available_providers())}")
@@ -54,14 +64,37 @@ class OrtRuntime:
         loaded = self._session.get_providers()[0]
         if loaded != provider:
             raise _unavailable(provider, f"the session runs on {loaded} instead")
-        self.name = f"ONNX Runtime {ort.__version__} {_short(loaded)}, {graph.precision}"
+        self.name = f"ONNX Runtime {ort.__version__} {_short(loaded)}, {graph.name}"
         _check_contract(artifact, graph, self._session)
 
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
         """Outputs by name. Raises InputRefusedError before the session runs, RuntimeUnavailableError when it fails."""
+        check_inputs(self.spec, inputs)
+        if self.kind is GraphKind.DENSE:
+            return self._run(inputs, output_names)
+        start = time.perf_counter()
+        tables = extract_patterns(self.spec, inputs[LABEL], inputs.get(INSTANCE))
+        assert tables is not None  # no share was set at which it gives up
+        self.patterns_s = time.perf_counter() - start
+        return self._run({**tables.to_inputs(), **_style(inputs)}, output_names)
+
+    def run_tables(
+        self, tables: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None, *, is_checked: bool = False
+    ) -> Arrays:
+        """Run a lookup graph on pattern tables that are already there, such as those of one map for several styles.
+
+        tables: as `patterns.lookup_tensors` has them. is_checked: they come straight from `extract_patterns`.
+        Raises InputRefusedError, by tensor name, for tables that do not belong to this graph.
+        """
+        if self.kind is not GraphKind.LOOKUP:
+            raise ConfigError(f"{self.name}: pattern tables are for a lookup graph; this one takes label maps")
+        if not is_checked:
+            check_tables(self.spec, tables)
+        return self._run(tables, output_names)
+
+    def _run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None) -> Arrays:
         if self._session is None:
             raise RuntimeUnavailableError(f"{self.name}: it was closed")
-        check_inputs(self.spec, inputs)
         known = [tensor.name for tensor in output_tensors(self.spec)]
         names = known if output_names is None else list(output_names)
         for name in names:
@@ -164,10 +197,15 @@ class _Silence:
         self._ort.set_default_logger_severity(self._WARNING)
 
 
+def _style(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    return {Z: inputs[Z]} if Z in inputs else {}
+
+
 def _check_contract(artifact: Artifact, graph: Graph, session: Any) -> None:
     spec = artifact.manifest.generator
+    fed = input_tensors(spec) if graph.kind is GraphKind.DENSE else lookup_tensors(spec)
     for what, tensors, found in (
-        ("inputs", input_tensors(spec), session.get_inputs()),
+        ("inputs", fed, session.get_inputs()),
         ("outputs", output_tensors(spec), session.get_outputs()),
     ):
         expected = sorted((tensor.name, f"tensor({tensor.dtype.replace('float32', 'float')})") for tensor in tensors)

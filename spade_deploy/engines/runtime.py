@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, input_tensors, mismatch
 from spade_deploy.errors import ConfigError, InputRefusedError
-from spade_deploy.spec import GeneratorSpec, Precision
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 
 class Backend(StrEnum):
@@ -24,6 +24,14 @@ class Backend(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class GraphChoice(StrEnum):
+    """Auto: the lookup graph on a CPU where it was measured to be faster, map by map; else the dense one."""
+
+    AUTO = "auto"
+    DENSE = "dense"
+    LOOKUP = "lookup"
 
 
 class Runtime(Protocol):
@@ -38,6 +46,14 @@ class Runtime(Protocol):
 
     @property
     def precision(self) -> Precision: ...
+
+    @property
+    def kind(self) -> GraphKind:
+        """The graph that the last run used, or the next one will begin with."""
+
+    @property
+    def patterns_s(self) -> float | None:
+        """Seconds that the last run spent on finding patterns; None where there was no need to."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
         """Outputs by name: all, or those in `output_names`. Raises InputRefusedError before anything runs."""
@@ -56,24 +72,42 @@ def open_runtime(
     precision: Precision | None = None,
     backend: Backend | str = Backend.AUTO,
     threads: int | None = None,
+    graph: GraphChoice | str = GraphChoice.AUTO,
 ) -> Runtime:
     """Load an artifact's graph where it runs best, or where `backend` says.
 
     precision: None takes fp16 on a GPU where the artifact has it, else fp32.
     threads: of a CPU session; None leaves it to the runtime (one a core).
+    graph: auto never takes a lookup graph that was not measured to win, and none on a GPU.
     Raises RuntimeUnavailableError, MissingDependencyError, ConfigError, or ArtifactError for a graph that is not there.
     """
     if backend not in list(Backend):
         raise ConfigError(f"--backend: {str(backend)!r} is not one of {', '.join(Backend)}")
+    if graph not in list(GraphChoice):
+        raise ConfigError(f"--graph: {str(graph)!r} is not one of {', '.join(GraphChoice)}")
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads: {threads} is not a positive number")
-    from spade_deploy.engines import ort  # here, as ort knows this module
+    from spade_deploy.engines import ort  # here, as they know this module
+    from spade_deploy.engines.auto import AutoRuntime
 
     wants_cuda = backend == Backend.CUDA or (backend == Backend.AUTO and ort.provider_loads(ort.CUDA))
     if precision is None:
         on_gpu = wants_cuda and Precision.FP16 in artifact.manifest.precisions
         precision = Precision.FP16 if on_gpu else artifact.graph().precision
-    return ort.OrtRuntime(artifact, precision, ort.CUDA if wants_cuda else ort.CPU, threads)
+    provider = ort.CUDA if wants_cuda else ort.CPU
+    if graph == GraphChoice.LOOKUP:
+        return ort.OrtRuntime(artifact, precision, provider, threads, GraphKind.LOOKUP)
+    share = None if wants_cuda or graph == GraphChoice.DENSE else _break_even_share(artifact, precision)
+    if not share:
+        return ort.OrtRuntime(artifact, precision, provider, threads)
+    lookup = ort.OrtRuntime(artifact, precision, provider, threads, GraphKind.LOOKUP)
+    return AutoRuntime(lookup, lambda: ort.OrtRuntime(artifact, precision, provider, threads), share)
+
+
+def _break_even_share(artifact: Artifact, precision: Precision) -> float | None:
+    graphs = artifact.manifest.graphs
+    found = [graph for graph in graphs if graph.kind is GraphKind.LOOKUP and graph.precision is precision]
+    return found[0].break_even_share if found else None
 
 
 def check_inputs(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> None:

@@ -36,7 +36,7 @@ class DeploySpade(nn.Module):
 
     def __init__(self, layer: Spade, norm: NormType) -> None:
         super().__init__()
-        self.modulation = _conv(fold_spade(layer))
+        self.modulation = make_conv(fold_spade(layer))
         self.normalizes = norm is NormType.INSTANCE
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
@@ -55,11 +55,11 @@ class DeployBlock(nn.Module):
     def __init__(self, block: SpadeBlock, norm: NormType) -> None:
         super().__init__()
         self.norm_0, self.norm_1 = DeploySpade(block.norm_0, norm), DeploySpade(block.norm_1, norm)
-        self.conv_0, self.conv_1 = _conv(fold_conv(block.conv_0)), _conv(fold_conv(block.conv_1))
+        self.conv_0, self.conv_1 = make_conv(fold_conv(block.conv_0)), make_conv(fold_conv(block.conv_1))
         self.has_shortcut = block.has_shortcut
         if block.has_shortcut:
             self.norm_s = DeploySpade(block.norm_s, norm)
-            self.conv_s = _conv(fold_conv(block.conv_s), bias=False)
+            self.conv_s = make_conv(fold_conv(block.conv_s), bias=False)
 
     def forward(self, x: Tensor, hidden: list[Tensor]) -> Tensor:
         dtype = self.conv_0.weight.dtype
@@ -94,16 +94,16 @@ class DeployModel(nn.Module):
         super().__init__()
         spec = self.spec = generator.spec
         if spec.z_dim is None:
-            self.fc: nn.Module = _conv(fold_conv(generator.fc))
+            self.fc: nn.Module = make_conv(fold_conv(generator.fc))
         else:
             assert isinstance(generator.fc, nn.Linear)
-            self.fc = _linear(generator.fc)
+            self.fc = make_linear(generator.fc)
         for stride, names in levels(spec).items():
             blocks = [trained_block(generator, name) for name in names]
-            self.add_module(f"level_{stride}", _merged_hidden(blocks))
+            self.add_module(f"level_{stride}", nn.Sequential(make_conv(merged_hidden(blocks)), nn.ReLU()))
         for block in spec.blocks:
             self.add_module(block.name, DeployBlock(trained_block(generator, block.name), spec.norm))
-        self.conv_img = _conv(fold_conv(generator.conv_img))
+        self.conv_img = make_conv(fold_conv(generator.conv_img))
         self.register_buffer("ids", torch.arange(spec.labels.num_ids, dtype=torch.float32).view(1, -1, 1, 1), False)
         for name in unit_names(spec):
             half = fp16 and name not in keep_fp32
@@ -127,10 +127,11 @@ class DeployModel(nn.Module):
             count = 3 if block.has_shortcut else 2
             mine, hidden[stride] = hidden[stride][:count], hidden[stride][count:]
             x = self.get_submodule(block.name)(x, mine)
-        return self._output(x)
+        x = self.conv_img(functional.leaky_relu(x.to(dtype_of(self.conv_img)), LEAKY_SLOPE))
+        return to_outputs(x)
 
     def _latent(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
-        spec, dtype = self.spec, _dtype(self.fc)
+        spec, dtype = self.spec, dtype_of(self.fc)
         if z is not None:
             flat: Tensor = self.fc(z.to(dtype))
             return flat.view(-1, 16 * spec.base_channels, spec.latent_height, spec.latent_width)
@@ -139,19 +140,20 @@ class DeployModel(nn.Module):
 
     def _hidden(self, stride: int, label: Tensor, edges: Tensor | None) -> list[Tensor]:
         level = self.get_submodule(f"level_{stride}")
-        maps = level(self._segmap(stride, label, edges).to(_dtype(level)))
+        maps = level(self._segmap(stride, label, edges).to(dtype_of(level)))
         return list(maps.split(self.spec.hidden_channels, dim=1))
 
     def _segmap(self, stride: int, label: Tensor, edges: Tensor | None) -> Tensor:
         segmap = (label[:, None, ::stride, ::stride] == self.ids).float()
         return segmap if edges is None else torch.cat([segmap, edges[:, :, ::stride, ::stride]], dim=1)
 
-    def _output(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.conv_img(functional.leaky_relu(x.to(_dtype(self.conv_img)), LEAKY_SLOPE))
-        image = torch.tanh(x if x.dtype is torch.float64 else x.float())
-        # floor is what a cast to uint8 does; written out, since runtimes differ in how they round a cast.
-        pixels = ((image + 1) / 2 * 255).clamp(0, 255).floor().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1), image
+
+def to_outputs(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The last convolution's N x 3 x H x W -> (pixels, image), as `DeployModel` returns them."""
+    image = torch.tanh(logits if logits.dtype is torch.float64 else logits.float())
+    # floor is what a cast to uint8 does; written out, since runtimes differ in how they round a cast.
+    pixels = ((image + 1) / 2 * 255).clamp(0, 255).floor().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1), image
 
 
 def edge_map(instance: Tensor) -> Tensor:
@@ -193,18 +195,19 @@ def stage_names(spec: GeneratorSpec) -> list[str]:
     return [*stages, "conv_img"]
 
 
-def _merged_hidden(blocks: Iterable[SpadeBlock]) -> nn.Sequential:
+def merged_hidden(blocks: Iterable[SpadeBlock]) -> ConvWeights:
+    """The `mlp_shared` of all layers of these blocks as one convolution, in the order they run."""
     layers = [layer for block in blocks for layer in _spade_layers(block)]
     parts = [fold_conv(layer.mlp_shared[0]) for layer in layers]
-    merged = ConvWeights(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
-    return nn.Sequential(_conv(merged), nn.ReLU())
+    return ConvWeights(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
 
 
 def _spade_layers(block: SpadeBlock) -> list[Spade]:
     return [block.norm_0, block.norm_1, *([block.norm_s] if block.has_shortcut else [])]
 
 
-def _conv(weights: ConvWeights, *, bias: bool = True) -> nn.Conv2d:
+def make_conv(weights: ConvWeights, *, bias: bool = True) -> nn.Conv2d:
+    """A frozen float64 convolution of stride 1 that keeps the size of its input."""
     out_channels, in_channels, size, _ = weights.weight.shape
     conv = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias, dtype=torch.float64)
     conv.weight.data.copy_(weights.weight)
@@ -213,7 +216,8 @@ def _conv(weights: ConvWeights, *, bias: bool = True) -> nn.Conv2d:
     return conv.requires_grad_(False)
 
 
-def _linear(layer: nn.Linear) -> nn.Linear:
+def make_linear(layer: nn.Linear) -> nn.Linear:
+    """A frozen float64 copy."""
     copy = nn.Linear(layer.in_features, layer.out_features, dtype=torch.float64)
     copy.load_state_dict(layer.state_dict())
     return copy.requires_grad_(False)
@@ -226,5 +230,6 @@ def trained_block(generator: SpadeGenerator, name: str) -> SpadeBlock:
     return block
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The type of a module's weights."""
     return next(module.parameters()).dtype

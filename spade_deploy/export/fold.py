@@ -14,6 +14,12 @@ and, gamma and beta being convolutions of the same hidden map h (gamma = Wg * h 
 so the normalisation disappears. Zero padding stays exact: padding acts on h, which is unchanged.
 Instance norm depends on x and cannot fold: there gamma' = Wg * h + 1 + bg and beta' = beta.
 
+The learned shortcut has no activation between its SPADE layer and its 1 x 1 convolution Ws, so beta' passes through it:
+
+    Ws (x gamma' + beta')  =  Ws (x gamma') + (Ws beta')
+
+and Ws beta' is again a convolution of h, with as many channels as the block's output, which are fewer.
+
 All folds are computed in float64 and rounded once.
 """
 
@@ -74,6 +80,15 @@ def fold_spade(layer: Spade) -> ConvWeights:
         torch.cat([scale.view(column) * gamma.weight, beta.weight + shift.view(column) * gamma.weight]),
         torch.cat([scale * (1 + gamma.bias), beta.bias + shift * (1 + gamma.bias)]),
     )
+
+
+def fold_shortcut(layer: Spade, conv_s: nn.Module) -> tuple[ConvWeights, ConvWeights]:
+    """(gamma', Ws beta') of a learned shortcut: C x hidden x k x k and out x hidden x k x k."""
+    modulation, projection = fold_spade(layer), fold_conv(conv_s).weight.flatten(1)
+    gamma_weight, beta_weight = modulation.weight.chunk(2)
+    gamma_bias, beta_bias = modulation.bias.chunk(2)
+    beta = ConvWeights(torch.einsum("oc,chij->ohij", projection, beta_weight), projection @ beta_bias)
+    return ConvWeights(gamma_weight, gamma_bias), beta
 
 
 def batch_norm_scale_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:

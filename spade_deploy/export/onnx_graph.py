@@ -1,4 +1,4 @@
-"""The deploy model as an ONNX file: opset 18, named inputs and outputs, dynamic shapes, values named after layers."""
+"""A model as an ONNX file: opset 18, named inputs and outputs, dynamic shapes, values named after layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.export import Dim
 
 from spade_deploy.errors import ExportError
-from spade_deploy.export.deploy_model import DeployModel, stage_names
+from spade_deploy.export.deploy_model import DeployModel, levels, stage_names
+from spade_deploy.export.lookup_model import LookupModel
+from spade_deploy.patterns import lookup_tensors
 from spade_deploy.spec import GeneratorSpec
 
 OPSET = 18
@@ -24,16 +26,20 @@ EXTERNAL_DATA_BYTES = 1_900_000_000
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def write_onnx(model: DeployModel, path: Path) -> None:
+def write_onnx(model: DeployModel | LookupModel, path: Path) -> None:
     """Trace `model` and write it to `path`. Raises ExportError with the exporter's own words where that fails.
 
-    Inputs and outputs are those of `DeployModel`. The batch is dynamic; height and width are dynamic multiples of
-    the spec's stride, except with a VAE. Values that the trained generator also computes carry its layers' names
-    (`up_0.conv_1`), which is how a validation names the first one that diverges.
+    Inputs and outputs are those of the module. The batch is dynamic; height and width are dynamic multiples of the
+    spec's stride, except with a VAE; so are the numbers of patterns of a lookup graph. Values that the trained
+    generator also computes carry its layers' names (`up_0.conv_1`), which is how a validation names the first one
+    that diverges.
     """
     spec = model.spec
-    inputs, names, shapes = _example_inputs(spec)
-    dynamic = (shapes[0], tuple(shapes[1:])) if len(shapes) > 1 else (shapes[0],)
+    is_lookup = isinstance(model, LookupModel)
+    inputs, names, shapes = _example_tables(spec) if is_lookup else _example_inputs(spec)
+    # One entry a parameter of `forward`; those after a star are one tuple.
+    after_star = shapes if is_lookup else shapes[1:]
+    dynamic = (*shapes[: len(shapes) - len(after_star)], *([tuple(after_star)] if after_star else []))
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -77,24 +83,54 @@ def _example_inputs(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str],
     return tuple(inputs), names, shapes
 
 
-def _name_stages(onnx_model: Any, model: DeployModel) -> None:
+def _example_tables(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str], list[dict[int, Any]]]:
+    height, width = (2, 3) if spec.is_dynamic else (spec.latent_height, spec.latent_width)
+    batch, rows, columns = Dim("batch", min=1), Dim(f"h{spec.stride}", min=1), Dim(f"w{spec.stride}", min=1)
+    inputs, shapes = [], []
+    if spec.z_dim is None:
+        inputs.append(torch.zeros(2, height, width, 9, dtype=torch.int32))
+        shapes.append({0: batch, 1: rows, 2: columns})
+    taps = spec.kernel_size**2
+    for level, stride in enumerate(levels(spec)):
+        factor = spec.stride // stride
+        inputs += [torch.zeros(count, taps, dtype=torch.int32) for count in (5 + level, 15 + level)]
+        inputs.append(torch.zeros(2, factor * height, factor * width, dtype=torch.int32))
+        shapes += [{0: Dim(f"codes{stride}", min=1)}, {0: Dim(f"patterns{stride}", min=1)}]
+        shapes.append({0: batch, **({1: factor * rows, 2: factor * columns} if spec.is_dynamic else {})})
+    if spec.z_dim is not None:
+        inputs.append(torch.zeros(2, spec.z_dim))
+        shapes.append({0: batch})
+    return tuple(inputs), [tensor.name for tensor in lookup_tensors(spec)], shapes
+
+
+def _name_stages(onnx_model: Any, model: DeployModel | LookupModel) -> None:
     last_value: dict[str, Any] = {}
     for node in onnx_model.graph:
         scopes = _scopes(node)
         if scopes:
             last_value[scopes[-1]] = node.outputs[0]
+            if node.op_type == "MatMul" and node.inputs[1].is_initializer():
+                # The exporter transposes the weight of such a product, and forgets whose it is.
+                node.inputs[1].name = f"{scopes[-1]}.weight"
         # What remains would put the exporting machine's paths and stack traces into every artifact.
         node.metadata_props.clear()
     for value in onnx_model.graph.inputs:
         value.metadata_props.clear()
     _forget_inner_shapes(onnx_model)
-    missing = [name for name in stage_names(model.spec) if name not in last_value]
+    stages = model_stages(model)
+    missing = [name for name in stages if name not in last_value]
     if missing:
         raise ExportError(
             f"the exported graph has no value for layer {missing[0]}: this version of torch.onnx is not supported"
         )
-    for name in stage_names(model.spec):
+    for name in stages:
         last_value[name].name = name
+
+
+def model_stages(model: DeployModel | LookupModel) -> list[str]:
+    """The named values of a model's graph. A lookup model makes no `norm_s`: its shortcut is one step."""
+    names = stage_names(model.spec)
+    return [name for name in names if not name.endswith("norm_s")] if isinstance(model, LookupModel) else names
 
 
 def _forget_inner_shapes(onnx_model: Any) -> None:

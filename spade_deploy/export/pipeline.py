@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,12 +30,18 @@ from spade_deploy.artifact import (
 )
 from spade_deploy.compare import FP32_FACTOR, is_undecided
 from spade_deploy.export.deploy_model import DeployModel
+from spade_deploy.export.lookup_model import LookupModel
 from spade_deploy.export.onnx_graph import OPSET, write_onnx
 from spade_deploy.export.precision import ALWAYS_FP32, unit_ranges, units_to_keep
-from spade_deploy.spec import NormType, Precision, RoundingError
+from spade_deploy.patterns import extract_patterns
+from spade_deploy.spec import GraphKind, NormType, Precision, RoundingError
 from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
 
 Arrays = Mapping[str, NDArray[Any]]
+MODELS: dict[GraphKind, type[DeployModel] | type[LookupModel]] = {
+    GraphKind.DENSE: DeployModel,
+    GraphKind.LOOKUP: LookupModel,
+}
 VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "numpy")
 
 
@@ -51,6 +58,7 @@ def export_artifact(
     folder: Path,
     *,
     precisions: Sequence[Precision],
+    kinds: Sequence[GraphKind] = tuple(GraphKind),
     golden_inputs: Arrays,
     source: Source,
     on_step: Callable[[str], None] = lambda _: None,
@@ -65,14 +73,16 @@ def export_artifact(
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS])
     write_golden(folder, dict(golden_inputs), reference)
     graphs = []
-    for precision in precisions:
-        on_step(f"tracing and writing the {precision} graph")
+    for precision, kind in itertools.product(precisions, kinds):
+        on_step(f"tracing and writing the {precision} {kind} graph")
+        build = MODELS[kind]
         kept: tuple[str, ...] = ()
         if precision is Precision.FP16:
-            kept = units_to_keep(_ranges(generator, golden_inputs))
-        model = DeployModel(generator, fp16=precision is Precision.FP16, keep_fp32=kept)
-        write_onnx(model, folder / graph_file(precision))
-        graphs.append(Graph(graph_file(precision), precision, _all_kept(generator, precision, kept), OPSET))
+            kept = units_to_keep(_ranges(build(generator), golden_inputs))
+        model = build(generator, fp16=precision is Precision.FP16, keep_fp32=kept)
+        file = graph_file(precision, kind)
+        write_onnx(model, folder / file)
+        graphs.append(Graph(file, precision, _all_kept(generator, precision, kept), OPSET, kind))
     on_step("hashing files and writing the manifest")
     manifest = write_manifest(
         folder,
@@ -129,11 +139,20 @@ def _run(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> tuple
     return torch.cat(images), torch.cat(logits)
 
 
-def _ranges(generator: SpadeGenerator, inputs: Arrays) -> dict[str, float]:
-    model = DeployModel(generator)
+def model_inputs(model: DeployModel | LookupModel, inputs: Arrays) -> list[Tensor]:
+    """The graph's inputs by name -> what `model` takes: for a lookup model, the pattern tables."""
+    arrays = inputs
+    if isinstance(model, LookupModel):
+        tables = extract_patterns(model.spec, inputs[LABEL], inputs.get(INSTANCE))
+        assert tables is not None  # no share was set at which it gives up
+        arrays = {**tables.to_inputs(), **({Z: inputs[Z]} if Z in inputs else {})}
+    return [torch.from_numpy(array.copy()) for array in arrays.values()]
+
+
+def _ranges(model: DeployModel | LookupModel, inputs: Arrays) -> dict[str, float]:
     ranges: dict[str, float] = {}
     for index in range(len(inputs[LABEL])):
-        one = [torch.from_numpy(array[index : index + 1].copy()) for array in inputs.values()]
+        one = model_inputs(model, {name: array[index : index + 1] for name, array in inputs.items()})
         for name, largest in unit_ranges(model, one).items():
             ranges[name] = largest if largest != largest else max(ranges.get(name, 0.0), largest)
     return ranges

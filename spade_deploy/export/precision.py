@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_deploy.export.deploy_model import DeployModel, unit_names
+from spade_deploy.export.lookup_model import LookupModel
 
 FP16_MAX = 65504.0
 HEADROOM = 8.0
@@ -23,7 +24,7 @@ HEADROOM = 8.0
 ALWAYS_FP32 = ("tanh and the conversion to pixels", "instance norm statistics")
 
 
-def unit_ranges(model: DeployModel, inputs: Sequence[Tensor]) -> dict[str, float]:
+def unit_ranges(model: DeployModel | LookupModel, inputs: Sequence[Tensor]) -> dict[str, float]:
     """The largest magnitude of any weight or activation in each unit of a float32 model, for these inputs."""
     ranges = {name: _largest(model.get_submodule(name).parameters()) for name in unit_names(model.spec)}
     with _watched_units(model, ranges), torch.no_grad():
@@ -37,7 +38,7 @@ def units_to_keep(ranges: dict[str, float]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _watched_units(model: DeployModel, ranges: dict[str, float]) -> Iterator[None]:
+def _watched_units(model: DeployModel | LookupModel, ranges: dict[str, float]) -> Iterator[None]:
     watcher = _Watcher(ranges)
     handles = []
     for name in ranges:

@@ -1,0 +1,121 @@
+"""What is measured: the graphs of an artifact, and the baselines that they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from spade_deploy.artifact import Artifact
+from spade_deploy.engines.runtime import GraphChoice
+from spade_deploy.errors import ConfigError
+from spade_deploy.spec import GraphKind, Precision
+
+
+class Kind(StrEnum):
+    """Graph: of the artifact. Eager, compile, plain, openvino: baselines, all of the untouched module.
+
+    Bound: an ONNX file with inputs of fixed shapes, run on random numbers. It makes no image, so it is never compared
+    with one: it says how fast a part of the work alone would be.
+    """
+
+    GRAPH = "graph"
+    EAGER = "eager"
+    COMPILE = "compile"
+    PLAIN = "plain"
+    OPENVINO = "openvino"
+    BOUND = "bound"
+
+
+BASELINES = {
+    Kind.EAGER: "PyTorch eager",
+    Kind.COMPILE: "torch.compile",
+    Kind.PLAIN: "plain export, ONNX Runtime",
+    Kind.OPENVINO: "plain export, OpenVINO",
+}
+ALL_BASELINES = "all"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing that is measured, in a process of its own.
+
+    precision, graph: of a graph of the artifact; baselines are fp32. onnx: of a bound, its file.
+    """
+
+    kind: Kind
+    name: str
+    precision: Precision = Precision.FP32
+    graph: GraphChoice | None = None
+    onnx: Path | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.kind in BASELINES
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "onnx": None if self.onnx is None else str(self.onnx)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Candidate:
+        return cls(
+            Kind(value["kind"]),
+            value["name"],
+            Precision(value["precision"]),
+            None if value["graph"] is None else GraphChoice(value["graph"]),
+            None if value["onnx"] is None else Path(value["onnx"]),
+        )
+
+
+def choose_candidates(
+    artifact: Artifact,
+    precisions: Sequence[Precision] = (),
+    graphs: Sequence[GraphChoice | str] = (),
+    baselines: Sequence[str] = (),
+) -> tuple[Candidate, ...]:
+    """The candidates that were asked for, baselines first, in the order given.
+
+    precisions, graphs: of the artifact's graphs; all that are there if empty. graphs may hold `auto`: the runtime's
+    own choice. baselines: names of `BASELINES`, or 'all'. Raises ConfigError for an unknown baseline, ArtifactError
+    for a graph that is not there.
+    """
+    chosen = list(dict.fromkeys([*_baselines(baselines), *_graphs(artifact, precisions, graphs)]))
+    if not chosen:
+        raise ConfigError(f"{artifact.path}: there is nothing to measure", hint="leave --precision and --graph out")
+    return tuple(chosen)
+
+
+def _baselines(names: Sequence[str]) -> list[Candidate]:
+    kinds: list[Kind] = []
+    for name in names:
+        if name == ALL_BASELINES:
+            kinds += BASELINES
+        elif name in list(BASELINES):
+            kinds.append(Kind(name))
+        else:
+            raise ConfigError(f"--baseline: {name!r} is not one of {', '.join(BASELINES)} or {ALL_BASELINES}")
+    return [Candidate(kind, BASELINES[kind]) for kind in kinds]
+
+
+def _graphs(
+    artifact: Artifact, precisions: Sequence[Precision], graphs: Sequence[GraphChoice | str]
+) -> list[Candidate]:
+    for graph in graphs:
+        if graph not in list(GraphChoice):
+            raise ConfigError(f"--graph: {str(graph)!r} is not one of {', '.join(GraphChoice)}")
+    wanted = [GraphChoice(graph) for graph in graphs]
+    there = [(graph.precision, GraphChoice(graph.kind)) for graph in artifact.manifest.graphs]
+    asked: Sequence[Precision | None] = precisions or (None,)
+    for one in asked:
+        # Raises, and says what there is: a graph that was asked for is never left out in silence.
+        for kind in [GraphKind(choice) for choice in wanted if choice != GraphChoice.AUTO] or [GraphKind.DENSE]:
+            artifact.graph(one, kind)
+    found: list[Candidate] = []
+    for precision in precisions or dict.fromkeys(precision for precision, _ in there):
+        own = [choice for found_precision, choice in there if found_precision is precision]
+        for choice in wanted or own:
+            if choice == GraphChoice.AUTO or choice in own:
+                found.append(Candidate(Kind.GRAPH, f"{precision} {choice}", precision, choice))
+    return found

@@ -1,0 +1,114 @@
+"""Label maps -> cases: the batches that every candidate runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z
+from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
+from spade_deploy.label_map import Size, list_label_files, read_instance_map, read_label_map, resize_nearest
+from spade_deploy.patterns import pixel_codes
+from spade_deploy.spec import GeneratorSpec
+
+
+def read_cases(
+    artifact: Artifact,
+    labels: Path | None = None,
+    instances: Path | None = None,
+    batch_size: int = 1,
+    size: Size | None = None,
+    most: int | None = None,
+) -> tuple[Arrays, ...]:
+    """`folder_cases` of `labels`, or `golden_cases` where there is none."""
+    if labels is not None:
+        return folder_cases(artifact, labels, instances, batch_size, size, most)
+    if instances is not None:
+        raise ConfigError("--instances without --labels: the golden inputs have their own", hint="give --labels too")
+    return golden_cases(artifact, batch_size, size)
+
+
+def golden_cases(artifact: Artifact, batch_size: int = 1, size: Size | None = None) -> tuple[Arrays, ...]:
+    """The artifact's golden inputs, resized with nearest neighbour to `size` (height, width) where it is given."""
+    spec = artifact.manifest.generator
+    target = checked_size(spec, size)
+    inputs = artifact.golden().inputs
+    return batches([_resized(_one(inputs, index), target) for index in range(len(inputs[LABEL]))], batch_size)
+
+
+def folder_cases(
+    artifact: Artifact,
+    labels: Path,
+    instances: Path | None,
+    batch_size: int = 1,
+    size: Size | None = None,
+    most: int | None = None,
+) -> tuple[Arrays, ...]:
+    """The label maps of a folder (or one file), paired by stem with instance maps and resized to `size`.
+
+    most: label maps that are read, the first by name. Raises NotFoundError, ConfigError, LabelMapError.
+    """
+    spec = artifact.manifest.generator
+    target = checked_size(spec, size)
+    files = list_label_files(labels) if labels.is_dir() else [labels]
+    if not files:
+        raise NotFoundError(f"--labels: {labels} holds no label maps", hint="`spade data earth OUT` writes some")
+    if spec.labels.has_edges and instances is None:
+        raise ConfigError("--instances is needed: this model has an edge channel, made of instance maps")
+    if not spec.labels.has_edges and instances is not None:
+        raise ConfigError("--instances: this model has no edge channel", hint="leave the flag out")
+    by_stem = {path.stem: path for path in list_label_files(instances)} if instances is not None else {}
+    maps = []
+    for number, path in enumerate(files[:most]):
+        one: Arrays = {LABEL: read_label_map(path, spec.labels, target)[None]}
+        if instances is not None:
+            if path.stem not in by_stem:
+                raise LabelMapError(f"{path}: no instance map of that name in {instances}")
+            one[INSTANCE] = read_instance_map(by_stem[path.stem], target)[None]
+        if spec.z_dim is not None:
+            one[Z] = np.random.default_rng(number).standard_normal((1, spec.z_dim)).astype(np.float32)
+        maps.append(one)
+    return batches(maps, batch_size)
+
+
+def batches(maps: list[Arrays], batch_size: int) -> tuple[Arrays, ...]:
+    """Single maps -> batches in turn; the last one is filled up from the beginning, so that all have one shape."""
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size: {batch_size} is not a positive number")
+    count = -(-len(maps) // batch_size)
+    groups = [[maps[(k * batch_size + n) % len(maps)] for n in range(batch_size)] for k in range(count)]
+    return tuple({name: np.concatenate([one[name] for one in group]) for name in group[0]} for group in groups)
+
+
+def checked_size(spec: GeneratorSpec, size: Size | None) -> Size:
+    """The size to run at: the model's own for None. Raises ConfigError for one that the model cannot run at."""
+    own = (spec.height, spec.width)
+    if size is None or size == own:
+        return own
+    if not spec.is_dynamic:
+        raise ConfigError(f"--size: this model runs at {own[0]}x{own[1]} alone (its style vector fixes it)")
+    if any(part < 1 or part % spec.stride for part in size):
+        raise ConfigError(f"--size: {size[0]}x{size[1]} are not multiples of {spec.stride}, the stride of this model")
+    return size
+
+
+def make_segmap(spec: GeneratorSpec, inputs: Arrays) -> NDArray[np.float32]:
+    """The network's input as the untouched module takes it: N x num_channels x H x W, one-hot, then the edge map."""
+    codes: NDArray[Any] = pixel_codes(spec, inputs[LABEL], inputs.get(INSTANCE)).astype(np.int64)
+    batch, height, width = codes.shape
+    segmap = np.zeros((batch, spec.labels.num_channels, height, width), np.float32)
+    if spec.labels.has_edges:
+        codes, segmap[:, -1] = codes // 2, codes % 2
+    np.put_along_axis(segmap, codes[:, None], 1, axis=1)
+    return segmap
+
+
+def _one(inputs: Arrays, index: int) -> Arrays:
+    return {name: array[index : index + 1] for name, array in inputs.items()}
+
+
+def _resized(one: Arrays, size: Size) -> Arrays:
+    return {name: array if name == Z else resize_nearest(array[0], size)[None] for name, array in one.items()}

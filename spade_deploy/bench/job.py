@@ -1,0 +1,87 @@
+"""What a worker is told when it starts: one candidate, its files, its inputs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spade_deploy.artifact import Arrays
+from spade_deploy.atomic import write_json
+from spade_deploy.bench.candidates import Candidate
+from spade_deploy.spec import GeneratorSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """One candidate's work.
+
+    checkpoint, plain_onnx: what baselines load, where there are any. threads: of the CPU.
+    cases: .npz files of the graph's inputs, batch by batch. golden: those of the golden inputs, one by one.
+    golden_outputs: where the worker writes its answers to them, `image.npy` and `pixels.npy`.
+    """
+
+    candidate: Candidate
+    artifact: Path
+    spec: GeneratorSpec
+    backend: str
+    threads: int
+    checkpoint: Path | None
+    plain_onnx: Path | None
+    cases: tuple[Path, ...]
+    golden: tuple[Path, ...]
+    golden_outputs: Path
+
+    def write(self, path: Path) -> None:
+        value: dict[str, Any] = {
+            "candidate": self.candidate.to_json(),
+            "artifact": str(self.artifact),
+            "spec": self.spec.to_json(),
+            "backend": self.backend,
+            "threads": self.threads,
+            "checkpoint": _text(self.checkpoint),
+            "plain_onnx": _text(self.plain_onnx),
+            "cases": [str(case) for case in self.cases],
+            "golden": [str(case) for case in self.golden],
+            "golden_outputs": str(self.golden_outputs),
+        }
+        write_json(path, value)
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            candidate=Candidate.from_json(value["candidate"]),
+            artifact=Path(value["artifact"]),
+            spec=GeneratorSpec.from_json(value["spec"]),
+            backend=value["backend"],
+            threads=value["threads"],
+            checkpoint=_path(value["checkpoint"]),
+            plain_onnx=_path(value["plain_onnx"]),
+            cases=tuple(map(Path, value["cases"])),
+            golden=tuple(map(Path, value["golden"])),
+            golden_outputs=Path(value["golden_outputs"]),
+        )
+
+
+def write_arrays(path: Path, arrays: Arrays) -> Path:
+    """Tensors by name as an .npz that only this run reads."""
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # the stub takes allow_pickle for one of them
+    return path
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The inverse of `write_arrays`."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

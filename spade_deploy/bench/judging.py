@@ -1,0 +1,60 @@
+"""Validation first: a candidate's answers to the golden inputs against what the untouched module made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Golden, Graph
+from spade_deploy.bench.candidates import Candidate
+from spade_deploy.compare import (
+    MOST_UNDECIDED,
+    DiffAccumulator,
+    Tolerance,
+    is_undecided,
+    logit_margin,
+    tolerance_for,
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Errors of the image in [-1, 1] over the values that rounding does not decide; failures is empty when right."""
+
+    max_abs: float | None
+    mean_abs: float | None
+    psnr_db: float | None
+    failures: tuple[str, ...]
+
+
+def judge(artifact: Artifact, candidate: Candidate, golden: Golden, found: Arrays) -> Verdict:
+    """Hold a candidate to the tolerance of its precision, as `spade validate` does. found: `image` and `pixels`."""
+    expected, labels = golden.outputs, artifact.manifest.generator.labels
+    for name in (IMAGE, PIXELS):
+        if found[name].shape != expected[name].shape:
+            return Verdict(None, None, None, (f"{name} has shape {found[name].shape}, not {expected[name].shape}",))
+    rounding = artifact.manifest.rounding
+    undecided = is_undecided(expected[LOGITS], logit_margin(candidate.precision, rounding))
+    image = np.where(undecided & np.isfinite(found[IMAGE]), expected[IMAGE], found[IMAGE])
+    pixels = np.where(undecided.transpose(0, 2, 3, 1), expected[PIXELS], found[PIXELS])
+    judged = DiffAccumulator(tuple(map(str, range(labels.num_ids))))
+    judged.add(golden.inputs[LABEL], (expected[IMAGE], expected[PIXELS]), (image, pixels))
+    diff = judged.result()
+    failures = diff.failures(_tolerance(artifact, candidate))
+    share = float(undecided.mean())
+    if share > MOST_UNDECIDED:
+        failures.append(f"rounding alone decides {share:.0%} of the values: nothing is left to compare")
+    if not diff.finite:
+        return Verdict(None, None, None, tuple(failures))
+    return Verdict(diff.max_abs, diff.mean_abs, diff.psnr_db, tuple(failures))
+
+
+def _tolerance(artifact: Artifact, candidate: Candidate) -> Tolerance:
+    goals = [graph.min_psnr_db for graph in artifact.manifest.graphs if _is_meant(graph, candidate)]
+    goal = min((goal for goal in goals if goal is not None), default=None)
+    return tolerance_for(candidate.precision, artifact.manifest.rounding, goal)
+
+
+def _is_meant(graph: Graph, candidate: Candidate) -> bool:
+    return graph.precision is candidate.precision and candidate.graph in (None, "auto", graph.kind.value)

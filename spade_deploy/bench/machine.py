@@ -1,0 +1,83 @@
+"""Where figures were measured, what else ran there, and how much memory this process took."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("spade-deploy", "onnxruntime", "onnxruntime-gpu", "numpy", "torch", "openvino", "onnx", "onnxscript")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, system, and the versions of what is measured; packages that are not installed are left out."""
+    return {
+        "processor": processor(),
+        "cores": usable_cores(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name, as well as the system knows it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def busy_seconds() -> float | None:
+    """Processor time of all processes since the machine started; None where the system does not tell."""
+    table = Path("/proc/stat")
+    if not table.exists():
+        return None
+    # user, nice, system, irq, softirq, steal; not idle and iowait.
+    user, nice, system, _idle, _waiting, *rest = map(int, table.read_text().split("\n", 1)[0].split()[1:9])
+    return float(user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory_bytes() -> int | None:
+    """The most physical memory that this process has held since it started; None where the system does not tell."""
+    # Not ru_maxrss on Linux: it survives exec, and begins with the size of the process that started this one.
+    found = _status("VmHWM")
+    if found is not None or sys.platform == "win32":
+        return found
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_bytes() -> int | None:
+    """The physical memory that this process holds now; where the system tells the peak alone, that."""
+    found = _status("VmRSS")
+    return peak_memory_bytes() if found is None else found
+
+
+def _status(key: str) -> int | None:
+    table = Path("/proc/self/status")
+    if not table.exists():
+        return None
+    for line in table.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,54 @@
+"""The baseline that everybody has: `torch.onnx.export` of the untouched module, nothing folded or merged."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+from spade_deploy.artifact import IMAGE, Z
+from spade_deploy.bench.runners import SEGMAP
+
+_LARGE_BYTES = 1_900_000_000
+"""A protobuf file ends at 2 GiB."""
+
+
+def write_plain_export(checkpoint: Path, path: Path) -> None:
+    """segmap (and style) -> image, with a dynamic batch, and a dynamic size without a VAE. Needs PyTorch."""
+    import torch
+    from torch.export import Dim
+
+    from spade_deploy.training.checkpoint import load_generator
+
+    loaded = load_generator(checkpoint)
+    spec, stride = loaded.spec, loaded.spec.stride
+    batch = Dim("batch", min=1)
+    height, width = (2 * stride, 3 * stride) if spec.is_dynamic else (spec.height, spec.width)
+    shape = {0: batch}
+    if spec.is_dynamic:
+        shape |= {2: stride * Dim("h", min=1), 3: stride * Dim("w", min=1)}
+    inputs = [torch.zeros(2, spec.labels.num_channels, height, width)]
+    names, shapes = [SEGMAP], [shape]
+    if spec.z_dim is not None:
+        inputs.append(torch.zeros(2, spec.z_dim))
+        names.append(Z)
+        shapes.append({0: batch})
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of every torchvision operator where torchvision is not installed
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(
+                loaded.module,
+                tuple(inputs),
+                dynamo=True,
+                input_names=names,
+                output_names=[IMAGE],
+                dynamic_shapes=tuple(shapes),
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.module.parameters())
+    program.save(str(path), external_data=size > _LARGE_BYTES)

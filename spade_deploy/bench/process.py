@@ -1,0 +1,123 @@
+"""The parent's side of a worker: it is asked, it answers, or it is dead and the reason is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from spade_deploy.bench.job import Job
+from spade_deploy.errors import SpadeError
+
+ANSWER_LIMIT_S = 900.0
+"""torch.compile takes minutes before the first image of a large model."""
+
+
+class WorkerError(SpadeError):
+    """A worker failed or died; the message says how."""
+
+
+class Worker:
+    """One candidate's process. imports_s, load_s, first_run_s: the parts of its cold start, once it has started."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job = job
+        self.imports_s = self.load_s = self.first_run_s = 0.0
+        self.imports_bytes: int | None = None
+        self.runtime = ""
+        folder.mkdir()
+        job.write(folder / "job.json")
+        # A cache of compiled code from an earlier run would make a cold start a warm one.
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+        # In a file: nobody need read it while the worker runs, and what a killed one said is still there.
+        self._stderr = (folder / "stderr").open("w+b")
+        self._born = time.perf_counter()
+        # -P: a file in the current folder must not take the place of a library.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "spade_deploy.bench.worker", str(folder / "job.json")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+        )
+        self._answers: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def start(self) -> None:
+        """Wait for the first image. Raises WorkerError."""
+        self.imports_bytes = self._answer()["memory_bytes"]
+        imported = time.perf_counter()
+        self.runtime = self._answer()["runtime"]
+        loaded = time.perf_counter()
+        self._answer()
+        self.imports_s, self.load_s = imported - self._born, loaded - imported
+        self.first_run_s = time.perf_counter() - loaded
+
+    def ask(self, **message: Any) -> dict[str, Any]:
+        """The answer to one message. Raises WorkerError."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._dead() from error
+        return self._answer()
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # what was not written yet, to a process that is gone
+                    stream.close()
+        self._stderr.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put(None)
+
+    def _answer(self) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=ANSWER_LIMIT_S)
+        except queue.Empty:
+            raise WorkerError(f"no answer within {ANSWER_LIMIT_S:.0f} s") from None
+        if line is None:
+            raise self._dead()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"], hint=answer["hint"])
+        return answer
+
+    def _dead(self) -> WorkerError:
+        code = self._process.wait()
+        if code < 0:
+            more = ", as the system does where memory runs out" if code == -9 else ""
+            return WorkerError(f"its process was killed by signal {-code}{more}")
+        self._stderr.seek(0)
+        said = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
+        return WorkerError(f"its process ended with code {code}" + (f": {said[-1][:300]}" if said else ""))

@@ -1,0 +1,96 @@
+"""A candidate in a process of its own: `python -m spade_deploy.bench.worker JOB.json`.
+
+It answers small messages, a line of JSON each: on its own it says when it has imported, loaded and made a first image;
+then it answers {"do": "golden"}, {"do": "run", "case": 0} and {"do": "stop"}. An error is a message too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from spade_deploy.bench.machine import memory_bytes, peak_memory_bytes
+from spade_deploy.errors import SpadeError
+
+
+def main() -> int:
+    """Serve until told to stop; 1 where that ended in an error."""
+    answers = _take_stdout()
+    try:
+        _serve(Path(sys.argv[1]), answers)
+    except SpadeError as error:
+        _say(answers, error=error.message, hint=error.hint)
+    except Exception as error:  # whatever a library raises: the others are measured all the same
+        lines = (str(error).strip() or "no message").splitlines()
+        _say(answers, error=f"{type(error).__name__}: {lines[0][:300]}", hint=None)
+    else:
+        return 0
+    return 1
+
+
+def _serve(job_file: Path, answers: IO[str]) -> None:
+    from spade_deploy.bench import runners
+    from spade_deploy.bench.job import Job, read_arrays
+
+    job = Job.read(job_file)
+    runners.import_libraries(job.candidate.kind)
+    _say(answers, memory_bytes=memory_bytes())
+    runner = runners.load(job)
+    _say(answers, runtime=runner.name)
+    runner.run(runner.prepare(read_arrays(job.cases[0])))
+    _say(answers)
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message["do"] == "stop":
+            break
+        if message["do"] == "golden":
+            _answer_golden(runner, job)
+            _say(answers)
+        else:
+            _say(answers, **_timed(runner, read_arrays(job.cases[message["case"]])))
+    _say(answers, peak_memory_bytes=peak_memory_bytes())
+
+
+def _timed(runner: Any, inputs: Any) -> dict[str, Any]:
+    """cpu_s counts the preparation too: it is there to tell this process's work from that of others."""
+    cpu = time.process_time()
+    prepared = runner.prepare(inputs)
+    start = time.perf_counter()
+    runner.run(prepared)
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "patterns_s": runner.patterns_s,
+        "graph": runner.graph,
+        "cpu_s": time.process_time() - cpu,
+    }
+
+
+def _answer_golden(runner: Any, job: Any) -> None:
+    import numpy as np
+
+    from spade_deploy.artifact import IMAGE, PIXELS
+    from spade_deploy.bench.job import read_arrays, write_arrays
+
+    found = [runner.answers(read_arrays(path)) for path in job.golden]
+    write_arrays(job.golden_outputs, {name: np.concatenate([one[name] for one in found]) for name in (IMAGE, PIXELS)})
+
+
+def _take_stdout() -> IO[str]:
+    """The answers' own stream; what libraries print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def _say(answers: IO[str], **message: Any) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
