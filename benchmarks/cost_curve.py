@@ -25,7 +25,7 @@ import numpy as np
 from models import ADE20K, DATA, RESULTS, SMALL, coco_maps, make_artifact, resized, synthetic_maps, with_noise
 from peers import unique_share
 
-from spade_deploy.artifact import LABEL, Arrays
+from spade_deploy.artifact import Arrays
 from spade_deploy.atomic import atomic_file, write_json
 from spade_deploy.bench import CONDITIONS, BenchResult, bench, choose_candidates
 from spade_deploy.bench.machine import describe_machine

@@ -6,6 +6,7 @@ images do not saturate and a wrong graph is seen.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Source
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Manifest, Source, rewrite_manifest
+from spade_deploy.break_even import measure_break_even
 from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.label_map import (
     label_dtype,
@@ -24,7 +26,7 @@ from spade_deploy.label_map import (
     synthetic_label_maps,
 )
 from spade_deploy.runs import checkpoint_folder
-from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec, LabelSpec, Precision
+from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec, GraphKind, LabelSpec, Precision
 from spade_deploy.training.checkpoint import save_checkpoint
 from spade_deploy.training.networks import SpadeGenerator, initialize, make_segmap
 
@@ -68,7 +70,7 @@ def make_artifact(work: Path, spec: GeneratorSpec, maps: dict[str, Arrays]) -> A
         generator = make_generator(spec)
         info = save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
         folder.mkdir(exist_ok=True)
-        export_artifact(
+        exported = export_artifact(
             generator,
             folder,
             precisions=[Precision.FP32],
@@ -76,7 +78,18 @@ def make_artifact(work: Path, spec: GeneratorSpec, maps: dict[str, Arrays]) -> A
             source=Source(run.name, 0, "import", info.generator_sha256),
             on_step=lambda text: print(f"  {text}", flush=True),
         )
+        rewrite_manifest(folder, with_break_even(Artifact(folder, exported.manifest)))
     return Artifact.open(folder)
+
+
+def with_break_even(artifact: Artifact) -> Manifest:
+    """The manifest with the rule by which the runtime chooses a graph, measured as `spade export` does."""
+    found = measure_break_even(artifact, Precision.FP32)
+    graphs = [
+        replace(graph, break_even_share=found.share) if graph.kind is GraphKind.LOOKUP else graph
+        for graph in artifact.manifest.graphs
+    ]
+    return replace(artifact.manifest, graphs=tuple(graphs))
 
 
 def coco_maps(spec: GeneratorSpec, data: Path = DATA) -> dict[str, Arrays]:

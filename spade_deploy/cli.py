@@ -352,6 +352,9 @@ def infer(
     ] = None,
     image_format: Annotated[str, typer.Option("--format", help="png or jpg.")] = "png",
     threads: Annotated[int | None, typer.Option(help="Of the CPU; one a core if left out.")] = None,
+    graph: Annotated[
+        str, typer.Option(help="dense, lookup, or auto: lookup where it was measured to be faster.")
+    ] = "auto",
     runs: RunsDir = DEFAULT_RUNS,
 ) -> None:
     """Make a photo of every label map in a folder."""
@@ -377,6 +380,7 @@ def infer(
             seed=seed,
             image_format=image_format,
             threads=threads,
+            graph=graph,
             on_progress=report,
             on_runtime=lambda runtime: console.print(f"running {opened.path} with [bold]{runtime}[/]"),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from spade_deploy.artifact import (
     Arrays,
     Artifact,
     Graph,
+    Manifest,
     Source,
     Z,
     rewrite_manifest,
 )
 from spade_deploy.atomic import atomic_folder, write_json, write_text
+from spade_deploy.break_even import measure_break_even
 from spade_deploy.compare import Tolerance
 from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError, SpadeError
@@ -39,7 +41,7 @@ from spade_deploy.label_map import (
     synthetic_label_maps,
 )
 from spade_deploy.runs import ARTIFACT, CheckpointInfo, resolve_checkpoint
-from spade_deploy.spec import GeneratorSpec, Precision
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 from spade_deploy.training.checkpoint import load_generator
 from spade_deploy.training.dataset import open_held_out, validation_labels
 from spade_deploy.validation import ValidationReport, validate
@@ -94,9 +96,10 @@ def release(
         on_step("validating every graph against the untouched PyTorch module")
         report = validate(Artifact.open(folder), checkpoint=checkpoint, runs_dir=runs_dir, backend="cpu")
         report = replace(report, artifact=target)
-        write_json(folder / REPORT_JSON, report.to_json())
+        manifest, measured = _with_break_even(folder, exported.manifest, on_step)
+        write_json(folder / REPORT_JSON, {**report.to_json(), "break_even": measured})
         write_text(folder / REPORT_HTML, report_page(report, exported.manifest.graphs, loaded.spec, folder))
-        rewrite_manifest(folder, exported.manifest)
+        rewrite_manifest(folder, manifest)
         if not report.passed:
             failed = target.with_name(target.name + ".failed")
             shutil.rmtree(failed, ignore_errors=True)
@@ -104,6 +107,21 @@ def release(
             on_step(f"the artifact that failed, with its report: {failed}")
             report.require_passed()
     return Release(Artifact.open(target), report, golden_from, checkpoint)
+
+
+def _with_break_even(
+    folder: Path, manifest: Manifest, on_step: Callable[[str], None]
+) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest with the measured rule in each lookup graph's entry, and what was measured, by the graph's name."""
+    graphs, measured = [], {}
+    for graph in manifest.graphs:
+        if graph.kind is GraphKind.LOOKUP:
+            on_step(f"measuring where {graph.name} beats dense")
+            found = measure_break_even(Artifact(folder, manifest), graph.precision)
+            graph = replace(graph, break_even_share=found.share)
+            measured[graph.name] = {**asdict(found), "share": found.share}
+        graphs.append(graph)
+    return replace(manifest, graphs=tuple(graphs)), measured
 
 
 def _require_replaceable(target: Path) -> None:

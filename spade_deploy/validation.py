@@ -229,7 +229,7 @@ def _compare(
     if worst is None:
         raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
     diff = differences.result()
-    tolerance = tolerance_for(graph.precision, rounding)
+    tolerance = tolerance_for(graph.precision, rounding, graph.min_psnr_db)
     failures = tuple((judged.result() if diff.finite else diff).failures(tolerance))
     undecided_share = float(np.mean(undecided_shares))
     if undecided_share > MOST_UNDECIDED:

@@ -125,8 +125,8 @@ def test_the_cost_curve_in_small(work: Path, tmp_path: Path) -> None:
     assert {name: len(points) for name, points in value["curves"].items()} == {"size": 2, "labels": 1, "patterns": 2}
     assert [point["x"] for point in value["curves"]["size"].values()] == [32 * 32, 32 * 96]
     one_class, noise = value["curves"]["patterns"].values()
-    # Measured 0.11 and 1.16: a map this small is mostly border, and windows around its outside count too.
-    assert one_class["x"] < 0.2
+    # Measured 0.077 and 1: a map this small has many windows that hold some of its border.
+    assert one_class["x"] < 0.15
     assert noise["x"] > 0.9
     for points in value["curves"].values():
         for point in points.values():

@@ -177,6 +177,9 @@ def _open_session(ort: ModuleType, artifact: Artifact, graph: Graph, provider: s
 def _options(ort: ModuleType, threads: int | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
+    # Threads of a session spin for a while after a run; beside a second session (dense and lookup, or label files
+    # being decoded) they would take the cores from whoever works next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

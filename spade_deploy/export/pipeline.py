@@ -30,6 +30,7 @@ from spade_deploy.artifact import (
 )
 from spade_deploy.compare import FP32_FACTOR, is_undecided
 from spade_deploy.export.deploy_model import DeployModel
+from spade_deploy.export.int8 import Int8Request, Int8Summary, write_int8_graphs
 from spade_deploy.export.lookup_model import LookupModel
 from spade_deploy.export.onnx_graph import OPSET, write_onnx
 from spade_deploy.export.precision import ALWAYS_FP32, unit_ranges, units_to_keep
@@ -47,10 +48,11 @@ VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "numpy")
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_artifact` made: the manifest, and per precision the layers that stay fp32."""
+    """What `export_artifact` made. int8: how the int8 graphs came about, None where there are none."""
 
     manifest: Manifest
     rounding: RoundingError
+    int8: Int8Summary | None = None
 
 
 def export_artifact(
@@ -61,12 +63,16 @@ def export_artifact(
     kinds: Sequence[GraphKind] = tuple(GraphKind),
     golden_inputs: Arrays,
     source: Source,
+    int8: Int8Request | None = None,
     on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Exported:
     """Write graphs, golden tensors and manifest into `folder`, an empty directory.
 
     generator: in eval mode; it is read, never changed. golden_inputs: the graph's inputs by name, N of each; they
-    become the golden tensors, and the ranges of a half-precision graph are measured on them. Raises ExportError.
+    become the golden tensors, and the ranges of a half-precision graph are measured on them.
+    int8: adds an int8 graph of each kind, made of the fp32 graphs. on_progress: what, done, in all.
+    Raises ExportError, MissingDependencyError.
     """
     on_step("running the PyTorch reference in float32 and float64")
     reference = run_reference(generator, golden_inputs)
@@ -83,6 +89,12 @@ def export_artifact(
         file = graph_file(precision, kind)
         write_onnx(model, folder / file)
         graphs.append(Graph(file, precision, _all_kept(generator, precision, kept), OPSET, kind))
+    summary = None
+    if int8 is not None:
+        on_step(f"making int8 graphs of at least {int8.min_psnr_db:g} dB, calibrated on {int8.described}")
+        golden = (golden_inputs, reference[IMAGE])
+        made, summary = write_int8_graphs(generator, folder, kinds, int8, golden, on_progress)
+        graphs += made
     on_step("hashing files and writing the manifest")
     manifest = write_manifest(
         folder,
@@ -92,7 +104,7 @@ def export_artifact(
         versions={name: version(name) for name in VERSIONED_PACKAGES},
         rounding=rounding,
     )
-    return Exported(manifest, rounding)
+    return Exported(manifest, rounding, summary)
 
 
 def run_reference(generator: SpadeGenerator, inputs: Arrays) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.engines.runtime import Backend, open_runtime
+from spade_deploy.engines.runtime import Backend, GraphChoice, open_runtime
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
@@ -66,6 +66,7 @@ def infer(
     seed: int | None = None,
     image_format: str = "png",
     threads: int | None = None,
+    graph: GraphChoice | str = GraphChoice.AUTO,
     on_progress: Progress | None = None,
     on_runtime: Callable[[str], None] | None = None,
 ) -> InferSummary:
@@ -90,7 +91,7 @@ def infer(
     runtime_name = ""
     if plan.jobs:
         _make_folder(plan.folder)
-        with open_runtime(artifact, precision, backend, threads) as runtime:
+        with open_runtime(artifact, precision, backend, threads, graph) as runtime:
             runtime_name = runtime.name
             if on_runtime is not None:
                 on_runtime(runtime_name)
