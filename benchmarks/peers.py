@@ -129,11 +129,16 @@ def summarize(result: BenchResult, artifact: Artifact, cases: dict[str, Arrays],
             "peak_memory_bytes": entry.peak_memory_bytes,
             "cold_start_s": None if entry.cold_start is None else entry.cold_start.total_s,
         }
+    goals = {
+        name: {"goal": GOALS[size][row["kind"]], "is_reached": row["ours_is_faster_by"] >= GOALS[size][row["kind"]]}
+        for name, row in over_maps.items()
+        if row["kind"] in GOALS.get(size, {}) and row["ours_is_faster_by"] is not None
+    }
     return {
         "generator": artifact.manifest.generator.to_json(),
         "size": size,
         "maps": len(per_map),
-        "goals": {str(kind): goal for kind, goal in GOALS.get(size, {}).items()},
+        "goals": goals,
         "over_maps": over_maps,
         "per_map": per_map,
         "bench": {**result.to_json(), "artifact": "made by benchmarks/models.py"},

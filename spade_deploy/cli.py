@@ -27,6 +27,7 @@ from spade_deploy.console import (
     print_report,
     stderr,
     stdout,
+    step_bar,
     training_bar,
 )
 from spade_deploy.errors import SpadeError
@@ -89,6 +90,7 @@ app.add_typer(data_app, name="data", rich_help_panel="The main job")
 
 RunsDir = Annotated[Path, typer.Option("--runs", help="Folder of runs, in which the newest is looked for.")]
 DATA, NETWORK, LEARNING = "Data", "Network", "Losses and rates"
+INT8 = "int8"
 DEFAULT_RUNS = Path("runs")
 
 
@@ -294,19 +296,37 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The artifact's folder; RUN/artifact if left out.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Label maps to validate on and to keep as golden inputs.")] = None,
     instances: Annotated[Path | None, typer.Option(help="Their instance maps, paired by stem.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", rich_help_panel=INT8, help="Also graphs with 8-bit products, of a stated quality.")
+    ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=INT8, help="Label maps to calibrate on; the data set's training labels if left out."
+        ),
+    ] = None,
+    calibrate_instances: Annotated[
+        Path | None, typer.Option(rich_help_panel=INT8, help="Their instance maps, paired by stem.")
+    ] = None,
+    calibration_count: Annotated[
+        int | None, typer.Option(rich_help_panel=INT8, help="How many of them, evenly spaced; 32 if left out.")
+    ] = None,
+    min_psnr: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=INT8,
+            help="PSNR of the image against float32, in dB: the worst layers stay float32 to reach it; 35 if left out.",
+        ),
+    ] = None,
     runs: RunsDir = DEFAULT_RUNS,
 ) -> None:
     """Fold a checkpoint, write it as ONNX, and prove it equal to PyTorch."""
     console = stdout()
     with _needs("export"):
-        from spade_deploy.release import release
+        from spade_deploy.release import Int8Options, release
 
-        with console.status("exporting") as status:
-
-            def on_step(text: str) -> None:
-                status.update(text)
-                console.print(f"  {text}", style="dim", highlight=False, markup=False)
-
+        int8_options = Int8Options.from_flags(int8, calibrate, calibrate_instances, calibration_count, min_psnr)
+        with step_bar() as (on_step, on_progress):
             made = release(
                 checkpoint,
                 runs_dir=runs,
@@ -314,13 +334,15 @@ def export(
                 precisions=[Precision.FP32, *([Precision.FP16] if fp16 else [])],
                 labels=labels,
                 instances=instances,
+                int8=int8_options,
                 on_step=on_step,
+                on_progress=on_progress,
             )
     console.print(f"exported {made.checkpoint}")
     print_report(made.report)
     print_places(
         ("artifact", made.artifact.path),
-        *((str(graph.precision), made.artifact.path_of(graph.file)) for graph in made.artifact.manifest.graphs),
+        *((graph.name, made.artifact.path_of(graph.file)) for graph in made.artifact.manifest.graphs),
         ("report", made.artifact.path / "report.html"),
     )
     needs_instances = made.artifact.manifest.generator.labels.has_edges

@@ -131,6 +131,27 @@ def image_bar() -> Iterator[Callable[[int, int, float], None]]:
 
 
 @contextmanager
+def step_bar() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """(on_step, on_progress): a line for each step, and a bar for what takes long within one; gone when it ends."""
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    console = stdout()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, count="")
+
+        def on_step(text: str) -> None:
+            console.print(f"  {text}", style="dim", highlight=False, markup=False)
+            bar.reset(task, total=None, description=escape(text), count="")
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            bar.update(task, total=total, completed=done, description=escape(what), count=f"{done}/{total}")
+
+        yield on_step, on_progress
+
+
+@contextmanager
 def count_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """Files done of files in all; gone when it ends."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

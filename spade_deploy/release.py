@@ -30,6 +30,13 @@ from spade_deploy.break_even import measure_break_even
 from spade_deploy.compare import Tolerance
 from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError, SpadeError
+from spade_deploy.export.int8 import (
+    DEFAULT_CALIBRATION_COUNT,
+    DEFAULT_MIN_PSNR_DB,
+    Int8Request,
+    Int8Summary,
+    require_target,
+)
 from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.label_map import (
     colorize,
@@ -43,7 +50,7 @@ from spade_deploy.label_map import (
 from spade_deploy.runs import ARTIFACT, CheckpointInfo, resolve_checkpoint
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 from spade_deploy.training.checkpoint import load_generator
-from spade_deploy.training.dataset import open_held_out, validation_labels
+from spade_deploy.training.dataset import open_held_out, open_source, validation_labels
 from spade_deploy.validation import ValidationReport, validate
 
 GOLDEN_COUNT = 4
@@ -63,6 +70,55 @@ class Release:
     checkpoint: Path
 
 
+@dataclass(frozen=True)
+class Int8Options:
+    """What `--int8` was asked with.
+
+    maps, instances: folders to calibrate on; None takes the data set's training labels. count: how many maps, evenly
+    spaced. min_psnr_db: the quality of the image, against float32, that the int8 graphs must have.
+    """
+
+    maps: Path | None = None
+    instances: Path | None = None
+    count: int = DEFAULT_CALIBRATION_COUNT
+    min_psnr_db: float = DEFAULT_MIN_PSNR_DB
+
+    def __post_init__(self) -> None:
+        require_target(self.min_psnr_db)
+        if self.count < 1:
+            raise ConfigError(f"--calibration-count: {self.count} is not a positive number")
+        if self.instances is not None and self.maps is None:
+            raise ConfigError("--calibrate-instances: needs --calibrate, the label maps that they belong to")
+
+    @classmethod
+    def from_flags(
+        cls,
+        wanted: bool,
+        maps: Path | None,
+        instances: Path | None,
+        count: int | None,
+        min_psnr_db: float | None,
+    ) -> Int8Options | None:
+        """None without --int8. Raises ConfigError where its options are given without it."""
+        given = {
+            "--calibrate": maps,
+            "--calibrate-instances": instances,
+            "--calibration-count": count,
+            "--min-psnr": min_psnr_db,
+        }
+        if not wanted:
+            for flag, value in given.items():
+                if value is not None:
+                    raise ConfigError(f"{flag}: belongs to --int8", hint="add --int8, or leave it out")
+            return None
+        return cls(
+            maps,
+            instances,
+            DEFAULT_CALIBRATION_COUNT if count is None else count,
+            DEFAULT_MIN_PSNR_DB if min_psnr_db is None else min_psnr_db,
+        )
+
+
 def release(
     checkpoint: Path | None,
     *,
@@ -71,14 +127,18 @@ def release(
     precisions: Sequence[Precision] = (Precision.FP32,),
     labels: Path | None = None,
     instances: Path | None = None,
+    int8: Int8Options | None = None,
     on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Release:
     """Export a checkpoint (None: the newest) and validate what was written.
 
     out: the artifact's folder; by default `artifact/` in the checkpoint's run. An artifact that is there is replaced
     as a whole, and only by one that passed; one that fails is kept beside it as `<out>.failed`.
     labels, instances: folders whose first maps become the golden inputs; by default the run's validation split, or
-    synthetic maps where there is none. Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError.
+    synthetic maps where there is none.
+    int8: adds int8 graphs. on_progress: what takes long, done, in all.
+    Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError.
     """
     checkpoint = resolve_checkpoint(checkpoint, runs_dir)
     on_step(f"loading {checkpoint}")
@@ -88,17 +148,29 @@ def release(
     _require_replaceable(target)
     golden, golden_from = _golden_inputs(loaded.spec, loaded.info, labels, instances, _golden_count(loaded.module))
     on_step(f"golden inputs: {golden_from}")
+    request = None if int8 is None else _int8_request(loaded.spec, loaded.info, int8)
     source = Source(run.name, loaded.info.step, loaded.info.origin, loaded.info.generator_sha256)
     with atomic_folder(target) as folder:
         exported = export_artifact(
-            loaded.module, folder, precisions=precisions, golden_inputs=golden, source=source, on_step=on_step
+            loaded.module,
+            folder,
+            precisions=precisions,
+            golden_inputs=golden,
+            source=source,
+            int8=request,
+            on_step=on_step,
+            on_progress=on_progress,
         )
         on_step("validating every graph against the untouched PyTorch module")
-        report = validate(Artifact.open(folder), checkpoint=checkpoint, runs_dir=runs_dir, backend="cpu")
+        report = validate(
+            Artifact.open(folder), checkpoint=checkpoint, runs_dir=runs_dir, backend="cpu", on_progress=on_progress
+        )
         report = replace(report, artifact=target)
         manifest, measured = _with_break_even(folder, exported.manifest, on_step)
-        write_json(folder / REPORT_JSON, {**report.to_json(), "break_even": measured})
-        write_text(folder / REPORT_HTML, report_page(report, exported.manifest.graphs, loaded.spec, folder))
+        summary = exported.int8
+        int8_facts = {} if summary is None else {"int8": summary.to_json()}
+        write_json(folder / REPORT_JSON, {**report.to_json(), **int8_facts, "break_even": measured})
+        write_text(folder / REPORT_HTML, report_page(report, exported.manifest.graphs, loaded.spec, folder, summary))
         rewrite_manifest(folder, manifest)
         if not report.passed:
             failed = target.with_name(target.name + ".failed")
@@ -141,12 +213,74 @@ def _golden_inputs(
     spec: GeneratorSpec, info: CheckpointInfo, labels: Path | None, instances: Path | None, count: int
 ) -> tuple[Arrays, str]:
     ids, objects, origin = _golden_maps(spec, info, labels, instances, count)
+    return _graph_inputs(spec, ids, objects, seed=0), origin
+
+
+def _graph_inputs(spec: GeneratorSpec, ids: NDArray[Any], objects: NDArray[Any] | None, seed: int) -> Arrays:
     inputs: Arrays = {LABEL: ids.astype(label_dtype(spec.labels))}
     if spec.labels.has_edges:
         inputs[INSTANCE] = (np.zeros(ids.shape) if objects is None else objects).astype(np.int32)
     if spec.z_dim is not None:
-        inputs[Z] = np.random.default_rng(0).standard_normal((len(ids), spec.z_dim)).astype(np.float32)
-    return inputs, origin
+        inputs[Z] = np.random.default_rng(seed).standard_normal((len(ids), spec.z_dim)).astype(np.float32)
+    return inputs
+
+
+def _int8_request(spec: GeneratorSpec, info: CheckpointInfo, options: Int8Options) -> Int8Request:
+    ids, objects, described = _calibration_maps(spec, info, options)
+    return Int8Request(_graph_inputs(spec, ids, objects, seed=1), f"{len(ids)} {described}", options.min_psnr_db)
+
+
+def _calibration_maps(
+    spec: GeneratorSpec, info: CheckpointInfo, options: Int8Options
+) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
+    if options.maps is not None:
+        return _read_calibration_maps(spec, options.maps, options.instances, options.count)
+    why = "an imported model has no data set"
+    if info.data is not None:
+        try:
+            source = open_source(DataConfig.from_json(info.data), "train", spec.labels)
+            label, instance, _ = validation_labels(source, options.count)
+            return label.numpy(), None if instance is None else instance.numpy(), "training labels of the data set"
+        except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
+            why = error.message
+    ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, options.count, seed=1)
+    return ids, objects, f"synthetic label maps ({why}; --calibrate DIR takes real ones)"
+
+
+def _read_calibration_maps(
+    spec: GeneratorSpec, folder: Path, instances: Path | None, count: int
+) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
+    if spec.labels.has_edges and instances is None:
+        raise ConfigError(
+            "--calibrate-instances is needed: this model has an edge channel, made of instance maps",
+            hint="spade export --int8 --calibrate DIR --calibrate-instances DIR",
+        )
+    size = (spec.height, spec.width)
+    files = list_label_files(folder)
+    by_stem = {path.stem: path for path in list_label_files(instances)} if instances is not None else {}
+    spaced = [files[index * len(files) // count] for index in range(count)] if len(files) > count else files
+    found: list[tuple[NDArray[Any], NDArray[Any] | None]] = []
+    broken: list[str] = []
+    for path in dict.fromkeys([*spaced, *files]):  # the others stand in for those that cannot be read
+        if len(found) == count:
+            break
+        try:
+            ids, objects = read_label_map(path, spec.labels, size), None
+            if spec.labels.has_edges:
+                if path.stem not in by_stem:
+                    raise LabelMapError(f"{path}: no instance map of that name in {instances}")
+                objects = read_instance_map(by_stem[path.stem], size)
+            found.append((ids, objects))
+        except LabelMapError as error:
+            broken.append(error.message)
+    if not found:
+        reason = f"; the first of {len(broken)} that cannot be used: {broken[0]}" if broken else ""
+        raise NotFoundError(
+            f"--calibrate: {folder} holds no usable label maps{reason}", hint="spade check-labels DIR says why"
+        )
+    skipped = f" ({len(broken)} skipped, the first: {broken[0]})" if broken else ""
+    objects = np.stack([entry[1] for entry in found if entry[1] is not None]) if spec.labels.has_edges else None
+    return np.stack([entry[0] for entry in found]), objects, f"label maps of {folder}{skipped}"
 
 
 def _golden_maps(
@@ -184,8 +318,14 @@ def _read_maps(
     return ids, np.stack([read_instance_map(by_stem[path.stem], size) for path in files])
 
 
-def report_page(report: ValidationReport, graphs: Sequence[Graph], spec: GeneratorSpec, folder: Path) -> str:
-    """report.html as text. folder: where the graphs' files lie."""
+def report_page(
+    report: ValidationReport,
+    graphs: Sequence[Graph],
+    spec: GeneratorSpec,
+    folder: Path,
+    int8: Int8Summary | None = None,
+) -> str:
+    """report.html as text. folder: where the graphs' files lie. int8: how the int8 graphs came about."""
     present = {entry.label_id for result in report.results for entry in result.diff.classes}
     return pages.render(
         "report.html.j2",
@@ -198,6 +338,8 @@ def report_page(report: ValidationReport, graphs: Sequence[Graph], spec: Generat
         legend=pages.legend(spec.labels, effective_palette(spec.labels), present),
         classes=list(zip(*(result.diff.classes for result in report.results), strict=True)),
         facts=_facts(spec),
+        int8=int8,
+        worst_grey=max((entry.grey_levels for entry in int8.ranking), default=0.0) or 1.0 if int8 else 1.0,
         version=__version__,
     )
 
@@ -216,6 +358,7 @@ def limits(tolerance: Tolerance) -> str:
 
 
 def _strip(sample: Any, spec: GeneratorSpec) -> list[pages.Picture]:
+    """Two pictures a column: the label map over the reference, then each graph's image over its difference."""
     pictures = [
         pages.picture("label map", colorize(sample.label, spec.labels), is_ids=True),
         pages.picture("PyTorch", sample.reference),
@@ -225,7 +368,7 @@ def _strip(sample: Any, spec: GeneratorSpec) -> list[pages.Picture]:
         factor = int(min(MAX_AMPLIFICATION, 255 // max(1, int(error.max()))))
         shown = np.clip(error * factor, 0, 255).astype(np.uint8)
         pictures.append(pages.picture(name, pixels))
-        caption = f"{name} difference x{factor}" if error.any() else f"{name} difference: none"
+        caption = f"difference x{factor}" if error.any() else "no difference"
         pictures.append(pages.picture(caption, shown))
     return pictures
 

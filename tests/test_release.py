@@ -33,14 +33,21 @@ def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None
     made = release(None, runs_dir=runs, precisions=[Precision.FP32], on_step=steps.append)
     assert made.artifact.path == runs / "tiny" / "artifact" == resolve_artifact(None, runs)
     files = set(made.artifact.manifest.files)
-    assert {"generator.fp32.onnx", REPORT_JSON, REPORT_HTML, "golden/inputs.npz", "golden/outputs.npz"} == files
+    assert {
+        "generator.fp32.onnx",
+        "generator.lookup.fp32.onnx",
+        REPORT_JSON,
+        REPORT_HTML,
+        "golden/inputs.npz",
+        "golden/outputs.npz",
+    } == files
     assert "synthetic" in made.golden_from
     assert any("PyTorch reference" in step for step in steps)
     page = (made.artifact.path / REPORT_HTML).read_text(encoding="utf-8")
     pictures = _Pictures()
     pictures.feed(page)
-    # label map, PyTorch, fp32, difference of each golden input.
-    assert len(pictures.sources) == 4 * len(made.report.samples)
+    # label map, PyTorch, and each graph with its difference, of each golden input.
+    assert len(pictures.sources) == (2 + 2 * 2) * len(made.report.samples)
     assert all(source.startswith("data:image/png;base64,") for source in pictures.sources)
     assert not re.search(r"(src|href)=\"https?:", page)
     assert "sea &amp; sky" in page

@@ -52,6 +52,12 @@ CHOSEN_ON = 4
 Progress = Callable[[str, int, int], None]
 
 
+def require_target(min_psnr_db: float) -> None:
+    """Raises ConfigError for what cannot be a target."""
+    if not 0 < min_psnr_db < float("inf"):
+        raise ConfigError(f"--min-psnr: {min_psnr_db:g} is not a positive number of decibels")
+
+
 @dataclass(frozen=True)
 class Int8Request:
     """calibration: the dense graph's inputs by name, N of each. described: where they come from."""
@@ -61,8 +67,7 @@ class Int8Request:
     min_psnr_db: float = DEFAULT_MIN_PSNR_DB
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_psnr_db < float("inf"):
-            raise ConfigError(f"--min-psnr: {self.min_psnr_db:g} is not a positive number of decibels")
+        require_target(self.min_psnr_db)
         if not len(self.calibration[LABEL]):
             raise ConfigError("int8 needs at least one label map to calibrate on")
 
@@ -94,6 +99,11 @@ class Int8Summary:
         return frozenset(self.choice.kept).union(*(graph.kept for graph in self.graphs))
 
     @property
+    def ranked_on(self) -> int:
+        """Maps that each layer was measured on."""
+        return min(RANKED_ON, self.maps)
+
+    @property
     def int8_share(self) -> float:
         """Of the dense graph's multiply-adds."""
         return sum(entry.work_share for entry in self.ranking if entry.layer not in self.kept)
@@ -103,6 +113,7 @@ class Int8Summary:
             "min_psnr_db": self.min_psnr_db,
             "calibration": self.calibration,
             "maps": self.maps,
+            "ranked_on_maps": self.ranked_on,
             "all_layers_psnr_db": _finite(self.choice.plain_psnr_db),
             "int8_share_of_multiply_adds": self.int8_share,
             "graphs": [
@@ -117,7 +128,7 @@ class Int8Summary:
             "ranking": [
                 {
                     "layer": entry.layer,
-                    "psnr_db": _finite(as_db(entry.mean_square)),
+                    "psnr_db": entry.psnr_db,
                     "error_grey_levels": entry.grey_levels,
                     "share_of_multiply_adds": entry.work_share,
                     "kept_fp32": entry.layer in self.kept,
@@ -154,7 +165,7 @@ def write_int8_graphs(
         maker = _Maker(folder, kind, generator.spec, ranges, request, calibration.images, golden, on_progress)
         quality = maker.make(choice.kept, ranking)
         made = {layer_of(module) for module in ranges} - set(quality.kept)
-        stays = tuple(entry.layer for entry in ranking if entry.layer not in made)
+        stays = tuple(layer for layer in dict.fromkeys(map(layer_of, calibration.ranges)) if layer not in made)
         file = graph_file(Precision.INT8, kind)
         graphs.append(Graph(file, Precision.INT8, stays, OPSET, kind, min_psnr_db=request.min_psnr_db))
         qualities.append(quality)

@@ -92,7 +92,7 @@ def export_artifact(
     summary = None
     if int8 is not None:
         on_step(f"making int8 graphs of at least {int8.min_psnr_db:g} dB, calibrated on {int8.described}")
-        golden = (golden_inputs, reference[IMAGE])
+        golden = (dict(golden_inputs), reference[IMAGE])
         made, summary = write_int8_graphs(generator, folder, kinds, int8, golden, on_progress)
         graphs += made
     on_step("hashing files and writing the manifest")

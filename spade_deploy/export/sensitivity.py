@@ -57,6 +57,11 @@ class LayerDamage:
         """Root mean square error of a colour value, of 255."""
         return math.sqrt(self.mean_square) * 255 / 2
 
+    @property
+    def psnr_db(self) -> float | None:
+        """None where there is no error at all."""
+        return psnr_db(self.mean_square)
+
 
 @dataclass(frozen=True)
 class Choice:
