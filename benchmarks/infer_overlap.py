@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from PIL import Image
 
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source
 from spade_deploy.atomic import write_json
+from spade_deploy.bench.machine import busy_seconds, describe_machine
 from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.inference import infer
 from spade_deploy.label_map import read_instance_map, read_label_map, read_photo, synthetic_label_maps
@@ -105,7 +104,7 @@ def main() -> None:
     results = {}
     for name in names:
         results[name] = measure(name, CASES[name], arguments.rounds, arguments.patience)
-        write_json(arguments.out, {"machine": machine(), "goal": GOAL, "cases": results})
+        write_json(arguments.out, {"machine": describe_machine(), "goal": GOAL, "cases": results})
     print(f"written to {arguments.out}")
 
 
@@ -152,15 +151,6 @@ def one_round(setup: Setup, *, bare_first: bool) -> Round:
     if before is None or after is None:
         return Round(bare_s, infer_s, None)
     return Round(bare_s, infer_s, max(0.0, after - before - own) / (wall * (os.cpu_count() or 1)))
-
-
-def busy_seconds() -> float | None:
-    """Processor time of all processes since the machine started, where the system tells."""
-    table = Path("/proc/stat")
-    if not table.exists():
-        return None
-    user, nice, system, _idle, _waiting, *rest = map(int, table.read_text().split("\n", 1)[0].split()[1:9])
-    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 
 
 def bare_seconds(setup: Setup) -> float:
@@ -247,23 +237,6 @@ def scale_last_layer(generator: SpadeGenerator, label: torch.Tensor, instance: t
         generator.conv_img.weight *= (CONTRAST / deviation)[:, None, None, None]
         generator.conv_img.bias.sub_(mean).mul_(CONTRAST / deviation)
     hook.remove()
-
-
-def machine() -> dict[str, object]:
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("spade-deploy", "onnxruntime", "numpy", "pillow", "torch")},
-    }
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from spade_deploy.atomic import write_json
+from spade_deploy.bench.machine import describe_machine
 from spade_deploy.label_map import list_label_files, read_instance_map, read_label_map, synthetic_label_maps
-from spade_deploy.patterns import LevelPatterns, check_tables, extract_patterns, num_codes, pixel_codes
+from spade_deploy.patterns import check_tables, extract_patterns, num_codes, pixel_codes
 from spade_deploy.spec import GeneratorSpec, LabelSpec, parse_size
+from spade_deploy.windows import LevelPatterns
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT.parent / "shared" / "data" / "coco_stuff_sample"
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     use_one_core()
     size = parse_size(options.size)
-    result: dict[str, object] = {"machine": machine(), "size": list(size), "repeats": options.repeats}
+    result: dict[str, object] = {"machine": describe_machine(), "size": list(size), "repeats": options.repeats}
     for name, has_edges in (("with_edges", True), ("without_edges", False)):
         spec = GeneratorSpec(LabelSpec(182, has_dontcare=True, has_edges=has_edges), height=size[0], width=size[1])
         maps, result["maps"] = load_maps(spec, options.labels, options.instances)
@@ -147,24 +147,6 @@ def median_ms(work: Callable[[], object], repeats: int) -> float:
 def use_one_core() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
-def machine() -> dict[str, object]:
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("spade-deploy", "numpy", "pillow")},
-    }
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

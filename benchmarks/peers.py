@@ -25,10 +25,10 @@ import onnx
 from models import ADE20K, COCO, DATA, RESULTS, SMALL, coco_maps, make_artifact, resized, synthetic_maps
 from onnx import TensorProto, helper, numpy_helper
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact
+from spade_deploy.artifact import Arrays, Artifact
 from spade_deploy.atomic import write_json
 from spade_deploy.bench import BASELINES, BenchResult, Candidate, Kind, bench, choose_candidates
-from spade_deploy.patterns import extract_patterns
+from spade_deploy.patterns import unique_share
 from spade_deploy.spec import GeneratorSpec, GraphKind
 
 FLOOR = "floor: residual convolutions alone"
@@ -143,12 +143,6 @@ def summarize(result: BenchResult, artifact: Artifact, cases: dict[str, Arrays],
         "per_map": per_map,
         "bench": {**result.to_json(), "artifact": "made by benchmarks/models.py"},
     }
-
-
-def unique_share(spec: GeneratorSpec, inputs: Arrays) -> float:
-    tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
-    assert tables is not None  # no share was set at which it gives up
-    return tables.unique_share(spec)
 
 
 def write_floor(spec: GeneratorSpec, size: int, path: Path) -> None:

@@ -15,17 +15,21 @@ import numpy as np
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact
 from spade_deploy.engines.runtime import Backend, GraphChoice, Runtime, open_runtime
-from spade_deploy.patterns import extract_patterns
+from spade_deploy.patterns import unique_share
 from spade_deploy.spec import GeneratorSpec, Precision
 
-ROUNDS = 3
+FEWEST_ROUNDS, MOST_ROUNDS, ENOUGH_S = 3, 41, 1.5
+"""Rounds go on until ENOUGH_S is spent: an image of a small model takes milliseconds, of which three say little."""
 MARGIN = 0.95
 """The lookup graph is taken where it is expected to cost less than this share of dense: a tie is not worth a table."""
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Measured on the CPU: medians of ROUNDS, patterns included. few, many: shares of unique patterns of two maps."""
+    """Measured on the CPU: medians of interleaved rounds, patterns included.
+
+    few, many: the shares of unique patterns of two maps.
+    """
 
     few_share: float
     many_share: float
@@ -48,7 +52,7 @@ def measure_break_even(artifact: Artifact, precision: Precision, threads: int | 
     spec = artifact.manifest.generator
     few = _first(artifact.golden().inputs)
     many = _noise(spec, few)
-    if _share(spec, many) - _share(spec, few) < 0.3:  # golden maps that are noise themselves
+    if unique_share(spec, many) - unique_share(spec, few) < 0.3:  # golden maps that are noise themselves
         few = {**few, LABEL: np.zeros_like(few[LABEL])}
         if INSTANCE in few:
             few[INSTANCE] = np.zeros_like(few[INSTANCE])
@@ -59,9 +63,11 @@ def measure_break_even(artifact: Artifact, precision: Precision, threads: int | 
         jobs = ((lookup, few), (lookup, many), (dense, few))
         for runtime, inputs in jobs:
             runtime.run(inputs)
-        times = [[_milliseconds(runtime, inputs) for runtime, inputs in jobs] for _ in range(ROUNDS)]
+        times: list[list[float]] = []
+        while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and np.sum(times) < ENOUGH_S * 1e3):
+            times.append([_milliseconds(runtime, inputs) for runtime, inputs in jobs])
     few_ms, many_ms, dense_ms = (statistics.median(column) for column in zip(*times, strict=True))
-    return BreakEven(_share(spec, few), _share(spec, many), few_ms, many_ms, dense_ms)
+    return BreakEven(unique_share(spec, few), unique_share(spec, many), few_ms, many_ms, dense_ms)
 
 
 def _milliseconds(runtime: Runtime, inputs: Arrays) -> float:
@@ -81,9 +87,3 @@ def _noise(spec: GeneratorSpec, like: Arrays) -> Arrays:
     if INSTANCE in like:
         noise[INSTANCE] = rng.integers(0, 2, shape).astype(np.int32)
     return noise
-
-
-def _share(spec: GeneratorSpec, inputs: Arrays) -> float:
-    tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
-    assert tables is not None  # no share was set at which it gives up
-    return tables.unique_share(spec)

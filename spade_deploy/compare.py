@@ -61,6 +61,30 @@ def is_undecided(logits: NDArray[Any], margin: float) -> NDArray[np.bool_]:
     return moved
 
 
+ImagePair = tuple[NDArray[np.float32], NDArray[np.uint8]]
+"""An image N x 3 x H x W and its pixels N x H x W x 3."""
+
+
+def decided_only(
+    logits: NDArray[Any], margin: float, reference: ImagePair, candidate: ImagePair
+) -> tuple[ImagePair, float]:
+    """The candidate with the reference's values where rounding alone decides, and the share of those values.
+
+    logits: the reference's, N x 3 x H x W. margin: see `is_undecided`. What is not finite stays: that is no rounding.
+    """
+    undecided = is_undecided(logits, margin)
+    image = np.where(undecided & np.isfinite(candidate[0]), reference[0], candidate[0])
+    pixels = np.where(undecided.transpose(0, 2, 3, 1), reference[1], candidate[1])
+    return (image, pixels), float(undecided.mean())
+
+
+def too_undecided(share: float) -> list[str]:
+    """A failure, in words, where so many values are left out that the rest proves nothing."""
+    if share <= MOST_UNDECIDED:
+        return []
+    return [f"rounding alone decides {share:.0%} of the values: nothing is left to compare"]
+
+
 def logit_margin(precision: Precision, rounding: RoundingError) -> float:
     """How far rounding alone may move a logit in a graph of this precision."""
     if precision is not Precision.FP16:  # int8 is held to a quality, which has room for more than rounding
@@ -180,10 +204,10 @@ class DiffAccumulator:
     def add(
         self,
         label: NDArray[Any],
-        reference: tuple[NDArray[np.float32], NDArray[np.uint8]],
-        candidate: tuple[NDArray[np.float32], NDArray[np.uint8]],
+        reference: ImagePair,
+        candidate: ImagePair,
     ) -> None:
-        """label: N x H x W ids. Each pair: image N x 3 x H x W and pixels N x H x W x 3."""
+        """label: N x H x W ids."""
         for ids, *one in zip(label, *reference, *candidate, strict=True):
             self._add_one(ids.astype(np.int64).ravel(), *one)
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import INSTANCE, LABEL, Graph, Z
 from spade_deploy.export.deploy_model import stage_names
 from spade_deploy.export.lookup_model import OUTPUTS_NCHW
-from spade_deploy.patterns import extract_patterns
-from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+from spade_deploy.patterns import graph_inputs
+from spade_deploy.spec import GraphKind, Precision
 from spade_deploy.training.networks import SpadeGenerator, make_segmap
 
 RELATIVE_LIMIT = {Precision.FP32: 1e-3, Precision.FP16: 0.1, Precision.INT8: 0.3}
@@ -48,7 +48,7 @@ def first_divergence(
     """
     names = stage_names(generator.spec)
     is_lookup = graph.kind is GraphKind.LOOKUP
-    found = _graph_values(file, names, _tables(generator.spec, inputs) if is_lookup else inputs)
+    found = _graph_values(file, names, graph_inputs(generator.spec, graph.kind, inputs))
     expected = _reference_values(generator, names, inputs)
     for name in names:
         if name not in found:
@@ -62,12 +62,6 @@ def first_divergence(
         if not relative <= RELATIVE_LIMIT[graph.precision]:
             return Divergence(name, relative, float(np.abs(error).max()))
     return None
-
-
-def _tables(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
-    assert tables is not None  # no share was set at which it gives up
-    return {**tables.to_inputs(), **({Z: inputs[Z]} if Z in inputs else {})}
 
 
 def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

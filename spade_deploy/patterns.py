@@ -4,16 +4,12 @@ At a resolution, gamma and beta of a pixel depend on a (2k - 1) x (2k - 1) windo
 activations around it, each of which depends on k x k codes. A label map has far fewer distinct windows than pixels.
 So each level (all blocks of one stride) has three tables: distinct k x k windows (`codes`), distinct larger windows
 written as k*k rows of `codes` (`patterns`), and a row of `patterns` for every pixel (`index`).
-
-How they are found, exactly and fast. Most windows lie inside one region: they follow from their one code. The others
-are ranked by integer keys that stand for the whole window, never by a hash: k*k codes for a small window, and for a
-large one its four corner windows, which cover it. Windows around the image's outer taps are ranked with the rest, so
-that the corners of a border pixel's window exist too.
+`windows.py` finds them; here they are put together for a generator, counted, and checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,37 +18,14 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, TensorInfo, Z, mismatch
 from spade_deploy.errors import InputRefusedError
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.spec import GeneratorSpec, GraphKind
+from spade_deploy.windows import Ints, LevelPatterns, WindowGrid
 
 LATENT = "latent"
 LATENT_KERNEL = 3
 """`fc` is a 3 x 3 convolution, whatever the kernel inside SPADE."""
 
-Ints = NDArray[np.int32]
-Positions = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-Digit = tuple[NDArray[Any], int]
-"""A column of digits and its base: digits are in 0..base-1."""
-
-_MAX_KEY = (1 << 63) - 1
-_HASH_FACTORS = (0x9E3779B1, 0x85EBCA77)
-"""Odd and unrelated, one for each direction: with one for both, a window and its transpose would have one hash."""
 _EXTRACT_HINT = "extract_patterns makes the tables from a label map, for the generator spec of the graph"
-
-
-@dataclass(frozen=True)
-class LevelPatterns:
-    """The distinct windows of one resolution; all int32.
-
-    codes: U x k*k, windows of pixel codes, taps row by row; `num_codes` stands for outside the image.
-    patterns: P x k*k, windows of (2k - 1) x (2k - 1) pixels as rows of `codes`, one for each of the k*k taps; U stands
-    for a tap whose centre is outside the image, where the hidden map is zero.
-    index: N x h x w, rows of `patterns`.
-    """
-
-    codes: Ints
-    patterns: Ints
-    index: Ints
 
 
 @dataclass(frozen=True)
@@ -66,13 +39,13 @@ class PatternTables:
     levels: Mapping[int, LevelPatterns]
     latent: Ints | None
 
-    def to_inputs(self) -> Arrays:
-        """The graph's tensors by name, in the order of `lookup_tensors`; without the style."""
+    def to_inputs(self, style: NDArray[Any] | None = None) -> Arrays:
+        """The graph's tensors by name, in the order of `lookup_tensors`; style: the z of a VAE."""
         inputs: Arrays = {} if self.latent is None else {LATENT: self.latent}
         for stride, level in self.levels.items():
             tensors = (level.codes, level.patterns, level.index)
             inputs.update(zip(level_names(stride), tensors, strict=True))
-        return inputs
+        return inputs if style is None else {**inputs, Z: style}
 
     @classmethod
     def from_inputs(cls, spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> PatternTables:
@@ -145,7 +118,7 @@ def extract_patterns(
     codes = pixel_codes(spec, label, instance)
     _check_size(spec, codes.shape)
     names, dense = _renumber(codes, num_codes(spec))
-    grids = {s: _Grid(dense[:, ::s, ::s], names, spec.kernel_size) for s in modulated_channels(spec)}
+    grids = {s: WindowGrid(dense[:, ::s, ::s], names, spec.kernel_size) for s in modulated_channels(spec)}
     pixels = {stride: grid.num_pixels for stride, grid in grids.items()}
     # What is certain of the number of patterns, at first that there is one; exact once a level is done.
     known = dict.fromkeys(grids, 1)
@@ -161,6 +134,25 @@ def extract_patterns(
         if max_share is not None and _share(spec, known, pixels) > max_share:
             return None
     return PatternTables(levels, None if spec.z_dim is not None else _latent_windows(spec, codes))
+
+
+def graph_inputs(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    """A dense graph's inputs by name -> those of a graph of that kind, in its order.
+
+    Raises InputRefusedError as `extract_patterns` does.
+    """
+    if kind is GraphKind.DENSE:
+        return {name: inputs[name] for name in (LABEL, INSTANCE, Z) if name in inputs}
+    tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
+    assert tables is not None  # no share was set at which it gives up
+    return tables.to_inputs(inputs.get(Z))
+
+
+def unique_share(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> float:
+    """`PatternTables.unique_share` of a dense graph's inputs."""
+    tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
+    assert tables is not None  # as above
+    return tables.unique_share(spec)
 
 
 def lookup_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
@@ -190,158 +182,6 @@ def lookup_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
 def check_tables(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> None:
     """Raise InputRefusedError, by tensor name, for tables that do not belong to this graph or to each other."""
     _check(spec, inputs, lookup_tensors(spec))
-
-
-class _Grid:
-    """The codes of one level, padded so that every window that touches the image exists, as one flat array.
-
-    A window is named by the flat position of its first tap: tap (i, j) is `i * self.width + j` further on. Flat
-    shifts run over the ends of rows; what they make there is not read, or masked out.
-    """
-
-    def __init__(self, dense: NDArray[Any], names: Ints, kernel: int) -> None:
-        self.kernel, self.names, self.outside = kernel, names, len(names) - 1
-        count, self.rows, self.columns = dense.shape
-        self.reach = kernel - 1  # of a pixel's large window, to each side
-        self.shape = (count, self.rows + 2 * self.reach, self.columns + 2 * self.reach)
-        self.width = self.shape[2]
-        self.num_pixels = dense.size
-        padded = np.full(self.shape, self.outside, dense.dtype)
-        padded[:, self.reach : self.reach + self.rows, self.reach : self.reach + self.columns] = dense
-        self.flat = padded.reshape(-1)
-        # Small windows are also those around the outer taps of the image's pixels; large ones are one a pixel.
-        is_small = self._first_taps(self.rows + self.reach, self.columns + self.reach)
-        is_large = self._first_taps(self.rows, self.columns)
-        far = self.reach * self.width
-        self.corners = sorted({0, self.reach, far, far + self.reach})
-        uniform = self._uniform()
-        self.small_uniform = uniform & is_small
-        self.mixed_small = np.flatnonzero(is_small & ~uniform)
-        # The four corner windows share the centre: where each is of one code, it is the same code.
-        self.large_uniform = self.small_uniform & is_large
-        for corner in self.corners[1:]:
-            self.large_uniform[:-corner] &= uniform[corner:]
-        self.mixed_large = np.flatnonzero(is_large & ~self.large_uniform)
-
-    def at_most(self) -> int:
-        """No more patterns than this."""
-        return min(self.num_pixels, len(self.mixed_large) + self.outside)
-
-    def at_least(self) -> int:
-        """No fewer patterns than this: different hashes are different windows, whatever collides."""
-        across = _weighted_sum(self.flat.astype(np.uint32), 2 * self.kernel - 1, 1, _HASH_FACTORS[0])
-        hashes = _weighted_sum(across, 2 * self.kernel - 1, self.width, _HASH_FACTORS[1])
-        bits = min(24, (16 * self.num_pixels).bit_length())
-        seen = np.zeros(1 << bits, np.bool_)
-        kept = hashes.reshape(self.shape)[:, : self.rows, : self.columns]
-        seen[(kept >> np.uint32(32 - bits)).astype(np.intp)] = True
-        return int(np.count_nonzero(seen))
-
-    def extract(self) -> LevelPatterns:
-        taps = [i * self.width + j for i in range(self.kernel) for j in range(self.kernel)]
-        centre = taps[len(taps) // 2]
-        # The centre is the first digit and `outside` the greatest code: windows around outside taps come last.
-        by_weight = [centre, *(tap for tap in taps if tap != centre)]
-        small, first = self._number(
-            self.small_uniform,
-            self.mixed_small,
-            lambda windows: ((self.flat[tap:].take(windows), self.outside + 1) for tap in by_weight),
-        )
-        num_small = len(first)
-        first = first[: np.count_nonzero(self.flat[centre:].take(first) != self.outside)]
-        codes = np.stack([self.names.take(self.flat[tap:].take(first)) for tap in taps], axis=1)
-        index, first = self._number(
-            self.large_uniform,
-            self.mixed_large,
-            lambda windows: ((small[corner:].take(windows), num_small) for corner in self.corners),
-        )
-        patterns = np.stack([np.minimum(small[tap:].take(first), len(codes)) for tap in taps], axis=1)
-        inside = index.reshape(self.shape)[:, : self.rows, : self.columns]
-        return LevelPatterns(codes, patterns, np.ascontiguousarray(inside))
-
-    def _number(
-        self, uniform: Flags, mixed: Positions, digits: Callable[[Positions], Iterable[Digit]]
-    ) -> tuple[Ints, Positions]:
-        """Number the distinct windows: those of one code by code, then those in `mixed` by their digits.
-
-        Returns the number at every first tap, and a first tap for every number.
-        """
-        member = np.full(len(self.names), -1)
-        plain = np.flatnonzero(uniform)
-        member[self.flat.take(plain)] = plain
-        found = member >= 0
-        number_of_code = (np.cumsum(found) - 1).astype(np.int32)
-        numbers = number_of_code.take(self.flat)
-        rank, representatives = rank_rows(digits(mixed))
-        first = member[found]
-        numbers[mixed] = rank + len(first)
-        return numbers, np.concatenate([first, mixed.take(representatives)])
-
-    def _first_taps(self, rows: int, columns: int) -> Flags:
-        mask = np.zeros(self.shape, np.bool_)
-        mask[:, :rows, :columns] = True
-        return mask.reshape(-1)
-
-    def _uniform(self) -> Flags:
-        """Where all k*k taps of a window are one code."""
-        if self.kernel == 1:
-            return np.ones(self.flat.shape, np.bool_)
-        across = _all_shifted(self.flat[1:] == self.flat[:-1], self.kernel - 1, 1)
-        down = _all_shifted(self.flat[self.width :] == self.flat[: -self.width], self.kernel - 1, self.width)
-        across = _all_shifted(across, self.kernel, self.width)
-        uniform = np.zeros(self.flat.shape, np.bool_)
-        uniform[: len(across)] = across & down[: len(across)]
-        return uniform
-
-
-def rank_rows(columns: Iterable[Digit]) -> tuple[Positions, Positions]:
-    """Rank rows of digits in lexicographic order, equal rows equal: (rank of every row, a row of every rank).
-
-    columns: n digits in 0..base-1 and their base, the first column weighing most. The digits become one 64-bit
-    integer; where they do not fit, what there is so far is ranked first, and its ranks are a digit: nothing collides.
-    """
-    key: NDArray[Any] | None = None
-    span = 1
-    for digits, base in columns:
-        if key is None:
-            key = digits.astype(np.int64)
-        else:
-            if span > _MAX_KEY // base:
-                key, rows = _ranked(key)
-                span = len(rows)  # no more than there are rows, which times a base always fits
-            key = key * base + digits
-        span *= base
-    if key is None:
-        raise ValueError("rows need at least one digit")
-    return _ranked(key)
-
-
-def _ranked(key: NDArray[np.int64]) -> tuple[Positions, Positions]:
-    order = np.argsort(key)
-    ascending = key.take(order)
-    is_new = np.ones(len(key), np.bool_)
-    np.not_equal(ascending[1:], ascending[:-1], out=is_new[1:])
-    rank = np.empty(len(key), np.int64)
-    rank[order] = np.cumsum(is_new) - 1
-    return rank, order[is_new]
-
-
-def _all_shifted(flags: Flags, count: int, step: int) -> Flags:
-    """At p, whether flags at p, p + step, ... are all set, `count` of them; shorter by what that reaches beyond."""
-    size = len(flags) - (count - 1) * step
-    result = flags[:size].copy()
-    for shift in range(step, count * step, step):
-        result &= flags[shift : shift + size]
-    return result
-
-
-def _weighted_sum(values: NDArray[np.uint32], count: int, step: int, factor: int) -> NDArray[np.uint32]:
-    """At p, the sum of values at p, p + step, ... weighted with powers of `factor`, modulo 2^32; zero near the end."""
-    size = len(values) - (count - 1) * step
-    total = np.zeros(values.shape, np.uint32)
-    for shift in range(0, count * step, step):
-        total[:size] = total[:size] * np.uint32(factor) + values[shift : shift + size]
-    return total
 
 
 def _renumber(codes: Ints, outside: int) -> tuple[Ints, NDArray[Any]]:

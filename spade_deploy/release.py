@@ -9,27 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spade_deploy import __version__, pages
 from spade_deploy.artifact import (
-    INSTANCE,
-    LABEL,
     REPORT_HTML,
     REPORT_JSON,
-    Arrays,
     Artifact,
     Graph,
     Manifest,
     Source,
-    Z,
     rewrite_manifest,
 )
 from spade_deploy.atomic import atomic_folder, write_json, write_text
 from spade_deploy.break_even import measure_break_even
 from spade_deploy.compare import Tolerance
-from spade_deploy.dataset_files import DataConfig
-from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError, SpadeError
+from spade_deploy.errors import ConfigError
+from spade_deploy.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.export.int8 import (
     DEFAULT_CALIBRATION_COUNT,
     DEFAULT_MIN_PSNR_DB,
@@ -38,19 +33,10 @@ from spade_deploy.export.int8 import (
     require_target,
 )
 from spade_deploy.export.pipeline import export_artifact
-from spade_deploy.label_map import (
-    colorize,
-    effective_palette,
-    label_dtype,
-    list_label_files,
-    read_instance_map,
-    read_label_map,
-    synthetic_label_maps,
-)
-from spade_deploy.runs import ARTIFACT, CheckpointInfo, resolve_checkpoint
+from spade_deploy.label_map import colorize, effective_palette
+from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 from spade_deploy.training.checkpoint import load_generator
-from spade_deploy.training.dataset import open_held_out, open_source, validation_labels
 from spade_deploy.validation import ValidationReport, validate
 
 GOLDEN_COUNT = 4
@@ -146,16 +132,19 @@ def release(
     run = checkpoint.parent.parent
     target = out if out is not None else run / ARTIFACT
     _require_replaceable(target)
-    golden, golden_from = _golden_inputs(loaded.spec, loaded.info, labels, instances, _golden_count(loaded.module))
-    on_step(f"golden inputs: {golden_from}")
-    request = None if int8 is None else _int8_request(loaded.spec, loaded.info, int8)
+    golden = golden_inputs(loaded.spec, loaded.info, labels, instances, _golden_count(loaded.module))
+    on_step(f"golden inputs: {golden.described}")
+    request = None
+    if int8 is not None:
+        calibration = calibration_inputs(loaded.spec, loaded.info, int8.maps, int8.instances, int8.count)
+        request = Int8Request(calibration.inputs, calibration.described, int8.min_psnr_db)
     source = Source(run.name, loaded.info.step, loaded.info.origin, loaded.info.generator_sha256)
     with atomic_folder(target) as folder:
         exported = export_artifact(
             loaded.module,
             folder,
             precisions=precisions,
-            golden_inputs=golden,
+            golden_inputs=golden.inputs,
             source=source,
             int8=request,
             on_step=on_step,
@@ -178,7 +167,7 @@ def release(
             shutil.copytree(folder, failed)
             on_step(f"the artifact that failed, with its report: {failed}")
             report.require_passed()
-    return Release(Artifact.open(target), report, golden_from, checkpoint)
+    return Release(Artifact.open(target), report, golden.described, checkpoint)
 
 
 def _with_break_even(
@@ -207,115 +196,6 @@ def _require_replaceable(target: Path) -> None:
 def _golden_count(module: Any) -> int:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return GOLDEN_COUNT_LARGE if parameters > LARGE_PARAMETERS else GOLDEN_COUNT
-
-
-def _golden_inputs(
-    spec: GeneratorSpec, info: CheckpointInfo, labels: Path | None, instances: Path | None, count: int
-) -> tuple[Arrays, str]:
-    ids, objects, origin = _golden_maps(spec, info, labels, instances, count)
-    return _graph_inputs(spec, ids, objects, seed=0), origin
-
-
-def _graph_inputs(spec: GeneratorSpec, ids: NDArray[Any], objects: NDArray[Any] | None, seed: int) -> Arrays:
-    inputs: Arrays = {LABEL: ids.astype(label_dtype(spec.labels))}
-    if spec.labels.has_edges:
-        inputs[INSTANCE] = (np.zeros(ids.shape) if objects is None else objects).astype(np.int32)
-    if spec.z_dim is not None:
-        inputs[Z] = np.random.default_rng(seed).standard_normal((len(ids), spec.z_dim)).astype(np.float32)
-    return inputs
-
-
-def _int8_request(spec: GeneratorSpec, info: CheckpointInfo, options: Int8Options) -> Int8Request:
-    ids, objects, described = _calibration_maps(spec, info, options)
-    return Int8Request(_graph_inputs(spec, ids, objects, seed=1), f"{len(ids)} {described}", options.min_psnr_db)
-
-
-def _calibration_maps(
-    spec: GeneratorSpec, info: CheckpointInfo, options: Int8Options
-) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
-    if options.maps is not None:
-        return _read_calibration_maps(spec, options.maps, options.instances, options.count)
-    why = "an imported model has no data set"
-    if info.data is not None:
-        try:
-            source = open_source(DataConfig.from_json(info.data), "train", spec.labels)
-            label, instance, _ = validation_labels(source, options.count)
-            return label.numpy(), None if instance is None else instance.numpy(), "training labels of the data set"
-        except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
-            why = error.message
-    ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, options.count, seed=1)
-    return ids, objects, f"synthetic label maps ({why}; --calibrate DIR takes real ones)"
-
-
-def _read_calibration_maps(
-    spec: GeneratorSpec, folder: Path, instances: Path | None, count: int
-) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
-    if spec.labels.has_edges and instances is None:
-        raise ConfigError(
-            "--calibrate-instances is needed: this model has an edge channel, made of instance maps",
-            hint="spade export --int8 --calibrate DIR --calibrate-instances DIR",
-        )
-    size = (spec.height, spec.width)
-    files = list_label_files(folder)
-    by_stem = {path.stem: path for path in list_label_files(instances)} if instances is not None else {}
-    spaced = [files[index * len(files) // count] for index in range(count)] if len(files) > count else files
-    found: list[tuple[NDArray[Any], NDArray[Any] | None]] = []
-    broken: list[str] = []
-    for path in dict.fromkeys([*spaced, *files]):  # the others stand in for those that cannot be read
-        if len(found) == count:
-            break
-        try:
-            ids, objects = read_label_map(path, spec.labels, size), None
-            if spec.labels.has_edges:
-                if path.stem not in by_stem:
-                    raise LabelMapError(f"{path}: no instance map of that name in {instances}")
-                objects = read_instance_map(by_stem[path.stem], size)
-            found.append((ids, objects))
-        except LabelMapError as error:
-            broken.append(error.message)
-    if not found:
-        reason = f"; the first of {len(broken)} that cannot be used: {broken[0]}" if broken else ""
-        raise NotFoundError(
-            f"--calibrate: {folder} holds no usable label maps{reason}", hint="spade check-labels DIR says why"
-        )
-    skipped = f" ({len(broken)} skipped, the first: {broken[0]})" if broken else ""
-    objects = np.stack([entry[1] for entry in found if entry[1] is not None]) if spec.labels.has_edges else None
-    return np.stack([entry[0] for entry in found]), objects, f"label maps of {folder}{skipped}"
-
-
-def _golden_maps(
-    spec: GeneratorSpec, info: CheckpointInfo, labels: Path | None, instances: Path | None, count: int
-) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
-    if labels is not None:
-        return (*_read_maps(spec, labels, instances, count), f"label maps of {labels}")
-    why = "an imported model has no data set"
-    if info.data is not None:
-        try:
-            held_out, split = open_held_out(DataConfig.from_json(info.data), spec.labels)
-            label, instance, _ = validation_labels(held_out, count)
-            objects = None if instance is None else instance.numpy()
-            return label.numpy(), objects, f"the data set's {split} split"
-        except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
-            why = error.message
-    ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=0)
-    return ids, objects, f"synthetic label maps ({why}; --labels DIR takes real ones)"
-
-
-def _read_maps(
-    spec: GeneratorSpec, labels: Path, instances: Path | None, count: int
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    size = (spec.height, spec.width)
-    files = list_label_files(labels)[:count]
-    if not files:
-        raise NotFoundError(f"--labels: {labels} holds no label maps")
-    ids = np.stack([read_label_map(path, spec.labels, size) for path in files])
-    if instances is None:
-        return ids, None
-    by_stem = {path.stem: path for path in list_label_files(instances)}
-    missing = [path.name for path in files if path.stem not in by_stem]
-    if missing:
-        raise SpadeError(f"--instances: {instances} holds no instance map for {missing[0]}")
-    return ids, np.stack([read_instance_map(by_stem[path.stem], size) for path in files])
 
 
 def report_page(

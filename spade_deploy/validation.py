@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph, Z
 from spade_deploy.compare import (
-    MOST_UNDECIDED,
     DiffAccumulator,
     OutputDiff,
     Tolerance,
-    is_undecided,
+    decided_only,
     logit_margin,
     tolerance_for,
+    too_undecided,
 )
 from spade_deploy.engines.runtime import Runtime, open_runtime
 from spade_deploy.errors import (
@@ -214,13 +214,11 @@ def _compare(
     worst: tuple[float, Arrays] | None = None
     for index, inputs in enumerate(batches):
         expected, found = reference.images(inputs), runtime.run(inputs)
-        trusted = (expected[IMAGE], expected[PIXELS])
-        undecided = is_undecided(expected[LOGITS], margin)
-        undecided_shares.append(float(undecided.mean()))
-        differences.add(inputs[LABEL], trusted, (found[IMAGE], found[PIXELS]))
-        decided_image = np.where(undecided, expected[IMAGE], found[IMAGE])
-        decided_pixels = np.where(undecided.transpose(0, 2, 3, 1), expected[PIXELS], found[PIXELS])
-        judged.add(inputs[LABEL], trusted, (decided_image, decided_pixels))
+        trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found[IMAGE], found[PIXELS])
+        decided, share = decided_only(expected[LOGITS], margin, trusted, candidate)
+        undecided_shares.append(share)
+        differences.add(inputs[LABEL], trusted, candidate)
+        judged.add(inputs[LABEL], trusted, decided)
         error = float(np.nan_to_num(np.abs(found[IMAGE] - expected[IMAGE]), nan=np.inf).max())
         if worst is None or error > worst[0]:
             worst = (error, inputs)
@@ -228,16 +226,13 @@ def _compare(
         on_progress(graph.name, index + 1, total)
     if worst is None:
         raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
-    diff = differences.result()
     tolerance = tolerance_for(graph.precision, rounding, graph.min_psnr_db)
-    failures = tuple((judged.result() if diff.finite else diff).failures(tolerance))
     undecided_share = float(np.mean(undecided_shares))
-    if undecided_share > MOST_UNDECIDED:
-        failures += (f"rounding alone decides {undecided_share:.0%} of the values: nothing is left to compare",)
+    failures = (*judged.result().failures(tolerance), *too_undecided(undecided_share))
     diverges_at = None
     if failures:
         diverges_at = reference.diverges_at(artifact.path_of(graph.file), graph, worst[1])
-    return GraphResult(graph, runtime.name, diff, tolerance, failures, undecided_share, diverges_at)
+    return GraphResult(graph, runtime.name, differences.result(), tolerance, failures, undecided_share, diverges_at)
 
 
 def _keep_sample(

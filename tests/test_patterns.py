@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spade_deploy import patterns as module
+from spade_deploy import windows as module
 from spade_deploy.artifact import INSTANCE, LABEL, mismatch
 from spade_deploy.errors import InputRefusedError
 from spade_deploy.label_map import read_instance_map, read_label_map, synthetic_label_maps
 from spade_deploy.patterns import (
-    LevelPatterns,
     PatternTables,
     check_tables,
     extract_patterns,
@@ -22,9 +21,9 @@ from spade_deploy.patterns import (
     modulated_channels,
     num_codes,
     pixel_codes,
-    rank_rows,
 )
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Upsampling
+from spade_deploy.windows import LevelPatterns, rank_rows
 
 PLAIN = LabelSpec(5)
 EDGES = LabelSpec(5, has_dontcare=True, has_edges=True)
@@ -372,7 +371,7 @@ def test_bounds_hold_whatever_the_hash(
     label, _ = regions(labels, 1, 32, 64, cell, seed)
     before, module._HASH_FACTORS = module._HASH_FACTORS, factors
     try:
-        grid = module._Grid(label.astype(np.uint8), np.arange(num_labels + 1, dtype=np.int32), kernel)
+        grid = module.WindowGrid(label.astype(np.uint8), np.arange(num_labels + 1, dtype=np.int32), kernel)
         found = len(extracted(spec, label).levels[1].patterns)
         assert grid.at_least() <= found <= grid.at_most()
     finally:

@@ -19,10 +19,9 @@ from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.cli import app
 from spade_deploy.compare import Tolerance, tolerance_for
 from spade_deploy.divergence import RELATIVE_LIMIT, first_divergence
-from spade_deploy.errors import ConfigError, NotFoundError
+from spade_deploy.errors import ConfigError
 from spade_deploy.label_map import synthetic_label_maps
 from spade_deploy.release import Int8Options, Release, release
-from spade_deploy.release import _calibration_maps as calibration_maps
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision, RoundingError
 from spade_deploy.training.checkpoint import load_generator, save_checkpoint
@@ -115,31 +114,6 @@ def test_right_graphs_stay_under_the_divergence_limit(
     for kind in GraphKind:
         graph = made.artifact.graph(Precision.INT8, kind)
         assert first_divergence(made.artifact.path_of(graph.file), graph, generator, golden) is None
-
-
-def test_maps_of_a_folder_are_evenly_spaced_and_the_broken_ones_replaced(tmp_path: Path) -> None:
-    labels, instances = write_maps(tmp_path, count=8)
-    ids, objects, described = calibration_maps(SPEC, None, Int8Options(labels, instances, count=3))  # type: ignore[arg-type]
-    assert objects is not None
-    assert ids.shape == objects.shape == (3, 64, 64)
-    # 10 files: 0, 0_broken, 1..7, 9_alone; asked for 0, 2 and 5.
-    expected, _ = synthetic_label_maps(SPEC.labels, 64, 64, 8, 0)
-    np.testing.assert_array_equal(ids, expected[[0, 2, 5]])
-    assert described == f"label maps of {labels}"
-    ids, _, described = calibration_maps(SPEC, None, Int8Options(labels, instances, count=10))  # type: ignore[arg-type]
-    assert len(ids) == 8
-    assert "2 skipped" in described
-
-
-def test_folders_that_cannot_serve(tmp_path: Path) -> None:
-    labels, instances = write_maps(tmp_path, count=1)
-    (labels / "0.png").unlink()
-    with pytest.raises(NotFoundError, match=r"no usable label maps.*0_broken"):
-        calibration_maps(SPEC, None, Int8Options(labels, instances))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--calibrate-instances is needed"):
-        calibration_maps(SPEC, None, Int8Options(labels))  # type: ignore[arg-type]
-    with pytest.raises(NotFoundError, match="no such folder"):
-        calibration_maps(SPEC, None, Int8Options(tmp_path / "nowhere", instances))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

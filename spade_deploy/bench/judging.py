@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Golden, Graph
 from spade_deploy.bench.candidates import Candidate
 from spade_deploy.compare import (
-    MOST_UNDECIDED,
     DiffAccumulator,
     Tolerance,
-    is_undecided,
+    decided_only,
     logit_margin,
     tolerance_for,
+    too_undecided,
 )
 
 
@@ -35,16 +33,12 @@ def judge(artifact: Artifact, candidate: Candidate, golden: Golden, found: Array
         if found[name].shape != expected[name].shape:
             return Verdict(None, None, None, (f"{name} has shape {found[name].shape}, not {expected[name].shape}",))
     rounding = artifact.manifest.rounding
-    undecided = is_undecided(expected[LOGITS], logit_margin(candidate.precision, rounding))
-    image = np.where(undecided & np.isfinite(found[IMAGE]), expected[IMAGE], found[IMAGE])
-    pixels = np.where(undecided.transpose(0, 2, 3, 1), expected[PIXELS], found[PIXELS])
+    trusted, margin = (expected[IMAGE], expected[PIXELS]), logit_margin(candidate.precision, rounding)
+    decided, share = decided_only(expected[LOGITS], margin, trusted, (found[IMAGE], found[PIXELS]))
     judged = DiffAccumulator(tuple(map(str, range(labels.num_ids))))
-    judged.add(golden.inputs[LABEL], (expected[IMAGE], expected[PIXELS]), (image, pixels))
+    judged.add(golden.inputs[LABEL], trusted, decided)
     diff = judged.result()
-    failures = diff.failures(_tolerance(artifact, candidate))
-    share = float(undecided.mean())
-    if share > MOST_UNDECIDED:
-        failures.append(f"rounding alone decides {share:.0%} of the values: nothing is left to compare")
+    failures = diff.failures(_tolerance(artifact, candidate)) + too_undecided(share)
     if not diff.finite:
         return Verdict(None, None, None, tuple(failures))
     return Verdict(diff.max_abs, diff.mean_abs, diff.psnr_db, tuple(failures))

@@ -9,7 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("spade-deploy", "onnxruntime", "onnxruntime-gpu", "numpy", "torch", "openvino", "onnx", "onnxscript")
+PACKAGES = (
+    "spade-deploy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+    "pillow",
+    "torch",
+    "openvino",
+    "onnx",
+    "onnxscript",
+)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -47,8 +47,7 @@ class AutoRuntime:
         self.patterns_s = time.perf_counter() - start
         if tables is not None:
             self.kind = GraphKind.LOOKUP
-            style = {Z: inputs[Z]} if Z in inputs else {}
-            return self._lookup.run_tables({**tables.to_inputs(), **style}, output_names, is_checked=True)
+            return self._lookup.run_tables(tables.to_inputs(inputs.get(Z)), output_names, is_checked=True)
         self.kind = GraphKind.DENSE
         if self._dense is None:
             self._dense = self._open_dense()

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Graph, Z, input_tensors, output_tensors
+from spade_deploy.artifact import Arrays, Artifact, Graph, input_tensors, output_tensors
 from spade_deploy.engines.runtime import check_inputs
 from spade_deploy.errors import (
     ArtifactError,
@@ -22,7 +22,7 @@ from spade_deploy.errors import (
     RuntimeUnavailableError,
     SpadeError,
 )
-from spade_deploy.patterns import check_tables, extract_patterns, lookup_tensors
+from spade_deploy.patterns import check_tables, graph_inputs, lookup_tensors
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 CPU = "CPUExecutionProvider"
@@ -70,13 +70,11 @@ class OrtRuntime:
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
         """Outputs by name. Raises InputRefusedError before the session runs, RuntimeUnavailableError when it fails."""
         check_inputs(self.spec, inputs)
-        if self.kind is GraphKind.DENSE:
-            return self._run(inputs, output_names)
         start = time.perf_counter()
-        tables = extract_patterns(self.spec, inputs[LABEL], inputs.get(INSTANCE))
-        assert tables is not None  # no share was set at which it gives up
-        self.patterns_s = time.perf_counter() - start
-        return self._run({**tables.to_inputs(), **_style(inputs)}, output_names)
+        fed = graph_inputs(self.spec, self.kind, inputs)
+        if self.kind is GraphKind.LOOKUP:
+            self.patterns_s = time.perf_counter() - start
+        return self._run(fed, output_names)
 
     def run_tables(
         self, tables: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None, *, is_checked: bool = False
@@ -198,10 +196,6 @@ class _Silence:
 
     def __exit__(self, *_: object) -> None:
         self._ort.set_default_logger_severity(self._WARNING)
-
-
-def _style(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-    return {Z: inputs[Z]} if Z in inputs else {}
 
 
 def _check_contract(artifact: Artifact, graph: Graph, session: Any) -> None:

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, Arrays, Graph, Z, graph_file
+from spade_deploy.artifact import IMAGE, LABEL, Arrays, Graph, graph_file
 from spade_deploy.errors import ConfigError, MissingDependencyError
 from spade_deploy.export.deploy_model import DeployModel
 from spade_deploy.export.lookup_model import LookupModel
@@ -38,7 +37,7 @@ from spade_deploy.export.sensitivity import (
     rank_layers,
     simulated_error,
 )
-from spade_deploy.patterns import extract_patterns
+from spade_deploy.patterns import graph_inputs
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 from spade_deploy.training.networks import SpadeGenerator
 
@@ -246,21 +245,12 @@ class _Maker:
     ) -> Iterator[Images]:
         for index in range(len(inputs[LABEL])):
             report(done + index, total)
-            yield session.run([IMAGE], feed(self.spec, self.kind, _one(inputs, index)))[0]
-
-
-def feed(spec: GeneratorSpec, kind: GraphKind, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    """What a graph of that kind takes, in its order, made of the dense graph's inputs."""
-    if kind is GraphKind.DENSE:
-        return {name: inputs[name] for name in (LABEL, INSTANCE, Z) if name in inputs}
-    tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
-    assert tables is not None  # no share was set at which it gives up
-    return {**tables.to_inputs(), **({Z: inputs[Z]} if Z in inputs else {})}
+            yield session.run([IMAGE], graph_inputs(self.spec, self.kind, _one(inputs, index)))[0]
 
 
 def _batches(spec: GeneratorSpec, kind: GraphKind, inputs: Arrays) -> Batches:
     return [
-        [torch.from_numpy(array.copy()) for array in feed(spec, kind, _one(inputs, index)).values()]
+        [torch.from_numpy(array.copy()) for array in graph_inputs(spec, kind, _one(inputs, index)).values()]
         for index in range(len(inputs[LABEL]))
     ]
 

@@ -34,7 +34,7 @@ from spade_deploy.export.int8 import Int8Request, Int8Summary, write_int8_graphs
 from spade_deploy.export.lookup_model import LookupModel
 from spade_deploy.export.onnx_graph import OPSET, write_onnx
 from spade_deploy.export.precision import ALWAYS_FP32, unit_ranges, units_to_keep
-from spade_deploy.patterns import extract_patterns
+from spade_deploy.patterns import graph_inputs
 from spade_deploy.spec import GraphKind, NormType, Precision, RoundingError
 from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
 
@@ -152,13 +152,9 @@ def _run(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> tuple
 
 
 def model_inputs(model: DeployModel | LookupModel, inputs: Arrays) -> list[Tensor]:
-    """The graph's inputs by name -> what `model` takes: for a lookup model, the pattern tables."""
-    arrays = inputs
-    if isinstance(model, LookupModel):
-        tables = extract_patterns(model.spec, inputs[LABEL], inputs.get(INSTANCE))
-        assert tables is not None  # no share was set at which it gives up
-        arrays = {**tables.to_inputs(), **({Z: inputs[Z]} if Z in inputs else {})}
-    return [torch.from_numpy(array.copy()) for array in arrays.values()]
+    """A dense graph's inputs by name -> what `model` takes."""
+    kind = GraphKind.LOOKUP if isinstance(model, LookupModel) else GraphKind.DENSE
+    return [torch.from_numpy(array.copy()) for array in graph_inputs(model.spec, kind, inputs).values()]
 
 
 def _ranges(model: DeployModel | LookupModel, inputs: Arrays) -> dict[str, float]:

@@ -24,7 +24,7 @@ from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, Arrays, Z, graph_file
 from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.export import sensitivity
 from spade_deploy.export.deploy_model import DeployModel
-from spade_deploy.export.int8 import Int8Request, _batches, feed, write_int8_graphs
+from spade_deploy.export.int8 import Int8Request, _batches, write_int8_graphs
 from spade_deploy.export.lookup_model import LookupModel
 from spade_deploy.export.onnx_graph import OPSET, write_onnx
 from spade_deploy.export.pipeline import run_reference
@@ -41,6 +41,7 @@ from spade_deploy.export.sensitivity import (
     simulated_error,
 )
 from spade_deploy.label_map import synthetic_label_maps
+from spade_deploy.patterns import graph_inputs
 from spade_deploy.spec import GraphKind, Precision
 
 KINDS = {GraphKind.DENSE: DeployModel, GraphKind.LOOKUP: LookupModel}
@@ -80,7 +81,9 @@ class Case:
     def run(self, graph: Path) -> NDArray[np.float32]:
         session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
         ones = [{name: array[n : n + 1] for name, array in self.inputs.items()} for n in range(4)]
-        return np.concatenate([session.run([IMAGE], feed(self.generator.spec, self.kind, one))[0] for one in ones])
+        return np.concatenate(
+            [session.run([IMAGE], graph_inputs(self.generator.spec, self.kind, one))[0] for one in ones]
+        )
 
 
 @pytest.fixture(scope="module")
