@@ -2,7 +2,8 @@
 
 ADE20K-size generators (base 64), one COCO-Stuff map, batch 1, fp32; the dense graph, the lookup graph, and the choice
 that the runtime makes itself:
-- size: the map resized to squares of 128..1024 pixels, and to one of an odd aspect;
+- size: the map resized to squares of 128..1024 pixels, and to one of an odd aspect; at 1024 the graphs run one after
+  the other, each alone in memory ("interleaved": false), and one that does not fit is named with its reason;
 - labels: generators of 10 to 500 labels on the same regions, 256 x 256;
 - patterns: from a map of one class over the sample to pure noise, by giving a growing share of pixels a random id.
 
@@ -25,7 +26,7 @@ import numpy as np
 from models import ADE20K, DATA, RESULTS, SMALL, coco_maps, make_artifact, resized, synthetic_maps, with_noise
 from peers import unique_share
 
-from spade_deploy.artifact import Arrays
+from spade_deploy.artifact import LABEL, Arrays
 from spade_deploy.atomic import atomic_file, write_json
 from spade_deploy.bench import CONDITIONS, BenchResult, bench, choose_candidates
 from spade_deploy.bench.machine import describe_machine
@@ -36,6 +37,8 @@ SIZES = ((128, 128), (256, 256), (512, 512), (1024, 1024), (192, 608))
 LABELS = (10, 50, 150, 500)
 NOISE = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 ROUNDS, LIMIT_S = 9, 45.0
+ALONE_FROM = 1024 * 1024
+"""Pixels from which on the graphs do not fit into memory side by side."""
 GRAPHS = {"fp32 dense": "tab:gray", "fp32 lookup": "tab:blue", "fp32 auto": "tab:orange"}
 AXES = {
     "size": "pixels",
@@ -123,36 +126,47 @@ def points(plan: Plan, curves: Sequence[str]) -> Iterator[Point]:
 def measure(point: Point, plan: Plan, asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     """One point's figures, with every raw time."""
     artifact = make_artifact(work, point.spec, plan.maps(point.spec))
-    result = bench(
-        artifact,
-        choose_candidates(artifact, graphs=list(GraphChoice)),
-        [point.inputs],
-        names=[point.name],
-        rounds=asked.rounds or plan.rounds,
-        threads=asked.threads,
-        backend="cpu",
-        limit_s=asked.limit,
-    )
-    result.require_right()
+    candidates = choose_candidates(artifact, graphs=list(GraphChoice))
+    is_alone = point.inputs[LABEL].size >= ALONE_FROM
+    graphs: dict[str, Any] = {}
+    missing: dict[str, str | None] = {}
+    rounds = []
+    for group in [[one] for one in candidates] if is_alone else [candidates]:
+        result = bench(
+            artifact,
+            group,
+            [point.inputs],
+            names=[point.name],
+            rounds=asked.rounds or plan.rounds,
+            threads=asked.threads,
+            backend="cpu",
+            limit_s=asked.limit,
+        )
+        if not is_alone:
+            result.require_right()
+        graphs |= {entry.candidate.name: graph_facts(result, entry.candidate.name) for entry in result.measured}
+        missing |= {entry.candidate.name: entry.reason for entry in result.entries if entry.is_fault}
+        rounds += [{"others": entry.others, "is_quiet": entry.is_quiet} for entry in result.rounds]
+    times = [f"{name} {facts['ms']:.1f} ms" for name, facts in graphs.items()]
+    print(f"{point.curve} {point.name}: {', '.join([*times, *(f'{k}: {v}' for k, v in missing.items())])}", flush=True)
     share = unique_share(point.spec, point.inputs)
-    ms = {entry.candidate.name: result.figures(entry).p50_ms for entry in result.measured}
-    times = ", ".join(f"{name} {value:.1f} ms" for name, value in ms.items())
-    print(f"{point.curve} {point.name}: {times}", flush=True)
     return {
         "x": share if point.x is None else point.x,
         "unique_share": share,
-        "graphs": {entry.candidate.name: graph_facts(result, entry.candidate.name) for entry in result.measured},
-        "rounds": [{"others": entry.others, "is_quiet": entry.is_quiet} for entry in result.rounds],
+        "interleaved": not is_alone,
+        "graphs": graphs,
+        "not_measured": missing,
+        "rounds": rounds,
     }
 
 
 def graph_facts(result: BenchResult, name: str) -> dict[str, Any]:
     """Of one graph: its median, its ratio to dense within the rounds, what was chosen, its memory, its times."""
     by_name = {entry.candidate.name: entry for entry in result.measured}
-    entry, figures = by_name[name], result.figures(by_name[name])
+    entry, figures, dense = by_name[name], result.figures(by_name[name]), by_name.get("fp32 dense")
     return {
         "ms": figures.p50_ms,
-        "times_dense": 1 / result.ratio(entry, by_name["fp32 dense"]),
+        "times_dense": None if dense is None else 1 / result.ratio(entry, dense),
         "patterns_ms": figures.patterns_p50_ms,
         "lookup_share": figures.lookup_share,
         "peak_memory_bytes": entry.peak_memory_bytes,

@@ -152,8 +152,9 @@ def to_outputs(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The last convolution's N x 3 x H x W -> (pixels, image), as `DeployModel` returns them."""
     image = torch.tanh(logits if logits.dtype is torch.float64 else logits.float())
     # floor is what a cast to uint8 does; written out, since runtimes differ in how they round a cast.
-    pixels = ((image + 1) / 2 * 255).clamp(0, 255).floor().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1), image
+    # The cast is last: TensorRT knows uint8 as a network's input and output, not in between.
+    pixels = ((image + 1) / 2 * 255).clamp(0, 255).floor().permute(0, 2, 3, 1)
+    return pixels.to(torch.uint8), image
 
 
 def edge_map(instance: Tensor) -> Tensor:
