@@ -20,6 +20,7 @@ README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NAMES = {"ade20k": "ADE20K", "coco": "COCO-Stuff"}
 OURS = "fp32 lookup"
+PLAIN = "plain export, ONNX Runtime"
 COMPARED = ("torch", "onnxruntime", "openvino")
 ROWS = {"fp32 dense": "this artifact, dense graph", OURS: "**this artifact, lookup graph**"}
 
@@ -95,8 +96,16 @@ def facts(heading: str, value: dict[str, Any]) -> str:
     return (
         f"- {heading}: batch {bench['batch_size']}, fp32, median over {value['maps']} COCO-Stuff maps,"
         f" {len(bench['rounds'])} rounds ({quiet} undisturbed), {bench['threads']} threads,"
-        f" {bench['machine']['processor']}; {versions}."
+        f" {bench['machine']['processor']}; {versions}. {memory(value['over_maps'])}".rstrip()
     )
+
+
+def memory(rows: dict[str, dict[str, Any]]) -> str:
+    """Peak memory of the lookup graph's process and of the plain export's."""
+    ours, plain = (rows.get(name, {}).get("peak_memory_bytes") for name in (OURS, PLAIN))
+    if ours is None or plain is None:
+        return ""
+    return f"Peak memory of the process: lookup graph {ours / 1e6:,.0f} MB, plain export {plain / 1e6:,.0f} MB."
 
 
 def with_table(readme: str, made: str) -> str | None:
