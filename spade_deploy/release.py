@@ -180,7 +180,7 @@ def _with_break_even(
             on_step(f"measuring where {graph.name} beats dense")
             found = measure_break_even(Artifact(folder, manifest), graph.precision)
             graph = replace(graph, break_even_share=found.share)
-            measured[graph.name] = {**asdict(found), "share": found.share}
+            measured[graph.name] = {**asdict(found), "crossing": found.crossing, "share": found.share}
         graphs.append(graph)
     return replace(manifest, graphs=tuple(graphs)), measured
 

@@ -1,0 +1,60 @@
+"""The rule by which a map goes to the lookup graph: its arithmetic, and that a real artifact's is measured and kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from bench_model import small_artifact
+
+from spade_deploy.artifact import Artifact
+from spade_deploy.break_even import MARGIN, BreakEven, measure_break_even
+from spade_deploy.engines.auto import AutoRuntime
+from spade_deploy.engines.runtime import open_runtime
+from spade_deploy.spec import GraphKind, Precision
+
+LARGE = BreakEven(0.1, 1.0, few_ms=300, many_ms=1200, dense_ms=1000, look_ms=1, usual_shares=(0.1, 0.2))
+
+
+def test_the_lines_cross_where_a_map_costs_as_much_as_dense() -> None:
+    # 300 ms at 0.1 and 1000 ms more for each whole share: 950 ms are reached at 0.75.
+    assert pytest.approx(0.75) == LARGE.crossing
+    assert pytest.approx(0.75) == LARGE.share
+    assert LARGE.few_ms + (LARGE.share - 0.1) * 1000 == pytest.approx(MARGIN * LARGE.dense_ms)
+
+
+def test_a_lookup_graph_that_never_wins_is_never_taken() -> None:
+    assert replace(LARGE, few_ms=1000, many_ms=2000).share == 0
+
+
+def test_one_that_always_wins_is_always_taken() -> None:
+    assert replace(LARGE, many_ms=500).share == 1
+    assert replace(LARGE, many_ms=300).share == 1  # flat: no share makes it slower
+
+
+def test_a_rule_that_wins_nothing_on_the_models_own_maps_is_not_taken_up() -> None:
+    """A small model of detailed maps: two of three end up dense, and looking at them costs more than the third wins."""
+    small = BreakEven(0.4, 1.0, few_ms=20, many_ms=44, dense_ms=22, look_ms=0.8, usual_shares=(0.4, 0.6, 0.8))
+    assert small.crossing > 0.4
+    assert small.expected_ms == pytest.approx((20 + 22.8 + 22.8) / 3)
+    assert small.share == 0
+    # The same model on plain maps: the rule is worth it.
+    assert replace(small, usual_shares=(0.1, 0.2, 0.4)).share == small.crossing
+
+
+def test_a_real_artifacts_rule_is_measured_and_followed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    artifact = small_artifact(tmp_path_factory)
+    found = measure_break_even(artifact, Precision.FP32, threads=1)
+    assert 0 <= found.few_share < found.many_share <= 1
+    assert min(found.few_ms, found.many_ms, found.dense_ms, found.look_ms) > 0
+    assert len(found.usual_shares) == len(artifact.golden().inputs["label"])
+    for share, kind in ((0.0, GraphKind.DENSE), (1.0, GraphKind.LOOKUP)):
+        graphs = tuple(
+            replace(graph, break_even_share=share) if graph.kind is GraphKind.LOOKUP else graph
+            for graph in artifact.manifest.graphs
+        )
+        ruled = Artifact(artifact.path, replace(artifact.manifest, graphs=graphs))
+        with open_runtime(ruled, Precision.FP32, "cpu") as runtime:
+            assert isinstance(runtime, AutoRuntime) == (share > 0)
+            runtime.run({name: array[:1] for name, array in artifact.golden().inputs.items()})
+            assert runtime.kind is kind
