@@ -21,6 +21,7 @@ from spade_deploy.console import (
     finding_table,
     image_bar,
     print_bench,
+    print_engines,
     print_error,
     print_next,
     print_places,
@@ -31,7 +32,7 @@ from spade_deploy.console import (
     training_bar,
 )
 from spade_deploy.errors import SpadeError
-from spade_deploy.spec import NormType, Precision, Upsampling, parse_size
+from spade_deploy.spec import Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
 
 
 class Backend(StrEnum):
@@ -40,6 +41,7 @@ class Backend(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"
 
 
 class Resize(StrEnum):
@@ -361,7 +363,9 @@ def infer(
     ] = None,
     no_instances: Annotated[bool, typer.Option("--no-instances", help="Leave the edge channel empty.")] = False,
     precision: Annotated[Precision | None, typer.Option(help="fp16 on a GPU, fp32 on a CPU if left out.")] = None,
-    backend: Annotated[Backend, typer.Option(help="auto takes CUDA where it really loads.")] = Backend.AUTO,
+    backend: Annotated[
+        Backend, typer.Option(help="auto: a TensorRT engine that fits, else CUDA, else the CPU.")
+    ] = Backend.AUTO,
     resize: Annotated[
         Resize,
         typer.Option(help="model: every map is resized to the model's size, nearest. never: its own size must fit."),
@@ -421,6 +425,65 @@ def infer(
             stderr().print(f"  next: {hint}", markup=False)
         stderr().print(f"[red]{len(summary.failures)} label maps have no result[/]; the rest is done")
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="The main job")
+def build(
+    artifact: Annotated[
+        Path | None, typer.Argument(help="An artifact or a run; the newest if left out.", show_default=False)
+    ] = None,
+    precision: Annotated[Precision | None, typer.Option(help="fp16 where the artifact has it if left out.")] = None,
+    graph: Annotated[str, typer.Option(help="dense, lookup, or auto: both where both are there.")] = "auto",
+    profile: Annotated[
+        str | None,
+        typer.Option(help="MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH; one to four images of the model's size if left out."),
+    ] = None,
+    target: Annotated[
+        Flavour | None, typer.Option(help="TensorRT where it is installed, else TensorRT for RTX, if left out.")
+    ] = None,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="8.9 and the like: rtx builds ahead of time, on a machine without the card.")
+    ] = None,
+    workspace: Annotated[str | None, typer.Option(help="Memory for a layer's work: 4GiB.")] = None,
+    optimization_level: Annotated[int | None, typer.Option(help="0..5: build time against speed.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Read and written; one in the artifact if left out.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Runs with later versions of the same major TensorRT.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Runs on all cards from Ampere on, and slower.")
+    ] = False,
+    runs: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Compile an artifact's graphs into TensorRT engines, proved to have the precision asked for."""
+    from spade_deploy import build as building
+    from spade_deploy.artifact import Artifact
+    from spade_deploy.engines.engine_key import BuildOptions, parse_bytes
+    from spade_deploy.engines.runtime import parse_graph_choice
+    from spade_deploy.runs import resolve_artifact
+
+    request = building.BuildRequest(
+        precision=precision,
+        graph=parse_graph_choice(graph),
+        profile=None if profile is None else ShapeProfile.parse(profile),
+        flavour=target,
+        compute_capability=compute_capability,
+        timing_cache=timing_cache,
+        options=BuildOptions(
+            optimization_level=optimization_level,
+            workspace_bytes=None if workspace is None else parse_bytes(workspace),
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+        ),
+    )
+    opened = Artifact.open(resolve_artifact(artifact, runs))
+    with step_bar() as (_, on_progress):
+        found = building.build_until_interrupted(
+            opened, request, lambda name, what, done, total: on_progress(f"{name}: {what}", done, total)
+        )
+    print_engines(found)
 
 
 @app.command(rich_help_panel="Check")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from spade_deploy.bench import BenchResult
+    from spade_deploy.build import BuiltEngine
     from spade_deploy.label_lint import LintReport
     from spade_deploy.training.loop import Progress as TrainProgress
     from spade_deploy.validation import ValidationReport
@@ -219,6 +220,24 @@ def _class_table(report: ValidationReport) -> Table:
         ]
         table.add_row(row[0].name, percent(row[0].share), *cells)
     return table
+
+
+def print_engines(engines: Sequence[BuiltEngine]) -> None:
+    """What was built, where it lies, and what it was proved to be."""
+    console = stdout()
+    for engine in engines:
+        key = engine.key
+        what = f"{key.precision} {key.kind}"
+        how = "was there already" if engine.was_there else f"built in {duration(engine.seconds)}"
+        console.print(
+            f"[bold]{what}[/] engine, {key.flavour} {key.version} for {key.gpu}, {engine.bytes / 1e6:.1f} MB: {how}",
+            highlight=False,
+        )
+        console.print(f"  {engine.described}", highlight=False)
+        console.print(f"  profile {key.profile}", highlight=False)
+        print_places(("engine", engine.path))
+    if engines:
+        print_next(f"spade inspect {engines[0].path}")
 
 
 def print_bench(result: BenchResult, files: Sequence[Path]) -> None:

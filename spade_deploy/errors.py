@@ -78,6 +78,16 @@ class RuntimeUnavailableError(SpadeError):
     """The runtime or execution provider that was asked for does not load here."""
 
 
+class BuildError(SpadeError):
+    """TensorRT built no engine, or not the one that was asked for."""
+
+
+class BuildInterruptedError(SpadeError):
+    """The build was ended early; what was timed so far is kept."""
+
+    exit_code = 130
+
+
 class InputRefusedError(SpadeError):
     """A network input does not fit the artifact: name, dtype, shape or values."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.artifact import MANIFEST, Artifact
+from spade_deploy.artifact import MANIFEST, Artifact, engine_path, list_engines, read_engine
+from spade_deploy.engines.engine_key import EngineKey
+from spade_deploy.engines.trt_proof import proof_text
 from spade_deploy.errors import ArtifactError, CheckpointError, NotFoundError, SpadeError
 from spade_deploy.runs import (
     ARTIFACT,
@@ -24,18 +24,13 @@ from spade_deploy.runs import (
     resolve_checkpoint,
     run_checkpoints,
 )
-from spade_deploy.spec import GeneratorSpec, LabelSpec, Upsampling
+from spade_deploy.spec import GeneratorSpec, LabelSpec
+from spade_deploy.weights_file import TensorCount, parameter_count, read_tensor_count
 
 Rows = tuple[tuple[str, str], ...]
 
-MAX_HEADER_BYTES = 100_000_000
-"""Of a safetensors file; the format's own limit."""
-
-MAX_DIMENSIONS = 8
 SHOWN_NAMES = 4
-
-# Tensors that travel with the weights and are no parameters: statistics, and the vectors of spectral norm.
-_BUFFERS = re.compile(r"\.(running_mean|running_var|num_batches_tracked|weight_u|weight_v)$")
+SHOWN_LAYERS = 200
 
 
 @dataclass(frozen=True)
@@ -56,15 +51,6 @@ class Description:
     tables: tuple[Table, ...] = ()
 
 
-@dataclass(frozen=True)
-class TensorCount:
-    """What a safetensors file holds."""
-
-    tensors: int
-    parameters: int
-    dtypes: tuple[str, ...]
-
-
 def inspect_path(path: Path) -> Description:
     """Describe an artifact's folder, a checkpoint's, or a run's; a file that names one stands for its folder.
 
@@ -80,6 +66,8 @@ def _describe(path: Path) -> Description:
     if not path.exists():
         raise NotFoundError(f"{path} does not exist", hint=_WHAT)
     folder = path.parent if path.is_file() and path.name in (MANIFEST, CHECKPOINT_JSON, GENERATOR_FILE) else path
+    if path.suffix == ".engine" or (path.parent.name == "engines" and path.suffix == ".json"):
+        return _describe_engine(path)
     if (folder / MANIFEST).is_file():
         return _describe_artifact(Artifact.open(folder))
     if (folder / CHECKPOINT_JSON).is_file() or (folder / GENERATOR_FILE).is_file():
@@ -106,57 +94,6 @@ def _way_on(path: Path) -> str:
 
 
 _WHAT = "give an artifact's folder, a checkpoint's, or a run's; `spade train` and `spade export` make them"
-
-
-def parameter_count(spec: GeneratorSpec) -> int:
-    """Trained numbers of a generator, from its spec alone: the convolutions' weights and biases."""
-    channels, hidden, kernel = spec.labels.num_channels, spec.hidden_channels, spec.kernel_size
-
-    def convolution(inputs: int, outputs: int, size: int) -> int:
-        return inputs * outputs * size * size + outputs
-
-    def spade(features: int) -> int:
-        return convolution(channels, hidden, kernel) + 2 * convolution(hidden, features, kernel)
-
-    def block(inputs: int, outputs: int) -> int:
-        middle = min(inputs, outputs)
-        shortcut = inputs * outputs + spade(inputs) if inputs != outputs else 0
-        main = convolution(inputs, middle, 3) + convolution(middle, outputs, 3) + spade(inputs) + spade(middle)
-        return main + shortcut
-
-    widths = [16 * spec.base_channels] * 3
-    for _ in range(5 if spec.upsampling is Upsampling.MOST else 4):
-        widths.append(widths[-1] // 2)
-    blocks = block(widths[0], widths[0]) + sum(map(block, widths, widths[1:]))
-    if spec.z_dim is None:
-        first = convolution(channels, widths[0], 3)
-    else:
-        first = (spec.z_dim + 1) * widths[0] * spec.latent_height * spec.latent_width
-    return first + blocks + convolution(widths[-1], 3, 3)
-
-
-def read_tensor_count(path: Path) -> TensorCount:
-    """Count the tensors of a safetensors file by its header: 8 bytes of length, then JSON. Raises CheckpointError."""
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-                raise ValueError(f"a header of {length} bytes in a file of {path.stat().st_size}")
-            header = json.loads(stream.read(length).decode("utf-8"))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        parameters = 0
-        for name, entry in tensors.items():
-            shape = entry["shape"]
-            is_right = len(shape) <= MAX_DIMENSIONS and all(type(size) is int and size >= 0 for size in shape)
-            # A number takes a byte at least: a shape that the file cannot hold is made up.
-            if not is_right or math.prod(shape) > path.stat().st_size:
-                raise ValueError(f"{name[:80]} has the shape {str(shape)[:80]}")
-            parameters += 0 if _BUFFERS.search(name) else math.prod(shape)
-        return TensorCount(len(tensors), parameters, tuple(sorted({str(entry["dtype"]) for entry in tensors.values()})))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: not a safetensors file, or damaged: {error}", hint="use another checkpoint of the run"
-        ) from error
 
 
 def _describe_artifact(artifact: Artifact) -> Description:
@@ -189,8 +126,66 @@ def _describe_artifact(artifact: Artifact) -> Description:
         ("file", "size", "sha256"),
         tuple((name, _size(fact.bytes), fact.sha256[:16]) for name, fact in manifest.files.items()),
     )
-    tables = (graphs, files) if (validation := _validation(report)) is None else (graphs, validation, files)
+    validation = _validation(report)
+    tables = (graphs, *(() if validation is None else (validation,)), *_engines(artifact), files)
     return Description("Artifact", rows, tables)
+
+
+def _describe_engine(path: Path) -> Description:
+    """By its manifest; the engine itself is machine code, and is read as bytes alone."""
+    folder = path.parent.parent
+    if not (folder / MANIFEST).is_file():
+        raise NotFoundError(f"{path} lies in no artifact: nothing vouches for it", hint="`spade build` makes engines")
+    artifact = Artifact.open(folder)
+    entry = next((entry for entry in list_engines(artifact) if entry.name == path.stem), None)
+    if entry is None:
+        raise NotFoundError(f"{path} has no manifest beside it: it is never run", hint="`spade build` makes it again")
+    read_engine(artifact, entry)  # compared with its digest
+    key, proof = EngineKey.from_json(entry.key), entry.proof
+    options = [f"{name} {value}" for name, value in entry.key["options"].items() if value not in (None, False)]
+    rows: Rows = (
+        ("path", str(engine_path(artifact, entry))),
+        ("size", _size(entry.bytes)),
+        ("graph", f"{key.precision} {key.kind} {key.onnx_sha256[:16]}"),
+        ("built by", f"{key.flavour} {key.version} in {entry.seconds:.1f} s"),
+        ("runs on", f"{key.gpu}, compute capability {key.compute_capability}, {key.system}"),
+        ("profile", str(key.profile)),
+        ("options", ", ".join(options) or "TensorRT's own"),
+        ("proof", proof_text(proof)),
+        ("integrity", "its sha256 is the one in its manifest"),
+    )
+    graph = artifact.manifest.files.get(artifact.graph(key.precision, key.kind).file)
+    if graph is None or graph.sha256 != key.onnx_sha256:
+        rows = (*rows, ("belongs", "to another export of this artifact: it will not be run"))
+    layers = [layer for layer in proof.get("layers", []) if isinstance(layer, dict)]
+    shown = tuple(
+        (
+            _short(layer.get("name")),
+            str(layer.get("kind", "")),
+            ", ".join(map(str, layer.get("types", []))) or "-",
+            ", ".join(map(str, layer.get("covers", [])))[:80] or "-",
+        )
+        for layer in layers[:SHOWN_LAYERS]
+    )
+    tables = (Table("Layers", ("name", "kind", "types", "of the graph"), shown),) if shown else ()
+    return Description("TensorRT engine", rows, tables)
+
+
+def _engines(artifact: Artifact) -> tuple[Table, ...]:
+    keys = [(entry, EngineKey.from_json(entry.key)) for entry in list_engines(artifact)]
+    if not keys:
+        return ()
+    cells = tuple(
+        (
+            f"{entry.name}.engine",
+            f"{key.precision} {key.kind}",
+            f"{key.flavour} {key.version}",
+            key.gpu,
+            _size(entry.bytes),
+        )
+        for entry, key in keys
+    )
+    return (Table("Engines", ("file", "graph", "built by", "runs on", "size"), cells),)
 
 
 def _report(artifact: Artifact) -> dict[str, Any]:

@@ -53,6 +53,53 @@ class GraphKind(StrEnum):
     LOOKUP = "lookup"
 
 
+class Flavour(StrEnum):
+    """Which TensorRT an engine is of: TensorRT itself, or TensorRT for RTX, whose engines are no TensorRT plans."""
+
+    TENSORRT = "tensorrt"
+    RTX = "rtx"
+
+
+Extent = tuple[int, int, int]
+"""Batch, height, width."""
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """Batch, height and width that an engine takes: least, the one it is tuned for, and most."""
+
+    least: Extent
+    best: Extent
+    most: Extent
+
+    def __post_init__(self) -> None:
+        for axis, (low, middle, high) in enumerate(zip(self.least, self.best, self.most, strict=True)):
+            if not 1 <= low <= middle <= high:
+                what = ("batch", "height", "width")[axis]
+                raise ConfigError(f"--profile: {what} {low}, {middle}, {high} of {self} do not rise from 1 on")
+
+    @classmethod
+    def parse(cls, text: str) -> ShapeProfile:
+        """'1x256x256:4x256x256:16x512x512', or one extent for all three. Raises ConfigError."""
+        parts = [part.split("x") for part in text.lower().split(":")]
+        if len(parts) not in (1, 3) or any(
+            len(part) != 3 or not all(number.isascii() and number.isdigit() for number in part) for part in parts
+        ):
+            raise ConfigError(
+                f"--profile: {text!r} is not MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH",
+                hint="--profile 1x256x256:4x256x256:16x512x512, or --profile 1x256x256 for one shape alone",
+            )
+        extents = [(int(batch), int(height), int(width)) for batch, height, width in parts]
+        return cls(*(extents if len(extents) == 3 else extents * 3))
+
+    def contains(self, batch: int, height: int, width: int) -> bool:
+        sizes = zip(self.least, (batch, height, width), self.most, strict=True)
+        return all(low <= size <= high for low, size, high in sizes)
+
+    def __str__(self) -> str:
+        return ":".join("x".join(map(str, extent)) for extent in (self.least, self.best, self.most))
+
+
 @dataclass(frozen=True)
 class RoundingError:
     """What float32 itself costs a model: eager PyTorch in float32 against float64.

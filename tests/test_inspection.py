@@ -17,11 +17,12 @@ from stand_in import EDGES, PLAIN, STYLED, stand_in_artifact
 
 from spade_deploy.artifact import MANIFEST, REPORT_JSON, write_manifest
 from spade_deploy.errors import ArtifactError, CheckpointError, NotFoundError
-from spade_deploy.inspection import Description, inspect_path, parameter_count, read_tensor_count
+from spade_deploy.inspection import Description, inspect_path
 from spade_deploy.runs import CHECKPOINT_JSON, GENERATOR_FILE, checkpoint_folder
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Precision, Upsampling
 from spade_deploy.training.checkpoint import save_checkpoint
 from spade_deploy.training.networks import SpadeGenerator
+from spade_deploy.weights_file import parameter_count, read_tensor_count
 
 COCO = GeneratorSpec(LabelSpec(182, True, True))
 ADE20K = GeneratorSpec(LabelSpec(150, True))

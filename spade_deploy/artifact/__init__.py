@@ -6,9 +6,20 @@
     golden/outputs.npz       ... and what it answered: enough to validate where PyTorch is not installed
     report.json report.html  the validation that the export passed
 
-Files that the manifest does not name are never read.
+Files that the manifest does not name are never read. Engines, which are made later and on another machine, lie in
+engines/ with manifests of their own: see `engines.py`.
 """
 
+from spade_deploy.artifact.engines import (
+    EngineEntry,
+    engine_name,
+    engine_path,
+    list_engines,
+    read_engine,
+    timing_cache_path,
+    write_engine,
+    write_timing_cache,
+)
 from spade_deploy.artifact.folder import (
     REPORT_HTML,
     REPORT_JSON,
@@ -60,6 +71,7 @@ __all__ = [
     "REPORT_JSON",
     "Arrays",
     "Artifact",
+    "EngineEntry",
     "FileFact",
     "Golden",
     "Graph",
@@ -67,14 +79,21 @@ __all__ = [
     "Source",
     "TensorInfo",
     "Z",
+    "engine_name",
+    "engine_path",
     "golden_tensors",
     "graph_file",
     "input_rule",
     "input_tensors",
     "label_type",
+    "list_engines",
     "mismatch",
     "output_tensors",
+    "read_engine",
     "rewrite_manifest",
+    "timing_cache_path",
+    "write_engine",
     "write_golden",
     "write_manifest",
+    "write_timing_cache",
 ]

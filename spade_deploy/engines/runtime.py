@@ -67,6 +67,13 @@ class Runtime(Protocol):
     ) -> None: ...
 
 
+def parse_graph_choice(text: str) -> GraphChoice:
+    """Raises ConfigError, with what is allowed."""
+    if text not in list(GraphChoice):
+        raise ConfigError(f"--graph: {text!r} is not one of {', '.join(GraphChoice)}")
+    return GraphChoice(text)
+
+
 def open_runtime(
     artifact: Artifact,
     precision: Precision | None = None,
@@ -83,8 +90,7 @@ def open_runtime(
     """
     if backend not in list(Backend):
         raise ConfigError(f"--backend: {str(backend)!r} is not one of {', '.join(Backend)}")
-    if graph not in list(GraphChoice):
-        raise ConfigError(f"--graph: {str(graph)!r} is not one of {', '.join(GraphChoice)}")
+    graph = parse_graph_choice(str(graph))
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads: {threads} is not a positive number")
     from spade_deploy.engines import ort  # here, as they know this module

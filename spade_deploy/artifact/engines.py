@@ -1,0 +1,120 @@
+"""Engines in an artifact: `engines/NAME.engine`, and `engines/NAME.json` that vouches for it.
+
+An engine is machine code. It is read only after its digest was compared with the one in its manifest, and that manifest
+is written last: an engine without one is never run. The artifact's own manifest does not name engines, since they are
+made later and on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spade_deploy.artifact.folder import Artifact
+from spade_deploy.artifact.manifest import read_json
+from spade_deploy.atomic import atomic_file, write_json
+from spade_deploy.errors import ArtifactError
+
+FOLDER = "engines"
+TIMING_CACHE = "timing.cache"
+FORMAT_VERSION = 1
+MAX_ENGINE_BYTES = 8 << 30
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """What an engine's manifest says. key: `EngineKey.to_json`. proof: `Proof.to_json`. seconds: it took to build."""
+
+    name: str
+    key: dict[str, Any]
+    proof: dict[str, Any]
+    sha256: str
+    bytes: int
+    seconds: float
+
+
+def engine_name(precision: str, kind: str, digest: str) -> str:
+    """The name of an engine's files without their suffix: fp16.lookup.0a1b2c3d4e5f."""
+    return f"{precision}.{kind}.{digest[:12]}"
+
+
+def write_engine(
+    artifact: Artifact, name: str, engine: bytes, *, key: dict[str, Any], proof: dict[str, Any], seconds: float
+) -> Path:
+    """Write an engine, then its manifest; returns the engine's path. One of that name is replaced."""
+    folder = artifact.path / FOLDER
+    manifest = folder / f"{name}.json"
+    manifest.unlink(missing_ok=True)  # between the two writes there is no engine
+    with atomic_file(folder / f"{name}.engine") as temporary:
+        temporary.write_bytes(engine)
+    facts = {"sha256": hashlib.sha256(engine).hexdigest(), "bytes": len(engine), "seconds": seconds}
+    write_json(manifest, {"format_version": FORMAT_VERSION, "name": name, **facts, "key": key, "proof": proof})
+    return folder / f"{name}.engine"
+
+
+def list_engines(artifact: Artifact) -> tuple[EngineEntry, ...]:
+    """The engines that have a manifest. Raises ArtifactError for a manifest that cannot be read."""
+    folder = artifact.path / FOLDER
+    return tuple(_read_entry(path) for path in sorted(folder.glob("*.json"))) if folder.is_dir() else ()
+
+
+def read_engine(artifact: Artifact, entry: EngineEntry) -> bytes:
+    """The engine's bytes. Raises ArtifactError unless they are those that its manifest vouches for."""
+    path = engine_path(artifact, entry)
+    again = "`spade build` makes it again; do not run an engine of unknown origin: it is machine code"
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes or size > MAX_ENGINE_BYTES:
+            raise ArtifactError(f"{path}: {size} bytes, its manifest says {entry.bytes}", hint=again)
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}", hint=again) from error
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise ArtifactError(f"{path}: its sha256 is not the one in its manifest", hint=again)
+    return content
+
+
+def engine_path(artifact: Artifact, entry: EngineEntry) -> Path:
+    """Where an engine lies."""
+    return artifact.path / FOLDER / f"{entry.name}.engine"
+
+
+def write_timing_cache(path: Path, content: bytes) -> None:
+    """Replace what was kept."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def timing_cache_path(artifact: Artifact, flavour: str) -> Path:
+    """Of an artifact's builds with one TensorRT flavour."""
+    return artifact.path / FOLDER / f"{flavour}-{TIMING_CACHE}"
+
+
+def _read_entry(path: Path) -> EngineEntry:
+    value = read_json(path, "engine manifest")
+    if value.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: format {value.get('format_version')!r}; this version reads {FORMAT_VERSION}",
+            hint="`spade build` makes the engine again",
+        )
+    fields = [value.get(field) for field in ("name", "key", "proof", "sha256", "bytes", "seconds")]
+    entry = EngineEntry(*fields)  # type: ignore[arg-type]  # every one is checked in the next lines
+    is_right = (
+        isinstance(entry.name, str)
+        and entry.name == path.stem
+        and _NAME.fullmatch(entry.name)
+        and isinstance(entry.key, dict)
+        and isinstance(entry.proof, dict)
+        and isinstance(entry.sha256, str)
+        and _SHA256.fullmatch(entry.sha256)
+        and isinstance(entry.bytes, int)
+        and isinstance(entry.seconds, (int, float))
+    )
+    if not is_right:
+        raise ArtifactError(f"{path} is no engine manifest", hint="`spade build` makes the engine again")
+    return entry

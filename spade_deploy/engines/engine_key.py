@@ -1,0 +1,158 @@
+"""What an engine was built of, by and for. An engine is run only where all of it is as it was.
+
+Not the path of a file, nor that it exists: a graph that was exported again, another TensorRT, another card or profile
+make another engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from spade_deploy.errors import ArtifactError, ConfigError
+from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
+
+OPTIMIZATION_LEVELS = range(6)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the builder is told besides the profile; None leaves it to TensorRT.
+
+    optimization_level: 0..5, TensorRT's default is 3. workspace_bytes: memory that a layer may use for its work.
+    version_compatible: runs with later versions of the same major TensorRT. hardware_compatible: runs on all cards
+    from Ampere on.
+    """
+
+    optimization_level: int | None = None
+    workspace_bytes: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:
+            raise ConfigError(f"--optimization-level: {self.optimization_level} is not in 0..5")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
+            raise ConfigError(f"--workspace: {self.workspace_bytes} bytes are under 1 MiB; write it as 4GiB or 512MiB")
+
+
+def parse_bytes(text: str, flag: str = "--workspace") -> int:
+    """'4GiB', '512MiB' or a number of bytes. Raises ConfigError, which names the flag."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[KMGT]i?B?|B)", text.strip(), flags=re.IGNORECASE)
+    if found is None:
+        raise ConfigError(f"{flag}: {text!r} is no amount of memory", hint=f"{flag} 4GiB, {flag} 512MiB")
+    unit = found[2].upper()
+    power = "BKMGT".index(unit[0]) if unit else 0
+    return int(float(found[1]) * (1024 if "I" in unit or power == 0 else 1000) ** power)
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """One engine's identity.
+
+    onnx_sha256: of the graph. version: of TensorRT. gpu: its name, or the name of the compute capability that it was
+    built for ahead of time. compute_capability: '8.9'. system: 'linux-x86_64'.
+    """
+
+    onnx_sha256: str
+    flavour: Flavour
+    version: str
+    gpu: str
+    compute_capability: str
+    system: str
+    precision: Precision
+    kind: GraphKind
+    profile: ShapeProfile
+    options: BuildOptions
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON, as hexadecimal."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "profile": str(self.profile)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> EngineKey:
+        """Raises ArtifactError for what is no key."""
+        try:
+            given = {name: value[name] for name in (field.name for field in fields(cls))}
+            options = BuildOptions(**given.pop("options"))
+            texts = {name: given[name] for name in ("onnx_sha256", "version", "gpu", "compute_capability", "system")}
+            if not all(isinstance(text, str) for text in texts.values()):
+                raise TypeError(f"not all of {', '.join(texts)} are texts")
+            return cls(
+                **texts,
+                flavour=Flavour(given["flavour"]),
+                precision=Precision(given["precision"]),
+                kind=GraphKind(given["kind"]),
+                profile=ShapeProfile.parse(given["profile"]),
+                options=options,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+            raise ArtifactError(f"an engine's key cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where an engine is to run: what of its key must be true there."""
+
+    flavour: Flavour
+    version: str
+    gpu: str
+    compute_capability: str
+    system: str
+
+
+def differences(key: EngineKey, onnx_sha256: str, machine: Machine) -> list[str]:
+    """What keeps an engine from running here, each in words; empty where it may run."""
+    found = []
+    if key.onnx_sha256 != onnx_sha256:
+        found.append(f"it was built of another graph ({key.onnx_sha256[:12]}, here {onnx_sha256[:12]})")
+    if key.flavour is not machine.flavour:
+        found.append(f"it is of {key.flavour}, here is {machine.flavour}")
+    elif not _is_same_version(key, machine):
+        found.append(f"it was built by version {key.version}, here is {machine.version}")
+    if key.system != machine.system:
+        found.append(f"it was built for {key.system}, here is {machine.system}")
+    found += _card_differences(key, machine)
+    return found
+
+
+def _is_same_version(key: EngineKey, machine: Machine) -> bool:
+    if not key.options.version_compatible:
+        return key.version == machine.version
+    built, here = (tuple(int(part) for part in text.split(".")[:3]) for text in (key.version, machine.version))
+    return built[0] == here[0] and built <= here
+
+
+def _card_differences(key: EngineKey, machine: Machine) -> list[str]:
+    here = f"{machine.gpu} ({machine.compute_capability})"
+    if key.options.hardware_compatible:
+        is_ampere = _capability(machine.compute_capability) >= (8, 0)
+        return [] if is_ampere else [f"it runs on cards from compute capability 8.0 on, here is {here}"]
+    if key.compute_capability != machine.compute_capability:
+        return [f"it was built for compute capability {key.compute_capability}, here is {here}"]
+    # An engine of TensorRT is tuned on the very card; one of TensorRT for RTX is finished where it runs.
+    if key.flavour is Flavour.TENSORRT and key.gpu != machine.gpu:
+        return [f"it was built on {key.gpu}, here is {here}"]
+    return []
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return int(major), int(minor or 0)
+
+
+def mismatch_error(name: str, found: list[str], command: Mapping[str, str]) -> ArtifactError:
+    """One error with all that differs. command: flags of `spade build` that make the engine again."""
+    flags = " ".join(f"{flag} {value}" for flag, value in command.items())
+    return ArtifactError(
+        f"the engine {name} must not run here: {'; '.join(found)}", hint=f"spade build ARTIFACT {flags}".rstrip()
+    )

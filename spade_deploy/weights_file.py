@@ -1,0 +1,80 @@
+"""How many numbers a generator has: by its spec, and by the header of a safetensors file. No PyTorch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.errors import CheckpointError
+from spade_deploy.spec import GeneratorSpec, Upsampling
+
+MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file; the format's own limit."""
+
+MAX_DIMENSIONS = 8
+
+# Tensors that travel with the weights and are no parameters: statistics, and the vectors of spectral norm.
+_BUFFERS = re.compile(r"\.(running_mean|running_var|num_batches_tracked|weight_u|weight_v)$")
+
+
+@dataclass(frozen=True)
+class TensorCount:
+    """What a safetensors file holds."""
+
+    tensors: int
+    parameters: int
+    dtypes: tuple[str, ...]
+
+
+def parameter_count(spec: GeneratorSpec) -> int:
+    """Trained numbers of a generator, from its spec alone: the convolutions' weights and biases."""
+    channels, hidden, kernel = spec.labels.num_channels, spec.hidden_channels, spec.kernel_size
+
+    def convolution(inputs: int, outputs: int, size: int) -> int:
+        return inputs * outputs * size * size + outputs
+
+    def spade(features: int) -> int:
+        return convolution(channels, hidden, kernel) + 2 * convolution(hidden, features, kernel)
+
+    def block(inputs: int, outputs: int) -> int:
+        middle = min(inputs, outputs)
+        shortcut = inputs * outputs + spade(inputs) if inputs != outputs else 0
+        main = convolution(inputs, middle, 3) + convolution(middle, outputs, 3) + spade(inputs) + spade(middle)
+        return main + shortcut
+
+    widths = [16 * spec.base_channels] * 3
+    for _ in range(5 if spec.upsampling is Upsampling.MOST else 4):
+        widths.append(widths[-1] // 2)
+    blocks = block(widths[0], widths[0]) + sum(map(block, widths, widths[1:]))
+    if spec.z_dim is None:
+        first = convolution(channels, widths[0], 3)
+    else:
+        first = (spec.z_dim + 1) * widths[0] * spec.latent_height * spec.latent_width
+    return first + blocks + convolution(widths[-1], 3, 3)
+
+
+def read_tensor_count(path: Path) -> TensorCount:
+    """Count the tensors of a safetensors file by its header: 8 bytes of length, then JSON. Raises CheckpointError."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+                raise ValueError(f"a header of {length} bytes in a file of {path.stat().st_size}")
+            header = json.loads(stream.read(length).decode("utf-8"))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        parameters = 0
+        for name, entry in tensors.items():
+            shape = entry["shape"]
+            is_right = len(shape) <= MAX_DIMENSIONS and all(type(size) is int and size >= 0 for size in shape)
+            # A number takes a byte at least: a shape that the file cannot hold is made up.
+            if not is_right or math.prod(shape) > path.stat().st_size:
+                raise ValueError(f"{name[:80]} has the shape {str(shape)[:80]}")
+            parameters += 0 if _BUFFERS.search(name) else math.prod(shape)
+        return TensorCount(len(tensors), parameters, tuple(sorted({str(entry["dtype"]) for entry in tensors.values()})))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or damaged: {error}", hint="use another checkpoint of the run"
+        ) from error
