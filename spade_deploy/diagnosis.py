@@ -58,9 +58,10 @@ _PACKAGES = {
     "uvicorn": ("serving over HTTP, which no command does yet", "serve"),
 }
 _GPU_PACKAGES = {
-    "tensorrt": ("TensorRT engines, which no command builds yet", "trt"),
-    "tensorrt-rtx": ("TensorRT for RTX engines, which no command builds yet", "rtx"),
+    "tensorrt": ("TensorRT engines: spade build", "trt"),
+    "tensorrt-rtx": ("TensorRT for RTX engines: spade build --target rtx", "rtx"),
     "cuda-core": ("the memory of TensorRT engines", "trt"),
+    "cuda-bindings": ("the memory of TensorRT engines", "trt"),
 }
 _ALIASES = {
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),

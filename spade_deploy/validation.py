@@ -25,7 +25,8 @@ from spade_deploy.compare import (
     tolerance_for,
     too_undecided,
 )
-from spade_deploy.engines.runtime import Runtime, open_runtime
+from spade_deploy.engines.runtime import Backend, Runtime, open_runtime
+from spade_deploy.engines.trt_open import has_engines
 from spade_deploy.errors import (
     ConfigError,
     LabelMapError,
@@ -178,7 +179,7 @@ def validate(
         batches = lambda: _read_inputs(artifact, files, instances, skipped)  # noqa: E731
         total, described = len(files), f"label maps of {labels}"
     results, samples = [], list[SampleImages]()
-    for graph in artifact.manifest.graphs:
+    for graph in _graphs(artifact, backend):
         skipped.clear()
         with open_runtime(artifact, graph.precision, backend, graph=str(graph.kind)) as runtime:
             result = _compare(artifact, graph, runtime, reference, batches(), samples, total, on_progress)
@@ -193,6 +194,16 @@ def validate(
         samples=tuple(samples),
         skipped=tuple(skipped),
     )
+
+
+def _graphs(artifact: Artifact, backend: str) -> tuple[Graph, ...]:
+    """All graphs; for TensorRT those that an engine was built of."""
+    if backend != Backend.TENSORRT:
+        return artifact.manifest.graphs
+    built = tuple(graph for graph in artifact.manifest.graphs if has_engines(artifact, graph.precision, graph.kind))
+    if not built:
+        raise NotFoundError(f"{artifact.path} has no TensorRT engines", hint=f"spade build {artifact.path}")
+    return built
 
 
 def _compare(

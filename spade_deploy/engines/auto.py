@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,6 +52,12 @@ class AutoRuntime:
         if self._dense is None:
             self._dense = self._open_dense()
         return self._dense.run(inputs, output_names)
+
+    def run_many(
+        self, batches: Iterable[Mapping[str, NDArray[Any]]], output_names: Sequence[str] | None = None
+    ) -> Iterator[Arrays]:
+        """See `Runtime.run_many`."""
+        return (self.run(inputs, output_names) for inputs in batches)
 
     def close(self) -> None:
         self._lookup.close()

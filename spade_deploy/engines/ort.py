@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import importlib
 import io
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import Arrays, Artifact, Graph, input_tensors, output_tensors
+from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, input_tensors, output_tensors
+from spade_deploy.engines.cuda_driver import find_gpus, require_gpu
+from spade_deploy.engines.ort_binding import DeviceBinding
+from spade_deploy.engines.ort_messages import PROBE_MODEL, explain, loading_error
+from spade_deploy.engines.ort_providers import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    GpuOptions,
+    cache_folder,
+    check_profile,
+    make_cache_folder,
+    provider_options,
+)
 from spade_deploy.engines.runtime import check_inputs
 from spade_deploy.errors import (
     ArtifactError,
@@ -22,16 +35,10 @@ from spade_deploy.errors import (
     RuntimeUnavailableError,
     SpadeError,
 )
-from spade_deploy.patterns import check_tables, graph_inputs, lookup_tensors
+from spade_deploy.patterns import check_tables, graph_inputs, level_names, lookup_tensors, modulated_channels
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-
-PROBE_MODEL = base64.b64decode(
-    "CAg6OwoQCgF4EgF5IghJZGVudGl0eRIFcHJvYmVaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAN"
-)
-"""y = Identity(x), one float32: the smallest model, to see what loads. tests/engines/test_ort.py makes it."""
+__all__ = ["CPU", "CUDA", "PROBE_MODEL", "TENSORRT", "GpuOptions", "OrtRuntime", "provider_loads"]
 
 _QUIET = 4  # fatal errors alone: what goes wrong comes back as an exception
 
@@ -39,7 +46,8 @@ _QUIET = 4  # fatal errors alone: what goes wrong comes back as an exception
 class OrtRuntime:
     """One graph of an artifact in an ONNX Runtime session.
 
-    provider: the execution provider that must run it; the CPU takes what a GPU provider does not know.
+    provider: the execution provider that must run it; CUDA takes what TensorRT does not know, and the CPU what a GPU
+    provider does not know. gpu: how it runs there. threads: of the CPU.
     patterns_s: of a lookup graph, the seconds that the last run spent on finding patterns.
     Raises RuntimeUnavailableError where the provider does not load: there is no silent run on the CPU.
     """
@@ -51,7 +59,12 @@ class OrtRuntime:
         provider: str = CPU,
         threads: int | None = None,
         kind: GraphKind = GraphKind.DENSE,
+        gpu: GpuOptions | None = None,
     ) -> None:
+        if provider == CPU and gpu is not None:
+            raise ConfigError("options of a GPU were given for a session on the CPU")
+        options = gpu or GpuOptions()
+        options.check(provider, kind)
         graph = artifact.graph(precision, kind)
         self.spec: GeneratorSpec = artifact.manifest.generator
         self.precision: Precision = graph.precision
@@ -59,11 +72,15 @@ class OrtRuntime:
         self.patterns_s: float | None = None
         ort = _onnxruntime()
         if provider != CPU and not provider_loads(provider):
-            raise _unavailable(provider, f"this installation has {', '.join(ort.get_available_providers())}")
-        self._session = _open_session(ort, artifact, graph, provider, threads)
+            raise _why_it_does_not_load(ort, provider)
+        self._session = _open_session(ort, artifact, graph, provider, threads, options)
         loaded = self._session.get_providers()[0]
         if loaded != provider:
             raise _unavailable(provider, f"the session runs on {loaded} instead")
+        self._profile = options.profile
+        self._binding: DeviceBinding | None = None
+        if provider in (CUDA, TENSORRT):
+            self._binding = DeviceBinding(ort, self._session, index=options.device, cuda_graph=options.cuda_graph)
         self.name = f"ONNX Runtime {ort.__version__} {_short(loaded)}, {graph.name}"
         _check_contract(artifact, graph, self._session)
 
@@ -75,6 +92,13 @@ class OrtRuntime:
         if self.kind is GraphKind.LOOKUP:
             self.patterns_s = time.perf_counter() - start
         return self._run(fed, output_names)
+
+    def run_many(
+        self, batches: Iterable[Mapping[str, NDArray[Any]]], output_names: Sequence[str] | None = None
+    ) -> Iterator[Arrays]:
+        """See `Runtime.run_many`; one after another: ONNX Runtime waits for each."""
+        for batch in batches:
+            yield self.run(batch, output_names)
 
     def run_tables(
         self, tables: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None, *, is_checked: bool = False
@@ -98,17 +122,41 @@ class OrtRuntime:
         for name in names:
             if name not in known:
                 raise ConfigError(f"output {name!r} is not one of {', '.join(known)}")
+        if self._profile is not None:
+            check_profile(self.spec, self.kind, self._profile, inputs)
         try:
+            if self._binding is not None:
+                return self._binding.run(inputs, self._output_shapes(inputs, names))
             outputs = self._session.run(names, dict(inputs))
         except Exception as error:  # onnxruntime's exceptions share no base class
-            shapes = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in inputs.items())
-            raise RuntimeUnavailableError(
-                f"{self.name} failed on {shapes}: {_first_line(error)}",
-                hint="where memory ran out, a smaller --batch-size or --size helps",
-            ) from error
+            raise self._failed(inputs, error) from error
         return dict(zip(names, outputs, strict=True))
 
+    def _output_shapes(
+        self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
+    ) -> dict[str, tuple[tuple[int, ...], str]]:
+        finest = LABEL if self.kind is GraphKind.DENSE else level_names(min(modulated_channels(self.spec)))[2]
+        sizes = dict(zip("NHW", inputs[finest].shape, strict=True))
+        tensors = {tensor.name: tensor for tensor in output_tensors(self.spec)}
+        # A model with a style vector has its height and width as numbers.
+        return {
+            name: (
+                tuple(part if isinstance(part, int) else sizes[part] for part in tensors[name].shape),
+                tensors[name].dtype,
+            )
+            for name in names
+        }
+
+    def _failed(self, inputs: Mapping[str, NDArray[Any]], error: Exception) -> RuntimeUnavailableError:
+        shapes = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in inputs.items())
+        meaning = explain(str(error)) if self._binding is not None else None
+        return RuntimeUnavailableError(
+            f"{self.name} failed on {shapes}: {meaning.sentence if meaning else _first_line(error)}",
+            hint=meaning.hint if meaning else "where memory ran out, a smaller --batch-size or --size helps",
+        )
+
     def close(self) -> None:
+        self._binding = None
         self._session = None
 
     def __enter__(self) -> Self:
@@ -123,10 +171,9 @@ class OrtRuntime:
 def provider_loads(provider: str) -> bool:
     """Whether an execution provider really loads here: being listed says only that the package was built with it."""
     ort = _onnxruntime()
-    if provider == CUDA:
-        _preload_cuda(ort)
     if provider not in ort.get_available_providers():
         return False
+    _preload(ort, provider)
     try:
         with _Silence(ort):
             session = ort.InferenceSession(PROBE_MODEL, _options(ort, 1), providers=[provider], enable_fallback=0)
@@ -135,12 +182,16 @@ def provider_loads(provider: str) -> bool:
         return False
 
 
-def _preload_cuda(ort: ModuleType) -> None:
-    """CUDA libraries that pip installed are found only when they are loaded first (since 1.21; prints, warns)."""
-    if hasattr(ort, "preload_dlls"):
-        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ort.preload_dlls(directory="")
+def _preload(ort: ModuleType, provider: str) -> None:
+    """CUDA and TensorRT that pip installed are found only when they are loaded first (since 1.21; prints, warns)."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if provider in (CUDA, TENSORRT) and hasattr(ort, "preload_dlls"):
+            with contextlib.suppress(Exception):
+                ort.preload_dlls(directory="")
+        if provider == TENSORRT:
+            with contextlib.suppress(Exception):
+                importlib.import_module("tensorrt_libs")  # the libraries alone: its import opens them
 
 
 def _onnxruntime() -> ModuleType:
@@ -156,16 +207,26 @@ def _onnxruntime() -> ModuleType:
     return module
 
 
-def _open_session(ort: ModuleType, artifact: Artifact, graph: Graph, provider: str, threads: int | None) -> Any:
+def _open_session(
+    ort: ModuleType, artifact: Artifact, graph: Graph, provider: str, threads: int | None, gpu: GpuOptions
+) -> Any:
     path = artifact.path_of(graph.file)
-    providers = [provider] if provider == CPU else [provider, CPU]
+    providers = {CPU: [CPU], TENSORRT: [TENSORRT, CUDA, CPU]}.get(provider, [provider, CPU])
+    card = None
+    if provider == TENSORRT:
+        card = require_gpu(gpu.device)
+        make_cache_folder(cache_folder(artifact, gpu))
+    # What TensorRT leaves to CUDA runs as it would there.
+    told = [provider_options(name, artifact, graph, card, gpu, ort.__version__) for name in providers]
     try:
         with _Silence(ort):
             # enable_fallback=0: otherwise a provider that fails is replaced by the CPU, with a banner on stdout.
-            return ort.InferenceSession(str(path), _options(ort, threads), providers=providers, enable_fallback=0)
+            return ort.InferenceSession(
+                str(path), _options(ort, threads), providers=providers, provider_options=told, enable_fallback=0
+            )
     except Exception as error:  # onnxruntime's exceptions share no base class
         if provider != CPU:
-            raise _unavailable(provider, _first_line(error)) from error
+            raise _unavailable(provider, str(error) if explain(str(error)) else _first_line(error)) from error
         raise ArtifactError(
             f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}",
             hint=f"the graph is of opset {graph.opset}: pip install --upgrade onnxruntime, or `spade export` again",
@@ -211,16 +272,41 @@ def _check_contract(artifact: Artifact, graph: Graph, session: Any) -> None:
             raise ArtifactError(f"{artifact.path / graph.file}: its {what} are {there}, the manifest says {expected}")
 
 
-def _unavailable(provider: str, reason: str) -> SpadeError:
+def _why_it_does_not_load(ort: ModuleType, provider: str) -> SpadeError:
+    available = ort.get_available_providers()
+    if provider not in available:
+        return _unavailable(provider, f"this installation has {', '.join(available)}")
+    try:
+        if not find_gpus():
+            return _unavailable(provider, "the NVIDIA driver is here, but sees no GPU")
+    except RuntimeUnavailableError as error:  # no driver: ONNX Runtime's own reason would be a consequence of it
+        return RuntimeUnavailableError(f"{_does_not_load(provider)}: {error.message}", hint=error.hint)
+    return _unavailable(provider, loading_error(provider))
+
+
+def _unavailable(provider: str, said: str) -> SpadeError:
+    """said: a reason in words, or all that ONNX Runtime had to say."""
+    meaning = explain(said)
+    if meaning is not None:
+        return RuntimeUnavailableError(f"{_does_not_load(provider)}: {meaning.sentence}", hint=meaning.hint)
     return RuntimeUnavailableError(
-        f"ONNX Runtime's {provider} does not load here: {reason}",
+        f"{_does_not_load(provider)}: {_last_line(said)}",
         hint="`spade doctor` says what is missing; --backend cpu runs without it",
     )
 
 
+def _does_not_load(provider: str) -> str:
+    return f"ONNX Runtime's {provider} does not load here"
+
+
 def _short(provider: str) -> str:
-    return provider.removesuffix("ExecutionProvider")
+    return "TensorRT" if provider == TENSORRT else provider.removesuffix("ExecutionProvider")
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _last_line(text: str) -> str:
+    """Of a log: what was said before is what led to it."""
+    return (text.strip() or "it gave no reason").splitlines()[-1][:300]

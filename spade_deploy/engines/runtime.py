@@ -6,24 +6,32 @@ runs or is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, input_tensors, mismatch
-from spade_deploy.errors import ConfigError, InputRefusedError
+from spade_deploy.errors import ConfigError, InputRefusedError, SpadeError
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+
+if TYPE_CHECKING:
+    from spade_deploy.engines.auto import AutoRuntime
+    from spade_deploy.engines.ort import OrtRuntime
 
 
 class Backend(StrEnum):
-    """Where an artifact runs. Auto: on the GPU where that really loads, else on the CPU."""
+    """Where an artifact runs. Auto: a TensorRT engine that fits, else CUDA where it really loads, else the CPU.
+
+    CPU and CUDA are ONNX Runtime's. TensorRT is an engine of `spade build`, of TensorRT or of TensorRT for RTX.
+    """
 
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"
 
 
 class GraphChoice(StrEnum):
@@ -58,6 +66,14 @@ class Runtime(Protocol):
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
         """Outputs by name: all, or those in `output_names`. Raises InputRefusedError before anything runs."""
 
+    def run_many(
+        self, batches: Iterable[Mapping[str, NDArray[Any]]], output_names: Sequence[str] | None = None
+    ) -> Iterator[Arrays]:
+        """Outputs of one batch after another, in order; on a GPU the copies of one overlap with the work of the next.
+
+        What fails raises in its place; the batches before it have their outputs.
+        """
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self: ...
@@ -83,9 +99,10 @@ def open_runtime(
 ) -> Runtime:
     """Load an artifact's graph where it runs best, or where `backend` says.
 
-    precision: None takes fp16 on a GPU where the artifact has it, else fp32.
+    precision: None takes fp16 on a GPU where the artifact has it, else fp32; of engines the first of fp16, int8, fp32.
     threads: of a CPU session; None leaves it to the runtime (one a core).
-    graph: auto never takes a lookup graph that was not measured to win, and none on a GPU.
+    graph: auto never takes a lookup graph that was not measured to win, and on a GPU only an engine of one where there
+    is no dense engine.
     Raises RuntimeUnavailableError, MissingDependencyError, ConfigError, or ArtifactError for a graph that is not there.
     """
     if backend not in list(Backend):
@@ -94,9 +111,28 @@ def open_runtime(
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads: {threads} is not a positive number")
     from spade_deploy.engines import ort  # here, as they know this module
+    from spade_deploy.engines.trt_open import has_engines, open_engine
+
+    if backend == Backend.TENSORRT:
+        return open_engine(artifact, precision, graph)
+    note = ""
+    if backend == Backend.AUTO and has_engines(artifact, precision):
+        try:
+            return open_engine(artifact, precision, graph)
+        except SpadeError as error:
+            note = f" (its TensorRT engine does not run here: {error.message})"
+    wants_cuda = backend == Backend.CUDA or (backend == Backend.AUTO and ort.provider_loads(ort.CUDA))
+    runtime = _open_onnxruntime(artifact, precision, wants_cuda, threads, graph)
+    runtime.name += note
+    return runtime
+
+
+def _open_onnxruntime(
+    artifact: Artifact, precision: Precision | None, wants_cuda: bool, threads: int | None, graph: GraphChoice
+) -> OrtRuntime | AutoRuntime:
+    from spade_deploy.engines import ort
     from spade_deploy.engines.auto import AutoRuntime
 
-    wants_cuda = backend == Backend.CUDA or (backend == Backend.AUTO and ort.provider_loads(ort.CUDA))
     if precision is None:
         on_gpu = wants_cuda and Precision.FP16 in artifact.manifest.precisions
         precision = Precision.FP16 if on_gpu else artifact.graph().precision

@@ -96,6 +96,8 @@ def _network_flags(trt: Any) -> int:
 def _set_options(library: Library, config: Any, options: BuildOptions, compute_capability: str | None) -> None:
     trt = library.module
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's names and types are the proof
+    # On by default, and a float32 engine would multiply with 10 bits of mantissa: not what was validated.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.workspace_bytes is not None:

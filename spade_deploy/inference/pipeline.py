@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z
 from spade_deploy.atomic import atomic_file
 from spade_deploy.engines.runtime import Runtime, check_inputs
-from spade_deploy.errors import LabelMapError, RuntimeUnavailableError, SpadeError
+from spade_deploy.errors import InputRefusedError, LabelMapError, RuntimeUnavailableError, SpadeError
 from spade_deploy.inference.plan import Failure, Job
 from spade_deploy.inference.png import encode_png
 from spade_deploy.label_map import Size, read_instance_map, read_label_map, resize_nearest, save_pixels
@@ -144,16 +144,14 @@ class Pipeline:
 
     def run(self, jobs: Iterable[Job]) -> None:
         try:
-            for batch in self._batches(self._decoded(jobs)):
-                try:
-                    pixels = self._runtime.run(_joined(batch), [PIXELS])[PIXELS]
-                except RuntimeUnavailableError as error:
+            for batch, found in self._results(self._batches(self._decoded(jobs))):
+                if isinstance(found, SpadeError):
                     if self._reader.size is not None:
-                        raise  # at one size for all files, what fails for one fails for all
+                        raise found  # at one size for all files, what fails for one fails for all
                     for maps in batch:
-                        self._tally.count_failure(maps.job.label, error)
+                        self._tally.count_failure(maps.job.label, found)
                     continue
-                for maps, image in zip(batch, pixels, strict=True):
+                for maps, image in zip(batch, found, strict=True):
                     future = self._encoders.submit(_write, maps.job.result, image)
                     self._writes.append(_Writing(maps.job.result, maps.was_resized, future))
                 self._collect(at_most_open=self._ahead)
@@ -164,6 +162,29 @@ class Pipeline:
                 pool.shutdown(wait=False, cancel_futures=True)
             for pool in (self._decoders, self._encoders):
                 pool.shutdown(wait=True)
+
+    def _results(self, batches: Iterator[list[Maps]]) -> Iterator[tuple[list[Maps], NDArray[np.uint8] | SpadeError]]:
+        """Each batch with its pixels N x H x W x 3, or with what kept it from running."""
+        waiting: deque[list[Maps]] = deque()  # given to the runtime, which may take the next one before it answers
+        again: deque[list[Maps]] = deque()
+
+        def feed() -> Iterator[Arrays]:
+            while (batch := again.popleft() if again else next(batches, None)) is not None:
+                waiting.append(batch)
+                yield _joined(batch)
+
+        while True:
+            try:
+                for outputs in self._runtime.run_many(feed(), [PIXELS]):
+                    yield waiting.popleft(), outputs[PIXELS]
+                return
+            except (RuntimeUnavailableError, InputRefusedError) as error:
+                if not waiting:
+                    raise
+                failed = waiting.popleft()
+                again.extendleft(reversed(waiting))  # what the runtime had taken beside it is run anew
+                waiting.clear()
+                yield failed, error
 
     def _decoded(self, jobs: Iterable[Job]) -> Iterator[Maps]:
         coming = iter(jobs)

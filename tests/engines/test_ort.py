@@ -44,6 +44,19 @@ def test_one_session_serves_every_size(tmp_path: Path) -> None:
             np.testing.assert_array_equal(runtime.run(inputs)[PIXELS], expected(EDGES, inputs)[PIXELS])
 
 
+def test_many_batches_in_order_and_what_fails_in_its_place(tmp_path: Path) -> None:
+    batches = [random_inputs(EDGES, count, seed=count) for count in (2, 1, 3)]
+    with OrtRuntime(stand_in_artifact(tmp_path / "a", EDGES)) as runtime:
+        for inputs, outputs in zip(batches, runtime.run_many(iter(batches), [IMAGE]), strict=True):
+            assert list(outputs) == [IMAGE]
+            np.testing.assert_array_equal(outputs[IMAGE], expected(EDGES, inputs)[IMAGE])
+        bad = {**batches[0], LABEL: np.full_like(batches[0][LABEL], 99)}
+        answers = runtime.run_many([batches[0], bad])
+        assert next(answers)[IMAGE].shape[0] == 2
+        with pytest.raises(InputRefusedError, match="id 99"):
+            next(answers)
+
+
 def test_only_the_outputs_that_are_asked_for_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = OrtRuntime(stand_in_artifact(tmp_path / "a"))
     asked = []
@@ -142,8 +155,12 @@ class FakeOrt(types.SimpleNamespace):
         import onnxruntime
 
         class Session:
-            def __init__(self, model: Any, options: Any, providers: list[str], enable_fallback: int) -> None:
+            def __init__(
+                self, model: Any, options: Any, providers: list[str], enable_fallback: int, provider_options: Any = None
+            ) -> None:
                 assert enable_fallback == 0
+                assert provider_options is None or len(provider_options) == len(providers)
+                self.told = dict(zip(providers, provider_options or [{}], strict=False))
                 works = loads and (model_loads or isinstance(model, bytes))
                 self.providers = [p for p in providers if p == CPU or works] or [CPU]
                 self.real = onnxruntime.InferenceSession(model, providers=[CPU])

@@ -1,0 +1,114 @@
+"""What ONNX Runtime's GPU providers say when they fail, in an error or in the log, and what it means."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PROBE_MODEL = base64.b64decode(
+    "CAg6OwoQCgF4EgF5IghJZGVudGl0eRIFcHJvYmVaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAN"
+)
+"""y = Identity(x), one float32: the smallest model, to see what loads. tests/engines/test_ort.py makes it."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a provider's message means, and the way out."""
+
+    sentence: str
+    hint: str
+
+
+_SMALLER = "a smaller --batch-size or --size needs less; `nvidia-smi` shows who else holds memory"
+_INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the versions that it needs"
+_MISSING_LIBRARY = (
+    r"([\w+.-]+\.so(?:\.\d+)*): cannot open shared object file",
+    r'depends on "([^"]+)" which is missing',
+)
+_OUT_OF_MEMORY = (
+    r"Failed to allocate memory for requested buffer of size (?P<bytes>\d+)",
+    r"Available memory of \d+ is smaller than requested bytes of (?P<bytes>\d+)",
+    r"CUDA failure 2\b",
+    r"(?:CUDNN|CUBLAS)_STATUS_ALLOC_FAILED",
+    r"Error Code 2: OutOfMemory",
+    r"Requested amount of GPU memory \((?P<bytes>\d+) bytes\) could not be allocated",
+)
+_OTHERS = {
+    r"CUDA failure 35\b|CUDA driver version is insufficient": Explanation(
+        "the NVIDIA driver is too old for the CUDA that this ONNX Runtime was built for",
+        "install a newer driver (`spade doctor` says which CUDA it runs), or an onnxruntime-gpu of an older CUDA",
+    ),
+    r"CUDA failure 100\b|no CUDA-capable device": Explanation(
+        "CUDA sees no GPU", "CUDA_VISIBLE_DEVICES may hide it; in a container, run it with --gpus all"
+    ),
+    r"CUDA failure 101\b|[Ii]nvalid device (?:ordinal|ID)": Explanation(
+        "there is no GPU of that number", "`spade doctor` lists the GPUs; CUDA_VISIBLE_DEVICES counts them anew from 0"
+    ),
+    r"CUDA failure 209\b|no kernel image is available": Explanation(
+        "this ONNX Runtime has no code for this GPU's compute capability",
+        "pip install --upgrade onnxruntime-gpu; for a GPU older than it supports, an older one",
+    ),
+    r"CUDNN_STATUS_(?:SUBLIBRARY_)?VERSION_MISMATCH": Explanation(
+        "cuDNN's libraries are of different versions", f"{_INSTALL_CUDA}; remove other copies from LD_LIBRARY_PATH"
+    ),
+}
+_LARGEST_CREDIBLE = 1 << 44  # 16 TiB: sizes that come of an overflow are no help to anyone
+
+
+def explain(message: str) -> Explanation | None:
+    """One clear sentence for what a GPU provider said, in an error or its log; None where it is not known."""
+    for pattern in _MISSING_LIBRARY:
+        if match := re.search(pattern, message):
+            return _explain_missing(match[1])
+    for pattern in _OUT_OF_MEMORY:
+        if match := re.search(pattern, message):
+            size = int(match.groupdict().get("bytes") or 0)
+            more = f": {size / (1 << 20):.0f} MiB more were asked for" if 0 < size < _LARGEST_CREDIBLE else ""
+            return Explanation(f"the GPU's memory ran out{more}", _SMALLER)
+    return next((meaning for pattern, meaning in _OTHERS.items() if re.search(pattern, message)), None)
+
+
+def _explain_missing(library: str) -> Explanation:
+    if re.match(r"(lib)?nv(infer|onnxparser)", library):
+        numbers = re.findall(r"\d+", library)
+        major = f" {numbers[-1]}" if numbers else ""
+        newer = f">={numbers[-1]},<{int(numbers[-1]) + 1}" if numbers else ""
+        return Explanation(
+            f"TensorRT{major} is missing: {library} cannot be loaded",
+            f"pip install 'tensorrt{newer}', or put the folder of {library} on LD_LIBRARY_PATH",
+        )
+    product = "cuDNN" if "cudnn" in library else "a CUDA library"
+    return Explanation(f"{product} is missing: {library} cannot be loaded", _INSTALL_CUDA)
+
+
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+_ASK = """
+import base64, sys
+import onnxruntime
+if hasattr(onnxruntime, "preload_dlls"):
+    onnxruntime.preload_dlls(directory="")
+model = base64.b64decode(sys.argv[2])
+onnxruntime.InferenceSession(model, providers=[sys.argv[1]], enable_fallback=0)
+"""
+
+
+def loading_error(provider: str, run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> str:
+    """What ONNX Runtime says when a provider does not load.
+
+    It writes the reason to its log and goes on without the provider. The log of a process of its own can be read
+    without touching this one's output, and cannot take this one down.
+    """
+    arguments = [sys.executable, "-P", "-c", _ASK, provider, base64.b64encode(PROBE_MODEL).decode()]
+    try:
+        done = run(arguments, capture_output=True, text=True, timeout=120, check=False, errors="replace")
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"it could not be asked why: {error}"
+    if done.returncode < 0:
+        return f"the process that tried it was ended by signal {-done.returncode}"
+    # stdout holds the libraries that could not be loaded beforehand: a clue where the log has none.
+    return _COLOUR.sub("", done.stderr).strip() or done.stdout.strip()
