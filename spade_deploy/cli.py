@@ -561,7 +561,7 @@ def bench(
     from spade_deploy.runs import resolve_artifact
 
     opened = Artifact.open(resolve_artifact(artifact, runs))
-    candidates = benching.choose_candidates(opened, precision or (), graph or (), baseline or ())
+    candidates = benching.choose_candidates(opened, precision or (), graph or (), baseline or (), backend)
     pixels = parse_size(size) if size else None
     cases = benching.read_cases(opened, labels, instances, batch_size, pixels, most=max(1, rounds) * batch_size)
     with stdout().status("measuring") as status:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.engines.runtime import GraphChoice
+from spade_deploy.engines.runtime import Backend, GraphChoice
+from spade_deploy.engines.trt_open import has_engines
 from spade_deploy.errors import ConfigError
 from spade_deploy.spec import GraphKind, Precision
 
@@ -74,16 +75,23 @@ def choose_candidates(
     precisions: Sequence[Precision] = (),
     graphs: Sequence[GraphChoice | str] = (),
     baselines: Sequence[str] = (),
+    backend: Backend | str = Backend.AUTO,
 ) -> tuple[Candidate, ...]:
     """The candidates that were asked for, baselines first, in the order given.
 
     precisions, graphs: of the artifact's graphs; all that are there if empty. graphs may hold `auto`: the runtime's
-    own choice. baselines: names of `BASELINES`, or 'all'. Raises ConfigError for an unknown baseline, ArtifactError
-    for a graph that is not there.
+    own choice. baselines: names of `BASELINES`, or 'all'. backend: for TensorRT, graphs without an engine are left out
+    unless they are asked for. Raises ConfigError for an unknown baseline, ArtifactError for a graph that is not there.
     """
-    chosen = list(dict.fromkeys([*_baselines(baselines), *_graphs(artifact, precisions, graphs)]))
+    found = _graphs(artifact, precisions, graphs)
+    if backend == Backend.TENSORRT and not precisions and not graphs:
+        found = [one for one in found if has_engines(artifact, one.precision, GraphKind(str(one.graph)))]
+    chosen = list(dict.fromkeys([*_baselines(baselines), *found]))
     if not chosen:
-        raise ConfigError(f"{artifact.path}: there is nothing to measure", hint="leave --precision and --graph out")
+        raise ConfigError(
+            f"{artifact.path}: there is nothing to measure",
+            hint="leave --precision and --graph out; engines are made by `spade build`",
+        )
     return tuple(chosen)
 
 
