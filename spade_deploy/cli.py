@@ -295,6 +295,10 @@ def export(
         Path | None, typer.Argument(help="A run or a checkpoint; the newest if left out.", show_default=False)
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also a graph in half precision.")] = False,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(help="A layer that stays float32 in it: up_1; may be repeated. What overflows stays anyway."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The artifact's folder; RUN/artifact if left out.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Label maps to validate on and to keep as golden inputs.")] = None,
     instances: Annotated[Path | None, typer.Option(help="Their instance maps, paired by stem.")] = None,
@@ -334,6 +338,7 @@ def export(
                 runs_dir=runs,
                 out=out,
                 precisions=[Precision.FP32, *([Precision.FP16] if fp16 else [])],
+                keep_fp32=keep_fp32 or (),
                 labels=labels,
                 instances=instances,
                 int8=int8_options,
@@ -496,6 +501,9 @@ def validate(
     checkpoint: Annotated[Path | None, typer.Option(help="What was exported; found by its digest if left out.")] = None,
     backend: Annotated[Backend, typer.Option(help="What runs the graphs.")] = Backend.AUTO,
     report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    find_precision: Annotated[
+        bool, typer.Option("--find-precision", help="Where an fp16 graph fails, find the layers that must stay fp32.")
+    ] = False,
     runs: RunsDir = DEFAULT_RUNS,
 ) -> None:
     """Compare every graph of an artifact with the untouched PyTorch module, or with its golden outputs."""
@@ -523,6 +531,23 @@ def validate(
         stderr().print(f"[red]{len(found.skipped)} label maps were skipped[/]")
         for reason in found.skipped:
             stderr().print(f"  {reason}", highlight=False, markup=False)
+    if find_precision and not found.passed:
+        from spade_deploy.engines.runtime import Backend as RuntimeBackend
+
+        with _needs("export"):
+            from spade_deploy.precision_search import search_failures
+        with stdout().status("searching") as status:
+            searches = search_failures(
+                opened,
+                found,
+                RuntimeBackend(backend.value),
+                checkpoint=checkpoint,
+                runs_dir=runs,
+                on_trial=lambda name, trial: status.update(f"{name}: tried with {len(trial.kept)} layers in fp32"),
+            )
+        for name, search in searches.items():
+            stdout().print(f"{name}: {search}", highlight=False, markup=False)
+            print_next(f"spade export --fp16 {search.flags}")
     found.require_passed()
     if found.skipped:
         raise typer.Exit(1)

@@ -33,6 +33,7 @@ from spade_deploy.export.int8 import (
     require_target,
 )
 from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.precision import parse_kept
 from spade_deploy.label_map import colorize, effective_palette
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
@@ -114,6 +115,7 @@ def release(
     labels: Path | None = None,
     instances: Path | None = None,
     int8: Int8Options | None = None,
+    keep_fp32: Sequence[str] = (),
     on_step: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Release:
@@ -123,12 +125,16 @@ def release(
     as a whole, and only by one that passed; one that fails is kept beside it as `<out>.failed`.
     labels, instances: folders whose first maps become the golden inputs; by default the run's validation split, or
     synthetic maps where there is none.
-    int8: adds int8 graphs. on_progress: what takes long, done, in all.
-    Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError.
+    int8: adds int8 graphs. keep_fp32: units that the fp16 graphs keep in float32, beside those whose ranges ask for it.
+    on_progress: what takes long, done, in all.
+    Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError.
     """
+    if keep_fp32 and Precision.FP16 not in precisions:
+        raise ConfigError("--keep-fp32: belongs to --fp16", hint="add --fp16, or leave it out")
     checkpoint = resolve_checkpoint(checkpoint, runs_dir)
     on_step(f"loading {checkpoint}")
     loaded = load_generator(checkpoint)
+    kept = parse_kept(loaded.spec, keep_fp32)
     run = checkpoint.parent.parent
     target = out if out is not None else run / ARTIFACT
     _require_replaceable(target)
@@ -146,6 +152,7 @@ def release(
             precisions=precisions,
             golden_inputs=golden.inputs,
             source=source,
+            keep_fp32=kept,
             int8=request,
             on_step=on_step,
             on_progress=on_progress,

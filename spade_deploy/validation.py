@@ -57,6 +57,7 @@ class GraphResult:
 
     diff: over all values. undecided_share: of the values that rounding alone decides (`compare.is_undecided`); the
     verdict is over the others. diverges_at: on failure, the first wrong tensor, or why it could not be found.
+    second_opinion: of a TensorRT engine, Polygraphy's verdict on it beside ONNX Runtime, or why there is none.
     """
 
     graph: Graph
@@ -66,6 +67,7 @@ class GraphResult:
     failures: tuple[str, ...]
     undecided_share: float = 0.0
     diverges_at: str | None = None
+    second_opinion: str | None = None
 
     @property
     def name(self) -> str:
@@ -108,6 +110,7 @@ class ValidationReport:
                     "failures": list(result.failures),
                     "undecided_share": result.undecided_share,
                     "diverges_at": result.diverges_at,
+                    "second_opinion": result.second_opinion,
                     "tolerance": result.tolerance.to_json(),
                     "figures": result.diff.to_json(),
                 }
@@ -183,6 +186,8 @@ def validate(
         skipped.clear()
         with open_runtime(artifact, graph.precision, backend, graph=str(graph.kind)) as runtime:
             result = _compare(artifact, graph, runtime, reference, batches(), samples, total, on_progress)
+            if backend == Backend.TENSORRT:
+                result = replace(result, second_opinion=_second_opinion(artifact, graph, runtime))
         results.append(result)
     images = results[0].diff.images
     return ValidationReport(
@@ -204,6 +209,15 @@ def _graphs(artifact: Artifact, backend: str) -> tuple[Graph, ...]:
     if not built:
         raise NotFoundError(f"{artifact.path} has no TensorRT engines", hint=f"spade build {artifact.path}")
     return built
+
+
+def _second_opinion(artifact: Artifact, graph: Graph, runtime: Runtime) -> str:
+    from spade_deploy.polygraphy_bridge import compare_graph
+
+    try:
+        return str(compare_graph(artifact, graph, runtime))
+    except MissingDependencyError as error:
+        return error.message
 
 
 def _compare(

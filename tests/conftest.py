@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ def shared_folder() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("the samples in ../shared are not here")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    """The generators here are so small that a second thread costs more than it brings, and far more beside others."""
+    if find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

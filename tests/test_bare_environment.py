@@ -33,7 +33,7 @@ from spade_deploy.spec import UNKNOWN_VALUE, Precision
 ROOT = Path(__file__).resolve().parents[1]
 ABSENT = ("torch", "onnx", "onnxscript", "safetensors", "matplotlib", "jinja2")
 # What trains and exports may need what is absent; all else must import without.
-NEED_MORE = ("training", "export", "release", "demo", "divergence")
+NEED_MORE = ("training", "export", "release", "demo", "divergence", "precision_search", "example_inputs")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

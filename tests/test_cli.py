@@ -28,6 +28,7 @@ def test_version_and_help(tmp_path: Path) -> None:
         "infer",
         "validate",
         "bench",
+        "build",
         "check-labels",
         "inspect",
         "doctor",
@@ -52,6 +53,7 @@ def test_the_choices_of_flags_are_those_of_the_code() -> None:
         (("export",), "spade train"),
         (("infer", "labels", "out"), "spade export"),
         (("validate",), "spade export"),
+        (("build",), "spade export"),
         (("train", "--resume"), "spade train"),
     ],
 )

@@ -96,7 +96,7 @@ def test_golden_inputs_from_a_folder(runs: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(made.artifact.golden().inputs["label"], ids[None])
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(NotFoundError, match="no label maps"):
+    with pytest.raises(NotFoundError, match="no usable label maps"):
         release(None, runs_dir=runs, out=tmp_path / "out", labels=empty)
 
 

@@ -29,7 +29,7 @@ from spade_deploy.artifact import (
     write_manifest,
 )
 from spade_deploy.compare import FP32_FACTOR, is_undecided
-from spade_deploy.export.deploy_model import DeployModel
+from spade_deploy.export.deploy_model import DeployModel, unit_names
 from spade_deploy.export.int8 import Int8Request, Int8Summary, write_int8_graphs
 from spade_deploy.export.lookup_model import LookupModel
 from spade_deploy.export.onnx_graph import OPSET, write_onnx
@@ -63,6 +63,7 @@ def export_artifact(
     kinds: Sequence[GraphKind] = tuple(GraphKind),
     golden_inputs: Arrays,
     source: Source,
+    keep_fp32: Sequence[str] = (),
     int8: Int8Request | None = None,
     on_step: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
@@ -71,6 +72,7 @@ def export_artifact(
 
     generator: in eval mode; it is read, never changed. golden_inputs: the graph's inputs by name, N of each; they
     become the golden tensors, and the ranges of a half-precision graph are measured on them.
+    keep_fp32: units that stay float32 in half precision beside those whose ranges ask for it, see `parse_kept`.
     int8: adds an int8 graph of each kind, made of the fp32 graphs. on_progress: what, done, in all.
     Raises ExportError, MissingDependencyError.
     """
@@ -84,7 +86,8 @@ def export_artifact(
         build = MODELS[kind]
         kept: tuple[str, ...] = ()
         if precision is Precision.FP16:
-            kept = units_to_keep(_ranges(build(generator), golden_inputs))
+            measured = units_to_keep(_ranges(build(generator), golden_inputs))
+            kept = tuple(name for name in unit_names(generator.spec) if name in measured or name in keep_fp32)
         model = build(generator, fp16=precision is Precision.FP16, keep_fp32=kept)
         file = graph_file(precision, kind)
         write_onnx(model, folder / file)

@@ -6,7 +6,7 @@ operator makes is watched, the ones inside a unit included (a product may overfl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spade_deploy.errors import ConfigError
 from spade_deploy.export.deploy_model import DeployModel, unit_names
 from spade_deploy.export.lookup_model import LookupModel
+from spade_deploy.spec import GeneratorSpec
 
 FP16_MAX = 65504.0
 HEADROOM = 8.0
@@ -35,6 +37,23 @@ def unit_ranges(model: DeployModel | LookupModel, inputs: Sequence[Tensor]) -> d
 def units_to_keep(ranges: dict[str, float]) -> tuple[str, ...]:
     """The units that half precision cannot hold safely, in the order they run. Not-a-number counts as too large."""
     return tuple(name for name, largest in ranges.items() if not largest <= FP16_MAX / HEADROOM)
+
+
+def parse_kept(spec: GeneratorSpec, names: Iterable[str]) -> tuple[str, ...]:
+    """The units that a user wants in float32, each once, in the order they run. Raises ConfigError."""
+    units, wanted = unit_names(spec), set(names)
+    unknown = sorted(wanted.difference(units))
+    if unknown:
+        inside = unknown[0].split(".")[0]
+        raise ConfigError(
+            f"--keep-fp32: {unknown[0]!r} is no part with a precision of its own; allowed are {', '.join(units)}",
+            hint=f"it lies in {inside}: --keep-fp32 {inside}" if inside in units else None,
+        )
+    if len(wanted) == len(units):
+        raise ConfigError(
+            "--keep-fp32: all parts are named, and nothing is left for half precision", hint="drop --fp16"
+        )
+    return tuple(name for name in units if name in wanted)
 
 
 @contextmanager

@@ -28,21 +28,29 @@ def single_class(spec: GeneratorSpec) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_equals_the_trained_module(variant: str, tmp_path: Path) -> None:
+def test_equals_the_trained_module_in_float64(variant: str) -> None:
+    generator = in_float64(build_generator(**VARIANTS[variant]))
+    model = LookupModel(generator, dtype=torch.float64)
+    torch.manual_seed(5)
+    for label, instance, z in (random_inputs(generator.spec, 2), single_class(generator.spec)):
+        given = named_inputs(generator.spec, label, instance, z)
+        with torch.no_grad():
+            _, image = model(*model_inputs(model, given))
+        # Measured worst 4e-14; a border that is not zero, below, makes 1e-3 and more.
+        assert (image - reference(generator, label, instance, z)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("variant", ["most, kernel 1", "kernel 5, no spectral norm", "instance norm", "style vector"])
+def test_the_graph_is_as_exact_as_eager(variant: str, tmp_path: Path) -> None:
     generator = build_generator(**VARIANTS[variant])
     spec = generator.spec
     wide = in_float64(generator)
-    model64 = LookupModel(wide, dtype=torch.float64)
     write_onnx(LookupModel(generator), tmp_path / "lookup.onnx")
     session = _onnxruntime().InferenceSession(str(tmp_path / "lookup.onnx"), providers=["CPUExecutionProvider"])
     torch.manual_seed(5)
     for label, instance, z in (random_inputs(spec, 2), single_class(spec)):
         exact = reference(wide, label, instance, z)
         given = named_inputs(spec, label, instance, z)
-        with torch.no_grad():
-            _, image64 = model64(*model_inputs(model64, given))
-        # Measured worst 4e-14; a border that is not zero, below, makes 1e-3 and more.
-        assert (image64 - exact).abs().max() < 1e-12
         fed = patterns.graph_inputs(spec, GraphKind.LOOKUP, given)
         image = torch.from_numpy(session.run(["image"], fed)[0])
         found = errors(image, reference(generator, label, instance, z), exact)
@@ -95,11 +103,11 @@ def test_the_graph_is_as_exact_as_eager_on_coco_samples(tmp_path: Path, shared_f
             read_label_map(path, labels, (256, 256)),
             read_instance_map(data / "train_inst" / path.name, (256, 256)),
         )
-        for path in list_label_files(data / "train_label")
+        for path in list_label_files(data / "train_label")[::3]
     }
-    assert len(maps) == 13
+    assert len(maps) == 5
     found = errors_of_graph(generator, maps, tmp_path)
-    # Measured worst over the maps: 1.2 times eager's largest error, 0.96 times its mean.
+    # Measured worst over all 13 maps: 1.2 times eager's largest error, 0.96 times its mean.
     assert max(each.max_ratio for each in found.values()) <= 2, found
     assert max(each.mean_ratio for each in found.values()) <= 2, found
 
@@ -107,7 +115,7 @@ def test_the_graph_is_as_exact_as_eager_on_coco_samples(tmp_path: Path, shared_f
 def test_the_graph_is_as_exact_as_eager_on_earth_tiles_and_at_every_border(tmp_path: Path) -> None:
     labels = earth_labels()
     generator = build_generator(labels=labels, height=128, width=128, training_steps=1)
-    maps = {str(number): (cut(tile)[0], None) for number, tile in enumerate(earth_tiles("test")[::16])}
+    maps = {str(number): (cut(tile)[0], None) for number, tile in enumerate(earth_tiles("test")[::25])}
     maps |= {name: (label, None) for name, label in border_maps(labels.num_ids).items()}
     found = errors_of_graph(generator, maps, tmp_path)
     # Measured worst over the maps: 0.99 and 0.78 times.
