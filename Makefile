@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types layers check clean
+.PHONY: demo test lint types layers check gpu-check clean
 
 demo: $(STAMP)
 	$(BIN)/spade demo --out demo
@@ -23,6 +23,10 @@ layers: $(STAMP)
 	$(BIN)/lint-imports
 
 check: lint types layers test
+
+# For a machine with a GPU; ends with code 3 where there is none. make gpu-check GPU_CHECK="--quick --step tensorrt"
+gpu-check: $(STAMP)
+	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "spade-deploy needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }

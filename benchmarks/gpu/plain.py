@@ -1,0 +1,45 @@
+"""The export that everybody has: `torch.onnx.export` of the untouched module, nothing folded, merged or looked up."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch.export import Dim
+
+from spade_deploy.errors import ConfigError
+from spade_deploy.training.networks import SpadeGenerator
+
+SEGMAP, IMAGE = "segmap", "image"
+
+
+def write_plain(generator: SpadeGenerator, path: Path, *, half: bool) -> None:
+    """segmap N x L x H x W -> image, in the model's size, with a dynamic batch. half: all of it in half precision."""
+    spec = generator.spec
+    if spec.z_dim is not None:
+        raise ConfigError("the plain export of a model with a style vector is not measured")
+    dtype = torch.float16 if half else torch.float32
+    module = SpadeGenerator(spec)
+    module.load_state_dict(generator.state_dict())
+    module.to(dtype).eval()
+    segmap = torch.zeros(2, spec.labels.num_channels, spec.height, spec.width, dtype=dtype)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of every torchvision operator where torchvision is not installed
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(
+                module,
+                (segmap,),
+                dynamo=True,
+                input_names=[SEGMAP],
+                output_names=[IMAGE],
+                dynamic_shapes=({0: Dim("batch", min=1)},),
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    assert program is not None  # of dynamo=True
+    program.save(str(path), external_data=False)

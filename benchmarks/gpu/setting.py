@@ -1,0 +1,130 @@
+"""What all steps measure: one generator, its label maps and its artifacts, the same in every process."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from models import ADE20K, DATA, SMALL, coco_maps, make_generator, resized, stacked, synthetic_maps
+
+from spade_deploy.artifact import LABEL, Arrays, Artifact, Source
+from spade_deploy.errors import SpadeError
+from spade_deploy.export.int8 import Int8Request
+from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+from spade_deploy.training.networks import SpadeGenerator
+
+GOLDEN_MAPS = 2
+CALIBRATION_MAPS = 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """rounds: of every comparison. device: PyTorch's name for it. work: a folder that all steps share.
+
+    precisions, kinds: of the artifact's graphs. optimization_level: of TensorRT's builder, None leaves it to it.
+    """
+
+    spec: GeneratorSpec
+    work: Path
+    batches: tuple[int, ...] = (1, 8)
+    rounds: int = 50
+    device: str = "cuda"
+    quick: bool = False
+    precisions: tuple[Precision, ...] = tuple(Precision)
+    kinds: tuple[GraphKind, ...] = tuple(GraphKind)
+    optimization_level: int | None = None
+
+    @classmethod
+    def quick_one(cls, work: Path, device: str = "cuda") -> Setting:
+        """To see that it works."""
+        return cls(SMALL, work, batches=(1, 2), rounds=3, device=device, quick=True)
+
+    @cached_property
+    def maps(self) -> list[Arrays]:
+        """Batch 1, in the model's size: the COCO-Stuff samples where they are, else synthetic ones."""
+        spec = self.spec
+        if self.has_samples:
+            return [resized(one, spec.height, spec.width) for one in coco_maps(spec).values()]
+        return list(synthetic_maps(spec, 13).values())
+
+    @property
+    def has_samples(self) -> bool:
+        return not self.quick and (DATA / "train_label").is_dir()
+
+    @cached_property
+    def generator(self) -> SpadeGenerator:
+        """In eval mode, on the CPU, in float32. Its weights are seeded: every process makes the same."""
+        return make_generator(self.spec)
+
+    @property
+    def golden(self) -> Arrays:
+        """What every candidate is validated on before it is timed."""
+        return stacked(self.maps[:GOLDEN_MAPS])
+
+    def batch(self, size: int) -> Arrays:
+        """The first maps, in turn where there are fewer."""
+        return stacked([self.maps[index % len(self.maps)] for index in range(size)])
+
+    def artifact(self, precision: Precision) -> Artifact:
+        """The artifact that has the graphs of a precision, exported once. int8 lies apart, with the fp32 it is made of.
+
+        Raises ExportError, MissingDependencyError.
+        """
+        folder = self.work / ("artifact-int8" if precision is Precision.INT8 else "artifact")
+        if folder in self._refused:  # it takes minutes to find that out again
+            raise self._refused[folder]
+        if not folder.exists():
+            try:
+                with tempfile.TemporaryDirectory(dir=self.work) as temporary:
+                    made = Path(temporary) / "artifact"
+                    made.mkdir()
+                    self._export(made, precision is Precision.INT8)
+                    made.rename(folder)
+            except SpadeError as error:
+                self._refused[folder] = error
+                raise
+        return Artifact.open(folder)
+
+    @cached_property
+    def _refused(self) -> dict[Path, SpadeError]:
+        """Artifacts that could not be exported, and why."""
+        return {}
+
+    def _export(self, folder: Path, is_int8: bool) -> None:
+        calibration = stacked(self.maps[-CALIBRATION_MAPS:])
+        export_artifact(
+            self.generator,
+            folder,
+            precisions=[Precision.FP32] if is_int8 else [Precision.FP32, Precision.FP16],
+            golden_inputs=self.golden,
+            source=Source("gpu-check", 0, "import", "0" * 64),
+            int8=Int8Request(calibration, f"{len(calibration[LABEL])} maps") if is_int8 else None,
+            on_step=lambda text: print(f"  {text}", flush=True),
+        )
+
+
+def make_setting(
+    quick: bool,
+    work: Path,
+    *,
+    batches: tuple[int, ...] = (),
+    rounds: int | None = None,
+    precisions: tuple[Precision, ...] = (),
+    kinds: tuple[GraphKind, ...] = (),
+    optimization_level: int | None = None,
+) -> Setting:
+    """The full setting or the quick one, with what was asked for instead."""
+    base = Setting.quick_one(work) if quick else Setting(ADE20K, work)
+    return Setting(
+        base.spec,
+        work,
+        batches=batches or base.batches,
+        rounds=rounds or base.rounds,
+        quick=quick,
+        precisions=precisions or base.precisions,
+        kinds=kinds or base.kinds,
+        optimization_level=optimization_level,
+    )
