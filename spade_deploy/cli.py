@@ -42,6 +42,7 @@ class Backend(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
+    ORT_TENSORRT = "ort-tensorrt"
 
 
 class Resize(StrEnum):
@@ -656,15 +657,18 @@ def check_labels(
 
 @app.command(rich_help_panel="Check")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An artifact, a checkpoint or a run.", show_default=False)],
+    path: Annotated[Path, typer.Argument(help="An artifact, an engine, a checkpoint or a run.", show_default=False)],
+    time: Annotated[
+        bool, typer.Option("--time", help="Run an engine on its card, and give its layers' times.")
+    ] = False,
 ) -> None:
-    """Tell what a checkpoint or an artifact is."""
+    """Tell what a checkpoint, an artifact or an engine is."""
     from rich.markup import escape
     from rich.table import Table
 
     from spade_deploy.inspection import inspect_path
 
-    found = inspect_path(path)
+    found = inspect_path(path, with_times=time)
     console = stdout()
     table = Table(title=found.title, title_justify="left", show_header=False, box=None)
     for key, value in found.rows:

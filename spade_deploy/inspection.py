@@ -11,6 +11,7 @@ from typing import Any
 
 from spade_deploy.artifact import MANIFEST, Artifact, engine_path, list_engines, read_engine
 from spade_deploy.engines.engine_key import EngineKey
+from spade_deploy.engines.trt_open import time_layers
 from spade_deploy.engines.trt_proof import proof_text
 from spade_deploy.errors import ArtifactError, CheckpointError, NotFoundError, SpadeError
 from spade_deploy.runs import (
@@ -51,23 +52,24 @@ class Description:
     tables: tuple[Table, ...] = ()
 
 
-def inspect_path(path: Path) -> Description:
+def inspect_path(path: Path, *, with_times: bool = False) -> Description:
     """Describe an artifact's folder, a checkpoint's, or a run's; a file that names one stands for its folder.
 
+    with_times: an engine is run, on its card, and its layers have their milliseconds.
     Raises NotFoundError for anything else, ArtifactError and CheckpointError for what is damaged.
     """
     try:
-        return _describe(path)
+        return _describe(path, with_times)
     except OSError as error:
         raise NotFoundError(f"{path} cannot be looked at: {error.strerror}") from error
 
 
-def _describe(path: Path) -> Description:
+def _describe(path: Path, with_times: bool) -> Description:
     if not path.exists():
         raise NotFoundError(f"{path} does not exist", hint=_WHAT)
     folder = path.parent if path.is_file() and path.name in (MANIFEST, CHECKPOINT_JSON, GENERATOR_FILE) else path
     if path.suffix == ".engine" or (path.parent.name == "engines" and path.suffix == ".json"):
-        return _describe_engine(path)
+        return _describe_engine(path, with_times)
     if (folder / MANIFEST).is_file():
         return _describe_artifact(Artifact.open(folder))
     if (folder / CHECKPOINT_JSON).is_file() or (folder / GENERATOR_FILE).is_file():
@@ -131,7 +133,7 @@ def _describe_artifact(artifact: Artifact) -> Description:
     return Description("Artifact", rows, tables)
 
 
-def _describe_engine(path: Path) -> Description:
+def _describe_engine(path: Path, with_times: bool) -> Description:
     """By its manifest; the engine itself is machine code, and is read as bytes alone."""
     folder = path.parent.parent
     if not (folder / MANIFEST).is_file():
@@ -157,18 +159,30 @@ def _describe_engine(path: Path) -> Description:
     graph = artifact.manifest.files.get(artifact.graph(key.precision, key.kind).file)
     if graph is None or graph.sha256 != key.onnx_sha256:
         rows = (*rows, ("belongs", "to another export of this artifact: it will not be run"))
-    layers = [layer for layer in proof.get("layers", []) if isinstance(layer, dict)]
-    shown = tuple(
-        (
-            _short(layer.get("name")),
-            str(layer.get("kind", "")),
-            ", ".join(map(str, layer.get("types", []))) or "-",
-            ", ".join(map(str, layer.get("covers", [])))[:80] or "-",
-        )
-        for layer in layers[:SHOWN_LAYERS]
-    )
-    tables = (Table("Layers", ("name", "kind", "types", "of the graph"), shown),) if shown else ()
+    times = time_layers(artifact, entry.name) if with_times else {}
+    if times:
+        rows = (*rows, ("time", f"{sum(times.values()):.3f} ms, layer by layer, for {key.profile.best}"))
+    layers = _layers(proof, times)
+    tables = (Table("Layers", ("name", "kind", "types", "of the graph", "ms"), layers),) if layers else ()
     return Description("TensorRT engine", rows, tables)
+
+
+def _layers(proof: dict[str, Any], times: dict[str, float]) -> tuple[tuple[str, ...], ...]:
+    """By the inspector, with the times of those that were timed; the slowest first where there are any."""
+    known = {
+        str(layer["name"]): layer for layer in proof.get("layers", []) if isinstance(layer, dict) and "name" in layer
+    }
+    cells = [
+        (
+            _short(name),
+            str(known.get(name, {}).get("kind", "")),
+            ", ".join(map(str, known.get(name, {}).get("types", []))) or "-",
+            ", ".join(map(str, known.get(name, {}).get("covers", [])))[:80] or "-",
+            f"{times[name]:.4f}" if name in times else "-",
+        )
+        for name in sorted({**known, **times}, key=lambda name: -times.get(name, 0.0))
+    ]
+    return tuple(cells[:SHOWN_LAYERS])
 
 
 def _engines(artifact: Artifact) -> tuple[Table, ...]:

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 class Backend(StrEnum):
     """Where an artifact runs. Auto: a TensorRT engine that fits, else CUDA where it really loads, else the CPU.
 
-    CPU and CUDA are ONNX Runtime's. TensorRT is an engine of `spade build`, of TensorRT or of TensorRT for RTX.
+    CPU and CUDA are ONNX Runtime's. TensorRT is an engine of `spade build`, of TensorRT or of TensorRT for RTX;
+    ORT_TENSORRT is ONNX Runtime's own TensorRT provider, which builds when it is first run.
     """
 
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
+    ORT_TENSORRT = "ort-tensorrt"
 
 
 class GraphChoice(StrEnum):
@@ -115,6 +117,9 @@ def open_runtime(
 
     if backend == Backend.TENSORRT:
         return open_engine(artifact, precision, graph)
+    if backend == Backend.ORT_TENSORRT:
+        kind = GraphKind.LOOKUP if graph == GraphChoice.LOOKUP else GraphKind.DENSE
+        return ort.OrtRuntime(artifact, precision or artifact.graph().precision, ort.TENSORRT, threads, kind)
     note = ""
     if backend == Backend.AUTO and has_engines(artifact, precision):
         try:

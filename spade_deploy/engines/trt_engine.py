@@ -89,6 +89,10 @@ class Engine:
         if not done:
             raise self.failed("cannot run the engine")
 
+    def make_profiler(self, times_ms: dict[str, float]) -> Any:
+        """A profiler that writes each layer's milliseconds of the last run into `times_ms`."""
+        return _make_profiler(self._trt, times_ms)
+
     def close(self) -> None:
         """Contexts must be gone."""
         self._engine = None
@@ -167,6 +171,17 @@ def _make_messages(trt: Any) -> Any:
             return errors[0].splitlines()[0][:500] if errors and errors[0] else ""
 
     return Messages()
+
+
+def _make_profiler(trt: Any, times_ms: dict[str, float]) -> Any:
+    class LayerTimes(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times_ms[layer_name] = ms
+
+    return LayerTimes()
 
 
 def times(shape: Shape) -> str:

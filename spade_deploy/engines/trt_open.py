@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from spade_deploy.artifact import Artifact, read_engine
-from spade_deploy.engines.cuda_driver import require_gpu
+import numpy as np
+
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, read_engine
+from spade_deploy.engines.cuda_driver import Gpu, require_gpu
 from spade_deploy.engines.device import open_device
-from spade_deploy.engines.engine_store import find_engine, stored_engines, this_machine
+from spade_deploy.engines.engine_key import differences, mismatch_error
+from spade_deploy.engines.engine_store import StoredEngine, find_engine, stored_engines, this_machine
 from spade_deploy.engines.runtime import GraphChoice
-from spade_deploy.engines.trt_library import is_installed, load_library
+from spade_deploy.engines.trt_library import Library, is_installed, load_library
 from spade_deploy.engines.trt_runtime import TrtRuntime
 from spade_deploy.errors import NotFoundError, SpadeError
+from spade_deploy.label_map import label_dtype, synthetic_label_maps
 from spade_deploy.spec import Flavour, GraphKind, Precision
 
 
@@ -46,16 +50,44 @@ def open_engine(
             except SpadeError as error:
                 first_error = first_error or error
                 continue
-            return TrtRuntime(
-                library,
-                read_engine(artifact, stored.entry),
-                artifact.manifest.generator,
-                stored.key.precision,
-                kind,
-                stored.key.profile,
-                device=open_device(gpu.index),
-                contexts=contexts,
-                owns_device=True,
-            )
+            return _open(artifact, stored, library, gpu, contexts)
     assert first_error is not None  # each turn of the loop returns or leaves one
     raise first_error
+
+
+def time_layers(artifact: Artifact, name: str) -> dict[str, float]:
+    """Milliseconds of each layer of the engine of that name, on the card that is here, for its profile's best shape.
+
+    Raises as `open_engine` does; ArtifactError where that engine is not for this machine.
+    """
+    (stored,) = (stored for stored in stored_engines(artifact) if stored.entry.name == name)
+    gpu = require_gpu()
+    library = load_library(stored.key.flavour)
+    graph = artifact.graph(stored.key.precision, stored.key.kind)
+    found = differences(stored.key, artifact.manifest.files[graph.file].sha256, this_machine(library, gpu))
+    if found:
+        raise mismatch_error(name, found, {"--precision": str(stored.key.precision), "--graph": str(stored.key.kind)})
+    spec = artifact.manifest.generator
+    batch, height, width = stored.key.profile.best
+    ids, objects = synthetic_label_maps(spec.labels, height, width, batch, seed=0)
+    inputs: Arrays = {LABEL: ids.astype(label_dtype(spec.labels))}
+    if spec.labels.has_edges:
+        inputs[INSTANCE] = objects
+    if spec.z_dim is not None:
+        inputs[Z] = np.zeros((batch, spec.z_dim), np.float32)
+    with _open(artifact, stored, library, gpu, contexts=1) as runtime:
+        return runtime.layer_times(inputs)
+
+
+def _open(artifact: Artifact, stored: StoredEngine, library: Library, gpu: Gpu, contexts: int) -> TrtRuntime:
+    return TrtRuntime(
+        library,
+        read_engine(artifact, stored.entry),
+        artifact.manifest.generator,
+        stored.key.precision,
+        stored.key.kind,
+        stored.key.profile,
+        device=open_device(gpu.index),
+        contexts=contexts,
+        owns_device=True,
+    )

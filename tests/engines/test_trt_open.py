@@ -22,11 +22,22 @@ from spade_deploy.engines.engine_store import this_system
 from spade_deploy.engines.runtime import open_runtime
 from spade_deploy.errors import ArtifactError, InputRefusedError, NotFoundError, RuntimeUnavailableError
 from spade_deploy.inference import infer
+from spade_deploy.inspection import inspect_path
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 from spade_deploy.validation import validate
 
 HERE = Gpu(0, "NVIDIA H100", (9, 0), 80 << 30, "13.0")
 PROFILE = ShapeProfile((1, PLAIN.height, PLAIN.width), (1, PLAIN.height, PLAIN.width), (2, PLAIN.height, PLAIN.width))
+
+
+PROOF = {
+    "precision": "fp16",
+    "total": 3,
+    "asked": 3,
+    "reached": 3,
+    "of_engine": True,
+    "layers": [{"name": "node_conv_2", "kind": "conv", "types": ["fp16"], "covers": ["node_conv_2", "node_add"]}],
+}
 
 
 def add_engine(artifact: Artifact, **changes: Any) -> EngineKey:
@@ -45,7 +56,7 @@ def add_engine(artifact: Artifact, **changes: Any) -> EngineKey:
     )
     key = replace(key, **changes)
     name = engine_name(key.precision, key.kind, key.digest)
-    write_engine(artifact, name, GOOD_ENGINE, key=key.to_json(), proof={}, seconds=1.0)
+    write_engine(artifact, name, GOOD_ENGINE, key=key.to_json(), proof=PROOF, seconds=1.0)
     return key
 
 
@@ -168,3 +179,30 @@ def test_validate_compares_the_graphs_that_have_an_engine(artifact: Artifact, ca
     report = validate(artifact, backend="tensorrt")
     assert [(result.name, result.runtime) for result in report.results] == [("fp16", "TensorRT 9.9.9, fp16")]
     assert report.passed
+
+
+def test_layers_are_timed_on_the_card(artifact: Artifact, card: RecordingDevice) -> None:
+    key = add_engine(artifact)
+    path = artifact.path / "engines" / f"{engine_name(key.precision, key.kind, key.digest)}.engine"
+    plain = inspect_path(path)
+    assert plain.tables[0].rows == (("node_conv_2", "conv", "fp16", "node_conv_2, node_add", "-"),)
+    timed = inspect_path(path, with_times=True)
+    assert dict(timed.rows)["time"].startswith("1.500 ms")
+    assert timed.tables[0].rows == (
+        ("node_conv_2", "conv", "fp16", "node_conv_2, node_add", "1.0000"),
+        ("node_conv_1 + node_leaky_relu", "", "-", "-", "0.5000"),
+    )
+
+
+def test_an_engine_of_another_card_is_not_timed(artifact: Artifact, card: RecordingDevice) -> None:
+    key = add_engine(artifact, gpu="NVIDIA L4", compute_capability="8.9")
+    path = artifact.path / "engines" / f"{engine_name(key.precision, key.kind, key.digest)}.engine"
+    assert inspect_path(path).title == "TensorRT engine"
+    with pytest.raises(ArtifactError, match="must not run here"):
+        inspect_path(path, with_times=True)
+
+
+def test_onnxruntimes_own_tensorrt_is_never_replaced_in_silence(artifact: Artifact) -> None:
+    """Here its provider does not load: an error that names it, and no run on the CPU."""
+    with pytest.raises(RuntimeUnavailableError, match="TensorrtExecutionProvider does not load here"):
+        open_runtime(artifact, backend="ort-tensorrt")
