@@ -8,7 +8,9 @@ Polygraphy is imported when it is asked for; it is for checking, and nothing tha
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,13 +20,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph, input_tensors
+from spade_deploy.artifact import (
+    IMAGE,
+    LABEL,
+    LOGITS,
+    PIXELS,
+    Arrays,
+    Artifact,
+    EngineEntry,
+    Graph,
+    input_tensors,
+    read_engine,
+)
 from spade_deploy.compare import IMAGE_RANGE, Tolerance, is_undecided, logit_margin, tolerance_for
+from spade_deploy.engines.engine_key import EngineKey
 from spade_deploy.engines.runtime import Backend, Runtime, check_inputs, open_runtime
+from spade_deploy.engines.trt_library import load_library
 from spade_deploy.errors import ConfigError, MissingDependencyError
+from spade_deploy.spec import Flavour
 
 OLDEST = (0, 53, 4)
 """The first that knows TensorRT 11, and compares as it is asked to here."""
+_FLAVOUR_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 _INSTALL = "pip install --upgrade polygraphy"
 
 
@@ -184,6 +201,40 @@ def require_polygraphy() -> str:
         oldest = ".".join(map(str, OLDEST))
         raise MissingDependencyError(f"Polygraphy {version} is too old; {oldest} or newer is needed", hint=_INSTALL)
     return version
+
+
+def network_loader(artifact: Artifact, graph: Graph, flavour: Flavour) -> Any:
+    """A Polygraphy loader of a graph as a strongly typed network: call it for (builder, network, parser).
+
+    For Polygraphy's own tools, such as `ModifyNetworkOutputs` or `EngineFromNetwork`; `spade build` has its own
+    builder, which can be interrupted. Raises MissingDependencyError, RuntimeUnavailableError where TensorRT does not
+    load, and ConfigError where Polygraphy was loaded for the other one.
+    """
+    trt = _backend_trt(flavour)
+    return trt.NetworkFromOnnxPath(str(artifact.path_of(graph.file)), strongly_typed=True)
+
+
+def engine_loader(artifact: Artifact, entry: EngineEntry) -> Any:
+    """A Polygraphy loader of an engine, for its `TrtRunner`. Its bytes are compared with their digest first.
+
+    Raises ArtifactError for an engine that nothing vouches for, and as `network_loader` does.
+    """
+    content = read_engine(artifact, entry)
+    return _backend_trt(EngineKey.from_json(entry.key).flavour).EngineFromBytes(content)
+
+
+def _backend_trt(flavour: Flavour) -> Any:
+    """Polygraphy's TensorRT backend. It is of one flavour for a whole process, chosen when it is first imported."""
+    if "polygraphy" not in sys.modules:
+        os.environ[_FLAVOUR_VARIABLE] = str(int(flavour is Flavour.RTX))
+    require_polygraphy()
+    load_library(flavour)  # with its errors, and not where it would crash
+    if bool(_module("config").USE_TENSORRT_RTX) != (flavour is Flavour.RTX):
+        raise ConfigError(
+            f"Polygraphy was already loaded for another TensorRT than {flavour}",
+            hint=f"set {_FLAVOUR_VARIABLE}={int(flavour is Flavour.RTX)} before Python starts",
+        )
+    return _module("backend.trt")
 
 
 def _module(name: str) -> Any:  # it has no types

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,13 +26,20 @@ from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifa
 from spade_deploy.build import BuildRequest, build
 from spade_deploy.compare import Tolerance, tolerance_for
 from spade_deploy.engines.cuda_driver import find_gpus
-from spade_deploy.engines.runtime import Runtime, open_runtime
+from spade_deploy.engines.runtime import GraphChoice, Runtime, open_runtime
 from spade_deploy.errors import ConfigError, InputRefusedError, MissingDependencyError, RuntimeUnavailableError
 from spade_deploy.export.deploy_model import stage_names
 from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.label_map import synthetic_label_maps
-from spade_deploy.polygraphy_bridge import compare_graph, make_runner, polygraphy_compare, require_polygraphy
-from spade_deploy.spec import GraphKind, Precision, RoundingError
+from spade_deploy.patterns import lookup_tensors
+from spade_deploy.polygraphy_bridge import (
+    compare_graph,
+    make_runner,
+    network_loader,
+    polygraphy_compare,
+    require_polygraphy,
+)
+from spade_deploy.spec import Flavour, GraphKind, Precision, RoundingError
 
 ROUNDING = RoundingError(1e-6, 1e-7, 1e-6, 1e-7)
 FP32 = tolerance_for(Precision.FP32, ROUNDING)
@@ -81,6 +90,49 @@ def test_inspect_reads_our_graphs(exported: Artifact, kind: GraphKind) -> None:
     # The layers' names are there for whoever looks for a tensor by its name; a lookup graph makes no norm_s.
     stages = [name for name in stage_names(spec) if kind is GraphKind.DENSE or not name.endswith("norm_s")]
     assert [name for name in stages if not re.search(rf"[{{ ]{re.escape(name)}[ }}\[]", text)] == []
+
+
+LOADING = """
+import sys
+import tensorrt_rtx
+from pathlib import Path
+from spade_deploy.artifact import Artifact, list_engines
+from spade_deploy.polygraphy_bridge import engine_loader, network_loader
+from spade_deploy.spec import Flavour, GraphKind
+artifact = Artifact.open(Path(sys.argv[1]))
+graph = artifact.graph(None, GraphKind.LOOKUP)
+builder, network, parser = network_loader(artifact, graph, Flavour.RTX)()
+print(network.num_inputs, network.get_flag(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+for entry in list_engines(artifact):
+    print(type(engine_loader(artifact, entry)).__name__)
+"""
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+def test_loaders_of_our_networks_and_engines(exported: Artifact, tmp_path: Path) -> None:
+    """In a process of its own: Polygraphy is of one TensorRT as long as it lives."""
+    folder = tmp_path / "artifact"
+    shutil.copytree(exported.path, folder)
+    copy = Artifact.open(folder)
+    (engine,) = build(copy, BuildRequest(graph=GraphChoice.LOOKUP, flavour=Flavour.RTX, compute_capability="8.9"))
+    done = subprocess.run([sys.executable, "-c", LOADING, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    inputs = len(lookup_tensors(copy.manifest.generator))
+    assert done.stdout.split() == [str(inputs), "True", "EngineFromBytes"]
+    engine.path.write_bytes(engine.path.read_bytes()[:-1] + b"?")
+    done = subprocess.run([sys.executable, "-c", LOADING, folder], capture_output=True, text=True, check=False)
+    assert "sha256 is not the one in its manifest" in done.stderr
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+def test_polygraphy_that_was_loaded_for_another_tensorrt_is_refused(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = importlib.import_module("polygraphy.config")
+    monkeypatch.setattr(config, "USE_TENSORRT_RTX", False)
+    with pytest.raises(ConfigError, match="loaded for another TensorRT than rtx") as caught:
+        network_loader(exported, exported.graph(), Flavour.RTX)
+    assert "POLYGRAPHY_USE_TENSORRT_RTX=1" in str(caught.value.hint)
 
 
 def test_inspect_refuses_what_is_no_graph(exported: Artifact, tmp_path: Path) -> None:
