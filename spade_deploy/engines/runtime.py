@@ -121,10 +121,11 @@ def open_runtime(
         kind = GraphKind.LOOKUP if graph == GraphChoice.LOOKUP else GraphKind.DENSE
         return ort.OrtRuntime(artifact, precision or artifact.graph().precision, ort.TENSORRT, threads, kind)
     note = ""
-    if backend == Backend.AUTO and has_engines(artifact, precision):
+    if backend == Backend.AUTO:
         try:
-            return open_engine(artifact, precision, graph)
-        except SpadeError as error:
+            if has_engines(artifact, precision):
+                return open_engine(artifact, precision, graph)
+        except SpadeError as error:  # a manifest that cannot be read, too: the graphs are as good as ever
             note = f" (its TensorRT engine does not run here: {error.message})"
     wants_cuda = backend == Backend.CUDA or (backend == Backend.AUTO and ort.provider_loads(ort.CUDA))
     runtime = _open_onnxruntime(artifact, precision, wants_cuda, threads, graph)

@@ -97,6 +97,17 @@ def test_auto_says_in_one_line_why_its_engine_does_not_run(artifact: Artifact, c
         assert "\n" not in runtime.name
 
 
+def test_a_damaged_engine_manifest_keeps_nobody_from_running(artifact: Artifact) -> None:
+    (artifact.path / "engines").mkdir()
+    (artifact.path / "engines" / "x.json").write_text("{")
+    with open_runtime(artifact) as runtime:
+        assert "x.json: the engine manifest is damaged" in runtime.name
+        inputs = random_inputs(PLAIN, 1)
+        np.testing.assert_array_equal(runtime.run(inputs)[PIXELS], expected(PLAIN, inputs)[PIXELS])
+    with pytest.raises(ArtifactError, match="damaged"):
+        open_runtime(artifact, backend="tensorrt")
+
+
 def test_what_was_asked_for_by_name_runs_or_is_an_error(artifact: Artifact, card: RecordingDevice) -> None:
     with pytest.raises(NotFoundError, match="has no TensorRT engines") as caught:
         open_runtime(artifact, backend="tensorrt")
