@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, one_by_one
 from spade_deploy.engines.runtime import Backend, GraphChoice, open_runtime
 from spade_deploy.patterns import extract_patterns, unique_share
 from spade_deploy.spec import GeneratorSpec, Precision
@@ -82,7 +82,7 @@ def measure_break_even(artifact: Artifact, precision: Precision, threads: int | 
     """Run both graphs of a precision on a map of few patterns and on noise, in turns. Raises errors of the runtime."""
     spec = artifact.manifest.generator
     golden = artifact.golden().inputs
-    few = next(_one_by_one(golden))
+    few = next(one_by_one(golden))
     many = _noise(spec, few)
     if unique_share(spec, many) - unique_share(spec, few) < 0.3:  # golden maps that are noise themselves
         few = {**few, LABEL: np.zeros_like(few[LABEL])}
@@ -104,7 +104,7 @@ def measure_break_even(artifact: Artifact, precision: Precision, threads: int | 
         while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and np.sum(times) < ENOUGH_S * 1e3):
             times.append([_milliseconds(job) for job in jobs])
     few_ms, many_ms, dense_ms, look_ms = (statistics.median(column) for column in zip(*times, strict=True))
-    usual = tuple(unique_share(spec, one) for one in _one_by_one(golden))
+    usual = tuple(unique_share(spec, one) for one in one_by_one(golden))
     shares = unique_share(spec, few), unique_share(spec, many)
     return BreakEven(*shares, few_ms, many_ms, dense_ms, look_ms, usual)
 
@@ -113,11 +113,6 @@ def _milliseconds(job: Callable[[], object]) -> float:
     start = time.perf_counter()
     job()
     return (time.perf_counter() - start) * 1e3
-
-
-def _one_by_one(inputs: Arrays) -> Iterator[Arrays]:
-    for index in range(len(inputs[LABEL])):
-        yield {name: array[index : index + 1] for name, array in inputs.items()}
 
 
 def _noise(spec: GeneratorSpec, like: Arrays) -> Arrays:

@@ -29,6 +29,7 @@ from spade_deploy.artifact import (
     Artifact,
     Graph,
     graph_file,
+    one_by_one,
     timing_cache_path,
     write_golden,
     write_manifest,
@@ -72,11 +73,7 @@ class Evidence:
         margin = logit_margin(Precision.FP16, self.rounding)
         undecided = 0.0
         count = len(self.inputs[LABEL])
-        for index in range(count):
-            inputs, expected = (
-                {name: array[index : index + 1] for name, array in arrays.items()}
-                for arrays in (self.inputs, self.reference)
-            )
+        for inputs, expected in zip(one_by_one(self.inputs), one_by_one(self.reference), strict=True):
             found = run(inputs)
             trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found[IMAGE], found[PIXELS])
             decided, share = decided_only(expected[LOGITS], margin, trusted, candidate)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph, Z
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph, Z, one_by_one
 from spade_deploy.compare import (
     DiffAccumulator,
     OutputDiff,
@@ -168,7 +168,7 @@ def validate(
     skipped: list[str] = []
     if labels is None:
         golden = artifact.golden().inputs
-        batches: Callable[[], Iterator[Arrays]] = lambda: _one_by_one(golden)  # noqa: E731
+        batches: Callable[[], Iterator[Arrays]] = lambda: one_by_one(golden)  # noqa: E731
         total, described = len(golden[LABEL]), f"{len(golden[LABEL])} golden inputs"
     else:
         files = list_label_files(labels) if labels.is_dir() else [labels]
@@ -272,11 +272,6 @@ def _keep_sample(
         samples.append(SampleImages(label, reference, {}))
     if index < len(samples):
         samples[index] = replace(samples[index], candidates={**samples[index].candidates, name: pixels})
-
-
-def _one_by_one(inputs: Arrays) -> Iterator[Arrays]:
-    for index in range(len(inputs[LABEL])):
-        yield {name: array[index : index + 1] for name, array in inputs.items()}
 
 
 def _read_inputs(artifact: Artifact, files: list[Path], instances: Path | None, skipped: list[str]) -> Iterator[Arrays]:

@@ -54,6 +54,7 @@ from spade_deploy.artifact.tensors import (
     input_tensors,
     label_type,
     mismatch,
+    one_by_one,
     output_tensors,
 )
 
@@ -88,6 +89,7 @@ __all__ = [
     "label_type",
     "list_engines",
     "mismatch",
+    "one_by_one",
     "output_tensors",
     "read_engine",
     "rewrite_manifest",

@@ -5,7 +5,7 @@ They are the same for every precision and every runtime; any ONNX client can rel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,3 +140,9 @@ def mismatch(tensors: tuple[TensorInfo, ...], arrays: Mapping[str, NDArray[Any]]
                 if bound != size:
                     return f"{tensor.name}: shape {found}: {dimension} is {size}, but {bound} in {first}"
     return None
+
+
+def one_by_one(arrays: Mapping[str, NDArray[Any]]) -> Iterator[Arrays]:
+    """Tensors by name, N of each -> each image's, N = 1."""
+    for index in range(len(next(iter(arrays.values())))):
+        yield {name: array[index : index + 1] for name, array in arrays.items()}

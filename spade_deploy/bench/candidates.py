@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.engines.runtime import Backend, GraphChoice
+from spade_deploy.engines.runtime import Backend, GraphChoice, parse_graph_choice
 from spade_deploy.engines.trt_open import has_engines
 from spade_deploy.errors import ConfigError
 from spade_deploy.spec import GraphKind, Precision
@@ -110,10 +110,7 @@ def _baselines(names: Sequence[str]) -> list[Candidate]:
 def _graphs(
     artifact: Artifact, precisions: Sequence[Precision], graphs: Sequence[GraphChoice | str]
 ) -> list[Candidate]:
-    for graph in graphs:
-        if graph not in list(GraphChoice):
-            raise ConfigError(f"--graph: {str(graph)!r} is not one of {', '.join(GraphChoice)}")
-    wanted = [GraphChoice(graph) for graph in graphs]
+    wanted = [parse_graph_choice(str(graph)) for graph in graphs]
     there = [(graph.precision, GraphChoice(graph.kind)) for graph in artifact.manifest.graphs]
     asked: Sequence[Precision | None] = precisions or (None,)
     for one in asked:

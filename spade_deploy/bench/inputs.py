@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
 from spade_deploy.label_map import Size, list_label_files, read_instance_map, read_label_map, resize_nearest
 from spade_deploy.patterns import pixel_codes
@@ -36,7 +36,7 @@ def golden_cases(artifact: Artifact, batch_size: int = 1, size: Size | None = No
     spec = artifact.manifest.generator
     target = checked_size(spec, size)
     inputs = artifact.golden().inputs
-    return batches([_resized(_one(inputs, index), target) for index in range(len(inputs[LABEL]))], batch_size)
+    return batches([_resized(one, target) for one in one_by_one(inputs)], batch_size)
 
 
 def folder_cases(
@@ -104,10 +104,6 @@ def make_segmap(spec: GeneratorSpec, inputs: Arrays) -> NDArray[np.float32]:
         codes, segmap[:, -1] = codes // 2, codes % 2
     np.put_along_axis(segmap, codes[:, None], 1, axis=1)
     return segmap
-
-
-def _one(inputs: Arrays, index: int) -> Arrays:
-    return {name: array[index : index + 1] for name, array in inputs.items()}
 
 
 def _resized(one: Arrays, size: Size) -> Arrays:

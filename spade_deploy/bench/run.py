@@ -18,7 +18,7 @@ from spade_deploy.bench.judging import judge
 from spade_deploy.bench.machine import busy_seconds, describe_machine, usable_cores
 from spade_deploy.bench.process import Worker, WorkerError
 from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run, Status
-from spade_deploy.engines.runtime import Backend
+from spade_deploy.engines.runtime import Backend, parse_backend
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
 from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
 
@@ -108,8 +108,7 @@ def _check(
     for flag, number in (("--rounds", rounds), ("--threads", 1 if threads is None else threads)):
         if number < 1:
             raise ConfigError(f"{flag}: {number} is not a positive number")
-    if backend not in list(Backend):
-        raise ConfigError(f"--backend: {str(backend)!r} is not one of {', '.join(Backend)}")
+    parse_backend(str(backend))
     shapes = {case[LABEL].shape for case in cases}
     if len(shapes) > 1:
         raise ConfigError(f"the label maps of one bench have one shape; found {sorted(shapes)}")

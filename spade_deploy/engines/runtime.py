@@ -92,6 +92,13 @@ def parse_graph_choice(text: str) -> GraphChoice:
     return GraphChoice(text)
 
 
+def parse_backend(text: str) -> Backend:
+    """Raises ConfigError, with what is allowed."""
+    if text not in list(Backend):
+        raise ConfigError(f"--backend: {text!r} is not one of {', '.join(Backend)}")
+    return Backend(text)
+
+
 def open_runtime(
     artifact: Artifact,
     precision: Precision | None = None,
@@ -107,8 +114,7 @@ def open_runtime(
     is no dense engine.
     Raises RuntimeUnavailableError, MissingDependencyError, ConfigError, or ArtifactError for a graph that is not there.
     """
-    if backend not in list(Backend):
-        raise ConfigError(f"--backend: {str(backend)!r} is not one of {', '.join(Backend)}")
+    backend = parse_backend(str(backend))
     graph = parse_graph_choice(str(graph))
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads: {threads} is not a positive number")

@@ -14,7 +14,7 @@ from typing import Any
 
 from spade_deploy.engines.engine_key import BuildOptions
 from spade_deploy.engines.table_profile import Shape
-from spade_deploy.engines.trt_library import Library
+from spade_deploy.engines.trt_library import NO_REASON, Library, make_messages
 from spade_deploy.engines.trt_proof import TypedLayer, typed_layers
 from spade_deploy.errors import ArtifactError, BuildError, BuildInterruptedError, ConfigError
 from spade_deploy.spec import Flavour
@@ -55,16 +55,16 @@ def build_engine(
     Raises BuildError with TensorRT's own words, BuildInterruptedError, ConfigError, ArtifactError.
     """
     trt = library.module
-    messages = _make_logger(trt)
+    messages = make_messages(trt)
     builder = trt.Builder(messages)
     if builder is None:
-        raise BuildError(f"{library.title} made no builder: {messages.worst()}")
+        raise BuildError(f"{library.title} made no builder: {messages.take() or NO_REASON}")
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, messages)
     if not parser.parse_from_file(str(onnx)):
         reasons = "; ".join(_parser_error(parser.get_error(index)) for index in range(parser.num_errors))
         raise ArtifactError(
-            f"{onnx}: {library.title} cannot parse it: {reasons or messages.worst()}",
+            f"{onnx}: {library.title} cannot parse it: {reasons or messages.take() or NO_REASON}",
             hint="`spade export` makes it again; a graph of our own that does not parse is a defect to report",
         )
     layers = typed_layers(trt, network)
@@ -83,7 +83,7 @@ def build_engine(
             hint="the same command goes faster the next time: what was timed so far is kept",
         )
     if plan is None:
-        raise _build_error(library, messages.worst())
+        raise _build_error(library, messages.take() or NO_REASON)
     return Built(bytes(plan), tuple(layers))
 
 
@@ -176,25 +176,6 @@ def _build_error(library: Library, said: str) -> BuildError:
 def _parser_error(error: Any) -> str:
     where = f" (node {error.node_name()})" if hasattr(error, "node_name") and error.node_name() else ""
     return f"{error.desc()}{where}"
-
-
-def _make_logger(trt: Any) -> Any:
-    """TensorRT's messages, kept rather than printed. Its base class is known only when TensorRT is."""
-
-    class Messages(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(str(message).strip())
-
-        def worst(self) -> str:
-            """The first error, from which the others follow."""
-            return self.errors[0].splitlines()[0][:500] if self.errors else "it gave no reason"
-
-    return Messages()
 
 
 def _make_monitor(trt: Any, on_phase: OnPhase, stop: threading.Event | None) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from spade_deploy.artifact import TensorInfo, input_tensors, output_tensors
 from spade_deploy.engines.device import DeviceMemory, first_line
 from spade_deploy.engines.table_profile import Shape, tensor_ranges
-from spade_deploy.engines.trt_library import Library
+from spade_deploy.engines.trt_library import NO_REASON, Library, make_messages
 from spade_deploy.errors import ArtifactError, RuntimeUnavailableError
 from spade_deploy.patterns import lookup_tensors
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, ShapeProfile
@@ -43,7 +43,7 @@ class Engine:
         self.input_types = {tensor.name: np.dtype(tensor.dtype) for tensor in fed}
         self.outputs = {tensor.name: np.dtype(tensor.dtype) for tensor in output_tensors(spec)}
         self._trt: Any = library.module
-        self._messages = _make_messages(self._trt)
+        self._messages = make_messages(self._trt)
         # The runtime must outlive its engine, and its logger both.
         self._runtime: Any = self._trt.Runtime(self._messages)
         self._engine: Any = self._load(content)
@@ -100,7 +100,7 @@ class Engine:
 
     def failed(self, what: str, error: Exception | None = None) -> RuntimeUnavailableError:
         """The error, with TensorRT's own words."""
-        said = self._messages.take() or (first_line(error) if error else "it gave no reason")
+        said = self._messages.take() or (first_line(error) if error else NO_REASON)
         return RuntimeUnavailableError(
             f"{self.title} {what}: {said}",
             hint="where memory ran out, an engine of a smaller --profile helps; else `spade build` it again",
@@ -113,7 +113,7 @@ class Engine:
         except Exception as raised:  # as above
             engine, error = None, raised
         if engine is None:
-            said = self._messages.take() or (first_line(error) if error else "it gave no reason")
+            said = self._messages.take() or (first_line(error) if error else NO_REASON)
             raise ArtifactError(f"{self.title} cannot load the engine: {said}", hint=_REBUILD) from error
         return engine
 
@@ -151,26 +151,6 @@ class Engine:
                     f" {profile} that is said of it",
                     hint=_REBUILD,
                 )
-
-
-def _make_messages(trt: Any) -> Any:
-    """TensorRT's errors, kept rather than printed. The base class is known only when TensorRT is."""
-
-    class Messages(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors = [*self.errors[-9:], str(message).strip()]
-
-        def take(self) -> str:
-            """The first error since the last time, from which the others follow."""
-            errors, self.errors = self.errors, []
-            return errors[0].splitlines()[0][:500] if errors and errors[0] else ""
-
-    return Messages()
 
 
 def _make_profiler(trt: Any, times_ms: dict[str, float]) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 from spade_deploy.engines.cuda_driver import require_gpu
 from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError
@@ -18,6 +19,8 @@ from spade_deploy.spec import Flavour
 MODULES = {Flavour.TENSORRT: "tensorrt", Flavour.RTX: "tensorrt_rtx"}
 EXTRAS = {Flavour.TENSORRT: "trt", Flavour.RTX: "rtx"}
 OLDEST = {Flavour.TENSORRT: (10, 0), Flavour.RTX: (1, 1)}
+NO_REASON = "it gave no reason"
+_KEPT_ERRORS = 10
 TITLES = {Flavour.TENSORRT: "TensorRT", Flavour.RTX: "TensorRT for RTX"}
 
 
@@ -74,6 +77,26 @@ def load_library(flavour: Flavour | None = None, *, gpu: Callable[[], object] = 
             hint=f"{newer}: pip install --upgrade 'spade-deploy[{EXTRAS[flavour]}]'",
         )
     return Library(module, flavour, version)
+
+
+def make_messages(trt: Any) -> Any:
+    """A logger that keeps TensorRT's errors rather than prints them. Its base class is known only when TensorRT is."""
+
+    class Messages(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR and len(self.errors) < _KEPT_ERRORS:
+                self.errors.append(str(message).strip())
+
+        def take(self) -> str:
+            """The first error since the last time, from which the others follow; empty where there was none."""
+            errors, self.errors = self.errors, []
+            return errors[0].splitlines()[0][:500] if errors and errors[0] else ""
+
+    return Messages()
 
 
 def is_installed(flavour: Flavour) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spade_deploy.artifact import IMAGE, LABEL, Arrays, Graph, graph_file
+from spade_deploy.artifact import IMAGE, LABEL, Arrays, Graph, graph_file, one_by_one
 from spade_deploy.errors import ConfigError, MissingDependencyError
 from spade_deploy.export.deploy_model import DeployModel
 from spade_deploy.export.lookup_model import LookupModel
@@ -243,20 +243,16 @@ class _Maker:
     def _images(
         self, session: Any, inputs: Arrays, report: Callable[[int, int], None], done: int, total: int
     ) -> Iterator[Images]:
-        for index in range(len(inputs[LABEL])):
+        for index, one in enumerate(one_by_one(inputs)):
             report(done + index, total)
-            yield session.run([IMAGE], graph_inputs(self.spec, self.kind, _one(inputs, index)))[0]
+            yield session.run([IMAGE], graph_inputs(self.spec, self.kind, one))[0]
 
 
 def _batches(spec: GeneratorSpec, kind: GraphKind, inputs: Arrays) -> Batches:
     return [
-        [torch.from_numpy(array.copy()) for array in graph_inputs(spec, kind, _one(inputs, index)).values()]
-        for index in range(len(inputs[LABEL]))
+        [torch.from_numpy(array.copy()) for array in graph_inputs(spec, kind, one).values()]
+        for one in one_by_one(inputs)
     ]
-
-
-def _one(inputs: Arrays, index: int) -> Arrays:
-    return {name: array[index : index + 1] for name, array in inputs.items()}
 
 
 def _spaced(total: int, count: int) -> list[int]:

@@ -25,6 +25,7 @@ from spade_deploy.artifact import (
     Source,
     Z,
     graph_file,
+    one_by_one,
     write_golden,
     write_manifest,
 )
@@ -145,8 +146,8 @@ def _run(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> tuple
     hook = generator.conv_img.register_forward_hook(lambda _, __, output: logits.append(output))
     try:
         with torch.inference_mode():
-            for index in range(len(inputs[LABEL])):
-                one = {name: torch.from_numpy(array[index : index + 1].copy()) for name, array in inputs.items()}
+            for arrays in one_by_one(inputs):
+                one = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
                 segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
                 images.append(generator(segmap, one[Z].to(dtype) if Z in one else None))
     finally:
@@ -162,9 +163,8 @@ def model_inputs(model: DeployModel | LookupModel, inputs: Arrays) -> list[Tenso
 
 def _ranges(model: DeployModel | LookupModel, inputs: Arrays) -> dict[str, float]:
     ranges: dict[str, float] = {}
-    for index in range(len(inputs[LABEL])):
-        one = model_inputs(model, {name: array[index : index + 1] for name, array in inputs.items()})
-        for name, largest in unit_ranges(model, one).items():
+    for one in one_by_one(inputs):
+        for name, largest in unit_ranges(model, model_inputs(model, one)).items():
             ranges[name] = largest if largest != largest else max(ranges.get(name, 0.0), largest)
     return ranges
 
