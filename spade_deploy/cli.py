@@ -23,6 +23,7 @@ from spade_deploy.console import (
     print_bench,
     print_engines,
     print_error,
+    print_evaluation,
     print_next,
     print_places,
     print_report,
@@ -32,7 +33,7 @@ from spade_deploy.console import (
     training_bar,
 )
 from spade_deploy.errors import SpadeError
-from spade_deploy.spec import Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
+from spade_deploy.spec import Architecture, Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
 
 
 class Backend(StrEnum):
@@ -43,6 +44,13 @@ class Backend(StrEnum):
     CUDA = "cuda"
     TENSORRT = "tensorrt"
     ORT_TENSORRT = "ort-tensorrt"
+
+
+class FirstInput(StrEnum):
+    """What the generator's first layer is fed."""
+
+    SEGMAP = "segmap"
+    NOISE = "noise"
 
 
 class Resize(StrEnum):
@@ -93,7 +101,9 @@ app.add_typer(data_app, name="data", rich_help_panel="The main job")
 
 RunsDir = Annotated[Path, typer.Option("--runs", help="Folder of runs, in which the newest is looked for.")]
 DATA, NETWORK, LEARNING = "Data", "Network", "Losses and rates"
+SPEED, MEASURING = "Speed and memory", "Measuring while it trains"
 INT8 = "int8"
+JUDGES = "Judges"
 DEFAULT_RUNS = Path("runs")
 
 
@@ -141,6 +151,21 @@ def train(
     size: Annotated[
         str | None, typer.Option(rich_help_panel=DATA, help="HEIGHTxWIDTH in pixels, such as 256x512.")
     ] = None,
+    load_size: Annotated[
+        str | None, typer.Option(rich_help_panel=DATA, help="Samples are resized to this, then cropped at random.")
+    ] = None,
+    generator: Annotated[
+        Architecture | None,
+        typer.Option(rich_help_panel=NETWORK, help="spade, or a baseline of its paper: pix2pixhd, crn."),
+    ] = None,
+    vae: Annotated[
+        bool,
+        typer.Option("--vae", rich_help_panel=NETWORK, help="A style vector, and an encoder that finds it in photos."),
+    ] = False,
+    first_input: Annotated[
+        FirstInput | None,
+        typer.Option(rich_help_panel=NETWORK, help="What the first layer is fed: the segmap, or noise (an ablation)."),
+    ] = None,
     base_channels: Annotated[
         int | None, typer.Option(rich_help_panel=NETWORK, help="Width of the generator; the paper has 64.")
     ] = None,
@@ -157,6 +182,21 @@ def train(
     upsampling: Annotated[
         Upsampling | None, typer.Option(rich_help_panel=NETWORK, help="Doublings: normal 5, more 6, most 7.")
     ] = None,
+    discriminator_scales: Annotated[
+        int | None, typer.Option(rich_help_panel=NETWORK, help="Patch discriminators, each on a halved image.")
+    ] = None,
+    discriminator_layers: Annotated[
+        int | None, typer.Option(rich_help_panel=NETWORK, help="Convolutions of each before its scores.")
+    ] = None,
+    discriminator_channels: Annotated[
+        int | None, typer.Option(rich_help_panel=NETWORK, help="Width of the discriminator; the paper has 64.")
+    ] = None,
+    gan_mode: Annotated[
+        str | None, typer.Option(rich_help_panel=LEARNING, help="Adversarial loss: hinge, ls, original or wgan.")
+    ] = None,
+    discriminator_steps: Annotated[
+        int | None, typer.Option(rich_help_panel=LEARNING, help="Steps of the discriminator for one of the generator.")
+    ] = None,
     lr_generator: Annotated[
         float | None, typer.Option(rich_help_panel=LEARNING, help="Learning rate of the generator.")
     ] = None,
@@ -166,14 +206,26 @@ def train(
     ttur: Annotated[
         bool, typer.Option("--ttur/--no-ttur", rich_help_panel=LEARNING, help="Two time scales, or one rate of 2e-4.")
     ] = True,
+    betas: Annotated[str | None, typer.Option(rich_help_panel=LEARNING, help="Adam's, such as 0,0.9.")] = None,
+    decay_start: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=LEARNING, help="Share of the run after which the rates fall; 1 is never."),
+    ] = None,
     weight_l1: Annotated[
         float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of the pixels' L1 loss.")
+    ] = None,
+    weight_kl: Annotated[
+        float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of the encoder's KL divergence (--vae).")
     ] = None,
     weight_feature_matching: Annotated[
         float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of feature matching.")
     ] = None,
     weight_perceptual: Annotated[
         float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of the perceptual loss.")
+    ] = None,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=LEARNING, help="Perceptual loss with downloaded weights: vgg19 (paper) or vgg16."),
     ] = None,
     perceptual_file: Annotated[
         Path | None,
@@ -188,8 +240,67 @@ def train(
         int | None, typer.Option(rich_help_panel=DATA, help="Loading processes; 0 loads in this one.")
     ] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    keep_checkpoints: Annotated[int | None, typer.Option(help="How many of the newest are kept.")] = None,
     sample_every: Annotated[int | None, typer.Option(help="Steps between sample grids.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    log_every: Annotated[int | None, typer.Option(help="Steps between rows of losses.csv.")] = None,
+    device: Annotated[str | None, typer.Option(rich_help_panel=SPEED, help="auto, cpu, cuda or cuda:1.")] = None,
+    amp: Annotated[
+        str | None, typer.Option(rich_help_panel=SPEED, help="Mixed precision: off, bf16, or fp16 with a loss scaler.")
+    ] = None,
+    channels_last: Annotated[
+        bool | None,
+        typer.Option(
+            "--channels-last/--no-channels-last", rich_help_panel=SPEED, help="Memory layout; on if left out."
+        ),
+    ] = None,
+    compile_: Annotated[
+        bool | None,
+        typer.Option("--compile", rich_help_panel=SPEED, help="Through torch.compile; needs a C++ compiler."),
+    ] = None,
+    modulation: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=SPEED, help="dense, or lookup: gamma and beta once for each pattern of labels; exact."
+        ),
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(rich_help_panel=SPEED, help="Compute a step's batch in N parts: less memory.")
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=LEARNING, help="Deploy the moving average of the generator: decay, such as 0.999."
+        ),
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option("--deterministic", rich_help_panel=SPEED, help="Deterministic algorithms alone; slower."),
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(rich_help_panel=MEASURING, help="Steps between measurements on held-out samples.")
+    ] = None,
+    eval_samples: Annotated[int | None, typer.Option(rich_help_panel=MEASURING, help="How many samples; 64.")] = None,
+    extractor: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=MEASURING, help="ONNX feature extractor: Frechet and kernel distance."),
+    ] = None,
+    segmenter: Annotated[
+        Path | None, typer.Option(rich_help_panel=MEASURING, help="ONNX segmenter: mean IoU and accuracy.")
+    ] = None,
+    best_by: Annotated[
+        str | None, typer.Option(rich_help_panel=MEASURING, help="Keep the checkpoint that is best by this metric.")
+    ] = None,
+    tensorboard: Annotated[
+        bool | None,
+        typer.Option("--tensorboard", rich_help_panel=MEASURING, help="Also write TensorBoard event files."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Begin with a generator's weights: a run, a checkpoint, or earth (shipped)."),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Predict memory and time of this training, and stop.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="The run's name; numbered by itself otherwise.")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="[RUN]", help="Go on with a run; without a value with the newest.")
@@ -202,9 +313,18 @@ def train(
 
         asked = request.TrainRequest(
             data=request.DataRequest(
-                preset, data, labels, images, instances, num_labels, dontcare, parse_size(size) if size else None
+                preset,
+                data,
+                labels,
+                images,
+                instances,
+                num_labels,
+                dontcare,
+                parse_size(size) if size else None,
+                parse_size(load_size) if load_size else None,
             ),
             generator={
+                "architecture": generator,
                 "base_channels": base_channels,
                 "hidden_channels": hidden_channels,
                 "kernel_size": kernel_size,
@@ -218,18 +338,50 @@ def train(
                 "batch_size": batch_size,
                 "lr_generator": lr_generator,
                 "lr_discriminator": lr_discriminator,
+                "betas": request.parse_betas(betas) if betas else None,
+                "decay_start": decay_start,
+                "gan_mode": gan_mode,
+                "discriminator_steps": discriminator_steps,
                 "weight_l1": weight_l1,
+                "weight_kl": weight_kl,
                 "weight_feature_matching": weight_feature_matching,
                 "weight_perceptual": weight_perceptual,
                 "perceptual_file": perceptual_file,
                 "seed": seed,
                 "workers": workers,
                 "save_every": save_every,
+                "keep_checkpoints": keep_checkpoints,
                 "sample_every": sample_every,
+                "log_every": log_every,
                 "device": device,
+                "amp": amp,
+                "channels_last": channels_last,
+                "compile": compile_,
+                "modulation": modulation,
+                "accumulate": accumulate,
+                "ema_decay": ema,
+                "init": init,
+                "deterministic": deterministic,
+                "eval_every": eval_every,
+                "eval_samples": eval_samples,
+                "extractor": extractor,
+                "segmenter": segmenter,
+                "best_by": best_by,
+                "tensorboard": tensorboard,
+            },
+            discriminator={
+                "scales": discriminator_scales,
+                "layers": discriminator_layers,
+                "base_channels": discriminator_channels,
             },
             ttur=ttur,
+            vae=vae,
+            first_input=first_input,
+            perceptual=perceptual,
         )
+        if estimate:
+            print_estimate(session.estimated(asked, runs_dir=runs, resume=resume))
+            raise typer.Exit
         started = session.start(asked, runs_dir=runs, name=name, resume=resume)
         out = stdout()
         out.print(f"training {started.run}: {started.described}", markup=False)
@@ -380,7 +532,10 @@ def infer(
     batch_size: Annotated[int, typer.Option(help="Images a run of the graph.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make results again that are there.")] = False,
     seed: Annotated[
-        int | None, typer.Option(help="Style of a model with a style vector; the mean if left out.")
+        int | None, typer.Option(help="Of a random style, for a model with a style vector; its mean style if left out.")
+    ] = None,
+    style_image: Annotated[
+        Path | None, typer.Option(help="A photo whose style is taken, for a model with a style encoder.")
     ] = None,
     image_format: Annotated[str, typer.Option("--format", help="png or jpg.")] = "png",
     threads: Annotated[int | None, typer.Option(help="Of the CPU; one a core if left out.")] = None,
@@ -410,6 +565,7 @@ def infer(
             size=parse_size(size) if size else None,
             overwrite=overwrite,
             seed=seed,
+            style_image=style_image,
             image_format=image_format,
             threads=threads,
             graph=graph,
@@ -551,6 +707,110 @@ def validate(
             print_next(f"spade export --fp16 {search.flags}")
     found.require_passed()
     if found.skipped:
+        raise typer.Exit(1)
+
+
+@app.command("eval", rich_help_panel="Check")
+def eval_(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Runs, checkpoints, artifacts or folders of images, compared in one report; the newest run if left"
+            " out.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(rich_help_panel=DATA, help="Folder of the data set; the training's own if left out.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(rich_help_panel=DATA, help="Its layout: earth, coco, ade20k and so on.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(rich_help_panel=DATA, help="Label maps instead of a data set.")] = None,
+    images: Annotated[Path | None, typer.Option(rich_help_panel=DATA, help="Real photos of them, by stem.")] = None,
+    instances: Annotated[
+        Path | None, typer.Option(rich_help_panel=DATA, help="Their instance maps, paired by stem.")
+    ] = None,
+    num_labels: Annotated[
+        int | None, typer.Option(rich_help_panel=DATA, help="For folders of images alone: classes are 0..N-1.")
+    ] = None,
+    dontcare: Annotated[
+        bool | None, typer.Option("--dontcare/--no-dontcare", rich_help_panel=DATA, help="And 255 means unknown.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(rich_help_panel=DATA, help="train, val or test; the held-out one if left out.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(rich_help_panel=DATA, help="HEIGHTxWIDTH instead of the models' own.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(rich_help_panel=DATA, help="At most so many, evenly spaced; all if left out.")
+    ] = None,
+    extractor: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=JUDGES, help="ONNX network for the Frechet and kernel distances of its features."),
+    ] = None,
+    extractor_mean: Annotated[
+        str | None, typer.Option(rich_help_panel=JUDGES, help="Its normalisation, of pixels 0..255: 127, or R,G,B.")
+    ] = None,
+    extractor_std: Annotated[str | None, typer.Option(rich_help_panel=JUDGES, help="(pixels - mean) / std.")] = None,
+    extractor_size: Annotated[
+        str | None, typer.Option(rich_help_panel=JUDGES, help="HEIGHTxWIDTH that images are resized to for it.")
+    ] = None,
+    extractor_output: Annotated[
+        str | None, typer.Option(rich_help_panel=JUDGES, help="Its output to take, where it has several.")
+    ] = None,
+    segmenter: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=JUDGES, help="ONNX segmenter: does it see in the images what was asked for?"),
+    ] = None,
+    train_segmenter: Annotated[
+        bool,
+        typer.Option(
+            "--train-segmenter", rich_help_panel=JUDGES, help="Train one on the real photos, once a data set."
+        ),
+    ] = False,
+    segmenter_steps: Annotated[int | None, typer.Option(rich_help_panel=JUDGES, help="Length of its training.")] = None,
+    styles: Annotated[
+        int, typer.Option(rich_help_panel=JUDGES, help="Images of one label map whose diversity is measured.")
+    ] = 0,
+    backend: Annotated[Backend, typer.Option(help="What runs the models.")] = Backend.AUTO,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of styles and of the kernel distance's subsets.")] = 0,
+    pictures: Annotated[int, typer.Option(help="Samples that the page shows.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder of evaluation.json and evaluation.html.")] = Path("evaluation"),
+    runs: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Judge models by their images of held-out label maps; several at once are compared in one report."""
+    from spade_deploy import evaluation
+    from spade_deploy.engines.runtime import Backend as RuntimeBackend
+
+    asked = evaluation.request_from_flags(
+        models or (),
+        evaluation.DataFlags(
+            preset, data, labels, images, instances, num_labels, dontcare, split, parse_size(size) if size else None
+        ),
+        {"mean": extractor_mean, "std": extractor_std, "size": extractor_size, "output": extractor_output},
+        samples=samples,
+        extractor=extractor,
+        segmenter=segmenter,
+        train_segmenter=train_segmenter,
+        segmenter_steps=segmenter_steps,
+        styles=styles,
+        backend=RuntimeBackend(backend.value),
+        batch_size=batch_size,
+        seed=seed,
+        pictures=pictures,
+    )
+    with _needs("train,export,cpu"), step_bar() as (on_step, on_progress):
+        found = evaluation.evaluate(asked, runs_dir=runs, on_step=on_step, on_progress=on_progress)
+    print_evaluation(found, evaluation.write_report(found, out))
+    if extractor is None and segmenter is None and not train_segmenter:
+        print_next("spade eval --train-segmenter   (what the images show), --extractor FILE.onnx (how real they look)")
+    if found.all_skipped:
+        stderr().print(f"[red]{len(found.all_skipped)} files could not be used and were skipped[/]")
+        for reason in found.all_skipped[:20]:
+            stderr().print(f"  {reason}", highlight=False, markup=False)
         raise typer.Exit(1)
 
 
@@ -700,6 +960,25 @@ def doctor() -> None:
     stdout().print(table)
     if any(check.status is Status.PROBLEM for check in checks):
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Check")
+def animate(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run; the one with the newest checkpoint if left out.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A .gif or .mp4 file; RUN/samples.gif if left out.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Sample grids a second; about 8 s in all if left out.")] = None,
+    runs: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Make a GIF or MP4 of a run's sample grids: the same label maps, painted better and better."""
+    from spade_deploy.runs import newest_checkpoint
+    from spade_deploy.training.animation import animate as make_animation
+
+    run = run if run is not None else newest_checkpoint(runs).parent.parent
+    made = make_animation(run, out if out is not None else run / "samples.gif", fps)
+    stdout().print(f"{made.frames} of {made.grids} sample grids, {made.fps:.3g} a second", markup=False)
+    print_places(("animation", made.path))
 
 
 @data_app.command("earth")

@@ -5,7 +5,9 @@ rich is imported where it is used: a command that prints one line should not pay
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from spade_deploy.bench import BenchResult
     from spade_deploy.build import BuiltEngine
+    from spade_deploy.evaluation import EvalResult
     from spade_deploy.label_lint import LintReport
     from spade_deploy.training.loop import Progress as TrainProgress
     from spade_deploy.validation import ValidationReport
@@ -29,10 +32,15 @@ SHORT_NAMES = {
     "feature_matching": "FM",
     "l1": "L1",
     "perceptual": "VGG",
+    "kl": "KL",
     "discriminator_real": "D real",
     "discriminator_fake": "fake",
 }
 """Losses in the progress bar, which has one line; the log has their whole names."""
+
+
+LINE_EVERY_S = 30.0
+"""Seconds between two lines about a training whose progress goes to a file."""
 
 
 SHOWN_FINDINGS = 500
@@ -85,28 +93,117 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def training_bar() -> Iterator[Callable[[TrainProgress], None]]:
-    """Steps, losses, speed and the time that is left."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def training_bar(clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[TrainProgress], None]]:
+    """Steps, the time that is left, speed, memory; losses and the last metrics below.
+
+    In a file: a plain line for the first and the last step, and one every LINE_EVERY_S seconds.
+    """
+    console = stderr()
+    if console.is_terminal and not console.is_dumb_terminal:
+        with _live_training(console, clock) as report:
+            yield report
+        return
+    first: list[tuple[int, float]] = []
+    last_line = -math.inf
+
+    def write_line(progress: TrainProgress) -> None:
+        nonlocal last_line
+        now = clock()
+        first[:] = first or [(progress.step, now)]
+        for note in getattr(progress, "notes", ()):
+            console.print(f"note: {note}", markup=False)
+        if progress.step == progress.steps or now - last_line >= LINE_EVERY_S:
+            last_line = now
+            parts = (
+                f"step {progress.step}/{progress.steps}",
+                f"left {clock_time(_left_s(progress, *first[0], now))}",
+                *_speeds(progress),
+                *_losses(progress),
+                *_metrics(progress),
+            )
+            console.print("  ".join(parts), markup=False)
+
+    yield write_line
+
+
+@contextmanager
+def _live_training(console: Console, clock: Callable[[], float]) -> Iterator[Callable[[TrainProgress], None]]:
+    """A bar, and lines of figures below it that break between figures only, drawn anew with every step."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.text import Text
 
     columns = (
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         BarColumn(bar_width=12),
-        TextColumn("{task.fields[speed]}, left"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("[dim]{task.fields[losses]}"),
+        TextColumn("{task.fields[left]} left"),
+        TextColumn("{task.fields[speeds]}"),
     )
-    with Progress(*columns, console=stderr()) as bar:
-        task: list[Any] = []
+    bar = Progress(*columns, console=console, auto_refresh=False)
+    below = Text(no_wrap=True, overflow="ellipsis", style="dim")
+    task: list[Any] = []
+    first: list[tuple[int, float]] = []
+    with Live(Group(bar, below), console=console, refresh_per_second=4) as live:
 
         def report(progress: TrainProgress) -> None:
-            losses = "  ".join(f"{SHORT_NAMES.get(name, name)} {value:.2f}" for name, value in progress.losses.items())
-            fields: dict[str, Any] = {"losses": losses, "speed": f"{progress.seconds_per_step:.2f} s/step"}
+            now = clock()
+            first[:] = first or [(progress.step, now)]
+            for note in getattr(progress, "notes", ()):
+                live.console.print(f"note: {note}", markup=False)
+            left = clock_time(_left_s(progress, *first[0], now))
+            fields: dict[str, Any] = {"left": left, "speeds": "  ".join(_speeds(progress))}
             if not task:
                 task.append(bar.add_task("", total=progress.steps, completed=progress.step - 1, **fields))
             bar.update(task[0], completed=progress.step, **fields)
+            lines = (*_filled(_losses(progress), console.width), *_filled(_metrics(progress), console.width))
+            below.plain = "\n".join(lines)
 
         yield report
+
+
+def _left_s(progress: TrainProgress, first_step: int, first_s: float, now_s: float) -> float:
+    """Seconds to go at the pace so far, which knows of checkpoints and metrics; the first step's pace is its own."""
+    done = progress.step - first_step
+    pace = (now_s - first_s) / done if done else progress.seconds_per_step
+    return pace * (progress.steps - progress.step)
+
+
+def _speeds(progress: TrainProgress) -> tuple[str, ...]:
+    memory = (f"{progress.memory_bytes / 1e9:.1f} GB",) if progress.memory_bytes else ()
+    return f"{progress.seconds_per_step:.2f} s/step", f"{_short(progress.samples_per_second)} samples/s", *memory
+
+
+def _losses(progress: TrainProgress) -> tuple[str, ...]:
+    return tuple(f"{SHORT_NAMES.get(name, name)} {value:.2f}" for name, value in progress.losses.items())
+
+
+def _metrics(progress: TrainProgress) -> tuple[str, ...]:
+    return tuple(f"{name.replace('_', ' ')} {_short(value)}" for name, value in progress.metrics.items())
+
+
+def _filled(parts: Sequence[str], width: int) -> tuple[str, ...]:
+    """Lines of at most `width` letters, two spaces between parts; a part is never broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += "  " + part
+        else:
+            lines.append(part)
+    return tuple(lines)
+
+
+def _short(value: float) -> str:
+    """Three digits: 0.0123, 1.23, 123, 12345."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def clock_time(seconds: float) -> str:
+    """45 -> '0:45', 3725 -> '1:02:05', 90000 -> '1 d 1 h'."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 24 * 60:
+        return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 @contextmanager
@@ -281,6 +378,39 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
     print_places(*((file.suffix.lstrip("."), file) for file in files))
     if result.measured and not any(file.suffix == ".png" for file in files):
         console.print("  no plot: matplotlib is not installed (pip install matplotlib)")
+
+
+def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
+    """A row of figures for each model, those of real photos below, what to know, the files."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from spade_deploy.evaluation.page import HEADINGS, heading, lines
+
+    console, columns = stdout(), result.measured()
+    data = result.settings["data"]
+    console.print(
+        f"{result.samples} samples of {data['preset']}, {result.settings['split']} split,"
+        f" {result.settings['height']} x {result.settings['width']}",
+        markup=False,
+    )
+    table = Table(box=None)
+    table.add_column("", no_wrap=True)
+    for name in ("images", *map(heading, columns)):
+        table.add_column(name, justify="right")
+    for line in lines(result):
+        cells = (f"[green]{cell.text}[/]" if cell.is_best else cell.text for cell in line.cells)
+        name = escape(line.name)
+        table.add_row(f"[dim]{name}[/]" if line.is_reference else name, str(line.images), *cells)
+    console.print(table)
+    for name in columns:
+        if name not in ("l1", "psnr"):
+            console.print(f"  [dim]{HEADINGS[name]}: {escape(result.names[name])}[/]")
+    for note in result.notes:
+        console.print(f"  note: {note}", markup=False)
+    print_places(*((file.suffix.lstrip("."), file) for file in files))
+    if not any(file.suffix == ".html" for file in files):
+        console.print("  no page: jinja2 is not installed (pip install 'spade-deploy[export]')", markup=False)
 
 
 def finding_table(report: LintReport) -> Table:

@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Graph, Z
-from spade_deploy.export.deploy_model import stage_names
 from spade_deploy.export.lookup_model import OUTPUTS_NCHW
+from spade_deploy.export.models import stage_names
 from spade_deploy.patterns import graph_inputs
 from spade_deploy.spec import GraphKind, Precision
-from spade_deploy.training.networks import SpadeGenerator, make_segmap
+from spade_deploy.training.architectures import Generator
+from spade_deploy.training.networks import make_segmap
 
 RELATIVE_LIMIT = {Precision.FP32: 1e-3, Precision.FP16: 0.1, Precision.INT8: 0.3}
 """Root mean square error over root mean square value. Right graphs stay far under it (tests/test_divergence.py);
@@ -39,7 +40,7 @@ class Divergence:
 
 
 def first_divergence(
-    file: Path, graph: Graph, generator: SpadeGenerator, inputs: Mapping[str, NDArray[Any]]
+    file: Path, graph: Graph, generator: Generator, inputs: Mapping[str, NDArray[Any]]
 ) -> Divergence | None:
     """Compare every named value of a graph with the reference's for one input; None where none passes the limit.
 
@@ -93,7 +94,7 @@ def external_files(model: Any) -> set[str]:
 
 
 def _reference_values(
-    generator: SpadeGenerator, names: list[str], inputs: Mapping[str, NDArray[Any]]
+    generator: Generator, names: list[str], inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
     values: dict[str, NDArray[Any]] = {}
 

@@ -25,7 +25,7 @@ from spade_deploy.runs import (
     resolve_checkpoint,
     run_checkpoints,
 )
-from spade_deploy.spec import GeneratorSpec, LabelSpec
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
 from spade_deploy.weights_file import TensorCount, parameter_count, read_tensor_count
 
 Rows = tuple[tuple[str, str], ...]
@@ -292,17 +292,27 @@ def _describe_run(run: Path) -> Description:
 def _spec_rows(spec: GeneratorSpec) -> Rows:
     labels = spec.labels
     extra = [name for name, there in (("unknown (255)", labels.has_dontcare), ("edges", labels.has_edges)) if there]
-    sizes = f"any multiple of {spec.stride}" if spec.is_dynamic else "this size alone"
+    sizes = f"any {spec.side_rule}" if spec.is_dynamic else "this size alone"
+    style = "none" if spec.z_dim is None else f"{spec.z_dim} numbers (VAE)"
     return (
+        ("architecture", spec.architecture),
         ("labels", f"{labels.num_labels}{''.join(f' + {name}' for name in extra)}"),
         ("names", _names(labels)),
         ("size", f"{spec.height} x {spec.width} (height x width), runs at {sizes}"),
-        ("upsampling", f"{spec.upsampling}: {spec.upsampling.doublings} doublings"),
-        ("channels", f"{spec.base_channels} base, {spec.hidden_channels} hidden, kernel {spec.kernel_size}"),
+        *_shape_rows(spec),
         ("norm", f"{spec.norm}{', spectral norm' if spec.spectral_norm else ''}"),
-        ("style vector", "none" if spec.z_dim is None else f"{spec.z_dim} numbers (VAE)"),
+        *((("style vector", style),) if spec.architecture is Architecture.SPADE else ()),
         ("parameters", _millions(parameter_count(spec))),
     )
+
+
+def _shape_rows(spec: GeneratorSpec) -> Rows:
+    """Widths and doublings, as far as the architecture has them."""
+    width = f"{spec.base_channels} base"
+    if spec.architecture is Architecture.SPADE:
+        width += f", {spec.hidden_channels} hidden, kernel {spec.kernel_size}"
+    doublings = ("upsampling", f"{spec.upsampling}: {spec.doublings} doublings")
+    return (*((doublings,) if spec.architecture is not Architecture.PIX2PIXHD else ()), ("channels", width))
 
 
 def _names(labels: LabelSpec) -> str:

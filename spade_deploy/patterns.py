@@ -115,6 +115,8 @@ def extract_patterns(
     max_share: None is returned where `unique_share` exceeds it, as soon as that is certain; without, never.
     Raises InputRefusedError for sizes that are no multiple of the spec's stride and ids that the spec does not know.
     """
+    if GraphKind.LOOKUP not in spec.graph_kinds:
+        raise InputRefusedError(f"a {spec.architecture} generator has no pattern tables: nothing in it is looked up")
     codes = pixel_codes(spec, label, instance)
     _check_size(spec, codes.shape)
     names, dense = _renumber(codes, num_codes(spec))
@@ -224,8 +226,8 @@ def _check_maps(spec: GeneratorSpec, label: NDArray[Any], instance: NDArray[Any]
 
 def _check_size(spec: GeneratorSpec, shape: tuple[int, ...]) -> None:
     for axis, size in zip(("height", "width"), shape[1:], strict=True):
-        if size % spec.stride:
-            raise InputRefusedError(f"input {LABEL}: {axis} {size} is not a multiple of {spec.stride}")
+        if not spec.takes_side(size):
+            raise InputRefusedError(f"input {LABEL}: {axis} {size} is not a {spec.side_rule}")
 
 
 def _check(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]], tensors: tuple[TensorInfo, ...]) -> None:

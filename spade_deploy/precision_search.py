@@ -41,13 +41,13 @@ from spade_deploy.engines.runtime import Backend, GraphChoice, Runtime, open_run
 from spade_deploy.engines.trt_library import load_library
 from spade_deploy.errors import ConfigError, NotFoundError
 from spade_deploy.export.bisection import MOST_TRIALS, Direction, PrecisionSearch, Trial, find_layers_to_keep
-from spade_deploy.export.deploy_model import unit_names
+from spade_deploy.export.models import build_model, unit_names
 from spade_deploy.export.onnx_graph import write_onnx
-from spade_deploy.export.pipeline import MODELS, model_inputs, run_reference
+from spade_deploy.export.pipeline import model_inputs, run_reference
 from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
 from spade_deploy.spec import GraphKind, Precision, RoundingError
+from spade_deploy.training.architectures import Generator
 from spade_deploy.training.checkpoint import load_generator
-from spade_deploy.training.networks import SpadeGenerator
 from spade_deploy.validation import ValidationReport
 
 Run = Callable[[Arrays], Arrays]
@@ -182,12 +182,12 @@ def opener_like(artifact: Artifact, graph: Graph, backend: Backend) -> Callable[
     return open_trial
 
 
-def torch_candidates(generator: SpadeGenerator, kind: GraphKind) -> Candidates:
+def torch_candidates(generator: Generator, kind: GraphKind) -> Candidates:
     """The deploy model itself in eager PyTorch on the CPU: no export and no build, for what fails there already."""
 
     @contextmanager
     def candidate(kept: tuple[str, ...]) -> Iterator[Run]:
-        model = MODELS[kind](generator, fp16=True, keep_fp32=kept)
+        model = build_model(generator, kind, fp16=True, keep_fp32=kept)
 
         def run(inputs: Arrays) -> Arrays:
             with torch.inference_mode():
@@ -200,7 +200,7 @@ def torch_candidates(generator: SpadeGenerator, kind: GraphKind) -> Candidates:
 
 
 def runtime_candidates(
-    generator: SpadeGenerator, kind: GraphKind, like: Artifact, open_candidate: Callable[[Artifact], Runtime]
+    generator: Generator, kind: GraphKind, like: Artifact, open_candidate: Callable[[Artifact], Runtime]
 ) -> Candidates:
     """Every trial is exported into an artifact of its own, which is gone after it.
 
@@ -215,7 +215,7 @@ def runtime_candidates(
             # A graph that nothing is half precision in is not called so: the proof of its engine would refuse it.
             precision = Precision.FP16 if len(kept) < len(units) else Precision.FP32
             folder, file = Path(name), graph_file(precision, kind)
-            write_onnx(MODELS[kind](generator, fp16=True, keep_fp32=kept), folder / file)
+            write_onnx(build_model(generator, kind, fp16=True, keep_fp32=kept), folder / file)
             golden = like.golden()
             write_golden(folder, golden.inputs, golden.outputs)
             facts = like.manifest
@@ -249,7 +249,7 @@ def tensorrt_opener(artifact: Artifact, request: BuildRequest) -> Callable[[Arti
     return open_engine
 
 
-def _exported_generator(artifact: Artifact, checkpoint: Path | None, runs_dir: Path) -> SpadeGenerator:
+def _exported_generator(artifact: Artifact, checkpoint: Path | None, runs_dir: Path) -> Generator:
     digest = artifact.manifest.source.generator_sha256
     if checkpoint is not None:
         path: Path | None = resolve_checkpoint(checkpoint, runs_dir)

@@ -36,7 +36,7 @@ from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.label_map import colorize, effective_palette
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
-from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind, Precision
 from spade_deploy.training.checkpoint import load_generator
 from spade_deploy.validation import ValidationReport, validate
 
@@ -263,14 +263,24 @@ def _strip(sample: Any, spec: GeneratorSpec) -> list[pages.Picture]:
 def _facts(spec: GeneratorSpec) -> list[tuple[str, str]]:
     labels = spec.labels
     extras = [name for name, is_there in (("dontcare", labels.has_dontcare), ("edges", labels.has_edges)) if is_there]
+    is_spade = spec.architecture is Architecture.SPADE
     return [
+        ("architecture", spec.architecture),
         ("labels", f"{labels.num_labels}" + (f" + {' + '.join(extras)}" if extras else "")),
         (
             "size",
-            f"{spec.height} x {spec.width}" + (", any multiple of " + str(spec.stride) if spec.is_dynamic else ""),
+            f"{spec.height} x {spec.width}" + (f", any {spec.side_rule}" if spec.is_dynamic else ""),
         ),
-        ("upsampling", f"{spec.upsampling} ({spec.upsampling.doublings} doublings)"),
-        ("channels", f"base {spec.base_channels}, hidden {spec.hidden_channels}, kernel {spec.kernel_size}"),
+        *_shape_facts(spec),
         ("norm", f"{spec.norm}{', spectral' if spec.spectral_norm else ''}"),
-        ("style vector", "none" if spec.z_dim is None else str(spec.z_dim)),
+        *([("style vector", "none" if spec.z_dim is None else str(spec.z_dim))] if is_spade else []),
     ]
+
+
+def _shape_facts(spec: GeneratorSpec) -> list[tuple[str, str]]:
+    """Widths and doublings, as far as the architecture has them."""
+    width = f"base {spec.base_channels}"
+    if spec.architecture is Architecture.SPADE:
+        width += f", hidden {spec.hidden_channels}, kernel {spec.kernel_size}"
+    doublings = [("upsampling", f"{spec.upsampling} ({spec.doublings} doublings)")]
+    return [*(doublings if spec.architecture is not Architecture.PIX2PIXHD else []), ("channels", width)]

@@ -1,7 +1,10 @@
 """Run folders: where training, importing and exporting put their results, and how the newest is found.
 
     runs/<name>/config.json                        what was asked for
-               /losses.csv, losses.png, samples/, skipped.txt
+               /losses.csv, losses.png, samples/, timeline.png, samples.gif, tensorboard/
+               /metrics.csv, metrics.png           where something is measured on the way
+               /best.json                          which checkpoint was the best by one of the metrics
+               /classes.json, skipped.txt          what the data holds, and what of it could not be read
                /checkpoints/step_00000400/         checkpoint.json, generator.safetensors
                                                    and, to resume: discriminator.safetensors, optimizers.pt
                /artifact/                          manifest.json and what it lists
@@ -16,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ CHECKPOINT_JSON = "checkpoint.json"
 GENERATOR_FILE = "generator.safetensors"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 OPTIMIZERS_FILE = "optimizers.pt"
+ENCODER_FILE = "encoder.safetensors"
+BEST_JSON = "best.json"
 ARTIFACT = "artifact"
 MANIFEST_JSON = "manifest.json"
 
@@ -44,7 +49,8 @@ class CheckpointInfo:
     """The content of checkpoint.json.
 
     origin: 'train' or 'import'. source: the file that was imported.
-    sha256 of the files that are there, as hexadecimal; those of the training state are empty where there is none.
+    sha256 of the files that are there, as hexadecimal; those of the training state and of the style encoder are empty
+    where there is none.
     train, data: the run's settings as JSON, None for an imported model.
     versions: of the packages that made it.
     """
@@ -56,6 +62,7 @@ class CheckpointInfo:
     generator_sha256: str
     discriminator_sha256: str = ""
     optimizers_sha256: str = ""
+    encoder_sha256: str = ""
     source: str = ""
     train: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
@@ -91,6 +98,30 @@ class CheckpointInfo:
             raise CheckpointError(f"{where}: generator: {error}") from error
         known = {entry.name: value[entry.name] for entry in fields(cls) if value.get(entry.name) is not None}
         return cls(**{**known, "generator": generator})
+
+
+@dataclass(frozen=True)
+class Best:
+    """The content of best.json: the step of a run's best checkpoint, and by which metric.
+
+    direction: 'lower' or 'higher', which is better. measured_with: what values must share to be compared.
+    """
+
+    step: int
+    metric: str
+    value: float
+    direction: str
+    measured_with: dict[str, Any]
+
+    @property
+    def described(self) -> str:
+        return f"{self.metric} {self.value:.4g} in step {self.step}"
+
+    def is_better_than(self, other: Best) -> bool:
+        return self.value < other.value if self.direction == "lower" else self.value > other.value
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def new_run(runs_dir: Path, name: str | None = None, prefix: str = "run") -> Path:
@@ -177,11 +208,49 @@ def is_resumable(checkpoint: Path) -> bool:
     return info.is_resumable and all((checkpoint / name).is_file() for name in (DISCRIMINATOR_FILE, OPTIMIZERS_FILE))
 
 
-def resolve_checkpoint(path: Path | None, runs_dir: Path) -> Path:
+def read_best(run: Path) -> Best | None:
+    """What best.json says, None where there is none. Raises CheckpointError where it is damaged."""
+    path = run / BEST_JSON
+    if not path.is_file():
+        return None
+    value = _read_json(path, CheckpointError)
+    for name, is_right, wanted in _BEST_FIELDS:
+        if not is_right(value.get(name)):
+            raise CheckpointError(f"{path}: {name} is {_short(value.get(name))}, not {wanted}")
+    return Best(**{entry.name: value[entry.name] for entry in fields(Best)})
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The best checkpoint of a run by the metric it was trained to keep.
+
+    Raises NotFoundError where none was chosen, CheckpointError where best.json or the checkpoint is damaged.
+    """
+    best = read_best(run)
+    if best is None:
+        raise NotFoundError(
+            f"{run}: no checkpoint was chosen as the best one ({BEST_JSON} is missing)",
+            hint="train with --eval-every N --best-by METRIC, or leave --best out for the newest",
+        )
+    checkpoint = checkpoint_folder(run, best.step)
+    read_checkpoint_info(checkpoint)
+    _require_file(checkpoint / GENERATOR_FILE, CheckpointError)
+    return checkpoint
+
+
+def resolve_checkpoint(path: Path | None, runs_dir: Path, *, best: bool = False) -> Path:
     """A checkpoint folder from what the user gave: one, a file inside it, a run (its newest), or None (the newest).
 
-    Raises NotFoundError where there is nothing, CheckpointError where what there is cannot be read.
+    best: not the newest of that run but its best.
+    Raises NotFoundError where there is nothing, CheckpointError where what there is cannot be read, ConfigError where
+    a checkpoint is named and the best is asked for.
     """
+    if best:
+        run = newest_checkpoint(runs_dir).parent.parent if path is None else path
+        if (run / CHECKPOINT_JSON).exists() or run.is_file():
+            raise ConfigError(f"--best: {run} is a checkpoint already", hint="name the run, or leave --best out")
+        if not run.exists():
+            raise NotFoundError(f"{run}: does not exist", hint=MAKE_CHECKPOINT)
+        return best_checkpoint(run)
     if path is None:
         return newest_checkpoint(runs_dir)
     if not path.exists():
@@ -321,6 +390,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_BEST_FIELDS = (
+    ("step", lambda value: _is_int(value) and value >= 0, "a number of steps"),
+    ("metric", lambda value: isinstance(value, str), "a text"),
+    ("value", lambda value: _is_int(value) or isinstance(value, float), "a number"),
+    ("direction", lambda value: value in ("lower", "higher"), "'lower' or 'higher'"),
+    ("measured_with", lambda value: isinstance(value, dict), "an object"),
+)
+
 _INFO_FIELDS = (
     ("created_unix_ns", lambda value: _is_int(value) and value >= 0, "a time in nanoseconds"),
     ("step", lambda value: _is_int(value) and value >= 0, "a number of steps"),
@@ -329,6 +406,7 @@ _INFO_FIELDS = (
     ("generator_sha256", _is_digest, "a SHA-256"),
     ("discriminator_sha256", lambda value: value in (None, "") or _is_digest(value), "a SHA-256"),
     ("optimizers_sha256", lambda value: value in (None, "") or _is_digest(value), "a SHA-256"),
+    ("encoder_sha256", lambda value: value in (None, "") or _is_digest(value), "a SHA-256"),
     ("source", lambda value: value is None or isinstance(value, str), "a text"),
     ("train", lambda value: value is None or isinstance(value, dict), "an object"),
     ("data", lambda value: value is None or isinstance(value, dict), "an object"),

@@ -7,8 +7,10 @@ Every dataclass checks itself when it is made, so an object that exists is one t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from spade_deploy.errors import ConfigError
@@ -18,12 +20,28 @@ UNKNOWN_VALUE = 255
 """The value that label files use for 'unknown'."""
 
 
+class Architecture(StrEnum):
+    """Which network: SPADE, or one of the baselines that its paper compares it with.
+
+    spade: Park et al. 2019. pix2pixhd: the global generator of Wang et al. 2018. crn: the cascaded refinement network
+    of Chen and Koltun 2017.
+    """
+
+    SPADE = "spade"
+    PIX2PIXHD = "pix2pixhd"
+    CRN = "crn"
+
+
 class NormType(StrEnum):
-    """The parameter-free normalisation inside SPADE. Batch and sync batch differ in training only."""
+    """The normalisation of the features, parameter-free but for layer norm, which is the cascaded refinement network's.
+
+    Batch and sync batch differ in training only.
+    """
 
     BATCH = "batch"
     SYNC_BATCH = "sync_batch"
     INSTANCE = "instance"
+    LAYER = "layer"
 
 
 class Upsampling(StrEnum):
@@ -204,17 +222,35 @@ class BlockSpec:
         return self.in_channels != self.out_channels
 
 
+NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
+    {
+        Architecture.SPADE: (NormType.SYNC_BATCH, NormType.BATCH, NormType.INSTANCE),
+        Architecture.PIX2PIXHD: (NormType.INSTANCE, NormType.SYNC_BATCH, NormType.BATCH),
+        Architecture.CRN: (NormType.LAYER,),
+    }
+)
+"""The normalisations that each architecture can be built with, its paper's first."""
+
+PIX2PIXHD_HALVINGS = 4
+"""How often the global generator halves the segmap before its residual blocks."""
+
+
 @dataclass(frozen=True)
 class GeneratorSpec:
-    """How a SPADE generator is built; everything that its tensor shapes follow from.
+    """How a generator is built; everything that its tensor shapes follow from.
 
-    base_channels, hidden_channels: the paper's ngf (64) and nhidden (128).
-    kernel_size: of the convolutions inside SPADE, 1, 3 or 5.
-    z_dim: length of the style vector of the VAE variant (256), None without.
-    height, width: the size the model was trained for in pixels, multiples of 2^doublings.
+    base_channels: the paper's ngf (64); every architecture's widest layer has sixteen times as many.
+    hidden_channels, kernel_size: of the convolutions inside SPADE (nhidden, 128; 1, 3 or 5); no other architecture's.
+    norm: one of NORMS. spectral_norm: of the convolutions; the cascaded refinement network has none.
+    upsampling: how often SPADE and the cascaded refinement network double their coarsest features. The global
+    generator of pix2pixHD halves and doubles four times.
+    z_dim: length of SPADE's style vector (256), None without; the baselines have none.
+    height, width: the size the model was trained for in pixels, multiples of the stride.
+    A field that means nothing for an architecture has to be at its default; `with_architecture` puts it there.
     """
 
     labels: LabelSpec
+    architecture: Architecture = Architecture.SPADE
     base_channels: int = 64
     hidden_channels: int = 128
     kernel_size: int = 3
@@ -234,17 +270,59 @@ class GeneratorSpec:
             raise ConfigError(f"--kernel-size: {self.kernel_size} is not 1, 3 or 5")
         if self.z_dim is not None and self.z_dim < 1:
             raise ConfigError(f"z_dim: {self.z_dim} is not a positive number")
+        self._check_architecture()
         for name, size in (("height", self.height), ("width", self.width)):
-            if size < self.stride or size % self.stride:
+            if not self.takes_side(size):
+                how = f"upsampling {self.upsampling} doubles {self.upsampling.doublings} times"
+                if self.architecture is Architecture.PIX2PIXHD:
+                    how = f"{self.architecture} halves {PIX2PIXHD_HALVINGS} times"
+                raise ConfigError(f"--size: {name} {size} is not a {self.side_rule} ({how})")
+
+    def _check_architecture(self) -> None:
+        """Refuses by flag what the architecture does not have."""
+        hint = "leave the option out; `GeneratorSpec.with_architecture` resets what an architecture does not have"
+        allowed = NORMS[self.architecture]
+        if self.norm not in allowed:
+            raise ConfigError(
+                f"--generator {self.architecture} contradicts --norm {self.norm}; it has {', '.join(allowed)}",
+                hint=hint,
+            )
+        for name in _FOREIGN[self.architecture]:
+            value = getattr(self, name)
+            if value != _default(name):
                 raise ConfigError(
-                    f"--size: {name} {size} is not a multiple of {self.stride}"
-                    f" (upsampling {self.upsampling} doubles {self.upsampling.doublings} times)"
+                    f"--generator {self.architecture} contradicts {_flag(name, value)}; it has nothing of the kind",
+                    hint=hint,
                 )
+        if self.architecture is Architecture.CRN and self.spectral_norm:
+            raise ConfigError(
+                f"--generator {self.architecture} contradicts --spectral-norm; its layer norm bounds the features",
+                hint=hint,
+            )
+
+    @property
+    def doublings(self) -> int:
+        """How often the coarsest features are doubled on the way to the image."""
+        return PIX2PIXHD_HALVINGS if self.architecture is Architecture.PIX2PIXHD else self.upsampling.doublings
 
     @property
     def stride(self) -> int:
-        """Output pixels per latent pixel: 2^doublings."""
-        return 1 << self.upsampling.doublings
+        """Output pixels per latent pixel, a pixel of the coarsest features: 2^doublings."""
+        return 1 << self.doublings
+
+    @property
+    def least_side(self) -> int:
+        """The least height and width in pixels: a latent pixel, or two where it is padded with its reflection."""
+        return 2 * self.stride if self.architecture is Architecture.PIX2PIXHD else self.stride
+
+    def takes_side(self, size: int) -> bool:
+        """Whether a height or width in pixels runs, as far as the architecture goes."""
+        return size >= self.least_side and size % self.stride == 0
+
+    @property
+    def side_rule(self) -> str:
+        """What `takes_side` asks for, in words: 'multiple of 32'."""
+        return f"multiple of {self.stride}" + (f" from {self.least_side} on" if self.least_side > self.stride else "")
 
     @property
     def latent_height(self) -> int:
@@ -256,12 +334,14 @@ class GeneratorSpec:
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether one set of weights serves every size: not with a VAE, whose first layer is fully connected."""
+        """Whether one set of weights serves every size: not with a style vector, whose layer is fully connected."""
         return self.z_dim is None
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:
-        """The residual blocks in the order they run; figure 4 of the paper."""
+        """SPADE's residual blocks in the order they run; figure 4 of the paper. None in another architecture."""
+        if self.architecture is not Architecture.SPADE:
+            return ()
         upsampling = self.upsampling
         doubles = [False, True, upsampling is not Upsampling.NORMAL, *[True] * 4]
         names = ["head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3"]
@@ -275,18 +355,41 @@ class GeneratorSpec:
             width = out
         return tuple(blocks)
 
+    @property
+    def graph_kinds(self) -> tuple[GraphKind, ...]:
+        """The graphs that can be made of it: gamma and beta, what the lookup graph looks up, are SPADE's alone."""
+        return tuple(GraphKind) if self.architecture is Architecture.SPADE else (GraphKind.DENSE,)
+
     def with_labels(self, labels: LabelSpec) -> GeneratorSpec:
         return replace(self, labels=labels)
 
+    def with_architecture(self, architecture: Architecture) -> GeneratorSpec:
+        """Another architecture for the same labels and size, as its own paper builds it; the same one is unchanged.
+
+        What the two share stays: base_channels, and upsampling where both have it. What the new one does not have is
+        reset, the norm is its paper's, and spectral norm is SPADE's alone until it is asked for.
+        """
+        if architecture is self.architecture:
+            return self
+        reset = {name: _default(name) for name in ("hidden_channels", "kernel_size", "z_dim")}
+        if Architecture.PIX2PIXHD in (architecture, self.architecture):
+            reset["upsampling"] = _default("upsampling")
+        is_spade = architecture is Architecture.SPADE
+        return replace(self, **reset, architecture=architecture, norm=NORMS[architecture][0], spectral_norm=is_spade)
+
     def to_json(self) -> dict[str, Any]:
-        return _plain(self)
+        """SPADE goes without saying: versions before the other architectures read what it is written in."""
+        plain = _plain(self)
+        if self.architecture is Architecture.SPADE:
+            del plain["architecture"]
+        return plain
 
     @classmethod
     def from_json(cls, value: Any) -> GeneratorSpec:
         """Raises ConfigError where a field is missing, unknown or of another type."""
         known = _checked_fields(cls, value, "generator spec")
         known["labels"] = LabelSpec.from_json(known["labels"])
-        for name, kind in (("norm", NormType), ("upsampling", Upsampling)):
+        for name, kind in (("architecture", Architecture), ("norm", NormType), ("upsampling", Upsampling)):
             if name in known:
                 try:
                     known[name] = kind(known[name])
@@ -294,6 +397,25 @@ class GeneratorSpec:
                     allowed = ", ".join(kind)
                     raise ConfigError(f"generator spec: {name} {known[name]!r} is not one of {allowed}") from error
         return cls(**known)
+
+
+_FOREIGN: Mapping[Architecture, tuple[str, ...]] = MappingProxyType(
+    {
+        Architecture.SPADE: (),
+        Architecture.PIX2PIXHD: ("hidden_channels", "kernel_size", "upsampling", "z_dim"),
+        Architecture.CRN: ("hidden_channels", "kernel_size", "z_dim"),
+    }
+)
+"""Fields that mean nothing for an architecture."""
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in fields(GeneratorSpec) if field.name == name)
+
+
+def _flag(name: str, value: object) -> str:
+    # The style vector's length has no flag: --vae asks for one.
+    return "--vae" if name == "z_dim" else f"--{name.replace('_', '-')} {value}"
 
 
 def parse_size(text: str) -> tuple[int, int]:

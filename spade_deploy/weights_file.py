@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.errors import CheckpointError
-from spade_deploy.spec import GeneratorSpec, Upsampling
+from spade_deploy.spec import PIX2PIXHD_HALVINGS, Architecture, GeneratorSpec, NormType, Upsampling
 
 MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file; the format's own limit."""
@@ -30,7 +30,17 @@ class TensorCount:
 
 
 def parameter_count(spec: GeneratorSpec) -> int:
-    """Trained numbers of a generator, from its spec alone: the convolutions' weights and biases."""
+    """Trained numbers of a generator, from its spec alone: the weights and biases of convolutions and norms."""
+    match spec.architecture:
+        case Architecture.SPADE:
+            return _spade_count(spec)
+        case Architecture.PIX2PIXHD:
+            return _pix2pixhd_count(spec)
+        case Architecture.CRN:
+            return _crn_count(spec)
+
+
+def _spade_count(spec: GeneratorSpec) -> int:
     channels, hidden, kernel = spec.labels.num_channels, spec.hidden_channels, spec.kernel_size
 
     def convolution(inputs: int, outputs: int, size: int) -> int:
@@ -54,6 +64,35 @@ def parameter_count(spec: GeneratorSpec) -> int:
     else:
         first = (spec.z_dim + 1) * widths[0] * spec.latent_height * spec.latent_width
     return first + blocks + convolution(widths[-1], 3, 3)
+
+
+def _pix2pixhd_count(spec: GeneratorSpec) -> int:
+    base = spec.base_channels
+    wide = base << PIX2PIXHD_HALVINGS
+    widths = [base << index for index in range(PIX2PIXHD_HALVINGS + 1)]
+
+    def convolution(inputs: int, outputs: int, size: int) -> int:
+        # Batch norm has a scale and an offset, instance norm nothing; neither convolution has a bias.
+        return inputs * outputs * size * size + (0 if spec.norm is NormType.INSTANCE else 2 * outputs)
+
+    ends = convolution(spec.labels.num_channels, base, 7) + base * 3 * 49 + 3
+    down = sum(convolution(narrow, 2 * narrow, 3) for narrow in widths[:-1])
+    up = sum(convolution(2 * narrow, narrow, 3) for narrow in widths[:-1])
+    return ends + down + 18 * convolution(wide, wide, 3) + up
+
+
+def _crn_count(spec: GeneratorSpec) -> int:
+    widths = {
+        Upsampling.NORMAL: (16, 16, 16, 16, 8, 8),
+        Upsampling.MORE: (16, 16, 16, 16, 16, 8, 8),
+        Upsampling.MOST: (16, 16, 16, 16, 16, 8, 8, 2),
+    }[spec.upsampling]
+    count, before = 0, 0
+    for width in (spec.base_channels * width for width in widths):
+        # Two convolutions without a bias, each with a norm that has a scale and an offset.
+        count += ((before + spec.labels.num_channels) + width) * width * 9 + 4 * width
+        before = width
+    return count + 3 * before + 3
 
 
 def read_tensor_count(path: Path) -> TensorCount:

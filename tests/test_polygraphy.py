@@ -28,7 +28,7 @@ from spade_deploy.compare import Tolerance, tolerance_for
 from spade_deploy.engines.cuda_driver import find_gpus
 from spade_deploy.engines.runtime import GraphChoice, Runtime, open_runtime
 from spade_deploy.errors import ConfigError, InputRefusedError, MissingDependencyError, RuntimeUnavailableError
-from spade_deploy.export.deploy_model import stage_names
+from spade_deploy.export.models import stage_names
 from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.label_map import synthetic_label_maps
 from spade_deploy.patterns import lookup_tensors

@@ -39,7 +39,8 @@ from spade_deploy.engines.runtime import Backend, Runtime, open_runtime
 from spade_deploy.errors import ArtifactError, ConfigError, ExportError, NotFoundError
 from spade_deploy.export import pipeline
 from spade_deploy.export.bisection import Direction, PrecisionSearch, Trial, find_layers_to_keep
-from spade_deploy.export.deploy_model import dtype_of, unit_names
+from spade_deploy.export.dense_model import dtype_of
+from spade_deploy.export.models import unit_names
 from spade_deploy.export.pipeline import export_artifact, rounding_error, run_reference
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.label_map import synthetic_label_maps

@@ -21,7 +21,8 @@ from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays
 from spade_deploy.compare import DiffAccumulator, decided_only, logit_margin, tolerance_for, too_undecided
 from spade_deploy.export.deploy_model import DeployModel
 from spade_deploy.export.lookup_model import LookupModel
-from spade_deploy.export.pipeline import MODELS, model_inputs, rounding_error, run_reference
+from spade_deploy.export.models import build_model
+from spade_deploy.export.pipeline import model_inputs, rounding_error, run_reference
 from spade_deploy.export.precision import unit_ranges, units_to_keep
 from spade_deploy.spec import GraphKind, Precision, RoundingError
 from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
@@ -146,12 +147,12 @@ def copy_of(setting: Setting, dtype: torch.dtype) -> SpadeGenerator:
 
 def make_model(setting: Setting, kind: GraphKind, precision: Precision) -> Model:
     """As the export makes it: in half precision, units whose values it cannot hold stay float32."""
-    build = MODELS[kind]
     kept: tuple[str, ...] = ()
     if precision is Precision.FP16:
-        wide = build(setting.generator)
+        wide = build_model(setting.generator, kind)
         kept = units_to_keep(unit_ranges(wide, model_inputs(wide, setting.batch(1))))
-    return build(setting.generator, fp16=precision is Precision.FP16, keep_fp32=kept).to(setting.device)
+    model = build_model(setting.generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
+    return model.to(setting.device)
 
 
 def on_device(setting: Setting, model: Model, inputs: Arrays) -> list[Tensor]:

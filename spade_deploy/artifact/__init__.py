@@ -2,6 +2,7 @@
 
     manifest.json            the facts: generator spec, graphs, source, versions, every other file's sha256
     generator.fp32.onnx      label ids in, pixels out; generator.fp16.onnx beside it after `spade export --fp16`
+    encoder.onnx             photo in, mean and log variance of its style out; of a model trained with a style encoder
     golden/inputs.npz        what the untouched PyTorch module was fed ...
     golden/outputs.npz       ... and what it answered: enough to validate where PyTorch is not installed
     report.json report.html  the validation that the export passed
@@ -21,6 +22,7 @@ from spade_deploy.artifact.engines import (
     write_timing_cache,
 )
 from spade_deploy.artifact.folder import (
+    ENCODER_ONNX,
     REPORT_HTML,
     REPORT_JSON,
     Artifact,
@@ -35,6 +37,7 @@ from spade_deploy.artifact.manifest import (
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
     MANIFEST,
+    EncoderGraph,
     FileFact,
     Graph,
     Manifest,
@@ -45,10 +48,14 @@ from spade_deploy.artifact.tensors import (
     INSTANCE,
     LABEL,
     LOGITS,
+    LOGVAR,
+    MU,
+    PHOTO,
     PIXELS,
     Arrays,
     TensorInfo,
     Z,
+    encoder_tensors,
     golden_tensors,
     input_rule,
     input_tensors,
@@ -59,6 +66,7 @@ from spade_deploy.artifact.tensors import (
 )
 
 __all__ = [
+    "ENCODER_ONNX",
     "FORMAT_VERSION",
     "GOLDEN_INPUTS",
     "GOLDEN_OUTPUTS",
@@ -66,12 +74,16 @@ __all__ = [
     "INSTANCE",
     "LABEL",
     "LOGITS",
+    "LOGVAR",
     "MANIFEST",
+    "MU",
+    "PHOTO",
     "PIXELS",
     "REPORT_HTML",
     "REPORT_JSON",
     "Arrays",
     "Artifact",
+    "EncoderGraph",
     "EngineEntry",
     "FileFact",
     "Golden",
@@ -80,6 +92,7 @@ __all__ = [
     "Source",
     "TensorInfo",
     "Z",
+    "encoder_tensors",
     "engine_name",
     "engine_path",
     "golden_tensors",

@@ -21,6 +21,7 @@ from spade_deploy.artifact.manifest import (
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
     MANIFEST,
+    EncoderGraph,
     FileFact,
     Graph,
     Manifest,
@@ -35,6 +36,7 @@ from spade_deploy.atomic import atomic_file, write_json
 from spade_deploy.errors import ArtifactError
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
+ENCODER_ONNX = "encoder.onnx"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 
@@ -77,6 +79,11 @@ class Artifact:
         for graph in sorted(of_kind, key=lambda graph: graph.precision != Precision.FP32):
             if precision in (None, graph.precision):
                 return graph
+        spec = self.manifest.generator
+        if kind not in spec.graph_kinds:
+            raise ArtifactError(
+                f"{self.path}: a {spec.architecture} generator has no {kind} graph", hint="leave --graph out"
+            )
         there = ", ".join(f"{graph.precision} {graph.kind}" for graph in self.manifest.graphs)
         flag = f" --{precision}" if precision not in (None, Precision.FP32) else ""
         raise ArtifactError(
@@ -131,6 +138,7 @@ def write_manifest(
     source: Source,
     versions: Mapping[str, str],
     rounding: RoundingError,
+    encoder: EncoderGraph | None = None,
     created_unix_ns: int | None = None,
 ) -> Manifest:
     """Hash every file in `folder` and write its manifest; hidden files are no part of an artifact.
@@ -151,6 +159,7 @@ def write_manifest(
         versions={"spade_deploy": __version__, **versions},
         rounding=rounding,
         files=files,
+        encoder=encoder,
     )
     # Through the reader, so that what is written can be read.
     value = json.loads(json.dumps(manifest.to_json()))
@@ -168,6 +177,7 @@ def rewrite_manifest(folder: Path, manifest: Manifest) -> Manifest:
         source=manifest.source,
         versions=manifest.versions,
         rounding=manifest.rounding,
+        encoder=manifest.encoder,
         created_unix_ns=manifest.created_unix_ns,
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy import __version__
-from spade_deploy.artifact.tensors import input_rule, input_tensors, output_tensors
+from spade_deploy.artifact.tensors import TensorInfo, encoder_tensors, input_rule, input_tensors, output_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
@@ -57,6 +57,20 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class EncoderGraph:
+    """The style encoder's ONNX file.
+
+    max_error: the largest difference of mu or logvar from the PyTorch module's, measured at export. tolerance: what
+    was allowed.
+    """
+
+    file: str
+    opset: int
+    max_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class Source:
     """What was exported: a run's name, its step (None after an import), 'train' or 'import', the weights' digest."""
 
@@ -79,6 +93,7 @@ class Manifest:
     """What manifest.json says.
 
     rounding: the float32 rounding error of the PyTorch reference on the golden inputs, which tolerances follow from.
+    encoder: of a model whose styles can be taken from photos, else None.
     files: by name relative to the folder, with forward slashes.
     """
 
@@ -89,6 +104,7 @@ class Manifest:
     versions: Mapping[str, str]
     rounding: RoundingError
     files: Mapping[str, FileFact]
+    encoder: EncoderGraph | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -107,6 +123,7 @@ class Manifest:
             "inputs": [asdict(tensor) for tensor in input_tensors(spec)],
             "outputs": [asdict(tensor) for tensor in output_tensors(spec)],
             "graphs": [asdict(graph) for graph in self.graphs],
+            **({} if self.encoder is None else {"encoder": _encoder_json(self.encoder, spec)}),
             "golden": {"inputs": GOLDEN_INPUTS, "outputs": GOLDEN_OUTPUTS},
             "rounding": asdict(self.rounding),
             "source": asdict(self.source),
@@ -114,6 +131,15 @@ class Manifest:
             "files": {name: asdict(fact) for name, fact in sorted(self.files.items())},
         }
         return {**value, "manifest_sha256": manifest_digest(value)}
+
+
+def _encoder_json(encoder: EncoderGraph, spec: GeneratorSpec) -> dict[str, Any]:
+    inputs, outputs = encoder_tensors(spec)
+    return {
+        **asdict(encoder),
+        "inputs": [asdict(tensor) for tensor in inputs],
+        "outputs": [asdict(tensor) for tensor in outputs],
+    }
 
 
 def manifest_digest(value: Mapping[str, Any]) -> str:
@@ -174,6 +200,7 @@ def parse_manifest(folder: Path, value: dict[str, Any]) -> Manifest:
             versions={name: _typed(text, str, name) for name, text in _get(value, "versions", dict).items()},
             rounding=_parse_rounding(_get(value, "rounding", dict)),
             files={name: _parse_fact(fact, name) for name, fact in _get(value, "files", dict).items()},
+            encoder=_parse_encoder(_get(value, "encoder", dict)) if "encoder" in value else None,
             format_version=version,
         )
         for name in manifest.files:
@@ -200,17 +227,26 @@ class _FieldError(Exception):
 def _check_consistency(manifest: Manifest, value: dict[str, Any]) -> None:
     if not manifest.graphs:
         raise _FieldError("graphs is empty")
-    for name in (*(graph.file for graph in manifest.graphs), GOLDEN_INPUTS, GOLDEN_OUTPUTS):
+    encoder, spec = manifest.encoder, manifest.generator
+    graphs = [graph.file for graph in manifest.graphs] + ([] if encoder is None else [encoder.file])
+    for name in (*graphs, GOLDEN_INPUTS, GOLDEN_OUTPUTS):
         if name not in manifest.files:
             raise _FieldError(f"files lacks {name!r}")
     if _get(value, "golden", dict) != {"inputs": GOLDEN_INPUTS, "outputs": GOLDEN_OUTPUTS}:
         raise _FieldError(f"golden {value['golden']!r} is not {GOLDEN_INPUTS} and {GOLDEN_OUTPUTS}")
-    spec = manifest.generator
-    for field, tensors in (("inputs", input_tensors(spec)), ("outputs", output_tensors(spec))):
+    _check_tensors(value, "", (input_tensors(spec), output_tensors(spec)))
+    if encoder is not None:
+        if spec.z_dim is None:
+            raise _FieldError("encoder contradicts the generator, which has no style vector")
+        _check_tensors(value["encoder"], "encoder: ", encoder_tensors(spec))
+
+
+def _check_tensors(value: dict[str, Any], where: str, expected: tuple[tuple[TensorInfo, ...], ...]) -> None:
+    for field, tensors in zip(("inputs", "outputs"), expected, strict=True):
         told = [_typed(entry, dict, field) for entry in _get(value, field, list)]
         found = [(entry.get("name"), entry.get("dtype"), entry.get("shape")) for entry in told]
         if found != [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in tensors]:
-            raise _FieldError(f"{field} contradicts the generator: {found}")
+            raise _FieldError(f"{where}{field} contradicts the generator: {found}")
 
 
 def _parse_graph(value: Any) -> Graph:
@@ -229,6 +265,15 @@ def _parse_graph(value: Any) -> Graph:
         kind=GraphKind(kind),
         break_even_share=_optional_number(value, "break_even_share"),
         min_psnr_db=_optional_number(value, "min_psnr_db"),
+    )
+
+
+def _parse_encoder(value: dict[str, Any]) -> EncoderGraph:
+    return EncoderGraph(
+        file=_get(value, "file", str),
+        opset=_get(value, "opset", int),
+        max_error=_get(value, "max_error", float),
+        tolerance=_get(value, "tolerance", float),
     )
 
 

@@ -17,6 +17,7 @@ from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec
 LABEL, INSTANCE, Z = "label", "instance", "z"
 PIXELS, IMAGE = "pixels", "image"
 LOGITS = "logits"
+PHOTO, MU, LOGVAR = "photo", "mu", "logvar"
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -62,6 +63,19 @@ def golden_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
     return pixels, image, TensorInfo(LOGITS, "float32", image.shape, "the image before tanh")
 
 
+def encoder_tensors(spec: GeneratorSpec) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """What the style encoder's graph is fed, and what it answers. A spec without a style vector has no encoder."""
+    assert spec.z_dim is not None
+    style = ("N", spec.z_dim)
+    return (
+        (TensorInfo(PHOTO, "uint8", ("N", spec.height, spec.width, 3), "RGB, the whole photo resized with bicubic"),),
+        (
+            TensorInfo(MU, "float32", style, "the mean of the photo's style: the z that stands for the photo"),
+            TensorInfo(LOGVAR, "float32", style, "the logarithm of its variance: z = mu + exp(logvar / 2) noise"),
+        ),
+    )
+
+
 def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
     """How a label file becomes the graph's input: each step as data and as one sentence."""
     labels = spec.labels
@@ -76,7 +90,7 @@ def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
         "size": {
             "dynamic": spec.is_dynamic,
             "multiple_of": spec.stride,
-            "sentence": f"Any height and width that are multiples of {spec.stride} run."
+            "sentence": f"Any height and width that are {spec.side_rule.replace('multiple', 'multiples')} run."
             if spec.is_dynamic
             else f"Only {spec.height} x {spec.width} runs: the style vector's first layer fixes the size.",
         },

@@ -90,8 +90,9 @@ def checked_size(spec: GeneratorSpec, size: Size | None) -> Size:
         return own
     if not spec.is_dynamic:
         raise ConfigError(f"--size: this model runs at {own[0]}x{own[1]} alone (its style vector fixes it)")
-    if any(part < 1 or part % spec.stride for part in size):
-        raise ConfigError(f"--size: {size[0]}x{size[1]} are not multiples of {spec.stride}, the stride of this model")
+    for part in size:
+        if not spec.takes_side(part):
+            raise ConfigError(f"--size: {part} of {size[0]}x{size[1]} is not a {spec.side_rule}, as this model needs")
     return size
 
 

@@ -26,7 +26,8 @@ def write_plain_export(checkpoint: Path, path: Path) -> None:
     height, width = (2 * stride, 3 * stride) if spec.is_dynamic else (spec.height, spec.width)
     shape = {0: batch}
     if spec.is_dynamic:
-        shape |= {2: stride * Dim("h", min=1), 3: stride * Dim("w", min=1)}
+        least = spec.least_side // stride
+        shape |= {2: stride * Dim("h", min=least), 3: stride * Dim("w", min=least)}
     inputs = [torch.zeros(2, spec.labels.num_channels, height, width)]
     names, shapes = [SEGMAP], [shape]
     if spec.z_dim is not None:

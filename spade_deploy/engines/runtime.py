@@ -171,8 +171,8 @@ def check_inputs(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> Non
         raise InputRefusedError(f"input {problem}")
     label = inputs[LABEL]
     for axis, size in zip(("height", "width"), label.shape[1:], strict=True):
-        if size % spec.stride:
-            raise InputRefusedError(f"input {LABEL}: {axis} {size} is not a multiple of {spec.stride}")
+        if not spec.takes_side(size):
+            raise InputRefusedError(f"input {LABEL}: {axis} {size} is not a {spec.side_rule}")
     lowest, highest = int(label.min()), int(label.max())
     if lowest < 0 or highest >= spec.labels.num_ids:
         bad = lowest if lowest < 0 else highest

@@ -63,8 +63,8 @@ def default_profile(spec: GeneratorSpec) -> ShapeProfile:
 def _check(spec: GeneratorSpec, profile: ShapeProfile) -> None:
     for extent in (profile.least, profile.best, profile.most):
         for what, size, own in (("height", extent[1], spec.height), ("width", extent[2], spec.width)):
-            if size % spec.stride:
-                raise ConfigError(f"--profile: {what} {size} of {profile} is not a multiple of {spec.stride}")
+            if not spec.takes_side(size):
+                raise ConfigError(f"--profile: {what} {size} of {profile} is not a {spec.side_rule}")
             if not spec.is_dynamic and size != own:
                 raise ConfigError(f"--profile: {what} {size} of {profile}: a model with a style vector has {own} alone")
 

@@ -1,11 +1,11 @@
-"""The module that is traced: label ids in, pixels out, everything folded. The trained module stays untouched.
+"""The module that is traced for SPADE: label ids in, pixels out, everything folded. The trained module stays untouched.
 
 It differs from `training.networks` in these ways, all exact up to float rounding:
 - spectral and batch norm are folded (`fold.py`);
 - gamma and beta of a layer are one convolution, and the `mlp_shared` of all layers at one resolution are one;
 - the label map is picked at a stride before the one-hot, instead of resizing the segmap: nearest resizing at an
   integer ratio *is* a strided pick;
-- one-hot and edge map are made inside the graph.
+- one-hot and edge map are made inside the graph (`dense_model.py`).
 
 Sub-modules carry the names of the trained ones (`up_0`, `up_0.norm_1`, `up_0.conv_s`), and each computes what its
 namesake computes, so that values of the graph can be compared with the reference one by one.
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_spade
 from spade_deploy.spec import GeneratorSpec, NormType
 from spade_deploy.training.networks import (
     LEAKY_SLOPE,
-    NORM_EPS,
     Spade,
     SpadeBlock,
     SpadeGenerator,
@@ -42,9 +42,7 @@ class DeploySpade(nn.Module):
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         gamma, beta = self.modulation(hidden).chunk(2, dim=1)
         if self.normalizes:
-            # The sums of squares of a half-precision map overflow: the statistics are always float32.
-            wide = x.float() if x.dtype is torch.float16 else x
-            x = functional.instance_norm(wide, eps=NORM_EPS).to(x.dtype)
+            x = instance_norm(x)
         modulated: Tensor = x * gamma + beta
         return modulated
 
@@ -72,16 +70,8 @@ class DeployBlock(nn.Module):
         return result
 
 
-class DeployModel(nn.Module):
-    """label ids (and instance ids, and style) -> (pixels, image).
-
-    label: N x H x W uint8 or int32. instance: N x H x W int32, iff the spec has edges. z: N x z_dim float32, iff VAE.
-    pixels: N x H x W x 3 uint8, truncated. image: N x 3 x H x W float32 in [-1, 1].
-    fp16: units not named in `keep_fp32` hold and compute half precision; inputs and outputs stay as they are, and
-    tanh, the conversion to pixels, and instance-norm statistics stay float32.
-    """
-
-    ids: Tensor
+class DeployModel(DenseModel):
+    """SPADE. Inputs, outputs, and what fp16, keep_fp32 and dtype mean: see `DenseModel`."""
 
     def __init__(
         self,
@@ -91,8 +81,8 @@ class DeployModel(nn.Module):
         keep_fp32: Collection[str] = (),
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        spec = self.spec = generator.spec
+        spec = generator.spec
+        super().__init__(spec)
         if spec.z_dim is None:
             self.fc: nn.Module = make_conv(fold_conv(generator.fc))
         else:
@@ -104,18 +94,9 @@ class DeployModel(nn.Module):
         for block in spec.blocks:
             self.add_module(block.name, DeployBlock(trained_block(generator, block.name), spec.norm))
         self.conv_img = make_conv(fold_conv(generator.conv_img))
-        self.register_buffer("ids", torch.arange(spec.labels.num_ids, dtype=torch.float32).view(1, -1, 1, 1), False)
-        for name in unit_names(spec):
-            half = fp16 and name not in keep_fp32
-            self.get_submodule(name).to(torch.float16 if half else dtype)
-        self.eval()
+        self.set_types(spade_units(spec), fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
 
-    def forward(self, label: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        extra = list(rest)
-        instance = extra.pop(0) if self.spec.labels.has_edges else None
-        z = extra.pop(0) if self.spec.z_dim is not None else None
-        label = label.float()
-        edges = None if instance is None else edge_map(instance)
+    def logits(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
         x = self._latent(label, edges, z)
         hidden: dict[int, list[Tensor]] = {}
         for block in self.spec.blocks:
@@ -127,47 +108,21 @@ class DeployModel(nn.Module):
             count = 3 if block.has_shortcut else 2
             mine, hidden[stride] = hidden[stride][:count], hidden[stride][count:]
             x = self.get_submodule(block.name)(x, mine)
-        x = self.conv_img(functional.leaky_relu(x.to(dtype_of(self.conv_img)), LEAKY_SLOPE))
-        return to_outputs(x)
+        logits: Tensor = self.conv_img(functional.leaky_relu(x.to(dtype_of(self.conv_img)), LEAKY_SLOPE))
+        return logits
 
     def _latent(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
         spec, dtype = self.spec, dtype_of(self.fc)
         if z is not None:
             flat: Tensor = self.fc(z.to(dtype))
             return flat.view(-1, 16 * spec.base_channels, spec.latent_height, spec.latent_width)
-        latent: Tensor = self.fc(self._segmap(spec.stride, label, edges).to(dtype))
+        latent: Tensor = self.fc(self.segmap(spec.stride, label, edges).to(dtype))
         return latent
 
     def _hidden(self, stride: int, label: Tensor, edges: Tensor | None) -> list[Tensor]:
         level = self.get_submodule(f"level_{stride}")
-        maps = level(self._segmap(stride, label, edges).to(dtype_of(level)))
+        maps = level(self.segmap(stride, label, edges).to(dtype_of(level)))
         return list(maps.split(self.spec.hidden_channels, dim=1))
-
-    def _segmap(self, stride: int, label: Tensor, edges: Tensor | None) -> Tensor:
-        segmap = (label[:, None, ::stride, ::stride] == self.ids).float()
-        return segmap if edges is None else torch.cat([segmap, edges[:, :, ::stride, ::stride]], dim=1)
-
-
-def to_outputs(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The last convolution's N x 3 x H x W -> (pixels, image), as `DeployModel` returns them."""
-    image = torch.tanh(logits if logits.dtype is torch.float64 else logits.float())
-    # floor is what a cast to uint8 does; written out, since runtimes differ in how they round a cast.
-    # The cast is last: TensorRT knows uint8 as a network's input and output, not in between.
-    pixels = ((image + 1) / 2 * 255).clamp(0, 255).floor().permute(0, 2, 3, 1)
-    return pixels.to(torch.uint8), image
-
-
-def edge_map(instance: Tensor) -> Tensor:
-    """N x H x W int32 -> N x 1 x H x W float32: 1 where a 4-neighbour has another id. Without in-place writes."""
-    across = (instance[:, :, 1:] != instance[:, :, :-1]).float()
-    down = (instance[:, 1:, :] != instance[:, :-1, :]).float()
-    sides = [
-        functional.pad(across, (1, 0)),
-        functional.pad(across, (0, 1)),
-        functional.pad(down, (0, 0, 1, 0)),
-        functional.pad(down, (0, 0, 0, 1)),
-    ]
-    return torch.maximum(torch.maximum(sides[0], sides[1]), torch.maximum(sides[2], sides[3]))[:, None]
 
 
 def levels(spec: GeneratorSpec) -> dict[int, list[str]]:
@@ -178,7 +133,7 @@ def levels(spec: GeneratorSpec) -> dict[int, list[str]]:
     return by_stride
 
 
-def unit_names(spec: GeneratorSpec) -> list[str]:
+def spade_units(spec: GeneratorSpec) -> list[str]:
     """Every part that has a precision of its own, in the order they run."""
     names = ["fc"]
     for stride, blocks in levels(spec).items():
@@ -186,7 +141,7 @@ def unit_names(spec: GeneratorSpec) -> list[str]:
     return [*names, "conv_img"]
 
 
-def stage_names(spec: GeneratorSpec) -> list[str]:
+def spade_stages(spec: GeneratorSpec) -> list[str]:
     """Values that the deploy model and the trained generator both compute, in the order they are computed."""
     stages = ["fc"]
     for block in spec.blocks:
@@ -229,8 +184,3 @@ def trained_block(generator: SpadeGenerator, name: str) -> SpadeBlock:
     block = generator.get_submodule(name)
     assert isinstance(block, SpadeBlock)
     return block
-
-
-def dtype_of(module: nn.Module) -> torch.dtype:
-    """The type of a module's weights."""
-    return next(module.parameters()).dtype

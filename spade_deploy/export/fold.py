@@ -1,9 +1,18 @@
 """Folds: the weights change, the function stays.
 
-Spectral norm (Miyato et al., 2018), as PyTorch stores it: the layer's weight is W / sigma with sigma = u' mat(W) v,
-where u and v are *stored*. In eval mode PyTorch runs no power iteration, so neither does the fold.
+Spectral norm (Miyato et al., 2018; SPADE, pix2pixHD), as PyTorch stores it: the layer's weight is W / sigma with
+sigma = u' mat(W) v, where u and v are *stored*. In eval mode PyTorch runs no power iteration, so neither does the fold.
+mat(W) has a row for each output channel, which a transposed convolution has on its second axis.
 
-Batch norm into gamma and beta. In eval mode, with s = 1 / sqrt(var + eps) and t = -mean s, a SPADE layer is
+Batch norm into the convolution before it (pix2pixHD). In eval mode, with s = 1 / sqrt(var + eps), t = -mean s and the
+learned scale g and offset o,
+
+    ((W * x + b) s + t) g + o  =  (s g W) * x + [(b s + t) g + o]
+
+where s g scales the output channels of W. Padding acts on x and stays exact, of whatever kind it is.
+Instance norm (pix2pixHD) and layer norm (the cascaded refinement network) depend on x and cannot fold.
+
+Batch norm into gamma and beta (SPADE). In eval mode, with s = 1 / sqrt(var + eps) and t = -mean s, a SPADE layer is
 
     (x s + t) (1 + gamma) + beta  =  x [s (1 + gamma)] + [beta + t (1 + gamma)]  =  x gamma' + beta'
 
@@ -14,7 +23,8 @@ and, gamma and beta being convolutions of the same hidden map h (gamma = Wg * h 
 so the normalisation disappears. Zero padding stays exact: padding acts on h, which is unchanged.
 Instance norm depends on x and cannot fold: there gamma' = Wg * h + 1 + bg and beta' = beta.
 
-The learned shortcut has no activation between its SPADE layer and its 1 x 1 convolution Ws, so beta' passes through it:
+The learned shortcut (SPADE) has no activation between its SPADE layer and its 1 x 1 convolution Ws, so beta' passes
+through it:
 
     Ws (x gamma' + beta')  =  Ws (x gamma') + (Ws beta')
 
@@ -32,11 +42,12 @@ from torch import Tensor, nn
 
 from spade_deploy.errors import ExportError
 from spade_deploy.training.networks import Spade
+from spade_deploy.training.pix2pixhd import NormalizedConv
 
 
 @dataclass(frozen=True)
 class ConvWeights:
-    """weight: out x in x k x k, bias: out, both float64."""
+    """weight: out x in x k x k, of a transposed convolution in x out x k x k; bias: out. Both float64."""
 
     weight: Tensor
     bias: Tensor
@@ -52,7 +63,8 @@ def fold_conv(conv: nn.Module) -> ConvWeights:
     if hasattr(conv, "weight_orig"):
         original = _double(conv.weight_orig)
         u, v = _double(conv.weight_u), _double(conv.weight_v)
-        sigma = torch.dot(u, original.flatten(1) @ v)
+        by_output = original.transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else original
+        sigma = torch.dot(u, by_output.flatten(1) @ v)
         if not torch.isfinite(sigma) or sigma == 0:
             raise ExportError(
                 f"spectral norm: the stored u and v give sigma = {float(sigma)}, which cannot be divided by",
@@ -61,8 +73,20 @@ def fold_conv(conv: nn.Module) -> ConvWeights:
         weight = original / sigma
     else:
         weight = _double(conv.weight)
-    bias = torch.zeros(weight.shape[0], dtype=torch.float64) if conv.bias is None else _double(conv.bias)
+    outputs = weight.shape[1 if isinstance(conv, nn.ConvTranspose2d) else 0]
+    bias = torch.zeros(outputs, dtype=torch.float64) if conv.bias is None else _double(conv.bias)
     return ConvWeights(weight, bias)
+
+
+def fold_normalized(layer: NormalizedConv) -> ConvWeights:
+    """A convolution and the batch norm after it as one convolution. Raises ExportError for any other norm."""
+    _require_eval(layer)
+    conv, (scale, shift) = fold_conv(layer.conv), _statistics(layer.norm)
+    if layer.scale is not None and layer.offset is not None:
+        factor, offset = _double(layer.scale), _double(layer.offset)
+        scale, shift = scale * factor, shift * factor + offset
+    outputs = (1, -1, 1, 1) if isinstance(layer.conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
+    return ConvWeights(conv.weight * scale.view(outputs), conv.bias * scale + shift)
 
 
 def fold_spade(layer: Spade) -> ConvWeights:
@@ -72,9 +96,7 @@ def fold_spade(layer: Spade) -> ConvWeights:
     norm = layer.param_free_norm
     if isinstance(norm, nn.InstanceNorm2d):
         return ConvWeights(torch.cat([gamma.weight, beta.weight]), torch.cat([gamma.bias + 1, beta.bias]))
-    if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) or norm.running_mean is None or norm.affine:
-        raise ExportError(f"batch norm: {type(norm).__name__} has no running statistics, or has weights of its own")
-    scale, shift = batch_norm_scale_shift(norm)
+    scale, shift = _statistics(norm)
     column = (-1, 1, 1, 1)
     return ConvWeights(
         torch.cat([scale.view(column) * gamma.weight, beta.weight + shift.view(column) * gamma.weight]),
@@ -103,6 +125,12 @@ def batch_norm_scale_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Ten
         )
     scale = torch.rsqrt(variance + norm.eps)
     return scale, -mean * scale
+
+
+def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) or norm.running_mean is None or norm.affine:
+        raise ExportError(f"batch norm: {type(norm).__name__} has no running statistics, or has weights of its own")
+    return batch_norm_scale_shift(norm)
 
 
 def _require_eval(module: nn.Module) -> None:

@@ -17,8 +17,7 @@ import torch
 
 from spade_deploy.artifact import IMAGE, LABEL, Arrays, Graph, graph_file, one_by_one
 from spade_deploy.errors import ConfigError, MissingDependencyError
-from spade_deploy.export.deploy_model import DeployModel
-from spade_deploy.export.lookup_model import LookupModel
+from spade_deploy.export.models import TracedModel, build_model
 from spade_deploy.export.onnx_graph import OPSET
 from spade_deploy.export.qdq import write_int8
 from spade_deploy.export.sensitivity import (
@@ -39,7 +38,7 @@ from spade_deploy.export.sensitivity import (
 )
 from spade_deploy.patterns import graph_inputs
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
-from spade_deploy.training.networks import SpadeGenerator
+from spade_deploy.training.architectures import Generator
 
 DEFAULT_MIN_PSNR_DB = 35.0
 DEFAULT_CALIBRATION_COUNT = 32
@@ -138,7 +137,7 @@ class Int8Summary:
 
 
 def write_int8_graphs(
-    generator: SpadeGenerator,
+    generator: Generator,
     folder: Path,
     kinds: Sequence[GraphKind],
     request: Int8Request,
@@ -151,20 +150,20 @@ def write_int8_graphs(
     Raises ExportError where the target is out of reach, MissingDependencyError without ONNX Runtime.
     """
     _onnxruntime()  # before the minutes of work
-    model = DeployModel(generator)
+    model = build_model(generator)
     calibration, ranking, choice = _plan(model, request, golden, on_progress)
     summary = Int8Summary(request.min_psnr_db, request.described, len(calibration.images), ranking, choice)
     graphs, qualities = [], []
     for kind in kinds:
         ranges = calibration.ranges
         if kind is GraphKind.LOOKUP:
-            lookup = LookupModel(generator)
+            lookup = build_model(generator, kind)
             tables = _batches(generator.spec, kind, request.calibration)
             ranges = calibrate(lookup, tables, _named(on_progress, f"calibrating the {kind} graph")).ranges
         maker = _Maker(folder, kind, generator.spec, ranges, request, calibration.images, golden, on_progress)
         quality = maker.make(choice.kept, ranking)
         made = {layer_of(module) for module in ranges} - set(quality.kept)
-        stays = tuple(layer for layer in dict.fromkeys(map(layer_of, calibration.ranges)) if layer not in made)
+        stays = tuple(layer for layer in dict.fromkeys(map(layer_of, calibration.work)) if layer not in made)
         file = graph_file(Precision.INT8, kind)
         graphs.append(Graph(file, Precision.INT8, stays, OPSET, kind, min_psnr_db=request.min_psnr_db))
         qualities.append(quality)
@@ -174,7 +173,7 @@ def write_int8_graphs(
 
 
 def _plan(
-    model: DeployModel, request: Int8Request, golden: tuple[Arrays, Images], on_progress: Progress
+    model: TracedModel, request: Int8Request, golden: tuple[Arrays, Images], on_progress: Progress
 ) -> tuple[Calibration, tuple[LayerDamage, ...], Choice]:
     batches = _batches(model.spec, GraphKind.DENSE, request.calibration)
     calibration = calibrate(model, batches, _named(on_progress, "calibrating"))

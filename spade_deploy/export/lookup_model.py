@@ -27,15 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spade_deploy.export.dense_model import dtype_of, to_outputs
 from spade_deploy.export.deploy_model import (
-    dtype_of,
     levels,
     make_conv,
     make_linear,
     merged_hidden,
-    to_outputs,
+    spade_units,
     trained_block,
-    unit_names,
 )
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_shortcut, fold_spade
 from spade_deploy.spec import BlockSpec, GeneratorSpec, LabelSpec, NormType
@@ -147,7 +146,7 @@ class LookupModel(nn.Module):
 
     Inputs are those of `patterns.lookup_tensors`, in that order, all int32 but the style: latent N x h x w x 9 (not
     with a VAE); for each level from the coarsest on codes U x k*k, patterns P x k*k, index N x H/s x W/s; then
-    z N x z_dim float32 for a VAE. Outputs, and what fp16, keep_fp32 and dtype mean: see `DeployModel`.
+    z N x z_dim float32 for a VAE. Outputs, and what fp16, keep_fp32 and dtype mean: see `DenseModel`.
     """
 
     def __init__(
@@ -171,7 +170,7 @@ class LookupModel(nn.Module):
         for block in spec.blocks:
             self.add_module(block.name, LookupBlock(trained_block(generator, block.name), block, spec.norm))
         self.conv_img = make_conv(fold_conv(generator.conv_img))
-        for name in unit_names(spec):
+        for name in spade_units(spec):
             half = fp16 and name not in keep_fp32
             self.get_submodule(name).to(torch.float16 if half else dtype)
         self.eval()

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.export import Dim
 
 from spade_deploy.errors import ExportError
-from spade_deploy.export.deploy_model import DeployModel, levels, stage_names
+from spade_deploy.export.deploy_model import levels
 from spade_deploy.export.lookup_model import LookupModel
+from spade_deploy.export.models import TracedModel, stage_names
 from spade_deploy.patterns import lookup_tensors
 from spade_deploy.spec import GeneratorSpec
 
@@ -26,7 +27,7 @@ EXTERNAL_DATA_BYTES = 1_900_000_000
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def write_onnx(model: DeployModel | LookupModel, path: Path) -> None:
+def write_onnx(model: TracedModel, path: Path) -> None:
     """Trace `model` and write it to `path`. Raises ExportError with the exporter's own words where that fails.
 
     Inputs and outputs are those of the module. The batch is dynamic; height and width are dynamic multiples of the
@@ -68,8 +69,9 @@ def _example_inputs(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str],
     batch = Dim("batch", min=1)
     shape: dict[int, Any] = {0: batch}
     if spec.is_dynamic:
-        shape[1] = spec.stride * Dim(f"h{spec.stride}", min=1)
-        shape[2] = spec.stride * Dim(f"w{spec.stride}", min=1)
+        least = spec.least_side // spec.stride
+        shape[1] = spec.stride * Dim(f"h{spec.stride}", min=least)
+        shape[2] = spec.stride * Dim(f"w{spec.stride}", min=least)
     label_dtype = torch.uint8 if spec.labels.num_ids <= 256 else torch.int32
     inputs, names, shapes = [torch.zeros(2, height, width, dtype=label_dtype)], ["label"], [shape]
     if spec.labels.has_edges:
@@ -103,7 +105,7 @@ def _example_tables(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str],
     return tuple(inputs), [tensor.name for tensor in lookup_tensors(spec)], shapes
 
 
-def _name_stages(onnx_model: Any, model: DeployModel | LookupModel) -> None:
+def _name_stages(onnx_model: Any, model: TracedModel) -> None:
     last_value: dict[str, Any] = {}
     for node in onnx_model.graph:
         scopes = _scopes(node)
@@ -127,7 +129,7 @@ def _name_stages(onnx_model: Any, model: DeployModel | LookupModel) -> None:
         last_value[name].name = name
 
 
-def model_stages(model: DeployModel | LookupModel) -> list[str]:
+def model_stages(model: TracedModel) -> list[str]:
     """The named values of a model's graph. A lookup model makes no `norm_s`: its shortcut is one step."""
     names = stage_names(model.spec)
     return [name for name in names if not name.endswith("norm_s")] if isinstance(model, LookupModel) else names

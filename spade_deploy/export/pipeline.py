@@ -30,20 +30,17 @@ from spade_deploy.artifact import (
     write_manifest,
 )
 from spade_deploy.compare import FP32_FACTOR, is_undecided
-from spade_deploy.export.deploy_model import DeployModel, unit_names
 from spade_deploy.export.int8 import Int8Request, Int8Summary, write_int8_graphs
 from spade_deploy.export.lookup_model import LookupModel
+from spade_deploy.export.models import TracedModel, build_model, require_kind, unit_names
 from spade_deploy.export.onnx_graph import OPSET, write_onnx
-from spade_deploy.export.precision import ALWAYS_FP32, unit_ranges, units_to_keep
+from spade_deploy.export.precision import always_fp32, unit_ranges, units_to_keep
 from spade_deploy.patterns import graph_inputs
-from spade_deploy.spec import GraphKind, NormType, Precision, RoundingError
-from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
+from spade_deploy.spec import GraphKind, Precision, RoundingError
+from spade_deploy.training.architectures import Generator, build_generator
+from spade_deploy.training.networks import make_segmap, to_pixels
 
 Arrays = Mapping[str, NDArray[Any]]
-MODELS: dict[GraphKind, type[DeployModel] | type[LookupModel]] = {
-    GraphKind.DENSE: DeployModel,
-    GraphKind.LOOKUP: LookupModel,
-}
 VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "numpy")
 
 
@@ -57,11 +54,11 @@ class Exported:
 
 
 def export_artifact(
-    generator: SpadeGenerator,
+    generator: Generator,
     folder: Path,
     *,
     precisions: Sequence[Precision],
-    kinds: Sequence[GraphKind] = tuple(GraphKind),
+    kinds: Sequence[GraphKind] | None = None,
     golden_inputs: Arrays,
     source: Source,
     keep_fp32: Sequence[str] = (),
@@ -73,10 +70,14 @@ def export_artifact(
 
     generator: in eval mode; it is read, never changed. golden_inputs: the graph's inputs by name, N of each; they
     become the golden tensors, and the ranges of a half-precision graph are measured on them.
+    kinds: of graphs; all that the architecture has if left out.
     keep_fp32: units that stay float32 in half precision beside those whose ranges ask for it, see `parse_kept`.
     int8: adds an int8 graph of each kind, made of the fp32 graphs. on_progress: what, done, in all.
-    Raises ExportError, MissingDependencyError.
+    Raises ExportError, MissingDependencyError, ConfigError for a kind that the architecture does not have.
     """
+    kinds = generator.spec.graph_kinds if kinds is None else kinds
+    for kind in kinds:
+        require_kind(generator.spec, kind)
     on_step("running the PyTorch reference in float32 and float64")
     reference = run_reference(generator, golden_inputs)
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS])
@@ -84,15 +85,15 @@ def export_artifact(
     graphs = []
     for precision, kind in itertools.product(precisions, kinds):
         on_step(f"tracing and writing the {precision} {kind} graph")
-        build = MODELS[kind]
         kept: tuple[str, ...] = ()
         if precision is Precision.FP16:
-            measured = units_to_keep(_ranges(build(generator), golden_inputs))
+            measured = units_to_keep(_ranges(build_model(generator, kind), golden_inputs))
             kept = tuple(name for name in unit_names(generator.spec) if name in measured or name in keep_fp32)
-        model = build(generator, fp16=precision is Precision.FP16, keep_fp32=kept)
+        model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
         file = graph_file(precision, kind)
         write_onnx(model, folder / file)
-        graphs.append(Graph(file, precision, _all_kept(generator, precision, kept), OPSET, kind))
+        all_kept = (*always_fp32(generator.spec), *kept) if precision is Precision.FP16 else ()
+        graphs.append(Graph(file, precision, all_kept, OPSET, kind))
     summary = None
     if int8 is not None:
         on_step(f"making int8 graphs of at least {int8.min_psnr_db:g} dB, calibrated on {int8.described}")
@@ -111,7 +112,7 @@ def export_artifact(
     return Exported(manifest, rounding, summary)
 
 
-def run_reference(generator: SpadeGenerator, inputs: Arrays) -> dict[str, NDArray[Any]]:
+def run_reference(generator: Generator, inputs: Arrays) -> dict[str, NDArray[Any]]:
     """What the untouched module makes of the graph's inputs.
 
     Returns `pixels` N x H x W x 3, `image` N x 3 x H x W, and `logits`, the image before tanh.
@@ -120,12 +121,12 @@ def run_reference(generator: SpadeGenerator, inputs: Arrays) -> dict[str, NDArra
     return {PIXELS: to_pixels(image).numpy(), IMAGE: image.numpy(), LOGITS: logits.numpy()}
 
 
-def rounding_error(generator: SpadeGenerator, inputs: Arrays, logits: NDArray[np.float32]) -> RoundingError:
+def rounding_error(generator: Generator, inputs: Arrays, logits: NDArray[np.float32]) -> RoundingError:
     """The float32 rounding error of the untouched module itself: its logits against the same weights in float64.
 
     Values of the image that rounding alone may carry across zero are left out of the image's figures.
     """
-    wide = SpadeGenerator(generator.spec).double()
+    wide = build_generator(generator.spec).double()
     wide.load_state_dict(generator.state_dict())
     wide.eval()
     exact = _run(wide, inputs, torch.float64)[1].numpy()
@@ -138,7 +139,7 @@ def rounding_error(generator: SpadeGenerator, inputs: Arrays, logits: NDArray[np
     return RoundingError(float(decided.max()), float(decided.mean()), largest, mean)
 
 
-def _run(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The module's own images, and its logits as a hook sees them."""
     # One image at a time: a batch of full-size activations would not fit small machines.
     images: list[Tensor] = []
@@ -155,22 +156,15 @@ def _run(generator: SpadeGenerator, inputs: Arrays, dtype: torch.dtype) -> tuple
     return torch.cat(images), torch.cat(logits)
 
 
-def model_inputs(model: DeployModel | LookupModel, inputs: Arrays) -> list[Tensor]:
+def model_inputs(model: TracedModel, inputs: Arrays) -> list[Tensor]:
     """A dense graph's inputs by name -> what `model` takes."""
     kind = GraphKind.LOOKUP if isinstance(model, LookupModel) else GraphKind.DENSE
     return [torch.from_numpy(array.copy()) for array in graph_inputs(model.spec, kind, inputs).values()]
 
 
-def _ranges(model: DeployModel | LookupModel, inputs: Arrays) -> dict[str, float]:
+def _ranges(model: TracedModel, inputs: Arrays) -> dict[str, float]:
     ranges: dict[str, float] = {}
     for one in one_by_one(inputs):
         for name, largest in unit_ranges(model, model_inputs(model, one)).items():
             ranges[name] = largest if largest != largest else max(ranges.get(name, 0.0), largest)
     return ranges
-
-
-def _all_kept(generator: SpadeGenerator, precision: Precision, kept: tuple[str, ...]) -> tuple[str, ...]:
-    if precision is not Precision.FP16:
-        return ()
-    head, statistics = ALWAYS_FP32
-    return (head, *((statistics,) if generator.spec.norm is NormType.INSTANCE else ()), *kept)

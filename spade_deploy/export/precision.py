@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_deploy.errors import ConfigError
-from spade_deploy.export.deploy_model import DeployModel, unit_names
-from spade_deploy.export.lookup_model import LookupModel
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.export.models import TracedModel, unit_names
+from spade_deploy.spec import GeneratorSpec, NormType
 
 FP16_MAX = 65504.0
 HEADROOM = 8.0
 """Label maps that were not measured may reach further: a unit stays float32 from FP16_MAX / HEADROOM on."""
 
-ALWAYS_FP32 = ("tanh and the conversion to pixels", "instance norm statistics")
+
+def always_fp32(spec: GeneratorSpec) -> tuple[str, ...]:
+    """What stays float32 in every half-precision graph, for people."""
+    statistics = {NormType.INSTANCE: ("instance norm statistics",), NormType.LAYER: ("layer norm statistics",)}
+    return ("tanh and the conversion to pixels", *statistics.get(spec.norm, ()))
 
 
-def unit_ranges(model: DeployModel | LookupModel, inputs: Sequence[Tensor]) -> dict[str, float]:
+def unit_ranges(model: TracedModel, inputs: Sequence[Tensor]) -> dict[str, float]:
     """The largest magnitude of any weight or activation in each unit of a float32 model, for these inputs."""
     ranges = {name: _largest(model.get_submodule(name).parameters()) for name in unit_names(model.spec)}
     with _watched_units(model, ranges), torch.no_grad():
@@ -57,7 +60,7 @@ def parse_kept(spec: GeneratorSpec, names: Iterable[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _watched_units(model: DeployModel | LookupModel, ranges: dict[str, float]) -> Iterator[None]:
+def _watched_units(model: TracedModel, ranges: dict[str, float]) -> Iterator[None]:
     watcher = _Watcher(ranges)
     handles = []
     for name in ranges:

@@ -35,7 +35,8 @@ MIN_INT8_SHARE = 0.5
 class Calibration:
     """What was seen while a model ran on the calibration maps, by module.
 
-    ranges: the largest magnitude of each product's input. work: its multiply-adds for one map. images: the model's
+    ranges: the largest magnitude of each product's input. work: multiply-adds for one map, of the products and of what
+    multiplies in float32 alone. images: the model's
     own images, N x 3 x H x W.
     """
 
@@ -73,7 +74,7 @@ class Choice:
 
 
 def products(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Every module that multiplies by a trained weight."""
+    """Every module that multiplies by a trained weight and can do so in int8: not the transposed convolutions."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
@@ -85,7 +86,7 @@ def layer_of(module: str) -> str:
     for suffix in (".gamma.linear", ".beta.linear"):
         if module.endswith(suffix):
             return module.removesuffix(suffix) + ".modulation"
-    return module.removesuffix(".0").removesuffix(".projection").removesuffix(".linear")
+    return module.removesuffix(".0").removesuffix(".projection").removesuffix(".linear").removesuffix(".conv")
 
 
 def calibrate(model: nn.Module, batches: Batches, on_progress: Progress = lambda *_: None) -> Calibration:
@@ -101,7 +102,18 @@ def calibrate(model: nn.Module, batches: Batches, on_progress: Progress = lambda
 
         return hook
 
+    def count(name: str) -> Any:
+        def hook(module: nn.ConvTranspose2d, args: tuple[Tensor], output: Tensor) -> None:
+            work[name] = args[0].numel() // module.in_channels * module.weight.numel()
+
+        return hook
+
     handles = [module.register_forward_hook(watch(name)) for name, module in products(model).items()]
+    handles += [
+        module.register_forward_hook(count(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ConvTranspose2d)
+    ]
     images = []
     try:
         for done, inputs in enumerate(batches):
@@ -206,7 +218,8 @@ def choose_layers(
 def most_kept(ranking: Sequence[LayerDamage]) -> int:
     """How many of the worst layers may stay float32 in a graph that is still called int8."""
     shares = np.cumsum([entry.work_share for entry in ranking])
-    return int(np.sum(shares <= 1 - MIN_INT8_SHARE))
+    # All shares together are less than 1 where some layers are float32 in any case.
+    return int(np.sum(shares <= max(0.0, shares[-1] - MIN_INT8_SHARE) + 1e-12))
 
 
 def out_of_reach(target_db: float, reached_db: float, kept: int, ranking: Sequence[LayerDamage]) -> ExportError:

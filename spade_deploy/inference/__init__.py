@@ -5,5 +5,6 @@ A result is written whole or not at all; what is there already is skipped, so a 
 
 from spade_deploy.inference.infer import InferSummary, ResizePolicy, infer
 from spade_deploy.inference.plan import Failure
+from spade_deploy.inference.style import encode_photo
 
-__all__ = ["Failure", "InferSummary", "ResizePolicy", "infer"]
+__all__ = ["Failure", "InferSummary", "ResizePolicy", "encode_photo", "infer"]

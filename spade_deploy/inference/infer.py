@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from spade_deploy.artifact import Artifact
 from spade_deploy.engines.runtime import Backend, GraphChoice, open_runtime
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
+from spade_deploy.inference.style import style_vector
 from spade_deploy.label_map import Size
 from spade_deploy.spec import GeneratorSpec, Precision
 
@@ -64,6 +62,7 @@ def infer(
     size: Size | None = None,
     overwrite: bool = False,
     seed: int | None = None,
+    style_image: Path | None = None,
     image_format: str = "png",
     threads: int | None = None,
     graph: GraphChoice | str = GraphChoice.AUTO,
@@ -76,7 +75,7 @@ def infer(
     instances: a folder paired by stem (or one file), needed by a model with an edge channel, unless `no_instances`
     leaves that channel empty.
     size: (height, width) to run at instead of the model's own.
-    seed: of the style of a VAE model, the same for every image; None is the mean style.
+    seed, style_image: the style of a VAE model, the same for every image: a seed's, or a photo's; neither is the mean.
     on_runtime: told what runs, once it is loaded.
     Files that cannot be used are in the summary's failures. Raises ConfigError, NotFoundError, errors of the
     runtime, and SpadeError where a result cannot be written.
@@ -85,7 +84,7 @@ def infer(
     if batch_size < 1:
         raise ConfigError(f"--batch-size: {batch_size} is not a positive number")
     _check_instance_flags(spec, instances, no_instances)
-    reader = Reader(spec, _target_size(spec, resize, size), _style(spec, seed))
+    reader = Reader(spec, _target_size(spec, resize, size), style_vector(artifact, seed, style_image))
     plan = make_plan(labels, out, None if no_instances else instances, image_format, overwrite)
     tally = Tally(len(plan.jobs), list(plan.failures), on_progress)
     runtime_name = ""
@@ -142,18 +141,7 @@ def _target_size(spec: GeneratorSpec, resize: ResizePolicy | str, size: Size | N
         return own
     if not spec.is_dynamic:
         raise ConfigError(f"--size: this model runs at {own[0]}x{own[1]} alone (its style vector fixes it)", hint=_DROP)
-    if any(part < 1 or part % spec.stride for part in size):
-        raise ConfigError(f"--size: {size[0]}x{size[1]} are not multiples of {spec.stride}, the stride of this model")
+    for part in size:
+        if not spec.takes_side(part):
+            raise ConfigError(f"--size: {part} of {size[0]}x{size[1]} is not a {spec.side_rule}, as this model needs")
     return size
-
-
-def _style(spec: GeneratorSpec, seed: int | None) -> NDArray[np.float32] | None:
-    if spec.z_dim is None:
-        if seed is not None:
-            raise ConfigError("--seed: this model has no style vector; its output follows from the labels", hint=_DROP)
-        return None
-    if seed is None:
-        return np.zeros((1, spec.z_dim), np.float32)
-    if seed < 0:
-        raise ConfigError(f"--seed: {seed} is negative")
-    return np.random.default_rng(seed).standard_normal((1, spec.z_dim), np.float32)

@@ -26,14 +26,16 @@ from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.runs import (
     CHECKPOINT_JSON,
     DISCRIMINATOR_FILE,
+    ENCODER_FILE,
     GENERATOR_FILE,
     OPTIMIZERS_FILE,
     CheckpointInfo,
     read_checkpoint_info,
 )
 from spade_deploy.spec import GeneratorSpec
+from spade_deploy.training.architectures import Generator, build_generator
 from spade_deploy.training.config import Setup
-from spade_deploy.training.networks import SpadeGenerator
+from spade_deploy.training.encoder import StyleEncoder
 
 _DAMAGED_HINT = "the folder was damaged or copied in part; use another checkpoint"
 
@@ -48,22 +50,27 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class LoadedGenerator:
-    """A generator as it was saved: on the CPU, in eval mode, verified against the recorded digest."""
+    """A generator as it was saved: on the CPU, in eval mode, verified against the recorded digest.
 
-    module: SpadeGenerator
+    encoder: the style encoder of a VAE, None where the checkpoint has none.
+    """
+
+    module: Generator
     spec: GeneratorSpec
     info: CheckpointInfo
+    encoder: StyleEncoder | None = None
 
 
 def save_checkpoint(
     folder: Path,
-    generator: SpadeGenerator,
+    generator: Generator,
     *,
     step: int,
     origin: str,
     source: str = "",
     setup: Setup | None = None,
     state: TrainingState | None = None,
+    encoder: StyleEncoder | None = None,
 ) -> CheckpointInfo:
     """Write a checkpoint; a folder of that name is replaced as a whole. Raises OSError where it cannot be written.
 
@@ -71,9 +78,11 @@ def save_checkpoint(
     """
     with atomic_folder(folder) as temporary:
         try:
-            _save_tensors(temporary / GENERATOR_FILE, generator.state_dict())
+            save_tensors(temporary / GENERATOR_FILE, generator.state_dict())
+            if encoder is not None:
+                save_tensors(temporary / ENCODER_FILE, encoder.state_dict())
             if state is not None:
-                _save_tensors(temporary / DISCRIMINATOR_FILE, state.discriminator)
+                save_tensors(temporary / DISCRIMINATOR_FILE, state.discriminator)
                 torch.save(dict(state.rest), temporary / OPTIMIZERS_FILE)
         except (RuntimeError, SafetensorError) as error:  # how these libraries report a full disk
             raise OSError(f"{folder}: {_first_line(error)}") from error
@@ -82,9 +91,10 @@ def save_checkpoint(
             step=step,
             origin=origin,
             generator=generator.spec,
-            generator_sha256=_sha256(temporary / GENERATOR_FILE),
-            discriminator_sha256=_sha256(temporary / DISCRIMINATOR_FILE) if state is not None else "",
-            optimizers_sha256=_sha256(temporary / OPTIMIZERS_FILE) if state is not None else "",
+            generator_sha256=sha256_of(temporary / GENERATOR_FILE),
+            discriminator_sha256=sha256_of(temporary / DISCRIMINATOR_FILE) if state is not None else "",
+            optimizers_sha256=sha256_of(temporary / OPTIMIZERS_FILE) if state is not None else "",
+            encoder_sha256=sha256_of(temporary / ENCODER_FILE) if encoder is not None else "",
             source=source,
             train=setup.train.to_json() if setup is not None else None,
             data=setup.data.to_json() if setup is not None else None,
@@ -98,16 +108,27 @@ def load_generator(checkpoint: Path) -> LoadedGenerator:
     """The generator of a checkpoint folder. Raises CheckpointError where anything is damaged or does not fit."""
     info = read_checkpoint_info(checkpoint)
     path = checkpoint / GENERATOR_FILE
-    tensors = _load_tensors(path, info.generator_sha256)
+    tensors = load_tensors(path, info.generator_sha256)
     module = _build(info.generator, tensors, path)
     module.load_state_dict(tensors)
-    return LoadedGenerator(module.eval(), info.generator, info)
+    return LoadedGenerator(module.eval(), info.generator, info, _load_encoder(checkpoint, info))
+
+
+def _load_encoder(checkpoint: Path, info: CheckpointInfo) -> StyleEncoder | None:
+    if not info.encoder_sha256 or info.generator.z_dim is None:
+        return None
+    path = checkpoint / ENCODER_FILE
+    tensors = load_tensors(path, info.encoder_sha256)
+    encoder = StyleEncoder(info.generator.z_dim, info.generator.base_channels)
+    check_tensors(encoder.state_dict(), tensors, path)
+    encoder.load_state_dict(tensors)
+    return encoder.eval()
 
 
 def load_training_state(checkpoint: Path) -> TrainingState:
     """What was saved beside the generator. Raises CheckpointError where it is missing or damaged."""
     info = _resumable_info(checkpoint)
-    discriminator = _load_tensors(checkpoint / DISCRIMINATOR_FILE, info.discriminator_sha256)
+    discriminator = load_tensors(checkpoint / DISCRIMINATOR_FILE, info.discriminator_sha256)
     path = checkpoint / OPTIMIZERS_FILE
     _check_digest(path, info.optimizers_sha256)
     try:
@@ -152,24 +173,26 @@ def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], where:
         )
 
 
-def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> SpadeGenerator:
+def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> Generator:
     """Shapes are compared before any memory is taken: a damaged spec may ask for terabytes."""
     try:
         with torch.device("meta"):
-            blueprint = SpadeGenerator(spec)
+            blueprint = build_generator(spec)
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: no generator can be built of its spec ({_first_line(error)})") from error
     check_tensors(blueprint.state_dict(), tensors, path)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; the caller's numbers are not touched
-        return SpadeGenerator(spec)
+        return build_generator(spec)
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, in their own types."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
 
 
-def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError where it has another SHA-256 or cannot be read."""
     _check_digest(path, sha256)
     try:
         return dict(safetensors.torch.load_file(path))
@@ -179,7 +202,7 @@ def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
 
 def _check_digest(path: Path, recorded: str) -> None:
     try:
-        found = _sha256(path)
+        found = sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})", hint=_DAMAGED_HINT) from error
     if found != recorded:
@@ -188,7 +211,8 @@ def _check_digest(path: Path, recorded: str) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,32 @@ from spade_deploy.label_sets import label_set
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Upsampling
 
 PRESETS = ("earth", "coco", "ade20k", "cityscapes", "facades")
+STYLE_LENGTH = 256
+"""Numbers of a style vector, as in the paper."""
+
+
+class GanMode(StrEnum):
+    """What the scores of the discriminator are trained towards; `losses.py` has the equations."""
+
+    HINGE = "hinge"
+    LS = "ls"
+    ORIGINAL = "original"
+    WGAN = "wgan"
+
+
+class Amp(StrEnum):
+    """Automatic mixed precision of the networks' passes; weights, statistics and losses stay float32."""
+
+    OFF = "off"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class Modulation(StrEnum):
+    """How a training step computes gamma and beta: by convolutions, or once for each distinct pattern of labels."""
+
+    DENSE = "dense"
+    LOOKUP = "lookup"
 
 
 @dataclass(frozen=True)
@@ -52,14 +79,26 @@ class TrainConfig:
     """Everything that decides what a run computes, and how often it writes.
 
     steps, epochs: the length, one of the two.
-    batch_size: samples a step; the photos and as many generated images go through the discriminator.
+    batch_size: samples a step, over all processes and all `accumulate` parts.
+    accumulate: parts that a step's batch is computed in, one after the other; batch norm sees a part at a time.
     lr_generator, lr_discriminator, betas: Adam's; unequal rates are the two time-scale rule (TTUR).
     decay_start: share of the steps after which both rates fall linearly to zero; 1.0 is never.
-    weight_*: of feature matching, the perceptual loss and the pixels' L1, beside 1 for the adversarial loss.
+    gan_mode: the adversarial loss. discriminator_steps: the generator learns in every so many-th step.
+    weight_*: of feature matching, the perceptual loss, the pixels' L1 and the encoder's KL divergence, beside 1 for
+    the adversarial loss.
+    init: the generator's first weights: a checkpoint's folder, or the name of a shipped model; '' draws them.
+    encoder: for a generator with a style vector: an encoder finds it in the photo (VAE), or it is noise.
+    amp, channels_last, compile, modulation: how a step is computed; none changes what it computes but by rounding.
+    ema_decay: the deployed generator is the exponential moving average of the trained one, its batch-norm statistics
+    estimated anew on `ema_batches` batches; None deploys the trained one.
+    deterministic: PyTorch's deterministic algorithms alone, at some cost.
     perceptual_file: VGG16 or VGG19 weights; without the file there is no perceptual loss, whatever its weight.
-    seed: of the weights and the order of the samples.
+    seed: of the weights, the order of the samples and the styles.
     workers: loading processes, 0 loads in this one.
     save_every, sample_every, log_every: in steps. keep_checkpoints: the newest of the run that are kept.
+    eval_every: steps between measurements on `eval_samples` held-out samples, 0 for none; extractor, segmenter: ONNX
+    files that more is measured with; best_by: the metric whose best checkpoint is kept beside the newest.
+    tensorboard: also write event files.
     device: 'auto' is CUDA where there is one, else the CPU; or 'cpu', 'cuda', 'cuda:1'.
     """
 
@@ -73,13 +112,32 @@ class TrainConfig:
     weight_feature_matching: float = 10.0
     weight_perceptual: float = 10.0
     weight_l1: float = 0.0
+    weight_kl: float = 0.05
+    gan_mode: GanMode = GanMode.HINGE
+    discriminator_steps: int = 1
+    encoder: bool = True
     perceptual_file: Path | None = None
+    init: str = ""
+    amp: Amp = Amp.OFF
+    channels_last: bool = True
+    compile: bool = False
+    modulation: Modulation = Modulation.DENSE
+    accumulate: int = 1
+    ema_decay: float | None = None
+    ema_batches: int = 16
+    deterministic: bool = False
     seed: int = 0
     workers: int = 4
     save_every: int = 1000
     sample_every: int = 1000
     log_every: int = 10
     keep_checkpoints: int = 2
+    eval_every: int = 0
+    eval_samples: int = 64
+    extractor: Path | None = None
+    segmenter: Path | None = None
+    best_by: str = ""
+    tensorboard: bool = False
     device: str = "auto"
     discriminator: DiscriminatorSpec = field(default_factory=DiscriminatorSpec)
 
@@ -91,6 +149,10 @@ class TrainConfig:
             if number is not None:
                 _check_range(flag, number, 1, 10**9)
         _check_range("--batch-size", self.batch_size, 1, 4096)
+        _check_range("--accumulate", self.accumulate, 1, self.batch_size)
+        if self.batch_size % self.accumulate:
+            raise ConfigError(f"--accumulate: {self.accumulate} does not divide --batch-size {self.batch_size}")
+        _check_range("--discriminator-steps", self.discriminator_steps, 1, 1000)
         for flag, rate in (("--lr-generator", self.lr_generator), ("--lr-discriminator", self.lr_discriminator)):
             if not (math.isfinite(rate) and 0 < rate <= 1):
                 raise ConfigError(f"{flag}: {rate} is not above 0 and at most 1")
@@ -98,18 +160,31 @@ class TrainConfig:
             raise ConfigError(f"--betas: {self.betas} is not two numbers from 0 to below 1")
         if not 0 <= self.decay_start <= 1:
             raise ConfigError(f"--decay-start: {self.decay_start} is not in 0..1")
-        for name in ("feature_matching", "perceptual", "l1"):
+        for name in ("feature_matching", "perceptual", "l1", "kl"):
             weight = getattr(self, f"weight_{name}")
             if not (math.isfinite(weight) and weight >= 0):
                 raise ConfigError(f"--weight-{name.replace('_', '-')}: {weight} is not a finite number from 0 on")
         if self.perceptual_file is not None and self.weight_perceptual == 0:
             raise ConfigError(f"--perceptual-file {self.perceptual_file} contradicts --weight-perceptual 0")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"--ema: {self.ema_decay} is not from 0 to below 1; 0.999 averages a thousand steps")
+        _check_range("--ema-batches", self.ema_batches, 1, 10_000)
+        self._check_evaluation()
         _check_range("--seed", self.seed, 0, 2**32 - 1)
         _check_range("--workers", self.workers, 0, 256)
         for name in ("save_every", "sample_every", "log_every", "keep_checkpoints"):
             _check_range("--" + name.replace("_", "-"), getattr(self, name), 1, 10**9)
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"--device: {self.device!r} is not auto, cpu, cuda or cuda:NUMBER")
+
+    def _check_evaluation(self) -> None:
+        _check_range("--eval-every", self.eval_every, 0, 10**9)
+        _check_range("--eval-samples", self.eval_samples, 2, 10**6)
+        if self.eval_every == 0:
+            given = {"--extractor": self.extractor, "--segmenter": self.segmenter, "--best-by": self.best_by}
+            flag = next((flag for flag, value in given.items() if value), None)
+            if flag:
+                raise ConfigError(f"{flag} {given[flag]} needs --eval-every N: without it nothing is measured")
 
     @property
     def uses_perceptual(self) -> bool:
@@ -136,9 +211,13 @@ class TrainConfig:
         """Raises ConfigError where a field is unknown or of another type."""
         known = _checked_fields(cls, value, "train config")
         if "betas" in known:
-            known["betas"] = tuple(_typed(beta, (int, float), "train config: betas") for beta in known["betas"])
-        if known.get("perceptual_file") is not None:
-            known["perceptual_file"] = Path(known["perceptual_file"])
+            known["betas"] = tuple(float(_typed(beta, (int, float), "train config: betas")) for beta in known["betas"])
+        for name in ("perceptual_file", "extractor", "segmenter"):
+            if known.get(name) is not None:
+                known[name] = Path(known[name])
+        for name, kind in (("gan_mode", GanMode), ("amp", Amp), ("modulation", Modulation)):
+            if name in known:
+                known[name] = chosen(kind, known[name], f"train config: {name}")
         if "discriminator" in known:
             known["discriminator"] = DiscriminatorSpec.from_json(known["discriminator"])
         return cls(**known)
@@ -156,11 +235,11 @@ class Setup:
         size = (self.generator.height, self.generator.width)
         if self.data.crop_size != size:
             raise ConfigError(f"--size: the data is cropped to {self.data.crop_size}, the generator makes {size}")
-        if self.generator.z_dim is not None:
-            raise ConfigError(
-                "z_dim: the VAE variant can be imported and deployed; its encoder is not trained here",
-                hint="train without a style vector",
-            )
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether a style encoder is trained (the VAE)."""
+        return self.generator.z_dim is not None and self.train.encoder
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -243,6 +322,14 @@ def notes(config: TrainConfig) -> tuple[str, ...]:
     return ()
 
 
+def chosen(kind: type[StrEnum], value: Any, what: str) -> StrEnum:
+    """The member of an enum from its value. Raises ConfigError that names what it is for and what is allowed."""
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ConfigError(f"{what}: {value!r} is not one of {', '.join(kind)}") from error
+
+
 def _check_range(flag: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{flag}: {value} is not in {low}..{high}")
@@ -252,6 +339,11 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "str": (str,),
+    "bool": (bool,),
+    "float | None": (int, float, type(None)),
+    "GanMode": (str,),
+    "Amp": (str,),
+    "Modulation": (str,),
     "int | None": (int, type(None)),
     "Path | None": (str, type(None)),
     "tuple[float, float]": (list, tuple),
@@ -271,6 +363,6 @@ def _checked_fields(cls: type, value: Any, what: str) -> dict[str, Any]:
 
 
 def _typed(value: Any, kinds: tuple[type, ...], what: str) -> Any:
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise ConfigError(f"{what}: {value!r} is of type {type(value).__name__}")
     return value

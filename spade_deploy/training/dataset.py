@@ -63,6 +63,40 @@ class Batch:
     skipped: tuple[tuple[int, str], ...] = ()
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Which samples of every step's batch are one process's: of each of the step's `parts` an equal share, in order.
+
+    So all processes together compute a part of what one process alone would, and batch norm sees the same samples.
+    """
+
+    rank: int = 0
+    size: int = 1
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.parts < 1 or not 0 <= self.rank < self.size:
+            raise ConfigError(f"process {self.rank} of {self.size}, {self.parts} parts: there is no such share")
+
+    def positions(self, batch_size: int) -> list[int]:
+        """Places in a batch of `batch_size`, ascending. Raises ConfigError where that cannot be shared out equally."""
+        share, rest = divmod(batch_size, self.size * self.parts)
+        if rest or not share:
+            unit = self.size * self.parts
+            found = f"{self.size} processes" + (f" times --accumulate {self.parts}" if self.parts > 1 else "")
+            below = batch_size // unit * unit
+            allowed = f"{below} or {below + unit}" if below else str(unit)
+            raise ConfigError(
+                f"--batch-size: {batch_size} samples a step cannot be shared out equally to {found}",
+                hint=f"take a multiple of {unit}, such as --batch-size {allowed}, or another number of processes",
+            )
+        firsts = [(part * self.size + self.rank) * share for part in range(self.parts)]
+        return [first + offset for first in firsts for offset in range(share)]
+
+
+WHOLE = Shard()
+
+
 class SampleSource(Protocol):
     """A split of a data set. Crosses to the worker processes, so it holds names and no pixels."""
 
@@ -222,10 +256,12 @@ def training_batches(
     start_step: int = 0,
     workers: int = 0,
     on_skip: Callable[[str], None] | None = None,
+    shard: Shard = WHOLE,
 ) -> Generator[Batch, None, None]:
     """Batches without end, from step `start_step` on; each epoch has every sample once, in an order of its own.
 
     workers: processes that load ahead; 0 loads in this one. The batches are the same.
+    shard: the samples of each batch that are made, for one of several processes; each is what it is in the whole batch.
     Close it to end the workers.
     on_skip: told once about each sample that cannot be used, which is replaced by the next one that can.
     Raises DatasetError where there are fewer samples than a batch, or none can be used.
@@ -233,9 +269,10 @@ def training_batches(
     steps = steps_per_epoch(source, batch_size)
     if workers < 0 or seed < 0 or start_step < 0:
         raise ConfigError(f"--workers {workers}, --seed {seed}, step {start_step}: none may be negative")
-    return _reported(
-        _loaded(source, _batch_keys(len(source), batch_size, steps, seed, start_step), seed, workers), on_skip
-    )
+    positions = shard.positions(batch_size)
+    keys = _batch_keys(len(source), batch_size, steps, seed, start_step)
+    own = keys if shard == WHOLE else ([batch[position] for position in positions] for batch in keys)
+    return _reported(_loaded(source, own, seed, workers), on_skip)
 
 
 def validation_labels(source: SampleSource, count: int) -> tuple[Tensor, Tensor | None, Tensor]:

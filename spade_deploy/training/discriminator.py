@@ -75,10 +75,17 @@ class MultiscaleDiscriminator(nn.Module):
         One pass, so that both meet the same spectral norm: each forward pass in train mode moves its u and v.
         """
         both = self(torch.cat([segmap, segmap]), torch.cat([fake, real]))
+        for scale in both:
+            scale[-1] = at_least_float32(scale[-1])  # half precision would round a mean of scores
         count = fake.shape[0]
         fakes = [[feature[:count] for feature in scale] for scale in both]
         reals = [[feature[count:] for feature in scale] for scale in both]
         return fakes, reals
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half-precision values as float32; others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _convolution(in_channels: int, out_channels: int, *, stride: int, bias: bool = True) -> nn.Conv2d:

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 import torch
+from torch import nn
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
 from spade_deploy.runs import checkpoint_folder
@@ -26,12 +34,15 @@ from spade_deploy.training import dataset, plots
 from spade_deploy.training.checkpoint import load_generator, load_setup, load_training_state
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.recorder import Recorder
+from spade_deploy.training.recorder import Measures, Recorder
+from spade_deploy.training.shipped import SHIPPED, shipped_generator
 from spade_deploy.training.steps import Learner
 
 SAMPLE_ROWS = 4
 MAY_CHANGE = frozenset(
-    {"steps", "epochs", "workers", "save_every", "sample_every", "log_every", "keep_checkpoints", "device"}
+    {"steps", "epochs", "workers", "save_every", "sample_every", "log_every", "keep_checkpoints", "device", "compile"}
+    | {"init"}
+    | {"eval_every", "eval_samples", "extractor", "segmenter", "best_by", "tensorboard"}
     # Data may have moved and so may the VGG weights: the length of an epoch and the file's digest are compared instead.
     | {"root", "labels_dir", "images_dir", "instances_dir", "perceptual_file"}
 )
@@ -51,16 +62,23 @@ class BatchSource(Protocol):
 
     def samples(self, count: int) -> Batch: ...
 
+    def evaluator(self, setup: Setup) -> Measures: ...
+
 
 @dataclass(frozen=True)
 class Progress:
-    """Reported after every step. losses: before their weights. Speeds are means of the last steps."""
+    """Reported after every step. losses: before their weights. Speeds are means of the last steps.
+
+    metrics: the last ones measured, empty before. memory_bytes: the most that was in use, of the GPU where one trains.
+    """
 
     step: int
     steps: int
     losses: dict[str, float]
     seconds_per_step: float
     samples_per_second: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,9 +116,18 @@ def train(
     source = source or FolderSource(setup)
     steps_per_epoch = source.steps_per_epoch(config.batch_size)
     total = config.total_steps(steps_per_epoch)
-    learner = Learner(setup, choose_device(config.device))
+    statistics: list[Batch] = []
+
+    def statistics_batches() -> list[Batch]:
+        if not statistics:
+            statistics.extend(_first_batches(source, setup))
+        return statistics
+
+    learner = Learner(setup, choose_device(config.device), statistics_batches)
     facts = {"steps_per_epoch": steps_per_epoch, "steps": total, "perceptual": learner.perceptual_sha256}
     start, notes = 0, tuple[str, ...]()
+    if resume is None and config.init:
+        learner.begin_from(initial_generator(config.init))
     if resume is not None:
         start, notes = _restore(learner, resume, facts)
         if start >= total:
@@ -109,7 +136,9 @@ def train(
                 hint=f"go on with `spade train --resume {shlex.quote(str(run))} --steps {2 * start}`",
             )
     began = time.perf_counter()
-    with Recorder(run, learner, source.samples(SAMPLE_ROWS), facts, resume, start) as recorder:
+    samples = source.samples(SAMPLE_ROWS)
+    evaluator = source.evaluator(setup) if config.eval_every else None
+    with Recorder(run, learner, samples, facts, resume, start, evaluator) as recorder:
         try:
             step, stopped_by = _loop(setup, learner, source, recorder, start, total, on_progress)
         except KeyboardInterrupt as error:  # the second signal
@@ -127,8 +156,37 @@ def train(
         losses=recorder.losses,
         seconds=time.perf_counter() - began,
         skipped=tuple(recorder.skipped),
-        notes=notes,
+        notes=(*notes, *recorder.notes),
     )
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: the GPU's on CUDA, else the resident set; 0 where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kilobytes
+
+
+def _first_batches(source: BatchSource, setup: Setup) -> list[Batch]:
+    """The label maps of the first batches of the first epoch, without their photos; the same for a resumed run."""
+    config = setup.train
+    batches = source.batches(
+        batch_size=config.batch_size // config.accumulate,
+        seed=config.seed,
+        start_step=0,
+        workers=0,
+        on_skip=lambda _: None,
+    )
+    with closing(batches):
+        return [replace(batch, photo=batch.photo[:0]) for batch in islice(batches, config.ema_batches)]
+
+
+def initial_generator(name: str) -> nn.Module:
+    """The generator that `--init` names: a shipped one, or a checkpoint's. Raises CheckpointError."""
+    return shipped_generator(name) if name in SHIPPED else load_generator(Path(name)).module
 
 
 def choose_device(name: str) -> torch.device:
@@ -171,6 +229,12 @@ class FolderSource:
     def samples(self, count: int) -> Batch:
         label, instance, photo = dataset.validation_labels(self._held_out, count)
         return Batch(label, instance, photo, stems=())
+
+    def evaluator(self, setup: Setup) -> Measures:
+        """Raises ConfigError, MissingDependencyError for an extractor or a segmenter that cannot be used."""
+        from spade_deploy.training.evaluator import Evaluator
+
+        return Evaluator(setup, self._held_out)
 
 
 def _unpaired(problems: tuple[str, ...], shown: int = 5) -> tuple[str, ...]:
@@ -243,8 +307,11 @@ def _loop(
                 losses = learner.step(batch, factor)
                 durations.append(time.perf_counter() - began)
                 seconds = sum(durations) / len(durations)
+                recorder.count(batch.label)
                 recorder.record(step, losses, learner.rates(factor), durations[-1], is_last=step == total)
-                on_progress(Progress(step, total, losses, seconds, config.batch_size / seconds))
+                rate = config.batch_size / seconds
+                memory = peak_memory_bytes(learner.device)
+                on_progress(Progress(step, total, losses, seconds, rate, recorder.metrics, memory))
             if stop.requested:
                 recorder.save(step)
     return step, stop.name
@@ -265,7 +332,7 @@ def _restore(learner: Learner, checkpoint: Path, facts: dict[str, Any]) -> tuple
                 f"{checkpoint}: {what} was {before.get(name) or 'none'} and is now {facts[name] or 'none'}",
                 hint="resume with the same files, or start a new run",
             )
-    learner.restore(loaded.module, state)
+    learner.restore(loaded.module, state, loaded.info.step, loaded.encoder)
     if before.get("steps") == facts["steps"]:
         return loaded.info.step, ()
     falls_from = int(facts["steps"] * learner.setup.train.decay_start)

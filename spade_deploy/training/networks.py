@@ -12,6 +12,8 @@ from torch.nn import functional
 from torch.nn.utils import spectral_norm
 
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
+from spade_deploy.training.shortcut import LevelTables, TrainingTables, modulate
+from spade_deploy.training.sync_batch_norm import SyncBatchNorm2d
 
 NORM_EPS = 1e-5
 LEAKY_SLOPE = 0.2
@@ -62,9 +64,16 @@ class Spade(nn.Module):
         self.mlp_gamma = nn.Conv2d(spec.hidden_channels, channels, spec.kernel_size, padding=padding)
         self.mlp_beta = nn.Conv2d(spec.hidden_channels, channels, spec.kernel_size, padding=padding)
 
-    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
-        """x: N x C x h x w; segmap: N x L x H x W of any size, picked at the nearest pixel."""
-        normalized = self.param_free_norm(x)
+    def forward(self, x: Tensor, segmap: Tensor, level: LevelTables | None = None) -> Tensor:
+        """x: N x C x h x w; segmap: N x L x H x W of any size, picked at the nearest pixel.
+
+        level: the segmap's patterns at h x w, to compute the same with; see `shortcut.py`.
+        """
+        normalized: Tensor = self.param_free_norm(x)
+        if level is not None:
+            shared = self.mlp_shared[0]
+            assert isinstance(shared, nn.Conv2d)
+            return modulate(normalized, shared, self.mlp_gamma, self.mlp_beta, level)
         hidden = self.mlp_shared(functional.interpolate(segmap, size=x.shape[2:], mode="nearest"))
         modulated: Tensor = normalized * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
         return modulated
@@ -86,11 +95,11 @@ class SpadeBlock(nn.Module):
             self.conv_s = wrap(nn.Conv2d(in_channels, out_channels, 1, bias=False))
             self.norm_s = Spade(spec, in_channels)
 
-    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+    def forward(self, x: Tensor, segmap: Tensor, level: LevelTables | None = None) -> Tensor:
         # No activation on the shortcut.
-        shortcut = self.conv_s(self.norm_s(x, segmap)) if self.has_shortcut else x
-        y = self.conv_0(functional.leaky_relu(self.norm_0(x, segmap), LEAKY_SLOPE))
-        y = self.conv_1(functional.leaky_relu(self.norm_1(y, segmap), LEAKY_SLOPE))
+        shortcut = self.conv_s(self.norm_s(x, segmap, level)) if self.has_shortcut else x
+        y = self.conv_0(functional.leaky_relu(self.norm_0(x, segmap, level), LEAKY_SLOPE))
+        y = self.conv_1(functional.leaky_relu(self.norm_1(y, segmap, level), LEAKY_SLOPE))
         result: Tensor = shortcut + y
         return result
 
@@ -111,10 +120,11 @@ class SpadeGenerator(nn.Module):
             self.add_module(block.name, SpadeBlock(spec, block.in_channels, block.out_channels))
         self.conv_img = nn.Conv2d(spec.blocks[-1].out_channels, 3, 3, padding=1)
 
-    def forward(self, segmap: Tensor, z: Tensor | None = None) -> Tensor:
+    def forward(self, segmap: Tensor, z: Tensor | None = None, tables: TrainingTables | None = None) -> Tensor:
         """segmap: N x L x H x W, H and W multiples of the spec's stride (and its own size with a VAE).
 
-        z: N x z_dim, needed by the VAE variant alone. Returns N x 3 x H x W in [-1, 1].
+        z: N x z_dim, needed by the VAE variant alone. tables: the segmap's patterns, where gamma and beta are to be
+        computed once a pattern; the result is the same. Returns N x 3 x H x W in [-1, 1].
         """
         spec = self.spec
         if spec.z_dim is None:
@@ -127,14 +137,15 @@ class SpadeGenerator(nn.Module):
         for block in spec.blocks:
             if block.doubles:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
-            x = self.get_submodule(block.name)(x, segmap)
+            level = None if tables is None else tables.levels.get(block.stride)
+            x = self.get_submodule(block.name)(x, segmap, level)
         return torch.tanh(self.conv_img(functional.leaky_relu(x, LEAKY_SLOPE)))
 
 
 def initialize(module: nn.Module, gain: float = 0.02) -> None:
     """Xavier-normal weights with the paper's gain, zero biases, in place."""
     for child in module.modules():
-        if isinstance(child, nn.Conv2d | nn.Linear):
+        if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             weight = child.weight_orig if hasattr(child, "weight_orig") else child.weight
             nn.init.xavier_normal_(weight, gain=gain)  # type: ignore[arg-type]
             if child.bias is not None:
@@ -145,7 +156,7 @@ def _parameter_free_norm(norm: NormType, channels: int) -> nn.Module:
     if norm is NormType.BATCH:
         return nn.BatchNorm2d(channels, eps=NORM_EPS, affine=False)
     if norm is NormType.SYNC_BATCH:
-        return nn.SyncBatchNorm(channels, eps=NORM_EPS, affine=False)
+        return SyncBatchNorm2d(channels, eps=NORM_EPS, affine=False)
     return nn.InstanceNorm2d(channels, eps=NORM_EPS, affine=False)
 
 

@@ -1,22 +1,30 @@
 """The perceptual loss: L1 between VGG features of the generated image and of the photo (Johnson et al., "Perceptual
 Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016), with pix2pixHD's layers and weights.
 
-The weights come from a file in torchvision's form: a state dict with `features.N.weight` and `.bias`; classifier
-weights in it are ignored. Images in [-1, 1] are first normalised with ImageNet's mean and deviation, as those networks
-were trained; some older code leaves this out, so losses are not comparable with theirs.
+The weights are torchvision's, which `fetch_vgg` downloads, or a file: a state dict with `features.N.weight` and `.bias`
+(classifier weights in it are ignored), or the .npz of the network as it was first published (`_from_caffe`). Images in
+[-1, 1] are first normalised with ImageNet's mean and deviation, as torchvision's networks were trained; some older code
+leaves this out, so losses are not comparable with theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
+import socket
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.errors import CheckpointError
+from spade_deploy.errors import CheckpointError, ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,6 +35,35 @@ _BLOCK_CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {"VGG16": (2, 2, 3, 3), "VGG19": (2, 2, 4, 4)}
 """Convolutions of the blocks before the fifth, of which only the first is needed."""
 _HINT = "use the weights of vgg16 or vgg19 as torchvision publishes them (not the _bn variants)"
+
+CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
+"""What the original network subtracts from its input, which is BGR in 0..255."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A weight file of torchvision's."""
+
+    url: str
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+PUBLISHED = {
+    "vgg16": Published(
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    ),
+    "vgg19": Published(
+        "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+        "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
+    ),
+}
+"""What `fetch_vgg` knows, about 550 MB each."""
+CONNECT_TIMEOUT_S = 30.0
 
 
 class VggFeatures(nn.Module):
@@ -86,8 +123,62 @@ class PerceptualLoss(nn.Module):
         return torch.stack(losses).sum()
 
 
+def fetch_vgg(name: str, cache: Path | None = None) -> Path:
+    """Torchvision's file of 'vgg16' or 'vgg19', downloaded unless it is there. Its whole SHA-256 is checked each time.
+
+    cache: the folder it goes into, torch.hub's by default (`$TORCH_HOME/hub/checkpoints`), which torchvision uses too.
+    Raises ConfigError for another name, CheckpointError where there is no way to the file or it is another one.
+    """
+    if name not in PUBLISHED:
+        raise ConfigError(f"--perceptual: {name!r} is not one of {', '.join(PUBLISHED)}")
+    published = PUBLISHED[name]
+    folder = Path(torch.hub.get_dir()) / "checkpoints" if cache is None else cache
+    path = folder / published.file_name
+    by_hand = (
+        f"download {published.url} on a machine that can, and put it at {path}, or anywhere with --perceptual-file;"
+        " --weight-perceptual 0 trains without"
+    )
+    if not path.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _connections_give_up():
+                torch.hub.download_url_to_file(published.url, str(path), published.sha256, progress=sys.stderr.isatty())
+        except RuntimeError as error:  # torch.hub's word for a digest that differs
+            raise CheckpointError(
+                f"{published.url}: what came is not the file that was published ({_first_line(error)})", hint=by_hand
+            ) from error
+        except (OSError, ValueError) as error:  # no network, no such page, a full disk; ValueError: cut-off headers
+            reason = _first_line(error).removeprefix("<urlopen error ").removesuffix(">")
+            raise CheckpointError(
+                f"{name}'s weights for the perceptual loss cannot be downloaded from {published.url} to {path}"
+                f" ({reason})",
+                hint=by_hand,
+            ) from error
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != published.sha256:
+        raise CheckpointError(
+            f"{path}: its SHA-256 begins {found[:12]}, that of {name} as published {published.sha256[:12]}",
+            hint=f"delete it: it is downloaded again; or {by_hand}",
+        )
+    return path
+
+
+@contextmanager
+def _connections_give_up() -> Iterator[None]:
+    """torch.hub opens its connections without a time limit: a network that swallows packets would hold it for good."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def load_vgg(path: Path) -> VggFeatures:
-    """The network in a .pth (loaded weights_only) or .safetensors file; which VGG it is follows from the keys.
+    """The network in a file; which VGG it is follows from the keys.
+
+    path: .pth (loaded weights_only) or .safetensors with torchvision's keys, or .npz with `conv1_1.w`, `conv1_1.b`, ...
 
     Raises CheckpointError: not readable, no VGG16 or VGG19, a key is missing or of another shape.
     """
@@ -127,12 +218,60 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             loaded = safetensors.torch.load_file(path)
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                loaded = {key: torch.from_numpy(archive[key]) for key in archive if key.startswith("conv")}
         else:
             with warnings.catch_warnings(action="ignore"):  # about how an old file was pickled
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on noise the unpickler raises nearly anything
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as weights ({first})", hint=_HINT) from error
+        raise CheckpointError(f"{path}: cannot be read as weights ({_first_line(error)})", hint=_HINT) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path}: is not a state dict of tensors", hint=_HINT)
+    if path.suffix == ".npz":
+        return _from_caffe(path, loaded)
     return {str(key): value for key, value in loaded.items()}
+
+
+def _from_caffe(path: Path, original: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published network's weights (OIHW, `convB_I.w` and `.b`) -> torchvision's keys and input.
+
+    That network reads x = bgr - m, bgr in 0..255; this one t = (rgb - mu) / sigma, rgb in 0..1. With the channels of W
+    put in RGB order, x = 255 rgb - m = 255 sigma t + (255 mu - m), which the first convolution takes up exactly:
+
+        W'[:, c] = 255 sigma_c W[:, c]          b' = b + sum over c and taps of W[:, c] (255 mu_c - m_c)
+
+    computed in float64. One difference is left, at the border: zero padding is x = 0 there and t = 0 here, that is
+    x = 255 mu - m = -0.005, -0.499 and -0.409 of 255 in red, green and blue.
+    """
+    blocks = {16: (2, 2, 3, 3, 1), 19: (2, 2, 4, 4, 1)}[19 if "conv3_4.w" in original else 16]
+    converted, index = {}, 0
+    for block, count in enumerate(blocks, start=1):
+        for position in range(1, count + 1):
+            name = f"conv{block}_{position}"
+            missing = next((key for key in (f"{name}.w", f"{name}.b") if key not in original), None)
+            if missing:
+                raise CheckpointError(
+                    f"{path}: {missing} is missing; VGG's convolutions are conv1_1.w, .b to conv5_1.w, .b", hint=_HINT
+                )
+            weight, bias = original[f"{name}.w"].double(), original[f"{name}.b"].double()
+            is_first = name == "conv1_1"
+            if is_first and weight.dim() == 4 and weight.shape[1] == 3 and bias.shape == weight.shape[:1]:
+                weight, bias = _reads_normalised_rgb(weight, bias)
+            converted[f"features.{index}.weight"] = weight.float()
+            converted[f"features.{index}.bias"] = bias.float()
+            index += 2
+        index += 1
+    return converted
+
+
+def _reads_normalised_rgb(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    mu, sigma, mean = (torch.tensor(v, dtype=torch.float64) for v in (IMAGENET_MEAN, IMAGENET_STD, CAFFE_MEAN_RGB))
+    weight = weight.flip(1)
+    shift = torch.einsum("ocij,c->o", weight, 255 * mu - mean)
+    return weight * (255 * sigma).view(1, 3, 1, 1), bias + shift
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

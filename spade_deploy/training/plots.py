@@ -1,4 +1,4 @@
-"""What a run leaves to look at: losses.csv, losses.png and the sample grids."""
+"""What a run leaves to look at: losses and metrics as CSV and as plots, and the sample grids."""
 
 from __future__ import annotations
 
@@ -20,31 +20,39 @@ Pixels = NDArray[np.uint8]
 Columns = dict[str, NDArray[np.float64]]
 
 RATES = ("lr_generator", "lr_discriminator")
-_GAP_PX = 4
+GRID_GAP_PX = 4
 _MAX_POINTS = 2000
 
 
 class LossLog:
-    """losses.csv: a header, then a row of numbers for each logged step; flushed row by row.
+    """losses.csv or metrics.csv: a header, then a row of numbers for each logged step, which is in the file at once.
 
     Opening an existing file keeps its rows up to `last_step`: what an interrupted run logged after its last checkpoint
-    will be computed again.
+    will be computed again. What a full disk does not take is kept and goes first the next time: no row is lost, none is
+    left in half for good.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...], last_step: int) -> None:
         self.columns = columns
         kept = _rows_until(path, columns, last_step) if last_step else []
         write_text(path, "".join(",".join(row) + "\n" for row in [list(columns), *kept]))
-        self._file = path.open("a", encoding="utf-8", newline="")
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""
 
     def write(self, values: dict[str, float]) -> None:
-        """Append a row. Numbers are written so that reading gives the same float again."""
+        """Append a row. Numbers are written so that reading gives the same float again. Raises OSError."""
         cells = (repr(values[name]) for name in self.columns)
-        self._file.write(",".join(cells) + "\n")
-        self._file.flush()
+        self._pending += (",".join(cells) + "\n").encode()
+        self._write_pending()
 
     def close(self) -> None:
-        self._file.close()
+        """Raises OSError where rows are left that the disk does not take."""
+        with self._file:
+            self._write_pending()
+
+    def _write_pending(self) -> None:
+        while self._pending:
+            self._pending = self._pending[self._file.write(self._pending) :]
 
 
 def read_losses(path: Path) -> Columns:
@@ -67,25 +75,25 @@ def require_matplotlib() -> None:
 
 def plot_losses(losses_csv: Path, target: Path) -> None:
     """Draw losses.csv as a PNG: generator losses, discriminator losses and learning rates, one above the other."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
     columns = read_losses(losses_csv)
     steps = columns["step"]
-    mine = [name for name in columns if name not in ("step", "seconds", "adversarial", *RATES)]
+    mine = [name for name in columns if name not in ("step", "seconds", "adversarial", "kl", *RATES)]
     matching = [name for name in mine if not name.startswith("discriminator")]
     against = [name for name in ("adversarial", *mine) if name in columns and name not in matching]
     panels = [
         ("Generator: distance from the photo (before weighting)", matching, True),
-        ("Generator against discriminator (hinge)", against, False),
+        ("Generator against discriminator", against, False),
+        (
+            "Style encoder: distance of its styles from the normal distribution",
+            [n for n in columns if n == "kl"],
+            False,
+        ),
         ("Learning rates", list(RATES), False),
     ]
     panels = [panel for panel in panels if panel[1]]
-    # The object-oriented interface: pyplot would keep global state and choose a backend.
-    figure = Figure(figsize=(9, 2.6 * len(panels) + 0.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    figure, axes = _figure(len(panels), 2.6)
     for axis, (title, names, is_log) in zip(axes, panels, strict=True):
         for index, name in enumerate(names):
             _draw(axis, steps, columns[name], name, f"C{index}", smooth=title != "Learning rates")
@@ -103,16 +111,44 @@ def plot_losses(losses_csv: Path, target: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
+def plot_metrics(metrics_csv: Path, target: Path, best: tuple[str, int] | None = None) -> None:
+    """Draw metrics.csv as a PNG, a panel for each metric. best: the metric and the step of the best checkpoint."""
+    columns = read_losses(metrics_csv)
+    names = [name for name in columns if name not in ("step", "seconds")]
+    figure, axes = _figure(len(names), 1.7)
+    for index, (axis, name) in enumerate(zip(axes, names, strict=True)):
+        axis.plot(columns["step"], columns[name], "o-", color=f"C{index}", linewidth=1.4, markersize=3)
+        title = name.replace("_", " ")
+        if best is not None and best[0] == name and best[1] in columns["step"]:
+            value = columns[name][list(columns["step"]).index(best[1])]
+            axis.plot([best[1]], [value], "*", color="black", markersize=12)
+            title += f": best {value:.4g} in step {best[1]}"
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.grid(alpha=0.3, linewidth=0.5)
+    axes[-1].set_xlabel("step")
+    with atomic_file(target) as temporary:
+        figure.savefig(temporary, format="png")
+
+
 def save_sample_grid(target: Path, labels: LabelSpec, label: NDArray[Any], generated: Pixels, photo: Pixels) -> None:
-    """One row a sample: label map in its colours | generated | photo. label N x H x W, the others N x H x W x 3."""
+    """Write `sample_grid` as a PNG."""
+    save_pixels(target, sample_grid(labels, label, generated, photo))
+
+
+def sample_grid(labels: LabelSpec, label: NDArray[Any], generated: Pixels, photo: Pixels) -> Pixels:
+    """One row a sample: label map in its colours | generated | photo. label N x H x W, the others N x H x W x 3.
+
+    GRID_GAP_PX white pixels lie between the images.
+    """
     colours = colorize(label, labels)
     height, width = label.shape[1:]
-    grid = np.full((len(label) * (height + _GAP_PX) - _GAP_PX, 3 * (width + _GAP_PX) - _GAP_PX, 3), 255, np.uint8)
+    tall, wide = height + GRID_GAP_PX, width + GRID_GAP_PX
+    grid = np.full((len(label) * tall - GRID_GAP_PX, 3 * wide - GRID_GAP_PX, 3), 255, np.uint8)
     for row, images in enumerate(zip(colours, generated, photo, strict=True)):
         for column, image in enumerate(images):
-            top, left = row * (height + _GAP_PX), column * (width + _GAP_PX)
+            top, left = row * tall, column * wide
             grid[top : top + height, left : left + width] = image
-    save_pixels(target, grid)
+    return grid
 
 
 def smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -123,6 +159,17 @@ def smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     low, high = np.maximum(index - before, 0), np.minimum(index + after + 1, len(values))
     means: NDArray[np.float64] = (sums[high] - sums[low]) / (high - low)
     return means
+
+
+def _figure(panels: int, panel_height: float) -> tuple[Any, Any]:
+    """A figure with panels one above the other, and their axes. Heights in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # The object-oriented interface: pyplot would keep global state and choose a backend.
+    figure = Figure(figsize=(9, panel_height * panels + 0.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
 
 
 def _draw(

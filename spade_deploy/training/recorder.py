@@ -1,46 +1,104 @@
-"""What a run writes while it goes: the log, sample grids, checkpoints; nothing of a state that is not finite."""
+"""What a run writes while it goes: logs, sample grids, plots, checkpoints; nothing of a state that is not finite.
+
+Two kinds of failing to write. A checkpoint that cannot be written ends the run, with an error that names the last good
+one: going on would be for nothing. All the rest is there to be looked at, and training goes on without it: it becomes a
+note, and is tried again when it is next due. Rows of a log are kept until the disk takes them.
+"""
 
 from __future__ import annotations
 
+import csv
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from spade_deploy.atomic import write_json, write_text
-from spade_deploy.errors import TrainingError
-from spade_deploy.runs import checkpoint_folder, run_checkpoints
+from spade_deploy.errors import CheckpointError, TrainingError
+from spade_deploy.label_map import save_pixels
+from spade_deploy.runs import BEST_JSON, CHECKPOINTS, Best, checkpoint_folder, read_best, run_checkpoints
+from spade_deploy.training.animation import save_gif, save_timeline
 from spade_deploy.training.checkpoint import TrainingState, is_finite, save_checkpoint
+from spade_deploy.training.class_counts import CLASSES_JSON, ClassCounts
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.networks import to_pixels
-from spade_deploy.training.plots import RATES, LossLog, plot_losses, save_sample_grid
+from spade_deploy.training.plots import RATES, LossLog, plot_losses, plot_metrics, sample_grid
 from spade_deploy.training.steps import Learner
+from spade_deploy.training.tensorboard import Board, require_tensorboard
+
+_METRICS = "metrics.csv"
+_BOARD = "TensorBoard"
+_LEFTOVER = re.compile(r"\.step_\d+\.[^.]+\.tmp")
+
+
+class Measures(Protocol):
+    """Metrics on held-out samples."""
+
+    def evaluate(self, generate: Callable[[Batch], Tensor]) -> dict[str, float]: ...
+
+    def direction(self, name: str) -> str:
+        """'lower' or 'higher': which is better. Raises ConfigError for a metric that is not measured."""
+        ...
 
 
 class Recorder:
-    """Writes one run's folder. Every failure to write becomes a TrainingError that names the last good checkpoint.
+    """Writes one run's folder.
 
     samples: the fixed label maps of the sample grids. facts: what a resumed run must find unchanged.
     resume, start: the checkpoint that this run goes on from, and its step.
+    evaluator: asked every `eval_every` steps and at the end, None for no metrics.
+    metrics: the last that were measured. skipped: samples that could not be read.
+    Raises TrainingError where the folder cannot be written, MissingDependencyError, ConfigError for --best-by.
     """
 
     def __init__(
-        self, run: Path, learner: Learner, samples: Batch, facts: dict[str, Any], resume: Path | None, start: int
+        self,
+        run: Path,
+        learner: Learner,
+        samples: Batch,
+        facts: dict[str, Any],
+        resume: Path | None,
+        start: int,
+        evaluator: Measures | None = None,
     ) -> None:
         self.run = run
         self.last_good = resume
         self.losses: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self.skipped: dict[str, None] = {}
         self._learner = learner
         self._samples = samples
         self._facts = facts
+        self._start = self._step = start
+        self._evaluator = evaluator if learner.setup.train.eval_every else None
+        self._notes: dict[str, str] = {}
+        self._told: set[str] = set()
+        config = learner.setup.train
+        labels = learner.setup.generator.labels
+        if evaluator is not None and config.best_by:
+            evaluator.direction(config.best_by)  # refuses now what is not measured
+        if config.tensorboard:
+            require_tensorboard()
+        self._counts = ClassCounts.resumed(run, labels, start) if resume is not None else ClassCounts(labels, start)
+        self._best = self._remembered_best() if resume is not None else None
+        self._metric_log: LossLog | None = None
+        self._board: Board | None = None
         with self._writing():
             write_json(run / "config.json", learner.setup.to_json())
             self._log = LossLog(run / "losses.csv", ("step", *learner.loss_names, *RATES, "seconds"), start)
+        self._sweep()
+        if config.tensorboard:
+            with self._optional(_BOARD):
+                self._board = Board(run, start)
 
     def __enter__(self) -> Recorder:
         return self
@@ -48,7 +106,25 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._log.close()
+        for name, log in (("losses.csv", self._log), (_METRICS, self._metric_log), (_BOARD, self._board)):
+            if log is not None:
+                with self._optional(name):
+                    log.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, a sentence each."""
+        return tuple(self._notes.values())
+
+    def new_notes(self) -> tuple[str, ...]:
+        """The first note about each thing that came up since this was last asked."""
+        fresh = {about: note for about, note in self._notes.items() if about not in self._told}
+        self._told.update(fresh)
+        return tuple(fresh.values())
+
+    def count(self, label: Tensor) -> None:
+        """Count the classes of a step's label maps, N x H x W ids; before `record`."""
+        self._counts.add(label)
 
     def record(
         self, step: int, losses: dict[str, float], rates: tuple[float, float], seconds: float, *, is_last: bool
@@ -56,16 +132,21 @@ class Recorder:
         """Check a step's losses, then write what is due after it."""
         config = self._learner.setup.train
         self._check_losses(step, losses)
-        self.losses = losses
+        self._step, self.losses = step, losses
         if is_last or step % config.log_every == 0:
-            with self._writing():
-                self._log.write({"step": step, **losses, **dict(zip(RATES, rates, strict=True)), "seconds": seconds})
+            self._log_step(step, losses, rates, seconds)
+        if is_last or step == self._facts.get("steps_per_epoch"):
+            self._note("classes", self._counts.sentence())
         if is_last or step % config.save_every == 0:
             self.save(step)
         if is_last or step % config.sample_every == 0:
             self._check_networks(step)
-            with self._writing():
+            with self._optional("the sample grid"):
                 self._save_samples(step)
+        if self._evaluator is not None and (is_last or step % config.eval_every == 0):
+            self._evaluate(step, self._evaluator)
+        if is_last:
+            self._finish()
 
     def save(self, step: int) -> None:
         """Write the checkpoint of a step and the loss plot; older checkpoints than are to be kept go."""
@@ -77,7 +158,8 @@ class Recorder:
         with self._writing():
             save_checkpoint(
                 folder,
-                self._learner.generator,
+                self._learner.deployed(),
+                encoder=self._learner.encoder,
                 step=step,
                 origin="train",
                 setup=self._learner.setup,
@@ -85,14 +167,17 @@ class Recorder:
             )
         self.last_good = folder
         self._prune()
-        with self._writing():
+        if self._counts.samples:
+            with self._optional(CLASSES_JSON):
+                self._counts.write(self.run)
+        with self._optional("losses.png"):
             plot_losses(self.run / "losses.csv", self.run / "losses.png")
 
     def skip(self, message: str) -> None:
         """Note a sample that cannot be read, once."""
         if message not in self.skipped:
             self.skipped[message] = None
-            with self._writing():
+            with self._optional("skipped.txt"):
                 write_text(self.run / "skipped.txt", "".join(line.replace("\n", " ") + "\n" for line in self.skipped))
 
     def last_good_sentence(self) -> str:
@@ -105,7 +190,10 @@ class Recorder:
             self._diverged(step, f"the loss {', '.join(bad)}")
 
     def _check_networks(self, step: int) -> None:
-        for name, network in (("generator", self._learner.generator), ("discriminator", self._learner.discriminator)):
+        networks = dict(self._learner.networks)
+        if self._learner.average is not None:
+            networks["averaged generator"] = self._learner.deployed()
+        for name, network in networks.items():
             if not is_finite(network):
                 self._diverged(step, f"the {name} has weights that are not finite")
 
@@ -115,21 +203,122 @@ class Recorder:
             hint="start again with lower --lr-generator and --lr-discriminator, or another --seed",
         )
 
+    def _log_step(self, step: int, losses: dict[str, float], rates: tuple[float, float], seconds: float) -> None:
+        named = dict(zip(RATES, rates, strict=True))
+        with self._optional("losses.csv"):
+            self._log.write({"step": step, **losses, **named, "seconds": seconds})
+        speed = {"samples_per_second": self._learner.setup.train.batch_size / seconds} if seconds > 0 else {}
+        for group, values in (("loss", losses), ("rate", named), ("speed", speed)):
+            self._to_board(partial(Board.scalars, step=step, group=group, values=values))
+
     def _save_samples(self, step: int) -> None:
         batch = self._samples
-        save_sample_grid(
-            self.run / "samples" / f"step_{step:08d}.png",
+        grid = sample_grid(
             self._learner.setup.generator.labels,
             batch.label.numpy(),
             self._learner.generate(batch).numpy(),
             to_pixels(batch.photo).numpy(),
         )
+        save_pixels(self.run / "samples" / f"step_{step:08d}.png", grid)
+        self._to_board(lambda board: board.image(step, "samples", grid))
+
+    def _evaluate(self, step: int, evaluator: Measures) -> None:
+        """Measure, log, and keep the checkpoint if it is the best so far. Measuring that fails is noted."""
+        self._check_networks(step)
+        began = time.perf_counter()
+        found: dict[str, float] = {}
+        with self._optional("the measurement"):
+            found = evaluator.evaluate(self._learner.generate)
+        if not found:
+            return
+        self.metrics = found
+        seconds = time.perf_counter() - began
+        self._to_board(partial(Board.scalars, step=step, group="metric", values=found))
+        name = self._learner.setup.train.best_by
+        if math.isfinite(found.get(name, math.nan)):
+            self._keep_if_best(Best(step, name, found[name], evaluator.direction(name), self._measured_with()))
+        with self._optional(_METRICS):
+            if self._metric_log is None:
+                self._metric_log = self._open_metric_log(("step", *found, "seconds"))
+            row = {name: found.get(name, math.nan) for name in self._metric_log.columns}
+            self._metric_log.write({**row, "step": step, "seconds": seconds})
+        with self._optional("metrics.png"):
+            best_point = (self._best.metric, self._best.step) if self._best is not None else None
+            plot_metrics(self.run / _METRICS, self.run / "metrics.png", best_point)
+
+    def _keep_if_best(self, found: Best) -> None:
+        """The checkpoint first, then the mark, then the old best goes: a marked checkpoint is always there."""
+        if self._best is not None and not found.is_better_than(self._best):
+            return
+        self.save(found.step)
+        with self._optional(BEST_JSON):
+            write_json(self.run / BEST_JSON, found.to_json())
+            self._best = found
+        self._prune()
+
+    def _open_metric_log(self, columns: tuple[str, ...]) -> LossLog:
+        """Rows of other metrics, which a resumed run may measure, stay in a file of their own."""
+        path = self.run / _METRICS
+        if self._start and path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                header = next(csv.reader(file), [])
+            if tuple(header) != columns:
+                path.rename(path.with_name(f"metrics_until_{self._start:08d}.csv"))
+        return LossLog(path, columns, self._start)
+
+    def _remembered_best(self) -> Best | None:
+        """The best so far of a resumed run, where it was found by the same measure and its checkpoint is there."""
+        try:
+            best = read_best(self.run)
+        except CheckpointError as error:
+            self._note("best", f"the best checkpoint so far is forgotten: {error.message}")
+            return None
+        if best is None or not checkpoint_folder(self.run, best.step).is_dir():
+            return None
+        if (best.metric, best.measured_with) != (self._learner.setup.train.best_by, self._measured_with()):
+            self._note("best", f"the best checkpoint so far, by {best.described}, was measured in another way")
+            return None
+        return best
+
+    def _measured_with(self) -> dict[str, Any]:
+        config = self._learner.setup.train
+        files = {"extractor": config.extractor, "segmenter": config.segmenter}
+        return {"samples": config.eval_samples, **{name: path.name if path else "" for name, path in files.items()}}
+
+    def _to_board(self, write: Callable[[Board], None]) -> None:
+        """A board that failed once is left alone: its writer cannot be used again."""
+        if self._board is not None:
+            board, self._board = self._board, None
+            with self._optional(_BOARD):
+                write(board)
+                self._board = board
+
+    def _finish(self) -> None:
+        with self._optional("timeline.png"):
+            save_timeline(self.run)
+        with self._optional("samples.gif"):
+            save_gif(self.run)
 
     def _prune(self) -> None:
-        for folder in run_checkpoints(self.run)[: -self._learner.setup.train.keep_checkpoints]:
-            doomed = folder.with_name(f".{folder.name}.old.tmp")  # gone at once for every reader
-            os.replace(folder, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        keep = checkpoint_folder(self.run, self._best.step) if self._best is not None else None
+        with self._optional("removing old checkpoints"):
+            for folder in run_checkpoints(self.run)[: -self._learner.setup.train.keep_checkpoints]:
+                if folder != keep:
+                    doomed = folder.with_name(f".{folder.name}.old.tmp")  # gone at once for every reader
+                    os.replace(folder, doomed)
+                    shutil.rmtree(doomed, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left of a checkpoint: it is as large as one, and nothing reads it."""
+        for folder in (self.run / CHECKPOINTS).glob(".step_*"):
+            if _LEFTOVER.fullmatch(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _note(self, about: str, note: str) -> None:
+        """Say something, or with an empty text nothing any more, about a thing."""
+        self._notes.pop(about, None)
+        if note:
+            self._notes[about] = note
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -140,3 +329,12 @@ class Recorder:
                 f"{self.run}: cannot be written ({error}). {self.last_good_sentence()}",
                 hint="make room or choose another --runs folder, then resume",
             ) from error
+
+    @contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong with a thing that is only looked at is said, and does not end a training of days."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._note(what, f"step {self._step}: {what} failed and training went on ({reason})")

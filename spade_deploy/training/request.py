@@ -9,10 +9,23 @@ from typing import Any
 
 from spade_deploy.dataset_files import DataConfig, Size
 from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.runs import resolve_checkpoint
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.checkpoint import load_setup
-from spade_deploy.training.config import Setup, custom_setup, preset, without_ttur
+from spade_deploy.training.config import (
+    STYLE_LENGTH,
+    Amp,
+    GanMode,
+    Modulation,
+    Setup,
+    chosen,
+    custom_setup,
+    preset,
+    without_ttur,
+)
 from spade_deploy.training.loop import MAY_CHANGE
+from spade_deploy.training.perceptual import fetch_vgg
+from spade_deploy.training.shipped import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class DataRequest:
     num_labels: int | None = None
     has_dontcare: bool | None = None
     size: Size | None = None
+    load_size: Size | None = None
 
     @property
     def preset_name(self) -> str:
@@ -38,25 +52,37 @@ class DataRequest:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What was typed. generator, train: fields of GeneratorSpec and TrainConfig that were given; None is not given."""
+    """What was typed.
+
+    generator, train, discriminator: fields of GeneratorSpec, TrainConfig and DiscriminatorSpec that were given; None is
+    not given. vae, first_input: how the generator gets a style vector. perceptual: 'vgg19' or 'vgg16' to download.
+    """
 
     data: DataRequest = field(default_factory=DataRequest)
     generator: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    discriminator: Mapping[str, Any] = field(default_factory=dict)
     ttur: bool = True
+    vae: bool = False
+    first_input: str | None = None
+    perceptual: str | None = None
 
-    def setup(self) -> Setup:
-        """The setup of a new run. Raises ConfigError that names the flag."""
+    def setup(self, runs_dir: Path = Path("runs")) -> Setup:
+        """The setup of a new run; runs_dir: where --init looks for a run. Raises ConfigError that names the flag."""
         base = self._base()
         train = base.train if self.ttur else without_ttur(base.train)
-        changes = _given(self.train)
+        changes = self._train_changes()
         if "steps" in changes and "epochs" in changes:
             raise ConfigError("--steps contradicts --epochs; give one of them")
-        if "steps" in changes:
-            changes["epochs"] = None
-        elif "epochs" in changes:
-            changes["steps"] = None
-        return Setup(replace(train, **changes), replace(base.generator, **_given(self.generator)), base.data)
+        changes["discriminator"] = replace(train.discriminator, **_given(self.discriminator))
+        network = _given(self.generator)
+        generator = base.generator.with_architecture(network.pop("architecture", base.generator.architecture))
+        if changes.get("init") and changes["init"] not in SHIPPED:
+            changes["init"] = str(resolve_checkpoint(Path(changes["init"]), runs_dir).resolve())
+        if self._has_style:
+            network["z_dim"] = STYLE_LENGTH
+            changes["encoder"] = self.vae
+        return Setup(replace(train, **_length_of_one_kind(changes)), replace(generator, **network), base.data)
 
     def resumed(self, checkpoint: Path) -> Setup:
         """The setup that `checkpoint` was trained with, changed where a resumed run may be.
@@ -64,22 +90,50 @@ class TrainRequest:
         Raises CheckpointError for a flag that would change what a step computes.
         """
         saved = load_setup(checkpoint)
-        given = _given({**vars(self.data), **self.generator, **self.train})
-        refused = sorted(set(given) - MAY_CHANGE)
-        if refused or not self.ttur:
-            flag = "--no-ttur" if not refused else "--" + refused[0].replace("_", "-").removeprefix("has-")
+        given = {
+            _flag_of(name)
+            for name in _given({**vars(self.data), **self.generator, **self.train})
+            if name not in MAY_CHANGE
+        }
+        given |= {_flag_of(f"discriminator_{name}") for name in _given(self.discriminator)}
+        given |= {"--no-ttur"} if not self.ttur else set()
+        given |= {"--vae"} if self.vae else set()
+        given |= {"--first-input"} if self.first_input is not None else set()
+        if given:
+            flag = min(given)
             raise CheckpointError(
                 f"{flag} cannot change when a run is resumed: {checkpoint} was trained without it",
                 hint="leave it out, or start a new run",
             )
-        train = _given(self.train)
-        if "steps" in train:
-            train["epochs"] = None
-        elif "epochs" in train:
-            train["steps"] = None
+        train = _length_of_one_kind(self._train_changes())
         folders = {"root": "root", "labels": "labels_dir", "images": "images_dir", "instances": "instances_dir"}
         moved = {name: getattr(self.data, flag) for flag, name in folders.items() if getattr(self.data, flag)}
         return Setup(replace(saved.train, **train), saved.generator, replace(saved.data, **moved))
+
+    @property
+    def _has_style(self) -> bool:
+        """Whether the generator gets a style vector. Raises ConfigError for two ways of making it."""
+        if self.vae and self.first_input is not None:
+            raise ConfigError(
+                f"--vae contradicts --first-input {self.first_input}: with an encoder the first input is its style",
+                hint="leave one of the two out",
+            )
+        return self.vae or self.first_input == "noise"
+
+    def _train_changes(self) -> dict[str, Any]:
+        """The given fields of TrainConfig, as it holds them."""
+        changes = _given(self.train)
+        for name, kind in (("gan_mode", GanMode), ("amp", Amp), ("modulation", Modulation)):
+            if name in changes:
+                changes[name] = chosen(kind, changes[name], _flag_of(name))
+        if self.perceptual is not None:
+            if "perceptual_file" in changes:
+                raise ConfigError(
+                    f"--perceptual {self.perceptual} contradicts --perceptual-file {changes['perceptual_file']}",
+                    hint="give one of them",
+                )
+            changes["perceptual_file"] = fetch_vgg(self.perceptual)
+        return changes
 
     def _base(self) -> Setup:
         data = self.data
@@ -89,8 +143,8 @@ class TrainRequest:
             if flag:
                 raise ConfigError(f"{flag} contradicts --preset {data.preset_name}, which says what the labels are")
             base = preset(data.preset_name, data.root, data.size)
-            folders = {"labels_dir": data.labels, "images_dir": data.images, "instances_dir": data.instances}
-            return replace(base, data=replace(base.data, **_given(folders)))
+            changed = {"labels_dir": data.labels, "images_dir": data.images, "instances_dir": data.instances}
+            return replace(base, data=replace(base.data, **_given({**changed, "load_size": data.load_size})))
         if data.num_labels is None:
             raise ConfigError(
                 "--num-labels is needed for a data set of your own: how many classes its label maps have",
@@ -105,8 +159,29 @@ class TrainRequest:
             labels_dir=data.labels,
             images_dir=data.images,
             instances_dir=data.instances,
+            **_given({"load_size": data.load_size}),
         )
         return custom_setup(labels, config)
+
+
+def parse_betas(text: str) -> tuple[float, float]:
+    """'0,0.9' -> (0.0, 0.9). Raises ConfigError."""
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--betas: {text!r} is not two numbers with a comma, such as 0,0.9") from error
+    return first, second
+
+
+def _length_of_one_kind(changes: dict[str, Any]) -> dict[str, Any]:
+    """Steps replace a preset's epochs, and the other way round."""
+    other = {"steps": "epochs", "epochs": "steps"}
+    return {**{other[name]: None for name in ("steps", "epochs") if name in changes}, **changes}
+
+
+def _flag_of(name: str) -> str:
+    names = {"architecture": "generator", "has_dontcare": "dontcare", "ema_decay": "ema", "root": "data"}
+    return "--" + names.get(name, name).replace("_", "-")
 
 
 def _has_instances(root: Path) -> bool:

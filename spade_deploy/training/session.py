@@ -64,7 +64,7 @@ def start(asked: TrainRequest, *, runs_dir: Path, name: str | None = None, resum
         setup = asked.resumed(checkpoint)
         source = FolderSource(setup)
         return Session(setup, checkpoint.parent.parent, checkpoint, source, _notes(setup, source))
-    setup = asked.setup()
+    setup = asked.setup(runs_dir)
     choose_device(setup.train.device)
     source = FolderSource(setup)
     run = new_run(runs_dir, name, setup.data.preset)

@@ -70,15 +70,15 @@ def export(case: Case, folder: Path) -> Path:
     from exactness import named_inputs
 
     from spade_deploy.export.int8 import _batches
+    from spade_deploy.export.models import build_model
     from spade_deploy.export.onnx_graph import write_onnx
-    from spade_deploy.export.pipeline import MODELS
     from spade_deploy.export.qdq import write_int8
     from spade_deploy.export.sensitivity import calibrate
     from spade_deploy.spec import GraphKind
 
     generator = build_generator(**case.fields)
     kind = GraphKind(case.kind)
-    model = MODELS[kind](generator, fp16=case.precision == "fp16")
+    model = build_model(generator, kind, fp16=case.precision == "fp16")
     plain = folder / f"{'fp16' if case.precision == 'fp16' else 'fp32'}.onnx"
     if not plain.exists():
         write_onnx(model, plain)

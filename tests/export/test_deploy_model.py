@@ -5,7 +5,9 @@ import torch
 from conftest import build_generator, graph_inputs, random_inputs
 from exactness import VARIANTS, errors, in_float64, reference
 
-from spade_deploy.export.deploy_model import DeployModel, edge_map, levels, unit_names
+from spade_deploy.export.dense_model import edge_map
+from spade_deploy.export.deploy_model import DeployModel, levels
+from spade_deploy.export.models import unit_names
 from spade_deploy.training import networks
 from spade_deploy.training.networks import to_pixels
 

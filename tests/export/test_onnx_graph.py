@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import build_generator, graph_inputs, random_inputs
 
-from spade_deploy.export.deploy_model import DeployModel, stage_names
+from spade_deploy.export.deploy_model import DeployModel
+from spade_deploy.export.models import stage_names
 from spade_deploy.export.onnx_graph import OPSET, write_onnx
 from spade_deploy.spec import LabelSpec, NormType, Upsampling
 from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels

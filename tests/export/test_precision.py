@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from conftest import build_generator, graph_inputs, random_inputs
 
-from spade_deploy.export.deploy_model import DeployModel, unit_names
+from spade_deploy.export.deploy_model import DeployModel
+from spade_deploy.export.models import unit_names
 from spade_deploy.export.precision import FP16_MAX, HEADROOM, unit_ranges, units_to_keep
 from spade_deploy.training.networks import make_segmap
 

@@ -145,10 +145,12 @@ def test_unknown_and_incomplete_presets() -> None:
         Setup.from_json({"train": {}, "generator": {}})
 
 
-def test_the_vae_variant_is_not_trained() -> None:
+def test_a_style_vector_has_an_encoder_unless_it_is_noise() -> None:
     earth = preset("earth")
-    with pytest.raises(ConfigError, match="VAE"):
-        replace(earth, generator=replace(earth.generator, z_dim=256))
+    assert not earth.has_encoder
+    vae = replace(earth, generator=replace(earth.generator, z_dim=256))
+    assert vae.has_encoder
+    assert not replace(vae, train=replace(vae.train, encoder=False)).has_encoder
 
 
 def test_custom_data_gets_the_papers_network(tmp_path: Path) -> None:

@@ -1,9 +1,16 @@
-"""The VGG loss: which network a file holds, what it reads, and the conversion of the original weights."""
+"""The VGG loss: which network a file holds, what it reads, the original weights, and where a file comes from."""
 
+import hashlib
 import importlib.util
 import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +18,17 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from spade_deploy.errors import CheckpointError
+from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.training import perceptual
 from spade_deploy.training.perceptual import (
+    CAFFE_MEAN_RGB,
     IMAGENET_MEAN,
     IMAGENET_STD,
     LAYER_WEIGHTS,
     PerceptualLoss,
+    Published,
     VggFeatures,
+    fetch_vgg,
     load_vgg,
 )
 
@@ -122,6 +133,256 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_vgg(tmp_path / "list.pth")
 
 
+# --- The network as it was first published ---------------------------------------------------------------------------
+
+
+def caffe_names(architecture: str) -> list[str]:
+    counts = (2, 2, 3, 3, 1) if architecture == "VGG16" else (2, 2, 4, 4, 1)
+    return [f"conv{block}_{k}" for block, count in enumerate(counts, 1) for k in range(1, count + 1)]
+
+
+def as_published(network: VggFeatures) -> dict[str, np.ndarray[Any, Any]]:
+    """A network's weights under the first names, as if they were that network's."""
+    arrays = {}
+    for name, convolution in zip(caffe_names(network.architecture), network.features.values(), strict=True):
+        weight, bias = convolution.weight, convolution.bias
+        assert isinstance(weight, torch.Tensor)
+        assert isinstance(bias, torch.Tensor)
+        # The input of that network is a hundred times larger.
+        factor = 0.01 if name == "conv1_1" else 1
+        arrays[f"{name}.w"], arrays[f"{name}.b"] = factor * weight.detach().numpy(), bias.detach().numpy()
+    return arrays
+
+
+def caffe_features(
+    original: dict[str, Any], image: torch.Tensor, architecture: str, *, around: float = 0.0
+) -> list[torch.Tensor]:
+    """relu1_1..relu5_1 in float64 as that network has it: BGR in 0..255 minus the mean, zeros around it.
+
+    around: 1 puts round the image what zeros mean to a network that normalises as torchvision's do: ImageNet's mean.
+    """
+    weights = {name: torch.from_numpy(np.asarray(array, np.float64)) for name, array in original.items()}
+    mean_bgr = torch.tensor([103.939, 116.779, 123.68], dtype=torch.float64).view(3, 1, 1)
+    other_bgr = 255 * torch.tensor([0.406, 0.456, 0.485], dtype=torch.float64).view(3, 1, 1)
+    x = (image.double().flip(1) + 1) / 2 * 255 - mean_bgr
+    padded = around * (other_bgr - mean_bgr) + torch.zeros(x.shape[0], 3, x.shape[2] + 2, x.shape[3] + 2)
+    padded[..., 1:-1, 1:-1] = x
+    taps = []
+    for name in caffe_names(architecture):
+        weight, bias = weights[f"{name}.w"], weights[f"{name}.b"]
+        begins_block = name.endswith("_1")
+        if name == "conv1_1":
+            x = functional.relu(functional.conv2d(padded, weight, bias))
+        else:
+            x = functional.max_pool2d(x, 2) if begins_block else x
+            x = functional.relu(functional.conv2d(x, weight, bias, padding=1))
+        if begins_block:
+            taps.append(x)
+    return taps
+
+
+def smooth_image(size: int) -> torch.Tensor:
+    noise = torch.rand(1, 3, size // 4, size // 4, generator=torch.Generator().manual_seed(0))
+    return functional.interpolate(noise, size=size, mode="bilinear") * 2 - 1
+
+
+def worst(found: torch.Tensor, expected: torch.Tensor, border: int = 0) -> float:
+    """The largest error inside the border, as a share of the largest activation."""
+    inner = [slice(border, -border or None)] * 2
+    error = (found - expected)[..., *inner].abs().max() / expected.abs().max()
+    return float(error)
+
+
+@pytest.fixture(scope="module")
+def npz_files(networks: dict[str, VggFeatures], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with VGG16.npz and VGG19.npz, the fixture's networks as they would have been published."""
+    folder = tmp_path_factory.mktemp("npz")
+    for architecture, network in networks.items():
+        np.savez(folder / f"{architecture}.npz", **as_published(network))
+    return folder
+
+
+@pytest.mark.parametrize("architecture", list(PUBLISHED))
+def test_original_weights_compute_what_they_did(
+    networks: dict[str, VggFeatures], npz_files: Path, architecture: str
+) -> None:
+    network = load_vgg(npz_files / f"{architecture}.npz")
+    assert network.architecture == architecture
+    image = smooth_image(48)
+    expected = caffe_features(as_published(networks[architecture]), image, architecture, around=1)
+    errors = [worst(a, b) for a, b in zip(network(image), expected, strict=True)]
+    # fp32 rounding alone, to the last row: measured 5e-7 of the largest activation.
+    assert max(errors) < 3e-6
+    assert worst(network(image.flip(1))[0], expected[0]) > 0.01, "BGR for RGB is seen"
+    zeros_around = caffe_features(as_published(networks[architecture]), image, architecture)
+    assert worst(network(image)[0], zeros_around[0]) > 1e-4, "and so is the other padding"
+
+
+def test_the_two_means_differ_by_less_than_half_a_grey_level() -> None:
+    """The only thing that is not exact: what zero padding means, a colour of -0.005, -0.499, -0.409 of 255."""
+    differences = [255 * mu - mean for mu, mean in zip(IMAGENET_MEAN, CAFFE_MEAN_RGB, strict=True)]
+    assert differences == pytest.approx([-0.005, -0.499, -0.409], abs=1e-9)
+
+
+# Pixels of a tap's map that the padding of the first convolution reaches; relu5_1 of a 96 x 96 image is all border.
+REACH = (1, 2, 3, 4)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not NPZ.is_file(), reason="../shared/weights/vgg16_imagenet_fp16.npz is not here")
+def test_the_oxford_weights_compute_what_they_did() -> None:
+    network = load_vgg(NPZ)
+    assert network.architecture == "VGG16"
+    with np.load(NPZ) as archive:
+        original = dict(archive)
+    image = smooth_image(96)
+    found, expected = network(image), caffe_features(original, image, "VGG16")
+    # Away from the border fp32 rounding alone: measured 2.4e-7 of the largest activation.
+    assert max(worst(a, b, border) for a, b, border in zip(found, expected, REACH, strict=False)) < 3e-6
+    # At the border the padding's half grey level: measured 2e-3 in relu1_1, 7e-4 at most after it.
+    at_border = [worst(a, b) for a, b in zip(found, expected, strict=True)]
+    assert 1e-5 < at_border[0] < 0.01
+    assert max(at_border) < 0.01
+    assert worst(network(image.flip(1))[0], expected[0], 1) > 0.01, "BGR for RGB is seen"
+
+
+def test_npz_files_that_are_no_vgg(networks: dict[str, VggFeatures], tmp_path: Path) -> None:
+    whole = as_published(networks["VGG16"])
+    cases: dict[str, dict[str, Any]] = {
+        "conv5_1.b is missing": {name: array for name, array in whole.items() if name != "conv5_1.b"},
+        "conv1_1.w is missing": {"a": np.zeros(1)},
+        "features.0.weight has the shape": {**whole, "conv1_1.w": np.zeros((64, 1, 3, 3))},
+        "features.0.bias has the shape": {**whole, "conv1_1.b": np.zeros(3)},
+        "cannot be read as weights": {**whole, "conv1_1.w": np.array([print])},
+    }
+    for message, wrong in cases.items():
+        np.savez(tmp_path / "wrong.npz", **wrong)
+        with pytest.raises(CheckpointError, match=message):
+            load_vgg(tmp_path / "wrong.npz")
+    (tmp_path / "noise.npz").write_bytes(b"noise")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_vgg(tmp_path / "noise.npz")
+
+
+# --- Where a file comes from -----------------------------------------------------------------------------------------
+
+CONTENT = b"the weights, as far as a download cares"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path == "/cut.pth":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT[:10])
+            return
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Serves CONTENT as vgg.pth; returns its address."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "vgg.pth").write_bytes(CONTENT)
+    Quiet.asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site"))) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, url: str, content: bytes = CONTENT) -> None:
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setitem(perceptual.PUBLISHED, "vgg19", Published(url, hashlib.sha256(content).hexdigest()))
+
+
+def test_the_published_names_carry_the_start_of_their_digest() -> None:
+    for published in perceptual.PUBLISHED.values():
+        assert published.file_name.removesuffix(".pth").rsplit("-", 1)[1] == published.sha256[:8]
+        assert len(published.sha256) == 64
+
+
+def test_a_download_is_kept_and_not_repeated(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, f"{server}/vgg.pth")
+    path = fetch_vgg("vgg19", tmp_path / "cache")
+    assert path == tmp_path / "cache" / "vgg.pth"
+    assert path.read_bytes() == CONTENT
+    assert fetch_vgg("vgg19", tmp_path / "cache") == path
+    assert Quiet.asked == ["/vgg.pth"]
+    assert socket.getdefaulttimeout() is None
+
+
+def test_the_default_place_is_torch_hubs(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, f"{server}/vgg.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    assert fetch_vgg("vgg19") == tmp_path / "home" / "hub" / "checkpoints" / "vgg.pth"
+
+
+def test_a_dead_address_says_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/vgg.pth"
+        publish(monkeypatch, url)
+        with pytest.raises(CheckpointError, match="cannot be downloaded") as caught:
+            fetch_vgg("vgg19", tmp_path / "cache")
+    place = str(tmp_path / "cache" / "vgg.pth")
+    assert "Connection refused" in caught.value.message
+    for part in (url, place, "--perceptual-file", "--weight-perceptual 0"):
+        assert part in (caught.value.hint or "")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "content", "message"),
+    [
+        ("absent.pth", CONTENT, "cannot be downloaded.*404"),
+        ("vgg.pth", b"another file", "what came is not the file"),
+        ("cut.pth", CONTENT, "what came is not the file"),
+    ],
+)
+def test_what_a_server_gets_wrong(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str, content: bytes, message: str
+) -> None:
+    publish(monkeypatch, f"{server}/{page}", content)
+    with pytest.raises(CheckpointError, match=message):
+        fetch_vgg("vgg19", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == [], "nothing half-downloaded is left"
+
+
+def test_a_damaged_copy_is_not_used(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, f"{server}/vgg.pth")
+    (tmp_path / "vgg.pth").write_bytes(CONTENT[:-1])
+    with pytest.raises(CheckpointError, match="its SHA-256 begins") as caught:
+        fetch_vgg("vgg19", tmp_path)
+    assert "delete it" in (caught.value.hint or "")
+    assert Quiet.asked == []
+
+
+def test_a_place_that_cannot_be_written_and_a_name_that_is_none(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, f"{server}/vgg.pth")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
+        fetch_vgg("vgg19", tmp_path / "file" / "cache")
+    with pytest.raises(ConfigError, match="'vgg11' is not one of vgg16, vgg19"):
+        fetch_vgg("vgg11", tmp_path)
+
+
+# --- The script ------------------------------------------------------------------------------------------------------
+
+
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("convert_vgg16_npz", ROOT / "scripts" / "convert_vgg16_npz.py")
     assert spec is not None
@@ -131,40 +392,13 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.mark.shared
-@pytest.mark.skipif(not NPZ.is_file(), reason="../shared/weights/vgg16_imagenet_fp16.npz is not here")
-def test_the_converted_weights_compute_the_original_features(tmp_path: Path) -> None:
-    convert = script()
-    assert convert.main([str(NPZ), str(tmp_path / "vgg16.safetensors")]) == 0
-    network = load_vgg(tmp_path / "vgg16.safetensors")
-    assert network.architecture == "VGG16"
-    with np.load(NPZ) as archive:
-        original = {name: torch.from_numpy(archive[name].astype(np.float64)) for name in archive}
-    torch.manual_seed(0)
-    image = functional.interpolate(torch.rand(1, 3, 24, 24, dtype=torch.float64), size=96, mode="bilinear") * 2 - 1
-    x = (image.flip(1) + 1) / 2 * 255 - torch.tensor([103.939, 116.779, 123.68], dtype=torch.float64).view(3, 1, 1)
-    expected = []
-    for name in convert.INDICES:
-        if name.endswith("_1") and name != "conv1_1":
-            x = functional.max_pool2d(x, 2)
-        x = functional.relu(functional.conv2d(x, original[f"{name}.w"], original[f"{name}.b"], padding=1))
-        if name.endswith("_1"):
-            expected.append(x)
-    found = network(image.float())
-
-    def worst(a: torch.Tensor, b: torch.Tensor) -> float:
-        return ((a - b).abs().max() / b.abs().max()).item()
-
-    inner = [slice(1, -1), slice(1, -1)]
-    first = (found[0][..., *inner], expected[0][..., *inner])
-    # Inside, fp32 rounding alone: measured 2e-7 of the largest activation; RGB for BGR gives 0.9.
-    assert worst(*first) < 1e-6
-    swapped = network(image.float().flip(1))[0][..., *inner]
-    assert worst(swapped, first[1]) > 0.01
-    # With the border, where the padding differs by up to half a grey level: measured 3e-3 in relu1_1, 7e-4 after it.
-    errors = [worst(a, b) for a, b in zip(found, expected, strict=True)]
-    assert max(errors) < 0.01
-    assert worst(found[0], expected[0]) > 1e-5, "the padding differs; the docstring of the script says so"
+def test_the_script_converts_to_the_same_network(networks: dict[str, VggFeatures], npz_files: Path) -> None:
+    converted = script().convert(as_published(networks["VGG16"]))
+    direct = load_vgg(npz_files / "VGG16.npz").state_dict()
+    assert set(converted) == set(direct)
+    for key, tensor in direct.items():
+        # Sums of 27 products in another order: measured a unit in the last place at most.
+        torch.testing.assert_close(torch.from_numpy(converted[key]), tensor, rtol=1e-6, atol=1e-9)
 
 
 def test_the_script_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

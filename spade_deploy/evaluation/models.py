@@ -1,0 +1,246 @@
+"""What is judged: a checkpoint through PyTorch, an artifact through its runtime, or a folder of finished images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy import runs
+from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
+from spade_deploy.dataset_files import DataConfig
+from spade_deploy.engines.runtime import Backend, open_runtime
+from spade_deploy.errors import ConfigError, LabelMapError, MissingDependencyError, NotFoundError
+from spade_deploy.evaluation.data import Sample
+from spade_deploy.label_map import Size, duplicate_stems, is_image_name, list_label_files, read_photo
+from spade_deploy.spec import GeneratorSpec
+
+Pixels = NDArray[np.uint8]
+"""H x W x 3."""
+
+
+class Kind(StrEnum):
+    """What a model is given as."""
+
+    CHECKPOINT = "checkpoint"
+    ARTIFACT = "artifact"
+    IMAGES = "images"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One thing to judge, not yet loaded.
+
+    name: for people, unique in a report. spec: None of a folder of images. data: what it was trained on, if known.
+    """
+
+    path: Path
+    kind: Kind
+    name: str
+    spec: GeneratorSpec | None = None
+    data: DataConfig | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def z_dim(self) -> int | None:
+        return self.spec.z_dim if self.spec is not None else None
+
+    def check_size(self, size: Size) -> None:
+        """Raises ConfigError where this generator cannot make images of `size`."""
+        spec = self.spec
+        if spec is None or size == (spec.height, spec.width):
+            return
+        if not spec.is_dynamic:
+            raise ConfigError(
+                f"--size: {self.name} makes {spec.height} x {spec.width} alone (its style vector fixes it)"
+            )
+        if any(side < spec.stride or side % spec.stride for side in size):
+            raise ConfigError(f"--size: {size[0]} x {size[1]} are not multiples of {spec.stride}, as {self.name} needs")
+
+
+class Images(ExitStack, ABC):
+    """A model that is loaded: a context manager. runtime: what really runs, for people."""
+
+    runtime: str
+
+    @abstractmethod
+    def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
+        """An image for each sample, or why there is none. styles: N x z_dim, for a model that has a style vector."""
+
+
+def find_models(paths: Sequence[Path], runs_dir: Path) -> list[Model]:
+    """What each path is; without paths the newest run. Names are made unique.
+
+    Raises NotFoundError, ConfigError, and CheckpointError or ArtifactError for what is damaged.
+    """
+    models = [_find(path, runs_dir) for path in paths] if paths else [_newest(runs_dir)]
+    seen: dict[Path, Path] = {}
+    for path, model in zip(paths, models, strict=False):
+        if (place := model.path.resolve()) in seen:
+            raise ConfigError(f"{path}: is the same model as {seen[place]}")
+        seen[place] = path
+    names = [model.name for model in models]
+    return [replace(m, name=str(m.path)) if names.count(m.name) > 1 else m for m in models]
+
+
+def open_images(model: Model, size: Size, backend: Backend) -> Images:
+    """Load a model to make images of `size`. Raises what loading it raises."""
+    if model.kind is Kind.IMAGES:
+        return _FolderImages(model.path, size)
+    if model.kind is Kind.ARTIFACT:
+        return _ArtifactImages(model.path, backend)
+    return _CheckpointImages(model.path, backend)
+
+
+def _newest(runs_dir: Path) -> Model:
+    try:
+        return _checkpoint(runs.newest_checkpoint(runs_dir))
+    except NotFoundError as error:
+        try:
+            return _artifact(runs.newest_artifact(runs_dir), runs_dir)
+        except NotFoundError:
+            raise error from None
+
+
+def _find(path: Path, runs_dir: Path) -> Model:
+    if not path.exists():
+        raise NotFoundError(
+            f"{path}: does not exist", hint="give a run, a checkpoint, an artifact, or a folder of images"
+        )
+    folder = path.parent if path.is_file() and path.name in _MARKS else path
+    if (folder / runs.MANIFEST_JSON).is_file():
+        return _artifact(runs.resolve_artifact(folder, runs_dir), runs_dir)
+    if any((folder / name).exists() for name in (runs.CHECKPOINTS, runs.CHECKPOINT_JSON, runs.GENERATOR_FILE)):
+        return _checkpoint(runs.resolve_checkpoint(folder, runs_dir))
+    if (folder / runs.ARTIFACT / runs.MANIFEST_JSON).is_file():
+        return _artifact(runs.resolve_artifact(folder, runs_dir), runs_dir)
+    if folder.is_dir() and any(is_image_name(entry) for entry in folder.iterdir()):
+        return Model(folder, Kind.IMAGES, folder.name or str(folder))
+    raise NotFoundError(
+        f"{path}: is neither a run, a checkpoint ({runs.CHECKPOINT_JSON}), an artifact ({runs.MANIFEST_JSON}) nor a"
+        " folder with images",
+        hint=runs.MAKE_CHECKPOINT,
+    )
+
+
+def _checkpoint(path: Path) -> Model:
+    info = runs.read_checkpoint_info(path)
+    run = path.resolve().parent.parent.name if path.resolve().parent.name == runs.CHECKPOINTS else path.resolve().name
+    name = f"{run}, step {info.step}" if info.origin == "train" else run
+    facts = {"step": info.step, "origin": info.origin, "generator_sha256": info.generator_sha256}
+    return Model(path, Kind.CHECKPOINT, name, info.generator, _data_of(info), facts)
+
+
+def _artifact(path: Path, runs_dir: Path) -> Model:
+    manifest = Artifact.open(path).manifest
+    digest = manifest.source.generator_sha256
+    checkpoint = runs.find_checkpoint_by_digest(digest, near=path, runs_dir=runs_dir)
+    data = _data_of(runs.read_checkpoint_info(checkpoint)) if checkpoint is not None else None
+    facts = {"step": manifest.source.step, "origin": manifest.source.origin, "generator_sha256": digest}
+    whose = path.resolve()
+    return Model(path, Kind.ARTIFACT, f"{whose.parent.name}/{whose.name}", manifest.generator, data, facts)
+
+
+def _data_of(info: runs.CheckpointInfo) -> DataConfig | None:
+    if info.data is None:
+        return None
+    try:
+        return DataConfig.from_json(info.data)
+    except ConfigError:  # of another version: then the command asks for --data
+        return None
+
+
+class _CheckpointImages(Images):
+    """The trained module in eval mode, float32, on CUDA where there is one and `backend` allows it."""
+
+    def __init__(self, path: Path, backend: Backend) -> None:
+        super().__init__()
+        try:
+            import torch
+
+            from spade_deploy.training.checkpoint import load_generator
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                f"{path}: a checkpoint needs PyTorch, and {error.name} is not installed",
+                hint="pip install 'spade-deploy[train]', or evaluate the artifact that `spade export` makes of it",
+            ) from error
+        if backend not in (Backend.AUTO, Backend.CPU, Backend.CUDA):
+            raise ConfigError(f"--backend: {backend} runs artifacts; {path} is a checkpoint")
+        has_cuda = torch.cuda.is_available()
+        if backend is Backend.CUDA and not has_cuda:
+            raise ConfigError(f"--backend: PyTorch {torch.__version__} sees no CUDA device", hint="use --backend cpu")
+        self._device = torch.device("cuda" if has_cuda and backend is not Backend.CPU else "cpu")
+        loaded = load_generator(path)
+        self._module, self._spec = loaded.module.to(self._device), loaded.spec
+        self.runtime = f"PyTorch {torch.__version__} {self._device}, float32"
+
+    def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
+        import torch
+
+        from spade_deploy.training.networks import make_segmap, to_pixels
+
+        labels = self._spec.labels
+        label = torch.from_numpy(np.stack([sample.label for sample in samples])).to(self._device)
+        instance = torch.from_numpy(_instances(samples)).to(self._device) if labels.has_edges else None
+        z = torch.from_numpy(styles).to(self._device) if styles is not None else None
+        with torch.inference_mode():
+            image = self._module(make_segmap(label, instance, labels), z)
+            pixels = to_pixels(image).cpu().numpy()
+        return list(pixels)
+
+
+class _ArtifactImages(Images):
+    def __init__(self, path: Path, backend: Backend) -> None:
+        super().__init__()
+        artifact = Artifact.open(path)
+        self._spec = artifact.manifest.generator
+        self._runtime = self.enter_context(open_runtime(artifact, backend=backend))
+        self.runtime = self._runtime.name
+
+    def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
+        inputs: Arrays = {LABEL: np.stack([sample.label for sample in samples])}
+        if self._spec.labels.has_edges:
+            inputs[INSTANCE] = _instances(samples)
+        if styles is not None:
+            inputs[Z] = styles
+        return list(self._runtime.run(inputs, [PIXELS])[PIXELS])
+
+
+class _FolderImages(Images):
+    """Images by the stem of the sample they belong to; resized where they have another size, which is counted."""
+
+    def __init__(self, path: Path, size: Size) -> None:
+        super().__init__()
+        files = list_label_files(path)
+        self._path, self._size = path, size
+        self._twice = duplicate_stems(files)
+        self._by_stem = {file.stem: file for file in files}
+        self.runtime = f"{len(files)} files"
+
+    def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
+        return [self._read(sample.stem) for sample in samples]
+
+    def _read(self, stem: str) -> Pixels | str:
+        if stem in self._twice:
+            names = " and ".join(path.name for path in self._twice[stem])
+            return f"{self._path}: holds {names}: which is meant cannot be told"
+        if stem not in self._by_stem:
+            return f"{self._path}: has no image {stem}"
+        try:
+            return read_photo(self._by_stem[stem], self._size)
+        except LabelMapError as error:
+            return error.message
+
+
+def _instances(samples: Sequence[Sample]) -> NDArray[np.int32]:
+    return np.stack([sample.instance for sample in samples if sample.instance is not None])
+
+
+_MARKS = (runs.MANIFEST_JSON, runs.CHECKPOINT_JSON, runs.GENERATOR_FILE)

@@ -1,0 +1,188 @@
+"""The report's files: evaluation.json with every figure, evaluation.html with the pictures side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spade_deploy import pages
+from spade_deploy.atomic import write_json, write_text
+from spade_deploy.errors import MissingDependencyError, SpadeError
+from spade_deploy.evaluation.result import EvalResult, Row
+from spade_deploy.label_map import colorize, effective_palette
+from spade_deploy.metrics import HIGHER_IS_BETTER
+
+JSON_FILE = "evaluation.json"
+HTML_FILE = "evaluation.html"
+
+HEADINGS = {
+    "frechet": "Frechet",
+    "kernel": "kernel",
+    "miou": "mIoU",
+    "accuracy": "accuracy",
+    "diversity": "diversity",
+    "l1": "L1",
+    "psnr": "PSNR dB",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as it is shown; the best of its column is marked."""
+
+    text: str
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table."""
+
+    name: str
+    is_reference: bool
+    images: int
+    cells: tuple[Cell, ...]
+
+
+def heading(name: str) -> str:
+    """'mIoU ↑': the arrow says which way is better."""
+    way = {True: " ↑", False: " ↓"}[HIGHER_IS_BETTER[name]] if name in HIGHER_IS_BETTER else ""
+    return HEADINGS[name] + way
+
+
+def shown(row: Row, name: str) -> str:
+    """A figure for people; '' where there is none."""
+    value = row.figure(name)
+    if value is None:
+        return ""
+    if name == "kernel" and row.kernel is not None:
+        return f"{value:.4f} ± {row.kernel.std:.4f}"
+    return {"frechet": f"{value:.2f}", "psnr": f"{value:.2f}", "accuracy": f"{value:.1%}"}.get(name, f"{value:.4f}")
+
+
+def lines(result: EvalResult) -> list[Line]:
+    """The table: models first, then real photos."""
+    columns = result.measured()
+    best = {name: result.best(name) for name in columns}
+    return [
+        Line(
+            row.name,
+            row.kind == "reference",
+            row.images,
+            tuple(Cell(shown(row, name), best[name] == row.name) for name in columns),
+        )
+        for row in (*result.rows, *result.references)
+    ]
+
+
+def write_report(result: EvalResult, out: Path) -> tuple[Path, ...]:
+    """Write the report's files into the folder `out` and return them.
+
+    Without jinja2 there is no page, and the JSON stands alone. Raises SpadeError where nothing can be written.
+    """
+    files = [out / JSON_FILE]
+    try:
+        write_json(out / JSON_FILE, result.to_json())
+        try:
+            write_text(out / HTML_FILE, _page(result))
+            files.append(out / HTML_FILE)
+        except MissingDependencyError:
+            (out / HTML_FILE).unlink(missing_ok=True)  # an older page beside newer figures would mislead
+    except OSError as error:
+        raise SpadeError(
+            f"{out}: the report cannot be written ({error})", hint="choose another folder: --out"
+        ) from error
+    return tuple(files)
+
+
+def _page(result: EvalResult) -> str:
+    columns = result.measured()
+    present = {int(value) for strip in result.strips for value in np.unique(strip.label)}
+    names = [row.name for row in result.rows]
+    return pages.render(
+        "evaluation.html.j2",
+        title="Evaluation: " + " against ".join(names) if len(names) < 4 else f"Evaluation of {len(names)} models",
+        lead=_lead(result),
+        headings=[heading(name) for name in columns],
+        lines=lines(result),
+        meanings=[(HEADINGS[name], result.names[name]) for name in columns],
+        settings=_settings(result),
+        notes=result.notes,
+        skipped=result.all_skipped,
+        legend=pages.legend(result.labels, effective_palette(result.labels), present),
+        names=names,
+        strips=_strips(result),
+        style_strips=[
+            (strip.name, [pages.picture(f"style {n}", image) for n, image in enumerate(strip.images)])
+            for strip in result.style_strips
+        ],
+        classes=_classes(result),
+        class_columns=[row.name for row in (*result.rows, *result.references) if row.classes],
+    )
+
+
+def _lead(result: EvalResult) -> str:
+    count = len(result.rows)
+    what = "One model" if count == 1 else f"{count} models"
+    return (
+        f"{what} on {result.samples} samples that are held out: what each makes of the same label maps, and what a"
+        " camera saw."
+        if result.settings["split"] != "train"
+        else f"{what} on {result.samples} samples of the training split."
+    )
+
+
+def _settings(result: EvalResult) -> list[tuple[str, str]]:
+    settings = result.settings
+    data = settings["data"]
+    where = data["root"] or data["labels_dir"] or "embedded"
+    rows = [
+        ("data", f"{data['preset']} ({where}), {settings['split']} split, {settings['height']} x {settings['width']}"),
+        ("seed", str(settings["seed"])),
+    ]
+    if settings["extractor"] is not None:
+        found = settings["extractor"]
+        rows.append(("extractor", f"{found['file']}, output {found['output']}, {_told(found)}"))
+    if settings["segmenter"] is not None:
+        found = settings["segmenter"]
+        trained = f", trained on {found['trained_on']}" if "trained_on" in found else ""
+        rows.append(("segmenter", f"{found['file']}{trained}, {_told(found)}"))
+    rows += [(row.name, str(row.facts["runtime"])) for row in result.rows]
+    return rows
+
+
+def _told(found: dict[str, object]) -> str:
+    how = found["preprocessing"]
+    assert isinstance(how, dict)  # describe() made it
+    size = f"{how['size'][0]} x {how['size'][1]}, {how['resize']}" if how["size"] else "images at their own size"
+    mean, std = (", ".join(f"{value:g}" for value in how[name]) for name in ("mean", "std"))
+    return f"sha256 {str(found['sha256'])[:12]}, {size}, (RGB - ({mean})) / ({std})"
+
+
+def _strips(result: EvalResult) -> list[list[pages.Picture]]:
+    rows = []
+    for strip in result.strips:
+        row = [pages.picture(f"label map {strip.stem}", colorize(strip.label, result.labels), is_ids=True)]
+        row += [pages.picture(name, image) for name, image in strip.images.items()]
+        rows.append([*row, pages.picture("real photo", strip.photo)])
+    return rows
+
+
+def _classes(result: EvalResult) -> list[tuple[str, str, list[Cell]]]:
+    """A row for each class that occurs: its name, its share, and each model's IoU, that of real photos last."""
+    rows = [row for row in (*result.rows, *result.references) if row.classes]
+    if not rows:
+        return []
+    scores = [{score.label_id: score for score in row.classes} for row in rows]
+    found = []
+    for label_id, score in scores[-1].items():
+        values = [by_id[label_id].iou if label_id in by_id else 0.0 for by_id in scores]
+        models = values[: sum(row.kind != "reference" for row in rows)]
+        top = max(models, default=0.0)
+        cells = [
+            Cell(f"{value:.3f}", len(models) > 1 and value == top and n < len(models)) for n, value in enumerate(values)
+        ]
+        found.append((result.labels.name_of(label_id), pages.percent(score.share), cells))
+    return found

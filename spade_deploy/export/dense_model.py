@@ -1,0 +1,86 @@
+"""What every dense graph shares, whatever the architecture: label ids in, one-hot and edge map inside, pixels out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spade_deploy.spec import GeneratorSpec
+from spade_deploy.training.networks import NORM_EPS
+
+
+class DenseModel(nn.Module):
+    """label ids (and instance ids, and style) -> (pixels, image).
+
+    label: N x H x W uint8 or int32. instance: N x H x W int32, iff the spec has edges. z: N x z_dim float32, iff the
+    spec has a style vector. pixels: N x H x W x 3 uint8, truncated. image: N x 3 x H x W float32 in [-1, 1].
+    fp16: units not named in `keep_fp32` hold and compute half precision; inputs and outputs stay as they are, and
+    tanh, the conversion to pixels, and the statistics of instance and layer norm stay float32.
+    dtype: of all other units.
+    """
+
+    ids: Tensor
+
+    def __init__(self, spec: GeneratorSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("ids", torch.arange(spec.labels.num_ids, dtype=torch.float32).view(1, -1, 1, 1), False)
+
+    def set_types(self, units: Iterable[str], *, fp16: bool, keep_fp32: Collection[str], dtype: torch.dtype) -> None:
+        """Round the folded weights, which are float64, once; eval mode."""
+        for name in units:
+            half = fp16 and name not in keep_fp32
+            self.get_submodule(name).to(torch.float16 if half else dtype)
+        self.eval()
+
+    def forward(self, label: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        extra = list(rest)
+        instance = extra.pop(0) if self.spec.labels.has_edges else None
+        z = extra.pop(0) if self.spec.z_dim is not None else None
+        return to_outputs(self.logits(label.float(), None if instance is None else edge_map(instance), z))
+
+    def logits(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
+        """The image before tanh, N x 3 x H x W. label: N x H x W as floats; edges: N x 1 x H x W."""
+        raise NotImplementedError
+
+    def segmap(self, stride: int, label: Tensor, edges: Tensor | None) -> Tensor:
+        """Every stride-th pixel of the network's input, N x L x H/stride x W/stride float32."""
+        segmap = (label[:, None, ::stride, ::stride] == self.ids).float()
+        return segmap if edges is None else torch.cat([segmap, edges[:, :, ::stride, ::stride]], dim=1)
+
+
+def to_outputs(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The last convolution's N x 3 x H x W -> (pixels, image), as `DeployModel` returns them."""
+    image = torch.tanh(logits if logits.dtype is torch.float64 else logits.float())
+    # floor is what a cast to uint8 does; written out, since runtimes differ in how they round a cast.
+    # The cast is last: TensorRT knows uint8 as a network's input and output, not in between.
+    pixels = ((image + 1) / 2 * 255).clamp(0, 255).floor().permute(0, 2, 3, 1)
+    return pixels.to(torch.uint8), image
+
+
+def edge_map(instance: Tensor) -> Tensor:
+    """N x H x W int32 -> N x 1 x H x W float32: 1 where a 4-neighbour has another id. Without in-place writes."""
+    across = (instance[:, :, 1:] != instance[:, :, :-1]).float()
+    down = (instance[:, 1:, :] != instance[:, :-1, :]).float()
+    sides = [
+        functional.pad(across, (1, 0)),
+        functional.pad(across, (0, 1)),
+        functional.pad(down, (0, 0, 1, 0)),
+        functional.pad(down, (0, 0, 0, 1)),
+    ]
+    return torch.maximum(torch.maximum(sides[0], sides[1]), torch.maximum(sides[2], sides[3]))[:, None]
+
+
+def instance_norm(x: Tensor) -> Tensor:
+    """Each channel of each sample with mean 0 and variance 1, in the type of x."""
+    # The sums of squares of a half-precision map overflow: the statistics are always float32.
+    wide = x.float() if x.dtype is torch.float16 else x
+    return functional.instance_norm(wide, eps=NORM_EPS).to(x.dtype)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The type of a module's weights."""
+    return next(module.parameters()).dtype

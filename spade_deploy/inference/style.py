@@ -1,0 +1,103 @@
+"""Which style a VAE model is given: the mean one, a seed's, or that of a photo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
+from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
+from spade_deploy.label_map import read_photo
+
+_DROP = "leave the flag out"
+
+
+def style_vector(artifact: Artifact, seed: int | None, photo: Path | None) -> NDArray[np.float32] | None:
+    """The style that was asked for, 1 x z_dim; zeros, the mean style, by default; None for a model without styles.
+
+    seed: of a standard normal style. photo: an image file; the mean of its style.
+    Raises ConfigError for what the model cannot do and for both at once, LabelMapError for a photo that cannot be read.
+    """
+    z_dim = artifact.manifest.generator.z_dim
+    if z_dim is None:
+        for flag, value in (("--seed", seed), ("--style-image", photo)):
+            if value is not None:
+                raise ConfigError(
+                    f"{flag}: this model has no style vector; its output follows from the labels", hint=_DROP
+                )
+        return None
+    if seed is not None and photo is not None:
+        raise ConfigError("--seed and --style-image contradict each other", hint="leave one of them out")
+    if photo is not None:
+        return encode_photo(artifact, photo)[0]
+    if seed is None:
+        return np.zeros((1, z_dim), np.float32)
+    if seed < 0:
+        raise ConfigError(f"--seed: {seed} is negative")
+    return np.random.default_rng(seed).standard_normal((1, z_dim), np.float32)
+
+
+def encode_photo(artifact: Artifact, photo: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(mu, logvar) of a photo's style, 1 x z_dim each, by the artifact's encoder on the CPU.
+
+    The whole photo is resized to the model's size with bicubic, as training's photos are.
+    Raises ConfigError where the artifact has no encoder, LabelMapError for a photo that cannot be read, ArtifactError,
+    MissingDependencyError.
+    """
+    manifest = artifact.manifest
+    if manifest.encoder is None:
+        why = {
+            "import": "it was imported, and a generator file holds no encoder",
+            "train": "it was trained without one, its styles are noise",
+        }.get(manifest.source.origin, "none was exported with it")
+        raise ConfigError(
+            f"--style-image: {artifact.path} has no style encoder ({why})",
+            hint="--seed N takes a random style; for styles of photos, train with a style vector and its encoder and"
+            " export that run",
+        )
+    spec = manifest.generator
+    pixels = read_photo(photo, (spec.height, spec.width))[None]
+    path = artifact.path_of(manifest.encoder.file)
+    session = _session(path)
+    _check_contract(path, session, artifact)
+    try:
+        mu, logvar = session.run([MU, LOGVAR], {PHOTO: pixels})
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ArtifactError(f"{path}: the style encoder failed on {photo}: {_first_line(error)}") from error
+    return mu, logvar
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"--style-image: the style encoder runs in ONNX Runtime, which cannot be imported: {error}",
+            hint="pip install 'spade-deploy[cpu]'; --seed needs no encoder",
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong comes back as an exception
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ArtifactError(
+            f"{path}: ONNX Runtime cannot load the style encoder: {_first_line(error)}",
+            hint="pip install --upgrade onnxruntime, or `spade export` again",
+        ) from error
+
+
+def _check_contract(path: Path, session: Any, artifact: Artifact) -> None:
+    found = sorted((tensor.name, tensor.type) for tensor in (*session.get_inputs(), *session.get_outputs()))
+    inputs, outputs = encoder_tensors(artifact.manifest.generator)
+    expected = sorted(
+        (tensor.name, f"tensor({tensor.dtype.replace('float32', 'float')})") for tensor in (*inputs, *outputs)
+    )
+    if found != expected:
+        raise ArtifactError(f"{path}: its tensors are {found}, the manifest says {expected}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

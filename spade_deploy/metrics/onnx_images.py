@@ -1,0 +1,244 @@
+"""An ONNX file that takes images: how it is opened, what it is fed, and what is known of it.
+
+What the file itself cannot say (the normalisation, the size, the names of classes) comes from flags, from a JSON file
+of the same name beside it, from its metadata, or from the table of known files, in this order. Nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
+
+METADATA_KEY = "spade-deploy"
+"""Of an ONNX file's metadata: a JSON object with the fields of the file beside it."""
+
+RESIZE = "Pillow bicubic, antialiased"
+BATCH = 8
+MAX_SIDE = 4096
+MAX_JSON_BYTES = 1 << 20
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """(pixels - mean) / std for RGB pixels 0..255, after resizing to `size` (height, width); None is their own size."""
+
+    mean: Triple
+    std: Triple
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ConfigError(f"{name}: {values} is not one number for each of red, green and blue")
+        if not all(value > 0 for value in self.std):
+            raise ConfigError(f"std: {self.std} are not positive")
+        if self.size is not None and not (len(self.size) == 2 and all(1 <= side <= MAX_SIDE for side in self.size)):
+            raise ConfigError(f"size: {self.size} is not (height, width) in 1..{MAX_SIDE} pixels")
+
+    def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """N x H x W x 3 -> N x 3 x h x w."""
+        if self.size is not None and pixels.shape[1:3] != self.size:
+            height, width = self.size
+            resized = [
+                Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+                for image in np.ascontiguousarray(pixels)
+            ]
+            pixels = np.stack([np.asarray(image) for image in resized])
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        values = (pixels.astype(np.float32) - mean) / std
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+
+def number_triple(text: str, flag: str) -> Triple:
+    """'127' or '123.7,116.3,103.5', of pixels 0..255, for red, green and blue. Raises ConfigError."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 3):
+        raise ConfigError(f"{flag}: {text!r} is not one number, or three as in 123.7,116.3,103.5")
+    first, *rest = values
+    return (first, rest[0], rest[1]) if rest else (first, first, first)
+
+
+class ImageModel:
+    """An open ONNX file with one image input, N x 3 x H x W float32, on the CPU.
+
+    flag: that named it, for messages. given: fields of the JSON file that flags overrule.
+    facts: all that is known of the file. Raises NotFoundError, ConfigError, MissingDependencyError.
+    """
+
+    def __init__(self, path: Path, flag: str, given: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> None:
+        self.path = path
+        self.flag = flag
+        self.sha256 = _sha256(path, flag)
+        self._session = _open(path, flag)
+        self.outputs: dict[str, list[Any]] = {output.name: output.shape for output in self._session.get_outputs()}
+        sources = (
+            ("the table of known files", known.get(self.sha256, {})),
+            ("the file's metadata", _metadata(self._session, path, flag)),
+            (str(_sidecar(path)), _read_sidecar(path)),
+            ("flags", {name: value for name, value in given.items() if value is not None}),
+        )
+        self.facts: dict[str, Any] = {}
+        for _, facts in sources:
+            self.facts.update(facts)
+        self.source = ", ".join(name for name, facts in reversed(sources) if facts)
+        self._input, shape = _image_input(self._session, path, flag)
+        self.preprocessing = self._preprocessing(shape)
+
+    def run(self, pixels: NDArray[np.uint8], output: str) -> NDArray[Any]:
+        """One output for N x H x W x 3 images, as many rows as images; a few at a time."""
+        found = []
+        for first in range(0, len(pixels), BATCH):
+            fed = self.preprocessing.apply(pixels[first : first + BATCH])
+            try:
+                found.append(np.asarray(self._session.run([output], {self._input: fed})[0]))
+            except Exception as error:  # onnxruntime's exceptions share no base class
+                raise ConfigError(
+                    f"{self.flag} {self.path}: failed on images of {fed.shape[2]} x {fed.shape[3]}: {_line(error)}"
+                ) from error
+        rows = np.concatenate(found)
+        if len(rows) != len(pixels):
+            raise ConfigError(f"{self.flag} {self.path}: output {output} has {rows.shape} for {len(pixels)} images")
+        return rows
+
+    def describe(self) -> dict[str, Any]:
+        """What a result must name to be repeatable."""
+        return {
+            "file": self.path.name,
+            "sha256": self.sha256,
+            "preprocessing": {**asdict(self.preprocessing), "resize": RESIZE, "told_by": self.source},
+        }
+
+    def _preprocessing(self, shape: tuple[int | None, int | None]) -> Preprocessing:
+        missing = " and ".join(name for name in ("mean", "std") if name not in self.facts)
+        if missing:
+            raise ConfigError(
+                f"{self.flag} {self.path}: how its images are normalised is not known: {missing} missing",
+                hint=f'{_flags(self.flag)}write {_sidecar(self.path)}: {{"mean": [127, 127, 127],'
+                ' "std": [128, 128, 128], "size": [224, 224]}',
+            )
+        where = f"{self.flag} {self.path}"
+        size = self.facts.get("size")
+        size = None if size is None else _integers(size, f"{where}: size")
+        own = None if None in shape else (int(shape[0] or 0), int(shape[1] or 0))
+        if own is not None and size not in (None, own):
+            raise ConfigError(f"{where}: takes {own[0]} x {own[1]} pixels alone, not {size}")
+        try:
+            return Preprocessing(
+                _triple(self.facts["mean"], f"{where}: mean"), _triple(self.facts["std"], f"{where}: std"), size or own
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.message}") from error
+
+
+def _flags(flag: str) -> str:
+    return f"give {flag}-mean and {flag}-std (of pixels 0..255), or " if flag == "--extractor" else ""
+
+
+def _sha256(path: Path, flag: str) -> str:
+    if not path.is_file():
+        raise NotFoundError(f"{flag}: {path} is not there", hint="give an ONNX file")
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise NotFoundError(f"{flag}: {path} cannot be read ({error.strerror})") from error
+
+
+def _open(path: Path, flag: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{flag} needs ONNX Runtime, which cannot be imported: {error}", hint="pip install 'spade-deploy[cpu]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ConfigError(f"{flag} {path}: ONNX Runtime cannot load it: {_line(error)}") from error
+
+
+def _image_input(session: Any, path: Path, flag: str) -> tuple[str, tuple[int | None, int | None]]:
+    inputs = session.get_inputs()
+    described = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    is_image = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
+    if not is_image or inputs[0].type != "tensor(float)":
+        raise ConfigError(
+            f"{flag} {path}: takes {described or 'nothing'}; needed is one input of float32 images, N x 3 x H x W"
+        )
+    height, width = (side if isinstance(side, int) else None for side in shape[2:])
+    return str(inputs[0].name), (height, width)
+
+
+def _metadata(session: Any, path: Path, flag: str) -> dict[str, Any]:
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    return {} if text is None else _object(text, f"{flag} {path}: its metadata {METADATA_KEY!r}")
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    beside = _sidecar(path)
+    if not beside.is_file():
+        return {}
+    try:
+        if beside.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigError(f"{beside}: is larger than {MAX_JSON_BYTES} bytes")
+        return _object(beside.read_bytes().decode("utf-8"), str(beside))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{beside}: cannot be read ({error})") from error
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: holds {type(value).__name__}, not an object")
+    return value
+
+
+def _triple(value: Any, where: str) -> Triple:
+    values = [value] * 3 if isinstance(value, int | float) else value
+    is_right = isinstance(values, list | tuple) and len(values) == 3
+    if not is_right or not all(isinstance(part, int | float) and not isinstance(part, bool) for part in values):
+        raise ConfigError(f"{where} is {value!r}, not a number or three of them")
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _integers(value: Any, where: str) -> tuple[int, int]:
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    if not is_pair or not all(isinstance(side, int) and not isinstance(side, bool) for side in value):
+        raise ConfigError(f"{where} is {value!r}, not [height, width]")
+    return int(value[0]), int(value[1])
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, SpadeError):
+        return error.message
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

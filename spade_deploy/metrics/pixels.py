@@ -1,0 +1,43 @@
+"""Generated pixels against the photo's own: weak measures, since many photos fit one label map."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.errors import ConfigError
+
+MAX_PSNR_DB = 100.0
+"""What equal images have instead of infinity."""
+
+
+class PixelError:
+    """Sums of differences over images."""
+
+    def __init__(self) -> None:
+        self._absolute = 0.0
+        self._squared = 0.0
+        self._values = 0
+
+    def add(self, made: NDArray[Any], real: NDArray[Any]) -> None:
+        """uint8 pixels of equal shape. Raises ConfigError where the shapes differ."""
+        if made.shape != real.shape:
+            raise ConfigError(f"pixels of {made.shape} cannot be compared with a photo of {real.shape}")
+        difference = made.astype(np.float64) - real
+        self._absolute += float(np.abs(difference).sum())
+        self._squared += float((difference**2).sum())
+        self._values += difference.size
+
+    @property
+    def l1(self) -> float:
+        """Mean absolute difference, black to white being 1."""
+        return self._absolute / max(1, self._values) / 255
+
+    @property
+    def psnr(self) -> float:
+        """Of the mean squared difference over all images, in dB, at most `MAX_PSNR_DB`."""
+        squared = self._squared / max(1, self._values)
+        return MAX_PSNR_DB if squared == 0 else min(MAX_PSNR_DB, 10 * math.log10(255**2 / squared))

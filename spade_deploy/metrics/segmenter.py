@@ -1,0 +1,124 @@
+"""Classes of pixels, by whatever segmenter the user has as ONNX or trained with `spade eval --train-segmenter`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from spade_deploy.errors import ConfigError
+from spade_deploy.metrics.onnx_images import ImageModel
+from spade_deploy.spec import LabelSpec
+
+FLAG = "--segmenter"
+NO_CLASS = -1
+
+
+class OnnxSegmenter:
+    """An ONNX network: images in, N x C x h x w logits or N x h x w ids out, of which the only output, or the one that
+    is called `logits` or `ids`, is taken.
+
+    labels: the label set that its classes are told in. Its own classes are `labels`, a list of names, in the file
+    beside it or in its metadata: they are matched by name, and one that has no match counts as wrong. Without names
+    class n is label n. Raises NotFoundError, ConfigError, MissingDependencyError.
+    """
+
+    def __init__(self, path: Path, labels: LabelSpec, given: Mapping[str, Any] | None = None) -> None:
+        self._model = ImageModel(path, FLAG, given or {}, {})
+        self.labels = labels
+        names = list(self._model.outputs)
+        preferred = [name for name in ("logits", "ids") if name in names]
+        self.output = str(self._model.facts.get("output") or (preferred or names)[0])
+        if self.output not in names or (len(names) > 1 and "output" not in self._model.facts and not preferred):
+            raise ConfigError(
+                f"{FLAG} {path}: which of its outputs {', '.join(names)} has the classes is not known",
+                hint=f'write {path.with_suffix(".json")}: {{"output": "NAME"}} beside the mean and std',
+            )
+        self._mapping = self._map_classes()
+
+    @property
+    def name(self) -> str:
+        return self._model.path.stem
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """All that the file and the JSON beside it say."""
+        return self._model.facts
+
+    def predict(self, pixels: NDArray[np.uint8], size: tuple[int, int] | None = None) -> NDArray[np.int32]:
+        """N x H x W x 3 -> N x height x width label ids, -1 where the class is none of the label set's.
+
+        size: of the result, H x W if left out. Logits are resized bilinearly before the largest one is taken, ids to
+        the nearest pixel.
+        """
+        size = size or (int(pixels.shape[1]), int(pixels.shape[2]))
+        found = self._model.run(pixels, self.output)
+        if found.ndim == 4 and np.issubdtype(found.dtype, np.floating):
+            ids = np.stack([_resized_logits(logits, size).argmax(0) for logits in found])
+        elif found.ndim == 3 and np.issubdtype(found.dtype, np.integer):
+            ids = np.stack([_resized_ids(image, size) for image in found.astype(np.int32)])
+        else:
+            raise ConfigError(
+                f"{FLAG} {self._model.path}: output {self.output} is {found.dtype} {found.shape};"
+                " needed are N x C x h x w logits or N x h x w integer ids"
+            )
+        classes = max(int(ids.max()) + 1, found.shape[1] if found.ndim == 4 else 0)
+        return self._mapping_for(classes, is_logits=found.ndim == 4)[np.where(ids < 0, classes, ids)]
+
+    def describe(self) -> dict[str, Any]:
+        kept = {name: self.facts[name] for name in ("score", "trained_on", "steps") if name in self.facts}
+        unmatched = None if self._mapping is None else int((self._mapping < 0).sum())
+        return {**self._model.describe(), "output": self.output, "classes_without_label": unmatched, **kept}
+
+    def _map_classes(self) -> NDArray[np.int32] | None:
+        """Class -> label id, by name; None where the file has no names."""
+        names = self._model.facts.get("labels")
+        if names is None:
+            return None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{FLAG} {self._model.path}: labels is {str(names)[:80]!r}, not a list of names")
+        ids = {self.labels.name_of(n).casefold(): n for n in range(self.labels.num_labels)}
+        mapping = np.array([ids.get(name.casefold(), NO_CLASS) for name in names], np.int32)
+        if (mapping < 0).all():
+            raise ConfigError(
+                f"{FLAG} {self._model.path}: none of its classes ({', '.join(names[:4])}, ...) is one of the label"
+                f" set's ({', '.join(self.labels.name_of(n) for n in range(min(4, self.labels.num_labels)))}, ...)",
+                hint="take a segmenter of this label set, or --train-segmenter",
+            )
+        return mapping
+
+    def _mapping_for(self, classes: int, *, is_logits: bool) -> NDArray[np.int32]:
+        """The mapping with one more entry, for what is no class."""
+        mapping = self._mapping
+        if mapping is None:
+            if classes > self.labels.num_ids:
+                raise ConfigError(
+                    f"{FLAG} {self._model.path}: answers {classes} classes, the label set has {self.labels.num_labels},"
+                    " and it does not say which is which",
+                    hint=f"name its classes in {self._model.path.with_suffix('.json')} as labels: [...]",
+                )
+            mapping = np.arange(classes, dtype=np.int32)
+        elif classes > len(mapping) or (is_logits and classes < len(mapping)):
+            raise ConfigError(f"{FLAG} {self._model.path}: answers {classes} classes, but names {len(mapping)}")
+        mapping = mapping[:classes]
+        return np.append(mapping, NO_CLASS).astype(np.int32)
+
+
+def _resized_logits(logits: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
+    """C x h x w -> C x height x width."""
+    values = np.ascontiguousarray(logits, np.float32)
+    if values.shape[1:] == size:
+        return values
+    planes = [Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BILINEAR) for plane in values]
+    return np.stack([np.asarray(plane) for plane in planes])
+
+
+def _resized_ids(ids: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
+    if ids.shape == size:
+        return ids
+    resized = Image.fromarray(np.ascontiguousarray(ids)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized)

@@ -1,0 +1,72 @@
+"""The exponential moving average of the generator: smoother than any single step, and what is deployed.
+
+Weights are averaged (Polyak; with a decay as in Karras et al., "Progressive Growing of GANs", 2018); statistics are
+not: the mean of batch-norm statistics belongs to no network. So before the average is used its statistics are estimated
+anew, on the same batches each time, which also moves spectral norm's u and v to the averaged weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from spade_deploy.spec import GeneratorSpec, NormType
+from spade_deploy.training.architectures import Generator, build_generator
+
+Inputs = tuple[Tensor, Tensor | None]
+"""A generator's input: a segmap, and z with a style vector."""
+
+
+class GeneratorAverage:
+    """module: the averaged generator, in eval mode. Made with the weights that `trained` has now."""
+
+    def __init__(self, trained: Generator, decay: float) -> None:
+        self.decay = decay
+        self.module = _twin(trained.spec)
+        self.module.to(next(trained.parameters()).device)
+        self.module.load_state_dict(trained.state_dict())
+        self.module.eval().requires_grad_(False)
+        self._is_stale = True
+
+    @torch.no_grad()
+    def update(self, trained: Generator) -> None:
+        """average <- decay * average + (1 - decay) * trained, for every parameter."""
+        averaged = [parameter.data for parameter in self.module.parameters()]
+        torch._foreach_lerp_(averaged, [parameter.data for parameter in trained.parameters()], 1 - self.decay)
+        self._is_stale = True
+
+    @torch.no_grad()
+    def copy_statistics(self, trained: Generator) -> None:
+        """Take the statistics of the trained generator, where there are no batches to estimate them on."""
+        for own, other in zip(self.module.buffers(), trained.buffers(), strict=True):
+            own.copy_(other)
+
+    @torch.no_grad()
+    def estimate_statistics(self, batches: Sequence[Inputs]) -> None:
+        """Mean and variance of every batch norm as the mean over `batches`; nothing is done where no weight changed."""
+        if not self._is_stale:
+            return
+        norms = [module for module in self.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over the batches
+        self.module.train()
+        try:
+            for segmap, z in batches:
+                self.module(segmap, z)
+        finally:
+            self.module.eval()
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+        self._is_stale = False
+
+
+def _twin(spec: GeneratorSpec) -> Generator:
+    """A generator with the same tensors whose batch norm never waits for other processes: one alone estimates."""
+    module = build_generator(replace(spec, norm=NormType.BATCH) if spec.norm is NormType.SYNC_BATCH else spec)
+    module.spec = spec
+    return module

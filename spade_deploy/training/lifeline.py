@@ -1,0 +1,159 @@
+"""A connection between process 0 and each other one, whose end tells that a process is gone.
+
+gloo notices a dead peer when it next talks to it; nccl waits for its timeout in a call that nothing interrupts. The
+operating system knows at once: it closes the connections of a process that ends, however it ends, and keep-alive probes
+find within a minute a host that lost its power. Process 0 tells the others who was lost.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+
+from spade_deploy.errors import TrainingError
+
+GRACE_S = 20.0
+"""How long the training has to end by itself once a process is lost, before it is ended."""
+
+_BYE, _LOST = b"bye", b"lost "
+_MESSAGE_BYTES = 4096
+_TOKEN_BYTES, _RANK_BYTES = 16, 8
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""Seconds of silence before a probe, seconds between probes, probes without an answer."""
+
+
+class Lifeline:
+    """The connections of this process, watched by a thread; `peers` has one a rank.
+
+    last_words: asked for what else to say before this process is ended because it did not end by itself.
+    all_know: whether the processes have agreed to stop; what is raised from then on is no news to them.
+    """
+
+    def __init__(self, peers: Mapping[int, socket.socket], rank: int, size: int) -> None:
+        self.last_words: Callable[[], str] = str
+        self.all_know = False
+        self._rank, self._size = rank, size
+        self._peers = dict(peers)
+        self._reason = ""
+        self._lost, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
+        self._thread.start()
+
+    def loss(self, wait_s: float = 0.0) -> str:
+        """Who was lost and how, a sentence without its full stop; '' where nobody was within `wait_s` seconds."""
+        self._lost.wait(wait_s)
+        return self._reason
+
+    def close(self, failure: str = "") -> None:
+        """Leave. failure: why, where the others do not know of it; they stop as well then."""
+        self._over.set()
+        self._tell(_LOST + f"{_name(self._rank, self._size)} failed: {failure}".encode() if failure else _BYE)
+        for peer in self._peers.values():
+            with suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._thread.join()
+        for peer in self._peers.values():
+            peer.close()
+
+    def _tell(self, message: bytes) -> None:
+        for peer in self._peers.values():
+            with suppress(OSError):  # gone itself
+                peer.sendall(message[:_MESSAGE_BYTES])
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for rank, peer in self._peers.items():
+                selector.register(peer, selectors.EVENT_READ, rank)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    said = _received(self._peers[key.data])
+                    if self._over.is_set():
+                        return
+                    if said != _BYE:
+                        self._report(key.data, said)
+                        return
+                    selector.unregister(key.fileobj)
+
+    def _report(self, rank: int, said: bytes) -> None:
+        if said.startswith(_LOST):
+            self._reason = said.removeprefix(_LOST).decode(errors="replace")
+        else:
+            name = _name(rank, self._size)
+            self._reason = f"{name} ended without a word: it was killed, or its host is gone"
+        if self._rank == 0:
+            self._tell(_LOST + self._reason.encode())
+        self._lost.set()
+        if not self._over.wait(GRACE_S):
+            # The main thread is in a call that waits for the lost process: no exception reaches it there.
+            print(f"error: {self._reason}. {self.last_words()}", file=sys.stderr, flush=True)
+            os._exit(TrainingError.exit_code)
+
+
+def connect(rank: int, size: int, host: str, timeout_s: float, share: Callable[[str], str]) -> Lifeline:
+    """Called by every process. share: gives each of them what process 0 calls it with; host: where process 0 is.
+
+    Raises TrainingError where they do not reach each other within `timeout_s` seconds.
+    """
+    try:
+        if rank == 0:
+            return Lifeline(_accepted(size, timeout_s, share), rank, size)
+        port, token = share("").split()
+        peer = socket.create_connection((host, int(port)), timeout_s)
+        peer.sendall(f"{token}{rank:0{_RANK_BYTES}d}".encode())
+        return Lifeline({0: _kept_alive(peer)}, rank, size)
+    except OSError as error:
+        raise TrainingError(
+            f"{_name(rank, size)} cannot connect to process 0 on {host} ({error})",
+            hint="the hosts must reach each other on every port; MASTER_ADDR is the host of process 0",
+        ) from error
+
+
+def _accepted(size: int, timeout_s: float, share: Callable[[str], str]) -> dict[int, socket.socket]:
+    token = secrets.token_hex(_TOKEN_BYTES)
+    peers: dict[int, socket.socket] = {}
+    with closing(_server(size)) as server:
+        server.settimeout(timeout_s)
+        share(f"{server.getsockname()[1]} {token}")
+        while len(peers) < size - 1:
+            peer, _ = server.accept()
+            peer.settimeout(timeout_s)
+            said = peer.recv(len(token) + _RANK_BYTES, socket.MSG_WAITALL)
+            if said.startswith(token.encode()):
+                peers[int(said[len(token) :])] = _kept_alive(peer)
+            else:  # somebody scans ports
+                peer.close()
+    return peers
+
+
+def _server(size: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # IPv6 is compiled in and switched off
+            return socket.create_server(("", 0), family=socket.AF_INET6, backlog=size, dualstack_ipv6=True)
+    return socket.create_server(("", 0), backlog=size)
+
+
+def _kept_alive(peer: socket.socket) -> socket.socket:
+    peer.settimeout(None)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):  # not on every system
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return peer
+
+
+def _received(peer: socket.socket) -> bytes:
+    """What a process said last; empty where its connection ended without a word."""
+    try:
+        return peer.recv(_MESSAGE_BYTES)
+    except OSError:
+        return b""
+
+
+def _name(rank: int, size: int) -> str:
+    return f"process {rank} of {size}"

@@ -1,0 +1,276 @@
+"""A small segmenter trained on the real photos of a data set: the judge of `spade eval` where the user has none.
+
+It learns what the classes of this data set look like. Its own score on held-out real photos goes with it: no generator
+is expected to reach more, and what the score leaves out cannot be judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spade_deploy.atomic import atomic_file
+from spade_deploy.dataset_files import DataConfig
+from spade_deploy.errors import ConfigError, DatasetError, ExportError, LabelMapError, TrainingError
+from spade_deploy.metrics import ConfusionMatrix, OnnxSegmenter
+from spade_deploy.metrics.onnx_images import METADATA_KEY
+from spade_deploy.spec import LabelSpec
+from spade_deploy.training.dataset import Batch, SampleSource, open_source, training_batches
+
+DEFAULT_STEPS = 800
+OPSET = 18
+_RATE = 2e-3
+_WARM_UP = 20
+_VERSION = 1
+"""Of the recipe: a segmenter of another one is not reused."""
+
+Progress = Callable[[int, int, float], None]
+"""Called with the step, the steps in all, the loss."""
+
+
+@dataclass(frozen=True)
+class SegmenterRequest:
+    """What a segmenter is trained on, and how. held_out: the split that it is scored on.
+
+    width: channels of the finest level; each of the three below has twice as many as the one above it.
+    """
+
+    data: DataConfig
+    labels: LabelSpec
+    held_out: str
+    steps: int = DEFAULT_STEPS
+    batch_size: int = 8
+    width: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for flag, value, most in (("--segmenter-steps", self.steps, 10**7), ("batch size", self.batch_size, 4096)):
+            if not 1 <= value <= most:
+                raise ConfigError(f"{flag}: {value} is not in 1..{most}")
+        if self.data.crop_size[0] < 16 or self.data.crop_size[1] < 16:
+            raise ConfigError(f"--train-segmenter: {self.data.crop_size} pixels are fewer than 16 x 16")
+
+    @property
+    def digest(self) -> str:
+        """Of everything that the weights depend on but the files' content."""
+        value = {
+            "version": _VERSION,
+            "data": self.data.to_json(),
+            "labels": self.labels.to_json(),
+            **{name: getattr(self, name) for name in ("held_out", "steps", "batch_size", "width", "seed")},
+        }
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TrainedSegmenter:
+    """Where it is. score: miou and accuracy on held-out real photos, None where the data set has none.
+
+    was_there: nothing was trained. notes: a sentence each.
+    """
+
+    path: Path
+    score: dict[str, Any] | None
+    was_there: bool
+    notes: tuple[str, ...] = ()
+
+
+class SegmenterNet(nn.Module):
+    """A U-Net of four levels: N x 3 x H x W in [-1, 1] -> N x num_labels x H x W logits. H and W from 16 on."""
+
+    def __init__(self, num_labels: int, width: int) -> None:
+        super().__init__()
+        widths = [width << level for level in range(4)]
+        self.down = nn.ModuleList(
+            [
+                nn.Sequential(*_convolution(channels, out), *_convolution(out, out))
+                for channels, out in zip([3, *widths], widths, strict=False)
+            ]
+        )
+        self.up = nn.ModuleList([nn.Sequential(*_convolution(3 * out, out)) for out in reversed(widths[:-1])])
+        self.head = nn.Conv2d(width, num_labels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x, skips = image, list[Tensor]()
+        for index, block in enumerate(self.down):
+            x = block(x if index == 0 else functional.max_pool2d(x, 2))
+            skips.append(x)
+        skips.pop()
+        for block in self.up:
+            skip = skips.pop()
+            x = block(torch.cat([functional.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def _convolution(channels: int, out: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()
+
+
+def find_or_train(
+    request: SegmenterRequest,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    on_progress: Progress = lambda *_: None,
+) -> TrainedSegmenter:
+    """The segmenter of `request` in `folder`, trained now unless it is there.
+
+    Raises DatasetError where the training split has nothing, TrainingError where the loss is no number or nothing can
+    be written, ExportError.
+    """
+    path = folder / f"{request.digest[:12]}.onnx"
+    if path.is_file():
+        facts = OnnxSegmenter(path, request.labels).facts
+        if facts.get("request_sha256") == request.digest:
+            return TrainedSegmenter(path, facts.get("score"), was_there=True)
+    source = open_source(request.data, "train", _without_edges(request.labels))
+    skipped: list[str] = []
+    network = _train(request, source, torch.device(device), skipped.append, on_progress)
+    facts = {
+        "mean": 127.5,
+        "std": 127.5,
+        "size": list(request.data.crop_size),
+        "output": "logits",
+        "labels": [request.labels.name_of(n) for n in range(request.labels.num_labels)],
+        "labels_sha256": hashlib.sha256(json.dumps(request.labels.to_json()).encode()).hexdigest(),
+        "request_sha256": request.digest,
+        "trained_on": f"{len(source)} real photos of the train split of {_data_name(request.data)}",
+        "steps": request.steps,
+        "settings": {name: value for name, value in asdict(request).items() if name in ("batch_size", "width", "seed")},
+    }
+    notes = tuple(f"{message}: not trained on" for message in skipped)
+    try:
+        with atomic_file(path) as temporary:
+            program = _exported(network, request)
+            _save(program, temporary, facts)
+            score, note = _score(temporary, request)
+            _save(program, temporary, {**facts, "score": score})
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: cannot be written ({error})", hint="make room, or choose another --runs"
+        ) from error
+    return TrainedSegmenter(path, score, was_there=False, notes=(*notes, *note))
+
+
+def _train(
+    request: SegmenterRequest,
+    source: SampleSource,
+    device: torch.device,
+    on_skip: Callable[[str], None],
+    on_progress: Progress,
+) -> SegmenterNet:
+    batch_size = min(request.batch_size, len(source))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        network = SegmenterNet(request.labels.num_labels, request.width).to(device).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=_RATE)
+    batches = training_batches(source, batch_size=batch_size, seed=request.seed, on_skip=on_skip)
+    with closing(batches):
+        for step in range(1, request.steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = _RATE * _rate_factor(step, request.steps)
+            loss = _loss(network, next(batches), request.labels.num_labels, device)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(f"--train-segmenter: in step {step} the loss is {value}; nothing was saved")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            on_progress(step, request.steps, value)
+    return network.cpu().eval()
+
+
+def _loss(network: SegmenterNet, batch: Batch, num_labels: int, device: torch.device) -> Tensor:
+    """Mean cross entropy of the pixels whose class is known."""
+    target = batch.label.to(device).long()
+    known = (target < num_labels).sum().clamp(min=1)
+    logits = network(batch.photo.to(device))
+    return functional.cross_entropy(logits, target, ignore_index=num_labels, reduction="sum") / known
+
+
+def _rate_factor(step: int, steps: int) -> float:
+    """Up over the first steps, then along a half cosine to zero."""
+    return min(step / _WARM_UP, 1.0) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+
+
+def _score(path: Path, request: SegmenterRequest) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """How the file itself, as it will be used, does on real photos that it was not trained on."""
+    try:
+        source = open_source(request.data, request.held_out, _without_edges(request.labels))
+    except DatasetError as error:
+        return None, (f"the segmenter has no score of its own: {error.message}",)
+    segmenter, matrix, images = OnnxSegmenter(path, request.labels), ConfusionMatrix(request.labels.num_labels), 0
+    for index in range(len(source)):
+        try:
+            sample = source.load(index, None)
+        except LabelMapError:
+            continue  # reported by whoever evaluates on it
+        matrix.add(sample.label[None].astype(np.int64), segmenter.predict(sample.photo[None]))
+        images += 1
+    if not images:
+        return None, (f"the segmenter has no score of its own: no sample of {request.held_out} can be used",)
+    score = {"split": request.held_out, "images": images, "miou": matrix.miou, "accuracy": matrix.accuracy}
+    if request.held_out == "train":
+        return score, ("the segmenter was scored on photos that it was trained on: its score is too good",)
+    return score, ()
+
+
+def _exported(network: SegmenterNet, request: SegmenterRequest) -> Any:
+    height, width = request.data.crop_size
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.onnx.export(
+                network,
+                (torch.zeros(2, 3, height, width),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                external_data=False,
+                verbose=False,
+            )
+    except ModuleNotFoundError:
+        raise  # onnxscript: the command says which extra brings it
+    except Exception as error:  # the exporter raises dozens of types
+        raise ExportError(f"torch.onnx could not export the segmenter: {error}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _save(program: Any, path: Path, facts: dict[str, Any]) -> None:
+    program.model.metadata_props[METADATA_KEY] = json.dumps(facts)
+    program.model.producer_name = "spade-deploy"
+    program.save(str(path), external_data=False)
+
+
+def _without_edges(labels: LabelSpec) -> LabelSpec:
+    """Photos have no instance maps, and a segmenter needs none."""
+    return LabelSpec(labels.num_labels, labels.has_dontcare, names=labels.names, palette=labels.palette)
+
+
+def _data_name(data: DataConfig) -> str:
+    where = data.root or data.labels_dir
+    return f"{data.preset} ({where})" if where else f"{data.preset} (embedded)"
+
+
+def default_device() -> str:
+    """CUDA where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,294 @@
+"""Two processes compute what one computes, agree on what stops them, and notice when one of them is gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import two_processes
+from torch import Tensor
+from two_processes import normalized, passes
+
+from spade_deploy.errors import ConfigError
+from spade_deploy.spec import NormType
+from spade_deploy.training import dataset
+from spade_deploy.training.dataset import Arrays, Shard
+from spade_deploy.training.distributed import ALONE, News, World, choose_device, join_world, place_in_world
+from spade_deploy.training.sync_batch_norm import SyncBatchNorm2d
+
+SCRIPT = Path(two_processes.__file__)
+ROWS = ([0, 1], [2, 3, 4, 5, 6])
+"""Samples of the two processes where the shares are unequal."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    code: int
+    said: str
+    errors: str
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    return {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def launch(scenario: str, folder: Path, size: int = 2) -> list[Ended]:
+    """Run the script's scenario in `size` processes and wait for all of them."""
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, scenario, folder],
+            env=environment(rank, size, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()  # where one hangs
+    return [Ended(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes found in the scenario 'passes', in the order of their ranks."""
+    folder = tmp_path_factory.mktemp("passes")
+    for ended in launch("passes", folder):
+        assert ended == Ended(0, "", "")
+    return [torch.load(folder / f"passes_{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def worst(found: dict[str, Tensor], whole: dict[str, Tensor], rows: list[int]) -> tuple[float, str]:
+    """The largest difference of any tensor, relative to its largest number, or to 0.001 where that is smaller: the
+    gradient of a bias before a batch norm is zero but for rounding.
+    """
+    assert found.keys() == whole.keys()
+    differences = {}
+    for name, value in whole.items():
+        expected = value[rows] if name == "fake" else value
+        difference = (found[name].double() - expected.double()).abs().max().item()
+        differences[name] = difference / max(expected.abs().max().item(), 1e-3)
+    name = max(differences, key=differences.__getitem__)
+    return differences[name], name
+
+
+class TestOneBatchInTwoHalves:
+    @pytest.mark.parametrize("parts", [1, 3])
+    def test_images_statistics_and_gradients_are_those_of_the_whole(
+        self, pair: list[dict[str, Any]], parts: int
+    ) -> None:
+        whole = passes(ALONE, NormType.SYNC_BATCH, parts)
+        assert sum(name.endswith(".grad") for name in whole) > 100
+        for rank, found in enumerate(pair):
+            rows = Shard(rank, 2, parts).positions(6)
+            # Measured: 9e-14, of a gradient.
+            difference, name = worst(found["sync" if parts == 1 else "parts"], whole, rows)
+            assert difference < 1e-12, name
+
+    def test_both_have_the_same_gradients_and_statistics_bit_for_bit(self, pair: list[dict[str, Any]]) -> None:
+        """So the networks stay equal, however long the training is."""
+        first, second = (found["sync"] for found in pair)
+        assert [name for name in first if name != "fake" and not torch.equal(first[name], second[name])] == []
+
+    def test_plain_batch_norm_would_be_seen(self, pair: list[dict[str, Any]]) -> None:
+        """The counter-test: with the statistics of each half alone the images differ, and all that follows."""
+        whole = passes(ALONE, NormType.BATCH)
+        for rank, found in enumerate(pair):
+            rows = Shard(rank, 2).positions(6)
+            assert worst({"fake": found["plain"]["fake"]}, {"fake": whole["fake"]}, rows)[0] > 0.1
+            assert worst(found["plain"], whole, rows)[0] > 0.1
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(pair[0]["plain"]["fake"], pair[0]["sync"]["fake"])
+
+
+class TestTheLayer:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+    def test_unequal_shares_are_as_exact_as_batch_norm_itself(
+        self, pair: list[dict[str, Any]], dtype: torch.dtype
+    ) -> None:
+        everything = list(range(7))
+        exact = normalized(ALONE, torch.float64, torch.nn.BatchNorm2d(3, affine=False), everything)
+        plain = normalized(ALONE, dtype, torch.nn.BatchNorm2d(3, affine=False), everything)
+        for rank, found in enumerate(pair):
+            own = found[str(dtype)]
+            assert own["output"].dtype == own["slope"].dtype == dtype
+            assert own["num_batches_tracked"] == 1
+            for name in ("output", "slope", "running_mean", "running_var"):
+                expected, rows = exact[name], ROWS[rank] if name in ("output", "slope") else slice(None)
+                scale = expected.double().abs().max()
+                error = ((own[name].double() - expected[rows]).abs().max() / scale).item()
+                itself = ((plain[name].double() - expected).abs().max() / scale).item()
+                # Measured: at most 1.0 of batch norm's own error, and 2.4e-16 in float64, whose reference is itself.
+                assert error <= 2 * itself + 1e-15, name
+
+    def test_weight_and_bias_and_the_mean_of_all_batches(self, pair: list[dict[str, Any]]) -> None:
+        everything = list(range(7))
+        for key, options in (("affine", {}), ("mean of all", {"affine": False, "momentum": None})):
+            whole = normalized(ALONE, torch.float64, torch.nn.BatchNorm2d(3, **options), everything)
+            for rank, found in enumerate(pair):
+                for name, expected in whole.items():
+                    rows = ROWS[rank] if name in ("output", "slope") else slice(None)
+                    torch.testing.assert_close(found[key][name], expected[rows] if expected.ndim else expected)
+
+    def test_a_process_without_samples_takes_part(self, pair: list[dict[str, Any]]) -> None:
+        whole = normalized(ALONE, torch.float64, SyncBatchNorm2d(3, affine=False), list(range(7)))
+        for rank, found in enumerate(pair):
+            rows = [] if rank else list(range(7))
+            torch.testing.assert_close(found["empty"]["output"], whole["output"][rows])
+            torch.testing.assert_close(found["empty"]["running_var"], whole["running_var"])
+
+    def test_one_value_in_all_is_refused_by_all(self, pair: list[dict[str, Any]]) -> None:
+        for found in pair:
+            assert found["one value"].startswith("ValueError: batch norm needs 2 values a channel over all processes")
+
+
+class TestAgreeing:
+    def test_what_one_has_to_tell_all_know(self, pair: list[dict[str, Any]]) -> None:
+        for found in pair:
+            assert found["any"] == [False, True]
+            assert found["told"] == [("", []), ("SIGTERM", []), ("", ["from 0", "from 1"])]
+            assert found["together"] == "DatasetError: rank 1 alone"
+            assert found["from main"] == "of 0"
+            assert found["mean"].tolist() == [1.5, 3.0]
+
+    def test_an_error_that_all_know_is_said_once(self, tmp_path: Path) -> None:
+        main, other = launch("fail_together", tmp_path)
+        assert main == Ended(2, "process 0 says hello\n", "error: one for all\nnext: None\n")
+        assert other == Ended(2, "", ""), "neither its greeting nor its error"
+
+    def test_one_alone_asks_nobody(self) -> None:
+        news = News("SIGINT", None, ("a",))
+        assert ALONE.exchange(news) is news
+        assert ALONE.any_rank(True)
+        assert ALONE.from_main("x") == "x"
+        with pytest.raises(ConfigError, match="as it is"), ALONE.together():
+            raise ConfigError("as it is")
+
+
+class TestLosing:
+    def test_a_process_that_is_killed_ends_one_that_waits_for_something_else(self, tmp_path: Path) -> None:
+        main, killed = launch("killed_while_busy", tmp_path)
+        assert killed.code == -9
+        assert main.code == 1
+        assert main.errors == (
+            "error: process 1 of 2 ended without a word: it was killed, or its host is gone."
+            " The last good checkpoint is step 3\nnext: go on like this\n"
+        )
+
+    def test_an_error_of_one_ends_the_other_with_its_message(self, tmp_path: Path) -> None:
+        main, other = launch("fails_alone", tmp_path)
+        assert (main.code, other.code) == (1, 1)
+        assert main.errors == (
+            "error: process 1 of 2 failed: the disk is gone."
+            " The last good checkpoint is step 3\nnext: go on like this\n"
+        )
+        assert other.errors == "error: process 1 of 2: the disk is gone\nnext: None\n"
+
+
+class TestPlaces:
+    def test_torchruns_environment(self) -> None:
+        told = environment(5, 8, 29500) | {"LOCAL_RANK": "1"}
+        assert place_in_world(told) == World(5, 8, 1)
+        assert place_in_world({}) == place_in_world({"RANK": "0"}) == ALONE
+        assert place_in_world({"RANK": "0", "WORLD_SIZE": "1"}) == ALONE
+        with join_world() as world:
+            assert world is ALONE
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"RANK": "2"}, r"RANK='2' in the environment is not in 0\.\.1"),
+            ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
+            ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
+            ({"MASTER_ADDR": ""}, "2 processes, but MASTER_ADDR does not say"),
+        ],
+    )
+    def test_an_environment_without_sense_is_refused(self, changes: dict[str, str], message: str) -> None:
+        with pytest.raises(ConfigError, match=message) as caught:
+            place_in_world(environment(0, 2, 29500) | changes)
+        assert "torchrun" in str(caught.value.hint)
+
+    def test_each_process_has_its_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        chosen: list[torch.device] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        assert choose_device("auto", World(3, 4, 1)) == choose_device("cuda", World(3, 4, 1)) == torch.device("cuda:1")
+        assert chosen == [torch.device("cuda:1")] * 2
+        assert choose_device("cpu", World(3, 4, 1)).type == "cpu"
+        with pytest.raises(ConfigError, match="process 3 is number 2 on its host and has no GPU") as caught:
+            choose_device("auto", World(3, 4, 2))
+        assert "--nproc-per-node 2" in str(caught.value.hint)
+        with pytest.raises(ConfigError, match="cuda:0 is one GPU for 4 processes"):
+            choose_device("cuda:0", World(3, 4, 1))
+
+
+class TestShares:
+    def test_together_they_are_the_batch_part_by_part(self) -> None:
+        shares = [Shard(rank, 2, 3).positions(12) for rank in (0, 1)]
+        assert shares == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
+        assert Shard().positions(3) == [0, 1, 2]
+
+    @pytest.mark.parametrize(
+        ("batch_size", "shard", "hint"),
+        [(6, Shard(0, 4), "--batch-size 4 or 8"), (3, Shard(1, 2, 2), "--batch-size 4,"), (2, Shard(0, 4), "4,")],
+    )
+    def test_what_cannot_be_shared_out_is_refused(self, batch_size: int, shard: Shard, hint: str) -> None:
+        with pytest.raises(ConfigError, match=f"--batch-size: {batch_size} samples") as caught:
+            shard.positions(batch_size)
+        assert hint in str(caught.value.hint)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_each_sample_is_what_it_is_in_the_whole_batch(self, workers: int) -> None:
+        whole = dataset.training_batches(Numbers(), batch_size=8, seed=1, start_step=2)
+        shares = [
+            dataset.training_batches(
+                Numbers(), batch_size=8, seed=1, start_step=2, workers=workers, shard=Shard(rank, 2, 2)
+            )
+            for rank in (0, 1)
+        ]
+        for _ in range(4):  # over the end of an epoch
+            batch, parts = next(whole), [next(share) for share in shares]
+            for rank, part in enumerate(parts):
+                rows = Shard(rank, 2, 2).positions(8)
+                assert torch.equal(part.photo, batch.photo[rows])
+                assert part.stems == tuple(batch.stems[row] for row in rows)
+        for share in (whole, *shares):
+            share.close()
+
+
+class Numbers:
+    """Twenty samples; each is its index and what its random generator says."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def stem(self, index: int) -> str:
+        return str(index)
+
+    def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
+        assert rng is not None
+        label = np.full((2, 2), index, np.uint8)
+        return Arrays(label, None, rng.integers(0, 256, (2, 2, 3), np.uint8))

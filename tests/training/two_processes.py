@@ -1,0 +1,239 @@
+"""One of several processes, started by test_distributed.py: `two_processes.py SCENARIO FOLDER`, its place in the
+environment as torchrun sets it. What a scenario finds it saves in FOLDER, for the test to compare with one process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spade_deploy.dataset_files import DataConfig
+from spade_deploy.errors import ConfigError, DatasetError, SpadeError
+from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
+from spade_deploy.training import lifeline
+from spade_deploy.training.config import DiscriminatorSpec, Setup, TrainConfig
+from spade_deploy.training.dataset import WHOLE, Batch, Shard
+from spade_deploy.training.discriminator import MultiscaleDiscriminator
+from spade_deploy.training.distributed import News, World, join_world, parallel, without_averaging
+from spade_deploy.training.losses import feature_matching, generator_loss
+from spade_deploy.training.networks import SpadeGenerator, initialize, make_segmap
+from spade_deploy.training.sync_batch_norm import SyncBatchNorm2d
+
+LABELS = LabelSpec(3, has_edges=True)
+SPEC = GeneratorSpec(LABELS, base_channels=2, hidden_channels=4, height=32, width=32)
+STEPS = 3
+
+
+def setup_of(norm: NormType = NormType.SYNC_BATCH, **changes: Any) -> Setup:
+    fields = {
+        "steps": STEPS,
+        "batch_size": 4,
+        "lr_generator": 1e-3,
+        "lr_discriminator": 1e-3,
+        "weight_l1": 1.0,
+        "workers": 0,
+        "log_every": 1,
+        "device": "cpu",
+        "discriminator": DiscriminatorSpec(2, 3, 2),
+        **changes,
+    }
+    return Setup(TrainConfig(**fields), replace(SPEC, norm=norm), DataConfig(crop_size=(32, 32)))
+
+
+class Noise:
+    """Batches made of (seed, step) alone; `before` is called with each step. shard: of each batch this process's."""
+
+    def __init__(self, before: Callable[[int], None] = lambda step: None, shard: Shard = WHOLE) -> None:
+        self.before = before
+        self.shard = shard
+
+    def sharded(self, shard: Shard) -> Noise:
+        return Noise(self.before, shard)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return 4
+
+    def batches(
+        self, *, batch_size: int, seed: int, start_step: int, workers: int, on_skip: Callable[[str], None]
+    ) -> Generator[Batch, None, None]:
+        step = start_step
+        while True:
+            step += 1
+            self.before(step)
+            on_skip(f"broken-{self.shard.rank}.png: is damaged")
+            yield self.batch(batch_size, 1000 * seed + step, self.shard.positions(batch_size))
+
+    def samples(self, count: int) -> Batch:
+        return self.batch(count, 999_999, list(range(count)))
+
+    @staticmethod
+    def batch(count: int, seed: int, rows: list[int]) -> Batch:
+        random = torch.Generator().manual_seed(seed)
+        label = torch.randint(0, 3, (count, 32, 32), generator=random, dtype=torch.uint8)[rows]
+        photo = (torch.rand(count, 3, 32, 32, generator=random) * 2 - 1)[rows]
+        return Batch(label, label.int(), photo, ("x",) * len(rows))
+
+
+def passes(world: World, norm: NormType, parts: int = 1) -> dict[str, Tensor]:
+    """One pass of a generator through a discriminator in float64, and back, on this process's share of six samples.
+
+    Returns the images ('fake'), every buffer after it, and the gradient of every parameter.
+    """
+    torch.manual_seed(7)
+    generator = SpadeGenerator(replace(SPEC, norm=norm))
+    discriminator = MultiscaleDiscriminator(DiscriminatorSpec(2, 3, 2), LABELS.num_channels)
+    for network in (generator, discriminator):
+        initialize(network, gain=1.0)
+        network.double().train()
+    batch = Noise.batch(6, 5, world.shard(parts).positions(6))
+    segmap, photo = make_segmap(batch.label, batch.instance, LABELS).double(), batch.photo.double()
+    run = parallel(generator, world)
+    judge = parallel(_Compare(discriminator), world)
+    images = []
+    for part, (labels, photos) in enumerate(zip(segmap.chunk(parts), photo.chunk(parts), strict=True)):
+        with without_averaging([run, judge] if part + 1 < parts else []):
+            fake = run(labels)
+            fakes, reals = judge(labels, fake, photos)
+            loss = generator_loss(setup_of().train.gan_mode, fakes) + feature_matching(fakes, reals)
+            (loss / parts).backward()
+        images.append(fake.detach())
+    found = {"fake": torch.cat(images)}
+    for name, network in (("generator", generator), ("discriminator", discriminator)):
+        found |= {f"{name}.{key}": value.clone() for key, value in network.named_buffers()}
+        found |= {f"{name}.{key}.grad": p.grad.clone() for key, p in network.named_parameters() if p.grad is not None}
+    return found
+
+
+class _Compare(torch.nn.Module):
+    def __init__(self, discriminator: MultiscaleDiscriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.discriminator.compare(*inputs)
+
+
+def normalized(world: World, dtype: torch.dtype, norm: torch.nn.BatchNorm2d, rows: list[int]) -> dict[str, Tensor]:
+    """A batch-norm layer on some of seven samples, whose channels have very different means and deviations."""
+    random = torch.Generator().manual_seed(3)
+    x = torch.randn(7, 3, 5, 4, generator=random, dtype=torch.float64)
+    x = x * torch.tensor([1.0, 5.0, 0.1])[:, None, None] + torch.tensor([0.0, 100.0, -3.0])[:, None, None]
+    slope = torch.randn(7, 3, 5, 4, generator=random, dtype=torch.float64).to(dtype)
+    own = x.to(dtype)[rows].requires_grad_()
+    norm = norm.double() if dtype == torch.float64 else norm
+    output = norm(own)
+    output.backward(slope[rows])
+    assert own.grad is not None
+    found = {"output": output.detach(), "slope": own.grad, **norm.state_dict()}
+    if norm.affine:
+        found |= {"weight.grad": world.mean(norm.weight.grad) * world.size}  # a sum over the samples
+    return found
+
+
+def scenario_passes(world: World, folder: Path) -> None:
+    found: dict[str, Any] = {
+        "sync": passes(world, NormType.SYNC_BATCH),
+        "plain": passes(world, NormType.BATCH),
+        "parts": passes(world, NormType.SYNC_BATCH, parts=3 if world.size == 2 else 1),
+    }
+    rows = [0, 1] if world.rank == 0 else [2, 3, 4, 5, 6]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        found[str(dtype)] = normalized(world, dtype, SyncBatchNorm2d(3, affine=False), rows)
+    found["affine"] = normalized(world, torch.float64, SyncBatchNorm2d(3), rows)
+    found["mean of all"] = normalized(world, torch.float64, SyncBatchNorm2d(3, momentum=None, affine=False), rows)
+    found["empty"] = normalized(
+        world, torch.float64, SyncBatchNorm2d(3, affine=False), [] if world.rank else list(range(7))
+    )
+    found["one value"] = _message(lambda: SyncBatchNorm2d(3, affine=False)(torch.ones(1 - world.rank, 3, 1, 1)))
+    found |= _talk(world)
+    torch.save(found, folder / f"passes_{world.rank}.pt")
+
+
+def _talk(world: World) -> dict[str, Any]:
+    """What the processes tell each other."""
+    told = [
+        world.exchange(News()),
+        world.exchange(News(signal="SIGTERM" if world.rank else "")),
+        world.exchange(News(skipped=(f"from {world.rank}",))),
+    ]
+
+    def one_fails() -> None:
+        with world.together():
+            if world.rank == 1:
+                raise DatasetError("rank 1 alone", hint="a hint")
+
+    return {
+        "any": [world.any_rank(False), world.any_rank(world.rank == 1)],
+        "told": [(news.signal, list(news.skipped)) for news in told],
+        "together": _message(one_fails),
+        "from main": world.from_main(f"of {world.rank}"),
+        "mean": world.mean(torch.tensor([1.0, 2.0]) * (world.rank + 1)),
+    }
+
+
+def _message(action: Callable[[], Any]) -> str:
+    try:
+        action()
+    except (SpadeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def scenario_killed_while_busy(world: World, folder: Path) -> None:
+    """Process 1 is killed while the main thread of process 0 waits for something else and would go on waiting."""
+    lifeline.GRACE_S = 0.5
+    with world.noticing_losses(lambda: "The last good checkpoint is step 3", "go on like this"):
+        world.any_rank(False)
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(100)
+
+
+def scenario_fails_alone(world: World, folder: Path) -> None:
+    """Process 1 stops with an error of its own, in the middle of what they do together."""
+    with world.noticing_losses(lambda: "The last good checkpoint is step 3", "go on like this"):
+        world.any_rank(False)
+        if world.rank == 1:
+            raise DatasetError("the disk is gone")
+        for _ in range(1000):
+            world.any_rank(False)
+
+
+def scenario_fail_together(world: World, folder: Path) -> None:
+    """An error that all agree on: process 0 has it, the other one ends in silence."""
+    print(f"process {world.rank} says hello")
+    with world.together():
+        if world.rank == 1:
+            raise ConfigError("one for all")
+
+
+SCENARIOS = {
+    "passes": scenario_passes,
+    "killed_while_busy": scenario_killed_while_busy,
+    "fails_alone": scenario_fails_alone,
+    "fail_together": scenario_fail_together,
+}
+
+
+def main(scenario: str, folder: Path) -> None:
+    """As the command line does: a SpadeError is printed and sets the exit code."""
+    torch.set_num_threads(1)
+    try:
+        with join_world() as world:
+            SCENARIOS[scenario](world, folder)
+    except SpadeError as error:
+        print(f"error: {error.message}\nnext: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
