@@ -23,6 +23,7 @@ from spade_deploy.console import (
     print_bench,
     print_engines,
     print_error,
+    print_estimate,
     print_evaluation,
     print_next,
     print_places,
@@ -150,6 +151,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option(rich_help_panel=LEARNING, help="Samples a step.")] = None,
     size: Annotated[
         str | None, typer.Option(rich_help_panel=DATA, help="HEIGHTxWIDTH in pixels, such as 256x512.")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", rich_help_panel=DATA, help="Mirror half of the samples.")
     ] = None,
     load_size: Annotated[
         str | None, typer.Option(rich_help_panel=DATA, help="Samples are resized to this, then cropped at random.")
@@ -322,6 +326,7 @@ def train(
                 dontcare,
                 parse_size(size) if size else None,
                 parse_size(load_size) if load_size else None,
+                flip,
             ),
             generator={
                 "architecture": generator,
@@ -380,7 +385,7 @@ def train(
             perceptual=perceptual,
         )
         if estimate:
-            print_estimate(session.estimated(asked, runs_dir=runs, resume=resume))
+            print_estimate(*session.foretell(asked, runs_dir=runs, resume=resume))
             raise typer.Exit
         started = session.start(asked, runs_dir=runs, name=name, resume=resume)
         out = stdout()
@@ -452,6 +457,9 @@ def export(
         list[str] | None,
         typer.Option(help="A layer that stays float32 in it: up_1; may be repeated. What overflows stays anyway."),
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Not the run's newest checkpoint but its best (spade train --best-by).")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The artifact's folder; RUN/artifact if left out.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Label maps to validate on and to keep as golden inputs.")] = None,
     instances: Annotated[Path | None, typer.Option(help="Their instance maps, paired by stem.")] = None,
@@ -489,6 +497,7 @@ def export(
             made = release(
                 checkpoint,
                 runs_dir=runs,
+                best=best,
                 out=out,
                 precisions=[Precision.FP32, *([Precision.FP16] if fp16 else [])],
                 keep_fp32=keep_fp32 or (),
@@ -774,6 +783,9 @@ def eval_(
     styles: Annotated[
         int, typer.Option(rich_help_panel=JUDGES, help="Images of one label map whose diversity is measured.")
     ] = 0,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run its best checkpoint, by --best-by of its training; not the newest.")
+    ] = False,
     backend: Annotated[Backend, typer.Option(help="What runs the models.")] = Backend.AUTO,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 4,
     seed: Annotated[int, typer.Option(help="Of styles and of the kernel distance's subsets.")] = 0,
@@ -797,6 +809,7 @@ def eval_(
         train_segmenter=train_segmenter,
         segmenter_steps=segmenter_steps,
         styles=styles,
+        best=best,
         backend=RuntimeBackend(backend.value),
         batch_size=batch_size,
         seed=seed,
@@ -998,9 +1011,9 @@ def data_earth(
 @app.command(rich_help_panel="The main job")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo"),
-    steps: Annotated[int | None, typer.Option(help="Length of the training.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Length of the training at its end.")] = None,
 ) -> None:
-    """Do all of it: a short training, export, validation, photos of held-out label maps, one HTML gallery."""
+    """Do all of it with the shipped Earth model: export, proof, photos of unseen label maps, training, one gallery."""
     console = stdout()
     with _needs("train,export,cpu"):
         from spade_deploy.demo import run_demo

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spade_deploy.build import BuiltEngine
     from spade_deploy.evaluation import EvalResult
     from spade_deploy.label_lint import LintReport
+    from spade_deploy.training.estimate import Estimate
     from spade_deploy.training.loop import Progress as TrainProgress
     from spade_deploy.validation import ValidationReport
 
@@ -90,6 +91,34 @@ def print_next(command: str) -> None:
 def duration(seconds: float) -> str:
     """75.2 -> '75.2 s', 150 -> '2 min 30 s'."""
     return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def print_estimate(described: str, found: Estimate) -> None:
+    """What a training will need, and how that is known."""
+    out = stdout()
+    out.print(f"would train: {described}", markup=False)
+    memory, foreseen = found.memory_bytes, found.foreseen
+    how = "measured in a process of its own" if found.is_measured else "foreseen from the shapes"
+    parts = f"{_gigabytes(foreseen.weights)} weights, {_gigabytes(foreseen.learning)} gradients and Adam's moments"
+    rows = [("memory", f"{_gigabytes(memory)} a process, {how}")]
+    rows.append(("foreseen", f"{_gigabytes(foreseen.total)}: {parts}, {_gigabytes(foreseen.activations)} activations"))
+    if found.free_bytes is not None:
+        verdict = "fits" if found.fits else "does NOT fit"
+        rows.append(("free", f"{_gigabytes(found.free_bytes)} on {found.device}: {verdict}"))
+    if found.seconds_per_step is not None:
+        rows.append(("time", f"{found.seconds_per_step:.2f} s a step on {found.device}"))
+        if found.seconds is not None:
+            rows[-1] = ("time", f"{rows[-1][1]}, {clock_time(found.seconds)} for {found.steps} steps")
+    for what, value in rows:
+        out.print(f"  {what:<8}  {value}", markup=False)
+    for note in found.notes:
+        out.print(f"  note: {note}", markup=False)
+    if found.fits is False:
+        out.print("  less memory: --accumulate N, --amp bf16, a smaller --batch-size or --size", markup=False)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
 @contextmanager
@@ -395,11 +424,12 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
         markup=False,
     )
     table = Table(box=None)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for name in ("images", *map(heading, columns)):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for line in lines(result):
-        cells = (f"[green]{cell.text}[/]" if cell.is_best else cell.text for cell in line.cells)
+        # The deviation of the kernel distance is in the report: a terminal of 80 columns has no room for it.
+        cells = (f"[green]{cell.short}[/]" if cell.is_best else cell.short for cell in line.cells)
         name = escape(line.name)
         table.add_row(f"[dim]{name}[/]" if line.is_reference else name, str(line.images), *cells)
     console.print(table)

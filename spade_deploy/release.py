@@ -15,6 +15,7 @@ from spade_deploy.artifact import (
     REPORT_HTML,
     REPORT_JSON,
     Artifact,
+    EncoderGraph,
     Graph,
     Manifest,
     Source,
@@ -110,6 +111,7 @@ def release(
     checkpoint: Path | None,
     *,
     runs_dir: Path,
+    best: bool = False,
     out: Path | None = None,
     precisions: Sequence[Precision] = (Precision.FP32,),
     labels: Path | None = None,
@@ -119,7 +121,7 @@ def release(
     on_step: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Release:
-    """Export a checkpoint (None: the newest) and validate what was written.
+    """Export a checkpoint (None: the newest; best: the best one of its run) and validate what was written.
 
     out: the artifact's folder; by default `artifact/` in the checkpoint's run. An artifact that is there is replaced
     as a whole, and only by one that passed; one that fails is kept beside it as `<out>.failed`.
@@ -131,7 +133,7 @@ def release(
     """
     if keep_fp32 and Precision.FP16 not in precisions:
         raise ConfigError("--keep-fp32: belongs to --fp16", hint="add --fp16, or leave it out")
-    checkpoint = resolve_checkpoint(checkpoint, runs_dir)
+    checkpoint = resolve_checkpoint(checkpoint, runs_dir, best=best)
     on_step(f"loading {checkpoint}")
     loaded = load_generator(checkpoint)
     kept = parse_kept(loaded.spec, keep_fp32)
@@ -154,6 +156,7 @@ def release(
             source=source,
             keep_fp32=kept,
             int8=request,
+            encoder=loaded.encoder,
             on_step=on_step,
             on_progress=on_progress,
         )
@@ -164,9 +167,12 @@ def release(
         report = replace(report, artifact=target)
         manifest, measured = _with_break_even(folder, exported.manifest, on_step)
         summary = exported.int8
-        int8_facts = {} if summary is None else {"int8": summary.to_json()}
-        write_json(folder / REPORT_JSON, {**report.to_json(), **int8_facts, "break_even": measured})
-        write_text(folder / REPORT_HTML, report_page(report, exported.manifest.graphs, loaded.spec, folder, summary))
+        more = {} if summary is None else {"int8": summary.to_json()}
+        if manifest.encoder is not None:
+            more["style_encoder"] = asdict(manifest.encoder)
+        write_json(folder / REPORT_JSON, {**report.to_json(), **more, "break_even": measured})
+        page = report_page(report, manifest.graphs, loaded.spec, folder, summary, manifest.encoder)
+        write_text(folder / REPORT_HTML, page)
         rewrite_manifest(folder, manifest)
         if not report.passed:
             failed = target.with_name(target.name + ".failed")
@@ -211,8 +217,12 @@ def report_page(
     spec: GeneratorSpec,
     folder: Path,
     int8: Int8Summary | None = None,
+    encoder: EncoderGraph | None = None,
 ) -> str:
-    """report.html as text. folder: where the graphs' files lie. int8: how the int8 graphs came about."""
+    """report.html as text. folder: where the graphs' files lie. int8: how the int8 graphs came about.
+
+    encoder: the style encoder's graph, where there is one.
+    """
     present = {entry.label_id for result in report.results for entry in result.diff.classes}
     return pages.render(
         "report.html.j2",
@@ -224,7 +234,7 @@ def report_page(
         samples=[_strip(sample, spec) for sample in report.samples],
         legend=pages.legend(spec.labels, effective_palette(spec.labels), present),
         classes=list(zip(*(result.diff.classes for result in report.results), strict=True)),
-        facts=_facts(spec),
+        facts=_facts(spec, encoder),
         int8=int8,
         worst_grey=max((entry.grey_levels for entry in int8.ranking), default=0.0) or 1.0 if int8 else 1.0,
         version=__version__,
@@ -260,8 +270,11 @@ def _strip(sample: Any, spec: GeneratorSpec) -> list[pages.Picture]:
     return pictures
 
 
-def _facts(spec: GeneratorSpec) -> list[tuple[str, str]]:
+def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str, str]]:
     labels = spec.labels
+    style = "none" if spec.z_dim is None else str(spec.z_dim)
+    if encoder is not None:
+        style += f", photos' by {encoder.file} (max error {encoder.max_error:.2g}, allowed {encoder.tolerance:.2g})"
     extras = [name for name, is_there in (("dontcare", labels.has_dontcare), ("edges", labels.has_edges)) if is_there]
     is_spade = spec.architecture is Architecture.SPADE
     return [
@@ -273,7 +286,7 @@ def _facts(spec: GeneratorSpec) -> list[tuple[str, str]]:
         ),
         *_shape_facts(spec),
         ("norm", f"{spec.norm}{', spectral' if spec.spectral_norm else ''}"),
-        *([("style vector", "none" if spec.z_dim is None else str(spec.z_dim))] if is_spade else []),
+        *([("style vector", style)] if is_spade else []),
     ]
 
 

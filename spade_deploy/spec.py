@@ -414,8 +414,8 @@ def _default(name: str) -> Any:
 
 
 def _flag(name: str, value: object) -> str:
-    # The style vector's length has no flag: --vae asks for one.
-    return "--vae" if name == "z_dim" else f"--{name.replace('_', '-')} {value}"
+    # The style vector's length has no flag: these ask for one.
+    return "--vae or --first-input noise" if name == "z_dim" else f"--{name.replace('_', '-')} {value}"
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -9,7 +9,8 @@ import torch
 
 from spade_deploy.artifact import INSTANCE, LABEL, Z
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
-from spade_deploy.training.networks import SpadeGenerator, make_segmap
+from spade_deploy.training.architectures import Generator, build_generator
+from spade_deploy.training.networks import make_segmap
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "normal, dontcare and edges": {},
@@ -22,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def reference(generator: SpadeGenerator, label: Any, instance: Any, z: Any) -> torch.Tensor:
+def reference(generator: Generator, label: Any, instance: Any, z: Any) -> torch.Tensor:
     """The image N x 3 x H x W of the trained module, in its own precision."""
     dtype = generator.conv_img.weight.dtype
     with torch.no_grad():
@@ -31,8 +32,8 @@ def reference(generator: SpadeGenerator, label: Any, instance: Any, z: Any) -> t
     return image
 
 
-def in_float64(generator: SpadeGenerator) -> SpadeGenerator:
-    wide = SpadeGenerator(generator.spec).double()
+def in_float64(generator: Generator) -> Generator:
+    wide = build_generator(generator.spec).double()
     wide.load_state_dict(generator.state_dict())
     return wide.eval()
 

@@ -540,8 +540,8 @@ def test_results_never_overwrite_inputs(plain: Artifact, edges: Artifact, tmp_pa
     ("options", "message"),
     [
         ({"batch_size": 0}, "--batch-size: 0"),
-        ({"size": (64, 50)}, "--size: 64x50 are not multiples of 32"),
-        ({"size": (64, 0)}, "--size: 64x0"),
+        ({"size": (64, 50)}, "--size: 50 of 64x50 is not a multiple of 32"),
+        ({"size": (64, 0)}, "--size: 0 of 64x0"),
         ({"size": (64, 64), "resize": "never"}, "--size and --resize never contradict"),
         ({"resize": "crop"}, "--resize: 'crop' is not one of model, never"),
         ({"seed": 1}, "--seed: this model has no style vector"),

@@ -1,11 +1,12 @@
 """Judge models on held-out data: one report with every figure, and what it was measured with.
 
-`run.py` has the order; `data.py` the samples, `models.py` what makes images, `measure.py` the figures, `result.py` the
-report and `page.py` its files.
+`request.py` has what may be asked for and `run.py` the order; `data.py` the samples, `models.py` what makes images,
+`measure.py` the figures, `result.py` the report and `page.py` its files.
 """
 
 from spade_deploy.evaluation.page import write_report
+from spade_deploy.evaluation.request import DataFlags, EvalRequest, request_from_flags
 from spade_deploy.evaluation.result import EvalResult, Row
-from spade_deploy.evaluation.run import DataFlags, EvalRequest, evaluate, request_from_flags
+from spade_deploy.evaluation.run import evaluate
 
 __all__ = ["DataFlags", "EvalRequest", "EvalResult", "Row", "evaluate", "request_from_flags", "write_report"]

@@ -61,8 +61,9 @@ class Model:
             raise ConfigError(
                 f"--size: {self.name} makes {spec.height} x {spec.width} alone (its style vector fixes it)"
             )
-        if any(side < spec.stride or side % spec.stride for side in size):
-            raise ConfigError(f"--size: {size[0]} x {size[1]} are not multiples of {spec.stride}, as {self.name} needs")
+        for side in size:
+            if not spec.takes_side(side):
+                raise ConfigError(f"--size: {side} is not {spec.side_rule}, as {self.name} needs")
 
 
 class Images(ExitStack, ABC):
@@ -75,12 +76,14 @@ class Images(ExitStack, ABC):
         """An image for each sample, or why there is none. styles: N x z_dim, for a model that has a style vector."""
 
 
-def find_models(paths: Sequence[Path], runs_dir: Path) -> list[Model]:
+def find_models(paths: Sequence[Path], runs_dir: Path, *, best: bool = False) -> list[Model]:
     """What each path is; without paths the newest run. Names are made unique.
+
+    best: of a run its best checkpoint by the metric it was trained to keep, not its newest.
 
     Raises NotFoundError, ConfigError, and CheckpointError or ArtifactError for what is damaged.
     """
-    models = [_find(path, runs_dir) for path in paths] if paths else [_newest(runs_dir)]
+    models = [_find(path, runs_dir, best) for path in paths] if paths else [_newest(runs_dir, best)]
     seen: dict[Path, Path] = {}
     for path, model in zip(paths, models, strict=False):
         if (place := model.path.resolve()) in seen:
@@ -99,7 +102,9 @@ def open_images(model: Model, size: Size, backend: Backend) -> Images:
     return _CheckpointImages(model.path, backend)
 
 
-def _newest(runs_dir: Path) -> Model:
+def _newest(runs_dir: Path, best: bool) -> Model:
+    if best:
+        return _checkpoint(runs.resolve_checkpoint(None, runs_dir, best=True))
     try:
         return _checkpoint(runs.newest_checkpoint(runs_dir))
     except NotFoundError as error:
@@ -109,7 +114,7 @@ def _newest(runs_dir: Path) -> Model:
             raise error from None
 
 
-def _find(path: Path, runs_dir: Path) -> Model:
+def _find(path: Path, runs_dir: Path, best: bool) -> Model:
     if not path.exists():
         raise NotFoundError(
             f"{path}: does not exist", hint="give a run, a checkpoint, an artifact, or a folder of images"
@@ -118,7 +123,8 @@ def _find(path: Path, runs_dir: Path) -> Model:
     if (folder / runs.MANIFEST_JSON).is_file():
         return _artifact(runs.resolve_artifact(folder, runs_dir), runs_dir)
     if any((folder / name).exists() for name in (runs.CHECKPOINTS, runs.CHECKPOINT_JSON, runs.GENERATOR_FILE)):
-        return _checkpoint(runs.resolve_checkpoint(folder, runs_dir))
+        is_run = (folder / runs.CHECKPOINTS).is_dir()
+        return _checkpoint(runs.resolve_checkpoint(folder, runs_dir, best=best and is_run))
     if (folder / runs.ARTIFACT / runs.MANIFEST_JSON).is_file():
         return _artifact(runs.resolve_artifact(folder, runs_dir), runs_dir)
     if folder.is_dir() and any(is_image_name(entry) for entry in folder.iterdir()):

@@ -21,10 +21,10 @@ HEADINGS = {
     "frechet": "Frechet",
     "kernel": "kernel",
     "miou": "mIoU",
-    "accuracy": "accuracy",
+    "accuracy": "pixels",
     "diversity": "diversity",
     "l1": "L1",
-    "psnr": "PSNR dB",
+    "psnr": "PSNR",
 }
 
 
@@ -34,6 +34,11 @@ class Cell:
 
     text: str
     is_best: bool = False
+
+    @property
+    def short(self) -> str:
+        """Without its deviation."""
+        return self.text.partition(" ±")[0]
 
 
 @dataclass(frozen=True)
@@ -162,10 +167,14 @@ def _told(found: dict[str, object]) -> str:
 
 
 def _strips(result: EvalResult) -> list[list[pages.Picture]]:
-    rows = []
+    rows, names = [], [row.name for row in result.rows]
     for strip in result.strips:
+        blank = np.full_like(strip.photo, 128)
         row = [pages.picture(f"label map {strip.stem}", colorize(strip.label, result.labels), is_ids=True)]
-        row += [pages.picture(name, image) for name, image in strip.images.items()]
+        row += [
+            pages.picture(name if name in strip.images else f"{name}: no image", strip.images.get(name, blank))
+            for name in names
+        ]
         rows.append([*row, pages.picture("real photo", strip.photo)])
     return rows
 

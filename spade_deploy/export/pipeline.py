@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spade_deploy.artifact import (
+    ENCODER_ONNX,
     IMAGE,
     INSTANCE,
     LABEL,
@@ -30,6 +31,7 @@ from spade_deploy.artifact import (
     write_manifest,
 )
 from spade_deploy.compare import FP32_FACTOR, is_undecided
+from spade_deploy.export.encoder_graph import write_encoder
 from spade_deploy.export.int8 import Int8Request, Int8Summary, write_int8_graphs
 from spade_deploy.export.lookup_model import LookupModel
 from spade_deploy.export.models import TracedModel, build_model, require_kind, unit_names
@@ -38,6 +40,7 @@ from spade_deploy.export.precision import always_fp32, unit_ranges, units_to_kee
 from spade_deploy.patterns import graph_inputs
 from spade_deploy.spec import GraphKind, Precision, RoundingError
 from spade_deploy.training.architectures import Generator, build_generator
+from spade_deploy.training.encoder import StyleEncoder
 from spade_deploy.training.networks import make_segmap, to_pixels
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -63,6 +66,7 @@ def export_artifact(
     source: Source,
     keep_fp32: Sequence[str] = (),
     int8: Int8Request | None = None,
+    encoder: StyleEncoder | None = None,
     on_step: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Exported:
@@ -73,7 +77,9 @@ def export_artifact(
     kinds: of graphs; all that the architecture has if left out.
     keep_fp32: units that stay float32 in half precision beside those whose ranges ask for it, see `parse_kept`.
     int8: adds an int8 graph of each kind, made of the fp32 graphs. on_progress: what, done, in all.
-    Raises ExportError, MissingDependencyError, ConfigError for a kind that the architecture does not have.
+    encoder: the generator's, in eval mode; it is written beside the graphs, and what is written is proved equal to it.
+    Raises ExportError, MissingDependencyError, ConfigError for a kind that the architecture does not have, and
+    ValidationFailedError where the encoder's proof fails.
     """
     kinds = generator.spec.graph_kinds if kinds is None else kinds
     for kind in kinds:
@@ -82,6 +88,10 @@ def export_artifact(
     reference = run_reference(generator, golden_inputs)
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS])
     write_golden(folder, dict(golden_inputs), reference)
+    encoder_graph = None
+    if encoder is not None:
+        on_step("writing the style encoder, and proving it equal to the PyTorch module")
+        encoder_graph = write_encoder(encoder, generator.spec, folder / ENCODER_ONNX)
     graphs = []
     for precision, kind in itertools.product(precisions, kinds):
         on_step(f"tracing and writing the {precision} {kind} graph")
@@ -108,6 +118,7 @@ def export_artifact(
         source=source,
         versions={name: version(name) for name in VERSIONED_PACKAGES},
         rounding=rounding,
+        encoder=encoder_graph,
     )
     return Exported(manifest, rounding, summary)
 

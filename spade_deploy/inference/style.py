@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
-from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
+from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, MissingDependencyError
 from spade_deploy.label_map import read_photo
 
 _DROP = "leave the flag out"
@@ -55,11 +55,14 @@ def encode_photo(artifact: Artifact, photo: Path) -> tuple[NDArray[np.float32], 
         }.get(manifest.source.origin, "none was exported with it")
         raise ConfigError(
             f"--style-image: {artifact.path} has no style encoder ({why})",
-            hint="--seed N takes a random style; for styles of photos, train with a style vector and its encoder and"
-            " export that run",
+            hint="--seed N takes a random style; `spade train --vae` trains a model with an encoder, which its export"
+            " brings along",
         )
     spec = manifest.generator
-    pixels = read_photo(photo, (spec.height, spec.width))[None]
+    try:
+        pixels = read_photo(photo, (spec.height, spec.width))[None]
+    except LabelMapError as error:
+        raise LabelMapError(f"--style-image: {error.message}", hint=error.hint) from error
     path = artifact.path_of(manifest.encoder.file)
     session = _session(path)
     _check_contract(path, session, artifact)

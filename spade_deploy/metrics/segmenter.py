@@ -42,7 +42,7 @@ class OnnxSegmenter:
 
     @property
     def name(self) -> str:
-        return self._model.path.stem
+        return str(self._model.facts.get("name", self._model.path.stem))
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -72,7 +72,13 @@ class OnnxSegmenter:
     def describe(self) -> dict[str, Any]:
         kept = {name: self.facts[name] for name in ("score", "trained_on", "steps") if name in self.facts}
         unmatched = None if self._mapping is None else int((self._mapping < 0).sum())
-        return {**self._model.describe(), "output": self.output, "classes_without_label": unmatched, **kept}
+        return {
+            "name": self.name,
+            **self._model.describe(),
+            "output": self.output,
+            "classes_without_label": unmatched,
+            **kept,
+        }
 
     def _map_classes(self) -> NDArray[np.int32] | None:
         """Class -> label id, by name; None where the file has no names."""

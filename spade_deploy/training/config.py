@@ -16,9 +16,10 @@ from typing import Any
 from spade_deploy.dataset_files import DataConfig, Size
 from spade_deploy.errors import ConfigError
 from spade_deploy.label_sets import label_set
-from spade_deploy.spec import GeneratorSpec, LabelSpec, Upsampling
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, Upsampling
 
-PRESETS = ("earth", "coco", "ade20k", "cityscapes", "facades")
+PAPER_PRESETS = ("coco", "ade20k", "cityscapes", "facades")
+PRESETS = ("earth", *PAPER_PRESETS)
 STYLE_LENGTH = 256
 """Numbers of a style vector, as in the paper."""
 
@@ -235,6 +236,18 @@ class Setup:
         size = (self.generator.height, self.generator.width)
         if self.data.crop_size != size:
             raise ConfigError(f"--size: the data is cropped to {self.data.crop_size}, the generator makes {size}")
+        if self.train.modulation is Modulation.LOOKUP:
+            architecture = self.generator.architecture
+            if architecture is not Architecture.SPADE:
+                raise ConfigError(
+                    f"--modulation lookup contradicts --generator {architecture}, which has no modulation",
+                    hint="leave --modulation out",
+                )
+            if self.train.compile:
+                raise ConfigError(
+                    "--modulation lookup contradicts --compile: every batch has another number of patterns",
+                    hint="leave one of the two out",
+                )
 
     @property
     def has_encoder(self) -> bool:
@@ -318,7 +331,7 @@ def without_ttur(config: TrainConfig) -> TrainConfig:
 def notes(config: TrainConfig) -> tuple[str, ...]:
     """What a reader of the settings could take for granted but is not done; one sentence each."""
     if config.weight_perceptual > 0 and not config.uses_perceptual:
-        return ("no perceptual loss: it needs --perceptual-file with VGG16 or VGG19 weights",)
+        return ("no perceptual loss: it needs weights, --perceptual vgg19 (downloaded) or --perceptual-file FILE",)
     return ()
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
@@ -365,7 +367,7 @@ def _loaded(source: SampleSource, keys: Iterator[list[Key]], seed: int, workers:
         num_workers=workers,
         collate_fn=_as_it_is,
         multiprocessing_context=_worker_context(),
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
         # Its own generator: the default would draw from the global one, and a resumed run would then differ.
         generator=torch.Generator().manual_seed(seed),
     )
@@ -406,13 +408,23 @@ def _worker_context() -> BaseContext:
     Never forked from the training process: it has threads (torch's, CUDA's, a progress bar's), whose locks a fork
     would copy in whatever state they are; Python 3.12 warns of it, and 3.14 made the fork server its default.
     """
-    has_server = "forkserver" in multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if has_server else "spawn")
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    if threading.current_thread() is threading.main_thread():
+        # The server ignores what it was started to ignore: without it its workers end, too. See _ignore_signals.
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return multiprocessing.get_context("forkserver")
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the training process alone decides to save and stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C reaches the whole process group, and so does the end that torchrun or a scheduler asks for with SIGTERM;
+    # the training process alone decides to save and stop.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -28,6 +28,8 @@ from spade_deploy.errors import ConfigError, SpadeError, TrainingError
 from spade_deploy.training import lifeline
 from spade_deploy.training.dataset import Shard
 from spade_deploy.training.lifeline import Lifeline
+
+T = TypeVar("T")
 
 TIMEOUT_S = 1800.0
 """How long a process waits for another one that is still there: longer than the longest evaluation takes."""
@@ -127,6 +129,18 @@ class World:
             return f"one of the {self.size} processes did not answer for {_timeout_s():.0f} s ({TIMEOUT_VARIABLE})"
         return ""
 
+    def main_first(self, action: Callable[[], T]) -> T:
+        """What `action` returns; process 0 does it before the others, which find what it downloaded.
+
+        An error of one is raised in all of them.
+        """
+        found: list[T] = []
+        for is_turn in (self.is_main, not self.is_main):
+            with self.together():
+                if is_turn:
+                    found.append(action())
+        return found[0]
+
     def from_main(self, value: Any) -> Any:
         """Process 0's value, in every process."""
         if self.size == 1:
@@ -134,6 +148,15 @@ class World:
         values = [value]
         distributed.broadcast_object_list(values)
         return values[0]
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """In process 0 the rows of all processes, each with as many, on the CPU; in the others their own."""
+        if self.size == 1:
+            return rows
+        own = rows.cpu().contiguous()
+        found = [torch.empty_like(own) for _ in range(self.size)] if self.is_main else None
+        distributed.gather(own, found)
+        return own if found is None else torch.cat(found)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over the processes: of means over equal shares, the mean of the whole batch."""
@@ -203,41 +226,6 @@ def place_in_world(environment: Mapping[str, str]) -> World:
     return World(rank, size, _number(environment, "LOCAL_RANK", 0, size - 1) if "LOCAL_RANK" in environment else rank)
 
 
-def choose_device(name: str, world: World = ALONE) -> torch.device:
-    """'auto' is CUDA where there is one; of several processes each has the GPU of its number on its host.
-
-    Raises ConfigError where a device is asked for that is not here.
-    """
-    has_cuda = torch.cuda.is_available()
-    if name == "auto":
-        name = "cuda" if has_cuda else "cpu"
-    device = torch.device(name)
-    if device.type != "cuda":
-        return device
-    if world.size > 1:
-        if device.index is not None:
-            raise ConfigError(
-                f"--device: {name} is one GPU for {world.size} processes; each needs its own",
-                hint="leave --device out, and choose GPUs with CUDA_VISIBLE_DEVICES",
-            )
-        device = torch.device("cuda", world.local_rank)
-    count = torch.cuda.device_count() if has_cuda else 0
-    if (device.index or 0) >= count:
-        seen = f"PyTorch {torch.__version__} sees {count} CUDA devices"
-        if world.size > 1 and count:
-            raise ConfigError(
-                f"--device: process {world.rank} is number {world.local_rank} on its host and has no GPU there; {seen}",
-                hint=f"torchrun --nproc-per-node {count}, or --device cpu",
-            )
-        raise ConfigError(
-            f"--device: {device if world.size > 1 else name} is not here; {seen}",
-            hint="use --device cpu, or install a PyTorch built for CUDA and its driver",
-        )
-    if world.size > 1:
-        torch.cuda.set_device(device)
-    return device
-
-
 def parallel(network: nn.Module, world: World) -> nn.Module:
     """The network as a process of several calls it: its backward pass leaves the mean of all processes' gradients.
 
@@ -246,11 +234,10 @@ def parallel(network: nn.Module, world: World) -> nn.Module:
     """
     if world.size == 1:
         return network
-    on_cuda = next(network.parameters()).is_cuda
     # PyTorch 2.13 renamed the option, and warns of its old name.
     name = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _DDP_OPTIONS)
     options: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
-    return DistributedDataParallel(network, device_ids=[world.local_rank] if on_cuda else None, **options)
+    return DistributedDataParallel(network, **options)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """The exponential moving average of the generator: smoother than any single step, and what is deployed.
 
-Weights are averaged (Polyak; with a decay as in Karras et al., "Progressive Growing of GANs", 2018); statistics are
-not: the mean of batch-norm statistics belongs to no network. So before the average is used its statistics are estimated
-anew, on the same batches each time, which also moves spectral norm's u and v to the averaged weights.
+Weights are averaged (Polyak; with a decay as in Karras et al., "Progressive Growing of GANs", 2018). The decay warms
+up: with a constant one the first weights, which mean nothing, would still be a fifth of the average after 1.5 / (1 -
+decay) steps, and the images pale. Statistics are not averaged: the mean of batch-norm statistics belongs to no network.
+So before the average is used its statistics are estimated anew, on the same batches each time, which also moves
+spectral norm's u and v to the averaged weights.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class GeneratorAverage:
 
     def __init__(self, trained: Generator, decay: float) -> None:
         self.decay = decay
+        self.updates = 0
         self.module = _twin(trained.spec)
         self.module.to(next(trained.parameters()).device)
         self.module.load_state_dict(trained.state_dict())
@@ -33,9 +36,11 @@ class GeneratorAverage:
 
     @torch.no_grad()
     def update(self, trained: Generator) -> None:
-        """average <- decay * average + (1 - decay) * trained, for every parameter."""
+        """average <- d average + (1 - d) trained, of each parameter; d = min(decay, (1 + n) / (10 + n)) in update n."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averaged = [parameter.data for parameter in self.module.parameters()]
-        torch._foreach_lerp_(averaged, [parameter.data for parameter in trained.parameters()], 1 - self.decay)
+        torch._foreach_lerp_(averaged, [parameter.data for parameter in trained.parameters()], 1 - decay)
         self._is_stale = True
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ class StyleEncoder(nn.Module):
     def __init__(self, z_dim: int, base_channels: int = 64) -> None:
         super().__init__()
         self.z_dim = z_dim
+        self.base_channels = base_channels
         channels = 3
         for name, width in zip(LAYERS, WIDTHS, strict=True):
             wider = width * base_channels

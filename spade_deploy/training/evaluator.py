@@ -24,7 +24,6 @@ from spade_deploy.metrics import (
 )
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch, SampleSource, validation_labels
-from spade_deploy.training.networks import to_pixels
 
 BATCH = 8
 ALWAYS = ("l1", "psnr")
@@ -69,7 +68,7 @@ class Evaluator:
         """generate: a batch of label maps -> uint8 N x H x W x 3. Returns each of `names`."""
         errors, matrix, features = PixelError(), ConfusionMatrix(self._labels.num_labels), []
         for batch in self._batches():
-            made, real = generate(batch).cpu().numpy(), to_pixels(batch.photo).numpy()
+            made, real = generate(batch).cpu().numpy(), photo_pixels(batch.photo)
             errors.add(made, real)
             if self._segmenter is not None:
                 matrix.add(batch.label.numpy().astype(np.int64), self._segmenter.predict(made))
@@ -87,7 +86,7 @@ class Evaluator:
     def _real_features(self) -> NDArray[np.float64]:
         if self._real is None:
             assert self._extractor is not None  # asked for with one alone
-            photos = (to_pixels(batch.photo).numpy() for batch in self._batches())
+            photos = (photo_pixels(batch.photo) for batch in self._batches())
             self._real = np.concatenate([self._extractor.features(pixels) for pixels in photos])
         return self._real
 
@@ -100,3 +99,11 @@ class Evaluator:
             part = slice(first, first + self._batch_size)
             instance = whole.instance[part] if whole.instance is not None else None
             yield Batch(whole.label[part], instance, whole.photo[part], stems=())
+
+
+def photo_pixels(photo: Tensor) -> NDArray[np.uint8]:
+    """N x 3 x H x W in [-1, 1] -> N x H x W x 3: the very pixels that were read.
+
+    Rounded. `to_pixels` truncates, as it should with what a generator made, and a photo would lose 1 here and there.
+    """
+    return ((photo + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()

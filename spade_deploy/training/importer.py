@@ -1,4 +1,5 @@
-"""NVIDIA's released generator files (`latest_net_G.pth`) into checkpoints of this package.
+"""NVIDIA's released generator files (`latest_net_G.pth`) into checkpoints of this package, and the style encoders
+(`latest_net_E.pth`) that its code trains beside them.
 
 Such a file is a bare state dict: no config. Its tensor shapes tell everything but which labels the channels stand
 for, the size it was trained for, and whether it upsamples 'normal' or 'more'; a preset, or flags, tell those.
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.errors import CheckpointError, ConfigError
@@ -20,6 +21,7 @@ from spade_deploy.label_sets import label_set
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
 from spade_deploy.training.checkpoint import save_checkpoint
+from spade_deploy.training.encoder import StyleEncoder
 from spade_deploy.training.networks import SpadeGenerator
 
 RELEASED = {
@@ -71,16 +73,49 @@ def read_generator_file(path: Path, request: ImportRequest) -> ImportedGenerator
     ConfigError where the request leaves something open that the file cannot tell.
     """
     notes: list[str] = []
-    state = _plain_names(_load_state_dict(path), path, notes)
+    loaded = _load_state_dict(path, "latest_net_G.pth")
+    if any(key.removeprefix("module.") == "fc_mu.weight" for key in loaded):
+        raise CheckpointError(
+            f"{path}: this is the VAE's encoder", hint="import latest_net_G.pth, which lies beside it"
+        )
+    state = _plain_names(loaded, path, notes)
     spec = _infer_spec(state, request, path, notes)
     module = SpadeGenerator(spec)
     _load_into(module, state, path, notes)
     return ImportedGenerator(module.eval(), spec, tuple(notes))
 
 
-def _load_state_dict(path: Path) -> dict[str, Any]:
+def read_encoder_file(path: Path, spec: GeneratorSpec) -> StyleEncoder:
+    """The style encoder (`latest_net_E.pth`) of a generator of `spec`, in eval mode. Nothing in the file is executed.
+
+    Raises CheckpointError where it is damaged or no encoder, or one of another generator.
+    """
+    if spec.z_dim is None:
+        raise CheckpointError(
+            f"{path}: the generator has no style vector, so that an encoder means nothing to it", hint="leave it out"
+        )
+    state = _plain_names(_load_state_dict(path, "latest_net_E.pth"), path, [])
+    if "fc_mu.weight" not in state:
+        raise CheckpointError(
+            f"{path}: tensor 'fc_mu.weight' is missing: this is no style encoder",
+            hint=f"expected a latest_net_E.pth; this file begins with {', '.join(list(state)[:3])}",
+        )
+    encoder = StyleEncoder(spec.z_dim, spec.base_channels)
+    hint = "give the latest_net_E.pth that was trained with this generator"
+    found, wanted = tuple(state["fc_mu.weight"].shape), tuple(encoder.fc_mu.weight.shape)
+    if found != wanted:
+        raise CheckpointError(
+            f"{path}: tensor 'fc_mu.weight' is {found}; the encoder of this generator (base channels"
+            f" {spec.base_channels}, style vector {spec.z_dim}) has {wanted}",
+            hint=hint,
+        )
+    _load_into(encoder, state, path, [], hint=hint)
+    return encoder.eval()
+
+
+def _load_state_dict(path: Path, expected: str) -> dict[str, Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file", hint="give the path of a latest_net_G.pth")
+        raise CheckpointError(f"{path}: no such file", hint=f"give the path of a {expected}")
     # PyTorch's own files are zip archives or start with a pickled number: neither is a tar.
     if tarfile.is_tarfile(path):
         raise CheckpointError(
@@ -110,10 +145,6 @@ def _plain_names(loaded: dict[str, Any], path: Path, notes: list[str]) -> dict[s
     if any(key.startswith("discriminator_0.") for key in loaded):
         raise CheckpointError(
             f"{path}: this is the discriminator", hint="import latest_net_G.pth, which lies beside it"
-        )
-    if "fc_mu.weight" in loaded:
-        raise CheckpointError(
-            f"{path}: this is the VAE's encoder", hint="import latest_net_G.pth, which lies beside it"
         )
     state = {}
     for key, value in loaded.items():
@@ -212,7 +243,13 @@ def _labels_and_size(
     return labels, upsampling, size
 
 
-def _load_into(module: SpadeGenerator, state: dict[str, Tensor], path: Path, notes: list[str]) -> None:
+def _load_into(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    path: Path,
+    notes: list[str],
+    hint: str = "--upsampling may be another than assumed",
+) -> None:
     expected = module.state_dict()
     given = dict(state)
     solved = 0
@@ -233,9 +270,9 @@ def _load_into(module: SpadeGenerator, state: dict[str, Tensor], path: Path, not
     if missing or unexpected:
         parts = [f"lacks {missing[0]!r} ({len(missing)} tensors)"] if missing else []
         parts += (
-            [f"has {unexpected[0]!r} ({len(unexpected)} tensors), which such a generator has not"] if unexpected else []
+            [f"has {unexpected[0]!r} ({len(unexpected)} tensors), which such a network has not"] if unexpected else []
         )
-        raise CheckpointError(f"{path}: {' and '.join(parts)}", hint="--upsampling may be another than assumed")
+        raise CheckpointError(f"{path}: {' and '.join(parts)}", hint=hint)
     for key, tensor in expected.items():
         if given[key].shape != tensor.shape:
             raise CheckpointError(
@@ -274,16 +311,28 @@ def request_from_flags(
     return ImportRequest(preset, labels, upsampling, size)
 
 
-def import_checkpoint(file: Path, request: ImportRequest, *, runs_dir: Path, name: str | None = None) -> ImportResult:
-    """Make a run of `file`, the newest of all, so that a bare export takes it. Raises as `read_generator_file`."""
+def import_checkpoint(
+    file: Path, request: ImportRequest, *, runs_dir: Path, name: str | None = None, encoder: Path | None = None
+) -> ImportResult:
+    """Make a run of `file`, the newest of all, so that a bare export takes it. Raises as `read_generator_file`.
+
+    encoder: the style encoder's file (`latest_net_E.pth`) of a generator with a style vector.
+    """
     found = read_generator_file(file, request)
+    style = read_encoder_file(encoder, found.spec) if encoder is not None else None
     run = new_run(runs_dir, name, "import")
     folder = checkpoint_folder(run, 0)
-    save_checkpoint(folder, found.module, step=0, origin="import", source=file.name)
+    save_checkpoint(folder, found.module, step=0, origin="import", source=file.name, encoder=style)
     spec = found.spec
     parameters = sum(parameter.numel() for parameter in found.module.parameters())
     described = (
         f"{spec.labels.num_channels} segmap channels, {spec.height} x {spec.width}, upsampling {spec.upsampling},"
-        f" {spec.norm} norm, {'style vector, ' if spec.z_dim else ''}{parameters / 1e6:.2f} M parameters"
+        f" {spec.norm} norm, {_style(spec, style)}{parameters / 1e6:.2f} M parameters"
     )
     return ImportResult(folder, described, found.notes)
+
+
+def _style(spec: GeneratorSpec, encoder: StyleEncoder | None) -> str:
+    if spec.z_dim is None:
+        return ""
+    return "style vector, " if encoder is None else "style vector and its encoder, "

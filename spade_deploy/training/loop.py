@@ -2,6 +2,9 @@
 
 Everything that decides a result is in the setup and the checkpoint: the clock only dates what is written. On a CPU a
 resumed run repeats an unbroken one bit for bit; on a GPU up to the order in which it adds.
+
+Several processes (`World`) run this together, each on its share of every batch: what one of them decides, to stop or to
+fail, they agree on first, and process 0 alone records.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -29,11 +34,12 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
-from spade_deploy.runs import checkpoint_folder
+from spade_deploy.runs import checkpoint_folder, run_checkpoints
 from spade_deploy.training import dataset, plots
 from spade_deploy.training.checkpoint import load_generator, load_setup, load_training_state
 from spade_deploy.training.config import Setup
-from spade_deploy.training.dataset import Batch
+from spade_deploy.training.dataset import WHOLE, Batch, Shard
+from spade_deploy.training.distributed import ALONE, News, World
 from spade_deploy.training.recorder import Measures, Recorder
 from spade_deploy.training.shipped import SHIPPED, shipped_generator
 from spade_deploy.training.steps import Learner
@@ -63,6 +69,10 @@ class BatchSource(Protocol):
     def samples(self, count: int) -> Batch: ...
 
     def evaluator(self, setup: Setup) -> Measures: ...
+
+    def sharded(self, shard: Shard) -> BatchSource:
+        """The same batches, of each the samples of one process; only asked for where there are several."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,29 +111,86 @@ def train(
     source: BatchSource | None = None,
     resume: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    world: World = ALONE,
 ) -> TrainResult:
     """Train in the folder `run`, from the beginning or from the checkpoint `resume`.
+
+    world: the processes that train together, each of which calls this with the same arguments, on the same files.
+    Process 0 alone writes and reports; the checkpoints are those of one process with the whole batch.
 
     A resumed run may have other `steps` or `epochs`: the learning rates then follow the new length, so where they had
     begun to fall they rise again to where a run of that length would have them. TrainResult.notes says so.
 
     Raises TrainingInterruptedError after SIGINT or SIGTERM (the state is saved first; a second signal stops at once),
     TrainingError for a loss that is no number or a disk that is full (the last good checkpoint is kept and named),
-    CheckpointError where `resume` is damaged or belongs to other settings, ConfigError for an impossible device.
+    CheckpointError where `resume` is damaged or belongs to other settings, ConfigError for an impossible device, or a
+    batch that cannot be shared out. With several processes also TrainingError where one of them is gone.
     """
+    recorder: Recorder | None = None
+
+    def last_good() -> str:
+        return recorder.last_good_sentence() if recorder is not None else _newest_sentence(run, resume)
+
+    began = time.perf_counter()
+    hint = _resume_hint(run, world)
+    with world.noticing_losses(last_good, hint), ExitStack() as stack:
+        with world.together():
+            work = _prepare(setup, run, source, resume, world)
+        work.learner.connect(world)
+        with world.together():
+            if world.is_main:
+                recorder = stack.enter_context(work.recorder(run, resume))
+        try:
+            step, stopped_by, losses = _loop(work, recorder, world, on_progress)
+        except KeyboardInterrupt as error:  # the second signal
+            message = f"stopped at once; what came after the last checkpoint is lost. {last_good()}"
+            raise TrainingInterruptedError(message, hint=hint) from error
+    if step < work.total:
+        raise TrainingInterruptedError(
+            f"stopped by {stopped_by} after step {step} of {work.total};"
+            f" the state is saved in {checkpoint_folder(run, step)}",
+            hint=hint,
+        )
+    return TrainResult(
+        run=run,
+        checkpoint=checkpoint_folder(run, step),
+        step=step,
+        losses=losses,
+        seconds=time.perf_counter() - began,
+        skipped=tuple(recorder.skipped) if recorder is not None else (),
+        notes=(*work.notes, *(recorder.notes if recorder is not None else ())),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A run that can begin. start, total: the steps start+1..total are to do. facts: see Recorder."""
+
+    learner: Learner
+    source: BatchSource
+    start: int
+    total: int
+    facts: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def recorder(self, run: Path, resume: Path | None) -> Recorder:
+        setup = self.learner.setup
+        evaluator = self.source.evaluator(setup) if setup.train.eval_every else None
+        samples = self.source.samples(SAMPLE_ROWS)
+        return Recorder(run, self.learner, samples, self.facts, resume, self.start, evaluator)
+
+
+def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | None, world: World) -> _Work:
+    """All that can fail in one process alone, before they meet."""
     config = setup.train
     plots.require_matplotlib()
-    source = source or FolderSource(setup)
+    world.shard(config.accumulate).positions(config.batch_size)  # refused before anything is made
+    source = given or FolderSource(setup)
     steps_per_epoch = source.steps_per_epoch(config.batch_size)
     total = config.total_steps(steps_per_epoch)
-    statistics: list[Batch] = []
-
-    def statistics_batches() -> list[Batch]:
-        if not statistics:
-            statistics.extend(_first_batches(source, setup))
-        return statistics
-
-    learner = Learner(setup, choose_device(config.device), statistics_batches)
+    # Of an averaged generator, by the process that saves it: the same batches whatever the number of processes.
+    statistics_batches = cache(partial(_first_batches, source, setup))
+    learner = Learner(setup, choose_device(config.device, world), statistics_batches)
     facts = {"steps_per_epoch": steps_per_epoch, "steps": total, "perceptual": learner.perceptual_sha256}
     start, notes = 0, tuple[str, ...]()
     if resume is None and config.init:
@@ -135,29 +202,7 @@ def train(
                 f"--steps: {resume} is at step {start} of {total}: there is nothing left to do",
                 hint=f"go on with `spade train --resume {shlex.quote(str(run))} --steps {2 * start}`",
             )
-    began = time.perf_counter()
-    samples = source.samples(SAMPLE_ROWS)
-    evaluator = source.evaluator(setup) if config.eval_every else None
-    with Recorder(run, learner, samples, facts, resume, start, evaluator) as recorder:
-        try:
-            step, stopped_by = _loop(setup, learner, source, recorder, start, total, on_progress)
-        except KeyboardInterrupt as error:  # the second signal
-            message = f"stopped at once; what came after the last checkpoint is lost. {recorder.last_good_sentence()}"
-            raise TrainingInterruptedError(message, hint=_resume_hint(run)) from error
-    if step < total:
-        raise TrainingInterruptedError(
-            f"stopped by {stopped_by} after step {step} of {total}; the state is saved in {recorder.last_good}",
-            hint=_resume_hint(run),
-        )
-    return TrainResult(
-        run=run,
-        checkpoint=checkpoint_folder(run, step),
-        step=step,
-        losses=recorder.losses,
-        seconds=time.perf_counter() - began,
-        skipped=tuple(recorder.skipped),
-        notes=(*notes, *recorder.notes),
-    )
+    return _Work(learner, source, start, total, facts, notes)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -189,18 +234,38 @@ def initial_generator(name: str) -> nn.Module:
     return shipped_generator(name) if name in SHIPPED else load_generator(Path(name)).module
 
 
-def choose_device(name: str) -> torch.device:
-    """'auto' is CUDA where there is one. Raises ConfigError where a device is asked for that is not here."""
+def choose_device(name: str, world: World = ALONE) -> torch.device:
+    """'auto' is CUDA where there is one; of several processes each has the GPU of its number on its host.
+
+    Raises ConfigError where a device is asked for that is not here.
+    """
+    has_cuda = torch.cuda.is_available()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if has_cuda else "cpu"
     device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+    if device.type != "cuda":
+        return device
+    if world.size > 1:
+        if device.index is not None:
             raise ConfigError(
-                f"--device: {name} is not here; PyTorch {torch.__version__} sees {count} CUDA devices",
-                hint="use --device cpu, or install a PyTorch built for CUDA and its driver",
+                f"--device: {name} is one GPU for {world.size} processes; each needs its own",
+                hint="leave --device out, and choose GPUs with CUDA_VISIBLE_DEVICES",
             )
+        device = torch.device("cuda", world.local_rank)
+    count = torch.cuda.device_count() if has_cuda else 0
+    if (device.index or 0) >= count:
+        seen = f"PyTorch {torch.__version__} sees {count} CUDA devices"
+        if world.size > 1 and count:
+            raise ConfigError(
+                f"--device: process {world.rank} is number {world.local_rank} on its host and has no GPU there; {seen}",
+                hint=f"torchrun --nproc-per-node {count}, or --device cpu",
+            )
+        raise ConfigError(
+            f"--device: {device if world.size > 1 else name} is not here; {seen}",
+            hint="use --device cpu, or install a PyTorch built for CUDA and its driver",
+        )
+    if world.size > 1:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -209,6 +274,7 @@ class FolderSource:
 
     def __init__(self, setup: Setup) -> None:
         data, labels = setup.data, setup.generator.labels
+        self._shard = WHOLE
         self._training = dataset.open_source(data, "train", labels)
         self._held_out, split = dataset.open_held_out(data, labels)
         self.notes = _unpaired(getattr(self._training, "problems", ()))
@@ -223,8 +289,20 @@ class FolderSource:
         self, *, batch_size: int, seed: int, start_step: int, workers: int, on_skip: Callable[[str], None]
     ) -> Generator[Batch, None, None]:
         yield from dataset.training_batches(
-            self._training, batch_size=batch_size, seed=seed, start_step=start_step, workers=workers, on_skip=on_skip
+            self._training,
+            batch_size=batch_size,
+            seed=seed,
+            start_step=start_step,
+            workers=workers,
+            on_skip=on_skip,
+            shard=self._shard,
         )
+
+    def sharded(self, shard: Shard) -> FolderSource:
+        """The same, with batches that have the samples of one process alone."""
+        other = copy(self)
+        other._shard = shard
+        return other
 
     def samples(self, count: int) -> Batch:
         label, instance, photo = dataset.validation_labels(self._held_out, count)
@@ -278,43 +356,52 @@ class StopSignal:
 
 
 def _loop(
-    setup: Setup,
-    learner: Learner,
-    source: BatchSource,
-    recorder: Recorder,
-    start: int,
-    total: int,
-    on_progress: Callable[[Progress], None],
-) -> tuple[int, str]:
-    """Steps start+1..total, or fewer after a signal. Returns the last step and the signal's name."""
-    config = setup.train
-    step = start
+    work: _Work, recorder: Recorder | None, world: World, on_progress: Callable[[Progress], None]
+) -> tuple[int, str, dict[str, float]]:
+    """Steps start+1..total, or fewer after a signal to any process. Returns the last step, the signal and the losses.
+
+    recorder: of process 0. Between the steps the processes wait for it, and for each other's errors.
+    """
+    learner, config, total = work.learner, work.learner.setup.train, work.total
+    step, stopped_by, losses = work.start, "", dict[str, float]()
+    durations: deque[float] = deque(maxlen=_SPEED_WINDOW)
+    skips: list[str] = []
     with StopSignal() as stop:
+        source = work.source.sharded(world.shard(config.accumulate)) if world.size > 1 else work.source
         batches = source.batches(
             batch_size=config.batch_size,
             seed=config.seed,
-            start_step=start,
+            start_step=work.start,
             workers=config.workers,
-            on_skip=recorder.skip,
+            on_skip=skips.append,
         )
         with closing(batches):
-            durations: deque[float] = deque(maxlen=_SPEED_WINDOW)
-            while step < total and not stop.requested:
+            while step < total and not stopped_by:
                 began = time.perf_counter()
-                batch = next(batches)
+                with world.together():
+                    batch = next(batches)
                 step += 1
                 factor = config.rate_factor(step, total)
                 losses = learner.step(batch, factor)
                 durations.append(time.perf_counter() - began)
                 seconds = sum(durations) / len(durations)
-                recorder.count(batch.label)
-                recorder.record(step, losses, learner.rates(factor), durations[-1], is_last=step == total)
-                rate = config.batch_size / seconds
-                memory = peak_memory_bytes(learner.device)
-                on_progress(Progress(step, total, losses, seconds, rate, recorder.metrics, memory))
-            if stop.requested:
-                recorder.save(step)
-    return step, stop.name
+                label = world.gather(batch.label)
+                with world.together():
+                    if recorder is not None:
+                        recorder.count(label)
+                        recorder.record(step, losses, learner.rates(factor), durations[-1], is_last=step == total)
+                news = world.exchange(News(stop.name, skipped=tuple(skips)))
+                stopped_by = news.signal
+                skips.clear()
+                if recorder is not None:
+                    for message in news.skipped:
+                        recorder.skip(message)
+                    rate, memory = config.batch_size / seconds, peak_memory_bytes(learner.device)
+                    on_progress(Progress(step, total, losses, seconds, rate, recorder.metrics, memory))
+            with world.together():
+                if stopped_by and recorder is not None:
+                    recorder.save(step)
+    return step, stopped_by, losses
 
 
 def _restore(learner: Learner, checkpoint: Path, facts: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
@@ -353,5 +440,14 @@ def _refuse_other_settings(checkpoint: Path, saved: Any, now: Any, path: str = "
         )
 
 
-def _resume_hint(run: Path) -> str:
-    return f"go on with `spade train --resume {shlex.quote(str(run))}`"
+def _resume_hint(run: Path, world: World) -> str:
+    command = f"spade train --resume {shlex.quote(str(run))}"
+    if world.size == 1:
+        return f"go on with `{command}`"
+    return f"go on with `torchrun ... -m {command.replace('spade', 'spade_deploy', 1)}`, on any number of processes"
+
+
+def _newest_sentence(run: Path, resume: Path | None) -> str:
+    """Where the last good state is, as a process can tell that did not write it."""
+    newest = [*([resume] if resume is not None else []), *run_checkpoints(run)][-1:]
+    return f"The last good checkpoint is {newest[0]}" if newest else "No checkpoint was saved yet"

@@ -41,7 +41,9 @@ class LossLog:
 
     def write(self, values: dict[str, float]) -> None:
         """Append a row. Numbers are written so that reading gives the same float again. Raises OSError."""
-        cells = (repr(values[name]) for name in self.columns)
+        # float: NumPy's own numbers have a repr that says so.
+        numbers = (values[name] for name in self.columns)
+        cells = (repr(number if isinstance(number, int) else float(number)) for number in numbers)
         self._pending += (",".join(cells) + "\n").encode()
         self._write_pending()
 
@@ -176,7 +178,7 @@ def _draw(
     axis: Any, steps: NDArray[np.float64], values: NDArray[np.float64], name: str, color: str, *, smooth: bool
 ) -> None:
     """The raw curve in pale, its running mean on top."""
-    label = name.replace("_", " ").replace("l1", "L1").replace("lr ", "")
+    label = name.replace("_", " ").replace("l1", "L1").replace("kl", "KL").replace("lr ", "")
     stride = max(1, math.ceil(len(steps) / _MAX_POINTS))
     if not smooth:
         # Both rates are often the same: dashes let the first one show through.

@@ -31,6 +31,7 @@ from spade_deploy.training.checkpoint import TrainingState, is_finite, save_chec
 from spade_deploy.training.class_counts import CLASSES_JSON, ClassCounts
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.networks import to_pixels
+from spade_deploy.training.notes import Notes
 from spade_deploy.training.plots import RATES, LossLog, plot_losses, plot_metrics, sample_grid
 from spade_deploy.training.steps import Learner
 from spade_deploy.training.tensorboard import Board, require_tensorboard
@@ -78,10 +79,9 @@ class Recorder:
         self._learner = learner
         self._samples = samples
         self._facts = facts
-        self._start = self._step = start
+        self._start = start
         self._evaluator = evaluator if learner.setup.train.eval_every else None
-        self._notes: dict[str, str] = {}
-        self._told: set[str] = set()
+        self._notes = Notes(start)
         config = learner.setup.train
         labels = learner.setup.generator.labels
         if evaluator is not None and config.best_by:
@@ -89,6 +89,7 @@ class Recorder:
         if config.tensorboard:
             require_tensorboard()
         self._counts = ClassCounts.resumed(run, labels, start) if resume is not None else ClassCounts(labels, start)
+        self._marked_step: int | None = None  # of the checkpoint that best.json names: it is never removed
         self._best = self._remembered_best() if resume is not None else None
         self._metric_log: LossLog | None = None
         self._board: Board | None = None
@@ -97,7 +98,7 @@ class Recorder:
             self._log = LossLog(run / "losses.csv", ("step", *learner.loss_names, *RATES, "seconds"), start)
         self._sweep()
         if config.tensorboard:
-            with self._optional(_BOARD):
+            with self._notes.optional(_BOARD):
                 self._board = Board(run, start)
 
     def __enter__(self) -> Recorder:
@@ -108,19 +109,17 @@ class Recorder:
     ) -> None:
         for name, log in (("losses.csv", self._log), (_METRICS, self._metric_log), (_BOARD, self._board)):
             if log is not None:
-                with self._optional(name):
+                with self._notes.optional(name):
                     log.close()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know, a sentence each."""
-        return tuple(self._notes.values())
+        return self._notes.all()
 
     def new_notes(self) -> tuple[str, ...]:
         """The first note about each thing that came up since this was last asked."""
-        fresh = {about: note for about, note in self._notes.items() if about not in self._told}
-        self._told.update(fresh)
-        return tuple(fresh.values())
+        return self._notes.new()
 
     def count(self, label: Tensor) -> None:
         """Count the classes of a step's label maps, N x H x W ids; before `record`."""
@@ -132,16 +131,16 @@ class Recorder:
         """Check a step's losses, then write what is due after it."""
         config = self._learner.setup.train
         self._check_losses(step, losses)
-        self._step, self.losses = step, losses
+        self._notes.step, self.losses = step, losses
         if is_last or step % config.log_every == 0:
             self._log_step(step, losses, rates, seconds)
         if is_last or step == self._facts.get("steps_per_epoch"):
-            self._note("classes", self._counts.sentence())
+            self._notes.say("classes", self._counts.sentence())
         if is_last or step % config.save_every == 0:
             self.save(step)
         if is_last or step % config.sample_every == 0:
             self._check_networks(step)
-            with self._optional("the sample grid"):
+            with self._notes.optional("the sample grid"):
                 self._save_samples(step)
         if self._evaluator is not None and (is_last or step % config.eval_every == 0):
             self._evaluate(step, self._evaluator)
@@ -168,16 +167,16 @@ class Recorder:
         self.last_good = folder
         self._prune()
         if self._counts.samples:
-            with self._optional(CLASSES_JSON):
+            with self._notes.optional(CLASSES_JSON):
                 self._counts.write(self.run)
-        with self._optional("losses.png"):
+        with self._notes.optional("losses.png"):
             plot_losses(self.run / "losses.csv", self.run / "losses.png")
 
     def skip(self, message: str) -> None:
         """Note a sample that cannot be read, once."""
         if message not in self.skipped:
             self.skipped[message] = None
-            with self._optional("skipped.txt"):
+            with self._notes.optional("skipped.txt"):
                 write_text(self.run / "skipped.txt", "".join(line.replace("\n", " ") + "\n" for line in self.skipped))
 
     def last_good_sentence(self) -> str:
@@ -205,7 +204,7 @@ class Recorder:
 
     def _log_step(self, step: int, losses: dict[str, float], rates: tuple[float, float], seconds: float) -> None:
         named = dict(zip(RATES, rates, strict=True))
-        with self._optional("losses.csv"):
+        with self._notes.optional("losses.csv"):
             self._log.write({"step": step, **losses, **named, "seconds": seconds})
         speed = {"samples_per_second": self._learner.setup.train.batch_size / seconds} if seconds > 0 else {}
         for group, values in (("loss", losses), ("rate", named), ("speed", speed)):
@@ -227,8 +226,8 @@ class Recorder:
         self._check_networks(step)
         began = time.perf_counter()
         found: dict[str, float] = {}
-        with self._optional("the measurement"):
-            found = evaluator.evaluate(self._learner.generate)
+        with self._notes.optional("the measurement"):
+            found = {name: float(value) for name, value in evaluator.evaluate(self._learner.generate).items()}
         if not found:
             return
         self.metrics = found
@@ -237,12 +236,12 @@ class Recorder:
         name = self._learner.setup.train.best_by
         if math.isfinite(found.get(name, math.nan)):
             self._keep_if_best(Best(step, name, found[name], evaluator.direction(name), self._measured_with()))
-        with self._optional(_METRICS):
+        with self._notes.optional(_METRICS):
             if self._metric_log is None:
                 self._metric_log = self._open_metric_log(("step", *found, "seconds"))
             row = {name: found.get(name, math.nan) for name in self._metric_log.columns}
             self._metric_log.write({**row, "step": step, "seconds": seconds})
-        with self._optional("metrics.png"):
+        with self._notes.optional("metrics.png"):
             best_point = (self._best.metric, self._best.step) if self._best is not None else None
             plot_metrics(self.run / _METRICS, self.run / "metrics.png", best_point)
 
@@ -251,9 +250,9 @@ class Recorder:
         if self._best is not None and not found.is_better_than(self._best):
             return
         self.save(found.step)
-        with self._optional(BEST_JSON):
+        with self._notes.optional(BEST_JSON):
             write_json(self.run / BEST_JSON, found.to_json())
-            self._best = found
+            self._best, self._marked_step = found, found.step
         self._prune()
 
     def _open_metric_log(self, columns: tuple[str, ...]) -> LossLog:
@@ -271,12 +270,13 @@ class Recorder:
         try:
             best = read_best(self.run)
         except CheckpointError as error:
-            self._note("best", f"the best checkpoint so far is forgotten: {error.message}")
+            self._notes.say("best", f"the best checkpoint so far is forgotten: {error.message}")
             return None
         if best is None or not checkpoint_folder(self.run, best.step).is_dir():
             return None
+        self._marked_step = best.step
         if (best.metric, best.measured_with) != (self._learner.setup.train.best_by, self._measured_with()):
-            self._note("best", f"the best checkpoint so far, by {best.described}, was measured in another way")
+            self._notes.say("best", f"the best checkpoint so far, by {best.described}, was measured in another way")
             return None
         return best
 
@@ -289,19 +289,19 @@ class Recorder:
         """A board that failed once is left alone: its writer cannot be used again."""
         if self._board is not None:
             board, self._board = self._board, None
-            with self._optional(_BOARD):
+            with self._notes.optional(_BOARD):
                 write(board)
                 self._board = board
 
     def _finish(self) -> None:
-        with self._optional("timeline.png"):
+        with self._notes.optional("timeline.png"):
             save_timeline(self.run)
-        with self._optional("samples.gif"):
+        with self._notes.optional("samples.gif"):
             save_gif(self.run)
 
     def _prune(self) -> None:
-        keep = checkpoint_folder(self.run, self._best.step) if self._best is not None else None
-        with self._optional("removing old checkpoints"):
+        keep = checkpoint_folder(self.run, self._marked_step) if self._marked_step is not None else None
+        with self._notes.optional("removing old checkpoints"):
             for folder in run_checkpoints(self.run)[: -self._learner.setup.train.keep_checkpoints]:
                 if folder != keep:
                     doomed = folder.with_name(f".{folder.name}.old.tmp")  # gone at once for every reader
@@ -314,12 +314,6 @@ class Recorder:
             if _LEFTOVER.fullmatch(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _note(self, about: str, note: str) -> None:
-        """Say something, or with an empty text nothing any more, about a thing."""
-        self._notes.pop(about, None)
-        if note:
-            self._notes[about] = note
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -329,12 +323,3 @@ class Recorder:
                 f"{self.run}: cannot be written ({error}). {self.last_good_sentence()}",
                 hint="make room or choose another --runs folder, then resume",
             ) from error
-
-    @contextmanager
-    def _optional(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong with a thing that is only looked at is said, and does not end a training of days."""
-        try:
-            yield
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._note(what, f"step {self._step}: {what} failed and training went on ({reason})")

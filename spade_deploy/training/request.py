@@ -13,6 +13,7 @@ from spade_deploy.runs import resolve_checkpoint
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.checkpoint import load_setup
 from spade_deploy.training.config import (
+    PAPER_PRESETS,
     STYLE_LENGTH,
     Amp,
     GanMode,
@@ -41,6 +42,7 @@ class DataRequest:
     has_dontcare: bool | None = None
     size: Size | None = None
     load_size: Size | None = None
+    flip: bool | None = None
 
     @property
     def preset_name(self) -> str:
@@ -67,13 +69,20 @@ class TrainRequest:
     first_input: str | None = None
     perceptual: str | None = None
 
-    def setup(self, runs_dir: Path = Path("runs")) -> Setup:
-        """The setup of a new run; runs_dir: where --init looks for a run. Raises ConfigError that names the flag."""
+    def setup(self, runs_dir: Path = Path("runs"), *, downloads: bool = True) -> Setup:
+        """The setup of a new run; runs_dir: where --init looks for a run. Raises ConfigError that names the flag.
+
+        downloads: whether weights of the perceptual loss may be fetched; CheckpointError where they cannot be.
+        """
         base = self._base()
         train = base.train if self.ttur else without_ttur(base.train)
         changes = self._train_changes()
         if "steps" in changes and "epochs" in changes:
             raise ConfigError("--steps contradicts --epochs; give one of them")
+        wants_vgg = changes.get("weight_perceptual", train.weight_perceptual) > 0 and "perceptual_file" not in changes
+        network_name = self.perceptual or ("vgg19" if self.data.preset_name in PAPER_PRESETS and wants_vgg else None)
+        if network_name is not None and downloads:
+            changes["perceptual_file"] = fetch_vgg(network_name)
         changes["discriminator"] = replace(train.discriminator, **_given(self.discriminator))
         network = _given(self.generator)
         generator = base.generator.with_architecture(network.pop("architecture", base.generator.architecture))
@@ -106,6 +115,8 @@ class TrainRequest:
                 hint="leave it out, or start a new run",
             )
         train = _length_of_one_kind(self._train_changes())
+        if self.perceptual is not None:
+            train["perceptual_file"] = fetch_vgg(self.perceptual)
         folders = {"root": "root", "labels": "labels_dir", "images": "images_dir", "instances": "instances_dir"}
         moved = {name: getattr(self.data, flag) for flag, name in folders.items() if getattr(self.data, flag)}
         return Setup(replace(saved.train, **train), saved.generator, replace(saved.data, **moved))
@@ -132,7 +143,8 @@ class TrainRequest:
                     f"--perceptual {self.perceptual} contradicts --perceptual-file {changes['perceptual_file']}",
                     hint="give one of them",
                 )
-            changes["perceptual_file"] = fetch_vgg(self.perceptual)
+            if self.train.get("weight_perceptual") == 0:
+                raise ConfigError(f"--perceptual {self.perceptual} contradicts --weight-perceptual 0")
         return changes
 
     def _base(self) -> Setup:
@@ -143,8 +155,13 @@ class TrainRequest:
             if flag:
                 raise ConfigError(f"{flag} contradicts --preset {data.preset_name}, which says what the labels are")
             base = preset(data.preset_name, data.root, data.size)
-            changed = {"labels_dir": data.labels, "images_dir": data.images, "instances_dir": data.instances}
-            return replace(base, data=replace(base.data, **_given({**changed, "load_size": data.load_size})))
+            changed: dict[str, Any] = {
+                "labels_dir": data.labels,
+                "images_dir": data.images,
+                "instances_dir": data.instances,
+            }
+            changed |= {"load_size": data.load_size, "flip": data.flip}
+            return replace(base, data=replace(base.data, **_given(changed)))
         if data.num_labels is None:
             raise ConfigError(
                 "--num-labels is needed for a data set of your own: how many classes its label maps have",
@@ -159,7 +176,7 @@ class TrainRequest:
             labels_dir=data.labels,
             images_dir=data.images,
             instances_dir=data.instances,
-            **_given({"load_size": data.load_size}),
+            **_given({"load_size": data.load_size, "flip": data.flip}),
         )
         return custom_setup(labels, config)
 

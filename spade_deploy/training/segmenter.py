@@ -141,6 +141,7 @@ def find_or_train(
     skipped: list[str] = []
     network = _train(request, source, torch.device(device), skipped.append, on_progress)
     facts = {
+        "name": f"U-Net of {_data_name(request.data)}, {request.steps} steps",
         "mean": 127.5,
         "std": 127.5,
         "size": list(request.data.crop_size),

@@ -28,13 +28,15 @@ from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.training import losses
 from spade_deploy.training.architectures import Generator, build_generator
 from spade_deploy.training.checkpoint import TrainingState, check_tensors
-from spade_deploy.training.config import Amp, Setup
+from spade_deploy.training.config import Amp, Modulation, Setup
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.discriminator import MultiscaleDiscriminator, at_least_float32
+from spade_deploy.training.discriminator import Features, MultiscaleDiscriminator, at_least_float32
+from spade_deploy.training.distributed import ALONE, World, parallel, without_averaging
 from spade_deploy.training.ema import GeneratorAverage
 from spade_deploy.training.encoder import StyleEncoder
 from spade_deploy.training.networks import initialize, make_segmap, to_pixels
 from spade_deploy.training.perceptual import PerceptualLoss, load_vgg
+from spade_deploy.training.shortcut import TrainingTables, training_tables
 
 GENERATOR_LOSSES = ("adversarial", "feature_matching", "l1", "perceptual", "kl")
 _STYLE_NOISE, _SAMPLE_STYLE = 1, 2
@@ -88,12 +90,22 @@ class Learner:
             "discriminator": torch.optim.Adam(critical, config.lr_discriminator, betas, fused=True),
         }
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.amp is Amp.FP16)
-        self._run_generator: Callable[..., Tensor] = self.generator
-        self._compare = self.discriminator.compare
-        if config.compile:
-            self._run_generator = torch.compile(self.generator)
-            self._compare = torch.compile(self.discriminator.compare)
         self._last_losses: dict[str, float] = {}
+        self.connect(ALONE)
+
+    def connect(self, world: World) -> None:
+        """Average gradients and losses over the processes of `world` from now on; each calls it, and gives its share.
+
+        Weights and buffers become those of process 0.
+        """
+        self._world = world
+        generator = parallel(self.generator, world)
+        comparison = parallel(_Comparison(self.discriminator), world)
+        self._run_encoder = parallel(self.encoder, world) if self.encoder is not None else None
+        self._parallel = [generator, comparison, *([self._run_encoder] if self._run_encoder else [])]
+        compiles = self.setup.train.compile
+        self._run_generator: Callable[..., Tensor] = torch.compile(generator) if compiles else generator
+        self._compare: Callable[..., Any] = torch.compile(comparison) if compiles else comparison
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -135,7 +147,10 @@ class Learner:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         parts = list(self._parts(batch))
-        found = [self._part(part, noise, 1 / len(parts), improves_generator) for part, noise in parts]
+        found = []
+        for number, (part, noise) in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else without_averaging(self._parallel):
+                found.append(self._part(part, noise, 1 / len(parts), improves_generator))
         if improves_generator:
             self._scaler.step(self._optimizers["generator"])
         self._scaler.step(self._optimizers["discriminator"])
@@ -145,7 +160,7 @@ class Learner:
         self.steps_done += 1
         names = list(found[0])
         means = torch.stack([torch.stack([part[name] for name in names]) for part in found]).mean(0)
-        values: list[float] = means.tolist()  # one transfer from the device
+        values: list[float] = self._world.mean(means).tolist()  # one transfer from the device
         self._last_losses = {**self._last_losses, **dict(zip(names, values, strict=True))}
         return {name: self._last_losses[name] for name in self.loss_names}
 
@@ -191,6 +206,7 @@ class Learner:
         rest["scaler"] = self._scaler.state_dict()
         rest["losses"] = self._last_losses
         rest["trained_generator"] = self.generator.state_dict() if self.average is not None else None
+        rest["average_updates"] = self.average.updates if self.average is not None else 0
         return TrainingState(self.discriminator.state_dict(), rest)
 
     def restore(
@@ -202,6 +218,7 @@ class Learner:
             self.generator.load_state_dict(generator.state_dict() if trained is None else trained)
             if self.average is not None:
                 self.average.module.load_state_dict(generator.state_dict())
+                self.average.updates = int(state.rest["average_updates"])
             if self.encoder is not None:
                 if encoder is None:
                     raise CheckpointError("the checkpoint has no style encoder", hint="start a new run")
@@ -222,7 +239,11 @@ class Learner:
 
     def _parts(self, batch: Batch) -> Iterator[tuple[Batch, Tensor | None]]:
         """The parts that the batch is computed in, each with the random numbers of its styles."""
-        noise = self._styles(_STYLE_NOISE, len(batch.label), self.steps_done)
+        # Drawn for the whole batch, so that a sample's noise does not depend on the number of processes.
+        count = len(batch.label) * self._world.size
+        noise = self._styles(_STYLE_NOISE, count, self.steps_done)
+        if noise is not None:
+            noise = noise[self._world.shard(self.setup.train.accumulate).positions(count)]
         size = len(batch.label) // self.setup.train.accumulate
         for first in range(0, len(batch.label), size):
             rows = slice(first, first + size)
@@ -235,7 +256,7 @@ class Learner:
         segmap, photo = self._segmap(part), self._image(part.photo)
         with self._autocast(), nullcontext() if improves_generator else torch.no_grad():
             z, statistics = self._style(photo, noise)
-            fake = at_least_float32(self._compiled(self._run_generator, segmap, z))
+            fake = at_least_float32(self._compiled(self._run_generator, segmap, z, *self._tables(part)))
         # The discriminator sees the images alone: what it finds comes back as their gradient.
         images = fake.detach().requires_grad_(improves_generator)
         found: dict[str, Tensor] = {}
@@ -283,9 +304,9 @@ class Learner:
 
     def _style(self, photo: Tensor, noise: Tensor | None) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
         """(z, the encoder's mean and log variance): from the photo with an encoder, else the noise itself."""
-        if self.encoder is None or noise is None:
+        if self._run_encoder is None or noise is None:
             return noise, None
-        mu, logvar = self.encoder(photo)
+        mu, logvar = self._run_encoder(photo)
         return mu + noise * torch.exp(0.5 * logvar), (mu, logvar)
 
     def _styles(self, domain: int, count: int, step: int = 0) -> Tensor | None:
@@ -304,6 +325,12 @@ class Learner:
             return torch.zeros(count, length, device=self.device)
         return self._styles(_SAMPLE_STYLE, count, style_seed + 1)
 
+    def _tables(self, part: Batch) -> tuple[TrainingTables, ...]:
+        """The distinct patterns of the label maps, where the modulation looks them up."""
+        if self.setup.train.modulation is Modulation.DENSE:
+            return ()
+        return (training_tables(self.setup.generator, part.label, part.instance).to(self.device),)
+
     def _segmap(self, batch: Batch) -> Tensor:
         labels = self.setup.generator.labels
         instance = batch.instance.to(self.device) if labels.has_edges and batch.instance is not None else None
@@ -320,7 +347,7 @@ class Learner:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if amp is Amp.BF16 else torch.float16)
 
-    def _compiled(self, run: Callable[..., Any], *inputs: Tensor | None) -> Any:
+    def _compiled(self, run: Callable[..., Any], *inputs: Any) -> Any:
         try:
             return run(*inputs)
         except Exception as error:
@@ -331,6 +358,17 @@ class Learner:
                 f"--compile: torch.compile does not work here ({first})",
                 hint="it needs a C++ compiler (and Triton on a GPU); train without --compile",
             ) from error
+
+
+class _Comparison(nn.Module):
+    """The discriminator's `compare` as a module's forward pass, which is what gradients are averaged after."""
+
+    def __init__(self, discriminator: MultiscaleDiscriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, segmap: Tensor, fake: Tensor, real: Tensor) -> tuple[Features, Features]:
+        return self.discriminator.compare(segmap, fake, real)
 
 
 def _check_moments(name: str, optimizer: torch.optim.Optimizer, saved: Any) -> None:

@@ -21,7 +21,8 @@ from spade_deploy.errors import ConfigError
 from spade_deploy.spec import NormType
 from spade_deploy.training import dataset
 from spade_deploy.training.dataset import Arrays, Shard
-from spade_deploy.training.distributed import ALONE, News, World, choose_device, join_world, place_in_world
+from spade_deploy.training.distributed import ALONE, News, World, join_world, place_in_world
+from spade_deploy.training.loop import choose_device
 from spade_deploy.training.sync_batch_norm import SyncBatchNorm2d
 
 SCRIPT = Path(two_processes.__file__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from spade_deploy.label_sets import label_set
 from spade_deploy.runs import newest_checkpoint, read_checkpoint_info
 from spade_deploy.spec import LabelSpec, NormType, Upsampling
 from spade_deploy.training.checkpoint import load_generator
+from spade_deploy.training.encoder import StyleEncoder
 from spade_deploy.training.importer import (
     RELEASED,
     ImportRequest,
     import_checkpoint,
+    read_encoder_file,
     read_generator_file,
     request_from_flags,
 )
@@ -239,3 +242,60 @@ def test_an_import_is_a_run_of_its_own_and_the_newest(tmp_path: Path) -> None:
     assert (info.origin, info.source) == ("import", "latest_net_G.pth")
     loaded = load_generator(second.checkpoint).module.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in generator.state_dict().items())
+
+
+# --- The style encoder -----------------------------------------------------------------------------------------------
+
+
+def encoder_state(z_dim: int = 6, base_channels: int = 4) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return StyleEncoder(z_dim, base_channels).state_dict()
+
+
+def write_pair(folder: Path, encoder: dict[str, Any], z_dim: int | None = 6) -> tuple[Path, Path]:
+    torch.save(released("ade20k", z_dim).state_dict(), folder / "latest_net_G.pth")
+    torch.save(encoder, folder / "latest_net_E.pth")
+    return folder / "latest_net_G.pth", folder / "latest_net_E.pth"
+
+
+def test_an_encoder_is_imported_beside_its_generator(tmp_path: Path) -> None:
+    """As a file of a PyTorch before 1.0, saved from a DataParallel: v is computed from u."""
+    state = encoder_state()
+    old = {f"module.{key}": tensor for key, tensor in state.items() if not key.endswith("weight_v")}
+    generator, encoder = write_pair(tmp_path, old)
+    result = import_checkpoint(generator, ImportRequest("ade20k"), runs_dir=tmp_path / "runs", encoder=encoder)
+    assert "style vector and its encoder" in result.described
+    loaded = load_generator(result.checkpoint).encoder
+    assert loaded is not None
+    assert not loaded.training
+    for key, tensor in loaded.state_dict().items():
+        if not key.endswith("weight_v"):
+            assert torch.equal(tensor, state[key]), key
+    matrix, u = state["layer2.0.weight_orig"].flatten(1), state["layer2.0.weight_u"]
+    right = torch.nn.functional.normalize(matrix.T @ u, dim=0)
+    torch.testing.assert_close(loaded.state_dict()["layer2.0.weight_v"], right)
+    without = import_checkpoint(generator, ImportRequest("ade20k"), runs_dir=tmp_path / "runs")
+    assert load_generator(without.checkpoint).encoder is None
+    assert "style vector, " in without.described
+
+
+def test_files_that_are_not_this_generators_encoder(tmp_path: Path) -> None:
+    state = encoder_state()
+    spec = released("ade20k", 6).spec
+    cases: dict[str, dict[str, Any]] = {
+        "this is no style encoder": {"conv.weight": torch.zeros(1)},
+        r"'fc_mu.weight' is \(5, 512\); the encoder of this generator": encoder_state(5),
+        r"'fc_mu.weight' is \(6, 256\); the encoder of this generator": encoder_state(6, 2),
+        "lacks 'layer3.0.weight_orig'": {k: v for k, v in state.items() if k != "layer3.0.weight_orig"},
+        "has 'layer7.0.weight'": {**state, "layer7.0.weight": torch.zeros(1)},
+        "holds NaN": {**state, "fc_var.bias": torch.full((6,), torch.nan)},
+    }
+    for message, wrong in cases.items():
+        torch.save(wrong, tmp_path / "wrong.pth")
+        with pytest.raises(CheckpointError, match=message):
+            read_encoder_file(tmp_path / "wrong.pth", spec)
+    with pytest.raises(CheckpointError, match="no style vector"):
+        read_encoder_file(tmp_path / "wrong.pth", replace(spec, z_dim=None))
+    with pytest.raises(CheckpointError, match="no such file") as caught:
+        read_encoder_file(tmp_path / "absent.pth", spec)
+    assert "latest_net_E.pth" in (caught.value.hint or "")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +22,7 @@ from spade_deploy.errors import (
     TrainingInterruptedError,
 )
 from spade_deploy.spec import LabelSpec
-from spade_deploy.training import tensorboard
+from spade_deploy.training import recorder, tensorboard
 from spade_deploy.training.checkpoint import load_generator
 from spade_deploy.training.class_counts import ClassCounts
 from spade_deploy.training.config import Setup
@@ -30,6 +31,19 @@ from spade_deploy.training.loop import train
 from spade_deploy.training.plots import read_losses
 from spade_deploy.training.recorder import Recorder
 from spade_deploy.training.steps import Learner
+
+
+@pytest.fixture(autouse=True)
+def _few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots cost more than everything else here: they are drawn where a test asks for them."""
+    if "with_plots" not in request.fixturenames:
+        monkeypatch.setattr(recorder, "plot_losses", lambda *_: None)
+        monkeypatch.setattr(recorder, "plot_metrics", lambda *_: None)
+
+
+@pytest.fixture
+def with_plots() -> None:
+    """Named by a test that wants plots."""
 
 
 class Scripted(Noise):
@@ -49,7 +63,7 @@ class Scripted(Noise):
         value = next(self.values)
         if isinstance(value, Exception):
             raise value
-        return {"distance": value, "other": 1.0}
+        return {"distance": np.float32(value), "other": 1.0}  # type: ignore[dict-item]
 
     def direction(self, name: str) -> str:
         if name != "distance":
@@ -66,6 +80,7 @@ def steps_kept(run: Path) -> list[int]:
 
 
 class TestMetrics:
+    @pytest.mark.usefixtures("with_plots")
     def test_rows_plot_and_the_best_beside_the_newest(self, tmp_path: Path) -> None:
         run, source, seen = new_run(tmp_path / "run"), Scripted([3.0, 1.0, 2.0, 1.5]), []
         result = train(measured(steps=4), run=run, source=source, on_progress=seen.append)
@@ -149,6 +164,12 @@ class TestResumedMetrics:
         run, notes = self.resume(tmp_path, measured(steps=6, eval_samples=7), [4.0, 5.0, 6.0])
         assert runs.best_checkpoint(run).name == "step_00000004"
         assert notes == ("the best checkpoint so far, by distance 1 in step 1, was measured in another way",)
+
+    def test_the_best_stays_where_nothing_is_measured_any_more(self, tmp_path: Path) -> None:
+        run, notes = self.resume(tmp_path, measured(steps=6, eval_every=0, best_by=""), [])
+        assert runs.best_checkpoint(run).name == "step_00000001"
+        assert steps_kept(run) == [1, 6]
+        assert len(notes) == 1
 
     def test_rows_of_other_metrics_are_kept_apart(self, tmp_path: Path) -> None:
         class Other(Scripted):
@@ -292,8 +313,8 @@ class TestFolder:
     def test_tensorboard_that_is_missing_is_said_before_anything_is_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
         run, learner = new_run(tmp_path / "run"), Learner(setup_of(tensorboard=True), torch.device("cpu"))
+        monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(MissingDependencyError, match="tensorboard is not installed") as caught:
             Recorder(run, learner, Noise().samples(1), {}, None, 0)
         assert "spade-deploy[tensorboard]" in str(caught.value.hint)
