@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 import two_processes
+from safetensors.torch import load_file
 from torch import Tensor
-from two_processes import normalized, passes
+from two_processes import Noise, normalized, passes, run_variants
 
+from spade_deploy import runs
 from spade_deploy.errors import ConfigError
 from spade_deploy.spec import NormType
-from spade_deploy.training import dataset
+from spade_deploy.training import dataset, loop
 from spade_deploy.training.dataset import Arrays, Shard
 from spade_deploy.training.distributed import ALONE, News, World, join_world, place_in_world
 from spade_deploy.training.loop import choose_device
@@ -73,16 +75,30 @@ def launch(scenario: str, folder: Path, size: int = 2) -> list[Ended]:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes found in the scenario 'passes', in the order of their ranks."""
-    folder = tmp_path_factory.mktemp("passes")
-    for ended in launch("passes", folder):
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the scenario 'compute'."""
+    folder = tmp_path_factory.mktemp("two")
+    for ended in launch("compute", folder):
         assert ended == Ended(0, "", "")
-    return [torch.load(folder / f"passes_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(two: Path) -> list[dict[str, Any]]:
+    """What two processes found in it, in the order of their ranks."""
+    return [torch.load(two / f"found_{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same trainings by one process."""
+    folder = tmp_path_factory.mktemp("one")
+    run_variants(ALONE, folder)
+    return folder
 
 
 def worst(found: dict[str, Tensor], whole: dict[str, Tensor], rows: list[int]) -> tuple[float, str]:
-    """The largest difference of any tensor, relative to its largest number, or to 0.001 where that is smaller: the
+    """The largest difference of any tensor, relative to its largest number, or to 0.1 where that is smaller: the
     gradient of a bias before a batch norm is zero but for rounding.
     """
     assert found.keys() == whole.keys()
@@ -90,7 +106,7 @@ def worst(found: dict[str, Tensor], whole: dict[str, Tensor], rows: list[int]) -
     for name, value in whole.items():
         expected = value[rows] if name == "fake" else value
         difference = (found[name].double() - expected.double()).abs().max().item()
-        differences[name] = difference / max(expected.abs().max().item(), 1e-3)
+        differences[name] = difference / max(expected.abs().max().item(), 0.1)
     name = max(differences, key=differences.__getitem__)
     return differences[name], name
 
@@ -139,10 +155,12 @@ class TestTheLayer:
             for name in ("output", "slope", "running_mean", "running_var"):
                 expected, rows = exact[name], ROWS[rank] if name in ("output", "slope") else slice(None)
                 scale = expected.double().abs().max()
+                rounding = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
                 error = ((own[name].double() - expected[rows]).abs().max() / scale).item()
                 itself = ((plain[name].double() - expected).abs().max() / scale).item()
-                # Measured: at most 1.0 of batch norm's own error, and 2.4e-16 in float64, whose reference is itself.
-                assert error <= 2 * itself + 1e-15, name
+                # Measured over batch norm's own error: 24 roundings in float64, whose reference is itself (the mean
+                # is twenty deviations from zero, so x - mean loses digits), at most 6 elsewhere.
+                assert error <= 2 * itself + 40 * rounding, name
 
     def test_weight_and_bias_and_the_mean_of_all_batches(self, pair: list[dict[str, Any]]) -> None:
         everything = list(range(7))
@@ -163,6 +181,96 @@ class TestTheLayer:
     def test_one_value_in_all_is_refused_by_all(self, pair: list[dict[str, Any]]) -> None:
         for found in pair:
             assert found["one value"].startswith("ValueError: batch norm needs 2 values a channel over all processes")
+
+
+def saved(checkpoint: Path) -> dict[str, Tensor]:
+    """Every weight and statistic of a checkpoint, also of the generator that is trained where another is deployed."""
+    found = {}
+    for path in checkpoint.glob("*.safetensors"):
+        found |= {f"{path.stem}.{name}": tensor for name, tensor in load_file(path).items()}
+    trained = torch.load(checkpoint / runs.OPTIMIZERS_FILE, weights_only=True)["trained_generator"]
+    return {**found, **{f"trained.{name}": tensor for name, tensor in (trained or {}).items()}}
+
+
+def farthest(two: Path, one: Path, name: str) -> float:
+    """The largest difference of any number of the last checkpoints of a training by two processes and by one."""
+    ours, theirs = (saved(runs.checkpoint_folder(folder / name, 3)) for folder in (two, one))
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 200
+    return max((ours[key].double() - theirs[key].double()).abs().max().item() for key in ours)
+
+
+class TestTraining:
+    @pytest.mark.parametrize("name", ["sync", "vae"])
+    def test_three_steps_leave_the_checkpoint_that_one_process_leaves(self, two: Path, one: Path, name: str) -> None:
+        # Measured: 8e-10, of a bias before a batch norm; the steps are 1e-3 long.
+        assert farthest(two, one, name) < 1e-8
+        rows = [(folder / name / "losses.csv").read_text().splitlines() for folder in (two, one)]
+        assert len(rows[0]) == len(rows[1]) == 4
+        for ours, theirs in zip(*rows, strict=True):
+            if not ours.startswith("step"):
+                found, expected = ([float(value) for value in row.split(",")[:-1]] for row in (ours, theirs))
+                assert found == pytest.approx(expected, rel=1e-6)
+
+    def test_plain_batch_norm_leaves_another(self, two: Path, one: Path) -> None:
+        """The counter-test. Measured: 0.49."""
+        assert farthest(two, one, "plain") > 0.01
+
+    def test_process_0_records_what_all_have_seen(self, two: Path, one: Path) -> None:
+        assert (two / "sync" / "classes.json").read_text() == (one / "sync" / "classes.json").read_text()
+        assert (two / "sync" / "skipped.txt").read_text() == "broken-0.png: is damaged\nbroken-1.png: is damaged\n"
+        files = [sorted(path.relative_to(folder) for path in (folder / "sync").rglob("*")) for folder in (two, one)]
+        assert files[0] == files[1]
+
+    def test_what_stops_one_stops_all(self, two: Path, pair: list[dict[str, Any]]) -> None:
+        endings = {
+            "stopped": "TrainingInterruptedError: stopped by SIGTERM after step 2 of 3;"
+            " the state is saved in stopped/checkpoints/step_00000002",
+            "bad data": "DatasetError: none of the samples can be used",
+            "odd batch": "ConfigError: --batch-size: 3 samples a step cannot be shared out equally to 2 processes",
+        }
+        for found in pair:
+            assert {name: found[name] for name in endings} == endings
+            assert found["not a number"].startswith("TrainingError: nan: in step 1 the loss")
+        assert [path.name for path in runs.run_checkpoints(two / "stopped")] == ["step_00000002"]
+        assert not list((two / "odd").iterdir())
+
+    def test_a_killed_process_ends_the_job_and_one_process_can_go_on(self, tmp_path: Path) -> None:
+        main, killed = launch("killed", tmp_path)
+        last_good = runs.checkpoint_folder(tmp_path, 4)
+        assert killed.code == -9
+        assert main.code == 1
+        assert main.errors == (
+            "error: process 1 of 2 ended without a word: it was killed, or its host is gone."
+            f" The last good checkpoint is {last_good}\n"
+            f"next: go on with `torchrun ... -m spade_deploy train --resume {tmp_path}`, on any number of processes\n"
+        )
+        assert runs.run_checkpoints(tmp_path)[-1] == last_good
+        setup = two_processes.setup_of(steps=8, save_every=2)
+        assert loop.train(setup, run=tmp_path, source=Noise(), resume=last_good).step == 8
+        steps = [row.split(",")[0] for row in (tmp_path / "losses.csv").read_text().splitlines()]
+        assert steps == ["step", *map(str, range(1, 9))]
+
+
+class TestTorchrun:
+    def test_the_command_line_trains_in_two_processes_and_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
+        """`--name X --resume` is one command for every start; the second finds the checkpoint of the first."""
+        small = "--size 64x64 --base-channels 2 --hidden-channels 4 --discriminator-channels 2 --batch-size 2"
+        for steps in (1, 2):
+            done = subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+                + ["--master-port", str(free_port()), "-m", "spade_deploy", "train", "--name", "job", "--resume"]
+                + [*small.split(), "--device", "cpu", "--steps", str(steps)],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("trained") == done.stdout.count("next: spade export") == 1
+            assert ("resumed from step_00000001" in done.stdout) == (steps == 2)
+        assert [path.name for path in runs.run_checkpoints(tmp_path / "runs" / "job")][-1] == "step_00000002"
 
 
 class TestAgreeing:

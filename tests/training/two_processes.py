@@ -142,7 +142,7 @@ def normalized(world: World, dtype: torch.dtype, norm: torch.nn.BatchNorm2d, row
     return found
 
 
-def scenario_passes(world: World, folder: Path) -> None:
+def scenario_compute(world: World, folder: Path) -> None:
     found: dict[str, Any] = {
         "sync": passes(world, NormType.SYNC_BATCH),
         "plain": passes(world, NormType.BATCH),
@@ -158,7 +158,9 @@ def scenario_passes(world: World, folder: Path) -> None:
     )
     found["one value"] = _message(lambda: SyncBatchNorm2d(3, affine=False)(torch.ones(1 - world.rank, 3, 1, 1)))
     found |= _talk(world)
-    torch.save(found, folder / f"passes_{world.rank}.pt")
+    run_variants(world, folder)
+    found |= _endings(world, folder)
+    torch.save(found, folder / f"found_{world.rank}.pt")
 
 
 def _talk(world: World) -> dict[str, Any]:
@@ -232,8 +234,51 @@ def run_variants(world: World, folder: Path) -> None:
             train(setup, run=folder / name, source=Noise(), world=world)
 
 
-def scenario_trains(world: World, folder: Path) -> None:
-    run_variants(world, folder)
+def _endings(world: World, folder: Path) -> dict[str, str]:
+    """How trainings end that process 1 alone is asked to stop, or alone has bad data for, or that cannot be shared."""
+
+    def asked_to_stop(step: int) -> None:
+        if step == 2 and world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def has_bad_data(step: int) -> None:
+        if step == 2 and world.rank == 1:
+            raise DatasetError("none of the samples can be used")
+
+    def ending(name: str, setup: Setup, source: Noise) -> str:
+        run = folder / name
+        if world.is_main:
+            run.mkdir()
+        return _message(lambda: train(setup, run=run, source=source, world=world)).replace(f"{folder}/", "")
+
+    return {
+        "stopped": ending("stopped", setup_of(), Noise(asked_to_stop)),
+        "bad data": ending("bad data", setup_of(), Noise(has_bad_data)),
+        "not a number": ending("nan", setup_of(), NotANumber()),
+        "odd batch": ending("odd", setup_of(batch_size=3), Noise()),
+    }
+
+
+class NotANumber(Noise):
+    """The photos of process 1 are no numbers."""
+
+    def sharded(self, shard: Shard) -> Noise:
+        self.shard = shard
+        return self
+
+    def batches(self, **arguments: Any) -> Generator[Batch, None, None]:
+        for batch in super().batches(**arguments):
+            yield replace(batch, photo=batch.photo / (1 - self.shard.rank) * 0) if self.shard.rank else batch
+
+
+def scenario_killed(world: World, folder: Path) -> None:
+    """Process 1 is killed while it loads step 6; checkpoints are at 2 and 4."""
+
+    def kill(step: int) -> None:
+        if step == 6 and world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(setup_of(steps=8, save_every=2), run=folder, source=Noise(kill), world=world)
 
 
 def scenario_killed_while_busy(world: World, folder: Path) -> None:
@@ -265,8 +310,8 @@ def scenario_fail_together(world: World, folder: Path) -> None:
 
 
 SCENARIOS = {
-    "trains": scenario_trains,
-    "passes": scenario_passes,
+    "compute": scenario_compute,
+    "killed": scenario_killed,
     "killed_while_busy": scenario_killed_while_busy,
     "fails_alone": scenario_fails_alone,
     "fail_together": scenario_fail_together,
