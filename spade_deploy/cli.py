@@ -106,6 +106,7 @@ SPEED, MEASURING = "Speed and memory", "Measuring while it trains"
 INT8 = "int8"
 JUDGES = "Judges"
 DEFAULT_RUNS = Path("runs")
+SHOWN_OF_A_RUN = (("over time", "timeline.png"), ("as a film", "samples.gif"), ("metrics", "metrics.png"))
 
 
 def _show_version(wanted: bool) -> None:
@@ -394,8 +395,10 @@ def train(
             out.print(f"  note: {note}", markup=False)
         with training_bar() as report:
             result = started.train(report)
-    for note in (*result.notes, *result.skipped[:5]):
+    for note in result.notes:
         out.print(f"  note: {note}", highlight=False, markup=False)
+    for skipped in result.skipped[:5]:
+        out.print(f"  skipped: {skipped}", highlight=False, markup=False)
     if len(result.skipped) > 5:
         out.print(f"  note: {len(result.skipped)} samples were skipped; all are in {result.run / 'skipped.txt'}")
     out.print(f"trained {result.step} steps in {duration(result.seconds)}")
@@ -403,6 +406,7 @@ def train(
         ("checkpoint", result.checkpoint),
         ("samples", result.run / "samples"),
         ("losses", result.run / "losses.png"),
+        *((what, result.run / file) for what, file in SHOWN_OF_A_RUN if (result.run / file).is_file()),
         *((("label maps to try", started.example_labels),) if started.example_labels else ()),
     )
     print_next("spade export --fp16")

@@ -27,6 +27,8 @@ def test_version_and_help(tmp_path: Path) -> None:
         "export",
         "infer",
         "validate",
+        "eval",
+        "animate",
         "bench",
         "build",
         "check-labels",

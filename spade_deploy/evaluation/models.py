@@ -63,7 +63,7 @@ class Model:
             )
         for side in size:
             if not spec.takes_side(side):
-                raise ConfigError(f"--size: {side} is not {spec.side_rule}, as {self.name} needs")
+                raise ConfigError(f"--size: {side} is not a {spec.side_rule}, as {self.name} needs")
 
 
 class Images(ExitStack, ABC):

@@ -225,7 +225,7 @@ class Learner:
                 self.encoder.load_state_dict(encoder.state_dict())
             self.discriminator.load_state_dict(state.discriminator)
             for name, optimizer in self._optimizers.items():
-                _check_moments(name, optimizer, state.rest[name])
+                _check_moments(name, self._learning(name), state.rest[name])
                 optimizer.load_state_dict(state.rest[name])
             if state.rest.get("scaler"):
                 self._scaler.load_state_dict(state.rest["scaler"])
@@ -236,6 +236,11 @@ class Learner:
                 torch.cuda.set_rng_state(state.rest["random_cuda"], self.device)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the training state does not fit the networks ({error})") from error
+
+    def _learning(self, name: str) -> dict[str, Tensor]:
+        """The parameters of an optimiser by name, in its order: the generator's has the encoder's too."""
+        networks = [self.discriminator] if name == "discriminator" else [self.generator, self.encoder]
+        return {key: part for net in networks if net is not None for key, part in net.named_parameters()}
 
     def _parts(self, batch: Batch) -> Iterator[tuple[Batch, Tensor | None]]:
         """The parts that the batch is computed in, each with the random numbers of its styles."""
@@ -371,21 +376,20 @@ class _Comparison(nn.Module):
         return self.discriminator.compare(segmap, fake, real)
 
 
-def _check_moments(name: str, optimizer: torch.optim.Optimizer, saved: Any) -> None:
+def _check_moments(name: str, parameters: dict[str, Tensor], saved: Any) -> None:
     """Raises CheckpointError where an optimiser's saved moments belong to other parameters: PyTorch loads them all."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     indices = [index for group in saved["param_groups"] for index in group["params"]]
     if len(indices) != len(parameters):
         raise CheckpointError(
             f"the {name}'s optimiser state is of {len(indices)} parameters, the network has {len(parameters)}",
             hint="it belongs to a network of another spec: resume with the one it was saved with, or start a new run",
         )
-    for number, (index, parameter) in enumerate(zip(indices, parameters, strict=True)):
+    for index, (where, parameter) in zip(indices, parameters.items(), strict=True):
         for moment, values in saved["state"].get(index, {}).items():
             if moment != "step" and values.shape != parameter.shape:
                 raise CheckpointError(
-                    f"the {name}'s optimiser state: {moment} of parameter {number} has the shape"
-                    f" {tuple(values.shape)}, the parameter {tuple(parameter.shape)}",
+                    f"the {name}'s optimiser state: {moment} of {where} has the shape {tuple(values.shape)},"
+                    f" the parameter {tuple(parameter.shape)}",
                     hint="it belongs to a network of another spec: resume with the one it was saved with,"
                     " or start a new run",
                 )
@@ -401,6 +405,7 @@ def _set_determinism(wanted: bool) -> None:
     if wanted:
         # cuBLAS reads it when it is first used; without it PyTorch refuses to be deterministic on CUDA.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
+    if wanted or torch.are_deterministic_algorithms_enabled():  # only asking imports PyTorch's compiler
+        torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = not wanted

@@ -62,7 +62,7 @@ def test_it_learns_and_says_how_well(trained: tuple[SegmenterRequest, Path], tmp
     facts = OnnxSegmenter(path, LABELS).facts
     assert facts["score"]["split"] == "val"
     assert facts["score"]["images"] == 3
-    assert facts["score"]["miou"] > 0.8  # measured 0.96 after 80 steps
+    assert facts["score"]["miou"] > 0.8  # measured 0.91 after 80 steps
     assert facts["labels"] == ["roof", "tree", "water"]
     assert facts["steps"] == 80
     assert (facts["request_sha256"], len(facts["labels_sha256"])) == (request.digest, 64)
@@ -123,7 +123,7 @@ def test_the_file_is_the_network(trained: tuple[SegmenterRequest, Path], data: D
     with torch.no_grad():
         expected = network(x).numpy()
     found = OnnxSegmenter(path, LABELS)._model.run(images, "logits")
-    np.testing.assert_allclose(found, expected, atol=1e-5)  # measured 2e-7, of values to 1
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # measured 3e-8, of values to 0.5
     assert np.abs(found - np.roll(expected, 1, axis=1)).max() > 1e-2
 
 
@@ -149,7 +149,7 @@ def test_the_embedded_data_needs_no_files() -> None:
     losses: list[float] = []
     segmenter._train(request, source, torch.device("cpu"), print, lambda step, steps, loss: losses.append(loss))
     assert len(losses) == 2
-    assert losses[0] == pytest.approx(np.log(17), abs=1.0)  # measured 2.9: as good as a guess among 17 classes
+    assert losses[0] == pytest.approx(np.log(17), abs=1.0)  # measured 3.2: as good as a guess among 17 classes
     assert segmenter._data_name(request.data) == "earth (embedded)"
 
 
