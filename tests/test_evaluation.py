@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import build_generator
 from numpy.typing import NDArray
 from onnx_judges import extractor_file, segmenter_file
@@ -24,8 +25,10 @@ from spade_deploy.errors import ConfigError, DatasetError, NotFoundError, SpadeE
 from spade_deploy.evaluation import DataFlags, EvalRequest, EvalResult, evaluate
 from spade_deploy.evaluation.data import evenly, held_out_split
 from spade_deploy.metrics import OnnxExtractor, frechet_distance, kernel_distance
-from spade_deploy.spec import LabelSpec
-from spade_deploy.training.checkpoint import save_checkpoint
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
+from spade_deploy.training import architectures
+from spade_deploy.training.checkpoint import load_generator, save_checkpoint
+from spade_deploy.training.networks import make_segmap, to_pixels
 
 COLORS = [(220, 40, 40), (40, 200, 60), (40, 60, 210)]
 LABELS = LabelSpec(3)
@@ -48,7 +51,7 @@ def save(path: Path, pixels: NDArray[Any]) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data/ with three splits, runs/ with two small generators, images/ of real photos, two judges."""
+    """data/ with three splits, runs/ with SPADE (first) and pix2pixHD (second), untrained, images/ of real photos, two judges."""
     root = tmp_path_factory.mktemp("place")
     for number, split in enumerate(("train", "val", "test")):
         for index in range(COUNT):
@@ -60,10 +63,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 save(root / "images" / f"{index:02d}.png", photo)
                 save(root / "wrong" / f"{index:02d}.png", painted((ids + 1) % 3))
     data = DataConfig("custom", root / "data", load_size=(32, 32), crop_size=(32, 32))
-    for name, seed in (("first", 1), ("second", 2)):
-        generator = build_generator(
-            seed=seed, labels=LABELS, base_channels=2, hidden_channels=4, height=32, width=32, training_steps=1
-        )
+    spade = GeneratorSpec(LABELS, base_channels=2, hidden_channels=4, height=32, width=32)
+    baseline = spade.with_architecture(Architecture.PIX2PIXHD)
+    for seed, (name, spec) in enumerate({"first": spade, "second": baseline}.items()):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            generator = architectures.build_generator(spec).eval()
         folder = root / "runs" / name / "checkpoints" / "step_00000004"
         info = save_checkpoint(folder, generator, step=4, origin="train")
         value = {**info.to_json(), "data": data.to_json(), "created_unix_ns": seed}
@@ -126,14 +131,10 @@ class TestFigures:
         made = np.stack([np.asarray(Image.open(path)) for path in sorted((place / "wrong").iterdir())])
         assert result.rows[0].frechet == frechet_distance(extractor.features(made), rows["test"])
 
-    def test_a_checkpoint_makes_its_own_images(self, place: Path) -> None:
-        import torch
-
-        from spade_deploy.training.checkpoint import load_generator
-        from spade_deploy.training.networks import make_segmap, to_pixels
-
-        result = judged(place, "runs/first", data=DataFlags(), samples=3)
-        module = load_generator(place / "runs" / "first" / "checkpoints" / "step_00000004").module
+    @pytest.mark.parametrize("run", ["first", "second"])
+    def test_a_checkpoint_makes_its_own_images(self, place: Path, run: str) -> None:
+        result = judged(place, f"runs/{run}", data=DataFlags(), samples=3)
+        module = load_generator(place / "runs" / run / "checkpoints" / "step_00000004").module
         test = place / "data" / "test"
         difference = []
         for index in (0, 2, 4):  # three of six, evenly spaced
@@ -223,6 +224,21 @@ class TestReport:
         with pytest.raises(NotFoundError, match="no checkpoint") as caught:
             evaluate(EvalRequest(), runs_dir=place / "data")
         assert "spade train" in str(caught.value.hint)
+
+    def test_the_best_checkpoint_of_a_run(self, copy: Path) -> None:
+        run = copy / "runs" / "first"
+        shutil.copytree(run / "checkpoints" / "step_00000004", run / "checkpoints" / "step_00000002")
+        info = run / "checkpoints" / "step_00000002" / "checkpoint.json"
+        info.write_text(json.dumps({**json.loads(info.read_text()), "step": 2, "created_unix_ns": 0}))
+        request = EvalRequest((run,), samples=2)
+        assert evaluate(request, runs_dir=copy).rows[0].name == "first, step 4"
+        with pytest.raises(NotFoundError, match="no checkpoint was chosen as the best"):
+            evaluate(replace(request, best=True), runs_dir=copy)
+        best = {"step": 2, "metric": "l1", "value": 0.1, "direction": "lower", "measured_with": {}}
+        (run / "best.json").write_text(json.dumps(best))
+        assert evaluate(replace(request, best=True), runs_dir=copy).rows[0].name == "first, step 2"
+        with pytest.raises(ConfigError, match="images is no run"):
+            evaluate(EvalRequest((copy / "images",), best=True), runs_dir=copy)
 
     def test_without_jinja_the_json_stands_alone(
         self, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

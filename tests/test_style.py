@@ -129,7 +129,7 @@ def test_the_file_computes_what_the_module_computes(wide_file: Path) -> None:
         found = session.run([MU, LOGVAR], {PHOTO: pixels})
         for output, right in zip(found, encoded(small_encoder(WIDE), pixels), strict=True):
             assert output.dtype == np.float32
-            # Measured 1.7e-6; the proof itself found 1.7e-6 and allows 5.5e-6.
+            # Measured 1.7e-6; the proof itself found 1.7e-6 and allows 6.0e-6.
             assert np.abs(output - right).max() <= fact.tolerance
     assert 0 < fact.max_error <= fact.tolerance < 1e-4
     assert (fact.file, fact.opset) == (ENCODER_ONNX, 18)
@@ -155,13 +155,13 @@ def changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callab
 
 
 # What a wrong export could have got wrong. The least of them is the sigma, which the instance norm takes away but for
-# its eps: 2.1e-5, where 1.1e-5 is allowed. The others are 1e-4 or more.
+# its eps: 2.1e-5, where 1.1e-5 is allowed. The others are 6e-4 or more.
 WRONG: Mapping[str, Callable[[StyleEncoder], None]] = {
     "BGR for RGB": changed("layer1.0.weight_orig", lambda w: w.flip(1)),
     "a bias forgotten": changed("fc_var.bias", torch.zeros_like),
     "mu and logvar exchanged": lambda e: setattr(e, "fc_mu", e.fc_var),
     "sigma a tenth too large in one layer": changed("layer1.0.weight_u", lambda u: 1.1 * u),
-    "one weight of 4,608 off by a hundredth": changed(
+    "one weight of 2,304 off by a hundredth": changed(
         "layer6.0.weight_orig", lambda w: w * (1 + 0.01 * (torch.arange(w.numel()) == 7).view(w.shape))
     ),
 }

@@ -120,11 +120,13 @@ def _find(path: Path, runs_dir: Path, best: bool) -> Model:
             f"{path}: does not exist", hint="give a run, a checkpoint, an artifact, or a folder of images"
         )
     folder = path.parent if path.is_file() and path.name in _MARKS else path
+    is_run = (folder / runs.CHECKPOINTS).is_dir()
+    if best and not is_run:
+        raise ConfigError(f"--best: {path} is no run: only a run has a best checkpoint", hint="leave --best out")
     if (folder / runs.MANIFEST_JSON).is_file():
         return _artifact(runs.resolve_artifact(folder, runs_dir), runs_dir)
     if any((folder / name).exists() for name in (runs.CHECKPOINTS, runs.CHECKPOINT_JSON, runs.GENERATOR_FILE)):
-        is_run = (folder / runs.CHECKPOINTS).is_dir()
-        return _checkpoint(runs.resolve_checkpoint(folder, runs_dir, best=best and is_run))
+        return _checkpoint(runs.resolve_checkpoint(folder, runs_dir, best=best))
     if (folder / runs.ARTIFACT / runs.MANIFEST_JSON).is_file():
         return _artifact(runs.resolve_artifact(folder, runs_dir), runs_dir)
     if folder.is_dir() and any(is_image_name(entry) for entry in folder.iterdir()):

@@ -30,7 +30,7 @@ from spade_deploy.metrics.onnx_images import METADATA_KEY
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.dataset import Batch, SampleSource, open_source, training_batches
 
-DEFAULT_STEPS = 800
+DEFAULT_STEPS = 400
 OPSET = 18
 _RATE = 2e-3
 _WARM_UP = 20

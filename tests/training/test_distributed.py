@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import queue
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +24,14 @@ from torch import Tensor
 from two_processes import Noise, normalized, passes, run_variants
 
 from spade_deploy import runs
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, TrainingError
 from spade_deploy.spec import NormType
-from spade_deploy.training import dataset, loop
+from spade_deploy.training import dataset, lifeline, loop, session
 from spade_deploy.training.dataset import Arrays, Shard
 from spade_deploy.training.distributed import ALONE, News, World, join_world, place_in_world
+from spade_deploy.training.lifeline import Lifeline
 from spade_deploy.training.loop import choose_device
+from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.sync_batch_norm import SyncBatchNorm2d
 
 SCRIPT = Path(two_processes.__file__)
@@ -76,10 +83,11 @@ def launch(scenario: str, folder: Path, size: int = 2) -> list[Ended]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the scenario 'compute'."""
+    """The folder of the scenario 'compute', which ends with an error that both know: one says it, both end by it."""
     folder = tmp_path_factory.mktemp("two")
-    for ended in launch("compute", folder):
-        assert ended == Ended(0, "", "")
+    main, other = launch("compute", folder)
+    assert main == Ended(2, "process 0 says hello\n", "error: one for all\nnext: None\n")
+    assert other == Ended(2, "", ""), "neither its greeting nor its error"
     return folder
 
 
@@ -253,24 +261,33 @@ class TestTraining:
 
 
 class TestTorchrun:
-    def test_the_command_line_trains_in_two_processes_and_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
-        """`--name X --resume` is one command for every start; the second finds the checkpoint of the first."""
-        small = "--size 64x64 --base-channels 2 --hidden-channels 4 --discriminator-channels 2 --batch-size 2"
-        for steps in (1, 2):
-            done = subprocess.run(
-                [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-                + ["--master-port", str(free_port()), "-m", "spade_deploy", "train", "--name", "job", "--resume"]
-                + [*small.split(), "--device", "cpu", "--steps", str(steps)],
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count("trained") == done.stdout.count("next: spade export") == 1
-            assert ("resumed from step_00000001" in done.stdout) == (steps == 2)
-        assert [path.name for path in runs.run_checkpoints(tmp_path / "runs" / "job")][-1] == "step_00000002"
+    def test_the_command_line_trains_in_two_processes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With the options that serve every start of a job: `--name job --resume` finds its checkpoint next time."""
+        command = f"-m torch.distributed.run --nproc-per-node 2 --master-port {free_port()} -m spade_deploy train"
+        network = "--size 64x64 --base-channels 2 --hidden-channels 4 --discriminator-channels 2"
+        options = "--batch-size 2 --steps 1 --device cpu --name job --resume"
+        done = subprocess.run(
+            [sys.executable, *command.split(), *network.split(), *options.split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("trained 1 steps") == done.stdout.count("next: spade export") == 1
+        assert "2 processes" in done.stdout
+        checkpoint = runs.checkpoint_folder(tmp_path / "runs" / "job", 1)
+        assert runs.run_checkpoints(tmp_path / "runs" / "job") == [checkpoint]
+        monkeypatch.chdir(tmp_path)
+        asked = TrainRequest(
+            data=DataRequest(size=(64, 64)),
+            generator={"base_channels": 2, "hidden_channels": 4},
+            discriminator={"base_channels": 2},
+            train={"batch_size": 2, "steps": 2, "device": "cpu"},
+        )
+        again = session.start(asked, runs_dir=tmp_path / "runs", name="job", resume=session.NEWEST)
+        assert (again.run, again.resume) == (tmp_path / "runs" / "job", checkpoint)
 
 
 class TestAgreeing:
@@ -282,11 +299,6 @@ class TestAgreeing:
             assert found["from main"] == "of 0"
             assert found["mean"].tolist() == [1.5, 3.0]
 
-    def test_an_error_that_all_know_is_said_once(self, tmp_path: Path) -> None:
-        main, other = launch("fail_together", tmp_path)
-        assert main == Ended(2, "process 0 says hello\n", "error: one for all\nnext: None\n")
-        assert other == Ended(2, "", ""), "neither its greeting nor its error"
-
     def test_one_alone_asks_nobody(self) -> None:
         news = News("SIGINT", None, ("a",))
         assert ALONE.exchange(news) is news
@@ -297,23 +309,92 @@ class TestAgreeing:
 
 
 class TestLosing:
-    def test_a_process_that_is_killed_ends_one_that_waits_for_something_else(self, tmp_path: Path) -> None:
-        main, killed = launch("killed_while_busy", tmp_path)
-        assert killed.code == -9
-        assert main.code == 1
-        assert main.errors == (
-            "error: process 1 of 2 ended without a word: it was killed, or its host is gone."
-            " The last good checkpoint is step 3\nnext: go on like this\n"
+    """The connections between the processes, without their networks."""
+
+    @pytest.fixture
+    def lines(self) -> Iterator[list[Lifeline]]:
+        """Those of three processes."""
+        pairs = [socket.socketpair(), socket.socketpair()]
+        lines = [Lifeline({1: pairs[0][0], 2: pairs[1][0]}, 0, 3)]
+        lines += [Lifeline({0: pairs[0][1]}, 1, 3), Lifeline({0: pairs[1][1]}, 2, 3)]
+        yield lines
+        for line in lines:
+            line.close()
+
+    def test_who_leaves_well_is_not_missed(self, lines: list[Lifeline]) -> None:
+        lines[2].close()
+        lines[0].close()
+        assert [line.loss(0.2) for line in lines] == ["", "", ""]
+
+    def test_everyone_learns_who_failed_and_why(self, lines: list[Lifeline]) -> None:
+        lines[2].close("the disk is gone")
+        assert [line.loss(60) for line in lines[:2]] == ["process 2 of 3 failed: the disk is gone"] * 2
+
+    def test_everyone_learns_who_ended_without_a_word(self, lines: list[Lifeline]) -> None:
+        lines[1]._peers[0].shutdown(socket.SHUT_WR)  # as the system does when a process is killed
+        sentence = "process 1 of 3 ended without a word: it was killed, or its host is gone"
+        assert lines[0].loss(60) == lines[2].loss(60) == sentence
+
+    def test_the_loss_is_what_the_error_is_about(self, lines: list[Lifeline]) -> None:
+        world = World(0, 3, 0, lines[0])
+        with pytest.raises(RuntimeError, match="a bug"), world.noticing_losses(lambda: "Step 3 is saved", "go on"):
+            raise torch.OutOfMemoryError("a bug of our own, and nobody is lost")
+        lines[1].close("it is broken")
+        with pytest.raises(TrainingError) as caught, world.noticing_losses(lambda: "Step 3 is saved", "go on"):
+            raise RuntimeError("Connection closed by peer")
+        assert (caught.value.message, caught.value.hint) == (
+            "process 1 of 3 failed: it is broken. Step 3 is saved",
+            "go on",
         )
 
-    def test_an_error_of_one_ends_the_other_with_its_message(self, tmp_path: Path) -> None:
-        main, other = launch("fails_alone", tmp_path)
-        assert (main.code, other.code) == (1, 1)
-        assert main.errors == (
-            "error: process 1 of 2 failed: the disk is gone."
-            " The last good checkpoint is step 3\nnext: go on like this\n"
+    def test_a_process_that_waits_for_something_else_is_ended(self) -> None:
+        """As in a call of nccl: no exception reaches it."""
+        ours, theirs = socket.socketpair()
+        code = (
+            "import socket, sys, time\n"
+            "from spade_deploy.training import lifeline\n"
+            "lifeline.GRACE_S = 0.1\n"
+            "line = lifeline.Lifeline({1: socket.socket(fileno=int(sys.argv[1]))}, 0, 2)\n"
+            "line.last_words = lambda: 'Step 3 is saved'\n"
+            "time.sleep(100)\n"
         )
-        assert other.errors == "error: process 1 of 2: the disk is gone\nnext: None\n"
+        arguments = [sys.executable, "-c", code, str(theirs.fileno())]
+        with (
+            ours,
+            subprocess.Popen(arguments, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True) as waiting,
+        ):
+            theirs.close()
+            ours.shutdown(socket.SHUT_RDWR)
+            said = waiting.communicate(timeout=60)[1]
+        assert said == (
+            "error: process 1 of 2 ended without a word: it was killed, or its host is gone. Step 3 is saved\n"
+        )
+        assert waiting.returncode == 1
+
+    def test_they_meet_by_what_process_0_shares(self) -> None:
+        told: queue.Queue[str] = queue.Queue()
+
+        def share(text: str) -> str:
+            for _ in range(2):
+                told.put(text)
+            return text
+
+        with ThreadPoolExecutor(3) as pool:
+            main = pool.submit(lifeline.connect, 0, 3, "127.0.0.1", 60, share)
+            port, token = told.get(timeout=60).split()
+            with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+                stranger.sendall(b"x" * 40)  # is not let in
+                first = pool.submit(lifeline.connect, 1, 3, "127.0.0.1", 60, lambda _: told.get(timeout=60))
+                second = pool.submit(lifeline.connect, 2, 3, "127.0.0.1", 60, lambda _: f"{port} {token}")
+                lines = [future.result(60) for future in (main, first, second)]
+        lines[2].close("as a test")
+        assert lines[0].loss(60) == lines[1].loss(60) == "process 2 of 3 failed: as a test"
+        for line in lines[:2]:
+            line.close()
+
+    def test_a_host_that_cannot_be_reached_is_named(self) -> None:
+        with pytest.raises(TrainingError, match=r"process 1 of 2 cannot connect to process 0 on 127\.0\.0\.1"):
+            lifeline.connect(1, 2, "127.0.0.1", 5, lambda _: f"{free_port()} token")
 
 
 class TestPlaces:
@@ -369,12 +450,11 @@ class TestShares:
             shard.positions(batch_size)
         assert hint in str(caught.value.hint)
 
-    @pytest.mark.parametrize("workers", [0, 1])
-    def test_each_sample_is_what_it_is_in_the_whole_batch(self, workers: int) -> None:
+    def test_each_sample_is_what_it_is_in_the_whole_batch(self) -> None:
         whole = dataset.training_batches(Numbers(), batch_size=8, seed=1, start_step=2)
         shares = [
             dataset.training_batches(
-                Numbers(), batch_size=8, seed=1, start_step=2, workers=workers, shard=Shard(rank, 2, 2)
+                Numbers(), batch_size=8, seed=1, start_step=2, workers=rank, shard=Shard(rank, 2, 2)
             )
             for rank in (0, 1)
         ]
@@ -386,6 +466,18 @@ class TestShares:
                 assert part.stems == tuple(batch.stems[row] for row in rows)
         for share in (whole, *shares):
             share.close()
+
+    def test_workers_outlive_the_signal_that_ends_the_training(self) -> None:
+        """torchrun sends it to the whole process group, and the last step may need another batch."""
+        batches = dataset.training_batches(Where(), batch_size=2, seed=0, workers=1)
+        before = set(next(batches).stems)
+        server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+        for process in (int(before.pop()), server):
+            os.kill(process, signal.SIGTERM)
+        after = {stem for _ in range(9) for stem in next(batches).stems}
+        assert len(after) == 1
+        assert os.waitpid(server, os.WNOHANG) == (0, 0), "the server runs on"
+        batches.close()
 
 
 class Numbers:
@@ -401,3 +493,10 @@ class Numbers:
         assert rng is not None
         label = np.full((2, 2), index, np.uint8)
         return Arrays(label, None, rng.integers(0, 256, (2, 2, 3), np.uint8))
+
+
+class Where(Numbers):
+    """Samples that are named by the process that loads them."""
+
+    def stem(self, index: int) -> str:
+        return str(os.getpid())

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, DatasetError, SpadeError
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
-from spade_deploy.training import lifeline, loop
+from spade_deploy.training import loop
 from spade_deploy.training.config import DiscriminatorSpec, Setup, TrainConfig
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
 from spade_deploy.training.discriminator import MultiscaleDiscriminator
@@ -161,6 +160,10 @@ def scenario_compute(world: World, folder: Path) -> None:
     run_variants(world, folder)
     found |= _endings(world, folder)
     torch.save(found, folder / f"found_{world.rank}.pt")
+    print(f"process {world.rank} says hello")
+    with world.together():
+        if world.rank == 1:
+            raise ConfigError("one for all")
 
 
 def _talk(world: World) -> dict[str, Any]:
@@ -281,41 +284,7 @@ def scenario_killed(world: World, folder: Path) -> None:
     train(setup_of(steps=8, save_every=2), run=folder, source=Noise(kill), world=world)
 
 
-def scenario_killed_while_busy(world: World, folder: Path) -> None:
-    """Process 1 is killed while the main thread of process 0 waits for something else and would go on waiting."""
-    lifeline.GRACE_S = 0.5
-    with world.noticing_losses(lambda: "The last good checkpoint is step 3", "go on like this"):
-        world.any_rank(False)
-        if world.rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(100)
-
-
-def scenario_fails_alone(world: World, folder: Path) -> None:
-    """Process 1 stops with an error of its own, in the middle of what they do together."""
-    with world.noticing_losses(lambda: "The last good checkpoint is step 3", "go on like this"):
-        world.any_rank(False)
-        if world.rank == 1:
-            raise DatasetError("the disk is gone")
-        for _ in range(1000):
-            world.any_rank(False)
-
-
-def scenario_fail_together(world: World, folder: Path) -> None:
-    """An error that all agree on: process 0 has it, the other one ends in silence."""
-    print(f"process {world.rank} says hello")
-    with world.together():
-        if world.rank == 1:
-            raise ConfigError("one for all")
-
-
-SCENARIOS = {
-    "compute": scenario_compute,
-    "killed": scenario_killed,
-    "killed_while_busy": scenario_killed_while_busy,
-    "fails_alone": scenario_fails_alone,
-    "fail_together": scenario_fail_together,
-}
+SCENARIOS = {"compute": scenario_compute, "killed": scenario_killed}
 
 
 def main(scenario: str, folder: Path) -> None:
