@@ -341,10 +341,10 @@ def test_styles_that_are_refused(styled: Artifact, tmp_path: Path, photo: Path) 
     ):
         with pytest.raises(ConfigError, match=message):
             infer(artifact, tmp_path / "labels", tmp_path / "out", **arguments)  # type: ignore[arg-type]
-    with pytest.raises(LabelMapError, match="--style-image: .*there is no such file"):
+    with pytest.raises(LabelMapError, match=r"--style-image: .*there is no such file"):
         infer(styled, tmp_path / "labels", tmp_path / "out", style_image=tmp_path / "absent.jpg")
     (tmp_path / "noise.jpg").write_bytes(b"noise")
-    with pytest.raises(LabelMapError, match="--style-image: .*the photo is not an image file"):
+    with pytest.raises(LabelMapError, match=r"--style-image: .*the photo is not an image file"):
         infer(styled, tmp_path / "labels", tmp_path / "out", style_image=tmp_path / "noise.jpg")
     assert not (tmp_path / "out").exists(), "all of it before anything is written"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,8 +163,14 @@ def _told(found: dict[str, object]) -> str:
     how = found["preprocessing"]
     assert isinstance(how, dict)  # describe() made it
     size = f"{how['size'][0]} x {how['size'][1]}, {how['resize']}" if how["size"] else "images at their own size"
-    mean, std = (", ".join(f"{value:g}" for value in how[name]) for name in ("mean", "std"))
-    return f"sha256 {str(found['sha256'])[:12]}, {size}, (RGB - ({mean})) / ({std})"
+    mean, std = (_numbers(how[name]) for name in ("mean", "std"))
+    return f"sha256 {str(found['sha256'])[:12]}, {size}, (RGB - {mean}) / {std}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """'127' for three equal ones."""
+    shown = [f"{value:g}" for value in values]
+    return shown[0] if len(set(shown)) == 1 else f"({', '.join(shown)})"
 
 
 def _strips(result: EvalResult) -> list[list[pages.Picture]]:

@@ -90,7 +90,10 @@ def request_from_flags(
         if (text := extractor_flags.get(name)) is not None:
             facts[name] = number_triple(text, f"--extractor-{name}")
     if (text := extractor_flags.get("size")) is not None:
-        facts["size"] = list(parse_size(text))
+        try:
+            facts["size"] = list(parse_size(text))
+        except ConfigError as error:
+            raise ConfigError(f"--extractor-size: {text!r} is not HEIGHTxWIDTH in pixels, such as 224x224") from error
     return EvalRequest(tuple(models), data, extractor_facts=facts, **rest)
 
 
@@ -108,6 +111,9 @@ def chosen_data(flags: DataFlags, models: Sequence[Model]) -> tuple[DataConfig, 
     for model in models:
         model.check_size(size)
     config = config if config.crop_size == size else replace(config, crop_size=size, load_size=size)
+    if specs and (flags.num_labels is not None or flags.has_dontcare is not None):
+        flag = "--num-labels" if flags.num_labels is not None else "--dontcare"
+        raise ConfigError(f"{flag}: {specs[0][0].name} says what its labels are", hint="leave the flag out")
     first = specs[0][1].labels if specs else _labels(flags, config)
     for model, spec in specs[1:]:
         labels = spec.labels

@@ -178,7 +178,7 @@ def _notes(request: EvalRequest, rows: Sequence[Row], models: Sequence[Model], j
         notes.append(f"the models have different numbers of images ({told}): Frechet distances do not compare well")
     without = [model.name for model in models if model.z_dim is None]
     if request.styles and without:
-        notes.append(f"no style vector, and so no diversity: {', '.join(without)}")
+        notes.append(f"no style vector, and so no diversity: {'; '.join(without)}")
     if judges.extractor is None and judges.segmenter is None:
         notes.append(
             "L1 and PSNR are weak measures: many photos fit one label map, and a blurred mean of them does best"

@@ -18,8 +18,9 @@ from exactness import errors, in_float64, reference
 from onnx import numpy_helper
 from PIL import Image
 
-from spade_deploy.artifact import IMAGE, LABEL, Arrays, Artifact, Source, rewrite_manifest
+from spade_deploy.artifact import IMAGE, LABEL, LOGITS, Arrays, Artifact, Source, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
+from spade_deploy.compare import tolerance_for
 from spade_deploy.engines.runtime import open_runtime
 from spade_deploy.engines.table_profile import tensor_ranges
 from spade_deploy.errors import ArtifactError, ConfigError, ExportError, InputRefusedError
@@ -27,7 +28,7 @@ from spade_deploy.export import deploy_pix2pixhd
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_normalized
 from spade_deploy.export.int8 import Int8Request, write_int8_graphs
 from spade_deploy.export.models import build_model, stage_names, unit_names
-from spade_deploy.export.pipeline import export_artifact, run_reference
+from spade_deploy.export.pipeline import export_artifact, rounding_error, run_reference
 from spade_deploy.export.precision import parse_kept, unit_ranges, units_to_keep
 from spade_deploy.export.qdq import quantize_weight
 from spade_deploy.inference.infer import infer
@@ -101,7 +102,7 @@ def test_the_traced_model_is_the_trained_one_in_float64(name: str) -> None:
     exact = reference(wide, *same)
     assert (build_model(wide, dtype=torch.float64)(*fed)[1] - exact).abs().max() < 1e-12  # measured 2e-14
     found = errors(build_model(generator)(*fed)[1], reference(generator, *same), exact)
-    # Measured 1.4 and 1.3 times the error that eager float32 has itself.
+    # Measured 1.0 and 1.2 times the error that eager float32 has itself.
     assert found.max_ratio < 2.5
     assert found.mean_ratio < 2
 
@@ -129,7 +130,8 @@ def test_a_wrong_fold_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> 
         return right
 
     monkeypatch.setattr(deploy_pix2pixhd, "fold_normalized", wrong)
-    assert (build_model(generator, dtype=torch.float64)(*fed)[1] - reference(generator, *same)).abs().max() > 1e-6
+    error = (build_model(generator, dtype=torch.float64)(*fed)[1] - reference(generator, *same)).abs().max()
+    assert error > 1e-9  # where 1e-12 is allowed
 
 
 def test_a_transposed_convolution_has_its_own_sigma() -> None:
@@ -239,7 +241,7 @@ def test_a_release_passes_the_same_proof(made: Release) -> None:
 def test_the_graph_runs_at_other_sizes_and_batches(made: Release) -> None:
     generator = load_generator(made.checkpoint).module
     spec = generator.spec
-    height, width = spec.least_side + spec.stride, 2 * spec.stride
+    height, width = 64, 64 + spec.stride
     _, (label, instance, _) = some_inputs(spec, height, width)
     inputs: Arrays = {LABEL: label.numpy(), **({"instance": instance.numpy()} if spec.labels.has_edges else {})}
     with open_runtime(made.artifact, Precision.FP32, "cpu") as runtime:
@@ -249,8 +251,9 @@ def test_the_graph_runs_at_other_sizes_and_batches(made: Release) -> None:
         small = {name: array[:, :16, :16] for name, array in inputs.items()}
         with pytest.raises(InputRefusedError, match="height 16 is not a multiple of"):
             runtime.run(small)
-    expected = run_reference(generator, inputs)[IMAGE]
-    assert np.abs(found[IMAGE] - expected).max() <= 6 * made.artifact.manifest.rounding.max_abs
+    expected = run_reference(generator, inputs)
+    limit = tolerance_for(Precision.FP32, rounding_error(generator, inputs, expected[LOGITS])).max_abs
+    assert np.abs(found[IMAGE] - expected[IMAGE]).max() <= limit
     with pytest.raises(ArtifactError, match=f"a {spec.architecture} generator has no lookup graph"):
         open_runtime(made.artifact, Precision.FP32, "cpu", graph="lookup")
 

@@ -67,8 +67,8 @@ class TestForesee:
             foresee(setup_of(batch_size=size, amp=amp)).activations
             for size, amp in ((2, Amp.OFF), (4, Amp.OFF), (4, Amp.BF16))
         )
-        assert 1.9 < two / one < 2.1  # measured: RATIO_BATCH
-        assert 0.45 < half / two < 0.8  # measured: RATIO_HALF
+        assert 1.9 < two / one < 2.1  # measured: 2.07
+        assert 0.45 < half / two < 0.8  # measured: 0.66
 
     def test_parts_of_a_batch_need_less_than_the_whole(self) -> None:
         whole, parts = (foresee(setup_of(batch_size=4, accumulate=count)) for count in (1, 4))
@@ -80,15 +80,12 @@ class TestForesee:
         vgg = 51.9e6  # bytes of VGG19 up to relu5_1: 12.9 million weights
         assert with_vgg.weights - without.weights == pytest.approx(vgg, rel=0.01)
 
-    def test_a_network_far_too_large_for_this_machine(self) -> None:
+    def test_a_network_far_too_large_for_this_machine_leaves_no_trace(self) -> None:
         setup = setup_of({"base_channels": 256, "hidden_channels": 512}, side=512, batch_size=128)
-        assert foresee(setup).total > 1 << 40
-
-    def test_random_numbers_and_modules_are_left_as_they_were(self) -> None:
         torch.manual_seed(0)
         expected = torch.rand(3)
         torch.manual_seed(0)
-        foresee.__wrapped__(setup_of())
+        assert foresee(setup).total > 1 << 40
         assert torch.equal(torch.rand(3), expected)
         assert torch.nn.Linear(1, 1).to(torch.float64).weight.dtype is torch.float64
 
@@ -105,7 +102,7 @@ class TestEstimate:
         setup = setup_of({"base_channels": 8, "hidden_channels": 32}, side=128, steps=1000)
         found = estimate(setup, CPU, steps_timed=1)
         assert found.is_measured
-        assert found.memory_bytes == pytest.approx(cpu_bytes(found.foreseen), rel=0.25)  # measured: within 5 %
+        assert found.memory_bytes == pytest.approx(cpu_bytes(found.foreseen), rel=0.25)  # measured: 0.98 of it
         assert found.seconds_per_step is not None
         assert found.seconds == pytest.approx(1000 * found.seconds_per_step)
         assert not list(tmp_path.iterdir())
@@ -131,11 +128,12 @@ class TestEstimate:
         assert estimate(setup, CPU, steps_timed=0).steps is None
         assert estimate(setup, CPU, steps_timed=0, steps_per_epoch=7).steps == 21
 
-    def test_one_of_several_processes_has_its_share_of_the_batch(self) -> None:
-        setup = setup_of(batch_size=8)
-        assert per_process(setup, 4).train.batch_size == 2
-        alone, one_of_four = (estimate(setup, CPU, steps_timed=0, processes=count) for count in (1, 4))
-        assert one_of_four.foreseen.activations < 0.3 * alone.foreseen.activations
+    def test_one_of_several_processes_has_its_share_of_the_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert per_process(setup_of(batch_size=8), 4).train.batch_size == 2
+        asked = []
+        monkeypatch.setattr(module, "foresee", lambda setup: asked.append(setup.train.batch_size) or Memory(1, 1, 1))
+        estimate(setup_of(batch_size=8), CPU, steps_timed=0, processes=4)
+        assert asked == [2]
 
     def test_an_error_of_the_process_is_told(self, tmp_path: Path) -> None:
         missing = tmp_path / "vgg.pth"

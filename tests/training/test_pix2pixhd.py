@@ -61,7 +61,7 @@ def test_a_hand_made_pass_gives_the_same_image() -> None:
         x = normalized(functional.conv_transpose2d(x, weight, stride=2, padding=1, output_padding=1)).relu()
     image = torch.tanh(mirrored(x, "conv_img.weight", 3) + weights["conv_img.bias"][:, None, None])
     with torch.no_grad():
-        assert (generator(segmap) - image).abs().max() < 1e-12  # measured 3e-16
+        assert (generator(segmap) - image).abs().max() < 1e-12  # measured 1e-13
 
 
 def test_batch_norm_has_a_scale_and_an_offset() -> None:
