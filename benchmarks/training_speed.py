@@ -195,15 +195,17 @@ def summarize(name: str, rounds: list[Round]) -> dict[str, float]:
     }
 
 
-def measure_loading(setup: Setup, folder: Path, data: Path, batches: int) -> dict[str, Any]:
+def measure_loading(
+    setup: Setup, folder: Path, data: Path, batches: int, workers_tried: Sequence[int] = (0, 1, 2)
+) -> dict[str, Any]:
     """Seconds a batch of the loader alone, by its number of workers, once it runs."""
     if setup.data.preset == "earth":
         source: SampleSource = open_source(setup.data, "train", setup.generator.labels)
-        what, workers_tried = "tiles of the embedded data", (0, 1, 2)
+        what = "tiles of the embedded data"
     else:
         source = _file_source(setup, folder / "files", data)
         load, crop = setup.data.load_size, setup.data.crop_size
-        what, workers_tried = f"files resized to {load[0]} x {load[1]}, cropped to {crop[0]} x {crop[1]}", (0, 1, 2)
+        what = f"files resized to {load[0]} x {load[1]}, cropped to {crop[0]} x {crop[1]}"
     found = {}
     for workers in workers_tried:
         loaded = training_batches(source, batch_size=setup.train.batch_size, seed=0, workers=workers)

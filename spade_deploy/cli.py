@@ -423,6 +423,9 @@ def import_(
     edges: Annotated[bool, typer.Option("--edges", help="It has an edge channel.")] = False,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that it was trained for.")] = None,
     upsampling: Annotated[Upsampling | None, typer.Option(help="The file does not tell normal from more.")] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="latest_net_E.pth: the style encoder of a VAE, for styles of photos.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The run's name; numbered by itself otherwise.")] = None,
     runs: RunsDir = DEFAULT_RUNS,
 ) -> None:
@@ -442,6 +445,7 @@ def import_(
             ),
             runs_dir=runs,
             name=name,
+            encoder=encoder,
         )
     out = stdout()
     out.print(f"imported {file}: {imported.described}")

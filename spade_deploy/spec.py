@@ -280,7 +280,7 @@ class GeneratorSpec:
 
     def _check_architecture(self) -> None:
         """Refuses by flag what the architecture does not have."""
-        hint = "leave the option out; `GeneratorSpec.with_architecture` resets what an architecture does not have"
+        hint = "leave the option out; in Python, `with_architecture` resets what an architecture does not have"
         allowed = NORMS[self.architecture]
         if self.norm not in allowed:
             raise ConfigError(

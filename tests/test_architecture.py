@@ -21,7 +21,18 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "inference", "inspection", "diagnosis", "validation", "engines.runtime", "engines.ort", "label_lint"],
+    [
+        "cli",
+        "inference",
+        "inspection",
+        "diagnosis",
+        "validation",
+        "engines.runtime",
+        "engines.ort",
+        "label_lint",
+        "evaluation",
+        "metrics",
+    ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(module: str) -> None:
     assert not loaded_by(f"import spade_deploy.{module}") & HEAVY

@@ -22,7 +22,7 @@ from torch.nn import functional
 from spade_deploy.artifact import PHOTO, EncoderGraph, encoder_tensors
 from spade_deploy.errors import ExportError, MissingDependencyError, ValidationFailedError
 from spade_deploy.export.fold import fold_conv
-from spade_deploy.export.onnx_graph import OPSET, _quiet
+from spade_deploy.export.onnx_graph import OPSET, quiet_export
 from spade_deploy.label_map import colorize, synthetic_label_maps
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.encoder import LAYERS, PHOTO_SIZE, StyleEncoder
@@ -136,7 +136,7 @@ def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path) -> None:
     inputs, outputs = encoder_tensors(spec)
     example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
     try:
-        with _quiet():
+        with quiet_export():
             program = torch.onnx.export(
                 model.eval(),
                 (example,),

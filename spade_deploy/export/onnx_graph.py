@@ -42,7 +42,7 @@ def write_onnx(model: TracedModel, path: Path) -> None:
     after_star = shapes if is_lookup else shapes[1:]
     dynamic = (*shapes[: len(shapes) - len(after_star)], *([tuple(after_star)] if after_star else []))
     try:
-        with _quiet():
+        with quiet_export():
             program = torch.onnx.export(
                 model,
                 inputs,
@@ -156,7 +156,8 @@ def _scopes(node: Any) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
+    """Without the exporter's warnings about what is not installed."""
     # The exporter logs a warning for every torchvision operator when torchvision is not installed.
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -53,10 +53,9 @@ class StyleEncoder(nn.Module):
         return self.fc_mu(x), self.fc_var(x)
 
 
-def reparameterize(mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def reparameterize(mu: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     """A style of N(mu, exp(logvar)) through which gradients reach both: mu + exp(logvar / 2) noise.
 
-    mu, logvar: N x z_dim. generator: of the noise, on their device; None takes PyTorch's own.
+    mu, logvar, noise: N x z_dim; noise is standard normal.
     """
-    noise = torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
     return mu + torch.exp(0.5 * logvar) * noise

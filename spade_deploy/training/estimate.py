@@ -107,7 +107,10 @@ def estimate(
     """
     setup = per_process(setup, processes)
     choose_device(str(device))
-    foreseen = foresee(setup)
+    try:
+        foreseen = foresee(setup)
+    except ValueError as error:  # PyTorch's, such as batch norm's on a single pixel
+        raise TrainingError(f"--estimate: a step failed: {error}") from error
     expected = foreseen.total if device.type == "cuda" else cpu_bytes(foreseen)
     free = free_bytes(device)
     config = setup.train

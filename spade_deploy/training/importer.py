@@ -76,7 +76,8 @@ def read_generator_file(path: Path, request: ImportRequest) -> ImportedGenerator
     loaded = _load_state_dict(path, "latest_net_G.pth")
     if any(key.removeprefix("module.") == "fc_mu.weight" for key in loaded):
         raise CheckpointError(
-            f"{path}: this is the VAE's encoder", hint="import latest_net_G.pth, which lies beside it"
+            f"{path}: this is the VAE's encoder",
+            hint="import latest_net_G.pth, which lies beside it, and name this file with --encoder",
         )
     state = _plain_names(loaded, path, notes)
     spec = _infer_spec(state, request, path, notes)

@@ -33,7 +33,7 @@ from spade_deploy.training.dataset import Batch
 from spade_deploy.training.discriminator import Features, MultiscaleDiscriminator, at_least_float32
 from spade_deploy.training.distributed import ALONE, World, parallel, without_averaging
 from spade_deploy.training.ema import GeneratorAverage
-from spade_deploy.training.encoder import StyleEncoder
+from spade_deploy.training.encoder import StyleEncoder, reparameterize
 from spade_deploy.training.networks import initialize, make_segmap, to_pixels
 from spade_deploy.training.perceptual import PerceptualLoss, load_vgg
 from spade_deploy.training.shortcut import TrainingTables, training_tables
@@ -312,7 +312,7 @@ class Learner:
         if self._run_encoder is None or noise is None:
             return noise, None
         mu, logvar = self._run_encoder(photo)
-        return mu + noise * torch.exp(0.5 * logvar), (mu, logvar)
+        return reparameterize(mu, logvar, noise), (mu, logvar)
 
     def _styles(self, domain: int, count: int, step: int = 0) -> Tensor | None:
         """Standard normal styles of a whole step's batch, count x z_dim; the same wherever and whenever it is drawn."""

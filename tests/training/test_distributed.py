@@ -128,7 +128,7 @@ class TestOneBatchInTwoHalves:
         assert sum(name.endswith(".grad") for name in whole) > 100
         for rank, found in enumerate(pair):
             rows = Shard(rank, 2, parts).positions(6)
-            # Measured: 9e-14, of a gradient.
+            # Measured: 1.7e-13, of a gradient; the largest gradient is 0.5.
             difference, name = worst(found["sync" if parts == 1 else "parts"], whole, rows)
             assert difference < 1e-12, name
 
@@ -166,9 +166,9 @@ class TestTheLayer:
                 rounding = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
                 error = ((own[name].double() - expected[rows]).abs().max() / scale).item()
                 itself = ((plain[name].double() - expected).abs().max() / scale).item()
-                # Measured over batch norm's own error: 24 roundings in float64, whose reference is itself (the mean
-                # is twenty deviations from zero, so x - mean loses digits), at most 6 elsewhere.
-                assert error <= 2 * itself + 40 * rounding, name
+                # Measured: 24 roundings in float64, whose reference is batch norm itself (a mean of twenty deviations
+                # costs digits); elsewhere 2.6 more than batch norm's own error.
+                assert error <= 2 * itself + (40 if dtype == torch.float64 else 4) * rounding, name
 
     def test_weight_and_bias_and_the_mean_of_all_batches(self, pair: list[dict[str, Any]]) -> None:
         everything = list(range(7))
@@ -211,7 +211,7 @@ def farthest(two: Path, one: Path, name: str) -> float:
 class TestTraining:
     @pytest.mark.parametrize("name", ["sync", "vae"])
     def test_three_steps_leave_the_checkpoint_that_one_process_leaves(self, two: Path, one: Path, name: str) -> None:
-        # Measured: 8e-10, of a bias before a batch norm; the steps are 1e-3 long.
+        # Measured: 7.2e-10, of a bias before a batch norm; the steps are 1e-3 long.
         assert farthest(two, one, name) < 1e-8
         rows = [(folder / name / "losses.csv").read_text().splitlines() for folder in (two, one)]
         assert len(rows[0]) == len(rows[1]) == 4
@@ -221,7 +221,7 @@ class TestTraining:
                 assert found == pytest.approx(expected, rel=1e-6)
 
     def test_plain_batch_norm_leaves_another(self, two: Path, one: Path) -> None:
-        """The counter-test. Measured: 0.49."""
+        """The counter-test. Measured: 0.52."""
         assert farthest(two, one, "plain") > 0.01
 
     def test_process_0_records_what_all_have_seen(self, two: Path, one: Path) -> None:

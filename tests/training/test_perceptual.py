@@ -1,7 +1,6 @@
 """The VGG loss: which network a file holds, what it reads, the original weights, and where a file comes from."""
 
 import hashlib
-import importlib.util
 import pickle
 import socket
 import threading
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -378,31 +376,3 @@ def test_a_place_that_cannot_be_written_and_a_name_that_is_none(
         fetch_vgg("vgg19", tmp_path / "file" / "cache")
     with pytest.raises(ConfigError, match="'vgg11' is not one of vgg16, vgg19"):
         fetch_vgg("vgg11", tmp_path)
-
-
-# --- The script ------------------------------------------------------------------------------------------------------
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_vgg16_npz", ROOT / "scripts" / "convert_vgg16_npz.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_script_converts_to_the_same_network(networks: dict[str, VggFeatures], npz_files: Path) -> None:
-    converted = script().convert(as_published(networks["VGG16"]))
-    direct = load_vgg(npz_files / "VGG16.npz").state_dict()
-    assert set(converted) == set(direct)
-    for key, tensor in direct.items():
-        # Sums of 27 products in another order: measured a unit in the last place at most.
-        torch.testing.assert_close(torch.from_numpy(converted[key]), tensor, rtol=1e-6, atol=1e-9)
-
-
-def test_the_script_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.savez(tmp_path / "other.npz", a=np.zeros(1))
-    assert script().main([str(tmp_path / "other.npz"), str(tmp_path / "out.safetensors")]) == 1
-    assert "conv1_1.w is missing" in capsys.readouterr().err
-    assert script().main([]) == 2
