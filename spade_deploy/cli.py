@@ -6,10 +6,10 @@ Nothing heavy is imported before a command needs it: `spade --help` answers in a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -35,6 +35,9 @@ from spade_deploy.console import (
 )
 from spade_deploy.errors import SpadeError
 from spade_deploy.spec import Architecture, Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
+
+if TYPE_CHECKING:
+    from spade_deploy.training.session import Session
 
 
 class Backend(StrEnum):
@@ -314,7 +317,7 @@ def train(
 ) -> None:
     """Train a generator; without options on the embedded Earth data, for a CPU."""
     with _needs("train"):
-        from spade_deploy.training import request, session
+        from spade_deploy.training import distributed, request, session
 
         asked = request.TrainRequest(
             data=request.DataRequest(
@@ -388,13 +391,18 @@ def train(
         if estimate:
             print_estimate(*session.foretell(asked, runs_dir=runs, resume=resume))
             raise typer.Exit
-        started = session.start(asked, runs_dir=runs, name=name, resume=resume)
-        out = stdout()
-        out.print(f"training {started.run}: {started.described}", markup=False)
-        for note in started.notes:
-            out.print(f"  note: {note}", markup=False)
-        with training_bar() as report:
-            result = started.train(report)
+        with distributed.join_world() as world:
+            _train(session.start(asked, runs_dir=runs, name=name, resume=resume, world=world))
+
+
+def _train(started: Session) -> None:
+    """Train what is ready, and say what came of it."""
+    out = stdout()
+    out.print(f"training {started.run}: {started.described}", markup=False)
+    for note in started.notes:
+        out.print(f"  note: {note}", markup=False)
+    with training_bar() if started.world.is_main else nullcontext(lambda _: None) as report:
+        result = started.train(report)
     for note in result.notes:
         out.print(f"  note: {note}", highlight=False, markup=False)
     for skipped in result.skipped[:5]:

@@ -110,7 +110,7 @@ def test_cases_from_golden_inputs_and_from_folders(tmp_path: Path) -> None:
         read_cases(artifact, labels)
     with pytest.raises(ConfigError, match="--instances without --labels"):
         read_cases(artifact, None, instances)
-    with pytest.raises(ConfigError, match="not multiples of 32"):
+    with pytest.raises(ConfigError, match="is not a multiple of 32"):
         read_cases(artifact, size=(33, 64))
     with pytest.raises(NotFoundError, match="no label maps"):
         read_cases(artifact, tmp_path / "artifact", instances)

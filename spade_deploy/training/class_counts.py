@@ -54,8 +54,8 @@ class ClassCounts:
         what = "1 class never occurs" if len(names) == 1 else f"{len(names)} classes never occur"
         return (
             f"{what} in the {self.samples} samples of steps {self.first_step} to {self.last_step}:"
-            f" {', '.join(names[:_SHOWN])}{rest}; the model has never seen"
-            f" {'it' if len(names) == 1 else 'them'} and will paint noise there ({CLASSES_JSON} has the shares of all)"
+            f" {', '.join(names[:_SHOWN])}{rest}; a model that saw nothing else will paint noise there"
+            f" ({CLASSES_JSON} has the shares of all)"
         )
 
     def write(self, run: Path) -> None:

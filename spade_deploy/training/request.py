@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -96,30 +96,45 @@ class TrainRequest:
     def resumed(self, checkpoint: Path) -> Setup:
         """The setup that `checkpoint` was trained with, changed where a resumed run may be.
 
+        A flag that repeats what the run has is taken: a restarted job has the same command again.
         Raises CheckpointError for a flag that would change what a step computes.
         """
         saved = load_setup(checkpoint)
-        given = {
-            _flag_of(name)
-            for name in _given({**vars(self.data), **self.generator, **self.train})
-            if name not in MAY_CHANGE
-        }
-        given |= {_flag_of(f"discriminator_{name}") for name in _given(self.discriminator)}
-        given |= {"--no-ttur"} if not self.ttur else set()
-        given |= {"--vae"} if self.vae else set()
-        given |= {"--first-input"} if self.first_input is not None else set()
-        if given:
-            flag = min(given)
-            raise CheckpointError(
-                f"{flag} cannot change when a run is resumed: {checkpoint} was trained without it",
-                hint="leave it out, or start a new run",
-            )
+        for flag, wanted, found in self._fixed(saved):
+            if wanted != found:
+                raise CheckpointError(
+                    f"{flag} {_told(wanted)} cannot change when a run is resumed: {checkpoint} was trained with"
+                    f" {_told(found)}",
+                    hint="leave it out, or start a new run",
+                )
         train = _length_of_one_kind(self._train_changes())
         if self.perceptual is not None:
             train["perceptual_file"] = fetch_vgg(self.perceptual)
         folders = {"root": "root", "labels": "labels_dir", "images": "images_dir", "instances": "instances_dir"}
         moved = {name: getattr(self.data, flag) for flag, name in folders.items() if getattr(self.data, flag)}
         return Setup(replace(saved.train, **train), saved.generator, replace(saved.data, **moved))
+
+    def _fixed(self, saved: Setup) -> Iterator[tuple[str, Any, Any]]:
+        """(flag, the value that was given, the value of the run) of what a resumed run may not change."""
+        places = [
+            (self._train_changes(), saved.train, ""),
+            (_given(self.generator), saved.generator, ""),
+            (_given(self.discriminator), saved.train.discriminator, "discriminator_"),
+            (_given({"preset": self.data.preset, "load_size": self.data.load_size}), saved.data, ""),
+            (_given({"flip": self.data.flip}), saved.data, ""),
+            (_given({"num_labels": self.data.num_labels}), saved.generator.labels, ""),
+            (_given({"has_dontcare": self.data.has_dontcare}), saved.generator.labels, ""),
+        ]
+        for given, owner, prefix in places:
+            for name in sorted(set(given) - MAY_CHANGE):
+                yield _flag_of(prefix + name), given[name], getattr(owner, name)
+        if self.data.size is not None:
+            yield "--size", self.data.size, saved.data.crop_size
+        if not self.ttur:
+            yield "--no-ttur", without_ttur(saved.train).betas, saved.train.betas
+        style = "segmap" if saved.generator.z_dim is None else "vae" if saved.has_encoder else "noise"
+        if self._has_style or self.first_input is not None:
+            yield ("--vae", "vae", style) if self.vae else ("--first-input", self.first_input, style)
 
     @property
     def _has_style(self) -> bool:
@@ -199,6 +214,15 @@ def _length_of_one_kind(changes: dict[str, Any]) -> dict[str, Any]:
 def _flag_of(name: str) -> str:
     names = {"architecture": "generator", "has_dontcare": "dontcare", "ema_decay": "ema", "root": "data"}
     return "--" + names.get(name, name).replace("_", "-")
+
+
+def _told(value: Any) -> str:
+    """A value as it is typed: 256x512, 0,0.9, on."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ("x" if all(isinstance(part, int) for part in value) else ",").join(map(str, value))
+    return str(value)
 
 
 def _has_instances(root: Path) -> bool:

@@ -9,10 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spade_deploy.data.earth import write_example_labels
-from spade_deploy.errors import SpadeError
-from spade_deploy.runs import new_run, newest_run_to_resume, resolve_checkpoint
+from spade_deploy.errors import ConfigError, SpadeError
+from spade_deploy.runs import (
+    check_name,
+    is_resumable,
+    new_run,
+    newest_run_to_resume,
+    resolve_checkpoint,
+    run_checkpoints,
+)
 from spade_deploy.training import config as settings
 from spade_deploy.training.config import Setup
+from spade_deploy.training.distributed import ALONE, World
 from spade_deploy.training.estimate import Estimate, estimate
 from spade_deploy.training.loop import FolderSource, Progress, TrainResult, choose_device, train
 from spade_deploy.training.request import TrainRequest
@@ -31,6 +39,7 @@ class Session:
     source: FolderSource
     notes: tuple[str, ...]
     example_labels: Path | None = None
+    world: World = ALONE
 
     @property
     def described(self) -> str:
@@ -41,10 +50,18 @@ class Session:
     def train(self, on_progress: Callable[[Progress], None]) -> TrainResult:
         """Train; a run that could not even begin leaves no folder."""
         try:
-            return train(self.setup, run=self.run, source=self.source, resume=self.resume, on_progress=on_progress)
+            return train(
+                self.setup,
+                run=self.run,
+                source=self.source,
+                resume=self.resume,
+                on_progress=on_progress,
+                world=self.world,
+            )
         except SpadeError:
-            with suppress(OSError):  # not empty: there is something to keep
-                self.run.rmdir()
+            if self.world.is_main:
+                with suppress(OSError):  # not empty: there is something to keep
+                    self.run.rmdir()
             raise
 
 
@@ -59,26 +76,52 @@ def _described(setup: Setup) -> str:
     )
 
 
-def start(asked: TrainRequest, *, runs_dir: Path, name: str | None = None, resume: str | None = None) -> Session:
+def start(
+    asked: TrainRequest,
+    *,
+    runs_dir: Path,
+    name: str | None = None,
+    resume: str | None = None,
+    world: World = ALONE,
+) -> Session:
     """Make the run's folder, or find the one to resume (a path, or 'newest').
 
-    On the embedded data the held-out label maps are written to `labels/` in the current folder, unless there is one:
-    something to infer. Raises ConfigError, NotFoundError, CheckpointError.
+    resume 'newest' with a name is the run of that name, which begins where it has no checkpoint yet: a command that
+    serves every start of a job. On the embedded data the held-out label maps are written to `labels/` in the current
+    folder, unless there is one: something to infer. Of several processes the first does all of this.
+    Raises ConfigError, NotFoundError, CheckpointError.
     """
-    if resume is not None:
-        checkpoint = _to_resume(resume, runs_dir)
-        setup = asked.resumed(checkpoint)
+    checkpoint: Path | None = None
+    with world.together():
+        if world.is_main:
+            checkpoint = _resume_point(runs_dir, name, resume)
+    checkpoint = world.from_main(checkpoint)
+    # One process downloads what the others then find.
+    setup = world.main_first(lambda: asked.setup(runs_dir) if checkpoint is None else asked.resumed(checkpoint))
+    with world.together():
+        choose_device(setup.train.device, world)
         source = FolderSource(setup)
-        return Session(setup, checkpoint.parent.parent, checkpoint, source, _notes(setup, source))
-    setup = asked.setup(runs_dir)
-    choose_device(setup.train.device)
-    source = FolderSource(setup)
-    run = new_run(runs_dir, name, setup.data.preset)
-    example = None
-    if setup.data.preset == "earth" and setup.data.root is None and not EXAMPLE_LABELS.exists():
-        write_example_labels(EXAMPLE_LABELS)
-        example = EXAMPLE_LABELS
-    return Session(setup, run, None, source, _notes(setup, source), example)
+    notes = _notes(setup, source)
+    if checkpoint is not None:
+        return Session(setup, checkpoint.parent.parent, checkpoint, source, notes, world=world)
+    made: tuple[Path, Path | None] | None = None
+    with world.together():
+        if world.is_main:
+            made = _begun(setup, runs_dir, name, may_exist=resume is not None)
+    run, example = world.from_main(made)
+    return Session(setup, run, None, source, notes, example, world)
+
+
+def _begun(setup: Setup, runs_dir: Path, name: str | None, *, may_exist: bool) -> tuple[Path, Path | None]:
+    """The new run's folder, and that of the example label maps, if they were written."""
+    if name is not None and may_exist and (runs_dir / name).is_dir():  # stopped before its first checkpoint
+        run = runs_dir / name
+    else:
+        run = new_run(runs_dir, name, setup.data.preset)
+    if setup.data.preset != "earth" or setup.data.root is not None or EXAMPLE_LABELS.exists():
+        return run, None
+    write_example_labels(EXAMPLE_LABELS)
+    return run, EXAMPLE_LABELS
 
 
 def foretell(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
@@ -86,7 +129,8 @@ def foretell(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) 
 
     Weights of the perceptual loss are not downloaded for it. Raises what `start` raises, and TrainingError.
     """
-    setup = asked.setup(runs_dir, downloads=False) if resume is None else asked.resumed(_to_resume(resume, runs_dir))
+    checkpoint = _resume_point(runs_dir, None, resume)
+    setup = asked.setup(runs_dir, downloads=False) if checkpoint is None else asked.resumed(checkpoint)
     source = FolderSource(setup)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     steps = source.steps_per_epoch(setup.train.batch_size)
@@ -94,9 +138,20 @@ def foretell(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) 
     return _described(setup), replace(found, notes=(*found.notes, *_notes(setup, source)))
 
 
-def _to_resume(resume: str, runs_dir: Path) -> Path:
-    place = newest_run_to_resume(runs_dir) if resume == NEWEST else Path(resume)
-    return resolve_checkpoint(place, runs_dir)
+def _resume_point(runs_dir: Path, name: str | None, resume: str | None) -> Path | None:
+    """The checkpoint to go on from; None for a new run."""
+    if resume is None:
+        return None
+    if name is None:
+        place = newest_run_to_resume(runs_dir) if resume == NEWEST else Path(resume)
+        return resolve_checkpoint(place, runs_dir)
+    if resume != NEWEST:
+        raise ConfigError(
+            f"--name {name} contradicts --resume {resume}, which has its name",
+            hint=f"--name {name} --resume, without a value, goes on with that run or begins it",
+        )
+    check_name("--name", name)
+    return next((folder for folder in reversed(run_checkpoints(runs_dir / name)) if is_resumable(folder)), None)
 
 
 def _notes(setup: Setup, source: FolderSource) -> tuple[str, ...]:

@@ -276,7 +276,6 @@ class TestTorchrun:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("trained 1 steps") == done.stdout.count("next: spade export") == 1
-        assert "2 processes" in done.stdout
         checkpoint = runs.checkpoint_folder(tmp_path / "runs" / "job", 1)
         assert runs.run_checkpoints(tmp_path / "runs" / "job") == [checkpoint]
         monkeypatch.chdir(tmp_path)

@@ -79,6 +79,8 @@ def test_a_resumed_run_keeps_what_a_step_depends_on(
     monkeypatch.setattr(request, "load_setup", lambda _: preset("earth"))
     with pytest.raises(CheckpointError, match=flag):
         asked.resumed(Path("checkpoint"))
+    same = TrainRequest(DataRequest("earth"), train={"batch_size": 4}, generator={"base_channels": 16})
+    assert same.resumed(Path("checkpoint")) == preset("earth")
     longer = TrainRequest(train={"steps": 900, "save_every": 9}).resumed(Path("checkpoint"))
     assert (longer.train.steps, longer.train.save_every) == (900, 9)
     assert longer.generator == preset("earth").generator
