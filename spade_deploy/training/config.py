@@ -16,7 +16,7 @@ from typing import Any
 from spade_deploy.dataset_files import DataConfig, Size
 from spade_deploy.errors import ConfigError
 from spade_deploy.label_sets import label_set
-from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, Upsampling
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, NormType, Upsampling
 
 PAPER_PRESETS = ("coco", "ade20k", "cityscapes", "facades")
 PRESETS = ("earth", *PAPER_PRESETS)
@@ -236,6 +236,7 @@ class Setup:
         size = (self.generator.height, self.generator.width)
         if self.data.crop_size != size:
             raise ConfigError(f"--size: the data is cropped to {self.data.crop_size}, the generator makes {size}")
+        self._check_statistics()
         if self.train.modulation is Modulation.LOOKUP:
             architecture = self.generator.architecture
             if architecture is not Architecture.SPADE:
@@ -248,6 +249,24 @@ class Setup:
                     "--modulation lookup contradicts --compile: every batch has another number of patterns",
                     hint="leave one of the two out",
                 )
+
+    def _check_statistics(self) -> None:
+        """Refuses a normalisation that would have a single value to normalise, which is always zero then."""
+        generator, config = self.generator, self.train
+        pixels = generator.latent_height * generator.latent_width
+        samples = config.batch_size // config.accumulate
+        if generator.norm is NormType.INSTANCE and pixels == 1:
+            raise ConfigError(
+                f"--size: {generator.height} x {generator.width} has a latent map of one pixel, which instance norm"
+                " makes zero",
+                hint=f"take twice that, or --norm {NormType.SYNC_BATCH}",
+            )
+        if generator.norm in (NormType.BATCH, NormType.SYNC_BATCH) and pixels * samples == 1:
+            raise ConfigError(
+                f"--batch-size: one sample of {generator.height} x {generator.width} at a time has a latent map of one"
+                " pixel, which batch norm makes zero",
+                hint="take more samples, fewer --accumulate parts, or a larger --size",
+            )
 
     @property
     def has_encoder(self) -> bool:

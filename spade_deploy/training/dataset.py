@@ -6,6 +6,7 @@ All randomness comes from (seed, epoch, position), so step k of a resumed run se
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -367,7 +368,7 @@ def _loaded(source: SampleSource, keys: Iterator[list[Key]], seed: int, workers:
         num_workers=workers,
         collate_fn=_as_it_is,
         multiprocessing_context=_worker_context(),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_begin_worker,
         # Its own generator: the default would draw from the global one, and a resumed run would then differ.
         generator=torch.Generator().manual_seed(seed),
     )
@@ -411,7 +412,7 @@ def _worker_context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     if threading.current_thread() is threading.main_thread():
-        # The server ignores what it was started to ignore: without it its workers end, too. See _ignore_signals.
+        # The server ignores what it was started to ignore: without it its workers end, too. See _begin_worker.
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             forkserver.ensure_running()
@@ -420,11 +421,20 @@ def _worker_context() -> BaseContext:
     return multiprocessing.get_context("forkserver")
 
 
-def _ignore_signals(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     # Ctrl-C reaches the whole process group, and so does the end that torchrun or a scheduler asks for with SIGTERM;
     # the training process alone decides to save and stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_training, daemon=True).start()
+
+
+def _end_with_training() -> None:
+    """Where the training process is killed its workers would wait for the fork server, and that for its workers."""
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
 
 
 def _as_it_is(batch: Any) -> Any:

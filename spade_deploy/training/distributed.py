@@ -105,18 +105,19 @@ class World:
             raise first
 
     @contextmanager
-    def noticing_losses(self, last_good: Callable[[], str], hint: str) -> Iterator[None]:
+    def noticing_losses(self, last_good: Callable[[], tuple[str, str]]) -> Iterator[None]:
         """A block in which the end of another process becomes a TrainingError, however PyTorch reports it.
 
-        last_good: a sentence on what is saved, asked for when it is needed.
+        last_good: a sentence on what is saved, and the next step; asked for when it is needed.
         """
         if self.lifeline is not None:
-            self.lifeline.last_words = lambda: f"{last_good()}\nnext: {hint}"
+            self.lifeline.last_words = lambda: "\nnext: ".join(last_good())
         try:
             yield
         except RuntimeError as error:
             if reason := self._loss(error):
-                raise TrainingError(f"{reason}. {last_good()}", hint=hint) from error
+                sentence, hint = last_good()
+                raise TrainingError(f"{reason}. {sentence}", hint=hint) from error
             raise
 
     def _loss(self, error: RuntimeError) -> str:

@@ -128,12 +128,15 @@ def train(
     """
     recorder: Recorder | None = None
 
-    def last_good() -> str:
-        return recorder.last_good_sentence() if recorder is not None else _newest_sentence(run, resume)
+    def last_good() -> tuple[str, str]:
+        saved = recorder.last_good if recorder is not None else _newest(run, resume)
+        if saved is None:
+            return "No checkpoint was saved yet", "start it again"
+        return f"The last good checkpoint is {saved}", hint
 
     began = time.perf_counter()
     hint = _resume_hint(run, world)
-    with world.noticing_losses(last_good, hint), ExitStack() as stack:
+    with world.noticing_losses(last_good), ExitStack() as stack:
         with world.together():
             work = _prepare(setup, run, source, resume, world)
         work.learner.connect(world)
@@ -143,7 +146,7 @@ def train(
         try:
             step, stopped_by, losses = _loop(work, recorder, world, on_progress)
         except KeyboardInterrupt as error:  # the second signal
-            message = f"stopped at once; what came after the last checkpoint is lost. {last_good()}"
+            message = f"stopped at once; what came after the last checkpoint is lost. {last_good()[0]}"
             raise TrainingInterruptedError(message, hint=hint) from error
     if step < work.total:
         raise TrainingInterruptedError(
@@ -447,7 +450,6 @@ def _resume_hint(run: Path, world: World) -> str:
     return f"go on with `torchrun ... -m {command.replace('spade', 'spade_deploy', 1)}`, on any number of processes"
 
 
-def _newest_sentence(run: Path, resume: Path | None) -> str:
-    """Where the last good state is, as a process can tell that did not write it."""
-    newest = [*([resume] if resume is not None else []), *run_checkpoints(run)][-1:]
-    return f"The last good checkpoint is {newest[0]}" if newest else "No checkpoint was saved yet"
+def _newest(run: Path, resume: Path | None) -> Path | None:
+    """The last good checkpoint, as a process can tell that did not write it."""
+    return next(reversed(run_checkpoints(run)), resume)

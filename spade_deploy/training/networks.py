@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import spectral_norm
 
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
 from spade_deploy.training.shortcut import LevelTables, TrainingTables, modulate
+from spade_deploy.training.spectral import spectral_norm
 from spade_deploy.training.sync_batch_norm import SyncBatchNorm2d
 
 NORM_EPS = 1e-5
@@ -56,7 +56,7 @@ class Spade(nn.Module):
     def __init__(self, spec: GeneratorSpec, channels: int) -> None:
         super().__init__()
         padding = spec.kernel_size // 2
-        self.param_free_norm = _parameter_free_norm(spec.norm, channels)
+        self.param_free_norm = parameter_free_norm(spec.norm, channels)
         self.mlp_shared = nn.Sequential(
             nn.Conv2d(spec.labels.num_channels, spec.hidden_channels, spec.kernel_size, padding=padding),
             nn.ReLU(),
@@ -152,7 +152,8 @@ def initialize(module: nn.Module, gain: float = 0.02) -> None:
                 nn.init.zeros_(child.bias)
 
 
-def _parameter_free_norm(norm: NormType, channels: int) -> nn.Module:
+def parameter_free_norm(norm: NormType, channels: int) -> nn.Module:
+    """The normalisation of a type without learned scale and shift, N x C x H x W to the same."""
     if norm is NormType.BATCH:
         return nn.BatchNorm2d(channels, eps=NORM_EPS, affine=False)
     if norm is NormType.SYNC_BATCH:

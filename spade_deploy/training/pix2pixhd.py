@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils import spectral_norm
 
 from spade_deploy.spec import PIX2PIXHD_HALVINGS, GeneratorSpec, NormType
-from spade_deploy.training.networks import _parameter_free_norm
+from spade_deploy.training.networks import parameter_free_norm
 
 EDGE_KERNEL = 7
 """Kernel of the first and the last convolution."""
@@ -30,7 +30,7 @@ class NormalizedConv(nn.Module):
     def __init__(self, spec: GeneratorSpec, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         super().__init__()
         self.conv = spectral_norm(conv) if spec.spectral_norm else conv
-        self.norm = _parameter_free_norm(spec.norm, conv.out_channels)
+        self.norm = parameter_free_norm(spec.norm, conv.out_channels)
         is_affine = spec.norm is not NormType.INSTANCE
         self.scale = nn.Parameter(torch.ones(conv.out_channels)) if is_affine else None
         self.offset = nn.Parameter(torch.zeros(conv.out_channels)) if is_affine else None

@@ -45,7 +45,8 @@ class Session:
     def described(self) -> str:
         """The run in one line."""
         begin = f"resumed from {self.resume.name}, " if self.resume is not None else ""
-        return begin + _described(self.setup)
+        processes = f", {self.world.size} processes" if self.world.size > 1 else ""
+        return begin + _described(self.setup) + processes
 
     def train(self, on_progress: Callable[[Progress], None]) -> TrainResult:
         """Train; a run that could not even begin leaves no folder."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.training import losses
+from spade_deploy.training.allocator import keep_freed_memory
 from spade_deploy.training.architectures import Generator, build_generator
 from spade_deploy.training.checkpoint import TrainingState, check_tensors
 from spade_deploy.training.config import Amp, Modulation, Setup
@@ -62,6 +63,8 @@ class Learner:
         self.steps_done = 0
         config = setup.train
         _set_determinism(config.deterministic)
+        if device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(config.seed)
         self.generator: Generator = build_generator(setup.generator)
         self.discriminator = MultiscaleDiscriminator(config.discriminator, setup.generator.labels.num_channels)

@@ -9,7 +9,7 @@ import pytest
 
 from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError
-from spade_deploy.spec import LabelSpec, Upsampling
+from spade_deploy.spec import LabelSpec, NormType, Upsampling
 from spade_deploy.training.config import (
     PRESETS,
     DiscriminatorSpec,
@@ -170,3 +170,26 @@ def test_a_perceptual_loss_that_is_not_computed_is_told() -> None:
     assert "--perceptual-file" in notes(TrainConfig(steps=1))[0]
     assert notes(TrainConfig(steps=1, weight_perceptual=0.0)) == ()
     assert notes(TrainConfig(steps=1, perceptual_file=Path("x"))) == ()
+
+
+@pytest.mark.parametrize(
+    ("norm", "batch", "accumulate", "size", "flag"),
+    [
+        (NormType.SYNC_BATCH, 1, 1, 32, "--batch-size"),
+        (NormType.BATCH, 4, 4, 32, "--batch-size"),
+        (NormType.INSTANCE, 4, 1, 32, "--size"),
+        (NormType.SYNC_BATCH, 2, 1, 32, None),
+        (NormType.SYNC_BATCH, 1, 1, 64, None),
+        (NormType.INSTANCE, 1, 1, 64, None),
+    ],
+)
+def test_a_norm_of_a_single_value_is_refused(
+    norm: NormType, batch: int, accumulate: int, size: int, flag: str | None
+) -> None:
+    earth = preset("earth", size=(size, size))
+    parts = (replace(earth.train, batch_size=batch, accumulate=accumulate), replace(earth.generator, norm=norm))
+    if flag is None:
+        Setup(*parts, earth.data)
+        return
+    with pytest.raises(ConfigError, match=flag):
+        Setup(*parts, earth.data)

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -336,10 +338,10 @@ class TestLosing:
 
     def test_the_loss_is_what_the_error_is_about(self, lines: list[Lifeline]) -> None:
         world = World(0, 3, 0, lines[0])
-        with pytest.raises(RuntimeError, match="a bug"), world.noticing_losses(lambda: "Step 3 is saved", "go on"):
+        with pytest.raises(RuntimeError, match="a bug"), world.noticing_losses(lambda: ("Step 3 is saved", "go on")):
             raise torch.OutOfMemoryError("a bug of our own, and nobody is lost")
         lines[1].close("it is broken")
-        with pytest.raises(TrainingError) as caught, world.noticing_losses(lambda: "Step 3 is saved", "go on"):
+        with pytest.raises(TrainingError) as caught, world.noticing_losses(lambda: ("Step 3 is saved", "go on")):
             raise RuntimeError("Connection closed by peer")
         assert (caught.value.message, caught.value.hint) == (
             "process 1 of 3 failed: it is broken. Step 3 is saved",
@@ -477,6 +479,30 @@ class TestShares:
         assert len(after) == 1
         assert os.waitpid(server, os.WNOHANG) == (0, 0), "the server runs on"
         batches.close()
+
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux for the state of a process")
+    def test_workers_end_with_a_training_that_is_killed(self) -> None:
+        code = (
+            "import os, signal\n"
+            "from spade_deploy.training import dataset\n"
+            "from test_distributed import Where\n"
+            "if __name__ == '__main__':\n"
+            "    batches = dataset.training_batches(Where(), batch_size=2, seed=0, workers=1)\n"
+            "    print(next(batches).stems[0], flush=True)\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        paths = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[2])])
+        environment = {**os.environ, "PYTHONPATH": paths}
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        assert done.returncode == -9
+        state = Path("/proc", done.stdout.strip(), "stat")
+        for _ in range(600):  # a minute; without the watch it never ends
+            with suppress(OSError):
+                if state.read_text().rpartition(")")[2].split()[0] != "Z":
+                    time.sleep(0.1)
+                    continue
+            return
+        raise AssertionError(f"process {done.stdout.strip()} still runs")
 
 
 class Numbers:

@@ -120,7 +120,7 @@ def separate_gradients(learner: WideLearner, batch: Batch, weight_matching: floa
 def test_one_pass_of_the_discriminator_gives_the_gradients_of_separate_losses(mode: GanMode) -> None:
     setup, batch = setup_of(gan_mode=mode), batch_of()
     expected = separate_gradients(WideLearner(setup), batch)
-    assert furthest(WideLearner(setup).learn(batch), expected) < 1e-12  # measured: WORST_A
+    assert furthest(WideLearner(setup).learn(batch), expected) < 1e-12  # measured: 0
     wrong = separate_gradients(WideLearner(setup), batch, weight_matching=10.1)
     assert furthest(WideLearner(setup).learn(batch), wrong) > 1e-4
 
@@ -129,7 +129,7 @@ def test_the_encoder_learns_from_the_image_and_the_divergence() -> None:
     setup, batch = setup_of({"z_dim": 5}), batch_of()
     expected = separate_gradients(WideLearner(setup), batch)
     assert any(name.startswith("encoder.") for name in expected)
-    assert furthest(WideLearner(setup).learn(batch), expected) < 1e-12  # measured: WORST_B
+    assert furthest(WideLearner(setup).learn(batch), expected) < 1e-12  # measured: 8e-17
     other = separate_gradients(WideLearner(setup_of({"z_dim": 5}, weight_kl=0.06)), batch)
     assert furthest(WideLearner(setup).learn(batch), other) > 1e-6
 
@@ -146,7 +146,7 @@ def test_accumulated_parts_give_the_gradients_of_the_whole_batch() -> None:
         return learner.learn(batch_of(size=64))
 
     whole = learn(NormType.INSTANCE, 1)
-    assert furthest(learn(NormType.INSTANCE, 4), whole) < 1e-12  # measured: WORST_C
+    assert furthest(learn(NormType.INSTANCE, 4), whole) < 1e-12  # measured: 1.4e-16
     assert furthest(learn(NormType.BATCH, 4), learn(NormType.BATCH, 1)) > 1e-3
 
 
@@ -198,13 +198,19 @@ def test_the_averages_statistics_are_those_of_its_own_features() -> None:
     assert all(torch.equal(part, again[key]) for key, part in learner.deployed().state_dict().items())
 
 
-@pytest.mark.parametrize("changes", [{"amp": Amp.BF16}, {"amp": Amp.FP16}, {"channels_last": True}], ids=str)
-def test_how_a_step_is_computed_changes_it_by_rounding_only(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "limit"),
+    [
+        ({"amp": Amp.BF16}, 0.03),  # measured: 0.0095
+        ({"amp": Amp.FP16}, 2e-4),  # measured: 4.2e-5
+        ({"channels_last": True}, 1e-6),  # measured: 6e-8
+    ],
+    ids=str,
+)
+def test_how_a_step_is_computed_changes_it_by_rounding_only(changes: dict[str, Any], limit: float) -> None:
     plain, other = Learner(setup_of(), CPU), Learner(setup_of(**changes), CPU)
     expected, found = plain.step(batch_of(), 1.0), other.step(batch_of(), 1.0)
-    worst = max(abs(found[name] - expected[name]) / abs(expected[name]) for name in expected)
-    limit = 1e-5 if "channels_last" in changes else 0.05
-    assert worst < limit  # measured: WORST_D
+    assert max(abs(found[name] - expected[name]) / abs(expected[name]) for name in expected) < limit
     assert all(part.dtype is torch.float32 for part in other.generator.parameters())
     apart = Learner(setup_of(seed=1), CPU).step(batch_of(), 1.0)
     assert max(abs(apart[name] - expected[name]) / abs(expected[name]) for name in expected) > limit
@@ -258,7 +264,7 @@ def test_a_compiled_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     found = Learner(setup_of(compile=True), CPU).step(batch_of(), 1.0)
     worst = max(abs(found[name] - expected[name]) / abs(expected[name]) for name in expected)
-    assert worst < 1e-4  # measured: WORST_E
+    assert worst < 1e-4  # measured: 0
 
 
 def test_moments_of_another_network_are_named() -> None:
