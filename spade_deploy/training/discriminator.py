@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import spectral_norm
 
 from spade_deploy.training.config import DiscriminatorSpec
 from spade_deploy.training.networks import LEAKY_SLOPE
+from spade_deploy.training.spectral import spectral_norm
 
 Features = list[list[Tensor]]
 """Outputs of every layer of every scale; the last of a scale is its map of realness scores, N x 1 x h x w."""

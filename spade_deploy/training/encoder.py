@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import spectral_norm
 
 from spade_deploy.training.networks import LEAKY_SLOPE
+from spade_deploy.training.spectral import spectral_norm
 
 PHOTO_SIZE = 256
 """Pixels of each side that the encoder sees, whatever the photo's size and aspect are."""

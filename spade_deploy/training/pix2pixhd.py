@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import spectral_norm
 
 from spade_deploy.spec import PIX2PIXHD_HALVINGS, GeneratorSpec, NormType
 from spade_deploy.training.networks import parameter_free_norm
+from spade_deploy.training.spectral import spectral_norm
 
 EDGE_KERNEL = 7
 """Kernel of the first and the last convolution."""
