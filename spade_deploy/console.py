@@ -139,7 +139,7 @@ def training_bar(clock: Callable[[], float] = time.monotonic) -> Iterator[Callab
         nonlocal last_line
         now = clock()
         first[:] = first or [(progress.step, now)]
-        for note in getattr(progress, "notes", ()):
+        for note in progress.notes:
             console.print(f"note: {note}", markup=False)
         if progress.step == progress.steps or now - last_line >= LINE_EVERY_S:
             last_line = now
@@ -178,7 +178,7 @@ def _live_training(console: Console, clock: Callable[[], float]) -> Iterator[Cal
         def report(progress: TrainProgress) -> None:
             now = clock()
             first[:] = first or [(progress.step, now)]
-            for note in getattr(progress, "notes", ()):
+            for note in progress.notes:
                 live.console.print(f"note: {note}", markup=False)
             left = clock_time(_left_s(progress, *first[0], now))
             fields: dict[str, Any] = {"left": left, "speeds": "  ".join(_speeds(progress))}

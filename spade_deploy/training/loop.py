@@ -80,6 +80,7 @@ class Progress:
     """Reported after every step. losses: before their weights. Speeds are means of the last steps.
 
     metrics: the last ones measured, empty before. memory_bytes: the most that was in use, of the GPU where one trains.
+    notes: what came up since the step before, a sentence each.
     """
 
     step: int
@@ -89,6 +90,7 @@ class Progress:
     samples_per_second: float
     metrics: dict[str, float] = field(default_factory=dict)
     memory_bytes: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -322,7 +324,10 @@ def _unpaired(problems: tuple[str, ...], shown: int = 5) -> tuple[str, ...]:
     if not problems:
         return ()
     rest = f"; and {len(problems) - shown} more, which `spade check-labels` lists" if len(problems) > shown else ""
-    return (f"{len(problems)} files pair with nothing and are left out: {'; '.join(problems[:shown])}{rest}",)
+    what = (
+        "1 file pairs with nothing and is" if len(problems) == 1 else f"{len(problems)} files pair with nothing and are"
+    )
+    return (f"{what} left out: {'; '.join(problems[:shown])}{rest}",)
 
 
 class StopSignal:
@@ -400,7 +405,8 @@ def _loop(
                     for message in news.skipped:
                         recorder.skip(message)
                     rate, memory = config.batch_size / seconds, peak_memory_bytes(learner.device)
-                    on_progress(Progress(step, total, losses, seconds, rate, recorder.metrics, memory))
+                    said = recorder.new_notes()
+                    on_progress(Progress(step, total, losses, seconds, rate, recorder.metrics, memory, said))
             with world.together():
                 if stopped_by and recorder is not None:
                     recorder.save(step)

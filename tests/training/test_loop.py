@@ -117,13 +117,10 @@ class TestResume:
     @pytest.mark.parametrize("norm", [NormType.SYNC_BATCH, NormType.INSTANCE])
     def test_three_steps_and_three_more_are_six(self, tmp_path: Path, norm: NormType) -> None:
         # Two latent pixels each way: instance norm needs more than one.
-        setup = setup_of({"norm": norm, "labels": LABELS})
+        setup = setup_of()
         if norm is NormType.INSTANCE:
-            setup = replace(
-                setup,
-                generator=replace(setup.generator, height=64, width=64),
-                data=DataConfig(crop_size=(64, 64)),
-            )
+            generator = replace(setup.generator, norm=norm, height=64, width=64)
+            setup = replace(setup, generator=generator, data=DataConfig(crop_size=(64, 64)))
         source = Wide() if norm is NormType.INSTANCE else Noise()
         whole, broken = new_run(tmp_path / "whole"), new_run(tmp_path / "broken")
         result = train(setup, run=whole, source=source)
