@@ -55,7 +55,7 @@ class WrongModel(DeployModel):
 
 def test_a_wrong_fold_fails_both_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     latency = load_script("gpu.torch_latency")
-    monkeypatch.setattr(numerics, "MODELS", {GraphKind.DENSE: WrongModel})
+    monkeypatch.setattr(numerics, "build_model", lambda generator, kind, **named: WrongModel(generator, **named))
     small = tiny(tmp_path, kinds=(GraphKind.DENSE,), batches=(1,))
     outcome = records.run_step(records.Book("numerics"), partial(numerics.run_numerics, small))
     assert outcome.status == "failed"
@@ -100,7 +100,9 @@ def test_latency_in_pytorch_on_a_cpu(tmp_path: Path) -> None:
 
 def test_a_training_step_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = load_script("gpu.training_step")
-    monkeypatch.setattr(training, "TYPES", {"fp32": None, "bf16": torch.bfloat16})  # a CPU takes seconds for fp16
+    # A CPU takes seconds for fp16.
+    quick = {name: changes for name, changes in training.VARIANTS.items() if "fp16" not in name}
+    monkeypatch.setattr(training, "VARIANTS", quick)
     small = tiny(tmp_path, batches=(2,))
     outcome = records.run_step(records.Book("training"), partial(training.run_training_step, small))
     assert outcome.status == "done", outcome.reason
@@ -108,5 +110,5 @@ def test_a_training_step_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for row in outcome.rows:
         assert row.figures["steps_per_s"] == 1000 / np.median(row.times_ms["device"])
         assert row.figures["peak_memory_bytes"] is None
-    broken = training._measured(small, "whole", 2, partial(training._whole_step, small, -1))
+    broken = training._measured(small, "whole", 2, partial(training._step, small, 2, {"betas": (2.0, 0.9)}))
     assert broken.failures

@@ -1,32 +1,28 @@
-"""A training step on the card: as `spade train` does it, and what half precision and channels last would change.
-
-`spade train` computes in float32, so the whole step is timed as it is. The variants time the generator's forward and
-backward pass alone, under PyTorch's autocast, with an L1 loss.
-"""
+"""A training step on the card, as `spade train` does it: each precision and memory layout, and the lookup tables."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from gpu.numerics import segmap_of
 from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
 from gpu.timing import device_timer
 from spade_deploy.artifact import INSTANCE, LABEL
 from spade_deploy.dataset_files import DataConfig
-from spade_deploy.training.config import Setup, TrainConfig
+from spade_deploy.training.config import Amp, Modulation, Setup, TrainConfig
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.networks import SpadeGenerator
 from spade_deploy.training.steps import Learner
 
-TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"{amp if amp is not Amp.OFF else 'fp32'}{', channels last' if last else ''}": {"amp": amp, "channels_last": last}
+    for amp in Amp
+    for last in (False, True)
+} | {"bf16, channels last, lookup": {"amp": Amp.BF16, "modulation": Modulation.LOOKUP}}
 WARM_UP = 3
 
 
@@ -34,15 +30,8 @@ def run_training_step(setting: Setting, book: Book) -> None:
     """Steps a second and the most memory, for each batch size."""
     book.note("tf32_in_convolutions", torch.backends.cudnn.allow_tf32)
     for batch in setting.batches:
-        works: dict[str, Callable[[], Callable[[], object]]] = {
-            "whole step, fp32": partial(_whole_step, setting, batch)
-        }
-        for name, dtype in TYPES.items():
-            for is_last in (False, True):
-                label = f"generator, {name}{', channels last' if is_last else ''}"
-                works[label] = partial(_generator_step, setting, batch, dtype, is_last)
-        for name, make in works.items():
-            book.add(_measured(setting, name, batch, make))
+        for name, changes in VARIANTS.items():
+            book.add(_measured(setting, name, batch, partial(_step, setting, batch, changes)))
 
 
 def _measured(setting: Setting, name: str, batch: int, make: Callable[[], Callable[[], object]]) -> Row:
@@ -56,7 +45,7 @@ def _measured(setting: Setting, name: str, batch: int, make: Callable[[], Callab
         for _ in range(WARM_UP):
             timer(work)
         times = [timer(work) for _ in range(max(3, setting.rounds // 2))]
-    except Exception as error:  # out of memory, no autocast of that type here: the others go on
+    except Exception as error:  # out of memory, no arithmetic of that type here: the others go on
         return Row(name, batch, failures=(error_text(error),))
     figures: dict[str, float | None] = {
         "steps_per_s": 1000 / statistics.median(times),
@@ -65,11 +54,14 @@ def _measured(setting: Setting, name: str, batch: int, make: Callable[[], Callab
     return Row(name, batch, figures, {"device": times})
 
 
-def _whole_step(setting: Setting, batch: int) -> Callable[[], object]:
+def _step(setting: Setting, batch: int, changes: dict[str, Any]) -> Callable[[], object]:
     spec, inputs = setting.spec, setting.batch(batch)
     size = (spec.height, spec.width)
-    data = DataConfig(load_size=size, crop_size=size)
-    learner = Learner(Setup(TrainConfig(steps=1, device=setting.device), spec, data), torch.device(setting.device))
+    config = TrainConfig(steps=1, batch_size=batch, device=setting.device, **changes)
+    learner = Learner(
+        Setup(config, spec, DataConfig(load_size=size, crop_size=size)),
+        torch.device(setting.device),
+    )
     samples = Batch(
         torch.from_numpy(inputs[LABEL]),
         torch.from_numpy(inputs[INSTANCE]) if INSTANCE in inputs else None,
@@ -77,27 +69,6 @@ def _whole_step(setting: Setting, batch: int) -> Callable[[], object]:
         tuple(map(str, range(batch))),
     )
     return lambda: learner.step(samples, 1.0)
-
-
-def _generator_step(setting: Setting, batch: int, dtype: torch.dtype | None, is_last: bool) -> Callable[[], object]:
-    generator: Any = SpadeGenerator(setting.spec)
-    generator.load_state_dict(setting.generator.state_dict())
-    generator.to(setting.device).train()
-    segmap, photo = segmap_of(setting, setting.batch(batch), torch.float32), _photo(setting, batch)
-    if is_last:
-        generator.to(memory_format=torch.channels_last)
-        segmap = segmap.contiguous(memory_format=torch.channels_last)
-    kind = torch.device(setting.device).type
-
-    def step() -> None:
-        generator.zero_grad(set_to_none=True)
-        with nullcontext() if dtype is None else torch.autocast(kind, dtype):
-            fake = generator(segmap)
-        # The factor is what a gradient scaler begins with: without one, fp16's small gradients are zero.
-        loss: Any = functional.l1_loss(fake.float(), photo) * (2.0**16 if dtype is torch.float16 else 1.0)
-        loss.backward()
-
-    return step
 
 
 def _photo(setting: Setting, batch: int) -> torch.Tensor:
