@@ -51,6 +51,8 @@ _NEEDED = ("numpy", "pillow", "typer", "rich")
 _PACKAGES = {
     "safetensors": ("training and export", "export"),
     "matplotlib": ("loss plots", "train"),
+    "imageio-ffmpeg": ("MP4 files of a run's samples", "video"),
+    "tensorboard": ("spade train --tensorboard", "tensorboard"),
     "onnx": ("export", "export"),
     "onnxscript": ("export", "export"),
     "jinja2": ("export", "export"),

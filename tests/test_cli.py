@@ -185,7 +185,7 @@ def test_resume_goes_on_with_the_newest_run(mission: Mission, tmp_path: Path) ->
     assert "resumed from step_00000004" in done.stdout
     refused = spade("train", "--resume", "runs/earth-001", "--batch-size", "2", cwd=tmp_path)
     assert refused.returncode == 1
-    assert "--batch-size cannot change" in refused.stderr
+    assert "--batch-size 2 cannot change" in refused.stderr
     assert not (tmp_path / "labels").exists()
 
 

@@ -253,6 +253,13 @@ class Setup:
     def _check_statistics(self) -> None:
         """Refuses a normalisation that would have a single value to normalise, which is always zero then."""
         generator, config = self.generator, self.train
+        shrunk = 1 << (config.discriminator.scales - 1)
+        if max(generator.height, generator.width) <= shrunk:
+            raise ConfigError(
+                f"--discriminator-scales: {config.discriminator.scales} halve {generator.height} x {generator.width}"
+                " to a single pixel, which instance norm makes zero",
+                hint="take fewer, or a larger --size",
+            )
         pixels = generator.latent_height * generator.latent_width
         samples = config.batch_size // config.accumulate
         if generator.norm is NormType.INSTANCE and pixels == 1:

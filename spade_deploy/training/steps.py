@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.training import losses
-from spade_deploy.training.allocator import keep_freed_memory
 from spade_deploy.training.architectures import Generator, build_generator
 from spade_deploy.training.checkpoint import TrainingState, check_tensors
 from spade_deploy.training.config import Amp, Modulation, Setup
@@ -35,11 +34,11 @@ from spade_deploy.training.discriminator import Features, MultiscaleDiscriminato
 from spade_deploy.training.distributed import ALONE, World, parallel, without_averaging
 from spade_deploy.training.ema import GeneratorAverage
 from spade_deploy.training.encoder import StyleEncoder, reparameterize
+from spade_deploy.training.host_memory import keep_freed_memory
 from spade_deploy.training.networks import initialize, make_segmap, to_pixels
 from spade_deploy.training.perceptual import PerceptualLoss, load_vgg
 from spade_deploy.training.shortcut import TrainingTables, training_tables
 
-GENERATOR_LOSSES = ("adversarial", "feature_matching", "l1", "perceptual", "kl")
 _STYLE_NOISE, _SAMPLE_STYLE = 1, 2
 """Domains of the random numbers that styles are drawn with."""
 

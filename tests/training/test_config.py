@@ -193,3 +193,14 @@ def test_a_norm_of_a_single_value_is_refused(
         return
     with pytest.raises(ConfigError, match=flag):
         Setup(*parts, earth.data)
+
+
+def test_scales_that_leave_one_pixel_are_refused() -> None:
+    earth = preset("earth", size=(32, 32))
+    for scales in (5, 6):
+        train = replace(earth.train, discriminator=DiscriminatorSpec(scales=scales))
+        if scales == 5:
+            Setup(train, earth.generator, earth.data)
+            continue
+        with pytest.raises(ConfigError, match=r"--discriminator-scales: 6 halve 32 x 32"):
+            Setup(train, earth.generator, earth.data)

@@ -229,7 +229,7 @@ class TestClasses:
         counts.add(torch.tensor([[[1, 1], [1, 3]]], dtype=torch.int32))
         assert counts.table.tolist() == [[7, 2], [4, 2], [0, 0], [1, 1]]
         assert counts.missing() == ("ice",)
-        assert counts.sentence().startswith("1 class never occurs in the 3 samples of steps 1 to 2: ice; the model")
+        assert counts.sentence().startswith("1 class never occurs in the 3 samples of steps 1 to 2: ice; a model")
 
     def test_many_names_are_cut(self) -> None:
         counts = ClassCounts(LabelSpec(12))
