@@ -69,8 +69,8 @@ def test_the_shipped_model_has_the_colours_and_the_detail_of_tiles_that_it_never
     with torch.no_grad():
         image = generator(make_segmap(label, None, generator.spec.labels))
     grey = (real - real.mean()).abs().mean()
-    assert (image - real).abs().mean() < 0.6 * grey  # measured: RATIO
-    assert 0.5 < roughness(image) / roughness(real) < 1.5  # measured: ROUGH
+    assert (image - real).abs().mean() < 0.6 * grey  # measured: 0.53
+    assert 0.5 < roughness(image) / roughness(real) < 1.5  # measured: 0.68, of 240 steps 0.35
 
 
 def roughness(image: torch.Tensor) -> float:
