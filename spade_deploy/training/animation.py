@@ -111,7 +111,7 @@ def save_gif(
 def save_mp4(run: Path, target: Path | None = None, fps: float | None = None) -> Animation | None:
     """Write RUN/samples.mp4 (H.264). None where there are fewer than two grids. Raises MissingDependencyError."""
     require_video()
-    import imageio_ffmpeg  # type: ignore[import-not-found, unused-ignore]
+    import imageio_ffmpeg
 
     target = target or run / "samples.mp4"
     grids, chosen = _chosen(run, MP4_FRAMES)
