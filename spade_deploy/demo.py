@@ -17,7 +17,7 @@ from PIL import Image
 
 from spade_deploy import pages
 from spade_deploy.atomic import write_text
-from spade_deploy.data.earth import Tile, cut, earth_labels, earth_tiles
+from spade_deploy.data.earth import CREDITS, Tile, cut, earth_labels, earth_tiles
 from spade_deploy.errors import SpadeError
 from spade_deploy.inference import infer
 from spade_deploy.label_map import colorize, effective_palette
@@ -166,7 +166,7 @@ def _gallery(
         "gallery.html.j2",
         title="Paint a continent, see it from space",
         lead="Land-cover maps of longitudes that the training never saw, what the exported model makes of them, and"
-        " what a satellite saw. The model learned for about two minutes: longer training looks better.",
+        " what a satellite saw. The model is the one that comes with the package (docs/models/earth.md).",
         facts=[
             ("model", "earth, 128 x 128, 5.9 M parameters, shipped; docs/models/earth.md has its recipe"),
             ("proof", f"ONNX against the untouched PyTorch module: {verdicts}"),
@@ -182,8 +182,7 @@ def _gallery(
             )
             if path is not None and path.is_file()
         ],
-        credits="Imagery: NASA Earth Observatory, Blue Marble Next Generation."
-        " Land cover: NASA LP DAAC, MCD12C1 v006 (IGBP).",
+        credits=CREDITS,
     )
 
 
