@@ -238,7 +238,8 @@ def train(
     perceptual_file: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=LEARNING, help="VGG16 or VGG19 weights in torchvision's form; switches that loss on."
+            rich_help_panel=LEARNING,
+            help="VGG16 or VGG19 weights: torchvision's, or Caffe's as .npz; switches that loss on.",
         ),
     ] = None,
     seed: Annotated[

@@ -108,7 +108,7 @@ class TrainRequest:
                     hint="leave it out, or start a new run",
                 )
         train = _length_of_one_kind(self._train_changes())
-        if self.perceptual is not None:
+        if self.perceptual is not None and saved.train.perceptual_file is None:
             train["perceptual_file"] = fetch_vgg(self.perceptual)
         folders = {"root": "root", "labels": "labels_dir", "images": "images_dir", "instances": "instances_dir"}
         moved = {name: getattr(self.data, flag) for flag, name in folders.items() if getattr(self.data, flag)}

@@ -97,11 +97,12 @@ def start(
         if world.is_main:
             checkpoint = _resume_point(runs_dir, name, resume)
     checkpoint = world.from_main(checkpoint)
-    # One process downloads what the others then find.
-    setup = world.main_first(lambda: asked.setup(runs_dir) if checkpoint is None else asked.resumed(checkpoint))
-    with world.together():
+    with world.together():  # the data first: a wrong folder should not cost a download
+        setup = asked.setup(runs_dir, downloads=False) if checkpoint is None else asked.resumed(checkpoint)
         choose_device(setup.train.device, world)
         source = FolderSource(setup)
+    if checkpoint is None:  # one process downloads what the others then find
+        setup = world.main_first(lambda: asked.setup(runs_dir))
     notes = _notes(setup, source)
     if checkpoint is not None:
         return Session(setup, checkpoint.parent.parent, checkpoint, source, notes, world=world)
