@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,34 +55,6 @@ def busy_seconds() -> float | None:
     # user, nice, system, irq, softirq, steal; not idle and iowait.
     user, nice, system, _idle, _waiting, *rest = map(int, table.read_text().split("\n", 1)[0].split()[1:9])
     return float(user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-
-
-def peak_memory_bytes() -> int | None:
-    """The most physical memory that this process has held since it started; None where the system does not tell."""
-    # Not ru_maxrss on Linux: it survives exec, and begins with the size of the process that started this one.
-    found = _status("VmHWM")
-    if found is not None or sys.platform == "win32":
-        return found
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def memory_bytes() -> int | None:
-    """The physical memory that this process holds now; where the system tells the peak alone, that."""
-    found = _status("VmRSS")
-    return peak_memory_bytes() if found is None else found
-
-
-def _status(key: str) -> int | None:
-    table = Path("/proc/self/status")
-    if not table.exists():
-        return None
-    for line in table.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) * 1024
-    return None
 
 
 def _version(name: str) -> str | None:

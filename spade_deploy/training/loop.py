@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from spade_deploy import process_memory
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
 from spade_deploy.runs import checkpoint_folder, run_checkpoints
 from spade_deploy.training import dataset, plots
@@ -34,7 +35,6 @@ from spade_deploy.training.checkpoint import load_generator, load_setup, load_tr
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
 from spade_deploy.training.distributed import ALONE, News, World
-from spade_deploy.training.host_memory import peak_resident_bytes
 from spade_deploy.training.recorder import Measures, Recorder
 from spade_deploy.training.shipped import SHIPPED, shipped_generator
 from spade_deploy.training.steps import Learner
@@ -207,7 +207,7 @@ def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory that this process has held: the GPU's on CUDA, else the resident set; 0 where nothing tells."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_memory.peak_memory_bytes() or 0
 
 
 def _first_batches(source: BatchSource, setup: Setup) -> list[Batch]:
