@@ -40,6 +40,10 @@ class NotFoundError(SpadeError):
     """There is nothing to work on; the hint names the command that makes it."""
 
 
+class FolderBusyError(SpadeError):
+    """Another process is writing the folder; the message names it."""
+
+
 class LabelMapError(SpadeError):
     """A label map, instance map or photo cannot be used: damaged, of the wrong kind or size, ids out of range."""
 
