@@ -323,6 +323,8 @@ def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
         if result.undecided_share > 0:
             share = percent(result.undecided_share)
             console.print(f"  {result.name}: rounding alone decides {share} of the values; the rest is judged")
+        if result.half is not None:
+            console.print(f"  {result.name}: {result.half}", highlight=False, markup=False)
         if result.second_opinion:
             console.print(f"  {result.name}: {result.second_opinion}", highlight=False, markup=False)
     if by_class:

@@ -41,9 +41,9 @@ from spade_deploy.engines.runtime import Backend, GraphChoice, Runtime, open_run
 from spade_deploy.engines.trt_library import load_library
 from spade_deploy.errors import ConfigError, NotFoundError
 from spade_deploy.export.bisection import MOST_TRIALS, Direction, PrecisionSearch, Trial, find_layers_to_keep
-from spade_deploy.export.models import build_model, unit_names
+from spade_deploy.export.models import build_model, model_inputs, unit_names
 from spade_deploy.export.onnx_graph import write_onnx
-from spade_deploy.export.pipeline import model_inputs, run_reference
+from spade_deploy.export.pipeline import run_reference
 from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
 from spade_deploy.spec import GraphKind, Precision, RoundingError
 from spade_deploy.training.architectures import Generator

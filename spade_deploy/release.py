@@ -24,7 +24,7 @@ from spade_deploy.artifact import (
 from spade_deploy.atomic import atomic_folder, write_json, write_text
 from spade_deploy.break_even import measure_break_even
 from spade_deploy.compare import Tolerance
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.export.int8 import (
     DEFAULT_CALIBRATION_COUNT,
@@ -162,8 +162,14 @@ def release(
         )
         on_step("validating every graph against the untouched PyTorch module")
         report = validate(
-            Artifact.open(folder), checkpoint=checkpoint, runs_dir=runs_dir, backend="cpu", on_progress=on_progress
+            Artifact.open(folder),
+            checkpoint=checkpoint,
+            runs_dir=runs_dir,
+            backend="cpu",
+            stress=exported.stress,
+            on_progress=on_progress,
         )
+        _require_emulated(report)
         report = replace(report, artifact=target)
         manifest, measured = _with_break_even(folder, exported.manifest, on_step)
         summary = exported.int8
@@ -181,6 +187,16 @@ def release(
             on_step(f"the artifact that failed, with its report: {failed}")
             report.require_passed()
     return Release(Artifact.open(target), report, golden.described, checkpoint)
+
+
+def _require_emulated(report: ValidationReport) -> None:
+    """An fp16 graph that nobody has seen in real half precision is not released."""
+    for result in report.results:
+        if result.half is not None and result.half.skipped is not None:
+            raise ExportError(
+                f"--fp16: {result.half.skipped}",
+                hint="without it nothing proves an fp16 graph; or export without --fp16",
+            )
 
 
 def _with_break_even(

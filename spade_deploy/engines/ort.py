@@ -46,7 +46,7 @@ _QUIET = 4  # fatal errors alone: what goes wrong comes back as an exception
 class OrtRuntime:
     """One graph of an artifact in an ONNX Runtime session.
 
-    provider: the execution provider that must run it; CUDA takes what TensorRT does not know, and the CPU what a GPU
+    provider: the execution provider that must run it, and that did load; CUDA takes what TensorRT does not know, and the CPU what a GPU
     provider does not know. gpu: how it runs there. threads: of the CPU.
     patterns_s: of a lookup graph, the seconds that the last run spent on finding patterns.
     Raises RuntimeUnavailableError where the provider does not load: there is no silent run on the CPU.
@@ -77,6 +77,7 @@ class OrtRuntime:
         loaded = self._session.get_providers()[0]
         if loaded != provider:
             raise _unavailable(provider, f"the session runs on {loaded} instead")
+        self.provider: str = loaded
         self._profile = options.profile
         self._binding: DeviceBinding | None = None
         if provider in (CUDA, TENSORRT):
