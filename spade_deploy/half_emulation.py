@@ -227,9 +227,9 @@ def _require_true_rounding(narrow: str) -> None:
         helper.make_node("Cast", ["x"], ["rounded"], to=_element(narrow)),
         helper.make_node("Cast", ["rounded"], ["y"], to=TensorProto.FLOAT),
     ]
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [3])] for name in "xy"]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in "xy")
     model = helper.make_model(
-        helper.make_graph(nodes, "probe", *ends), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
+        helper.make_graph(nodes, "probe", [x], [y]), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
     )
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

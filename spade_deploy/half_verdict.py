@@ -1,4 +1,4 @@
-"""Right or wrong where half precision is real: an fp16 graph, emulated on the inputs of a validation and stress maps."""
+"""Right or wrong where half precision is real: an fp16 graph, emulated on a validation's inputs and on stress maps."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def release(
             shutil.rmtree(failed, ignore_errors=True)
             shutil.copytree(folder, failed)
             on_step(f"the artifact that failed, with its report: {failed}")
-            report.require_passed()
+            replace(report, artifact=failed).require_passed()
     return Release(Artifact.open(target), report, golden.described, checkpoint)
 
 
@@ -195,7 +195,7 @@ def _require_emulated(report: ValidationReport) -> None:
         if result.half is not None and result.half.skipped is not None:
             raise ExportError(
                 f"--fp16: {result.half.skipped}",
-                hint="without it nothing proves an fp16 graph; or export without --fp16",
+                hint="nothing else proves an fp16 graph without a GPU; or export without --fp16",
             )
 
 

@@ -46,8 +46,8 @@ _QUIET = 4  # fatal errors alone: what goes wrong comes back as an exception
 class OrtRuntime:
     """One graph of an artifact in an ONNX Runtime session.
 
-    provider: the execution provider that must run it, and that did load; CUDA takes what TensorRT does not know, and the CPU what a GPU
-    provider does not know. gpu: how it runs there. threads: of the CPU.
+    provider: the execution provider that must run it, and that did load; CUDA takes what TensorRT does not know, and
+    the CPU what a GPU provider does not know. gpu: how it runs there. threads: of the CPU.
     patterns_s: of a lookup graph, the seconds that the last run spent on finding patterns.
     Raises RuntimeUnavailableError where the provider does not load: there is no silent run on the CPU.
     """

@@ -99,7 +99,7 @@ def export_artifact(
     stress: tuple[StressMap, ...] = ()
     if Precision.FP16 in precisions:
         on_step("measuring what half precision must hold, on the golden inputs and on stress maps")
-        measured = measure_ranges(generator, kinds, golden_inputs, on_progress)
+        measured = measure_ranges(generator, kinds, dict(golden_inputs), on_progress)
         kept, stress = kept_units(generator.spec, measured.largest, keep_fp32), (measured.hardest,)
     graphs = []
     for precision, kind in itertools.product(precisions, kinds):
