@@ -147,7 +147,10 @@ def _element_types(model: Any, path: Path) -> dict[str, int]:
     light.graph.input.extend(
         helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
     )
-    seen = onnx.shape_inference.infer_shapes(light).graph
+    try:
+        seen = onnx.shape_inference.infer_shapes(light).graph
+    except Exception as error:  # onnx's exceptions share no base class
+        raise ArtifactError(f"{path}: half precision cannot be emulated on it: {_first_line(error)}") from error
     types = {v.name: v.type.tensor_type.elem_type for v in (*seen.value_info, *seen.input, *seen.output)}
     for node in model.graph.node:
         for name in node.output:

@@ -23,6 +23,7 @@ from spade_deploy.spec import Precision
 STRESS_MIN_PSNR_DB = 40.0
 """Held on each stress map, where a reference is known. Five less than on ordinary maps: noise has larger activations
 and so larger roundings. Measured worst 55 dB (tests/test_half_verdict.py has the models)."""
+_OVERFLOWS = "overflows"
 MOST_INPUTS = 8
 """Of a folder of label maps, as many are emulated as well: each takes about twice its time in ONNX Runtime."""
 
@@ -95,8 +96,7 @@ class HalfJudge:
     _judged: DiffAccumulator = field(init=False)
     _all: DiffAccumulator = field(init=False)
     _undecided: list[float] = field(init=False, default_factory=list)
-    _overflows: list[str] = field(init=False, default_factory=list)
-    _keep: dict[str, None] = field(init=False, default_factory=dict)
+    _overflows: dict[str, list[str]] = field(init=False, default_factory=dict)
     _stress: list[StressResult] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class HalfJudge:
         if self._all.images == MOST_INPUTS:
             return
         found = self._run(inputs)
-        self._overflows += self._overflow(found, f"input {self._all.images + 1}")
+        self._note_overflow(found, f"input {self._all.images + 1}")
         trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found.outputs[IMAGE], found.outputs[PIXELS])
         decided, share = decided_only(expected[LOGITS], self._margin, trusted, candidate)
         self._undecided.append(share)
@@ -120,8 +120,8 @@ class HalfJudge:
     def add_stress(self, name: str, inputs: Arrays, expected: Arrays | None) -> None:
         """One stress map; expected: None where the reference cannot be asked, and overflow alone is looked for."""
         found = self._run(inputs)
-        failures = self._overflow(found, name)
         psnr_db = None
+        failures = [_OVERFLOWS] if self._note_overflow(found, name) else []
         if expected is not None:
             trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found.outputs[IMAGE], found.outputs[PIXELS])
             decided, _ = decided_only(expected[LOGITS], self._margin, trusted, candidate)
@@ -130,31 +130,35 @@ class HalfJudge:
             diff = one.result()
             psnr_db = diff.psnr_db
             if not failures:
-                failures = [f"{name}: {why}" for why in diff.failures(Tolerance(min_psnr_db=STRESS_MIN_PSNR_DB))]
+                failures = diff.failures(Tolerance(min_psnr_db=STRESS_MIN_PSNR_DB))
         self._stress.append(StressResult(name, psnr_db, expected is not None, tuple(failures)))
 
     def verdict(self) -> HalfVerdict:
         """After one input at least."""
-        failures = list(dict.fromkeys(self._overflows))
+        failures, keep = [], []
+        for first, places in self._overflows.items():
+            more = f" and {len(places) - 1} other maps" if len(places) > 1 else ""
+            unit = self._emulated.unit_of(first)
+            what = f"{first} overflows" if unit is None else f"{unit} overflows (--keep-fp32 {unit})"
+            failures.append(f"{what} on {places[0]}{more}")
+            keep += [] if unit is None else [unit]
         if not failures:
             failures = self._judged.result().failures(tolerance_for(Precision.FP16, self._rounding))
             failures += too_undecided(sum(self._undecided) / len(self._undecided))
-        failures += [why for one in self._stress for why in one.failures]
-        return HalfVerdict(tuple(failures), self._all.result(), tuple(self._stress), tuple(self._keep))
+        failures += [f"{one.name}: {why}" for one in self._stress for why in one.failures if why != _OVERFLOWS]
+        return HalfVerdict(tuple(failures), self._all.result(), tuple(self._stress), tuple(dict.fromkeys(keep)))
 
     def _run(self, inputs: Arrays) -> Emulated:
         return self._emulated.run(graph_inputs(self.artifact.manifest.generator, self.graph.kind, inputs))
 
-    def _overflow(self, found: Emulated, where: str) -> list[str]:
-        """tanh makes 1 of infinity: an overflow counts whatever the image looks like."""
-        if not found.overflows:
-            return []
-        first = found.overflows[0]
-        unit = self._emulated.unit_of(first)
-        if unit is None:
-            return [f"{where}: {first} overflows"]
-        self._keep[unit] = None
-        return [f"{where}: {unit} overflows (--keep-fp32 {unit})"]
+    def _note_overflow(self, found: Emulated, where: str) -> bool:
+        """Whether anything overflowed; what came first is what is to be mended, all else follows from it.
+
+        It counts whatever the image looks like: tanh makes 1 of infinity.
+        """
+        if found.overflows:
+            self._overflows.setdefault(found.overflows[0], []).append(where)
+        return bool(found.overflows)
 
     def _accumulator(self) -> DiffAccumulator:
         labels = self.artifact.manifest.generator.labels

@@ -25,8 +25,8 @@ LATENT_SIDE = 4
 middle that the border does not reach at the fine levels, and one that it does."""
 MOST_EVALUATIONS = 60
 LEAST_EVALUATIONS = 8
-SEARCH_WORK = 60 * 64**2 * 128**2
-"""Channels squared times pixels, summed over the evaluations of a search: 60 of a full-size model at 128 x 128."""
+SEARCH_WORK = 16 * 64**2 * 128**2
+"""Channels squared times pixels, summed over the evaluations of a search: 16 of a full-size model at 128 x 128."""
 
 
 @dataclass(frozen=True)
