@@ -158,8 +158,6 @@ def test_it_agrees_with_onnx_own_evaluator(tmp_path: Path) -> None:
     assert (np.isfinite(trusted) != np.isfinite(judged)).mean() < 0.02
     both = np.isfinite(trusted) & np.isfinite(judged)
     assert np.abs(trusted[both] - judged[both]).max() < 4e-3 * np.abs(trusted[both]).max()
-    # The counter-test: ONNX Runtime's CPU kernels do not overflow there.
-    assert np.isfinite(plain(path, x.tolist())).all()
 
 
 def test_a_runtime_that_does_not_round_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from past_half import with_a_large_output
 
-from spade_deploy import half_verdict
+from spade_deploy import half_verdict, precision_search
 from spade_deploy import release as release_module
 from spade_deploy.artifact import (
     IMAGE,
@@ -39,6 +39,7 @@ from spade_deploy.compare import psnr_db
 from spade_deploy.console import print_report
 from spade_deploy.engines.runtime import Backend
 from spade_deploy.errors import ExportError, RuntimeUnavailableError, ValidationFailedError
+from spade_deploy.export.dense_model import dtype_of
 from spade_deploy.export.models import build_model, model_inputs
 from spade_deploy.export.onnx_graph import write_onnx
 from spade_deploy.half_emulation import EmulatedGraph
@@ -185,13 +186,23 @@ def test_a_graph_that_overflows_fails_and_the_option_is_named(case: Case) -> Non
     assert (half["passed"], half["keep_fp32"]) == (False, ["conv_img"])
 
 
-def test_the_search_judges_with_real_half_precision(case: Case) -> None:
+def test_the_search_judges_with_real_half_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     report = validate(case.careless, runs_dir=case.runs, backend="cpu")
-    found = search_failures(case.careless, report, Backend.CPU, runs_dir=case.runs, most_trials=3)
+    traced: list[bool] = []
+
+    def write(model: Any, path: Path) -> None:
+        """What was exported before, by what conv_img is: a trace takes long."""
+        traced.append(dtype_of(model.conv_img) is torch.float16)
+        source = case.careless if traced[-1] else case.released.artifact
+        shutil.copy(source.path_of(graph_file(Precision.FP16)), path)
+
+    monkeypatch.setattr(precision_search, "write_onnx", write)
+    found = search_failures(case.careless, report, Backend.CPU, runs_dir=case.runs)
     search = found["fp16"]
-    assert "conv_img" in search.found
+    assert search.found == ("conv_img",)
+    assert search.is_minimal
     assert "NaN or infinity" in search.trials[0].failures[0]
-    assert any(trial.passed for trial in search.trials)
+    assert [trial.passed for trial in search.trials] == [not half for half in traced]
 
 
 def test_an_overflow_on_a_stress_map_alone_fails(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
