@@ -113,7 +113,7 @@ def _rewrite(model: Any, narrow: int, path: Path) -> list[str]:
         narrow_outputs = [name for name in node.output if types.get(name) == narrow]
         _widen_attributes(node, narrow)
         nodes.append(node)
-        if not narrow_outputs or node.op_type in _MOVES:
+        if not narrow_outputs or _moves(node):
             continue
         for place, name in enumerate(node.output):
             if name in narrow_outputs:
@@ -157,6 +157,13 @@ def _element_types(model: Any, path: Path) -> dict[str, int]:
             if name and not types.get(name):
                 raise ArtifactError(f"{path}: half precision cannot be emulated: nothing says the type of {name}")
     return types
+
+
+def _moves(node: Any) -> bool:
+    """Whether a node's results are values that were there before."""
+    if node.op_type == "Resize":
+        return any(attribute.name == "mode" and attribute.s == b"nearest" for attribute in node.attribute)
+    return node.op_type in _MOVES
 
 
 def _widen_attributes(node: Any, narrow: int) -> None:
