@@ -108,7 +108,7 @@ def _search(
 
 
 def _merged(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    return {name: _larger(first.get(name, 0.0), value) for name, value in second.items()}
+    return {**first, **{name: _larger(first.get(name, 0.0), value) for name, value in second.items()}}
 
 
 def kept_units(spec: GeneratorSpec, ranges: Mapping[str, float], asked: Iterable[str]) -> tuple[str, ...]:
