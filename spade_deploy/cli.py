@@ -546,6 +546,10 @@ def infer(
         Path | None, typer.Option(help="Instance maps, paired by stem, for a model with an edge channel.")
     ] = None,
     no_instances: Annotated[bool, typer.Option("--no-instances", help="Leave the edge channel empty.")] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="The data set whose layout LABELS has; what the model was trained on if left out."),
+    ] = None,
     precision: Annotated[Precision | None, typer.Option(help="fp16 on a GPU, fp32 on a CPU if left out.")] = None,
     backend: Annotated[
         Backend, typer.Option(help="auto: a TensorRT engine that fits, else CUDA, else the CPU.")
@@ -584,6 +588,7 @@ def infer(
             out,
             instances=instances,
             no_instances=no_instances,
+            preset=preset,
             precision=precision,
             backend=backend,
             batch_size=batch_size,
@@ -606,6 +611,8 @@ def infer(
         spec = opened.manifest.generator
         target = size or f"{spec.height}x{spec.width}"
         console.print(f"  {summary.resized} label maps were resized to {target} (nearest); --resize never refuses them")
+    if summary.left_out:
+        console.print(f"  {len(summary.left_out)} photos were left out; the first: {summary.left_out[0]}", markup=False)
     if summary.failures:
         for failure in summary.failures:
             stderr().print(f"  {failure.message}", markup=False)

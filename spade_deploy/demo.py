@@ -20,7 +20,8 @@ from spade_deploy.atomic import write_text
 from spade_deploy.data.earth import CREDITS, Tile, cut, earth_labels, earth_tiles
 from spade_deploy.errors import SpadeError
 from spade_deploy.inference import infer
-from spade_deploy.label_map import colorize, effective_palette
+from spade_deploy.label_map import colorize
+from spade_deploy.palettes import effective_palette
 from spade_deploy.release import release
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.spec import Precision

@@ -35,7 +35,8 @@ from spade_deploy.export.int8 import (
 )
 from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.export.precision import parse_kept
-from spade_deploy.label_map import colorize, effective_palette
+from spade_deploy.label_map import colorize
+from spade_deploy.palettes import effective_palette
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind, Precision
 from spade_deploy.training.checkpoint import load_generator

@@ -25,6 +25,7 @@ from spade_deploy.compare import (
     tolerance_for,
     too_undecided,
 )
+from spade_deploy.dataset_files import Pairing
 from spade_deploy.engines.runtime import Backend, Runtime, open_runtime
 from spade_deploy.engines.trt_open import has_engines
 from spade_deploy.errors import (
@@ -34,7 +35,8 @@ from spade_deploy.errors import (
     NotFoundError,
     ValidationFailedError,
 )
-from spade_deploy.label_map import list_label_files, read_instance_map, read_label_map
+from spade_deploy.label_files import find_label_maps
+from spade_deploy.label_map import read_instance_map, read_label_map
 from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
 from spade_deploy.spec import RoundingError
 
@@ -171,16 +173,15 @@ def validate(
         batches: Callable[[], Iterator[Arrays]] = lambda: one_by_one(golden)  # noqa: E731
         total, described = len(golden[LABEL]), f"{len(golden[LABEL])} golden inputs"
     else:
-        files = list_label_files(labels) if labels.is_dir() else [labels]
-        if not files:
-            raise NotFoundError(f"{labels}: no label maps there", hint="`spade data earth OUT` writes some")
-        if instances is None and artifact.manifest.generator.labels.has_edges:
+        spec = artifact.manifest.generator.labels
+        found = find_label_maps(labels, instances, spec)
+        if spec.has_edges and instances is None and not found.has_instances:
             raise ConfigError(
                 "--instances is needed: this model has an edge channel, made of instance maps",
                 hint="spade validate ARTIFACT --labels DIR --instances DIR",
             )
-        batches = lambda: _read_inputs(artifact, files, instances, skipped)  # noqa: E731
-        total, described = len(files), f"label maps of {labels}"
+        batches = lambda: _read_inputs(artifact, found, skipped)  # noqa: E731
+        total, described = len(found.samples) + len(found.problems), f"label maps of {labels}"
     results, samples = [], list[SampleImages]()
     for graph in _graphs(artifact, backend):
         skipped.clear()
@@ -274,17 +275,15 @@ def _keep_sample(
         samples[index] = replace(samples[index], candidates={**samples[index].candidates, name: pixels})
 
 
-def _read_inputs(artifact: Artifact, files: list[Path], instances: Path | None, skipped: list[str]) -> Iterator[Arrays]:
+def _read_inputs(artifact: Artifact, found: Pairing, skipped: list[str]) -> Iterator[Arrays]:
     spec = artifact.manifest.generator
     size = (spec.height, spec.width)
-    instance_files = {path.stem: path for path in list_label_files(instances)} if instances else {}
-    for path in files:
+    skipped += [f"{problem.path}: {problem.message}" for problem in found.problems]
+    for sample in found.samples:
         try:
-            inputs: Arrays = {LABEL: read_label_map(path, spec.labels, size)[None]}
-            if spec.labels.has_edges:
-                if path.stem not in instance_files:
-                    raise LabelMapError(f"{path}: no instance map of that name in {instances}")
-                inputs[INSTANCE] = read_instance_map(instance_files[path.stem], size)[None]
+            inputs: Arrays = {LABEL: read_label_map(sample.label, spec.labels, size)[None]}
+            if sample.instance is not None:
+                inputs[INSTANCE] = read_instance_map(sample.instance, size)[None]
         except LabelMapError as error:
             skipped.append(error.message)
             continue

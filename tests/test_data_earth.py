@@ -12,7 +12,8 @@ from PIL import Image
 
 from spade_deploy.data import earth
 from spade_deploy.errors import ConfigError, DatasetError
-from spade_deploy.label_map import read_label_map, read_photo
+from spade_deploy.image_file import read_photo
+from spade_deploy.label_map import read_label_map
 from spade_deploy.label_sets import label_set
 
 LABELS_SHA256 = "5221e4cbbe53d75a891c6ffea797a00735d610e771c20982c9668bf3f1a9e6c6"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from spade_deploy.data import earth
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError
-from spade_deploy.label_fix import FixAction, FixResult, match_colors, read_palette_file, reordered_palette
+from spade_deploy.label_fix import FixAction, FixResult, match_colors, read_palette_file
 from spade_deploy.label_lint import (
     INTERPOLATED,
     Finding,
@@ -25,6 +25,7 @@ from spade_deploy.label_lint import (
 )
 from spade_deploy.label_map import colorize, read_label_map, synthetic_label_maps
 from spade_deploy.label_sets import label_set
+from spade_deploy.palettes import moved_palette
 from spade_deploy.spec import LabelSpec
 
 FACADES = label_set("facades")
@@ -168,15 +169,10 @@ def test_an_ordinary_palette_file_is_fine(ids: np.ndarray, tmp_path: Path, color
 
 def test_colours_that_repeat_in_the_palette_are_no_reordering() -> None:
     cityscapes = label_set("cityscapes")
-    flat = [part for color in cityscapes.palette for part in color]
-    assert reordered_palette(np.array([[0, 4, 17, 18, 26, 34]]), flat, cityscapes) == {}
-    assert reordered_palette(np.array([[0, 4, 17, 18, 26]]), flat[3:], cityscapes) == {
-        0: 0,
-        4: 5,
-        17: 17,
-        18: 19,
-        26: 27,
-    }
+    assert moved_palette(np.array([[0, 4, 17, 18, 26, 34]]), cityscapes.palette, cityscapes) is None
+    moved = moved_palette(np.array([[0, 4, 17, 18, 26]]), cityscapes.palette[1:], cityscapes)
+    assert moved is not None
+    assert (moved.is_certain, moved.mapping) == (True, {0: 0, 4: 5, 17: 17, 18: 19, 26: 27})
 
 
 def test_a_mask_is_an_error_without_unknown_and_becomes_one(save: Save, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
-from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
-from spade_deploy.label_map import Size, list_label_files, read_instance_map, read_label_map, resize_nearest
+from spade_deploy.errors import ConfigError, LabelMapError
+from spade_deploy.image_file import Size
+from spade_deploy.label_files import find_label_maps
+from spade_deploy.label_map import read_instance_map, read_label_map, resize_nearest
 from spade_deploy.patterns import pixel_codes
 from spade_deploy.spec import GeneratorSpec
 
@@ -53,21 +55,19 @@ def folder_cases(
     """
     spec = artifact.manifest.generator
     target = checked_size(spec, size)
-    files = list_label_files(labels) if labels.is_dir() else [labels]
-    if not files:
-        raise NotFoundError(f"--labels: {labels} holds no label maps", hint="`spade data earth OUT` writes some")
-    if spec.labels.has_edges and instances is None:
-        raise ConfigError("--instances is needed: this model has an edge channel, made of instance maps")
     if not spec.labels.has_edges and instances is not None:
         raise ConfigError("--instances: this model has no edge channel", hint="leave the flag out")
-    by_stem = {path.stem: path for path in list_label_files(instances)} if instances is not None else {}
+    found = find_label_maps(labels, instances, spec.labels)
+    if spec.labels.has_edges and instances is None and not found.has_instances:
+        raise ConfigError("--instances is needed: this model has an edge channel, made of instance maps")
+    for problem in found.problems:
+        if problem.code != "photo":  # what is measured is said; a folder that is not what it seems is not measured
+            raise LabelMapError(f"{problem.path}: {problem.message}")
     maps = []
-    for number, path in enumerate(files[:most]):
-        one: Arrays = {LABEL: read_label_map(path, spec.labels, target)[None]}
-        if instances is not None:
-            if path.stem not in by_stem:
-                raise LabelMapError(f"{path}: no instance map of that name in {instances}")
-            one[INSTANCE] = read_instance_map(by_stem[path.stem], target)[None]
+    for number, sample in enumerate(found.samples[:most]):
+        one: Arrays = {LABEL: read_label_map(sample.label, spec.labels, target)[None]}
+        if sample.instance is not None:
+            one[INSTANCE] = read_instance_map(sample.instance, target)[None]
         if spec.z_dim is not None:
             one[Z] = np.random.default_rng(number).standard_normal((1, spec.z_dim)).astype(np.float32)
         maps.append(one)

@@ -19,7 +19,8 @@ from spade_deploy.dataset_files import DataConfig
 from spade_deploy.engines.runtime import Backend, open_runtime
 from spade_deploy.errors import ConfigError, LabelMapError, MissingDependencyError, NotFoundError
 from spade_deploy.evaluation.data import Sample
-from spade_deploy.label_map import Size, duplicate_stems, is_image_name, list_label_files, read_photo
+from spade_deploy.image_file import Size, read_photo
+from spade_deploy.label_map import duplicate_stems, is_image_name, list_label_files
 from spade_deploy.spec import GeneratorSpec
 
 Pixels = NDArray[np.uint8]

@@ -11,7 +11,7 @@ from spade_deploy.dataset_files import DataConfig
 from spade_deploy.engines.runtime import Backend
 from spade_deploy.errors import ConfigError
 from spade_deploy.evaluation.models import Model
-from spade_deploy.label_map import Size
+from spade_deploy.image_file import Size
 from spade_deploy.label_sets import LABEL_SETS, label_set
 from spade_deploy.metrics.onnx_images import number_triple
 from spade_deploy.spec import LabelSpec, parse_size

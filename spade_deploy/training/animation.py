@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from spade_deploy.atomic import atomic_file
 from spade_deploy.errors import CheckpointError, ConfigError, MissingDependencyError, NotFoundError
-from spade_deploy.label_map import opened
+from spade_deploy.image_file import opened
 from spade_deploy.training.plots import GRID_GAP_PX, Pixels
 
 GIF_BYTES = 5_000_000

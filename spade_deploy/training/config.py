@@ -13,8 +13,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.dataset_files import DataConfig, Size
+from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError
+from spade_deploy.image_file import Size
 from spade_deploy.label_sets import label_set
 from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, NormType, Upsampling
 

@@ -24,14 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from spade_deploy.data import earth
 from spade_deploy.dataset_files import DataConfig, Problem, Sample, find_samples
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, SpadeError
-from spade_deploy.label_map import (
-    Size,
-    image_size,
-    label_dtype,
-    read_instance_map,
-    read_label_map,
-    read_photo,
-)
+from spade_deploy.image_file import Size, read_photo, size_beside
+from spade_deploy.label_map import label_dtype, read_instance_map, read_label_map
 from spade_deploy.spec import LabelSpec
 
 _ORDER, _AUGMENT = 0, 1
@@ -157,12 +151,9 @@ class FileSource:
         instance_path = sample.instance if self.labels.has_edges else None
         if sample.photo is None:
             raise LabelMapError(f"{sample.label}: has no photo")
-        expected = image_size(sample.label)
-        for path in (sample.photo, instance_path):
-            if path is not None and (found := image_size(path)) != expected:
-                raise LabelMapError(
-                    f"{sample.label}: {expected[1]} x {expected[0]} pixels, but {path} has {found[1]} x {found[0]}"
-                )
+        for path, is_photo in ((sample.photo, True), (instance_path, False)):
+            if path is not None and (problem := size_beside(sample.label, path, is_photo=is_photo)):
+                raise LabelMapError(f"{sample.label}: {problem}")
         size = self.config.crop_size if rng is None else self.config.load_size
         arrays = Arrays(
             read_label_map(sample.label, self.labels, size),
