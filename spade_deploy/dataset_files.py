@@ -387,6 +387,11 @@ def has_cityscapes_names(folder: Path, *, recursive: bool = False) -> bool:
         raise DatasetError(f"{folder}: the folder cannot be listed ({error.strerror})") from error
 
 
+def train_ids_in(folder: Path) -> Path | None:
+    """The first of Cityscapes' files of train ids in a folder and those inside, which are no label ids; else None."""
+    return next(iter(sorted(folder.rglob(f"*{CITYSCAPES_TRAIN_IDS}"))), None) if folder.is_dir() else None
+
+
 def cityscapes_kind(folder: Path, ending: str, *, is_labels: bool = False) -> Kind:
     """Files whose names end so, in a folder and those inside, by the first three parts of their names."""
 
@@ -441,6 +446,8 @@ def _nothing_pairs(config: DataConfig, split: str) -> DatasetError:
         "ade20k": "the released models need SceneParse150 (ADEChallengeData2016), not the full ADE20K",
         "cityscapes": "unpack gtFine_trainvaltest and leftImg8bit_trainvaltest into the same folder",
     }.get(config.preset, "label maps, photos and instance maps belong together by the same file stem")
+    if config.preset == "cityscapes" and config.root and (other := train_ids_in(config.root)) is not None:
+        hint = f"{other.name} holds train ids (0..18); needed are the label ids of {CITYSCAPES_LABELS[1:]}"
     return DatasetError(f"no {split} samples for the preset {config.preset}. Looked for {looked}", hint=hint)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from spade_deploy.dataset_files import (
     CITYSCAPES_INSTANCES,
     CITYSCAPES_LABELS,
+    CITYSCAPES_PHOTOS,
     CITYSCAPES_TRAIN_IDS,
     PRESET_SPLITS,
     DataConfig,
@@ -27,6 +28,7 @@ from spade_deploy.dataset_files import (
     label_layouts,
     paired,
     paired_file,
+    train_ids_in,
 )
 from spade_deploy.errors import ConfigError, NotFoundError
 from spade_deploy.label_map import list_images, what_else
@@ -54,6 +56,8 @@ def find_label_maps(
     if not needs_instances:
         instances = None
     if not labels.is_dir():
+        if preset == "cityscapes":
+            _refuse_other_kinds(labels)
         found = _one_file(labels, instances)
     else:
         if instances is not None and not instances.is_dir():
@@ -98,7 +102,7 @@ def _folder(labels: Path, instances: Path | None, preset: str | None, needs_inst
         beside = cityscapes_kind(instances or labels, CITYSCAPES_INSTANCES) if needs_instances else None
         return _labels_alone(paired(Layout(kind, None, beside)))
     if is_cityscapes:
-        _refuse_train_ids(labels)
+        _refuse_other_kinds(labels)
     if not listed.files:
         for name in dict.fromkeys((preset or "custom", "custom")):
             config = DataConfig.for_preset(name, root=labels)
@@ -125,8 +129,14 @@ def _labels_alone(found: Pairing) -> Pairing:
     return Pairing(found.samples, tuple(problems), found.unpaired_labels)
 
 
-def _refuse_train_ids(labels: Path) -> None:
-    found = next(iter(sorted(labels.rglob(f"*{CITYSCAPES_TRAIN_IDS}"))), None)
+def _refuse_other_kinds(labels: Path) -> None:
+    """Raise NotFoundError where a folder, or one file, is Cityscapes' but of another kind than label ids."""
+    other = labels.name.endswith((CITYSCAPES_INSTANCES, "_gtFine_color.png", CITYSCAPES_PHOTOS))
+    if other:
+        raise NotFoundError(
+            f"{labels} is by its name no label map of Cityscapes", hint=f"those end in {CITYSCAPES_LABELS}"
+        )
+    found = labels if labels.name.endswith(CITYSCAPES_TRAIN_IDS) else train_ids_in(labels)
     if found is not None:
         raise NotFoundError(
             f"{labels} holds train ids (0..18), as {found.name}, and no label ids (0..33), which this model takes",

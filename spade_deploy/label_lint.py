@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.dataset_files import DataConfig, Pairing, Sample, has_layout, pair_files, pair_flat
+from spade_deploy.dataset_files import DataConfig, Pairing, Sample, has_layout, pair_files, pair_flat, train_ids_in
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError
 from spade_deploy.image_file import Samples, check_photo, read_samples, size_beside
 from spade_deploy.label_fix import (
@@ -160,6 +160,8 @@ def lint_folder(
             return lint_pairing(pairing, labels, root=folder, progress=progress, workers=workers)
     pairing = pair_flat(folder, images_dir, instances_dir, preset)
     if not (pairing.samples or pairing.problems):
+        if preset == "cityscapes" and (other := train_ids_in(folder)) is not None:
+            raise DatasetError(f"{folder}: holds train ids (0..18), as {other.name}, and no label ids (0..33)")
         raise DatasetError(
             f"{folder}: holds no label maps, and is no {preset} data set",
             hint="give a folder of PNG label maps, or a data set's root and its --preset",
