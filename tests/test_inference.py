@@ -1,11 +1,12 @@
 import errno
 import io
+import os
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from spade_deploy.label_map import (
     resize_nearest,
     synthetic_label_maps,
 )
+from spade_deploy.label_sets import label_set
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
 from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
 
@@ -592,6 +594,93 @@ def test_nothing_to_work_on(plain: Artifact, edges: Artifact, tmp_path: Path) ->
         infer(plain, tmp_path / "labels" / "000.png", tmp_path / "a.webp")
     with pytest.raises(SpadeError, match="cannot be made"):
         infer(plain, tmp_path / "labels", tmp_path / "file" / "out")
+
+
+# --- Layouts, photos beside label maps, palettes ---------------------------------------------------------------------
+
+CITY = GeneratorSpec(label_set("cityscapes"), base_channels=2, height=32, width=64)
+
+
+def test_cityscapes_official_files_get_their_own_instance_maps(tmp_path: Path) -> None:
+    artifact = stand_in_artifact(tmp_path / "city", CITY)
+    place = tmp_path / "root" / "gtFine" / "val" / "ulm"
+    place.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    expectations = {}
+    for number in range(2):
+        label = rng.integers(0, 34, (32, 64)).astype(np.uint8)
+        instance = rng.integers(0, 40_000, (32, 64)).astype(np.uint16)
+        stem = f"ulm_00000{number}_000019"
+        for kind, values in (("labelIds", label), ("instanceIds", instance), ("labelTrainIds", label % 19)):
+            Image.fromarray(values).save(place / f"{stem}_gtFine_{kind}.png")
+        expectations[f"{stem}.png"] = pixels(CITY, label, instance.astype(np.int32))
+        assert (expectations[f"{stem}.png"] != pixels(CITY, label, label.astype(np.int32))).any()
+    for number, (labels, instances) in enumerate(
+        ((place, place), (place, None), (tmp_path / "root", None), (tmp_path / "root", tmp_path / "root"))
+    ):
+        out = tmp_path / f"out{number}"
+        summary = infer(artifact, labels, out, instances=instances)
+        assert (summary.written, summary.failures) == (2, ())
+        assert names(out) == list(expectations)
+        for name, right in expectations.items():
+            np.testing.assert_array_equal(read(out / name), right)
+
+
+def test_a_label_map_is_not_its_own_instance_map(edges: Artifact, tmp_path: Path) -> None:
+    write_labels(tmp_path / "labels", 2, (32, 64))
+    summary = infer(edges, tmp_path / "labels", tmp_path / "out", instances=tmp_path / "labels")
+    assert summary.written == 0
+    assert all("is the label map itself" in message for message in messages(summary).values())
+    assert list(messages(summary)) == ["000.png", "001.png"]
+
+
+def test_results_of_a_layout_never_overwrite_its_files(tmp_path: Path) -> None:
+    artifact = stand_in_artifact(tmp_path / "facades", replace(CITY, labels=label_set("facades")))
+    root = tmp_path / "root"
+    for split in ("train", "test"):
+        (root / f"{split}_label").mkdir(parents=True)
+        write_labels(root / f"{split}_label", 1, (32, 64))
+    with pytest.raises(ConfigError, match="is an input"):
+        infer(artifact, root, root / "test_label", overwrite=True)
+    summary = infer(artifact, root, tmp_path / "out")
+    assert summary.written == 0  # both splits have a 000
+    assert all("would be named like that of" in failure.message for failure in summary.failures)
+
+
+def test_photos_beside_label_maps_are_left_out_and_said(plain: Artifact, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    write_labels(labels, 2, (64, 32))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32, 3)).astype(np.uint8))
+    photo.save(labels / "000.jpg")
+    summary = infer(plain, labels, tmp_path / "out")
+    assert (summary.written, summary.failures, summary.total) == (2, (), 2)
+    assert summary.left_out == (f"{labels / '000.jpg'}: a photo (JPEG) beside the label map 000.png: left out",)
+    photo.save(labels / "lone.jpg")
+    summary = infer(plain, labels, tmp_path / "out", overwrite=True)
+    assert "is a JPEG" in messages(summary)["lone.jpg"]
+    assert "photo?" in messages(summary)["lone.jpg"]
+
+
+def test_a_palette_that_speaks_against_its_indices_is_said(plain: Artifact, tmp_path: Path) -> None:
+    (label,) = write_labels(tmp_path / "labels", 1, (64, 32), num_ids=4)
+    image = Image.fromarray(label)
+    image.putpalette([grey for grey in (0, 1, 3, 4) for _ in range(3)])
+    image.save(tmp_path / "labels" / "grey.png")
+    summary = infer(plain, tmp_path / "labels", tmp_path / "out")
+    assert names(tmp_path / "out") == ["000.png"]
+    assert "the palette is of greys other than their index: index 2 is the grey 3" in messages(summary)["grey.png"]
+
+
+def test_links_that_lead_nowhere_and_pipes_are_said(plain: Artifact, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    write_labels(labels, 1, (64, 32))
+    (labels / "none.png").symlink_to(tmp_path / "none")
+    (labels / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(labels / "pipe.png")
+    summary = infer(plain, labels, tmp_path / "out")
+    assert names(tmp_path / "out") == ["000.png"]
+    assert list(messages(summary)) == ["none.png", "pipe.png", "zero.png"]
+    assert summary.total == 4
 
 
 # --- The PNG encoder -------------------------------------------------------------------------------------------------
