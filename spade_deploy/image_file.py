@@ -23,6 +23,17 @@ from PIL.ImageFile import ImageFile
 from spade_deploy import png_file
 from spade_deploy.errors import LabelMapError, SpadeError
 from spade_deploy.files import open_regular
+from spade_deploy.image_headers import (
+    MAX_JPEG_SCANS,
+    MAX_RLE_BYTES,
+    exif_orientation,
+    hexadecimal_exif,
+    is_run_length_bmp,
+    jpeg_scans,
+    refuse_slow_jpeg,
+    webp_chunks,
+    webp_size,
+)
 from spade_deploy.png_file import PngFacts
 
 Size = tuple[int, int]
@@ -32,6 +43,7 @@ MAX_PIXELS = 64 * 1024 * 1024
 MAX_FILE_BYTES = 512 << 20
 """What an uncompressed image of MAX_PIXELS with four channels of 16 bits needs."""
 
+_MAX_SCANNED_PIXELS = 20 * MAX_PIXELS  # of a progressive JPEG: pixels times scans, of which there are about ten
 _INTEGER_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L"})
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,7 +73,7 @@ class OpenedImage:
             return self.image.format == "JPEG"
         place = self.stream.tell()
         self.stream.seek(0)
-        chunks = [name for name, _ in _webp_chunks(self.stream)]
+        chunks = [name for name, _ in webp_chunks(self.stream)]
         self.stream.seek(place)
         return b"VP8 " in chunks
 
@@ -74,8 +86,8 @@ class OpenedImage:
         """EXIF's: how the stored pixels are to be turned for showing, 2..8, or 1 where nothing says so."""
         info = self.image.info
         exif, xmp = (self.png.exif, self.png.xmp) if self.png else (b"", b"")
-        exif = exif or info.get("exif", b"") or _hexadecimal(info.get("Raw profile type exif", ""))
-        found = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
+        exif = exif or info.get("exif", b"") or hexadecimal_exif(info.get("Raw profile type exif", ""))
+        found = exif_orientation(exif.removeprefix(b"Exif\0\0"))
         if found is None:
             xmp = xmp or info.get("xmp", b"") or info.get("XML:com.adobe.xmp", "")
             text = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
@@ -114,6 +126,7 @@ def read_samples(path: Path, what: str) -> Samples:
     """Decode an image file into its own numbers, whatever it is for. Raises LabelMapError."""
     with opened_image(path, what) as file:
         image, png = file.image, file.png
+        _refuse_slow_scans(file)
         about: dict[str, Any] = {
             "is_lossy": file.is_lossy,
             "is_jpeg": image.format == "JPEG",
@@ -202,6 +215,7 @@ def _rgb(file: OpenedImage) -> Image.Image:
 
 
 def _refuse_unclear_photo(file: OpenedImage) -> None:
+    _refuse_slow_scans(file)
     png = file.png
     if file.frames > 1:
         raise LabelMapError(f"{file.path}: the photo is an animation of {file.frames} images", hint="save one of them")
@@ -262,7 +276,11 @@ def opened_image(path: Path, what: str) -> Iterator[OpenedImage]:
             if facts:
                 _refuse_large(path, facts.width, facts.height)
             elif plugin is WebPImagePlugin.WebPImageFile:
-                _refuse_large(path, *_webp_size(stream))  # its decoder takes memory for the whole canvas at once
+                _refuse_large(path, *webp_size(stream))  # its decoder takes memory for the whole canvas at once
+            elif plugin is JpegImagePlugin.JpegImageFile:
+                refuse_slow_jpeg(stream)
+            elif is_run_length_bmp(_first_bytes(stream, 34)) and found > MAX_RLE_BYTES:
+                raise ValueError(f"run-length compression, and more than {MAX_RLE_BYTES:,} bytes; save it as PNG")
             stream.seek(0)
             # The plugin is called directly: Image.open would emit its decompression bomb warning before our own
             # bound can be checked, and would try formats that have no business here.
@@ -276,6 +294,22 @@ def opened_image(path: Path, what: str) -> Iterator[OpenedImage]:
     except Exception as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise LabelMapError(f"{path}: the {what} is damaged or cannot be read ({reason})") from error
+
+
+def _first_bytes(stream: BufferedReader, count: int) -> bytes:
+    stream.seek(0)
+    return stream.read(count)
+
+
+def _refuse_slow_scans(file: OpenedImage) -> None:
+    """Raise ValueError for a JPEG that goes through its pixels more often than any program makes it."""
+    if file.image.format != "JPEG" or not file.image.info.get("progressive"):
+        return
+    place = file.stream.tell()
+    scans = jpeg_scans(file.stream)
+    file.stream.seek(place)
+    if scans > MAX_JPEG_SCANS or scans * file.image.width * file.image.height > _MAX_SCANNED_PIXELS:
+        raise ValueError(f"it goes through its pixels {scans} times")
 
 
 def _refuse_large(path: Path, width: int, height: int) -> None:
@@ -301,56 +335,3 @@ def _plugin(head: bytes, path: Path, what: str) -> type[ImageFile]:
     found = f"a {known} file" if known else "not an image file"
     allowed = "PNG or BMP" if what != "photo" else "PNG, JPEG, BMP or WebP"
     raise LabelMapError(f"{path}: the {what} is {found}; allowed is {allowed}", hint="save it as PNG")
-
-
-def _webp_chunks(stream: BufferedReader) -> Iterator[tuple[bytes, bytes]]:
-    """Name and first bytes of each chunk of a WebP file."""
-    at = 12
-    for _ in range(1000):
-        stream.seek(at)
-        head = stream.read(8)
-        if len(head) < 8:
-            return
-        yield head[:4], stream.read(10)
-        length = int.from_bytes(head[4:], "little")
-        at += 8 + length + length % 2
-
-
-def _webp_size(stream: BufferedReader) -> tuple[int, int]:
-    """Width and height of the canvas; zeros where the file does not begin as a WebP does, which its decoder refuses."""
-    for name, body in _webp_chunks(stream):
-        if name == b"VP8X":
-            return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-        if name == b"VP8L":
-            bits = int.from_bytes(body[1:5], "little")
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        if name == b"VP8 ":
-            return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-    return 0, 0
-
-
-def _exif_orientation(exif: bytes) -> int | None:
-    """The orientation that a block of EXIF says, None where it says none or is damaged.
-
-    Pillow's reader warns about damaged blocks, once a file, and reads all of them; one number is needed here.
-    """
-    order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
-    if order not in ("little", "big"):
-        return None
-
-    def number(at: int, length: int) -> int:
-        return int.from_bytes(exif[at : at + length], "little" if order == "little" else "big")
-
-    first = number(4, 4)
-    for entry in range(first + 2, min(first + 2 + 12 * number(first, 2), len(exif) - 11), 12):
-        if number(entry, 2) == 0x0112:
-            return number(entry + 8, 4 if number(entry + 2, 2) == 4 else 2)
-    return None
-
-
-def _hexadecimal(text: Any) -> bytes:
-    """ImageMagick's older way to store EXIF in a PNG: a line of its kind, one of its length, then hexadecimal lines."""
-    try:
-        return bytes.fromhex("".join(str(text).split("\n")[3:]))
-    except ValueError:
-        return b""

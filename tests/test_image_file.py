@@ -379,11 +379,20 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
         read_photo(path)
 
 
+def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
 def bombs() -> dict[str, bytes]:
     plain = np.zeros((4, 6, 1), np.int64)
     packed = zlib.compress(bytes(100 << 20), 9)
-    header = png_writer.struct.pack(">IIBBBBB", 8000, 8000, 16, RGB, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 8000, 8000, 16, RGB, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    jpeg = _saved(Image.new("RGB", (16, 16)), "JPEG")
+    scans = _saved(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
+    rle = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 1078, 40, 8000, 8000, 1, 8, 1, 0, 0, 0, 256, 0)
     webp = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xfe\x3f\0" * 2
     return {
         "zTXt": png(plain, GREY, 8, before=chunk(b"zTXt", b"Comment\0\0" + packed)),
@@ -393,6 +402,12 @@ def bombs() -> dict[str, bytes]:
         "IDAT after the image": png(plain, GREY, 8, after=chunk(b"IDAT", packed)),
         "a million chunks": png(plain, GREY, 8, before=chunk(b"tEXt", b"a\0b") * 1_000_000),
         "a large chunk": png(plain, GREY, 8, before=chunk(b"prVt", bytes(40 << 20))),
+        "JPEG fill bytes": jpeg[:2] + b"\xff" * 50_000_000 + jpeg[2:],
+        "JPEG escaped bytes": jpeg[:2] + b"\xff\0" * 25_000_000 + jpeg[2:],
+        "JPEG restart markers": jpeg[:2] + b"\xff\xd0" * 25_000_000 + jpeg[2:],
+        "JPEG segments": jpeg[:2] + b"\xff\xe5\0\2" * 10_000_000 + jpeg[2:],
+        "JPEG scans": scans[:-2] + scans[scans.rindex(b"\xff\xda") : -2] * 300 + scans[-2:],
+        "a BMP of runs": rle + bytes(2000) + b"\1\0" * 20_000_000,
         "a WebP canvas": b"RIFF" + struct.pack("<I", len(webp)) + webp,
         "a TIFF strip": b"II*\0" + struct.pack("<IHHHII", 8, 1, 279, 4, 1, 2**31),
         "a GIF frame": b"GIF89a" + struct.pack("<HH", 65535, 65535) + bytes(20),
@@ -442,9 +457,7 @@ def seeds() -> list[bytes]:
     ]
     image = Image.fromarray(rng.integers(0, 256, (16, 24, 3)).astype(np.uint8))
     for kind in ("JPEG", "WEBP", "BMP", "TIFF", "GIF"):
-        stream = io.BytesIO()
-        image.save(stream, kind, **({"exif": b"Exif\0\0" + exif(6)} if kind in ("JPEG", "WEBP") else {}))
-        found.append(stream.getvalue())
+        found.append(_saved(image, kind, **({"exif": b"Exif\0\0" + exif(6)} if kind in ("JPEG", "WEBP") else {})))
     found.append(png(ids_below(5)[..., None], GREY, 8, before=chunk(b"eXIf", exif(3)), after=chunk(b"tEXt", b"a\0b")))
     return found
 
