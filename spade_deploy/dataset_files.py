@@ -151,6 +151,13 @@ class Pairing:
     unpaired_labels: tuple[Path, ...] = ()
 
     @property
+    def in_order(self) -> list[Sample | Problem]:
+        """Every file that was meant as a label map, by path: its sample, or what is wrong with it."""
+        entries: list[Sample | Problem] = [*self.samples]
+        entries += [problem for problem in self.problems if problem.code != "photo"]
+        return sorted(entries, key=lambda entry: entry.label if isinstance(entry, Sample) else entry.path)
+
+    @property
     def has_instances(self) -> bool:
         """Whether instance maps were looked for and found, or are missing for files that need them."""
         return any(sample.instance for sample in self.samples) or any(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
-from spade_deploy.dataset_files import DataConfig, Problem, Sample
+from spade_deploy.dataset_files import DataConfig, Problem
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError
 from spade_deploy.label_files import find_label_maps
 from spade_deploy.label_map import (
@@ -100,10 +100,7 @@ def _read_maps(
 ) -> Maps:
     size = (spec.height, spec.width)
     pairing = find_label_maps(folder, instances, spec.labels)
-    unpaired = [problem for problem in pairing.problems if problem.code != "photo"]
-    files: list[Sample | Problem] = sorted(
-        [*pairing.samples, *unpaired], key=lambda entry: entry.label if isinstance(entry, Sample) else entry.path
-    )
+    files = pairing.in_order
     wanted = files[:count]
     if is_spaced and len(files) > count:
         wanted = [files[index * len(files) // count] for index in range(count)]

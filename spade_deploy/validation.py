@@ -25,7 +25,7 @@ from spade_deploy.compare import (
     tolerance_for,
     too_undecided,
 )
-from spade_deploy.dataset_files import Pairing
+from spade_deploy.dataset_files import Pairing, Problem
 from spade_deploy.engines.runtime import Backend, Runtime, open_runtime
 from spade_deploy.engines.trt_open import has_engines
 from spade_deploy.errors import (
@@ -181,7 +181,7 @@ def validate(
                 hint="spade validate ARTIFACT --labels DIR --instances DIR",
             )
         batches = lambda: _read_inputs(artifact, found, skipped)  # noqa: E731
-        total, described = len(found.samples) + len(found.problems), f"label maps of {labels}"
+        total, described = len(found.in_order), f"label maps of {labels}"
     results, samples = [], list[SampleImages]()
     for graph in _graphs(artifact, backend):
         skipped.clear()
@@ -278,8 +278,10 @@ def _keep_sample(
 def _read_inputs(artifact: Artifact, found: Pairing, skipped: list[str]) -> Iterator[Arrays]:
     spec = artifact.manifest.generator
     size = (spec.height, spec.width)
-    skipped += [f"{problem.path}: {problem.message}" for problem in found.problems]
-    for sample in found.samples:
+    for sample in found.in_order:
+        if isinstance(sample, Problem):
+            skipped.append(f"{sample.path}: {sample.message}")
+            continue
         try:
             inputs: Arrays = {LABEL: read_label_map(sample.label, spec.labels, size)[None]}
             if sample.instance is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
+from spade_deploy.dataset_files import Problem
 from spade_deploy.errors import ConfigError, LabelMapError
 from spade_deploy.image_file import Size
 from spade_deploy.label_files import find_label_maps
@@ -60,11 +61,10 @@ def folder_cases(
     found = find_label_maps(labels, instances, spec.labels)
     if spec.labels.has_edges and instances is None and not found.has_instances:
         raise ConfigError("--instances is needed: this model has an edge channel, made of instance maps")
-    for problem in found.problems:
-        if problem.code != "photo":  # what is measured is said; a folder that is not what it seems is not measured
-            raise LabelMapError(f"{problem.path}: {problem.message}")
     maps = []
-    for number, sample in enumerate(found.samples[:most]):
+    for number, sample in enumerate(found.in_order[:most]):
+        if isinstance(sample, Problem):  # what is measured is said, so nothing is left out of it
+            raise LabelMapError(f"{sample.path}: {sample.message}")
         one: Arrays = {LABEL: read_label_map(sample.label, spec.labels, target)[None]}
         if sample.instance is not None:
             one[INSTANCE] = read_instance_map(sample.instance, target)[None]
