@@ -16,14 +16,23 @@ Nothing here reads weights: a deployment without PyTorch uses it too.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.errors import ArtifactError, CheckpointError, ConfigError, NotFoundError, SpadeError
+from spade_deploy.errors import (
+    ArtifactError,
+    CheckpointError,
+    ConfigError,
+    NotFoundError,
+    SpadeError,
+    quoted,
+    reason_of,
+)
+from spade_deploy.files import read_json
 from spade_deploy.spec import GeneratorSpec
 
 CHECKPOINT_FORMAT = 1
@@ -40,8 +49,8 @@ MANIFEST_JSON = "manifest.json"
 MAKE_CHECKPOINT = "make one with `spade train`, or `spade import FILE` for a released model"
 MAKE_ARTIFACT = "make one with `spade export`"
 
+_DAMAGED_HINT = "the folder was damaged or copied in part; use another one"
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
-_MAX_JSON_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class CheckpointInfo:
     where there is none.
     train, data: the run's settings as JSON, None for an imported model.
     versions: of the packages that made it.
+    guesses: what an import took for granted, one sentence each.
     """
 
     created_unix_ns: int
@@ -67,6 +77,7 @@ class CheckpointInfo:
     train: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
+    guesses: list[str] | None = None
 
     @property
     def is_resumable(self) -> bool:
@@ -83,7 +94,7 @@ class CheckpointInfo:
             raise CheckpointError(f"{where}: holds {type(value).__name__}, not an object")
         version = value.get("format_version")
         if not isinstance(version, int) or isinstance(version, bool):
-            raise CheckpointError(f"{where}: format_version is {version!r}, not a number")
+            raise CheckpointError(f"{where}: format_version is {quoted(version)}, not a number")
         if version > CHECKPOINT_FORMAT:
             raise CheckpointError(
                 f"{where}: format {version} is newer than {CHECKPOINT_FORMAT}, the newest that this version reads",
@@ -91,11 +102,11 @@ class CheckpointInfo:
             )
         for name, is_right, wanted in _INFO_FIELDS:
             if not is_right(value.get(name)):
-                raise CheckpointError(f"{where}: {name} is {_short(value.get(name))}, not {wanted}")
+                raise CheckpointError(f"{where}: {name} is {quoted(value.get(name))}, not {wanted}")
         try:
             generator = GeneratorSpec.from_json(value["generator"])
         except (ConfigError, KeyError) as error:
-            raise CheckpointError(f"{where}: generator: {error}") from error
+            raise CheckpointError(f"{where}: generator: {reason_of(error)}") from error
         known = {entry.name: value[entry.name] for entry in fields(cls) if value.get(entry.name) is not None}
         return cls(**{**known, "generator": generator})
 
@@ -154,7 +165,9 @@ def new_run(runs_dir: Path, name: str | None = None, prefix: str = "run") -> Pat
 def check_name(flag: str, name: str) -> None:
     """Raises ConfigError unless `name` is a plain folder name: no separators, no leading dot, at most 100 letters."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{flag}: {name!r} is not letters, digits, '_', '-', '+' and '.', the first no dot or sign")
+        raise ConfigError(
+            f"{flag}: {quoted(name)} is not letters, digits, '_', '-', '+' and '.', the first no dot or sign"
+        )
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -171,6 +184,19 @@ def read_checkpoint_info(checkpoint: Path) -> CheckpointInfo:
 def run_checkpoints(run: Path) -> list[Path]:
     """Usable checkpoints of one run, the newest last; damaged ones are left out."""
     return _by_age(_checkpoints_in(run), CHECKPOINT_JSON)
+
+
+def damaged_checkpoints(run: Path) -> list[tuple[Path, str]]:
+    """The folders that `run_checkpoints` leaves out, and why: a damaged one, or a link that leads nowhere."""
+    usable, found = set(run_checkpoints(run)), []
+    for folder in _folders(run / CHECKPOINTS):
+        if folder not in usable:
+            try:
+                read_checkpoint_info(folder)
+                _require_file(folder / GENERATOR_FILE, CheckpointError)
+            except CheckpointError as error:
+                found.append((folder, error.message))
+    return found
 
 
 def newest_checkpoint(runs_dir: Path) -> Path:
@@ -211,12 +237,12 @@ def is_resumable(checkpoint: Path) -> bool:
 def read_best(run: Path) -> Best | None:
     """What best.json says, None where there is none. Raises CheckpointError where it is damaged."""
     path = run / BEST_JSON
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     value = _read_json(path, CheckpointError)
     for name, is_right, wanted in _BEST_FIELDS:
         if not is_right(value.get(name)):
-            raise CheckpointError(f"{path}: {name} is {_short(value.get(name))}, not {wanted}")
+            raise CheckpointError(f"{path}: {name} is {quoted(value.get(name))}, not {wanted}")
     return Best(**{entry.name: value[entry.name] for entry in fields(Best)})
 
 
@@ -356,19 +382,17 @@ def _peek(path: Path) -> dict[str, Any]:
 def _read_json(path: Path, kind: type[SpadeError]) -> dict[str, Any]:
     _require_file(path, kind)
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise kind(f"{path}: is larger than {_MAX_JSON_BYTES} bytes")
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise kind(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise kind(f"{path}: holds {type(value).__name__}, not an object")
-    return value
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise kind(f"{path}: cannot be read as JSON ({reason_of(error)})", hint=_DAMAGED_HINT) from error
 
 
 def _require_file(path: Path, kind: type[SpadeError]) -> None:
     if not path.is_file():
-        raise kind(f"{path}: is missing", hint="the folder was damaged or copied in part; use another one")
+        what = (
+            "is not a regular file" if path.exists() else "is a link to nothing" if path.is_symlink() else "is missing"
+        )
+        raise kind(f"{path}: {what}", hint=_DAMAGED_HINT)
 
 
 def _next_number(runs_dir: Path, prefix: str) -> int:
@@ -383,11 +407,6 @@ def _is_int(value: Any) -> bool:
 
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 _BEST_FIELDS = (
@@ -411,4 +430,9 @@ _INFO_FIELDS = (
     ("train", lambda value: value is None or isinstance(value, dict), "an object"),
     ("data", lambda value: value is None or isinstance(value, dict), "an object"),
     ("versions", lambda value: value is None or isinstance(value, dict), "an object"),
+    (
+        "guesses",
+        lambda value: value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value)),
+        "a list of texts",
+    ),
 )

@@ -16,12 +16,14 @@ from typing import Any
 from spade_deploy.artifact.folder import Artifact
 from spade_deploy.artifact.manifest import read_json
 from spade_deploy.atomic import atomic_file, write_json
-from spade_deploy.errors import ArtifactError
+from spade_deploy.errors import ArtifactError, quoted, reason_of
+from spade_deploy.files import read_regular
 
 FOLDER = "engines"
 TIMING_CACHE = "timing.cache"
 FORMAT_VERSION = 1
 MAX_ENGINE_BYTES = 8 << 30
+MAX_TIMING_CACHE_BYTES = 1 << 30
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -71,9 +73,9 @@ def read_engine(artifact: Artifact, entry: EngineEntry) -> bytes:
         size = path.stat().st_size
         if size != entry.bytes or size > MAX_ENGINE_BYTES:
             raise ArtifactError(f"{path}: {size} bytes, its manifest says {entry.bytes}", hint=again)
-        content = path.read_bytes()
+        content = read_regular(path, MAX_ENGINE_BYTES)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error}", hint=again) from error
+        raise ArtifactError(f"{path} cannot be read: {reason_of(error)}", hint=again) from error
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise ArtifactError(f"{path}: its sha256 is not the one in its manifest", hint=again)
     return content
@@ -82,6 +84,19 @@ def read_engine(artifact: Artifact, entry: EngineEntry) -> bytes:
 def engine_path(artifact: Artifact, entry: EngineEntry) -> Path:
     """Where an engine lies."""
     return artifact.path / FOLDER / f"{entry.name}.engine"
+
+
+def read_timing_cache(path: Path) -> bytes | None:
+    """What was kept, None where there is nothing. Raises ArtifactError for what cannot be read."""
+    try:
+        return read_regular(path, MAX_TIMING_CACHE_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ArtifactError(
+            f"--timing-cache: {path} cannot be read ({reason_of(error)})",
+            hint="delete it, or name another file: it only makes builds faster",
+        ) from error
 
 
 def write_timing_cache(path: Path, content: bytes) -> None:
@@ -99,7 +114,7 @@ def _read_entry(path: Path) -> EngineEntry:
     value = read_json(path, "engine manifest")
     if value.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(
-            f"{path}: format {value.get('format_version')!r}; this version reads {FORMAT_VERSION}",
+            f"{path}: format {quoted(value.get('format_version'))}; this version reads {FORMAT_VERSION}",
             hint="`spade build` makes the engine again",
         )
     fields = [value.get(field) for field in ("name", "key", "proof", "sha256", "bytes", "seconds")]
@@ -109,12 +124,38 @@ def _read_entry(path: Path) -> EngineEntry:
         and entry.name == path.stem
         and _NAME.fullmatch(entry.name)
         and isinstance(entry.key, dict)
-        and isinstance(entry.proof, dict)
+        and _is_proof(entry.proof)
         and isinstance(entry.sha256, str)
         and _SHA256.fullmatch(entry.sha256)
-        and isinstance(entry.bytes, int)
+        and _is_count(entry.bytes)
         and isinstance(entry.seconds, (int, float))
+        and not isinstance(entry.seconds, bool)
     )
     if not is_right:
         raise ArtifactError(f"{path} is no engine manifest", hint="`spade build` makes the engine again")
     return entry
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_proof(value: Any) -> bool:
+    """Whether what is there of a proof is of the types that `Proof.to_json` writes."""
+    if not isinstance(value, dict):
+        return False
+    layers = value.get("layers", [])
+    return (
+        all(_is_count(value[name]) for name in ("total", "asked", "reached") if name in value)
+        and isinstance(value.get("precision", ""), str)
+        and isinstance(value.get("of_engine", False), bool)
+        and isinstance(layers, list)
+        and all(isinstance(layer, dict) and _is_layer(layer) for layer in layers)
+    )
+
+
+def _is_layer(layer: dict[str, Any]) -> bool:
+    lists = [layer.get(name, []) for name in ("types", "covers")]
+    return all(isinstance(layer.get(name, ""), str) for name in ("name", "kind")) and all(
+        isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists
+    )

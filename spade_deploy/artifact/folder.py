@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
@@ -33,7 +32,8 @@ from spade_deploy.artifact.manifest import (
 )
 from spade_deploy.artifact.tensors import Arrays, TensorInfo, golden_tensors, input_tensors, mismatch
 from spade_deploy.atomic import atomic_file, write_json
-from spade_deploy.errors import ArtifactError
+from spade_deploy.errors import ArtifactError, quoted, reason_of
+from spade_deploy.files import open_regular, sha256_of
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
 ENCODER_ONNX = "encoder.onnx"
@@ -150,7 +150,7 @@ def write_manifest(
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and not any(part.startswith(".") for part in name.split("/")):
             require_safe_name(folder, name)
-            files[name] = FileFact(_sha256(_path_inside(folder, name)), path.stat().st_size)
+            files[name] = FileFact(sha256_of(_path_inside(folder, name)), path.stat().st_size)
     manifest = Manifest(
         created_unix_ns=time.time_ns() if created_unix_ns is None else created_unix_ns,
         generator=generator,
@@ -200,31 +200,26 @@ def _check_file(folder: Path, name: str, fact: FileFact) -> None:
     size = path.stat().st_size
     if size != fact.bytes:
         raise ArtifactError(f"{path} is damaged: {size} bytes, {fact.bytes} were written", hint=EXPORT_AGAIN)
-    digest = _sha256(path)
+    digest = sha256_of(path)
     if digest != fact.sha256:
         raise ArtifactError(
             f"{path} is damaged: sha256 {digest[:16]}..., {fact.sha256[:16]}... was written", hint=EXPORT_AGAIN
         )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # in chunks: weights may exceed the memory
-
-
 def _read_arrays(path: Path, tensors: tuple[TensorInfo, ...]) -> Arrays:
     """An .npz without np.load: sizes are known and bounded before anything is decompressed or allocated."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             total = sum(info.file_size for info in members.values())
             if total > MAX_GOLDEN_BYTES:
                 raise ValueError(f"{total} bytes when unpacked, {MAX_GOLDEN_BYTES} are the most that is read")
             if set(members) != {tensor.name for tensor in tensors}:
-                raise ValueError(f"it holds {', '.join(sorted(members)) or 'nothing'}")
+                raise ValueError(f"it holds {quoted(sorted(members))}")
             return {tensor.name: _parse_array(archive.read(members[tensor.name])) for tensor in tensors}
     except Exception as error:  # zipfile and the header's parser raise a dozen kinds for damaged bytes
-        raise ArtifactError(f"{path} is damaged: {error}", hint=EXPORT_AGAIN) from error
+        raise ArtifactError(f"{path} is damaged: {reason_of(error)}", hint=EXPORT_AGAIN) from error
 
 
 def _parse_array(content: bytes) -> NDArray[Any]:

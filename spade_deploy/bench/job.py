@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from spade_deploy.artifact import Arrays
 from spade_deploy.atomic import write_json
 from spade_deploy.bench.candidates import Candidate
+from spade_deploy.files import open_regular, read_json
 from spade_deploy.spec import GeneratorSpec
 
 
@@ -52,7 +52,7 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
         return cls(
             candidate=Candidate.from_json(value["candidate"]),
             artifact=Path(value["artifact"]),
@@ -75,7 +75,7 @@ def write_arrays(path: Path, arrays: Arrays) -> Path:
 
 def read_arrays(path: Path) -> Arrays:
     """The inverse of `write_arrays`."""
-    with np.load(path, allow_pickle=False) as archive:
+    with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spade_deploy.atomic import write_json
+from spade_deploy.files import read_json
 from spade_deploy.spec import LabelSpec
 
 CLASSES_JSON = "classes.json"
@@ -79,11 +79,11 @@ class ClassCounts:
         """Go on counting after step `start` of a run; from zero where what it wrote counts another number of steps."""
         counts = cls(labels, start)
         try:
-            saved: Any = json.loads((run / CLASSES_JSON).read_bytes())
+            saved: Any = read_json(run / CLASSES_JSON)
             table = torch.tensor([[entry["pixels"], entry["samples"]] for entry in saved["classes"]], dtype=torch.int64)
             fits = table.shape == counts.table.shape and saved["last_step"] == start
             samples, first_step = int(saved["samples"]), int(saved["first_step"])
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError):
             return counts
         if fits:
             counts.table, counts.samples, counts.first_step = table, samples, first_step

@@ -7,7 +7,6 @@ note, and is tried again when it is next due. Rows of a log are kept until the d
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import re
@@ -32,7 +31,7 @@ from spade_deploy.training.class_counts import CLASSES_JSON, ClassCounts
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.networks import to_pixels
 from spade_deploy.training.notes import Notes
-from spade_deploy.training.plots import RATES, LossLog, plot_losses, plot_metrics, sample_grid
+from spade_deploy.training.plots import RATES, LossLog, plot_losses, plot_metrics, read_rows, sample_grid
 from spade_deploy.training.steps import Learner
 from spade_deploy.training.tensorboard import Board, require_tensorboard
 
@@ -259,8 +258,10 @@ class Recorder:
         """Rows of other metrics, which a resumed run may measure, stay in a file of their own."""
         path = self.run / _METRICS
         if self._start and path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                header = next(csv.reader(file), [])
+            try:
+                header = next(iter(read_rows(path)), [])
+            except ValueError:
+                header = []
             if tuple(header) != columns:
                 path.rename(path.with_name(f"metrics_until_{self._start:08d}.csv"))
         return LossLog(path, columns, self._start)

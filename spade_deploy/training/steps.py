@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.files import sha256_of
 from spade_deploy.training import losses
 from spade_deploy.training.architectures import Generator, build_generator
 from spade_deploy.training.checkpoint import TrainingState, check_tensors
@@ -78,7 +79,7 @@ class Learner:
         self.perceptual_sha256 = ""
         if config.perceptual_file is not None:
             self.perceptual = PerceptualLoss(load_vgg(config.perceptual_file)).to(device)
-            self.perceptual_sha256 = hashlib.sha256(config.perceptual_file.read_bytes()).hexdigest()
+            self.perceptual_sha256 = sha256_of(config.perceptual_file)
         if config.channels_last:
             for network in (*self.networks.values(), *([self.perceptual] if self.perceptual else [])):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -127,10 +127,10 @@ class TestFiles:
                 OnnxExtractor(path)
         beside = extractor_file(tmp_path / "b.onnx").with_suffix(".json")
         beside.write_text("[1]")
-        with pytest.raises(ConfigError, match=r"b\.json: holds list"):
+        with pytest.raises(ConfigError, match=r"b\.json: .*holds list"):
             OnnxExtractor(tmp_path / "b.onnx")
         beside.write_text("{")
-        with pytest.raises(ConfigError, match="no JSON"):
+        with pytest.raises(ConfigError, match="as JSON"):
             OnnxExtractor(tmp_path / "b.onnx")
 
     def test_several_outputs(self, tmp_path: Path) -> None:
