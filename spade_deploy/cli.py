@@ -432,6 +432,12 @@ def import_(
     edges: Annotated[bool, typer.Option("--edges", help="It has an edge channel.")] = False,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that it was trained for.")] = None,
     upsampling: Annotated[Upsampling | None, typer.Option(help="The file does not tell normal from more.")] = None,
+    norm: Annotated[
+        NormType | None, typer.Option(help="Of a file without running statistics: instance norm or not.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Which network of a file that holds several: generator_ema.", show_default=False)
+    ] = None,
     encoder: Annotated[
         Path | None, typer.Option(help="latest_net_E.pth: the style encoder of a VAE, for styles of photos.")
     ] = None,
@@ -451,13 +457,17 @@ def import_(
                 has_edges=edges,
                 upsampling=upsampling,
                 size=parse_size(size) if size else None,
+                norm=norm,
+                part=part,
             ),
             runs_dir=runs,
             name=name,
             encoder=encoder,
         )
     out = stdout()
-    out.print(f"imported {file}: {imported.described}")
+    out.print(f"imported {file}: {imported.described}", markup=False)
+    for guess in imported.guesses:
+        out.print(f"  guessed: {guess}", highlight=False, markup=False)
     for note in imported.notes:
         out.print(f"  note: {note}", markup=False)
     print_places(("checkpoint", imported.checkpoint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_generator, random_inputs
+from conftest import build_generator, random_inputs, spade
 from spade_by_the_facts import generate
 
 from spade_deploy.errors import CheckpointError, ConfigError
@@ -102,7 +103,15 @@ def test_a_wiring_mistake_would_be_seen(tmp_path: Path) -> None:
 def test_the_preset_is_told_by_the_channels_and_said(name: str, tmp_path: Path) -> None:
     found = read_generator_file(saved(released(name).state_dict(), tmp_path), ImportRequest())
     assert found.spec.labels == label_set(name)
-    assert any(name in note for note in found.notes)
+    said = " | ".join(found.guesses)
+    upsampling, height, width = RELEASED[name]
+    for guess in (
+        rf"the \d+ segmap channels are {name}'s .* change it with --preset, or --num-labels",
+        rf"upsampling {upsampling}, as in the released {name} model; .* change it with --upsampling",
+        rf"{height} x {width} pixels, .* change it with --size",
+    ):
+        assert re.search(guess, said), said
+    assert len(found.guesses) == 3
 
 
 @pytest.mark.parametrize(
@@ -152,7 +161,7 @@ def test_wrappers_prefixes_and_half_precision_are_said(tmp_path: Path) -> None:
     state = {f"module.{key}": value.half() if value.is_floating_point() else value
              for key, value in generator.state_dict().items()}  # fmt: skip
     found = read_generator_file(saved({"state_dict": state}, tmp_path), ImportRequest())
-    assert any("module." in note for note in found.notes)
+    assert any("'state_dict.module'" in note for note in found.notes)
     assert any("float32" in note for note in found.notes)
     assert {tensor.dtype for tensor in found.module.parameters()} == {torch.float32}
 
@@ -226,7 +235,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
             return (Path.touch, (marker,))
 
     path = saved({"fc.weight": Hostile()}, tmp_path)
-    with pytest.raises(CheckpointError, match="loaded safely"):
+    with pytest.raises(CheckpointError, match="of the kind getattr"):
         read_generator_file(path, ImportRequest())
     assert not marker.exists()
 
@@ -299,3 +308,45 @@ def test_files_that_are_not_this_generators_encoder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file") as caught:
         read_encoder_file(tmp_path / "absent.pth", spec)
     assert "latest_net_E.pth" in (caught.value.hint or "")
+
+
+def test_what_is_asked_for_is_no_guess(tmp_path: Path) -> None:
+    state = released("cityscapes").state_dict()
+    path = saved(state, tmp_path)
+    named = read_generator_file(path, ImportRequest(preset="cityscapes"))
+    assert named.guesses == ()
+    assert any("upsampling more, as in the released" in note and "--upsampling" in note for note in named.notes)
+    assert any("256 x 512 pixels" in note and "--size" in note for note in named.notes)
+    told = read_generator_file(path, ImportRequest(preset="cityscapes", upsampling=Upsampling.NORMAL, size=(256, 512)))
+    assert told.guesses == ()
+    assert told.spec.upsampling is Upsampling.NORMAL
+
+
+def test_a_norm_without_statistics_is_a_guess(tmp_path: Path) -> None:
+    """Instance norm, or batch norm whose buffers were not saved: both leave no tensor."""
+    generator = build_generator(labels=LabelSpec(9), norm=NormType.INSTANCE, **SMALL)
+    path = saved(generator.state_dict(), tmp_path)
+    request = ImportRequest(None, LabelSpec(9), Upsampling.NORMAL, (64, 64))
+    (guess,) = read_generator_file(path, request).guesses
+    assert re.search("instance norm, since .* no running statistics; .* change it with --norm", guess)
+    assert read_generator_file(path, replace(request, norm=NormType.INSTANCE)).guesses == ()
+    with pytest.raises(CheckpointError, match="--norm batch needs the running statistics"):
+        read_generator_file(path, replace(request, norm=NormType.BATCH))
+    batch = build_generator(labels=LabelSpec(9), **SMALL)
+    path = saved(batch.state_dict(), tmp_path)
+    with pytest.raises(CheckpointError, match="contradicts --norm instance"):
+        read_generator_file(path, replace(request, norm=NormType.INSTANCE))
+    assert read_generator_file(path, replace(request, norm=NormType.BATCH)).spec.norm is NormType.BATCH
+
+
+def test_guesses_are_kept_with_the_checkpoint_and_printed(tmp_path: Path) -> None:
+    path = saved(released("cityscapes").state_dict(), tmp_path)
+    said = spade("import", path, cwd=tmp_path).stdout
+    checkpoint = newest_checkpoint(tmp_path / "runs")
+    told = spade("inspect", checkpoint, cwd=tmp_path).stdout
+    guesses = read_checkpoint_info(checkpoint).guesses
+    assert guesses is not None
+    assert len(guesses) == 3
+    for guess in guesses:
+        assert "guessed: " + guess[:40] in said
+        assert guess[:40] in told
