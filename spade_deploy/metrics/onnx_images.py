@@ -162,12 +162,12 @@ def _flags(flag: str) -> str:
 
 
 def _sha256(path: Path, flag: str) -> str:
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise NotFoundError(f"{flag}: {path} is not there", hint="give an ONNX file")
     try:
         return sha256_of(path)
     except OSError as error:
-        raise NotFoundError(f"{flag}: {path} cannot be read ({reason_of(error)})") from error
+        raise NotFoundError(f"{flag}: {path} cannot be read ({reason_of(error)})", hint="give an ONNX file") from error
 
 
 def _open(path: Path, flag: str) -> Any:

@@ -222,7 +222,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         arrays = _read_arrays(path)
         check_values(arrays, path)
         return _from_caffe(path, arrays)
-    loaded = load_weights(path, "--perceptual-file")
+    loaded = load_weights(path, "vgg19 or vgg16 of torchvision's")
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path}: is not a state dict of tensors", hint=_HINT)
     return {str(key): value for key, value in loaded.items()}

@@ -118,6 +118,9 @@ class TestFiles:
     def test_what_is_no_image_network(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match="is not there"):
             OnnxExtractor(tmp_path / "none.onnx")
+        (tmp_path / "device.onnx").symlink_to("/dev/zero")
+        with pytest.raises(NotFoundError, match="is a device, not a regular file"):
+            OnnxExtractor(tmp_path / "device.onnx")
         (tmp_path / "noise.onnx").write_bytes(b"\x00noise" * 100)
         with pytest.raises(ConfigError, match="cannot load"):
             OnnxExtractor(tmp_path / "noise.onnx", FACTS)
