@@ -28,6 +28,7 @@ from spade_deploy.console import (
     print_next,
     print_places,
     print_report,
+    show_notes,
     stderr,
     stdout,
     step_bar,
@@ -124,7 +125,7 @@ def _main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    show_notes()
 
 
 @app.command(cls=_TrainCommand, rich_help_panel="The main job")

@@ -5,6 +5,7 @@ rich is imported where it is used: a command that prints one line should not pay
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -46,6 +47,20 @@ LINE_EVERY_S = 30.0
 
 SHOWN_FINDINGS = 500
 """Rows of a table of findings; a data set may have as many as it has files."""
+
+
+class _Notes(logging.Handler):
+    """What the package has to tell without failing: a line of stderr each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr().print(f"  note: {record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_notes() -> None:
+    """From now on the package's warnings are printed as notes."""
+    logger = logging.getLogger("spade_deploy")
+    if not any(isinstance(handler, _Notes) for handler in logger.handlers):
+        logger.addHandler(_Notes())
 
 
 def stdout() -> Console:

@@ -9,16 +9,19 @@
                                                    and, to resume: discriminator.safetensors, optimizers.pt
                /artifact/                          manifest.json and what it lists
 
-The one rule for 'newest': the largest `created_unix_ns` written inside checkpoint.json or manifest.json, not the file's
-own time, which copying changes; of equals the last path. An explicit path always wins.
+The rule for 'newest'. Inside a run it is the step that counts: clocks go back, steps do not. Between runs it is the
+largest `created_unix_ns` written inside checkpoint.json (of a run's last step) or manifest.json, not the file's own
+time, which copying changes; of equals the last path. A date in the future is said. An explicit path always wins.
 Nothing here reads weights: a deployment without PyTorch uses it too.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,10 @@ MANIFEST_JSON = "manifest.json"
 MAKE_CHECKPOINT = "make one with `spade train`, or `spade import FILE` for a released model"
 MAKE_ARTIFACT = "make one with `spade export`"
 
+FUTURE_NS = 300 * 10**9
+"""A date is in the future from here on: the clocks of two machines differ by seconds."""
+
+_LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
 _MAX_JSON_BYTES = 64 << 20
 
@@ -169,34 +176,40 @@ def read_checkpoint_info(checkpoint: Path) -> CheckpointInfo:
 
 
 def run_checkpoints(run: Path) -> list[Path]:
-    """Usable checkpoints of one run, the newest last; damaged ones are left out."""
-    return _by_age(_checkpoints_in(run), CHECKPOINT_JSON)
+    """Usable checkpoints of one run in the order of their steps; damaged ones are left out."""
+    found = []
+    for folder in _checkpoints_in(run):
+        facts = _peek(folder / CHECKPOINT_JSON)
+        if _is_int(facts.get("created_unix_ns")) and _is_int(facts.get("step")):
+            found.append((facts["step"], folder.as_posix(), folder))
+    return [folder for _, _, folder in sorted(found)]
 
 
 def newest_checkpoint(runs_dir: Path) -> Path:
-    """The newest checkpoint of all runs. Raises NotFoundError."""
-    found = _by_age((c for run in _runs(runs_dir) for c in _checkpoints_in(run)), CHECKPOINT_JSON)
-    if not found:
+    """The last checkpoint of the run whose last one is the newest. Raises NotFoundError."""
+    found = _newest([run_checkpoints(run)[-1:] for run in _runs(runs_dir)], CHECKPOINT_JSON)
+    if found is None:
         raise NotFoundError(f"{runs_dir}: no checkpoint in any run", hint=MAKE_CHECKPOINT)
-    return found[-1]
+    return found
 
 
 def newest_artifact(runs_dir: Path) -> Path:
     """The newest artifact of all runs. Raises NotFoundError."""
-    found = _by_age((run / ARTIFACT for run in _runs(runs_dir)), MANIFEST_JSON)
-    if not found:
+    found = _newest([[run / ARTIFACT] for run in _runs(runs_dir)], MANIFEST_JSON)
+    if found is None:
         raise NotFoundError(f"{runs_dir}: no artifact in any run", hint=MAKE_ARTIFACT)
-    return found[-1]
+    return found
 
 
 def newest_run_to_resume(runs_dir: Path) -> Path:
-    """The run whose checkpoint with a training state is the newest. Raises NotFoundError."""
-    for checkpoint in reversed(_by_age((c for run in _runs(runs_dir) for c in _checkpoints_in(run)), CHECKPOINT_JSON)):
-        if is_resumable(checkpoint):
-            return checkpoint.parent.parent
-    raise NotFoundError(
-        f"{runs_dir}: no run has a checkpoint that training could resume", hint="start one with `spade train`"
-    )
+    """The run whose last checkpoint with a training state is the newest. Raises NotFoundError."""
+    candidates = [[folder for folder in run_checkpoints(run) if is_resumable(folder)][-1:] for run in _runs(runs_dir)]
+    found = _newest(candidates, CHECKPOINT_JSON)
+    if found is None:
+        raise NotFoundError(
+            f"{runs_dir}: no run has a checkpoint that training could resume", hint="start one with `spade train`"
+        )
+    return found.parent.parent
 
 
 def is_resumable(checkpoint: Path) -> bool:
@@ -325,14 +338,31 @@ def _folders(parent: Path) -> list[Path]:
         return []
 
 
-def _by_age(candidates: Iterable[Path], json_name: str) -> list[Path]:
-    """Those whose JSON can be read and is dated, oldest first."""
+def _newest(candidates: Sequence[Iterable[Path]], json_name: str) -> Path | None:
+    """The candidate whose JSON has the latest date, of those whose JSON can be read; a date in the future is said."""
     dated = []
-    for folder in candidates:
+    for folder in (folder for group in candidates for folder in group):
         created = _peek(folder / json_name).get("created_unix_ns")
         if _is_int(created):
             dated.append((created, folder.as_posix(), folder))
-    return [folder for _, _, folder in sorted(dated)]
+    if not dated:
+        return None
+    created, _, folder = max(dated)
+    if created > time.time_ns() + FUTURE_NS:
+        _LOG.warning(
+            "%s was taken as the newest, but it is dated %s, in the future: this clock or the one that dated it is"
+            " wrong. Name the folder that is meant",
+            folder,
+            _date(created),
+        )
+    return folder
+
+
+def _date(created_unix_ns: int) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(created_unix_ns / 1e9))
+    except (OverflowError, ValueError, OSError):  # beyond what a calendar has
+        return "beyond every calendar"
 
 
 def _newest_of_run(run: Path) -> Path:

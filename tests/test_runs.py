@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,37 @@ class TestNewest:
         os.utime(newer / runs.CHECKPOINT_JSON, (1, 1))
         os.utime(older / runs.CHECKPOINT_JSON, (2_000_000_000, 2_000_000_000))
         assert runs.newest_checkpoint(tmp_path) == newer
+
+    def test_inside_a_run_the_step_counts_and_not_the_clock(self, tmp_path: Path) -> None:
+        """A clock that went back: the later step has the earlier date."""
+        first = make_checkpoint(tmp_path / "a", 9, created=300)
+        second = make_checkpoint(tmp_path / "a", 10, created=200)
+        last = make_checkpoint(tmp_path / "a", 100, created=100)
+        assert runs.run_checkpoints(tmp_path / "a") == [first, second, last]
+        assert runs.resolve_checkpoint(tmp_path / "a", tmp_path) == last
+        assert runs.newest_checkpoint(tmp_path) == last
+        other = make_checkpoint(tmp_path / "b", 1, created=150)
+        assert runs.newest_checkpoint(tmp_path) == other, "between runs it is the date of the last step"
+        assert runs.newest_run_to_resume(tmp_path) == tmp_path / "b"
+
+    @pytest.mark.parametrize("find", ["checkpoint", "artifact", "run_to_resume"])
+    def test_a_date_in_the_future_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture, find: str) -> None:
+        now = time.time_ns()
+        make_checkpoint(tmp_path / "now", 1, created=now)
+        make_artifact(tmp_path / "now", created=now)
+        search = getattr(runs, f"newest_{find}")
+        search(tmp_path)
+        assert caplog.text == "", "a date of today is nothing to tell"
+        make_checkpoint(tmp_path / "later", 1, created=now + 10**18)
+        make_artifact(tmp_path / "later", created=now + 10**18)
+        assert "later" in search(tmp_path).as_posix()
+        assert str(tmp_path / "later") in caplog.text
+        assert f"dated {time.gmtime((now + 10**18) / 1e9).tm_year}" in caplog.text
+        assert "in the future" in caplog.text
+        make_checkpoint(tmp_path / "never", 1, created=1 << 200)
+        make_artifact(tmp_path / "never", created=1 << 200)
+        search(tmp_path)
+        assert "dated beyond every calendar" in caplog.text
 
     def test_ties_go_to_the_last_path(self, tmp_path: Path) -> None:
         for run in ("b", "c", "a"):

@@ -164,7 +164,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Work:
-    """A run that can begin. start, total: the steps start+1..total are to do. facts: see Recorder."""
+    """A run that can begin. start, total: the steps start+1..total are to do. facts, counts: see Recorder."""
 
     learner: Learner
     source: BatchSource
@@ -172,12 +172,13 @@ class _Work:
     total: int
     facts: dict[str, Any]
     notes: tuple[str, ...]
+    counts: Any = None
 
     def recorder(self, run: Path, resume: Path | None) -> Recorder:
         setup = self.learner.setup
         evaluator = self.source.evaluator(setup) if setup.train.eval_every else None
         samples = self.source.samples(SAMPLE_ROWS)
-        return Recorder(run, self.learner, samples, self.facts, resume, self.start, evaluator)
+        return Recorder(run, self.learner, samples, self.facts, resume, self.start, evaluator, self.counts)
 
 
 def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | None, world: World) -> _Work:
@@ -192,17 +193,19 @@ def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | 
     statistics_batches = cache(partial(_first_batches, source, setup))
     learner = Learner(setup, choose_device(config.device, world), statistics_batches)
     facts = {"steps_per_epoch": steps_per_epoch, "steps": total, "perceptual": learner.perceptual_sha256}
-    start, notes = 0, tuple[str, ...]()
+    start, notes, counts = 0, tuple[str, ...](), None
     if resume is None and config.init:
         learner.begin_from(initial_generator(config.init))
     if resume is not None:
-        start, notes = _restore(learner, resume, facts)
-        if start >= total:
+        start, notes, counts = _restore(learner, resume, facts)
+        longer = f"`spade train --resume {shlex.quote(str(run))} --steps {2 * start}`"
+        if start > total:
             raise ConfigError(
-                f"--steps: {resume} is at step {start} of {total}: there is nothing left to do",
-                hint=f"go on with `spade train --resume {shlex.quote(str(run))} --steps {2 * start}`",
+                f"--steps: {resume} is at step {start}, beyond a run of {total}", hint=f"go on with {longer}"
             )
-    return _Work(learner, source, start, total, facts, notes)
+        if start == total:
+            notes = (f"nothing was left to do: {resume} is at step {start} of {total}; {longer} goes on", *notes)
+    return _Work(learner, source, start, total, facts, notes, counts)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -361,7 +364,7 @@ def _loop(
     recorder: of process 0. Between the steps the processes wait for it, and for each other's errors.
     """
     learner, config, total = work.learner, work.learner.setup.train, work.total
-    step, stopped_by, losses = work.start, "", dict[str, float]()
+    step, stopped_by, losses = work.start, "", learner.last_losses if work.start == total else dict[str, float]()
     durations: deque[float] = deque(maxlen=_SPEED_WINDOW)
     skips: list[str] = []
     with StopSignal() as stop:
@@ -374,6 +377,9 @@ def _loop(
             on_skip=skips.append,
         )
         with closing(batches):
+            with world.together():
+                if recorder is not None:
+                    recorder.catch_up(is_last=work.start == total)
             while step < total and not stopped_by:
                 began = time.perf_counter()
                 with world.together():
@@ -403,8 +409,8 @@ def _loop(
     return step, stopped_by, losses
 
 
-def _restore(learner: Learner, checkpoint: Path, facts: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Put a checkpoint's state into the learner. Returns its step and what the user should know."""
+def _restore(learner: Learner, checkpoint: Path, facts: dict[str, Any]) -> tuple[int, tuple[str, ...], Any]:
+    """Put a checkpoint's state into the learner. Returns its step, what the user should know, and its class counts."""
     saved = load_setup(checkpoint)
     _refuse_other_settings(checkpoint, saved.to_json(), learner.setup.to_json())
     loaded, state = load_generator(checkpoint), load_training_state(checkpoint)
@@ -419,11 +425,12 @@ def _restore(learner: Learner, checkpoint: Path, facts: dict[str, Any]) -> tuple
                 hint="resume with the same files, or start a new run",
             )
     learner.restore(loaded.module, state, loaded.info.step, loaded.encoder)
+    counts = state.rest.get("classes")
     if before.get("steps") == facts["steps"]:
-        return loaded.info.step, ()
+        return loaded.info.step, (), counts
     falls_from = int(facts["steps"] * learner.setup.train.decay_start)
     length = f"the run had {before.get('steps')} steps and has {facts['steps']} now"
-    return loaded.info.step, (f"{length}: its learning rates fall after step {falls_from}",)
+    return loaded.info.step, (f"{length}: its learning rates fall after step {falls_from}",), counts
 
 
 def _refuse_other_settings(checkpoint: Path, saved: Any, now: Any, path: str = "") -> None:

@@ -166,6 +166,11 @@ class Learner:
         self._last_losses = {**self._last_losses, **dict(zip(names, values, strict=True))}
         return {name: self._last_losses[name] for name in self.loss_names}
 
+    @property
+    def last_losses(self) -> dict[str, float]:
+        """Of the last step that was done or restored; empty before the first."""
+        return {name: self._last_losses[name] for name in self.loss_names if name in self._last_losses}
+
     def deployed(self) -> Generator:
         """The generator that is saved and shown: the average where there is one, its statistics up to date."""
         if self.average is None:

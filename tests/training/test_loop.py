@@ -184,9 +184,9 @@ class TestResume:
     def test_more_steps_are_allowed_and_told(self, tmp_path: Path) -> None:
         run = new_run(tmp_path / "run")
         first = train(setup_of(steps=4), run=run, source=Noise())
-        with pytest.raises(ConfigError, match="at step 4 of 4") as caught:
-            train(setup_of(steps=4), run=run, source=Noise(), resume=first.checkpoint)
-        assert "--steps" in str(caught.value.hint)
+        with pytest.raises(ConfigError, match="at step 4, beyond a run of 3") as caught:
+            train(setup_of(steps=3), run=run, source=Noise(), resume=first.checkpoint)
+        assert "--steps 8" in str(caught.value.hint)
         more = train(setup_of(steps=8), run=run, source=Noise(), resume=first.checkpoint)
         assert more.notes == ("the run had 4 steps and has 8 now: its learning rates fall after step 4",)
         assert [float(row[7]) for row in rows(run)[1:]] == pytest.approx(
