@@ -231,6 +231,14 @@ NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
 )
 """The normalisations that each architecture can be built with, its paper's first."""
 
+MAX_SIDE = 16384
+"""The largest height and width in pixels: an image of both is 800 MB, and every feature map many times that."""
+MAX_CHANNELS = 1024
+"""The widest network; the paper's has 64 and 128. Its weights alone would be 100 GB."""
+MAX_STYLE = 65536
+MAX_BATCH = 4096
+"""Images that a network computes at once."""
+
 PIX2PIXHD_HALVINGS = 4
 """How often the global generator halves the segmap before its residual blocks."""
 
@@ -262,16 +270,18 @@ class GeneratorSpec:
     width: int = 256
 
     def __post_init__(self) -> None:
-        if self.base_channels < 2 or self.base_channels % 2:
-            raise ConfigError(f"--base-channels: {self.base_channels} is not an even number from 2 on")
-        if self.hidden_channels < 1:
-            raise ConfigError(f"--hidden-channels: {self.hidden_channels} is not a positive number")
+        if not 2 <= self.base_channels <= MAX_CHANNELS or self.base_channels % 2:
+            raise ConfigError(f"--base-channels: {self.base_channels} is not an even number in 2..{MAX_CHANNELS}")
+        if not 1 <= self.hidden_channels <= MAX_CHANNELS:
+            raise ConfigError(f"--hidden-channels: {self.hidden_channels} is not in 1..{MAX_CHANNELS}")
         if self.kernel_size not in (1, 3, 5):
             raise ConfigError(f"--kernel-size: {self.kernel_size} is not 1, 3 or 5")
-        if self.z_dim is not None and self.z_dim < 1:
-            raise ConfigError(f"z_dim: {self.z_dim} is not a positive number")
+        if self.z_dim is not None and not 1 <= self.z_dim <= MAX_STYLE:
+            raise ConfigError(f"z_dim: {self.z_dim} is not in 1..{MAX_STYLE}")
         self._check_architecture()
         for name, size in (("height", self.height), ("width", self.width)):
+            if size > MAX_SIDE:
+                raise ConfigError(f"--size: {name} {size} is more than {MAX_SIDE} pixels")
             if not self.takes_side(size):
                 how = f"upsampling {self.upsampling} doubles {self.upsampling.doublings} times"
                 if self.architecture is Architecture.PIX2PIXHD:
@@ -421,8 +431,10 @@ def _flag(name: str, value: object) -> str:
 def parse_size(text: str) -> tuple[int, int]:
     """'256x512' -> (height, width) in pixels; '256' is square. Raises ConfigError."""
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--size: {text!r} is not HEIGHTxWIDTH in pixels, such as 256x512")
+    # Nine digits at most: Python refuses to make a number of thousands.
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        raise ConfigError(f"--size: {shown!r} is not HEIGHTxWIDTH in pixels, such as 256x512")
     return int(parts[0]), int(parts[-1])
 
 

@@ -12,7 +12,7 @@ from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_o
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
 from spade_deploy.label_map import Size, list_label_files, read_instance_map, read_label_map, resize_nearest
 from spade_deploy.patterns import pixel_codes
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.spec import MAX_BATCH, GeneratorSpec
 
 
 def read_cases(
@@ -76,8 +76,8 @@ def folder_cases(
 
 def batches(maps: list[Arrays], batch_size: int) -> tuple[Arrays, ...]:
     """Single maps -> batches in turn; the last one is filled up from the beginning, so that all have one shape."""
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size: {batch_size} is not a positive number")
+    if not 1 <= batch_size <= MAX_BATCH:
+        raise ConfigError(f"--batch-size: {batch_size} is not in 1..{MAX_BATCH}")
     count = -(-len(maps) // batch_size)
     groups = [[maps[(k * batch_size + n) % len(maps)] for n in range(batch_size)] for k in range(count)]
     return tuple({name: np.concatenate([one[name] for one in group]) for name in group[0]} for group in groups)

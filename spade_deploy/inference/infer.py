@@ -14,7 +14,7 @@ from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
 from spade_deploy.inference.style import style_vector
 from spade_deploy.label_map import Size
-from spade_deploy.spec import GeneratorSpec, Precision
+from spade_deploy.spec import MAX_BATCH, GeneratorSpec, Precision
 
 _DROP = "leave the flag out"
 
@@ -81,8 +81,8 @@ def infer(
     runtime, and SpadeError where a result cannot be written.
     """
     spec = artifact.manifest.generator
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size: {batch_size} is not a positive number")
+    if not 1 <= batch_size <= MAX_BATCH:
+        raise ConfigError(f"--batch-size: {batch_size} is not in 1..{MAX_BATCH}")
     _check_instance_flags(spec, instances, no_instances)
     reader = Reader(spec, _target_size(spec, resize, size), style_vector(artifact, seed, style_image))
     plan = make_plan(labels, out, None if no_instances else instances, image_format, overwrite)
