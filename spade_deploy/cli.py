@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it: `spade --help` answers in a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
@@ -1051,6 +1052,8 @@ def demo(
 
 def main() -> None:
     """The console script."""
+    # Python processes that are started from here, by libraries too, import nothing from the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     app()
 
 

@@ -340,11 +340,11 @@ def _folders(parent: Path) -> list[Path]:
 
 def _newest(candidates: Sequence[Iterable[Path]], json_name: str) -> Path | None:
     """The candidate whose JSON has the latest date, of those whose JSON can be read; a date in the future is said."""
-    dated = []
+    dated: list[tuple[int, str, Path]] = []
     for folder in (folder for group in candidates for folder in group):
-        created = _peek(folder / json_name).get("created_unix_ns")
-        if _is_int(created):
-            dated.append((created, folder.as_posix(), folder))
+        found = _peek(folder / json_name).get("created_unix_ns")
+        if found is not None and _is_int(found):
+            dated.append((found, folder.as_posix(), folder))
     if not dated:
         return None
     created, _, folder = max(dated)

@@ -13,7 +13,7 @@ from PIL import Image
 from spade_deploy import release as release_module
 from spade_deploy.artifact import REPORT_HTML, REPORT_JSON, Artifact
 from spade_deploy.compare import Tolerance
-from spade_deploy.errors import ConfigError, NotFoundError, ValidationFailedError
+from spade_deploy.errors import ConfigError, ExportError, NotFoundError, ValidationFailedError
 from spade_deploy.release import release
 from spade_deploy.runs import checkpoint_folder, new_run, resolve_artifact
 from spade_deploy.spec import LabelSpec, Precision
@@ -53,6 +53,18 @@ def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None
     assert "sea &amp; sky" in page
     assert "&lt;land&gt;" in page
     assert "passed" in page
+
+
+def test_a_network_that_makes_nan_is_called_that(tmp_path: Path) -> None:
+    """Each weight is finite, what they compute is not."""
+    generator = build_generator(labels=LabelSpec(3), base_channels=4)
+    generator.get_parameter("conv_img.weight").data.fill_(3e38)
+    generator.get_parameter("conv_img.bias").data.fill_(3e38)
+    run = new_run(tmp_path / "runs", "wild")
+    save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
+    with pytest.raises(ExportError, match=r"the network itself makes NaN or infinity of \d+ of \d+ golden label maps"):
+        release(None, runs_dir=tmp_path / "runs", precisions=[Precision.FP32])
+    assert not (run / "artifact").exists()
 
 
 class _Pictures(HTMLParser):

@@ -31,6 +31,7 @@ from spade_deploy.artifact import (
     write_manifest,
 )
 from spade_deploy.compare import FP32_FACTOR, is_undecided
+from spade_deploy.errors import ExportError
 from spade_deploy.export.encoder_graph import write_encoder
 from spade_deploy.export.int8 import Int8Request, Int8Summary, write_int8_graphs
 from spade_deploy.export.lookup_model import LookupModel
@@ -86,6 +87,13 @@ def export_artifact(
         require_kind(generator.spec, kind)
     on_step("running the PyTorch reference in float32 and float64")
     reference = run_reference(generator, golden_inputs)
+    bad = int((~np.isfinite(reference[LOGITS])).any(axis=(1, 2, 3)).sum())
+    if bad:
+        raise ExportError(
+            f"the network itself makes NaN or infinity of {bad} of {len(reference[LOGITS])} golden label maps,"
+            " in PyTorch and float32: there is nothing to export",
+            hint="use an earlier checkpoint, or train again with lower rates",
+        )
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS])
     write_golden(folder, dict(golden_inputs), reference)
     encoder_graph = None

@@ -7,13 +7,16 @@ random state) are files apart. Nothing is unpickled: safetensors, and `weights_o
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import re
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import safetensors.torch
 import torch
@@ -83,9 +86,9 @@ def save_checkpoint(
                 save_tensors(temporary / ENCODER_FILE, encoder.state_dict())
             if state is not None:
                 save_tensors(temporary / DISCRIMINATOR_FILE, state.discriminator)
-                torch.save(dict(state.rest), temporary / OPTIMIZERS_FILE)
-        except (RuntimeError, SafetensorError) as error:  # how these libraries report a full disk
-            raise OSError(f"{folder}: {_first_line(error)}") from error
+                _save_state(temporary / OPTIMIZERS_FILE, dict(state.rest))
+        except SafetensorError as error:
+            raise _as_os_error(error, folder) from error
         info = CheckpointInfo(
             created_unix_ns=time.time_ns(),
             step=step,
@@ -185,6 +188,45 @@ def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> Ge
         return build_generator(spec)
 
 
+def _save_state(path: Path, state: dict[str, Any]) -> None:
+    """Raises OSError with the system's reason: PyTorch's own error for a full disk is 'unexpected pos'."""
+    with path.open("wb") as file:
+        told = _Told(file)
+        try:
+            torch.save(state, cast(IO[bytes], told))
+            file.flush()
+        except Exception:
+            if told.error is not None:
+                raise told.error from None
+            raise
+
+
+class _Told:
+    """A file that remembers the error which a library made another one of."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _as_os_error(error: SafetensorError, where: Path) -> OSError:
+    """safetensors reports a full disk as '... (os error 28)' or `IoError(Os { code: 28, ... })`."""
+    code = re.search(r"(?:code: |os error )(\d+)", str(error))
+    if code is None:
+        return OSError(errno.EIO, _first_line(error), str(where))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(where))
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, in their own types."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -192,12 +234,26 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError where it has another SHA-256 or cannot be read."""
+    """The tensors of a safetensors file. Raises CheckpointError where it has another SHA-256, cannot be read, or
+    holds what is no finite number."""
     _check_digest(path, sha256)
     try:
-        return dict(safetensors.torch.load_file(path))
+        tensors = dict(safetensors.torch.load_file(path))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})", hint=_DAMAGED_HINT) from error
+    require_finite(tensors, path)
+    return tensors
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Raises CheckpointError that names the first tensor which has NaN or infinity: so would all that it computes."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{where}: {name} has values that are not finite (NaN or infinity): the network would make NaN of every"
+                " label map",
+                hint="the training that wrote it had diverged; use an earlier checkpoint",
+            )
 
 
 def _check_digest(path: Path, recorded: str) -> None:

@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.label_sets import label_set
+from spade_deploy.locks import locked
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
-from spade_deploy.training.checkpoint import save_checkpoint
+from spade_deploy.training.checkpoint import require_finite, save_checkpoint
 from spade_deploy.training.encoder import StyleEncoder
 from spade_deploy.training.networks import SpadeGenerator
 
@@ -320,10 +321,14 @@ def import_checkpoint(
     encoder: the style encoder's file (`latest_net_E.pth`) of a generator with a style vector.
     """
     found = read_generator_file(file, request)
+    require_finite(found.module.state_dict(), file)
     style = read_encoder_file(encoder, found.spec) if encoder is not None else None
+    if style is not None and encoder is not None:
+        require_finite(style.state_dict(), encoder)
     run = new_run(runs_dir, name, "import")
     folder = checkpoint_folder(run, 0)
-    save_checkpoint(folder, found.module, step=0, origin="import", source=file.name, encoder=style)
+    with locked(run, "importing a model into it"):
+        save_checkpoint(folder, found.module, step=0, origin="import", source=file.name, encoder=style)
     spec = found.spec
     parameters = sum(parameter.numel() for parameter in found.module.parameters())
     described = (

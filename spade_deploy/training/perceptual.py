@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.training.checkpoint import require_finite
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -194,6 +195,7 @@ def load_vgg(path: Path) -> VggFeatures:
                 f"{path}: {key} has the shape {tuple(tensors[key].shape)}; {architecture} has {tuple(own.shape)}",
                 hint=_HINT,
             )
+    require_finite({key: tensors[key] for key in wanted}, path)
     network.load_state_dict({key: tensors[key].float() for key in wanted})
     return network.eval().requires_grad_(False)
 

@@ -29,6 +29,7 @@ from spade_deploy.runs import BEST_JSON, Best, checkpoint_folder, read_best
 from spade_deploy.training.animation import save_gif, save_timeline
 from spade_deploy.training.checkpoint import TrainingState, is_finite, save_checkpoint
 from spade_deploy.training.class_counts import CLASSES_JSON, ClassCounts
+from spade_deploy.training.data_record import DataRecord
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.networks import to_pixels
 from spade_deploy.training.notes import Notes
@@ -126,6 +127,15 @@ class Recorder:
     def new_notes(self) -> tuple[str, ...]:
         """The first note about each thing that came up since this was last asked."""
         return self._notes.new()
+
+    def say(self, note: str) -> None:
+        """Add a note."""
+        self._notes.say(note, note)
+
+    def write_data(self, record: DataRecord) -> None:
+        """Keep which samples the run is trained on. Raises TrainingError."""
+        with self._writing():
+            record.write(self.run)
 
     def count(self, label: Tensor) -> None:
         """Count the classes of a step's label maps, N x H x W ids; before `record`."""
@@ -228,7 +238,11 @@ class Recorder:
     def _diverged(self, step: int, what: str) -> None:
         raise TrainingError(
             f"{self.run}: in step {step} {what}; nothing of this state was saved. {self.last_good_sentence()}",
-            hint="start again with lower --lr-generator and --lr-discriminator, or another --seed",
+            # Losses come before the weights are moved: rates have had no say in those of the first step.
+            hint="no rate has moved a weight yet: it comes of what the run began with (--init, --perceptual-file, a"
+            " checkpoint) or of --amp fp16"
+            if step == self._start + 1
+            else "start again with lower --lr-generator and --lr-discriminator, or another --seed",
         )
 
     def _log_step(self, step: int, losses: dict[str, float], rates: tuple[float, float], seconds: float) -> None:
@@ -324,7 +338,9 @@ class Recorder:
         if best is None or not checkpoint_folder(self.run, best.step).is_dir():
             return None
         self._marked_step = best.step
-        if (best.metric, best.measured_with) != (self._learner.setup.train.best_by, self._measured_with()):
+        ours = self._measured_with()
+        same = all(best.measured_with.get(name, value) == value for name, value in ours.items())  # older: fewer
+        if not same or best.metric != self._learner.setup.train.best_by:
             self._notes.say("best", f"the best checkpoint so far, by {best.described}, was measured in another way")
             return None
         return best
@@ -332,7 +348,12 @@ class Recorder:
     def _measured_with(self) -> dict[str, Any]:
         config = self._learner.setup.train
         files = {"extractor": config.extractor, "segmenter": config.segmenter}
-        return {"samples": config.eval_samples, **{name: path.name if path else "" for name, path in files.items()}}
+        held_out = {"held_out": self._facts["held_out"]} if self._facts.get("held_out") else {}
+        return {
+            "samples": config.eval_samples,
+            **held_out,
+            **{name: path.name if path else "" for name, path in files.items()},
+        }
 
     def _to_board(self, write: Callable[[Board], None]) -> None:
         """A board that failed once is left alone: its writer cannot be used again."""

@@ -191,3 +191,17 @@ def test_not_finite_is_seen_in_weights_and_in_statistics(value: float) -> None:
         assert is_finite(module)
         module.state_dict()[name].view(-1)[0] = value
         assert not is_finite(module)
+
+
+class TestNumbers:
+    """Weights of NaN are refused where they are read: what is made of them is some colour, not an error."""
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_generator_that_would_make_nan_is_not_loaded(
+        self, tmp_path: Path, make_generator: Callable[..., Any], value: float
+    ) -> None:
+        generator = make_generator()
+        generator.get_parameter("conv_img.bias").data[0] = value
+        save_checkpoint(tmp_path / "c", generator, step=1, origin="train")
+        with pytest.raises(CheckpointError, match=r"generator\.safetensors: conv_img\.bias has values that are not"):
+            load_generator(tmp_path / "c")
