@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -28,6 +29,8 @@ from spade_deploy.training.loop import FolderSource, Progress, TrainResult, choo
 from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.request import TrainRequest
 
+_LOG = logging.getLogger(__name__)
+
 NEWEST = "newest"
 EXAMPLE_LABELS = Path("labels")
 
@@ -45,6 +48,8 @@ class RunLock:
             return
         try:
             self._stack.enter_context(locked(run, "training this run"))
+        except NotImplementedError:
+            _LOG.warning("%s: this file system knows no locks: see to it that one process alone trains there", run)
         except OSError as error:
             raise TrainingError(
                 f"{run}: cannot be written ({error.strerror or error})",
