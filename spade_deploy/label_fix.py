@@ -165,7 +165,7 @@ def fix_file(path: Path, target: Path, labels: LabelSpec, *, is_mask: bool) -> F
     try:
         ids, how = _converted(path, labels, is_mask)
         refuse_bad_ids(ids, labels, path)
-        with atomic_file(target) as temporary:
+        with atomic_file(target, flush="file") as temporary:
             Image.fromarray(ids.astype(np.uint8 if labels.num_ids <= 256 else np.uint16)).save(temporary, format="PNG")
     except (LabelMapError, OSError) as error:
         return FixResult(path, None, FixAction.REFUSED, str(error).removeprefix(f"{path}: "))
@@ -175,7 +175,7 @@ def fix_file(path: Path, target: Path, labels: LabelSpec, *, is_mask: bool) -> F
 def copy_file(path: Path, target: Path) -> FixResult:
     """A good file, byte by byte."""
     try:
-        with atomic_file(target) as temporary:
+        with atomic_file(target, flush="file") as temporary:
             shutil.copyfile(path, temporary)
     except OSError as error:
         return FixResult(path, None, FixAction.REFUSED, f"cannot be copied ({error})")

@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -34,6 +33,7 @@ from spade_deploy.artifact import (
     write_golden,
     write_manifest,
 )
+from spade_deploy.atomic import scratch_folder
 from spade_deploy.build import BuildRequest, build
 from spade_deploy.compare import DiffAccumulator, decided_only, logit_margin, tolerance_for, too_undecided
 from spade_deploy.engines.engine_store import stored_engines
@@ -211,10 +211,10 @@ def runtime_candidates(
 
     @contextmanager
     def candidate(kept: tuple[str, ...]) -> Iterator[Run]:
-        with TemporaryDirectory(prefix="spade-trial-") as name:
+        with scratch_folder("trial") as folder:
             # A graph that nothing is half precision in is not called so: the proof of its engine would refuse it.
             precision = Precision.FP16 if len(kept) < len(units) else Precision.FP32
-            folder, file = Path(name), graph_file(precision, kind)
+            file = graph_file(precision, kind)
             write_onnx(build_model(generator, kind, fp16=True, keep_fp32=kept), folder / file)
             golden = like.golden()
             write_golden(folder, golden.inputs, golden.outputs)

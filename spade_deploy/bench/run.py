@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Golden
+from spade_deploy.atomic import scratch_folder
 from spade_deploy.bench.candidates import Candidate, Kind
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
 from spade_deploy.bench.judging import judge
@@ -62,8 +62,7 @@ def bench(
     """
     _check(candidates, cases, rounds, threads, backend)
     golden = artifact.golden()
-    with tempfile.TemporaryDirectory(prefix="spade-bench-") as name, ExitStack() as stack:
-        folder = Path(name)
+    with scratch_folder("bench") as folder, ExitStack() as stack:
         files = _Files(artifact, folder, checkpoint, runs_dir, plain_onnx, on_step)
         jobs = _jobs(artifact, candidates, cases, golden, folder, threads or usable_cores(), str(backend))
         live: list[_Live] = []

@@ -159,7 +159,7 @@ def _write_png(path: Path, image: Image.Image) -> int:
 
 
 def _save(path: Path, image: Image.Image) -> None:
-    with atomic_file(path) as temporary:
+    with atomic_file(path, flush="nothing") as temporary:
         image.save(temporary, format="PNG")
 
 

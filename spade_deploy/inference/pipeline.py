@@ -242,5 +242,5 @@ def _write(result: Path, pixels: NDArray[np.uint8]) -> None:
         save_pixels(result, pixels)
         return
     content = encode_png(pixels)
-    with atomic_file(result) as temporary:
+    with atomic_file(result, flush="file") as temporary:
         temporary.write_bytes(content)
