@@ -103,17 +103,18 @@ def build(
             built.append(there)
             continue
         started = time.perf_counter()
-        made = build_engine(
-            library,
-            artifact.path_of(graph.file),
-            tensor_ranges(spec, graph.kind, profile),
-            request.options,
-            compute_capability=request.compute_capability,
-            timing_cache=cache.read_bytes() if cache.is_file() else None,
-            keep_cache=partial(write_timing_cache, cache),
-            on_phase=partial(on_phase, graph.name),
-            stop=stop,
-        )
+        with artifact.vouched(graph.file) as onnx:
+            made = build_engine(
+                library,
+                onnx,
+                tensor_ranges(spec, graph.kind, profile),
+                request.options,
+                compute_capability=request.compute_capability,
+                timing_cache=cache.read_bytes() if cache.is_file() else None,
+                keep_cache=partial(write_timing_cache, cache),
+                on_phase=partial(on_phase, graph.name),
+                stop=stop,
+            )
         is_for_this_card = gpu is not None and request.compute_capability in (
             None,
             capability_text(gpu.compute_capability),

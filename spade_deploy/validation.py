@@ -256,7 +256,8 @@ def _compare(
     failures = (*judged.result().failures(tolerance), *too_undecided(undecided_share))
     diverges_at = None
     if failures:
-        diverges_at = reference.diverges_at(artifact.path_of(graph.file), graph, worst[1])
+        with artifact.vouched(graph.file) as file:
+            diverges_at = reference.diverges_at(file, graph, worst[1])
     return GraphResult(graph, runtime.name, differences.result(), tolerance, failures, undecided_share, diverges_at)
 
 

@@ -329,7 +329,7 @@ def test_files_that_may_not_be_read(artifact: Artifact, monkeypatch: pytest.Monk
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(folder, "_sha256", refuse)
+    monkeypatch.setattr(folder, "sha256_of", refuse)
     with pytest.raises(ArtifactError, match=r"cannot be read: .*Permission denied"):
         Artifact.open(artifact.path)
 

@@ -326,6 +326,7 @@ def test_a_worker_that_ends_says_its_last_words(tmp_path: Path) -> None:
     job = Job(
         candidate=choose_candidates(artifact)[0],
         artifact=artifact.path,
+        manifest_sha256=artifact.manifest.to_json()["manifest_sha256"],
         spec=PLAIN,
         backend="cpu",
         threads=1,

@@ -19,6 +19,7 @@ from spade_deploy.spec import GeneratorSpec
 class Job:
     """One candidate's work.
 
+    manifest_sha256: of the artifact; another one may be exported into its folder before the worker opens it.
     checkpoint, plain_onnx: what baselines load, where there are any. threads: of the CPU.
     cases: .npz files of the graph's inputs, batch by batch. golden: those of the golden inputs, one by one.
     golden_outputs: where the worker writes its answers to them, `image.npy` and `pixels.npy`.
@@ -26,6 +27,7 @@ class Job:
 
     candidate: Candidate
     artifact: Path
+    manifest_sha256: str
     spec: GeneratorSpec
     backend: str
     threads: int
@@ -39,6 +41,7 @@ class Job:
         value: dict[str, Any] = {
             "candidate": self.candidate.to_json(),
             "artifact": str(self.artifact),
+            "manifest_sha256": self.manifest_sha256,
             "spec": self.spec.to_json(),
             "backend": self.backend,
             "threads": self.threads,
@@ -56,6 +59,7 @@ class Job:
         return cls(
             candidate=Candidate.from_json(value["candidate"]),
             artifact=Path(value["artifact"]),
+            manifest_sha256=value["manifest_sha256"],
             spec=GeneratorSpec.from_json(value["spec"]),
             backend=value["backend"],
             threads=value["threads"],

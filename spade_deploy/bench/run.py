@@ -130,6 +130,7 @@ def _jobs(
         Job(
             candidate=candidate,
             artifact=artifact.path,
+            manifest_sha256=artifact.manifest.to_json()["manifest_sha256"],
             spec=artifact.manifest.generator,
             backend=backend,
             threads=threads,

@@ -210,7 +210,6 @@ def _onnxruntime() -> ModuleType:
 def _open_session(
     ort: ModuleType, artifact: Artifact, graph: Graph, provider: str, threads: int | None, gpu: GpuOptions
 ) -> Any:
-    path = artifact.path_of(graph.file)
     providers = {CPU: [CPU], TENSORRT: [TENSORRT, CUDA, CPU]}.get(provider, [provider, CPU])
     card = None
     if provider == TENSORRT:
@@ -218,19 +217,20 @@ def _open_session(
         make_cache_folder(cache_folder(artifact, gpu))
     # What TensorRT leaves to CUDA runs as it would there.
     told = [provider_options(name, artifact, graph, card, gpu, ort.__version__) for name in providers]
-    try:
-        with _Silence(ort):
-            # enable_fallback=0: otherwise a provider that fails is replaced by the CPU, with a banner on stdout.
-            return ort.InferenceSession(
-                str(path), _options(ort, threads), providers=providers, provider_options=told, enable_fallback=0
-            )
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        if provider != CPU:
-            raise _unavailable(provider, str(error) if explain(str(error)) else _first_line(error)) from error
-        raise ArtifactError(
-            f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}",
-            hint=f"the graph is of opset {graph.opset}: pip install --upgrade onnxruntime, or `spade export` again",
-        ) from error
+    with artifact.vouched(graph.file) as path:
+        try:
+            with _Silence(ort):
+                # enable_fallback=0: otherwise a provider that fails is replaced by the CPU, with a banner on stdout.
+                return ort.InferenceSession(
+                    str(path), _options(ort, threads), providers=providers, provider_options=told, enable_fallback=0
+                )
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            if provider != CPU:
+                raise _unavailable(provider, str(error) if explain(str(error)) else _first_line(error)) from error
+            raise ArtifactError(
+                f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}",
+                hint=f"the graph is of opset {graph.opset}: pip install --upgrade onnxruntime, or `spade export` again",
+            ) from error
 
 
 def _options(ort: ModuleType, threads: int | None) -> Any:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
+from spade_deploy.files import open_regular
+from spade_deploy.onnx_data import external_files
 
 METADATA_KEY = "spade-deploy"
 """Of an ONNX file's metadata: a JSON object with the fields of the file beside it."""
@@ -170,6 +172,13 @@ def _open(path: Path, flag: str) -> Any:
         raise MissingDependencyError(
             f"{flag} needs ONNX Runtime, which cannot be imported: {error}", hint="pip install 'spade-deploy[cpu]'"
         ) from error
+    try:
+        for name in external_files(path):  # the file names them, and may be anybody's
+            open_regular(path.parent / name).close()
+    except ValueError as error:
+        raise ConfigError(f"{flag} {path}: is not opened: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.filename}: {error.strerror}") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:

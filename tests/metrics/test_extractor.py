@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx_judges import FACTS, extractor_file
@@ -175,3 +176,33 @@ def test_efficientnet_is_known_and_tells_photos_from_noise(shared_folder: Path) 
     against = kernel_distance(found.features(blurred)[::2], features[1::2])
     assert against.value > among.value + 0.1  # measured 0.48 against -0.02
     assert frechet_distance(features[::2], features[1::2]).caveat is not None
+
+
+class TestWeightsInOtherFiles:
+    """The file names them, and it may be anybody's."""
+
+    def file(self, folder: Path, location: str) -> Path:
+        path = extractor_file(folder / "a.onnx")
+        model = onnx.load(str(path))
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == "scale")
+        (folder / "weights").write_bytes(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    def test_beside_the_file_they_are_read(self, tmp_path: Path) -> None:
+        expected = OnnxExtractor(extractor_file(tmp_path / "whole.onnx")).features(images())
+        np.testing.assert_array_equal(OnnxExtractor(self.file(tmp_path, "weights")).features(images()), expected)
+
+    def test_elsewhere_they_are_not(self, tmp_path: Path) -> None:
+        for location in (str(tmp_path / "weights"), "../weights", "folder/weights"):
+            with pytest.raises(ConfigError, match="not the name of a file beside it"):
+                OnnxExtractor(self.file(tmp_path, location))
+
+    def test_an_endless_device_is_no_file_of_weights(self, tmp_path: Path) -> None:
+        path = self.file(tmp_path, "endless")
+        (tmp_path / "endless").symlink_to("/dev/zero")
+        with pytest.raises(ConfigError, match="endless: is a device, not a regular file"):
+            OnnxExtractor(path)
