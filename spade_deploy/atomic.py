@@ -75,8 +75,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A folder that was there before is replaced as a whole: no reader sees files of both, and none sees nothing where the
     file system can exchange two names. A link is followed: the folder that it leads to is replaced. Raises OSError.
     """
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.is_symlink() or path.name in ("", ".."):
+        path = Path(os.path.realpath(path))
     with _naming(path):
+        if not path.name:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep_once(path.parent)
         if path.exists() and not path.is_dir():
@@ -129,6 +132,11 @@ def beside(path: Path, suffix: str) -> Path:
     if len(os.fsencode(name)) > room:
         name = f"{_cut(name, room - 17)}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
     return path.with_name(f".{name}{suffix}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of that name is one that was never finished, or is being written."""
+    return _MARK.fullmatch(name) is not None
 
 
 def sweep(folder: Path) -> None:

@@ -211,7 +211,9 @@ def runtime_candidates(
 
     @contextmanager
     def candidate(kept: tuple[str, ...]) -> Iterator[Run]:
-        with scratch_folder("trial") as folder:
+        with scratch_folder("trial") as scratch:
+            folder = scratch / "artifact"
+            folder.mkdir()
             # A graph that nothing is half precision in is not called so: the proof of its engine would refuse it.
             precision = Precision.FP16 if len(kept) < len(units) else Precision.FP32
             file = graph_file(precision, kind)

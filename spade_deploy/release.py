@@ -19,7 +19,11 @@ from spade_deploy.artifact import (
     Graph,
     Manifest,
     Source,
+    carry_engines,
+    free_place,
+    require_replaceable,
     rewrite_manifest,
+    writing,
 )
 from spade_deploy.atomic import atomic_folder, write_json, write_text
 from spade_deploy.break_even import measure_break_even
@@ -50,12 +54,16 @@ MAX_AMPLIFICATION = 64
 
 @dataclass(frozen=True)
 class Release:
-    """An artifact in its place, its report, and where its golden label maps came from."""
+    """An artifact in its place, its report, and where its golden label maps came from.
+
+    notes: what became of the engines of the artifact that was there before.
+    """
 
     artifact: Artifact
     report: ValidationReport
     golden_from: str
     checkpoint: Path
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,12 +132,13 @@ def release(
     """Export a checkpoint (None: the newest; best: the best one of its run) and validate what was written.
 
     out: the artifact's folder; by default `artifact/` in the checkpoint's run. An artifact that is there is replaced
-    as a whole, and only by one that passed; one that fails is kept beside it as `<out>.failed`.
+    as a whole, and only by one that passed; one that fails is kept beside it as `<out>.failed`. A folder that holds
+    anything but an artifact's own files is not replaced.
     labels, instances: folders whose first maps become the golden inputs; by default the run's validation split, or
     synthetic maps where there is none.
     int8: adds int8 graphs. keep_fp32: units that the fp16 graphs keep in float32, beside those whose ranges ask for it.
     on_progress: what takes long, done, in all.
-    Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError.
+    Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError, FolderBusyError.
     """
     if keep_fp32 and Precision.FP16 not in precisions:
         raise ConfigError("--keep-fp32: belongs to --fp16", hint="add --fp16, or leave it out")
@@ -139,7 +148,9 @@ def release(
     kept = parse_kept(loaded.spec, keep_fp32)
     run = checkpoint.parent.parent
     target = out if out is not None else run / ARTIFACT
-    _require_replaceable(target)
+    if target.name in ("", ".."):
+        target = target.resolve()
+    require_replaceable(target)
     golden = golden_inputs(loaded.spec, loaded.info, labels, instances, _golden_count(loaded.module))
     on_step(f"golden inputs: {golden.described}")
     request = None
@@ -147,7 +158,8 @@ def release(
         calibration = calibration_inputs(loaded.spec, loaded.info, int8.maps, int8.instances, int8.count)
         request = Int8Request(calibration.inputs, calibration.described, int8.min_psnr_db)
     source = Source(run.name, loaded.info.step, loaded.info.origin, loaded.info.generator_sha256)
-    with atomic_folder(target) as folder:
+    with writing(target, "exporting into it"), atomic_folder(target) as folder:
+        require_replaceable(target)  # while it was waited for, or the checkpoint was read
         exported = export_artifact(
             loaded.module,
             folder,
@@ -175,12 +187,13 @@ def release(
         write_text(folder / REPORT_HTML, page)
         rewrite_manifest(folder, manifest)
         if not report.passed:
-            failed = target.with_name(target.name + ".failed")
-            shutil.rmtree(failed, ignore_errors=True)
-            shutil.copytree(folder, failed)
+            failed = free_place(target.with_name(target.name + ".failed"))
+            with atomic_folder(failed) as copy:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
             on_step(f"the artifact that failed, with its report: {failed}")
             report.require_passed()
-    return Release(Artifact.open(target), report, golden.described, checkpoint)
+        notes = carry_engines(target, folder)
+    return Release(Artifact.open(target), report, golden.described, checkpoint, notes)
 
 
 def _with_break_even(
@@ -196,14 +209,6 @@ def _with_break_even(
             measured[graph.name] = {**asdict(found), "crossing": found.crossing, "share": found.share}
         graphs.append(graph)
     return replace(manifest, graphs=tuple(graphs)), measured
-
-
-def _require_replaceable(target: Path) -> None:
-    is_artifact = (target / "manifest.json").is_file()
-    if target.exists() and not is_artifact and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(
-            f"--out: {target} exists and is no artifact: it will not be replaced", hint="name another folder"
-        )
 
 
 def _golden_count(module: Any) -> int:

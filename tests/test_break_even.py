@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from bench_model import small_artifact
+from conftest import build_generator
 
 from spade_deploy.artifact import Artifact
 from spade_deploy.break_even import MARGIN, BreakEven, measure_break_even
 from spade_deploy.engines.auto import AutoRuntime
 from spade_deploy.engines.runtime import open_runtime
-from spade_deploy.spec import GraphKind, Precision
+from spade_deploy.release import release
+from spade_deploy.runs import checkpoint_folder, new_run
+from spade_deploy.spec import GraphKind, LabelSpec, Precision
+from spade_deploy.training.checkpoint import save_checkpoint
 
 LARGE = BreakEven(0.1, 1.0, few_ms=300, many_ms=1200, dense_ms=1000, look_ms=1, usual_shares=(0.1, 0.2))
 
@@ -30,6 +35,26 @@ def test_a_lookup_graph_that_never_wins_is_never_taken() -> None:
 def test_one_that_always_wins_is_always_taken() -> None:
     assert replace(LARGE, many_ms=500).share == 1
     assert replace(LARGE, many_ms=300).share == 1  # flat: no share makes it slower
+
+
+def test_a_model_of_one_class_has_one_pattern_and_one_answer() -> None:
+    """Two maps of few and of many patterns are the same map, and there is no line through one point."""
+    same = BreakEven(0.01, 0.01, few_ms=300, many_ms=310, dense_ms=1000, look_ms=1, usual_shares=(0.01, 0.01))
+    assert same.share == 1
+    assert replace(same, few_ms=1000).share == 0
+    assert replace(same, usual_shares=()).share == 1
+
+
+@pytest.mark.parametrize("labels", [LabelSpec(1), LabelSpec(1, has_dontcare=True), LabelSpec(1, has_edges=True)])
+def test_a_model_of_one_class_is_exported(tmp_path: Path, labels: LabelSpec) -> None:
+    run = new_run(tmp_path / "runs", "one")
+    generator = build_generator(labels=labels, base_channels=2, hidden_channels=4)
+    save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
+    made = release(None, runs_dir=tmp_path / "runs")
+    assert made.report.passed
+    share = made.artifact.graph(kind=GraphKind.LOOKUP).break_even_share
+    assert share is not None
+    assert 0 <= share <= 1
 
 
 def test_a_rule_that_wins_nothing_on_the_models_own_maps_is_not_taken_up() -> None:

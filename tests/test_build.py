@@ -19,7 +19,7 @@ import pytest
 from conftest import build_generator, spade
 from onnx import TensorProto, helper, numpy_helper
 
-from spade_deploy.artifact import INSTANCE, LABEL, Artifact, Source, list_engines, read_engine
+from spade_deploy.artifact import INSTANCE, LABEL, Artifact, Source, list_engines, read_engine, writing
 from spade_deploy.build import BuildRequest, build
 from spade_deploy.engines.engine_key import BuildOptions, Machine
 from spade_deploy.engines.engine_store import find_engine, this_system
@@ -32,6 +32,7 @@ from spade_deploy.errors import (
     BuildError,
     BuildInterruptedError,
     ConfigError,
+    FolderBusyError,
     NotFoundError,
     RuntimeUnavailableError,
 )
@@ -167,6 +168,39 @@ def test_an_engine_that_was_changed_is_machine_code_of_unknown_origin(artifact: 
     assert list_engines(artifact) == ()
     with pytest.raises(NotFoundError, match="has no manifest beside it"):
         inspect_path(engine.path)
+
+
+@pytest.mark.parametrize("part", ["engine", "key", "proof", "sha256"])
+def test_an_engine_that_was_changed_is_built_again(artifact: Artifact, part: str) -> None:
+    """`inspect` advises it; by its size alone the damaged one would be as good."""
+    request = replace(RTX, precision=Precision.FP16, graph=GraphChoice.DENSE)
+    (engine,) = build(artifact, request)
+    manifest = engine.path.with_suffix(".json")
+    if part == "engine":
+        content = bytearray(engine.path.read_bytes())
+        content[len(content) // 2] ^= 1
+        engine.path.write_bytes(bytes(content))
+    else:
+        value = json.loads(manifest.read_text())
+        changed = {"key": {**value["key"], "gpu": "another"}, "proof": {**value["proof"], "reached": 99}}
+        value[part] = changed.get(part, "0" * 64)
+        manifest.write_text(json.dumps(value))
+        with pytest.raises(ArtifactError, match="the digest differs") as caught:
+            list_engines(artifact)
+        assert "`spade build` makes the engine again" in str(caught.value.hint)
+    with pytest.raises(ArtifactError):
+        inspect_path(engine.path)
+    (again,) = build(artifact, request)
+    assert not again.was_there
+    assert again.path == engine.path
+    assert dict(inspect_path(engine.path).rows)["integrity"] == "its sha256 is the one in its manifest"
+    assert build(artifact, request)[0].was_there
+
+
+def test_two_builds_of_one_artifact_do_not_run_at_once(artifact: Artifact) -> None:
+    with writing(artifact.path, "exporting into it"), pytest.raises(FolderBusyError, match="exporting into it"):
+        build(artifact, RTX)
+    assert not (artifact.path / "engines").exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 9}', '{"format_version": 1, "name": "../x"}'])

@@ -1,5 +1,6 @@
 import errno
 import io
+import os
 import re
 import signal
 import threading
@@ -19,7 +20,7 @@ from stand_in import EDGES, PLAIN, STYLED, expected, stand_in_artifact
 
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source, Z
 from spade_deploy.engines.ort import OrtRuntime
-from spade_deploy.errors import ConfigError, NotFoundError, RuntimeUnavailableError, SpadeError
+from spade_deploy.errors import ConfigError, FolderBusyError, NotFoundError, RuntimeUnavailableError, SpadeError
 from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.inference import InferSummary, infer, pipeline
 from spade_deploy.inference.png import encode_png
@@ -31,6 +32,7 @@ from spade_deploy.label_map import (
     resize_nearest,
     synthetic_label_maps,
 )
+from spade_deploy.locks import LOCK, locked
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
 from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
 
@@ -55,8 +57,8 @@ def read(path: Path | io.BytesIO) -> NDArray[np.uint8]:
 
 
 def names(folder: Path) -> list[str]:
-    """Hidden files too: what a stopped write would leave."""
-    return sorted(path.name for path in folder.iterdir())
+    """Hidden files too: what a stopped write would leave. Without the lock, which stays."""
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
 def pixels(spec: GeneratorSpec, label: Ids, instance: Ids | None = None, z: Ids | None = None) -> NDArray[np.uint8]:
@@ -336,10 +338,11 @@ def test_results_that_are_there_are_skipped(plain: Artifact, tmp_path: Path) -> 
     maps = write_labels(tmp_path / "labels", 3, (64, 32))
     out = tmp_path / "out"
     out.mkdir()
-    (out / "001.png").write_bytes(b"mine")
+    Image.new("RGB", (32, 64), "red").save(out / "001.png")
+    mine = (out / "001.png").read_bytes()
     first = infer(plain, tmp_path / "labels", out)
-    assert (first.written, first.skipped, (out / "001.png").read_bytes()) == (2, 1, b"mine")
-    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert (first.written, first.skipped, (out / "001.png").read_bytes()) == (2, 1, mine)
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != LOCK}
     (out / "002.png").unlink()
     second = infer(plain, tmp_path / "labels", out)
     assert (second.written, second.skipped) == (1, 2)
@@ -349,6 +352,117 @@ def test_results_that_are_there_are_skipped(plain: Artifact, tmp_path: Path) -> 
     last = infer(plain, tmp_path / "labels", out, overwrite=True)
     assert (last.written, last.skipped) == (3, 0)
     np.testing.assert_array_equal(read(out / "001.png"), pixels(PLAIN, maps[1]))
+
+
+def in_place(out: Path, kind: str, image_format: str) -> None:
+    """Put something where the result of 001.png belongs."""
+    place = out / f"001.{image_format}"
+    whole = out / f"whole.{image_format}"
+    Image.new("RGB", (32, 64), "red").save(whole)
+    content = whole.read_bytes()
+    whole.unlink()
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    elif kind == "dangling link":
+        place.symlink_to("nowhere")
+    else:
+        cut = {"empty": b"", "cut": content[:-1], "half": content[: len(content) // 2], "begun": content[:1]}
+        place.write_bytes({**cut, "somebody's": b"a poem", "zeros": bytes(200)}[kind])
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpg"])
+class TestWhatLiesInThePlaceOfAResult:
+    @pytest.mark.parametrize("kind", ["empty", "begun", "half", "cut", "dangling link"])
+    def test_a_result_that_was_never_finished_is_made_again(
+        self, plain: Artifact, tmp_path: Path, kind: str, image_format: str
+    ) -> None:
+        write_labels(tmp_path / "labels", 3, (64, 32))
+        (tmp_path / "out").mkdir()
+        in_place(tmp_path / "out", kind, image_format)
+        done = infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format)
+        assert (done.written, done.skipped, done.failures) == (3, 0, ())
+        assert read(tmp_path / "out" / f"001.{image_format}").shape == (64, 32, 3)
+        assert infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format).skipped == 3
+
+    @pytest.mark.parametrize(
+        ("kind", "said"),
+        [
+            ("folder", "is a folder, not a regular file"),
+            ("pipe", "is a pipe, not a regular file"),
+            ("device", "is a device, not a regular file"),
+            ("somebody's", "may be somebody's"),
+            ("zeros", "may be somebody's"),
+        ],
+    )
+    def test_what_is_no_result_is_reported_and_the_rest_is_done(
+        self, plain: Artifact, tmp_path: Path, kind: str, said: str, image_format: str
+    ) -> None:
+        write_labels(tmp_path / "labels", 3, (64, 32))
+        (tmp_path / "out").mkdir()
+        in_place(tmp_path / "out", kind, image_format)
+        done = infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format)
+        assert (done.written, done.skipped) == (2, 0)
+        (found,) = done.failures
+        assert said in found.message
+        assert found.path.name == "001.png"
+        assert found.hint is not None
+        again = infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format, overwrite=True)
+        is_file = kind in ("somebody's", "zeros")
+        assert (again.written, len(again.failures)) == ((3, 0) if is_file else (2, 1))
+
+
+@pytest.mark.parametrize("stem", ["a" * 251, "漢" * 83 + "xy", "a" * 240, "漢" * 80])
+def test_a_long_name_that_fits_has_its_result(plain: Artifact, tmp_path: Path, stem: str) -> None:
+    write_labels(tmp_path / "labels", 2, (64, 32))
+    (tmp_path / "labels" / "000.png").rename(tmp_path / "labels" / f"{stem}.png")
+    done = infer(plain, tmp_path / "labels", tmp_path / "out")
+    assert (done.written, done.failures) == (2, ())
+    assert names(tmp_path / "out") == sorted(["001.png", f"{stem}.png"])
+
+
+def test_a_name_that_does_not_fit_with_its_suffix_is_reported_and_the_rest_is_done(
+    plain: Artifact, tmp_path: Path
+) -> None:
+    write_labels(tmp_path / "labels", 3, (64, 32))
+    (tmp_path / "labels" / "000.png").rename(tmp_path / "labels" / ("b" * 251 + ".png"))
+    for written in (2, 0):
+        done = infer(plain, tmp_path / "labels", tmp_path / "out", image_format="jpeg")
+        assert done.written == written
+        (found,) = done.failures
+        assert "would have a name of 256 bytes" in found.message
+        assert found.hint == "give the label map a shorter name"
+
+
+def test_a_path_that_is_too_long_costs_its_file_alone(
+    plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems and paths have limits that no name tells."""
+    write_labels(tmp_path / "labels", 3, (64, 32))
+    write = Path.write_bytes
+
+    def too_long(path: Path, content: bytes) -> int:
+        if "001" in path.name:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", too_long)
+    done = infer(plain, tmp_path / "labels", tmp_path / "out")
+    assert done.written == 2
+    assert "001.png: its result cannot be written: File name too long" in done.failures[0].message
+    assert names(tmp_path / "out") == ["000.png", "002.png"]
+
+
+def test_a_second_infer_into_the_same_folder_is_refused(plain: Artifact, tmp_path: Path) -> None:
+    write_labels(tmp_path / "labels", 2, (64, 32))
+    with locked(tmp_path / "out", "making other images"):
+        with pytest.raises(FolderBusyError, match="making other images"):
+            infer(plain, tmp_path / "labels", tmp_path / "out")
+        assert infer(plain, tmp_path / "labels" / "001.png", tmp_path / "out").written == 1
+    assert infer(plain, tmp_path / "labels", tmp_path / "out").skipped == 1
 
 
 @pytest.mark.parametrize("where", ["progress", "model"])

@@ -18,6 +18,7 @@ from spade_deploy.artifact.engines import (
     list_engines,
     read_engine,
     timing_cache_path,
+    whole_engines,
     write_engine,
     write_timing_cache,
 )
@@ -43,6 +44,7 @@ from spade_deploy.artifact.manifest import (
     Manifest,
     Source,
 )
+from spade_deploy.artifact.place import carry_engines, foreign_files, free_place, require_replaceable, writing
 from spade_deploy.artifact.tensors import (
     IMAGE,
     INSTANCE,
@@ -92,9 +94,12 @@ __all__ = [
     "Source",
     "TensorInfo",
     "Z",
+    "carry_engines",
     "encoder_tensors",
     "engine_name",
     "engine_path",
+    "foreign_files",
+    "free_place",
     "golden_tensors",
     "graph_file",
     "input_rule",
@@ -105,10 +110,13 @@ __all__ = [
     "one_by_one",
     "output_tensors",
     "read_engine",
+    "require_replaceable",
     "rewrite_manifest",
     "timing_cache_path",
+    "whole_engines",
     "write_engine",
     "write_golden",
     "write_manifest",
     "write_timing_cache",
+    "writing",
 ]

@@ -2,19 +2,21 @@
 
 An engine is machine code. It is read only after its digest was compared with the one in its manifest, and that manifest
 is written last: an engine without one is never run. The artifact's own manifest does not name engines, since they are
-made later and on another machine.
+made later and on another machine. A digest finds damage; it is no signature, and says nothing of who built an engine.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact.folder import Artifact
-from spade_deploy.artifact.manifest import read_json
+from spade_deploy.artifact.manifest import manifest_digest, read_json
 from spade_deploy.atomic import atomic_file, write_json
 from spade_deploy.errors import ArtifactError
 
@@ -53,14 +55,26 @@ def write_engine(
     with atomic_file(folder / f"{name}.engine") as temporary:
         temporary.write_bytes(engine)
     facts = {"sha256": hashlib.sha256(engine).hexdigest(), "bytes": len(engine), "seconds": seconds}
-    write_json(manifest, {"format_version": FORMAT_VERSION, "name": name, **facts, "key": key, "proof": proof})
+    value = {"format_version": FORMAT_VERSION, "name": name, **facts, "key": key, "proof": proof}
+    value = json.loads(json.dumps(value))  # as it will be read: the digest is over that
+    write_json(manifest, {**value, "manifest_sha256": manifest_digest(value)})
     return folder / f"{name}.engine"
 
 
 def list_engines(artifact: Artifact) -> tuple[EngineEntry, ...]:
     """The engines that have a manifest. Raises ArtifactError for a manifest that cannot be read."""
-    folder = artifact.path / FOLDER
-    return tuple(_read_entry(path) for path in sorted(folder.glob("*.json"))) if folder.is_dir() else ()
+    return tuple(_read_entry(path) for path in sorted((artifact.path / FOLDER).glob("*.json")))
+
+
+def whole_engines(artifact: Artifact) -> tuple[EngineEntry, ...]:
+    """The engines that are as they were written; those that are damaged are left out, and can be made again."""
+    found = []
+    for path in sorted((artifact.path / FOLDER).glob("*.json")):
+        with suppress(ArtifactError):
+            entry = _read_entry(path)
+            read_engine(artifact, entry)
+            found.append(entry)
+    return tuple(found)
 
 
 def read_engine(artifact: Artifact, entry: EngineEntry) -> bytes:
@@ -117,4 +131,9 @@ def _read_entry(path: Path) -> EngineEntry:
     )
     if not is_right:
         raise ArtifactError(f"{path} is no engine manifest", hint="`spade build` makes the engine again")
+    if value.get("manifest_sha256") != manifest_digest(value):
+        raise ArtifactError(
+            f"{path}: the engine manifest is damaged: its content is not what was written, the digest differs",
+            hint=f"`spade build` makes the engine again; where it is of another card or version, delete {path}",
+        )
     return entry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,7 @@ from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
 from spade_deploy.inference.style import style_vector
 from spade_deploy.label_map import Size
+from spade_deploy.locks import locked
 from spade_deploy.spec import GeneratorSpec, Precision
 
 _DROP = "leave the flag out"
@@ -77,8 +79,9 @@ def infer(
     size: (height, width) to run at instead of the model's own.
     seed, style_image: the style of a VAE model, the same for every image: a seed's, or a photo's; neither is the mean.
     on_runtime: told what runs, once it is loaded.
-    Files that cannot be used are in the summary's failures. Raises ConfigError, NotFoundError, errors of the
-    runtime, and SpadeError where a result cannot be written.
+    Files that cannot be used, or whose result has no place, are in the summary's failures. Raises ConfigError,
+    NotFoundError, errors of the runtime, FolderBusyError where another process fills the folder, and SpadeError where
+    a result cannot be written.
     """
     spec = artifact.manifest.generator
     if batch_size < 1:
@@ -90,7 +93,9 @@ def infer(
     runtime_name = ""
     if plan.jobs:
         _make_folder(plan.folder)
-        with open_runtime(artifact, precision, backend, threads, graph) as runtime:
+        # A single file may go into a folder that others fill; of two commands that fill one, both would make all.
+        alone = nullcontext() if labels.is_file() else locked(plan.folder, f"making images of {labels}")
+        with alone, open_runtime(artifact, precision, backend, threads, graph) as runtime:
             runtime_name = runtime.name
             if on_runtime is not None:
                 on_runtime(runtime_name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
+from spade_deploy.inference.results import is_done
 from spade_deploy.label_map import duplicate_stems, is_image_name, list_label_files
 
 RESULT_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -18,6 +19,12 @@ class Failure:
     path: Path
     message: str
     hint: str | None = None
+
+
+def failure(path: Path, error: Exception) -> Failure:
+    """What went wrong with a file; the message names it."""
+    message = str(error) if str(path) in str(error) else f"{path}: {error}"
+    return Failure(path, message, getattr(error, "hint", None))
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Plan:
 
 
 def make_plan(labels: Path, out: Path, instances: Path | None, image_format: str, overwrite: bool) -> Plan:
-    """Pair labels, instances and results; no file is opened yet. Raises ConfigError, NotFoundError."""
+    """Pair labels, instances and results; no label map is opened yet. Raises ConfigError, NotFoundError."""
     if f".{image_format}" not in RESULT_SUFFIXES:
         raise ConfigError(f"--format: {image_format!r} is not one of png, jpg")
     if not labels.exists():
@@ -60,13 +67,14 @@ def make_plan(labels: Path, out: Path, instances: Path | None, image_format: str
         if file.stem in twice:
             others = " and ".join(path.name for path in twice[file.stem] if path != file)
             failures.append(Failure(file, f"{file}: its result would be named like that of {others}; rename one"))
-        elif result.exists() and not overwrite:
-            skipped += 1
         else:
             try:
-                jobs.append(Job(file, pairing.instance_of(file), result))
+                if is_done(result, overwrite=overwrite):
+                    skipped += 1
+                else:
+                    jobs.append(Job(file, pairing.instance_of(file), result))
             except LabelMapError as error:
-                failures.append(Failure(file, str(error)))
+                failures.append(failure(file, error))
     return Plan(folder, tuple(jobs), skipped, tuple(failures))
 
 
