@@ -127,6 +127,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def beside(path: Path, suffix: str) -> Path:
     """A hidden name beside `path` that belongs to it, such as that of its lock; as short as file systems want it."""
+    if path.name in ("", ".."):
+        path = path.resolve()
+    if not path.name:
+        return path / suffix  # of the root there is no beside
     room = NAME_MAX_BYTES - 1 - len(os.fsencode(suffix))
     name = path.name
     if len(os.fsencode(name)) > room:

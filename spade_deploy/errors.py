@@ -1,10 +1,14 @@
 """Every error that a user can cause, as one tree.
 
 Each message says what happened, where, the value that was found and what is allowed; `hint` says what to do next.
-The command line catches `SpadeError` alone: any other exception that reaches it is a defect of this package.
+The command line catches `SpadeError`, and what the system says of a file or a disk (`system_error`): any other
+exception that reaches it is a defect of this package.
 """
 
 from __future__ import annotations
+
+import errno
+import os
 
 
 class SpadeError(Exception):
@@ -98,3 +102,40 @@ class InputRefusedError(SpadeError):
 
 class ValidationFailedError(SpadeError):
     """What runs is not what was trained."""
+
+
+def system_error(error: OSError) -> SpadeError | None:
+    """What the system says of a file, a folder or a disk, as an error with its next step; None for all else.
+
+    Where an error arises more can be said of it, and should be; this is for all the places where a disk may be full.
+    """
+    if isinstance(error, (BrokenPipeError, ConnectionError, TimeoutError, InterruptedError, ChildProcessError)):
+        return None
+    if error.errno is None or (error.filename is None and error.errno not in _NEXT):
+        return None
+    what = error.filename2 if error.filename2 is not None else error.filename
+    where = "" if what is None else f"{os.fsdecode(what) if isinstance(what, (str, bytes)) else what}: "
+    return SpadeError(f"{where}{error.strerror}", hint=_NEXT.get(error.errno))
+
+
+_ELSEWHERE = "choose another folder (--out, --runs)"
+_NEXT = {
+    errno.ENOSPC: f"make room on that disk, or {_ELSEWHERE}",
+    errno.EDQUOT: f"your share of that disk is used up: make room, or {_ELSEWHERE}",
+    errno.EFBIG: f"the file system or a limit (ulimit -f) allows no larger file: {_ELSEWHERE}",
+    errno.EROFS: f"the file system is mounted for reading alone: {_ELSEWHERE}",
+    errno.EACCES: f"it belongs to somebody else, or may not be used: {_ELSEWHERE}, or change its rights",
+    errno.EPERM: f"it belongs to somebody else, or may not be changed: {_ELSEWHERE}, or change its rights",
+    errno.EIO: "the disk or the network under it fails: look at the system's log (dmesg), and choose another disk",
+    errno.ENOTDIR: "a file is in the place of a folder: remove it, or name another folder",
+    errno.EISDIR: "a folder is in the place of a file: remove it, or name another file",
+    errno.EEXIST: f"something else is in that place: remove it, or {_ELSEWHERE}",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EBUSY: "it is in use, or a file system is mounted there: name a folder inside it",
+    errno.ELOOP: "its links lead in a circle: remove them",
+    errno.EMFILE: "too many files are open: raise the limit, ulimit -n 4096",
+    errno.ENOENT: "it was removed meanwhile, or its folder was: see that it is there",
+    errno.EINVAL: f"that place takes no such file: {_ELSEWHERE}",
+    errno.ESTALE: "the network's file system lost it: try again",
+    errno.ENOMEM: "memory ran out: close other programs, or use smaller sizes",
+}

@@ -109,7 +109,7 @@ def test_infer_reports_and_skips_what_is_broken(mission: Mission, tmp_path: Path
     assert "broken.png" in done.stderr
     assert "range.png" in done.stderr
     assert "99" in done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
         "0000.png",
         "0001.png",
         "0002.png",
