@@ -136,6 +136,7 @@ _NEXT = {
     errno.EMFILE: "too many files are open: raise the limit, ulimit -n 4096",
     errno.ENOENT: "it was removed meanwhile, or its folder was: see that it is there",
     errno.EINVAL: f"that place takes no such file: {_ELSEWHERE}",
+    errno.ENOLCK: _ELSEWHERE,
     errno.ESTALE: "the network's file system lost it: try again",
     errno.ENOMEM: "memory ran out: close other programs, or use smaller sizes",
 }
