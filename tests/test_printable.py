@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
+from spade_deploy import pages
+from spade_deploy.atomic import write_text
 from spade_deploy.printable import one_line, printable
 
 
@@ -40,3 +43,13 @@ def test_every_character_can_be_printed() -> None:
     text = printable("".join(map(chr, range(sys.maxunicode + 1))))
     text.encode("utf-8")
     assert not any(character for character in text if ord(character) in (*range(9), *range(11, 32), *range(127, 160)))
+
+
+def test_pages_show_names_as_the_terminal_does(tmp_path: Path) -> None:
+    """And can be written: a name that is no UTF-8 would end in an error."""
+    pytest.importorskip("jinja2")
+    facts = [("model", os.fsdecode(b"b\xff") + "\x1b[31m\u202e <script>")]
+    page = pages.render("gallery.html.j2", title="t", lead="l", facts=facts, legend=[], rows=[], figures=[], credits="")
+    write_text(tmp_path / "index.html", page)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert r"b\xff\x1b[31m\u202e &lt;script&gt;" in text
