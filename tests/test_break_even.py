@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from bench_model import small_artifact
 
-from spade_deploy.artifact import Artifact
+from spade_deploy import break_even as measuring
+from spade_deploy import release as releasing
+from spade_deploy.artifact import Artifact, Graph
 from spade_deploy.break_even import MARGIN, BreakEven, measure_break_even
 from spade_deploy.engines.auto import AutoRuntime
-from spade_deploy.engines.runtime import open_runtime
+from spade_deploy.engines.runtime import Backend, GraphChoice, open_runtime
 from spade_deploy.spec import GraphKind, Precision
 
 LARGE = BreakEven(0.1, 1.0, few_ms=300, many_ms=1200, dense_ms=1000, look_ms=1, usual_shares=(0.1, 0.2))
@@ -58,3 +64,42 @@ def test_a_real_artifacts_rule_is_measured_and_followed(tmp_path_factory: pytest
             assert isinstance(runtime, AutoRuntime) == (share > 0)
             runtime.run({name: array[:1] for name, array in artifact.golden().inputs.items()})
             assert runtime.kind is kind
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.INT8])
+def test_both_graphs_are_run_in_the_precision_that_is_asked_about(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    """A half-precision graph has another break-even than a float32 one: on a CPU it is far slower."""
+    opened: list[tuple[Any, ...]] = []
+    ran: dict[GraphChoice, list[int]] = {GraphChoice.DENSE: [], GraphChoice.LOOKUP: []}
+
+    @contextmanager
+    def remember(artifact: Artifact, *asked: Any) -> Any:
+        opened.append(asked)
+        yield SimpleNamespace(run=lambda inputs: ran[asked[3]].append(len(set(inputs["label"].flat))))
+
+    monkeypatch.setattr(measuring, "open_runtime", remember)
+    measure_break_even(small_artifact(tmp_path_factory), precision, threads=3)
+    assert opened == [(precision, Backend.CPU, 3, choice) for choice in (GraphChoice.DENSE, GraphChoice.LOOKUP)]
+    assert len(set(ran[GraphChoice.LOOKUP])) == 2, "a plain map and a noisy one"
+    assert len(set(ran[GraphChoice.DENSE])) == 1
+
+
+def test_each_lookup_graph_gets_the_rule_of_its_own_precision(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = small_artifact(tmp_path_factory).manifest
+    kinds = (GraphKind.DENSE, GraphKind.LOOKUP)
+    precisions = (Precision.FP32, Precision.FP16)
+    graphs = tuple(
+        Graph(f"{precision}.{kind}.onnx", precision, (), 18, kind) for precision in precisions for kind in kinds
+    )
+    rules = {Precision.FP32: LARGE, Precision.FP16: replace(LARGE, dense_ms=700)}
+    monkeypatch.setattr(releasing, "measure_break_even", lambda artifact, precision: rules[precision])
+    made, measured = releasing._with_break_even(Path("here"), replace(manifest, graphs=graphs), lambda _: None)
+    shares = {graph.name: graph.break_even_share for graph in made.graphs if graph.kind is GraphKind.LOOKUP}
+    assert shares == {"fp32 lookup": rules[Precision.FP32].share, "fp16 lookup": rules[Precision.FP16].share}
+    assert shares["fp32 lookup"] != shares["fp16 lookup"]
+    assert {name: entry["share"] for name, entry in measured.items()} == shares
+    assert all(graph.break_even_share is None for graph in made.graphs if graph.kind is GraphKind.DENSE)

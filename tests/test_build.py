@@ -19,13 +19,13 @@ import pytest
 from conftest import build_generator, spade
 from onnx import TensorProto, helper, numpy_helper
 
-from spade_deploy.artifact import INSTANCE, LABEL, Artifact, Source, list_engines, read_engine
-from spade_deploy.build import BuildRequest, build
-from spade_deploy.engines.engine_key import BuildOptions, Machine
+from spade_deploy.artifact import INSTANCE, LABEL, Artifact, Source, list_engines, read_engine, write_engine
+from spade_deploy.build import BuildRequest, _find_same, build
+from spade_deploy.engines.engine_key import BuildOptions, EngineKey, Machine
 from spade_deploy.engines.engine_store import find_engine, this_system
 from spade_deploy.engines.runtime import GraphChoice
 from spade_deploy.engines.table_profile import tensor_ranges
-from spade_deploy.engines.trt_builder import _open_timing_cache, build_engine
+from spade_deploy.engines.trt_builder import _open_timing_cache, _set_options, build_engine
 from spade_deploy.engines.trt_library import load_library
 from spade_deploy.errors import (
     ArtifactError,
@@ -121,6 +121,59 @@ def test_an_engine_of_the_same_key_is_not_built_again(artifact: Artifact) -> Non
     assert other.path != first.path
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"onnx_sha256": "f" * 64},
+        {"flavour": Flavour.TENSORRT},
+        {"version": "1.0.0"},
+        {"gpu": "NVIDIA L4"},
+        {"compute_capability": "8.6"},
+        {"system": "windows-amd64"},
+        {"precision": Precision.FP32},
+        {"kind": GraphKind.LOOKUP},
+        {"profile": ShapeProfile.parse("1x64x64:1x64x64:2x64x64")},
+        {"options": BuildOptions(optimization_level=2)},
+        {"options": BuildOptions(workspace_bytes=1 << 30)},
+        {"options": BuildOptions(version_compatible=True)},
+        {"options": BuildOptions(hardware_compatible=True)},
+    ],
+    ids=str,
+)
+def test_an_engine_of_another_key_is_not_taken_for_the_one_that_is_asked_for(
+    artifact: Artifact, change: dict[str, Any]
+) -> None:
+    """Whatever differs: another TensorRT, card, graph, profile or option makes another engine."""
+    key = EngineKey(
+        "a" * 64,
+        Flavour.RTX,
+        "1.7.0",
+        "any",
+        ADA,
+        this_system(),
+        Precision.FP16,
+        GraphKind.DENSE,
+        PROFILE,
+        BuildOptions(),
+    )
+    write_engine(artifact, "fp16", b"machine code", key=key.to_json(), proof={}, seconds=1.0)
+    found = _find_same(artifact, key)
+    assert found is not None
+    assert found.was_there
+    assert _find_same(artifact, replace(key, **change)) is None
+
+
+def test_another_version_of_tensorrt_builds_anew(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = replace(RTX, precision=Precision.FP16, graph=GraphChoice.DENSE)
+    (first,) = build(artifact, request)
+    real = load_library(Flavour.RTX)
+    monkeypatch.setattr("spade_deploy.build.load_library", lambda _: replace(real, version="99.0.0"))
+    (second,) = build(artifact, request)
+    assert not second.was_there
+    assert second.path != first.path
+    assert (second.key.version, first.key.version) == ("99.0.0", real.version)
+
+
 def test_an_engine_is_found_by_its_key_alone(artifact: Artifact) -> None:
     request = replace(RTX, precision=Precision.FP16, graph=GraphChoice.DENSE)
     small, large = (
@@ -185,6 +238,17 @@ def test_inspect_tells_what_an_engine_is(artifact: Artifact) -> None:
     assert "convolutions and products in fp16" in rows["proof"]
     tables = {table.title: table for table in inspect_path(artifact.path).tables}
     assert tables["Engines"].rows[0][0] == engine.path.name
+
+
+def test_a_float32_engine_multiplies_in_float32() -> None:
+    """TensorRT has TF32 on by default, with 10 bits of mantissa; what was validated has 23."""
+    library = load_library(Flavour.RTX)
+    trt = library.module
+    config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
+    config.set_flag(trt.BuilderFlag.TF32)
+    _set_options(library, config, BuildOptions(), ADA)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
 
 
 class Config:

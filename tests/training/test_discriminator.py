@@ -81,3 +81,18 @@ def test_other_shapes_build_and_run(spec: DiscriminatorSpec) -> None:
     features = make(spec)(torch.rand(1, 3, 32, 64), torch.rand(1, 3, 32, 64))
     assert len(features) == spec.scales
     assert all(len(scale) == spec.layers + 1 and scale[-1].shape[1] == 1 for scale in features)
+
+
+def test_the_label_channels_come_before_the_image() -> None:
+    """The order in which released discriminators were trained: their first weights say which channel is which."""
+    segmap, fake, real = torch.rand(2, 4, 32, 32), torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    module = make(channels=4)
+    seen: list[torch.Tensor] = []
+    module.scales[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module(segmap, fake)
+    module.compare(segmap, fake, real)
+    alone, both = seen
+    assert torch.equal(alone[:, :4], segmap)
+    assert torch.equal(alone[:, 4:], fake)
+    assert torch.equal(both[:, :4], torch.cat([segmap, segmap]))
+    assert torch.equal(both[:, 4:], torch.cat([fake, real]))
