@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bench_model import small_artifact
+from stand_in import stand_in_artifact
 
 from spade_deploy import break_even as measuring
 from spade_deploy import release as releasing
@@ -68,7 +69,7 @@ def test_a_real_artifacts_rule_is_measured_and_followed(tmp_path_factory: pytest
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.INT8])
 def test_both_graphs_are_run_in_the_precision_that_is_asked_about(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, precision: Precision
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     """A half-precision graph has another break-even than a float32 one: on a CPU it is far slower."""
     opened: list[tuple[Any, ...]] = []
@@ -80,16 +81,14 @@ def test_both_graphs_are_run_in_the_precision_that_is_asked_about(
         yield SimpleNamespace(run=lambda inputs: ran[asked[3]].append(len(set(inputs["label"].flat))))
 
     monkeypatch.setattr(measuring, "open_runtime", remember)
-    measure_break_even(small_artifact(tmp_path_factory), precision, threads=3)
+    measure_break_even(stand_in_artifact(tmp_path / "artifact"), precision, threads=3)
     assert opened == [(precision, Backend.CPU, 3, choice) for choice in (GraphChoice.DENSE, GraphChoice.LOOKUP)]
     assert len(set(ran[GraphChoice.LOOKUP])) == 2, "a plain map and a noisy one"
     assert len(set(ran[GraphChoice.DENSE])) == 1
 
 
-def test_each_lookup_graph_gets_the_rule_of_its_own_precision(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = small_artifact(tmp_path_factory).manifest
+def test_each_lookup_graph_gets_the_rule_of_its_own_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = stand_in_artifact(tmp_path / "artifact").manifest
     kinds = (GraphKind.DENSE, GraphKind.LOOKUP)
     precisions = (Precision.FP32, Precision.FP16)
     graphs = tuple(

@@ -384,6 +384,7 @@ def test_the_command_builds_and_says_what_it_proved(artifact: Artifact, tmp_path
     assert "--profile: '1x64' is not MIN:OPT:MAX" in wrong.stderr
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT of a child process")
 def test_ctrl_c_ends_a_build_with_one_message(artifact: Artifact, tmp_path: Path) -> None:
     script = f"""

@@ -351,6 +351,7 @@ def test_results_that_are_there_are_skipped(plain: Artifact, tmp_path: Path) -> 
     np.testing.assert_array_equal(read(out / "001.png"), pixels(PLAIN, maps[1]))
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("where", ["progress", "model"])
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
     plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -382,6 +383,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
     assert (summary.skipped, summary.written) == (len(left), 40 - len(left))
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_ctrl_c_does_not_wait_for_what_has_not_begun(
     plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
