@@ -7,6 +7,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from spade_deploy.compare import DiffAccumulator, Tolerance, ssim, tolerance_for
+from spade_deploy.errors import ConfigError
 from spade_deploy.spec import Precision, RoundingError
 
 
@@ -119,6 +120,27 @@ def test_fp32_is_held_to_the_references_own_rounding() -> None:
     assert loose.max_abs is not None
     assert tight.max_abs == pytest.approx(6.2e-6)
     assert loose.max_abs == pytest.approx(6e-4, rel=0.01)
+    # Measured factors are in tests/test_validation.py; here stands what they make.
+    expected = {"max_abs": 6.2e-6, "mean_abs": 6.2e-7, "max_flip": 1}
+    empty = {"min_psnr_db": None, "min_ssim": None, "flip_share": None}
+    assert tight.to_json() == pytest.approx({**expected, **empty})
+
+
+def test_int8_is_held_to_its_target_alone() -> None:
+    rounding = RoundingError(1e-6, 1e-7, 1e-6, 1e-7)
+    assert tolerance_for(Precision.INT8, rounding, 37.5) == Tolerance(min_psnr_db=37.5)
+    with pytest.raises(ConfigError, match="without min_psnr_db"):
+        tolerance_for(Precision.INT8, rounding)
+
+
+def test_a_limit_is_met_by_a_figure_that_equals_it() -> None:
+    reference = images(4, 3, (24, 40))
+    diff = diff_of(reference, np.clip(reference + 0.02, -1, 1), np.zeros((3, 24, 40), np.uint8))
+    assert diff.psnr_db is not None
+    exactly = Tolerance(diff.max_abs, diff.mean_abs, diff.psnr_db, diff.ssim, diff.max_flip, diff.flip_share)
+    assert diff.failures(exactly) == []
+    down = Tolerance(*(value * (1 - 1e-9) for value in (diff.max_abs, diff.mean_abs)), diff.psnr_db * (1 + 1e-9))
+    assert len(diff.failures(down)) == 3
 
 
 @pytest.mark.parametrize("size", [(5, 30), (11, 11), (32, 3)])
