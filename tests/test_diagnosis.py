@@ -1,9 +1,9 @@
 import ctypes
+import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 import types
 from importlib.metadata import PackageNotFoundError
@@ -51,11 +51,12 @@ def test_it_is_quick_and_imports_nothing_heavy() -> None:
     )
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
+        after = os.times()
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))  # of its own work: a busy machine makes it wait, not work
         assert done.stdout.strip() == "[]"
-    # Measured 0.3 to 0.45 s with the start of the interpreter, on two busy cores.
+    # Measured 0.3 to 0.45 s with the start of the interpreter; importing PyTorch alone takes 2.
     assert min(seconds) < 1.5
 
 
