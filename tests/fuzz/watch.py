@@ -14,9 +14,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import typer
 
 import spade_deploy
 from spade_deploy import cli
@@ -82,7 +85,7 @@ class Watch:
         def run() -> int:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
-                    cli.app(typed, prog_name="spade")
+                    _spade()(typed, prog_name="spade")
                 except SystemExit as end:
                     return end.code if isinstance(end.code, int) else 1
             return 0
@@ -183,6 +186,12 @@ class Watch:
             self.fail("leftover", name, f"left in TMPDIR: {', '.join(path.name for path in left[:5])}")
             for path in left:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+@cache
+def _spade() -> Callable[..., Any]:
+    """The command, made once: `app()` makes it anew for each call, which takes longer than most cases."""
+    return typer.main.get_command(cli.app)
 
 
 class _Text(io.StringIO):
