@@ -11,6 +11,7 @@ from spade_deploy.artifact import Artifact, list_engines, read_engine, rewrite_m
 from spade_deploy.artifact.manifest import manifest_digest, read_manifest
 from spade_deploy.engines.engine_store import stored_engines
 from spade_deploy.metrics import OnnxExtractor, OnnxSegmenter
+from spade_deploy.spec import LabelSpec
 
 from .bytes_damage import damage_bytes
 from .case import Case
@@ -29,7 +30,9 @@ def manifest(case: Case) -> None:
 
 
 def _seal(value: dict[str, Any]) -> None:
-    value["manifest_sha256"] = manifest_digest(value)
+    """Make the digest of a manifest over itself right, where it has one."""
+    if "manifest_sha256" in value:
+        value["manifest_sha256"] = manifest_digest(value)
 
 
 def _use(case: Case, artifact: Path, must_fail: str = "") -> None:
@@ -98,7 +101,8 @@ def engine(case: Case) -> None:
     artifact = case.copy(case.corpus.plain, "artifact")
     path = case.rng.choice(sorted((artifact / "engines").glob("*.json")))
     if case.rng.random() < 0.8:
-        case.write(f"artifact/engines/{path.name}", damage_json(case.rng, json.loads(path.read_bytes())))
+        seal = _seal if case.rng.random() < 0.8 else None
+        case.write(f"artifact/engines/{path.name}", damage_json(case.rng, json.loads(path.read_bytes()), seal))
         must_fail = ""
     else:
         binary = path.with_suffix(".engine")
@@ -133,7 +137,7 @@ def extractor(case: Case) -> None:
     if case.rng.random() < 0.7:
         case.watch.call("OnnxExtractor", lambda: OnnxExtractor(path).features(pixels))
     else:
-        case.watch.call("OnnxSegmenter", lambda: OnnxSegmenter(path))
+        case.watch.call("OnnxSegmenter", lambda: OnnxSegmenter(path, LabelSpec(4)).predict(pixels))
     if case.rng.random() < 0.1:
         data = ("--labels", case.corpus.labels, "--images", case.corpus.images, "--num-labels", "5", "--size", "64x64")
         target = ("--out", case.out / "evaluation", "--runs", case.runs)

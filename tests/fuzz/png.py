@@ -1,7 +1,7 @@
 """A second reading of PNG files, written from the specification (ISO/IEC 15948) alone, and their writing.
 
-It is strict where a wrong value could come out: the CRCs of the critical chunks, the checksum of the pixels' stream,
-every row there. It shares no code with Pillow, so that what both read is what the file says.
+It is strict where a wrong value could come out: the CRCs of the header and the palette, the checksum of the pixels'
+stream (which covers what the CRCs of its chunks cover, so these may be wrong), every row there. It shares no code with Pillow, so that what both read is what the file says.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Png:
 
 
 def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, data) up to IEND or the end. Raises PngError at a critical chunk whose CRC is wrong."""
+    """(type, data) up to IEND or the end. Raises PngError at a critical chunk whose CRC is wrong; IDAT has a checksum of its own."""
     if not content.startswith(SIGNATURE):
         raise PngError("no PNG")
     place = 8
@@ -49,7 +49,7 @@ def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         if len(data) < length or len(crc) < 4:
             raise PngError(f"{kind!r} is cut")
         is_critical = not kind[0] & 0x20
-        if is_critical and struct.unpack(">I", crc)[0] != zlib.crc32(kind + data):
+        if is_critical and kind != b"IDAT" and struct.unpack(">I", crc)[0] != zlib.crc32(kind + data):
             raise PngError(f"the CRC of {kind!r} is wrong")
         yield kind, data
         if kind == b"IEND":

@@ -82,7 +82,8 @@ def run_case(seed: int, index: int, work: Path, corpus: Corpus, only: str | None
     _remove(folder)
     for part in FOLDERS:
         (folder / part).mkdir(parents=True)
-    watch = Watch(folder, tuple(folder / part for part in FOLDERS if part != "in"))
+    # Libraries keep caches of their own in HOME, which the worker has set.
+    watch = Watch(folder, (*(folder / part for part in FOLDERS if part != "in"), Path.home()))
     case = Case(random.Random(f"case {seed} {index}"), folder, corpus, watch)
     record_errors(watch)
     os.environ["TMPDIR"] = str(folder / "tmp")

@@ -30,7 +30,7 @@ MAX_MESSAGE = 1000
 MAX_GROWTH_BYTES = 1536 << 20
 """Resident memory that a case may take above what its process had: the largest image that is read, 64 million pixels,
 needs about 1 GiB while it is checked."""
-MAX_ADDRESSES_BYTES = 12 << 30
+MAX_ADDRESSES_BYTES = 4 << 30
 """Address space above what the process had: it protects the machine, the bound is the resident memory."""
 CPU_LIMIT_S = 25.0
 BLOCKED_LIMIT_S = 10.0
@@ -176,7 +176,7 @@ class Watch:
             self.fail("message", f"{name}: control character", f"{text[max(0, found.start() - 80) : found.end() + 80]!r}")
 
     def _check_leftovers(self, name: str) -> None:
-        for root in self.allowed:
+        for root in (path for path in self.allowed if path.startswith(os.path.realpath(self.folder))):
             for found in Path(root).rglob("*"):
                 if _LEFTOVER.search(found.name) and not found.is_symlink():
                     self.fail("leftover", name, f"{found.relative_to(self.folder)} is left")

@@ -16,7 +16,8 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     home = work / "home"
     home.mkdir(exist_ok=True)
-    os.environ |= {"HOME": str(home), "MPLCONFIGDIR": str(home), "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
+    os.environ |= {"HOME": str(home), "MPLCONFIGDIR": str(home), "TORCHINDUCTOR_CACHE_DIR": str(home)}
+    os.environ |= {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     warnings.simplefilter("ignore")
     import onnxruntime

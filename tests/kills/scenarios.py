@@ -26,11 +26,11 @@ from spade_deploy.runs import read_checkpoint_info
 from spade_deploy.training.checkpoint import load_generator, load_training_state
 
 ROOT = Path(__file__).resolve().parents[2]
-NETWORK = ("--size", "32x32", "--base-channels", "2", "--generator", "crn")
+NETWORK = ("--size", "64x64", "--base-channels", "2", "--generator", "crn")
 DATA = ("--labels", "data/labels", "--images", "data/images", "--num-labels", "5")
 TRAINING = (
     *("train", *DATA, *NETWORK, "--batch-size", "1", "--workers", "0", "--device", "cpu"),
-    *("--discriminator-channels", "4", "--discriminator-layers", "1", "--discriminator-scales", "1"),
+    *("--discriminator-channels", "4", "--discriminator-layers", "2", "--discriminator-scales", "1"),
     *("--name", "job", "--resume"),
 )
 CLOCKS = ("time", "seconds", "per_second")
