@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--case", type=int, action="append", help="this case alone; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--reader", choices=list(READERS), help="cases of this reader alone")
+    parser.add_argument("--reader", choices=list(READERS), action="append", help="this reader alone; may be repeated")
     parser.add_argument("--work", type=Path, help="folder of the corpus and of failing inputs; kept")
     asked = parser.parse_args()
     work = asked.work or Path(tempfile.mkdtemp(prefix="spade-fuzz-"))
@@ -31,7 +31,7 @@ def main() -> int:
             print(f"{done} of {len(indices)} cases, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
     jobs = min(asked.jobs, len(indices))
-    summary = run_cases(indices, asked.seed, work.resolve(), jobs=jobs, only=asked.reader, on_case=on_case)
+    summary = run_cases(indices, asked.seed, work.resolve(), jobs=jobs, only=asked.reader or (), on_case=on_case)
     print(summary.table())
     if not summary.passed:
         print(f"\nfailing inputs are in {work / 'failures'}, each with reproduce.txt")

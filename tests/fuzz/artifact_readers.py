@@ -1,4 +1,4 @@
-"""Cases of artifacts: manifests, golden tensors, graphs, engines; and of extractors, whose ONNX files come from others."""
+"""Cases of artifacts: manifests, golden tensors, graphs, engines; and of extractors, ONNX files that others made."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def graph(case: Case) -> None:
 def changed_file(case: Case) -> None:
     """Any file of an artifact with other bytes than the manifest says: nothing that opens artifacts takes it."""
     artifact = case.copy(case.corpus.plain, "artifact")
-    names = [name for name in read_manifest(artifact).files]
+    names = list(read_manifest(artifact).files)
     name = case.rng.choice(names)
     good = (artifact / name).read_bytes()
     case.write(f"artifact/{name}", damage_bytes(case.rng, good))

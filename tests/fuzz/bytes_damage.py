@@ -37,7 +37,9 @@ def _once(rng: random.Random, content: bytes) -> tuple[bytes, str]:
     size = len(content)
     # The first bytes of a file decide most: they are damaged as often as all of the rest.
     place = rng.randrange(min(size, 64)) if rng.random() < 0.5 else rng.randrange(size)
-    kind = rng.choice(("bit", "bit", "byte", "cut", "head", "swap", "insert", "repeat", "zero", "fill", "delete", "tail"))
+    kind = rng.choice(
+        ("bit", "bit", "byte", "cut", "head", "swap", "insert", "repeat", "zero", "fill", "delete", "tail")
+    )
     if kind == "bit":
         bit = 1 << rng.randrange(8)
         return content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :], f"bit {bit} of byte {place}"
@@ -64,7 +66,9 @@ def _once(rng: random.Random, content: bytes) -> tuple[bytes, str]:
         return content[:place] + content[place : place + length] * times + content[place:], f"{length} bytes repeated"
     if kind == "zero":
         length = rng.randrange(1, 257)
-        return content[:place] + bytes(min(length, size - place)) + content[place + length :], f"{length} zeros at {place}"
+        return content[:place] + bytes(min(length, size - place)) + content[
+            place + length :
+        ], f"{length} zeros at {place}"
     if kind == "fill":
         piece = rng.choice(INTERESTING)
         return content[:place] + piece + content[place + len(piece) :], f"{piece!r} over {place}"

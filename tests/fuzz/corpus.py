@@ -166,15 +166,15 @@ def _encoder_graph(path: Path, spec: GeneratorSpec) -> None:
         helper.make_node("Add", ["column", "row"], ["mu"]),
         helper.make_node("Identity", ["mu"], ["logvar"]),
     ]
-    told = [[helper.make_tensor_value_info(t.name, types[t.dtype], list(t.shape)) for t in ts] for ts in (inputs, outputs)]
+    told = [
+        [helper.make_tensor_value_info(t.name, types[t.dtype], list(t.shape)) for t in ts] for ts in (inputs, outputs)
+    ]
     graph = helper.make_graph(nodes, "encoder", told[0], told[1], [axes, row, last])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
 
 
 def _states(corpus: Corpus) -> None:
-    spec = GeneratorSpec(
-        label_set("coco"), base_channels=2, hidden_channels=4, height=256, width=256, z_dim=256
-    )
+    spec = GeneratorSpec(label_set("coco"), base_channels=2, hidden_channels=4, height=256, width=256, z_dim=256)
     encoder = StyleEncoder(256, 2)
     states = {"generator": SpadeGenerator(spec).state_dict(), "encoder": encoder.state_dict()}
     torch.save(states, corpus.root / "states.pt")

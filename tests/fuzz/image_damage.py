@@ -106,7 +106,11 @@ def _damage_header(rng: random.Random, content: bytes) -> tuple[bytes, str]:
     """A size, length or offset among the first bytes becomes an odd one."""
     place = rng.randrange(min(len(content), 160))
     value = rng.choice((0, 1, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF, 70_000, 20_000))
-    piece = struct.pack(rng.choice(("<I", ">I")), value) if rng.random() < 0.5 or value > 0xFFFF else struct.pack("<H", value)
+    piece = (
+        struct.pack(rng.choice(("<I", ">I")), value)
+        if rng.random() < 0.5 or value > 0xFFFF
+        else struct.pack("<H", value)
+    )
     return content[:place] + piece + content[place + len(piece) :], f"{value} at {place}"
 
 
@@ -116,8 +120,23 @@ def _damage_png(rng: random.Random, content: bytes) -> tuple[bytes, str]:
     except PngError:
         return damage_bytes(rng, content)
     kind = rng.choice(
-        ("header", "header", "size", "crc", "length", "cut", "swap", "twice", "drop", "pixels", "bomb", "stream", "text",
-         "split", "filter")
+        (
+            "header",
+            "header",
+            "size",
+            "crc",
+            "length",
+            "cut",
+            "swap",
+            "twice",
+            "drop",
+            "pixels",
+            "bomb",
+            "stream",
+            "text",
+            "split",
+            "filter",
+        )
     )
     index = rng.randrange(len(parts))
     name, data = parts[index]
@@ -161,7 +180,9 @@ def _damage_png(rng: random.Random, content: bytes) -> tuple[bytes, str]:
     if kind == "stream":  # right CRC, right zlib, wrong number of bytes
         raw = b"".join(zlib.decompress(d) for n, d in parts if n == b"IDAT")
         raw = rng.choice((raw[:-1], raw[: len(raw) // 2], raw + b"\0", b"", raw + bytes(30_000_000)))
-        return _joined([(n, zlib.compress(raw) if n == b"IDAT" else d) for n, d in parts]), f"{len(raw)} bytes of pixels"
+        return _joined(
+            [(n, zlib.compress(raw) if n == b"IDAT" else d) for n, d in parts]
+        ), f"{len(raw)} bytes of pixels"
     if kind == "filter":
         raw = bytearray(b"".join(zlib.decompress(d) for n, d in parts if n == b"IDAT"))
         raw[0] = rng.choice((1, 2, 3, 4, 5, 255))
@@ -172,7 +193,9 @@ def _damage_png(rng: random.Random, content: bytes) -> tuple[bytes, str]:
             step = rng.choice((1, 2, 7))
             many += [(n, d[k : k + step]) for k in range(0, len(d), step)] if n == b"IDAT" else [(n, d)]
         return _joined(many), "IDAT in many pieces"
-    text = rng.choice((b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP", b"pHYs", b"tRNS", b"PLTE", b"fcTL", b"acTL", b"fdAT"))
+    text = rng.choice(
+        (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP", b"pHYs", b"tRNS", b"PLTE", b"fcTL", b"acTL", b"fdAT")
+    )
     parts.insert(rng.randrange(1, len(parts)), (text, rng.randbytes(rng.choice((0, 1, 3, 9, 26, 3000)))))
     return _joined(parts), f"an odd {text!r}"
 

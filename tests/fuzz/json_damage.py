@@ -118,7 +118,9 @@ def _damaged_field(rng: random.Random, value: Any) -> tuple[Any, str]:
         del owner[key]
         return value, f"{path} is missing"
     if kind == "rename" and isinstance(owner, dict):
-        new = rng.choice(("", "../x", "/etc/passwd", "\x1b[31m", "@@SURROGATE@@"[2:-2], "名" * 80, str(key) + " ", "x" * 5000))
+        new = rng.choice(
+            ("", "../x", "/etc/passwd", "\x1b[31m", "@@SURROGATE@@"[2:-2], "名" * 80, str(key) + " ", "x" * 5000)
+        )
         owner[new] = owner.pop(key)
         return value, f"{path} is called {new[:40]!r}"
     if kind == "swap":
@@ -183,7 +185,9 @@ def _written(value: Any) -> bytes:
 
 def _damaged_text(rng: random.Random, value: Any) -> tuple[bytes, str]:
     text = json.dumps(value, indent=1)
-    kind = rng.choice(("bytes", "bytes", "bytes", "bom", "utf-16", "latin-1", "empty", "comma", "more", "nul", "large", "deep"))
+    kind = rng.choice(
+        ("bytes", "bytes", "bytes", "bom", "utf-16", "latin-1", "empty", "comma", "more", "nul", "large", "deep")
+    )
     if kind == "bytes":
         return damage_bytes(rng, text.encode())
     if kind == "bom":

@@ -52,7 +52,9 @@ def label_map(case: Case) -> None:
 
 def instance_map(case: Case) -> None:
     """Object ids of up to 16 bits."""
-    path = case.write("instances/a.png", damaged_image(case.rng, case.rng.choice((5, 255, 40_000)), png_share=0.8, kinds=MOSTLY_IDS))
+    path = case.write(
+        "instances/a.png", damaged_image(case.rng, case.rng.choice((5, 255, 40_000)), png_share=0.8, kinds=MOSTLY_IDS)
+    )
     values = case.watch.call("read_instance_map", read_instance_map, path)
     if values is not None and path.read_bytes().startswith(SIGNATURE):
         png = _second_reading(case, path.read_bytes())
@@ -67,10 +69,7 @@ def instance_map(case: Case) -> None:
 def photo(case: Case) -> None:
     """As RGB pixels; as a style; beside a label map."""
     kinds = case.rng.choice((tuple(CHANNELS), (RGB,)))
-    if case.rng.random() < 0.3:
-        damaged = good_png(case.rng, 255, kinds)
-    else:
-        damaged = damaged_image(case.rng, 255, png_share=0.4)
+    damaged = good_png(case.rng, 255, kinds) if case.rng.random() < 0.3 else damaged_image(case.rng, 255, png_share=0.4)
     path = case.write("images/a.png", damaged)
     size = case.rng.choice((None, None, (16, 16), (200, 1)))
     pixels = case.watch.call("read_photo", read_photo, path, size)
@@ -80,7 +79,15 @@ def photo(case: Case) -> None:
     which = case.rng.random()
     if which < 0.15:
         case.watch.command(
-            "infer", case.corpus.labels, case.out, "--artifact", case.corpus.styled, "--style-image", path, "--threads", "1"
+            "infer",
+            case.corpus.labels,
+            case.out,
+            "--artifact",
+            case.corpus.styled,
+            "--style-image",
+            path,
+            "--threads",
+            "1",
         )
     elif which < 0.4:
         labels = case.copy(case.corpus.labels / "0.png", "labels/a.png").parent
@@ -113,7 +120,7 @@ def _damaged_lines(rng: random.Random, colors: list[list[object]]) -> tuple[byte
         "a line of 100,000 letters": text.encode() + b"x" * 100_000 + b"\n",
         "too few": b"1 2\n" + text.encode(),
         "not integers": text.replace("class 2", "1.5").encode() + b"1.5 2 3\n",
-        "other digits": "١ ٢ ٣ x\n".encode() + text.encode(),
+        "other digits": "\u0661 \u0662 \u0663 x\n".encode() + text.encode(),
         "out of range": b"256 -1 3 x\n" + text.encode(),
     }
     if rng.random() < 0.4:
@@ -197,7 +204,9 @@ def _compare_fixed(case: Case, content: bytes, ids: np.ndarray, labels: LabelSpe
     expected = _mapped(values, labels)
     is_mask = set(np.unique(values)) <= {0, 255}
     if not is_mask and (expected is None or not np.array_equal(ids, expected)):
-        case.watch.fail("wrong", f"--fix made other ids of {_describe(png)}", f"{np.unique(values)} -> {np.unique(ids)}")
+        case.watch.fail(
+            "wrong", f"--fix made other ids of {_describe(png)}", f"{np.unique(values)} -> {np.unique(ids)}"
+        )
 
 
 def _mapped(values: np.ndarray, labels: LabelSpec) -> np.ndarray | None:

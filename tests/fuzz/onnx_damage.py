@@ -9,7 +9,16 @@ from onnx import TensorProto, helper
 
 from .bytes_damage import damage_bytes
 
-_LOCATIONS = ("../secret.bin", "/etc/passwd", "/dev/zero", "weights.bin", "golden/inputs.npz", "", "a/../../x", "x" * 5000)
+_LOCATIONS = (
+    "../secret.bin",
+    "/etc/passwd",
+    "/dev/zero",
+    "weights.bin",
+    "golden/inputs.npz",
+    "",
+    "a/../../x",
+    "x" * 5000,
+)
 
 
 def damaged_onnx(rng: random.Random, content: bytes) -> tuple[bytes, str]:
@@ -19,8 +28,27 @@ def damaged_onnx(rng: random.Random, content: bytes) -> tuple[bytes, str]:
     model = onnx.load_from_string(content)
     graph = model.graph
     what = rng.choice(
-        ("external", "external", "type", "shape", "output", "input", "operator", "loop", "no nodes", "attribute", "opset",
-         "domain", "huge constant", "metadata", "name", "dimension", "function", "duplicate", "ir")
+        (
+            "external",
+            "external",
+            "type",
+            "shape",
+            "output",
+            "input",
+            "operator",
+            "loop",
+            "no nodes",
+            "attribute",
+            "opset",
+            "domain",
+            "huge constant",
+            "metadata",
+            "name",
+            "dimension",
+            "function",
+            "duplicate",
+            "ir",
+        )
     )
     node = rng.choice(graph.node)
     if what == "external" and graph.initializer:
@@ -28,7 +56,11 @@ def damaged_onnx(rng: random.Random, content: bytes) -> tuple[bytes, str]:
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL
         del tensor.external_data[:]
-        for key, value in (("location", rng.choice(_LOCATIONS)), ("offset", "0"), ("length", rng.choice(("4", "-1", "9" * 30)))):
+        for key, value in (
+            ("location", rng.choice(_LOCATIONS)),
+            ("offset", "0"),
+            ("length", rng.choice(("4", "-1", "9" * 30))),
+        ):
             entry = tensor.external_data.add()
             entry.key, entry.value = key, value
         what = f"external data in {tensor.external_data[0].value[:30]!r}"
@@ -60,7 +92,10 @@ def damaged_onnx(rng: random.Random, content: bytes) -> tuple[bytes, str]:
         graph.output.append(helper.make_tensor_value_info("a_lot", TensorProto.FLOAT, None))
     elif what == "metadata":
         entry = model.metadata_props.add()
-        entry.key, entry.value = rng.choice(("spade_deploy", "images")), rng.choice(("{", '{"mean": 1e999}', "x" * 10_000))
+        entry.key, entry.value = (
+            rng.choice(("spade_deploy", "images")),
+            rng.choice(("{", '{"mean": 1e999}', "x" * 10_000)),
+        )
     elif what == "name":
         graph.output[0].name = rng.choice(("image2", "", "x" * 3000, "\x1b[31m"))
     elif what == "dimension":

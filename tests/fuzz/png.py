@@ -1,7 +1,8 @@
 """A second reading of PNG files, written from the specification (ISO/IEC 15948) alone, and their writing.
 
 It is strict where a wrong value could come out: the CRCs of the header and the palette, the checksum of the pixels'
-stream (which covers what the CRCs of its chunks cover, so these may be wrong), every row there. It shares no code with Pillow, so that what both read is what the file says.
+stream (which covers what the CRCs of its chunks cover, so these may be wrong), every row there. It
+shares no code with Pillow, so that what both read is what the file says.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Png:
 
 
 def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, data) up to IEND or the end. Raises PngError at a critical chunk whose CRC is wrong; IDAT has a checksum of its own."""
+    """(type, data) up to IEND or the end. Raises PngError at a critical chunk, but IDAT, whose CRC is wrong."""
     if not content.startswith(SIGNATURE):
         raise PngError("no PNG")
     place = 8
@@ -94,9 +95,7 @@ def read_png(content: bytes) -> Png:
     return Png(color_type, depth, samples, palette, others)
 
 
-def _rows(
-    raw: bytes, place: int, height: int, width: int, channels: int, depth: int
-) -> tuple[NDArray[np.int64], int]:
+def _rows(raw: bytes, place: int, height: int, width: int, channels: int, depth: int) -> tuple[NDArray[np.int64], int]:
     """One pass: filtered rows -> samples; and where the next pass begins."""
     row_bytes = (width * channels * depth + 7) // 8
     step = max(1, channels * depth // 8)
@@ -146,7 +145,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def write_png(samples: NDArray[np.int64], color_type: int, depth: int, *, interlaced: bool, extra: bytes = b"") -> bytes:
+def write_png(
+    samples: NDArray[np.int64], color_type: int, depth: int, *, interlaced: bool, extra: bytes = b""
+) -> bytes:
     """H x W x channels -> a PNG without filters; extra: chunks between IHDR and IDAT, such as a PLTE."""
     height, width, _ = samples.shape
     raw = b""

@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,9 @@ class Outcome:
         return {**self.__dict__, "failures": [failure.to_json() for failure in self.failures]}
 
 
-def reader_of(seed: int, index: int, only: str | None = None) -> str:
-    """The reader that a case tries."""
-    if only is not None:
-        return only
-    names = list(READERS)
+def reader_of(seed: int, index: int, only: Sequence[str] = ()) -> str:
+    """The reader that a case tries: one of `only`, if given."""
+    names = list(only or READERS)
     return random.Random(f"reader {seed} {index}").choices(names, [READERS[name][0] for name in names])[0]
 
 
@@ -75,7 +74,7 @@ def make_outside(work: Path) -> None:
     (outside / "folder" / "kept.json").write_text("{}")
 
 
-def run_case(seed: int, index: int, work: Path, corpus: Corpus, only: str | None = None) -> Outcome:
+def run_case(seed: int, index: int, work: Path, corpus: Corpus, only: Sequence[str] = ()) -> Outcome:
     """Run one case in a new folder of `work`, which stays where something did not hold."""
     name = reader_of(seed, index, only)
     folder = work / f"case-{index}"

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Summary:
     """What became of all cases. groups: failures by reader, kind and place, with the cases that showed them."""
 
     seed: int
-    only: str | None = None
+    only: Sequence[str] = ()
     cases: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -39,7 +39,7 @@ class Summary:
 
     def reproduce(self, index: int) -> str:
         """The command that runs a case again."""
-        chosen = f" --reader {self.only}" if self.only else ""
+        chosen = "".join(f" --reader {name}" for name in self.only)
         return f"python -m tests.fuzz --seed {self.seed}{chosen} --case {index}"
 
     @property
@@ -85,7 +85,7 @@ def run_cases(
     work: Path,
     *,
     jobs: int = 2,
-    only: str | None = None,
+    only: Sequence[str] = (),
     on_case: Callable[[int], None] = lambda _: None,
 ) -> Summary:
     """Run the cases of these numbers. Failing ones keep their folders in work/failures."""
@@ -124,7 +124,7 @@ def run_cases(
 class _Worker:
     """One process, started again when a case ends it."""
 
-    def __init__(self, place: Path, seed: int, only: str | None) -> None:
+    def __init__(self, place: Path, seed: int, only: Sequence[str]) -> None:
         self._place, self._seed, self._only = place, seed, only
         place.mkdir(parents=True, exist_ok=True)
         make_outside(place)
@@ -133,7 +133,7 @@ class _Worker:
     def _start(self) -> None:
         self._log = (self._place / "log").open("ab")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", self._place, str(self._seed), self._only or "-"],
+            [sys.executable, "-m", f"{__package__}.worker", self._place, str(self._seed), *self._only],
             cwd=Path(__file__).resolve().parents[__package__.count(".") + 1],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": _python_path()},
             stdin=subprocess.PIPE,

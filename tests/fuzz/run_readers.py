@@ -89,7 +89,9 @@ def odd_node(case: Case) -> None:
                 "infer", case.corpus.labels, case.out / "p", "--artifact", folder, "--threads", "1"
             ),
             lambda: case.watch.command("validate", folder, "--runs", case.runs),
-            lambda: case.watch.command("infer", case.corpus.labels, case.out, "--artifact", folder, "--backend", "tensorrt"),
+            lambda: case.watch.command(
+                "infer", case.corpus.labels, case.out, "--artifact", folder, "--backend", "tensorrt"
+            ),
         ],
         "labels": [
             lambda: case.watch.command("check-labels", folder, "--num-labels", "5"),
@@ -119,7 +121,9 @@ def _odd_single(case: Case) -> None:
     from spade_deploy.metrics import OnnxExtractor
     from spade_deploy.training.perceptual import load_vgg
 
-    name = case.rng.choice(("latest_net_G.pth", "palette.txt", "vgg.pth", "vgg.npz", "x.onnx", "x.json", "style.png", "vgg.safetensors"))
+    name = case.rng.choice(
+        ("latest_net_G.pth", "palette.txt", "vgg.pth", "vgg.npz", "x.onnx", "x.json", "style.png", "vgg.safetensors")
+    )
     path = case.input / name
     _put(case, path)
     labels = case.corpus.labels
@@ -175,10 +179,30 @@ def _socket(path: Path) -> None:
 
 
 _NAMES = (
-    "[/red]", "[bold]x", "a\x1b[31mred", "a\nb", "a\rb", "a\tb", " ", " x ", "-x", "--out", "é" * 100, "名" * 80, "x" * 240,
-    "x" * 250, "\u202eabc", "a\u2028b", "%s", "{0}", "~", "$HOME", "a'b\"c", "a;b", "*", "?", "\\", "a\\b", "..x", "con", "a.b.c",
-    os.fsdecode(b"\xff\xfe"), os.fsdecode(b"caf\xe9"), "\u200b", "e\u0301", "\ufeffx", "\x7f", "\x01", "🎨" * 60,
-)  # fmt: skip
+    *("[/red]", "[bold]x", "a\x1b[31mred", "a\nb", "a\rb", "a\tb", "\x7f", "\x01"),
+    *(
+        " ",
+        " x ",
+        "-x",
+        "--out",
+        "*",
+        "?",
+        "~",
+        "%s",
+        "{0}",
+        "$HOME",
+        "a'b\"c",
+        "a;b",
+        "\\",
+        "a\\b",
+        "..x",
+        "con",
+        "a.b.c",
+    ),
+    *("é" * 100, "名" * 80, "x" * 240, "x" * 250, "🎨" * 60),
+    *("\u202eabc", "a\u2028b", "\u200b", "e\u0301", "\ufeffx"),
+    *(os.fsdecode(b"\xff\xfe"), os.fsdecode(b"caf\xe9")),
+)
 
 
 def odd_name(case: Case) -> None:

@@ -46,11 +46,11 @@ def test_a_case_is_the_same_each_time(corpus: Corpus, tmp_path: Path, monkeypatc
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # the case sets its own; this one comes back
     make_outside(tmp_path)
     for name in ("label-map", "manifest.json", "graph", "best.json"):
-        first, second = (run_case(3, 5, tmp_path, corpus, name) for _ in range(2))
+        first, second = (run_case(3, 5, tmp_path, corpus, [name]) for _ in range(2))
         assert (first.damages, first.accepted, first.refused) == (second.damages, second.accepted, second.refused)
 
 
-# --- What the watch sees ------------------------------------------------------------------------------------------------
+# --- What the watch sees ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -129,12 +129,12 @@ def test_what_is_no_text_for_people() -> None:
     assert "UTF-8" in text_problem("\udcff")
 
 
-# --- Defects on purpose: the fuzz finds them ------------------------------------------------------------------------------
+# --- Defects on purpose: the fuzz finds them -------------------------------------------------------------------------
 
 
 def _cases(corpus: Corpus, work: Path, reader: str, count: int) -> list[Any]:
     make_outside(work)
-    return [failure for index in range(count) for failure in run_case(1, index, work, corpus, reader).failures]
+    return [failure for index in range(count) for failure in run_case(1, index, work, corpus, [reader]).failures]
 
 
 def test_a_reader_that_lets_an_error_through_is_found(
@@ -178,7 +178,7 @@ def test_an_engine_that_is_not_compared_with_its_digest_is_found(
     assert "wrong" in {failure.kind for failure in found}
 
 
-# --- The second reading of PNG files --------------------------------------------------------------------------------------
+# --- The second reading of PNG files ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -212,7 +212,12 @@ def test_the_second_reading_undoes_filters_as_pillow_does(filtered: int, tmp_pat
 
 def test_the_second_reading_refuses_what_is_not_whole() -> None:
     good = write_png(np.zeros((4, 4, 1), np.int64), GREY, 8, interlaced=False)
-    for damaged in (good[:-20], good[:40], good.replace(b"IDAT", b"IDAU"), good[:50] + bytes([good[50] ^ 1]) + good[51:]):
+    for damaged in (
+        good[:-20],
+        good[:40],
+        good.replace(b"IDAT", b"IDAU"),
+        good[:50] + bytes([good[50] ^ 1]) + good[51:],
+    ):
         with pytest.raises(PngError):
             read_png(damaged)
 
@@ -228,7 +233,19 @@ def test_a_good_file_is_read_by_both(tmp_path: Path) -> None:
 
 def test_the_command_line_of_the_fuzz(tmp_path: Path, corpus: Corpus) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "--cases", "6", "--reader", "golden", "--jobs", "1", "--work", corpus.root.parent],
+        [
+            sys.executable,
+            "-m",
+            "tests.fuzz",
+            "--cases",
+            "6",
+            "--reader",
+            "golden",
+            "--jobs",
+            "1",
+            "--work",
+            corpus.root.parent,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

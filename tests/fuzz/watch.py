@@ -173,7 +173,9 @@ class Watch:
             self.fail("traceback", name, text[-2000:])
         found = _CONTROL.search(text.replace("\r", ""))
         if found:
-            self.fail("message", f"{name}: control character", f"{text[max(0, found.start() - 80) : found.end() + 80]!r}")
+            self.fail(
+                "message", f"{name}: control character", f"{text[max(0, found.start() - 80) : found.end() + 80]!r}"
+            )
 
     def _check_leftovers(self, name: str) -> None:
         for root in (path for path in self.allowed if path.startswith(os.path.realpath(self.folder))):

@@ -164,5 +164,14 @@ def perceptual_file(case: Case) -> None:
         labels = ("--labels", case.corpus.labels, "--images", case.corpus.images)
         skipped = 7  # 'train' and the folders, which lie elsewhere
         case.watch.command(
-            "train", *labels, *TRAIN[5:7], *TRAIN[skipped + 1 :], "--steps", "1", "--perceptual-file", path, "--runs", case.runs
+            "train",
+            *labels,
+            *TRAIN[5:7],
+            *TRAIN[skipped + 1 :],
+            "--steps",
+            "1",
+            "--perceptual-file",
+            path,
+            "--runs",
+            case.runs,
         )

@@ -24,7 +24,9 @@ State = dict[str, Any]
 
 def damaged_pth(rng: random.Random, state: State) -> tuple[bytes, str]:
     """A .pth of `state`, damaged in its values, its pickle, its zip or its bytes."""
-    kind = rng.choice(("values", "values", "values", "zip", "zip", "pickle", "bytes", "bytes", "legacy", "other", "bomb"))
+    kind = rng.choice(
+        ("values", "values", "values", "zip", "zip", "pickle", "bytes", "bytes", "legacy", "other", "bomb")
+    )
     if kind == "values":
         state, what = _odd_values(rng, state)
         return _saved(state, legacy=rng.random() < 0.2), what
@@ -55,7 +57,19 @@ def _odd_values(rng: random.Random, state: State) -> tuple[State, str]:
     tensor: Tensor = state[key]
     change = rng.choice(list(_VALUES))
     if change == "renamed":
-        names = ("", "module." + key, key.upper(), key + ".x", "../" + key, "\x1b[31m", "名" * 500, "x" * 5000, 7, None, ("a",))
+        names = (
+            "",
+            "module." + key,
+            key.upper(),
+            key + ".x",
+            "../" + key,
+            "\x1b[31m",
+            "名" * 500,
+            "x" * 5000,
+            7,
+            None,
+            ("a",),
+        )
         state[rng.choice(names)] = state.pop(key)
         return state, f"{key} renamed"
     if change == "prefix":
@@ -257,7 +271,14 @@ def _something_else(rng: random.Random) -> tuple[bytes, str]:
         "a number": _saved(7),
         "text": "weights\n".encode("utf-16"),
         "a PNG": b"\x89PNG\r\n\x1a\n" + bytes(100),
-        "a TorchScript-like zip": _zipped({"a/code/x.py": b"import os", "a/constants.pkl": b"\x80\x02}.", "a/data.pkl": b"\x80\x02}.", "a/version": b"3"}),
+        "a TorchScript-like zip": _zipped(
+            {
+                "a/code/x.py": b"import os",
+                "a/constants.pkl": b"\x80\x02}.",
+                "a/data.pkl": b"\x80\x02}.",
+                "a/version": b"3",
+            }
+        ),
         "zeros": bytes(1 << 16),
         "noise": rng.randbytes(5000),
         "a pickle": pickle.dumps({"a": 1}),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def main() -> None:
-    """`python -m tests.fuzz.worker WORK SEED READER|-`"""
-    work, seed, only = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    """`python -m tests.fuzz.worker WORK SEED [READER...]`"""
+    work, seed, only = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     home = work / "home"
@@ -33,7 +33,7 @@ def main() -> None:
     limit_addresses()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        outcome = run_case(seed, int(line), work, corpus, None if only == "-" else only)
+        outcome = run_case(seed, int(line), work, corpus, only)
         print(json.dumps(outcome.to_json()), file=answers, flush=True)
 
 

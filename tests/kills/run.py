@@ -112,7 +112,9 @@ def kill_all(
     results = []
     number = 0
     for index, scenario in enumerate(chosen):
-        share = round(kills * sum(weights[: index + 1]) / sum(weights)) - round(kills * sum(weights[:index]) / sum(weights))
+        share = round(kills * sum(weights[: index + 1]) / sum(weights)) - round(
+            kills * sum(weights[:index]) / sum(weights)
+        )
         rng = random.Random(f"{seed} {scenario.name}")
         killer = Killer(scenario, work, rng)
         while share > 0:

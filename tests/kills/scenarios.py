@@ -193,7 +193,12 @@ class Export(Scenario):
         artifact = Artifact.open(folder / "runs" / "job" / "artifact")
         kept = {name: fact.sha256 for name, fact in artifact.manifest.files.items() if "report" not in name}
         step = artifact.manifest.source.step
-        return {"files": names(folder / "runs"), "step": step, "digests": kept, "names": sorted(artifact.manifest.files)}
+        return {
+            "files": names(folder / "runs"),
+            "step": step,
+            "digests": kept,
+            "names": sorted(artifact.manifest.files),
+        }
 
 
 class Infer(Scenario):
@@ -327,4 +332,3 @@ def _digest(path: Path) -> str:
 def _must(ended: Ended) -> None:
     if ended.code != 0:
         raise RuntimeError(f"exit code {ended.code}: {ended.said[-2000:]}")
-
