@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from stand_in import PLAIN
 
-from spade_deploy.label_map import image_size, read_instance_map, read_label_map, read_photo
+from spade_deploy.label_map import read_instance_map, read_label_map
 from spade_deploy.spec import LabelSpec
 
 from .bytes_damage import damage_bytes
@@ -17,6 +17,11 @@ from .corpus import NUM_LABELS
 from .image_damage import MOSTLY_IDS, damaged_image, good_png, some_ids
 from .json_damage import damage_json
 from .png import CHANNELS, GREY, PALETTE, RGB, SIGNATURE, Png, PngError, read_png, write_png
+
+try:
+    from spade_deploy.image_file import image_size, read_photo
+except ImportError:
+    from spade_deploy.label_map import image_size, read_photo  # type: ignore[attr-defined,no-redef]
 
 _LABELS = (
     LabelSpec(NUM_LABELS),
