@@ -70,7 +70,7 @@ def good_image(rng: random.Random, most: int) -> tuple[bytes, str]:
     try:
         image = image.convert(mode)
         image.save(stream, format=kind, **options)
-    except (OSError, ValueError, KeyError):  # not every format holds every mode
+    except (OSError, ValueError, KeyError, SyntaxError):  # not every format holds every mode, or a damaged EXIF
         stream = io.BytesIO()
         image, mode = Image.fromarray(ids).convert("RGB"), "RGB"
         image.save(stream, format=kind)
