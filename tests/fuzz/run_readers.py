@@ -28,8 +28,7 @@ def best_json(case: Case) -> None:
     case.watch.call("best_checkpoint", best_checkpoint, run)
     if case.rng.random() < 0.6:
         case.watch.command("inspect", run)
-    if case.rng.random() < 0.05:
-        case.watch.command("export", run, "--best", "--out", case.out / "artifact", "--runs", case.runs)
+    case.watch.call("resolve_checkpoint", resolve_checkpoint, run, case.runs, best=True)
 
 
 def small_files(case: Case) -> None:

@@ -33,9 +33,9 @@ needs about 1 GiB while it is checked."""
 MAX_ADDRESSES_BYTES = 4 << 30
 """Address space above what the process had: it protects the machine, the bound is the resident memory."""
 CPU_LIMIT_S = 25.0
-BLOCKED_LIMIT_S = 10.0
+BLOCKED_LIMIT_S = 20.0
 """Seconds in which a case used no processor at all: it waits for something that never comes."""
-WALL_LIMIT_S = 120.0
+WALL_LIMIT_S = 300.0
 TICK_S = 2.0
 
 _PACKAGE = str(Path(spade_deploy.__file__).parent)
