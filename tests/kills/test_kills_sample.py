@@ -37,7 +37,7 @@ def test_every_command_that_the_page_names_is_killed() -> None:
     assert {Training.name, Infer.name, Export.name} <= {scenario.name for scenario in scenarios()}
 
 
-# --- The harness sees what is lost and what is left ----------------------------------------------------------------------
+# --- The harness sees what is lost and what is left ---
 
 
 class _Careless(Scenario):
