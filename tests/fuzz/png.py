@@ -1,8 +1,7 @@
 """A second reading of PNG files, written from the specification (ISO/IEC 15948) alone, and their writing.
 
-It is strict where a wrong value could come out: the CRCs of the header and the palette, the checksum of the pixels'
-stream (which covers what the CRCs of its chunks cover, so these may be wrong), every row there. It
-shares no code with Pillow, so that what both read is what the file says.
+It is strict where a wrong value could come out: the CRCs of the header and the palette, the CRCs of the pixels' chunks
+or else the checksum of their stream (either covers all pixels), every row there. It shares no code with Pillow, so that what both read is what the file says.
 """
 
 from __future__ import annotations
@@ -38,6 +37,10 @@ class Png:
     ancillary: dict[bytes, bytes] = field(default_factory=dict)
 
 
+class _Unsure(bytes):
+    """The data of a chunk whose CRC is wrong."""
+
+
 def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(type, data) up to IEND or the end of the file; the data of the last one may be cut.
 
@@ -52,7 +55,7 @@ def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         crc = content[place + 8 + length : place + 12 + length]
         if kind in (b"IHDR", b"PLTE") and crc != struct.pack(">I", zlib.crc32(kind + data)):
             raise PngError(f"the CRC of {kind.decode()} is wrong")
-        yield kind, data
+        yield kind, data if crc == struct.pack(">I", zlib.crc32(kind + data)) else _Unsure(data)
         if kind == b"IEND":
             return
         place += 12 + length
@@ -61,6 +64,7 @@ def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 def read_png(content: bytes) -> Png:
     """Raises PngError where the file does not hold every pixel as it was written."""
     header, palette, stream, others = b"", b"", b"", {}
+    is_vouched = True
     for kind, data in chunks(content):
         if kind == b"IHDR" and not header:
             header = data
@@ -68,6 +72,7 @@ def read_png(content: bytes) -> Png:
             palette = data
         elif kind == b"IDAT":
             stream += data
+            is_vouched = is_vouched and not isinstance(data, _Unsure)
         else:
             others[kind] = data
     if len(header) != 13:
@@ -83,8 +88,8 @@ def read_png(content: bytes) -> Png:
         raw = inflater.decompress(stream, 2 * MAX_SAMPLES + 10_000_000)
     except zlib.error as error:
         raise PngError(f"the pixels' stream: {error}") from error
-    if not inflater.eof:
-        raise PngError("the pixels' stream has no end: its checksum cannot be compared")
+    if not (is_vouched or inflater.eof):
+        raise PngError("neither the CRCs of the pixels' chunks nor the checksum of their stream vouch for them")
     samples = np.zeros((height, width, channels), np.int64)
     place = 0
     for top, left, down, right in _PASSES if interlaced else ((0, 0, 1, 1),):
