@@ -1,7 +1,8 @@
 """A second reading of PNG files, written from the specification (ISO/IEC 15948) alone, and their writing.
 
 It is strict where a wrong value could come out: the CRCs of the header and the palette, the CRCs of the pixels' chunks
-or else the checksum of their stream (either covers all pixels), every row there. It shares no code with Pillow, so that what both read is what the file says.
+or else the checksum of their stream (either covers all pixels), every row there. It shares no code with Pillow, so that
+what both read is what the file says.
 """
 
 from __future__ import annotations
