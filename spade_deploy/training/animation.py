@@ -84,7 +84,11 @@ def animate(run: Path, target: Path, fps: float | None = None) -> Animation:
         made = writers[suffix](run, target, fps)
     except OSError as error:
         raise ConfigError(f"--out: {target} cannot be written ({error})") from error
-    assert made is not None  # there are two grids
+    if made is None:
+        raise NotFoundError(
+            f"{run}: its sample grids have other sizes than the last one; an animation needs two that are alike",
+            hint="train on, or take grids of another size out of samples/",
+        )
     return made
 
 

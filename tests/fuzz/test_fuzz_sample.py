@@ -105,7 +105,8 @@ def test_the_watch_sees_what_waits_and_what_takes_memory(watch: Watch, monkeypat
 
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("memory is read from /proc")
-    monkeypatch.setattr(watching, "BLOCKED_LIMIT_S", 0.5)
+    monkeypatch.setattr(watching, "BLOCKED_LIMIT_S", 1.0)
+    monkeypatch.setattr(watching, "IDLE_SHARE", 0.1)
     monkeypatch.setattr(watching, "TICK_S", 0.2)
     monkeypatch.setattr(watching, "MAX_GROWTH_BYTES", 50 << 20)
     watch.call("waiting", threading.Event().wait, 30)
