@@ -35,8 +35,9 @@ from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Sou
 from spade_deploy.atomic import write_json
 from spade_deploy.bench.machine import busy_seconds, describe_machine
 from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.image_file import read_photo
 from spade_deploy.inference import infer
-from spade_deploy.label_map import read_instance_map, read_label_map, read_photo, synthetic_label_maps
+from spade_deploy.label_map import read_instance_map, read_label_map, synthetic_label_maps
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
 from spade_deploy.training.networks import SpadeGenerator, make_segmap
 

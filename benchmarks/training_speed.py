@@ -31,7 +31,8 @@ from plain_loop import PlainLoop
 
 from spade_deploy.artifact import LABEL
 from spade_deploy.atomic import write_json
-from spade_deploy.bench.machine import busy_seconds, describe_machine, usable_cores
+from spade_deploy.bench.machine import busy_seconds, describe_machine
+from spade_deploy.cores import usable_cores
 from spade_deploy.dataset_files import DataConfig
 from spade_deploy.patterns import extract_patterns
 from spade_deploy.spec import LabelSpec

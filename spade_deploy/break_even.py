@@ -75,6 +75,8 @@ class BreakEven:
 
     @property
     def _slope(self) -> float:
+        if self.many_share == self.few_share:  # a model of one class: every map has the same patterns
+            return 0.0
         return (self.many_ms - self.few_ms) / (self.many_share - self.few_share)
 
 

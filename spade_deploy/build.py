@@ -16,11 +16,14 @@ from spade_deploy.artifact import (
     Graph,
     engine_name,
     engine_path,
-    list_engines,
+    read_timing_cache,
     timing_cache_path,
+    whole_engines,
     write_engine,
     write_timing_cache,
+    writing,
 )
+from spade_deploy.atomic import sweep
 from spade_deploy.engines.cuda_driver import Gpu, find_gpus
 from spade_deploy.engines.engine_key import BuildOptions, EngineKey
 from spade_deploy.engines.engine_store import capability_text, this_system
@@ -84,43 +87,46 @@ def build(
     card, capability = _target(library, gpu, request.compute_capability)
     profile = request.profile or default_profile(spec)
     cache = request.timing_cache or timing_cache_path(artifact, library.flavour)
-    built = []
-    for graph in _graphs(artifact, request):
-        key = EngineKey(
-            onnx_sha256=artifact.manifest.files[graph.file].sha256,
-            flavour=library.flavour,
-            version=library.version,
-            gpu=card,
-            compute_capability=capability,
-            system=this_system(),
-            precision=graph.precision,
-            kind=graph.kind,
-            profile=profile,
-            options=request.options,
-        )
-        there = _find_same(artifact, key)
-        if there is not None:
-            built.append(there)
-            continue
-        started = time.perf_counter()
-        made = build_engine(
-            library,
-            artifact.path_of(graph.file),
-            tensor_ranges(spec, graph.kind, profile),
-            request.options,
-            compute_capability=request.compute_capability,
-            timing_cache=cache.read_bytes() if cache.is_file() else None,
-            keep_cache=partial(write_timing_cache, cache),
-            on_phase=partial(on_phase, graph.name),
-            stop=stop,
-        )
-        is_for_this_card = gpu is not None and request.compute_capability in (
-            None,
-            capability_text(gpu.compute_capability),
-        )
-        layers = read_engine_layers(library, made.engine) if is_for_this_card else None
-        proof = prove(graph.precision, made.layers, layers)
-        built.append(_write(artifact, key, made, proof, time.perf_counter() - started))
+    with writing(artifact.path, "building engines"):
+        sweep(timing_cache_path(artifact, library.flavour).parent)  # what a killed build left, if nothing is to build
+        built = []
+        for graph in _graphs(artifact, request):
+            key = EngineKey(
+                onnx_sha256=artifact.manifest.files[graph.file].sha256,
+                flavour=library.flavour,
+                version=library.version,
+                gpu=card,
+                compute_capability=capability,
+                system=this_system(),
+                precision=graph.precision,
+                kind=graph.kind,
+                profile=profile,
+                options=request.options,
+            )
+            there = _find_same(artifact, key)
+            if there is not None:
+                built.append(there)
+                continue
+            started = time.perf_counter()
+            with artifact.vouched(graph.file) as onnx:
+                made = build_engine(
+                    library,
+                    onnx,
+                    tensor_ranges(spec, graph.kind, profile),
+                    request.options,
+                    compute_capability=request.compute_capability,
+                    timing_cache=read_timing_cache(cache),
+                    keep_cache=partial(write_timing_cache, cache),
+                    on_phase=partial(on_phase, graph.name),
+                    stop=stop,
+                )
+            is_for_this_card = gpu is not None and request.compute_capability in (
+                None,
+                capability_text(gpu.compute_capability),
+            )
+            layers = read_engine_layers(library, made.engine) if is_for_this_card else None
+            proof = prove(graph.precision, made.layers, layers)
+            built.append(_write(artifact, key, made, proof, time.perf_counter() - started))
     return tuple(built)
 
 
@@ -193,13 +199,11 @@ def _target(library: Library, gpu: Gpu | None, asked: str | None) -> tuple[str, 
 
 
 def _find_same(artifact: Artifact, key: EngineKey) -> BuiltEngine | None:
-    for entry in list_engines(artifact):
+    """One that is damaged is not there: it is built again, and takes its place."""
+    for entry in whole_engines(artifact):
         if entry.key == key.to_json():
-            path = engine_path(artifact, entry)
-            if path.is_file() and path.stat().st_size == entry.bytes:
-                return BuiltEngine(
-                    path, key, entry.proof, proof_text(entry.proof), entry.bytes, entry.seconds, was_there=True
-                )
+            path, said = engine_path(artifact, entry), proof_text(entry.proof)
+            return BuiltEngine(path, key, entry.proof, said, entry.bytes, entry.seconds, was_there=True)
     return None
 
 

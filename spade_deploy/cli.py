@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it: `spade --help` answers in a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
@@ -15,11 +16,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from spade_deploy import __version__
+from spade_deploy.atomic import beside
 from spade_deploy.console import (
+    busy,
+    check_terminal_size,
     count_bar,
     duration,
     finding_table,
     image_bar,
+    line,
     print_bench,
     print_engines,
     print_error,
@@ -28,12 +33,16 @@ from spade_deploy.console import (
     print_next,
     print_places,
     print_report,
+    show_notes,
     stderr,
     stdout,
     step_bar,
+    styled,
     training_bar,
 )
-from spade_deploy.errors import SpadeError
+from spade_deploy.errors import SpadeError, system_error
+from spade_deploy.locks import LOCK, locked
+from spade_deploy.printable import one_line
 from spade_deploy.spec import Architecture, Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
 
 if TYPE_CHECKING:
@@ -67,14 +76,24 @@ class Resize(StrEnum):
 class _Commands(TyperGroup):
     """Prints what a user can mend as one message; anything else is a defect and keeps its traceback."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        check_terminal_size()  # the help, too, is wrapped by it
+        return super().main(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except SpadeError as error:
             print_error(error)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            told = system_error(error)
+            if told is None:
+                raise
+            print_error(told)
+            raise typer.Exit(told.exit_code) from error
         except KeyboardInterrupt:
-            stderr().print("[red]stopped[/]")
+            stderr().print(styled("stopped", "red"))
             raise typer.Exit(130) from None
 
 
@@ -124,7 +143,7 @@ def _main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    pass
+    show_notes()
 
 
 @app.command(cls=_TrainCommand, rich_help_panel="The main job")
@@ -399,15 +418,15 @@ def train(
 def _train(started: Session) -> None:
     """Train what is ready, and say what came of it."""
     out = stdout()
-    out.print(f"training {started.run}: {started.described}", markup=False)
+    out.print(f"training {started.run}: {started.described}")
     for note in started.notes:
-        out.print(f"  note: {note}", markup=False)
+        out.print(f"  note: {note}")
     with training_bar() if started.world.is_main else nullcontext(lambda _: None) as report:
         result = started.train(report)
     for note in result.notes:
-        out.print(f"  note: {note}", highlight=False, markup=False)
+        out.print(f"  note: {note}")
     for skipped in result.skipped[:5]:
-        out.print(f"  skipped: {skipped}", highlight=False, markup=False)
+        out.print(f"  skipped: {skipped}")
     if len(result.skipped) > 5:
         out.print(f"  note: {len(result.skipped)} samples were skipped; all are in {result.run / 'skipped.txt'}")
     out.print(f"trained {result.step} steps in {duration(result.seconds)}")
@@ -432,6 +451,12 @@ def import_(
     edges: Annotated[bool, typer.Option("--edges", help="It has an edge channel.")] = False,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that it was trained for.")] = None,
     upsampling: Annotated[Upsampling | None, typer.Option(help="The file does not tell normal from more.")] = None,
+    norm: Annotated[
+        NormType | None, typer.Option(help="Of a file without running statistics: instance norm or not.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Which network of a file that holds several: generator_ema.", show_default=False)
+    ] = None,
     encoder: Annotated[
         Path | None, typer.Option(help="latest_net_E.pth: the style encoder of a VAE, for styles of photos.")
     ] = None,
@@ -451,15 +476,19 @@ def import_(
                 has_edges=edges,
                 upsampling=upsampling,
                 size=parse_size(size) if size else None,
+                norm=norm,
+                part=part,
             ),
             runs_dir=runs,
             name=name,
             encoder=encoder,
         )
     out = stdout()
-    out.print(f"imported {file}: {imported.described}")
+    out.print(f"imported {one_line(file)}: {imported.described}")
+    for guess in imported.guesses:
+        out.print(f"  guessed: {guess}")
     for note in imported.notes:
-        out.print(f"  note: {note}", markup=False)
+        out.print(f"  note: {note}")
     print_places(("checkpoint", imported.checkpoint))
     print_next("spade export --fp16")
 
@@ -524,8 +553,10 @@ def export(
                 on_step=on_step,
                 on_progress=on_progress,
             )
-    console.print(f"exported {made.checkpoint}")
+    console.print(f"exported {one_line(made.checkpoint)}")
     print_report(made.report)
+    for note in made.notes:
+        console.print(f"  note: {note}")
     print_places(
         ("artifact", made.artifact.path),
         *((graph.name, made.artifact.path_of(graph.file)) for graph in made.artifact.manifest.graphs),
@@ -546,6 +577,10 @@ def infer(
         Path | None, typer.Option(help="Instance maps, paired by stem, for a model with an edge channel.")
     ] = None,
     no_instances: Annotated[bool, typer.Option("--no-instances", help="Leave the edge channel empty.")] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="The data set whose layout LABELS has; what the model was trained on if left out."),
+    ] = None,
     precision: Annotated[Precision | None, typer.Option(help="fp16 on a GPU, fp32 on a CPU if left out.")] = None,
     backend: Annotated[
         Backend, typer.Option(help="auto: a TensorRT engine that fits, else CUDA, else the CPU.")
@@ -584,6 +619,7 @@ def infer(
             out,
             instances=instances,
             no_instances=no_instances,
+            preset=preset,
             precision=precision,
             backend=backend,
             batch_size=batch_size,
@@ -596,22 +632,28 @@ def infer(
             threads=threads,
             graph=graph,
             on_progress=report,
-            on_runtime=lambda runtime: console.print(f"running {opened.path} with [bold]{runtime}[/]"),
+            on_runtime=lambda runtime: console.print(
+                line(f"running {one_line(opened.path)} with ", styled(runtime, "bold"))
+            ),
         )
     rate = f" ({summary.images_per_s:.1f} images/s)" if summary.written else ""
-    console.print(f"wrote {summary.written} of {summary.total} images to [bold]{summary.out}[/]{rate}")
+    console.print(
+        line(f"wrote {summary.written} of {summary.total} images to ", styled(one_line(summary.out), "bold"), rate)
+    )
     if summary.skipped:
         console.print(f"  {summary.skipped} were there already; --overwrite makes them again")
     if summary.resized:
         spec = opened.manifest.generator
         target = size or f"{spec.height}x{spec.width}"
         console.print(f"  {summary.resized} label maps were resized to {target} (nearest); --resize never refuses them")
+    if summary.left_out:
+        console.print(f"  {len(summary.left_out)} photos were left out; the first: {summary.left_out[0]}", markup=False)
     if summary.failures:
         for failure in summary.failures:
-            stderr().print(f"  {failure.message}", markup=False)
+            stderr().print(f"  {failure.message}")
         for hint in dict.fromkeys(failure.hint for failure in summary.failures if failure.hint):
-            stderr().print(f"  next: {hint}", markup=False)
-        stderr().print(f"[red]{len(summary.failures)} label maps have no result[/]; the rest is done")
+            stderr().print(f"  next: {hint}")
+        stderr().print(line(styled(f"{len(summary.failures)} label maps have no result", "red"), "; the rest is done"))
         raise typer.Exit(1)
 
 
@@ -696,7 +738,7 @@ def validate(
     from spade_deploy.validation import validate as run_validate
 
     opened = Artifact.open(resolve_artifact(artifact, runs))
-    with stdout().status("validating") as status:
+    with busy("validating") as tell:
         found = run_validate(
             opened,
             labels=labels,
@@ -704,32 +746,32 @@ def validate(
             checkpoint=checkpoint,
             runs_dir=runs,
             backend=backend,
-            on_progress=lambda precision, done, total: status.update(f"validating {precision}: {done} of {total}"),
+            on_progress=lambda precision, done, total: tell(f"validating {precision}: {done} of {total}"),
         )
     print_report(found, by_class=True)
     if report is not None:
         write_json(report, found.to_json())
         print_places(("report", report))
     if found.skipped:
-        stderr().print(f"[red]{len(found.skipped)} label maps were skipped[/]")
+        stderr().print(styled(f"{len(found.skipped)} label maps were skipped", "red"))
         for reason in found.skipped:
-            stderr().print(f"  {reason}", highlight=False, markup=False)
+            stderr().print(f"  {reason}")
     if find_precision and not found.passed:
         from spade_deploy.engines.runtime import Backend as RuntimeBackend
 
         with _needs("export"):
             from spade_deploy.precision_search import search_failures
-        with stdout().status("searching") as status:
+        with busy("searching") as tell:
             searches = search_failures(
                 opened,
                 found,
                 RuntimeBackend(backend.value),
                 checkpoint=checkpoint,
                 runs_dir=runs,
-                on_trial=lambda name, trial: status.update(f"{name}: tried with {len(trial.kept)} layers in fp32"),
+                on_trial=lambda name, trial: tell(f"{name}: tried with {len(trial.kept)} layers in fp32"),
             )
         for name, search in searches.items():
-            stdout().print(f"{name}: {search}", highlight=False, markup=False)
+            stdout().print(f"{name}: {search}")
             print_next(f"spade export --fp16 {search.flags}")
     found.require_passed()
     if found.skipped:
@@ -832,15 +874,16 @@ def eval_(
         seed=seed,
         pictures=pictures,
     )
-    with _needs("train,export,cpu"), step_bar() as (on_step, on_progress):
-        found = evaluation.evaluate(asked, runs_dir=runs, on_step=on_step, on_progress=on_progress)
-    print_evaluation(found, evaluation.write_report(found, out))
+    with locked(out, "evaluating"):
+        with _needs("train,export,cpu"), step_bar() as (on_step, on_progress):
+            found = evaluation.evaluate(asked, runs_dir=runs, on_step=on_step, on_progress=on_progress)
+        print_evaluation(found, evaluation.write_report(found, out))
     if extractor is None and segmenter is None and not train_segmenter:
         print_next("spade eval --train-segmenter   (what the images show), --extractor FILE.onnx (how real they look)")
     if found.all_skipped:
-        stderr().print(f"[red]{len(found.all_skipped)} files could not be used and were skipped[/]")
+        stderr().print(styled(f"{len(found.all_skipped)} files could not be used and were skipped", "red"))
         for reason in found.all_skipped[:20]:
-            stderr().print(f"  {reason}", highlight=False, markup=False)
+            stderr().print(f"  {reason}")
         raise typer.Exit(1)
 
 
@@ -880,7 +923,8 @@ def bench(
     candidates = benching.choose_candidates(opened, precision or (), graph or (), baseline or (), backend)
     pixels = parse_size(size) if size else None
     cases = benching.read_cases(opened, labels, instances, batch_size, pixels, most=max(1, rounds) * batch_size)
-    with stdout().status("measuring") as status:
+    place = out if out is not None else opened.path.parent / "bench"
+    with locked(place, "measuring"), busy("measuring") as tell:
         found = benching.bench(
             opened,
             candidates,
@@ -890,10 +934,10 @@ def bench(
             backend=backend,
             checkpoint=checkpoint,
             runs_dir=runs,
-            on_step=status.update,
-            on_round=lambda done, total: status.update(f"round {done} of {total}"),
+            on_step=tell,
+            on_round=lambda done, total: tell(f"round {done} of {total}"),
         )
-    files = benching.write_result(found, out if out is not None else opened.path.parent / "bench")
+        files = benching.write_result(found, place)
     print_bench(found, files)
     found.require_right()
 
@@ -930,13 +974,14 @@ def check_labels(
     console.print(f"checked {len(found.files)} label maps: {counts or 'nothing to report'}")
     is_clean = not found.errors
     if fix is not None:
-        with count_bar("fixing") as report:
+        with locked(fix, "writing label maps", file=beside(fix, LOCK)), count_bar("fixing") as report:
             fixed = label_lint.fix_labels(found, fix, labels, progress=report)
         refused = [result for result in fixed if result.target is None]
         for result in fixed:
             if result.action != FixAction.COPIED:
-                console.print(f"  {result.path}: {result.action}: {result.message}", highlight=False, markup=False)
-        console.print(f"wrote {len(fixed) - len(refused)} of {len(fixed)} label maps to [bold]{fix}[/]")
+                console.print(f"  {result.path}: {result.action}: {result.message}")
+        counted = f"wrote {len(fixed) - len(refused)} of {len(fixed)} label maps to "
+        console.print(line(counted, styled(one_line(fix), "bold")))
         is_clean = not refused
         print_next(f"spade check-labels {fix}" + (f" --preset {preset}" if preset else f" --num-labels {num_labels}"))
     elif any(finding.fixable for finding in found.findings):
@@ -953,7 +998,6 @@ def inspect(
     ] = False,
 ) -> None:
     """Tell what a checkpoint, an artifact or an engine is."""
-    from rich.markup import escape
     from rich.table import Table
 
     from spade_deploy.inspection import inspect_path
@@ -962,14 +1006,14 @@ def inspect(
     console = stdout()
     table = Table(title=found.title, title_justify="left", show_header=False, box=None)
     for key, value in found.rows:
-        table.add_row(f"[dim]{key}[/]", escape(value))
+        table.add_row(styled(key, "dim"), one_line(value))
     console.print(table)
     for part in found.tables:
         table = Table(title=part.title, title_justify="left", box=None)
         for column in part.columns:
             table.add_column(column)
         for row in part.rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*(one_line(cell) for cell in row))
         console.print()
         console.print(table)
 
@@ -977,16 +1021,19 @@ def inspect(
 @app.command(rich_help_panel="Check")
 def doctor() -> None:
     """Tell what is installed, what really loads, and what to install for what is missing."""
-    from rich.markup import escape
     from rich.table import Table
 
     from spade_deploy.diagnosis import Status, diagnose
 
-    marks = {Status.GOOD: "[green]ok[/]", Status.MISSING: "[yellow]--[/]", Status.PROBLEM: "[red]!![/]"}
+    marks = {
+        Status.GOOD: styled("ok", "green"),
+        Status.MISSING: styled("--", "yellow"),
+        Status.PROBLEM: styled("!!", "red"),
+    }
     table = Table(box=None, show_header=False)
     checks = diagnose()
     for check in checks:
-        table.add_row(marks[check.status], check.name, escape(check.value), f"[dim]{escape(check.advice)}[/]")
+        table.add_row(marks[check.status], check.name, check.value, styled(check.advice, "dim"))
     stdout().print(table)
     if any(check.status is Status.PROBLEM for check in checks):
         raise typer.Exit(1)
@@ -1007,7 +1054,7 @@ def animate(
 
     run = run if run is not None else newest_checkpoint(runs).parent.parent
     made = make_animation(run, out if out is not None else run / "samples.gif", fps)
-    stdout().print(f"{made.frames} of {made.grids} sample grids, {made.fps:.3g} a second", markup=False)
+    stdout().print(f"{made.frames} of {made.grids} sample grids, {made.fps:.3g} a second")
     print_places(("animation", made.path))
 
 
@@ -1018,10 +1065,11 @@ def data_earth(
     """Write satellite photos and land-cover label maps: OUT/{train,val,test}/{labels,images}/."""
     from spade_deploy.data.earth import write_earth
 
-    with count_bar("writing") as report:
+    with locked(out, "writing the Earth data set"), count_bar("writing") as report:
         counts = write_earth(out, report)
     counted = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test"))
-    stdout().print(f"the Earth data set is in [bold]{out}[/]: {counted} pairs ({counts['written']} files written now)")
+    written = f": {counted} pairs ({counts['written']} files written now)"
+    stdout().print(line("the Earth data set is in ", styled(one_line(out), "bold"), written))
     print_next(f"spade infer {out / 'test' / 'labels'} photos/")
 
 
@@ -1036,9 +1084,9 @@ def demo(
         from spade_deploy.demo import run_demo
 
         def on_step(text: str) -> None:
-            console.print(f"  {text}", style="dim", highlight=False, markup=False)
+            console.print(f"  {text}", style="dim")
 
-        with training_bar() as report:
+        with locked(out, "running the demo"), training_bar() as report:
             made = run_demo(out, steps=steps, on_step=on_step, on_training=report)
     print_report(made.report)
     console.print(f"the demo took {duration(made.seconds)}, {duration(made.training_seconds)} of it training")
@@ -1050,6 +1098,8 @@ def demo(
 
 def main() -> None:
     """The console script."""
+    # Python processes that are started from here, by libraries too, import nothing from the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     app()
 
 

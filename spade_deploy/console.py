@@ -5,7 +5,10 @@ rich is imported where it is used: a command that prints one line should not pay
 
 from __future__ import annotations
 
+import io
+import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spade_deploy.errors import SpadeError
+from spade_deploy.printable import one_line, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderHook
     from rich.table import Table
+    from rich.text import Text
 
     from spade_deploy.bench import BenchResult
     from spade_deploy.build import BuiltEngine
@@ -48,44 +53,116 @@ SHOWN_FINDINGS = 500
 """Rows of a table of findings; a data set may have as many as it has files."""
 
 
+NARROWEST, WIDEST = 20, 2000
+"""Columns and lines of a terminal that are believed; others, 0 among them, are those of no terminal."""
+
+
+class _Notes(logging.Handler):
+    """What the package has to tell without failing: a line of stderr each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr().print(f"  note: {record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_notes() -> None:
+    """From now on the package's warnings are printed as notes."""
+    logger = logging.getLogger("spade_deploy")
+    if not any(isinstance(handler, _Notes) for handler in logger.handlers):
+        logger.addHandler(_Notes())
+
+
 def stdout() -> Console:
     """For results. Wrapped at the terminal's width, never in a file or a pipe."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _console(to_stderr=False)
 
 
 def stderr() -> Console:
     """For errors and progress."""
+    return _console(to_stderr=True)
+
+
+def _console(*, to_stderr: bool) -> Console:
+    """Text is printed as it is: styles are `Text`, never markup, since a file may be called [/red].png or :smile:."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    stream = sys.stderr if to_stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding is no reason to fail
+    console = Console(stderr=to_stderr, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty())
+    console.push_render_hook(_cleaner())
+    return console
+
+
+def _cleaner() -> RenderHook:
+    """Whatever is printed, nothing in it reaches the terminal as an order but what rich itself says."""
+    from rich.console import ConsoleRenderable, RenderHook
+    from rich.segment import Segment
+
+    class Cleaned:
+        def __init__(self, renderable: ConsoleRenderable) -> None:
+            self._renderable = renderable
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+            for segment in console.render(self._renderable, options):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    class Cleaner(RenderHook):
+        def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+            return [Cleaned(renderable) for renderable in renderables]
+
+    return Cleaner()
+
+
+def check_terminal_size() -> None:
+    """Forget COLUMNS and LINES that are the size of no terminal: rich would print nothing in 0 columns."""
+    for name in ("COLUMNS", "LINES"):
+        value = os.environ.get(name)
+        if value is None:
+            continue
+        least = NARROWEST if name == "COLUMNS" else 1
+        if not (value.isascii() and value.isdigit() and len(value) < 10 and least <= int(value) <= WIDEST):
+            del os.environ[name]
+
+
+def styled(text: object, style: str) -> Text:
+    """Text in a style; nothing in it is markup."""
+    from rich.text import Text
+
+    return Text(printable(str(text)), style=style)
+
+
+def line(*parts: str | Text) -> Text:
+    """One line of several parts, in styles of their own."""
+    from rich.text import Text
+
+    return Text.assemble(*(printable(part) if isinstance(part, str) else part for part in parts))
+
+
+@contextmanager
+def busy(what: str) -> Iterator[Callable[[str], None]]:
+    """A spinner beside what is done now; yields what changes the words."""
+    with stdout().status(styled(what, "")) as status:
+        yield lambda text: status.update(styled(one_line(text), ""))
 
 
 def print_error(error: SpadeError) -> None:
     """One message: what happened, then what to do."""
-    from rich.markup import escape
-
     console = stderr()
-    console.print(f"[bold red]error:[/] {escape(error.message)}")
+    console.print(line(styled("error:", "bold red"), f" {error.message}"))
     if error.hint:
-        console.print(f"[bold]next:[/] {escape(error.hint)}")
+        console.print(line(styled("next:", "bold"), f" {error.hint}"))
 
 
 def print_places(*places: tuple[str, Path]) -> None:
     """Where results are, one a line."""
-    from rich.markup import escape
-
     width = max(len(what) for what, _ in places)
     for what, path in places:
-        stdout().print(f"  {what:<{width}}  [bold]{escape(str(path))}[/]")
+        stdout().print(line(f"  {what:<{width}}  ", styled(one_line(path), "bold")))
 
 
 def print_next(command: str) -> None:
     """The next command to type."""
-    from rich.markup import escape
-
-    stdout().print(f"next: [bold cyan]{escape(command)}[/]")
+    stdout().print(line("next: ", styled(one_line(command), "bold cyan")))
 
 
 def duration(seconds: float) -> str:
@@ -96,7 +173,7 @@ def duration(seconds: float) -> str:
 def print_estimate(described: str, found: Estimate) -> None:
     """What a training will need, and how that is known."""
     out = stdout()
-    out.print(f"would train: {described}", markup=False)
+    out.print(f"would train: {described}")
     memory, foreseen = found.memory_bytes, found.foreseen
     how = "measured in a process of its own" if found.is_measured else "foreseen from the shapes"
     parts = f"{_gigabytes(foreseen.weights)} weights, {_gigabytes(foreseen.learning)} gradients and Adam's moments"
@@ -110,11 +187,11 @@ def print_estimate(described: str, found: Estimate) -> None:
         if found.seconds is not None:
             rows[-1] = ("time", f"{rows[-1][1]}, {clock_time(found.seconds)} for {found.steps} steps")
     for what, value in rows:
-        out.print(f"  {what:<8}  {value}", markup=False)
+        out.print(f"  {what:<8}  {value}")
     for note in found.notes:
-        out.print(f"  note: {note}", markup=False)
+        out.print(f"  note: {note}")
     if found.fits is False:
-        out.print("  less memory: --accumulate N, --amp bf16, a smaller --batch-size or --size", markup=False)
+        out.print("  less memory: --accumulate N, --amp bf16, a smaller --batch-size or --size")
 
 
 def _gigabytes(count: int) -> str:
@@ -140,7 +217,7 @@ def training_bar(clock: Callable[[], float] = time.monotonic) -> Iterator[Callab
         now = clock()
         first[:] = first or [(progress.step, now)]
         for note in progress.notes:
-            console.print(f"note: {note}", markup=False)
+            console.print(f"note: {note}")
         if progress.step == progress.steps or now - last_line >= LINE_EVERY_S:
             last_line = now
             parts = (
@@ -150,7 +227,7 @@ def training_bar(clock: Callable[[], float] = time.monotonic) -> Iterator[Callab
                 *_losses(progress),
                 *_metrics(progress),
             )
-            console.print("  ".join(parts), markup=False)
+            console.print("  ".join(parts))
 
     yield write_line
 
@@ -179,7 +256,7 @@ def _live_training(console: Console, clock: Callable[[], float]) -> Iterator[Cal
             now = clock()
             first[:] = first or [(progress.step, now)]
             for note in progress.notes:
-                live.console.print(f"note: {note}", markup=False)
+                live.console.print(f"note: {note}")
             left = clock_time(_left_s(progress, *first[0], now))
             fields: dict[str, Any] = {"left": left, "speeds": "  ".join(_speeds(progress))}
             if not task:
@@ -260,20 +337,20 @@ def image_bar() -> Iterator[Callable[[int, int, float], None]]:
 @contextmanager
 def step_bar() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
     """(on_step, on_progress): a line for each step, and a bar for what takes long within one; gone when it ends."""
-    from rich.markup import escape
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
     console = stdout()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+    described = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), described, BarColumn(), TextColumn("{task.fields[count]}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, count="")
 
         def on_step(text: str) -> None:
-            console.print(f"  {text}", style="dim", highlight=False, markup=False)
-            bar.reset(task, total=None, description=escape(text), count="")
+            console.print(f"  {text}", style="dim")
+            bar.reset(task, total=None, description=one_line(text), count="")
 
         def on_progress(what: str, done: int, total: int) -> None:
-            bar.update(task, total=total, completed=done, description=escape(what), count=f"{done}/{total}")
+            bar.update(task, total=total, completed=done, description=one_line(what), count=f"{done}/{total}")
 
         yield on_step, on_progress
 
@@ -302,7 +379,7 @@ def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
     from spade_deploy.pages import decibel, percent, scientific
 
     console = stdout()
-    console.print(f"validated on {report.inputs}; reference: {report.reference}", markup=False)
+    console.print(f"validated on {report.inputs}; reference: {report.reference}")
     table = Table(box=None)
     for heading in ("graph", "verdict", "max error", "mean error", "PSNR", "SSIM", "flipped pixels", "by at most"):
         table.add_column(heading, justify="left" if heading in ("graph", "verdict") else "right")
@@ -310,7 +387,7 @@ def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
         diff = result.diff
         table.add_row(
             result.name,
-            "[green]pass[/]" if result.passed else "[red]fail[/]",
+            styled("pass", "green") if result.passed else styled("fail", "red"),
             scientific(diff.max_abs),
             scientific(diff.mean_abs),
             decibel(diff.psnr_db),
@@ -323,8 +400,10 @@ def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
         if result.undecided_share > 0:
             share = percent(result.undecided_share)
             console.print(f"  {result.name}: rounding alone decides {share} of the values; the rest is judged")
+        if result.half is not None:
+            console.print(f"  {result.name}: {result.half}", highlight=False, markup=False)
         if result.second_opinion:
-            console.print(f"  {result.name}: {result.second_opinion}", highlight=False, markup=False)
+            console.print(f"  {result.name}: {result.second_opinion}")
     if by_class:
         console.print(_class_table(report))
 
@@ -358,11 +437,12 @@ def print_engines(engines: Sequence[BuiltEngine]) -> None:
         what = f"{key.precision} {key.kind}"
         how = "was there already" if engine.was_there else f"built in {duration(engine.seconds)}"
         console.print(
-            f"[bold]{what}[/] engine, {key.flavour} {key.version} for {key.gpu}, {engine.bytes / 1e6:.1f} MB: {how}",
+            styled(what, "bold"),
+            f"engine, {key.flavour} {key.version} for {key.gpu}, {engine.bytes / 1e6:.1f} MB: {how}",
             highlight=False,
         )
-        console.print(f"  {engine.described}", highlight=False)
-        console.print(f"  profile {key.profile}", highlight=False)
+        console.print(f"  {engine.described}")
+        console.print(f"  profile {key.profile}")
         print_places(("engine", engine.path))
     if engines:
         print_next(f"spade inspect {engines[0].path}")
@@ -370,7 +450,6 @@ def print_engines(engines: Sequence[BuiltEngine]) -> None:
 
 def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
     """A row of figures for each candidate that was measured, why the others were not, what to know, the files."""
-    from rich.markup import escape
     from rich.table import Table
 
     console, reference = stdout(), result.reference
@@ -387,7 +466,7 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
     for entry in result.measured:
         figures, cold = result.figures(entry), entry.cold_start
         table.add_row(
-            escape(entry.candidate.name),
+            entry.candidate.name,
             *(f"{value:.1f}" for value in (figures.p50_ms, figures.p90_ms, figures.p99_ms)),
             "" if figures.patterns_p50_ms is None else f"{figures.patterns_p50_ms:.1f}",
             f"{figures.images_per_s:.2f}",
@@ -401,9 +480,10 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
         if entry.reason:
             style = "red" if entry.is_fault else "yellow"
             hint = f" ({entry.hint})" if entry.hint else ""
-            console.print(f"  [{style}]{escape(entry.candidate.name)}: not measured:[/] {escape(entry.reason + hint)}")
+            name = styled(f"  {entry.candidate.name}: not measured:", style)
+            console.print(line(name, f" {entry.reason}{hint}"))
     for note in result.notes:
-        console.print(f"  [dim]{escape(note)}[/]")
+        console.print(styled(f"  {note}", "dim"))
     print_places(*((file.suffix.lstrip("."), file) for file in files))
     if result.measured and not any(file.suffix == ".png" for file in files):
         console.print("  no plot: matplotlib is not installed (pip install matplotlib)")
@@ -411,7 +491,6 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
 
 def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     """A row of figures for each model, those of real photos below, what to know, the files."""
-    from rich.markup import escape
     from rich.table import Table
 
     from spade_deploy.evaluation.page import HEADINGS, heading, lines
@@ -427,25 +506,23 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     table.add_column("")
     for name in ("images", *map(heading, columns)):
         table.add_column(name, justify="right", no_wrap=True)
-    for line in lines(result):
+    for row in lines(result):
         # The deviation of the kernel distance is in the report: a terminal of 80 columns has no room for it.
-        cells = (f"[green]{cell.short}[/]" if cell.is_best else cell.short for cell in line.cells)
-        name = escape(line.name)
-        table.add_row(f"[dim]{name}[/]" if line.is_reference else name, str(line.images), *cells)
+        cells = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
+        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *cells)
     console.print(table)
     for name in columns:
         if name not in ("l1", "psnr"):
-            console.print(f"  [dim]{HEADINGS[name]}: {escape(result.names[name])}[/]")
+            console.print(styled(f"  {HEADINGS[name]}: {result.names[name]}", "dim"))
     for note in result.notes:
-        console.print(f"  note: {note}", markup=False)
+        console.print(f"  note: {note}")
     print_places(*((file.suffix.lstrip("."), file) for file in files))
     if not any(file.suffix == ".html" for file in files):
-        console.print("  no page: jinja2 is not installed (pip install 'spade-deploy[export]')", markup=False)
+        console.print("  no page: jinja2 is not installed (pip install 'spade-deploy[export]')")
 
 
 def finding_table(report: LintReport) -> Table:
     """A row for each finding."""
-    from rich.markup import escape
     from rich.table import Table
 
     styles = {"error": "red", "warning": "yellow", "note": "dim"}
@@ -456,10 +533,10 @@ def finding_table(report: LintReport) -> Table:
         style = styles[finding.severity]
         name = finding.path.name if finding.path.is_absolute() else str(finding.path)
         table.add_row(
-            escape(name),
-            f"[{style}]{finding.severity}[/]",
+            one_line(name),
+            styled(finding.severity, style),
             finding.code,
-            escape(finding.message),
+            finding.message,
             "yes" if finding.fixable else "",
         )
     left = len(report.findings) - SHOWN_FINDINGS

@@ -6,15 +6,13 @@ Only names are looked at here; no file is opened. What does not pair is reported
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import ConfigError, DatasetError
-from spade_deploy.label_map import is_image_name
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
+from spade_deploy.image_file import Size
+from spade_deploy.label_map import FOLDER, is_image_name, what_else
 
 PRESET_SPLITS: dict[str, tuple[str, ...]] = {
     "earth": ("train", "val", "test"),
@@ -33,6 +31,15 @@ PRESET_SIZES: dict[str, tuple[Size, Size]] = {
     "custom": ((286, 286), (256, 256)),
 }
 """Load size and crop size that each preset trains with unless told otherwise."""
+
+CITYSCAPES_LABELS = "_gtFine_labelIds.png"
+CITYSCAPES_TRAIN_IDS = "_gtFine_labelTrainIds.png"
+CITYSCAPES_INSTANCES = "_gtFine_instanceIds.png"
+CITYSCAPES_PHOTOS = "_leftImg8bit.png"
+"""How the official files' names end."""
+
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
+_WHAT = {"photo": "photo", "instance": "instance map"}
 
 
 @dataclass(frozen=True)
@@ -123,11 +130,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that pairs with nothing. code: missing-label, missing-photo, missing-instance or duplicate-stem."""
+    """A file that is in no sample.
+
+    code: missing-label, missing-photo, missing-instance, duplicate-stem, not-a-file, or photo (one beside label maps).
+    """
 
     path: Path
     code: str
     message: str
+    is_beside: bool = False
+    """Whether it is about a photo or an instance map, not about a label map."""
 
 
 @dataclass(frozen=True)
@@ -138,22 +150,39 @@ class Pairing:
     problems: tuple[Problem, ...]
     unpaired_labels: tuple[Path, ...] = ()
 
+    @property
+    def in_order(self) -> list[Sample | Problem]:
+        """Every file that was meant as a label map, by path: its sample, or what is wrong with it."""
+        entries: list[Sample | Problem] = [*self.samples]
+        entries += [problem for problem in self.problems if problem.code != "photo"]
+        return sorted(entries, key=lambda entry: entry.label if isinstance(entry, Sample) else entry.path)
+
+    @property
+    def has_instances(self) -> bool:
+        """Whether instance maps were looked for and found, or are missing for files that need them."""
+        return any(sample.instance for sample in self.samples) or any(
+            problem.code == "missing-instance" for problem in self.problems
+        )
+
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """One kind of file of a layout: where to look, and which key a file has (None: another kind of file)."""
 
     folder: Path
     key: Callable[[Path], str | None]
     expected: str
     recursive: bool = False
+    is_labels: bool = False
 
 
 @dataclass(frozen=True)
-class _Layout:
-    labels: _Kind
-    photos: _Kind | None
-    instances: _Kind | None
+class Layout:
+    """Where the kinds of files of a split lie; None where the data set has none."""
+
+    labels: Kind
+    photos: Kind | None
+    instances: Kind | None
 
 
 def find_samples(config: DataConfig, split: str) -> Pairing:
@@ -171,96 +200,220 @@ def pair_files(config: DataConfig, split: str) -> Pairing:
     """`find_samples` for a report: a split of which nothing pairs is problems without samples."""
     if split not in config.splits:
         raise ConfigError(f"--split: {config.preset} has no split {split!r}; it has {', '.join(config.splits)}")
-    layout = _layout(config, split)
-    labels, label_problems = _collect(layout.labels)
-    photos, photo_problems = _collect(layout.photos)
-    instances, instance_problems = _collect(layout.instances)
-    problems = [*label_problems, *photo_problems, *instance_problems]
-    duplicated = {problem.path for problem in problems}
+    return paired(_layout(config, split))
+
+
+def pair_flat(labels: Path, images: Path | None, instances: Path | None, preset: str = "custom") -> Pairing:
+    """`pair_files` of folders of one set. Under the preset cityscapes its official names are understood."""
+    return paired(flat_layout(labels, images, instances, is_cityscapes=preset == "cityscapes"))
+
+
+def paired(layout: Layout) -> Pairing:
+    """The samples of a layout. A file is never its own photo or instance map."""
+    labels = _collect(layout.labels)
+    others = {
+        name: (kind, _collect(kind))
+        for name, kind in (("photo", layout.photos), ("instance", layout.instances))
+        if kind is not None
+    }
+    problems = [*labels.problems]
+    for _, found in others.values():
+        problems += [replace(problem, is_beside=True) for problem in found.problems]
     samples = []
-    for key, path in labels.items():
-        missing = [
-            name
-            for name, kind, found in (("photo", layout.photos, photos), ("instance", layout.instances, instances))
-            if kind is not None and key not in found
+    for key, path in labels.files.items():
+        beside: dict[str, Path] = {}
+        for name, (kind, found) in others.items():
+            file, reason = _match(key, path, kind, found, name)
+            if file is not None:
+                beside[name] = file
+            else:
+                problems.append(Problem(path, f"missing-{name}", reason))
+        if len(beside) == len(others):
+            samples.append(Sample(key, path, beside.get("photo"), beside.get("instance")))
+    known = {*labels.files, *labels.unclear}
+    for _, found in others.values():
+        where = f"there is no label map for it in {layout.labels.folder}"
+        problems += [
+            Problem(path, "missing-label", where, is_beside=True)
+            for key, path in found.files.items()
+            if key not in known
         ]
-        if path in duplicated or any(found.get(key) in duplicated for found in (photos, instances)):
-            continue  # reported already
-        if missing:
-            problems += [Problem(path, f"missing-{name}", _missing(name, layout)) for name in missing]
-        else:
-            samples.append(Sample(key, path, photos.get(key), instances.get(key)))
-    for kind, found in ((layout.photos, photos), (layout.instances, instances)):
-        if kind is not None:
-            where = f"there is no label map for it in {layout.labels.folder}"
-            problems += [
-                Problem(path, "missing-label", where)
-                for key, path in found.items()
-                if key not in labels and path not in duplicated
-            ]
-    paired = {sample.label for sample in samples}
-    every_label = {*labels.values(), *(problem.path for problem in label_problems)}
+    taken = {sample.label for sample in samples}
+    every_label = {*labels.files.values(), *(problem.path for problem in labels.problems)}
     return Pairing(
-        tuple(sorted(samples, key=lambda sample: sample.stem)), tuple(problems), tuple(sorted(every_label - paired))
+        tuple(sorted(samples, key=lambda sample: sample.stem)), tuple(problems), tuple(sorted(every_label - taken))
     )
+
+
+def paired_file(key: str, label: Path, kind: Kind, name: str) -> tuple[Path | None, str]:
+    """The photo or instance map (name: 'photo', 'instance') of one label map, or None and why there is none."""
+    return _match(key, label, kind, _collect(kind), name)
+
+
+def _match(key: str, label: Path, kind: Kind, found: _Collected, name: str) -> tuple[Path | None, str]:
+    if key in found.unclear:
+        return None, f"its {_WHAT[name]}: {found.unclear[key]}"
+    if key not in found.files:
+        return None, f"there is no {_WHAT[name]} for it in {kind.folder}"
+    if is_same_file(found.files[key], label):
+        return None, f"{found.files[key]} is the label map itself, not its {_WHAT[name]}"
+    return found.files[key], ""
 
 
 def has_layout(config: DataConfig) -> bool:
     """Whether any split's label folder is there at all, and so `root` may be a data set root."""
-    return any(_collect(_layout(config, split).labels)[0] for split in config.splits)
+    return any(_collect(layout.labels).files for layout in label_layouts(config))
 
 
-def _collect(kind: _Kind | None) -> tuple[dict[str, Path], list[Problem]]:
-    """Files of a kind by key; of files that share a key all are problems, as nobody can tell which one is meant."""
-    if kind is None or not kind.folder.is_dir():
-        return {}, []
+def label_layouts(config: DataConfig) -> list[Layout]:
+    """The layout of each split, there or not."""
+    return [_layout(config, split) for split in config.splits]
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """Files of a kind by key. unclear: keys without a file that can be taken -> why, which the problems say, too."""
+
+    files: dict[str, Path]
+    problems: list[Problem]
+    unclear: dict[str, str]
+
+
+def _collect(kind: Kind) -> _Collected:
+    """Of files that share a key all are problems, as nobody can tell which one is meant."""
+    if not kind.folder.is_dir():
+        return _Collected({}, [], {})
     try:
         entries = sorted(kind.folder.rglob("*") if kind.recursive else kind.folder.iterdir())
     except OSError as error:
         raise DatasetError(f"{kind.folder}: the folder cannot be listed ({error.strerror})") from error
     by_key: dict[str, list[Path]] = {}
+    problems: list[Problem] = []
+    unclear: dict[str, str] = {}
     for path in entries:
-        if is_image_name(path) and (key := kind.key(path)) is not None and path.is_file():
+        if not is_image_name(path) or (key := kind.key(path)) is None:
+            continue
+        other = what_else(path)
+        if other is None:
             by_key.setdefault(key, []).append(path)
-    problems = [
-        Problem(path, "duplicate-stem", f"{key} occurs {len(paths)} times: " + ", ".join(map(str, paths)))
-        for key, paths in by_key.items()
-        if len(paths) > 1
-        for path in paths
-    ]
-    return {key: paths[0] for key, paths in by_key.items()}, problems
+        elif other != FOLDER:
+            problems.append(Problem(path, "not-a-file", f"is {other}, not a file: left out"))
+            unclear[key] = f"{path} is {other}"
+    if kind.is_labels:
+        problems += _photos_beside(by_key)
+    for key, paths in by_key.items():
+        if len(paths) > 1:
+            unclear[key] = f"{key} occurs {len(paths)} times: " + ", ".join(map(str, paths))
+            problems += [Problem(path, "duplicate-stem", unclear[key]) for path in paths]
+    files = {key: paths[0] for key, paths in by_key.items() if len(paths) == 1}
+    return _Collected(files, problems, {key: why for key, why in unclear.items() if key not in files})
 
 
-def _layout(config: DataConfig, split: str) -> _Layout:
+def _photos_beside(by_key: dict[str, list[Path]]) -> list[Problem]:
+    """Take JPEGs out of `by_key` that lie beside another file of their key: photos, since no label map is a JPEG."""
+    problems = []
+    for key, paths in by_key.items():
+        others = [path for path in paths if path.suffix.lower() not in JPEG_SUFFIXES]
+        if others and len(others) < len(paths):
+            by_key[key] = others
+            message = f"a photo (JPEG) beside the label map {others[0].name}: left out"
+            problems += [Problem(path, "photo", message) for path in paths if path not in others]
+    return problems
+
+
+def is_same_file(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one file or folder; links and other spellings included."""
+    try:
+        return first == second or first.samefile(second)
+    except OSError:
+        return False
+
+
+def _layout(config: DataConfig, split: str) -> Layout:
     root = config.root
     if config.preset in ("coco", "facades") and root:
-        instances = _by_stem(root / f"{split}_inst") if config.preset == "coco" else None
-        return _Layout(_by_stem(root / f"{split}_label"), _by_stem(root / f"{split}_img"), instances)
+        instances = by_stem(root / f"{split}_inst") if config.preset == "coco" else None
+        return Layout(by_stem(root / f"{split}_label", is_labels=True), by_stem(root / f"{split}_img"), instances)
     if config.preset == "ade20k" and root:
         return _ade20k(root, split)
     if config.preset == "cityscapes" and root:
         return _cityscapes(root, split)
     if root:
         instances_dir = root / split / "instances"
-        return _Layout(
-            _by_stem(root / split / "labels"),
-            _by_stem(root / split / "images"),
-            _by_stem(instances_dir) if instances_dir.is_dir() else None,
+        return Layout(
+            by_stem(root / split / "labels", is_labels=True),
+            by_stem(root / split / "images"),
+            by_stem(instances_dir) if instances_dir.is_dir() else None,
         )
     if config.labels_dir:
-        return _Layout(
-            _by_stem(config.labels_dir),
-            _by_stem(config.images_dir) if config.images_dir else None,
-            _by_stem(config.instances_dir) if config.instances_dir else None,
-        )
+        return flat_layout(config.labels_dir, config.images_dir, config.instances_dir)
     raise ConfigError("--preset earth: the embedded data set has no files", hint="`spade data earth OUT` writes them")
 
 
-def _by_stem(folder: Path) -> _Kind:
-    return _Kind(folder, lambda path: path.stem, "*")
+def flat_layout(labels: Path, images: Path | None, instances: Path | None, *, is_cityscapes: bool = False) -> Layout:
+    """Folders that are paired by stem, or files by Cityscapes' official names, which may then lie in one folder.
+
+    is_cityscapes: the names are looked for in the folders inside, too. Raises DatasetError where one folder is given
+    for two kinds of files that it cannot hold both.
+    """
+    if has_cityscapes_names(labels, recursive=is_cityscapes):
+        return Layout(
+            cityscapes_kind(labels, CITYSCAPES_LABELS, is_labels=True),
+            cityscapes_kind(images, CITYSCAPES_PHOTOS) if images else None,
+            cityscapes_kind(instances, CITYSCAPES_INSTANCES) if instances else None,
+        )
+    for flag, folder in (("--images", images), ("--instances", instances)):
+        if folder is not None and is_same_file(folder, labels):
+            what = "photos" if flag == "--images" else "instance maps"
+            raise DatasetError(
+                f"{flag}: {folder} is the folder of the label maps, too, so each would be paired with itself",
+                hint=f"put the {what} into a folder of their own, paired by the same file stem",
+            )
+    if images is not None and instances is not None and is_same_file(images, instances):
+        raise DatasetError(f"--instances: {instances} is the folder of the photos, too", hint="name two folders")
+    return Layout(
+        by_stem(labels, is_labels=True),
+        by_stem(images) if images else None,
+        by_stem(instances) if instances else None,
+    )
 
 
-def _ade20k(root: Path, split: str) -> _Layout:
+def by_stem(folder: Path, *, is_labels: bool = False) -> Kind:
+    """All images of a folder, each by its stem."""
+    return Kind(folder, lambda path: path.stem, "*", is_labels=is_labels)
+
+
+def has_cityscapes_names(folder: Path, *, recursive: bool = False) -> bool:
+    """Whether a folder holds label maps with Cityscapes' official names."""
+    if not folder.is_dir():
+        return False
+    try:
+        found = folder.rglob(f"*{CITYSCAPES_LABELS}") if recursive else folder.glob(f"*{CITYSCAPES_LABELS}")
+        return next(iter(found), None) is not None
+    except OSError as error:
+        raise DatasetError(f"{folder}: the folder cannot be listed ({error.strerror})") from error
+
+
+def train_ids_in(folder: Path) -> Path | None:
+    """The first of Cityscapes' files of train ids in a folder and those inside, which are no label ids; else None."""
+    return next(iter(sorted(folder.rglob(f"*{CITYSCAPES_TRAIN_IDS}"))), None) if folder.is_dir() else None
+
+
+def cityscapes_kind(folder: Path, ending: str, *, is_labels: bool = False) -> Kind:
+    """Files whose names end so, in a folder and those inside, by the first three parts of their names."""
+
+    def key(path: Path) -> str | None:
+        return cityscapes_key(path) if path.name.endswith(ending) else None
+
+    return Kind(folder, key, f"**/*{ending}", recursive=True, is_labels=is_labels)
+
+
+def cityscapes_key(path: Path) -> str:
+    """City, sequence and frame: what the files of one sample share."""
+    return "_".join(path.name.split("_")[:3])
+
+
+def _ade20k(root: Path, split: str) -> Layout:
     """Photos and label maps may lie anywhere below the root: together, or as in ADEChallengeData2016."""
     token = f"_{split}_"
 
@@ -272,31 +425,19 @@ def _ade20k(root: Path, split: str) -> _Layout:
 
         return of
 
-    return _Layout(
-        _Kind(root, key(".png"), f"**/*{token}*.png", recursive=True),
-        _Kind(root, key(".jpg"), f"**/*{token}*.jpg", recursive=True),
+    return Layout(
+        Kind(root, key(".png"), f"**/*{token}*.png", recursive=True),
+        Kind(root, key(".jpg"), f"**/*{token}*.jpg", recursive=True),
         None,
     )
 
 
-def _cityscapes(root: Path, split: str) -> _Layout:
-    def key(ending: str) -> Callable[[Path], str | None]:
-        return lambda path: "_".join(path.name.split("_")[:3]) if path.name.endswith(ending) else None
-
-    def kind(top: str, ending: str) -> _Kind:
-        return _Kind(root / top / split, key(ending), f"**/*{ending}", recursive=True)
-
-    return _Layout(
-        kind("gtFine", "_gtFine_labelIds.png"),
-        kind("leftImg8bit", "_leftImg8bit.png"),
-        kind("gtFine", "_gtFine_instanceIds.png"),
+def _cityscapes(root: Path, split: str) -> Layout:
+    return Layout(
+        cityscapes_kind(root / "gtFine" / split, CITYSCAPES_LABELS, is_labels=True),
+        cityscapes_kind(root / "leftImg8bit" / split, CITYSCAPES_PHOTOS),
+        cityscapes_kind(root / "gtFine" / split, CITYSCAPES_INSTANCES),
     )
-
-
-def _missing(name: str, layout: _Layout) -> str:
-    kind = layout.photos if name == "photo" else layout.instances
-    what = "photo" if name == "photo" else "instance map"
-    return f"there is no {what} for it in {kind.folder if kind else '?'}"
 
 
 def _nothing_pairs(config: DataConfig, split: str) -> DatasetError:
@@ -304,7 +445,7 @@ def _nothing_pairs(config: DataConfig, split: str) -> DatasetError:
     kinds = (("label maps", layout.labels), ("photos", layout.photos), ("instance maps", layout.instances))
     looked = "; ".join(
         f"{name} as {kind.folder / kind.expected} ("
-        + (f"{len(_collect(kind)[0])} found)" if kind.folder.is_dir() else "no such folder)")
+        + (f"{len(_collect(kind).files)} found)" if kind.folder.is_dir() else "no such folder)")
         for name, kind in kinds
         if kind is not None
     )
@@ -312,6 +453,8 @@ def _nothing_pairs(config: DataConfig, split: str) -> DatasetError:
         "ade20k": "the released models need SceneParse150 (ADEChallengeData2016), not the full ADE20K",
         "cityscapes": "unpack gtFine_trainvaltest and leftImg8bit_trainvaltest into the same folder",
     }.get(config.preset, "label maps, photos and instance maps belong together by the same file stem")
+    if config.preset == "cityscapes" and config.root and (other := train_ids_in(config.root)) is not None:
+        hint = f"{other.name} holds train ids (0..18); needed are the label ids of {CITYSCAPES_LABELS[1:]}"
     return DatasetError(f"no {split} samples for the preset {config.preset}. Looked for {looked}", hint=hint)
 
 

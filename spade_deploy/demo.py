@@ -20,7 +20,9 @@ from spade_deploy.atomic import write_text
 from spade_deploy.data.earth import CREDITS, Tile, cut, earth_labels, earth_tiles
 from spade_deploy.errors import SpadeError
 from spade_deploy.inference import infer
-from spade_deploy.label_map import colorize, effective_palette
+from spade_deploy.label_map import colorize
+from spade_deploy.locks import locked
+from spade_deploy.palettes import effective_palette
 from spade_deploy.release import release
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.spec import Precision
@@ -110,11 +112,12 @@ def _fine_tune(
     run = new_run(out / "runs", prefix="fine-tuned")
     on_step(f"training it {steps} steps further in {run}")
     every = max(1, steps // 3)
-    trained = train(
-        replace(setup, train=replace(slower, steps=steps, save_every=steps, sample_every=every)),
-        run=run,
-        on_progress=on_training,
-    )
+    with locked(run, "training this run"):
+        trained = train(
+            replace(setup, train=replace(slower, steps=steps, save_every=steps, sample_every=every)),
+            run=run,
+            on_progress=on_training,
+        )
     return run, trained.step, trained.seconds
 
 

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Graph, Z
+from spade_deploy.atomic import scratch_folder
+from spade_deploy.errors import ArtifactError
 from spade_deploy.export.lookup_model import OUTPUTS_NCHW
 from spade_deploy.export.models import stage_names
+from spade_deploy.onnx_data import external_files
 from spade_deploy.patterns import graph_inputs
 from spade_deploy.spec import GraphKind, Precision
 from spade_deploy.training.architectures import Generator
@@ -45,7 +47,7 @@ def first_divergence(
     """Compare every named value of a graph with the reference's for one input; None where none passes the limit.
 
     file, graph: the ONNX file and what the manifest says of it. inputs: label and what else the model takes, by name;
-    N of 1 is enough. CPU only.
+    N of 1 is enough. CPU only. Raises ArtifactError for a graph that reads weights from elsewhere than beside it.
     """
     names = stage_names(generator.spec)
     is_lookup = graph.kind is GraphKind.LOOKUP
@@ -69,15 +71,21 @@ def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[An
     import onnx
     import onnxruntime
 
+    try:
+        beside = external_files(graph)  # plain names: nothing is read or written elsewhere
+    except ValueError as error:
+        raise ArtifactError(f"{graph} is not opened: {error}") from error
     model = onnx.load(str(graph), load_external_data=False)
     there = {output for node in model.graph.node for output in node.output}
     wanted = [name for name in names if name in there]
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / graph.name
-        for name in external_files(model):
-            shutil.copy(graph.parent / name, Path(folder) / name)
+    with scratch_folder("divergence") as folder:
+        copy = folder / "graph.onnx"  # a name that none of the files beside it may have
+        for name in beside:
+            if name == copy.name:
+                raise ArtifactError(f"{graph} is not opened: its weights lie in a file of the name {name}")
+            shutil.copyfile(graph.parent / name, folder / name)
         onnx.save(model, str(copy))
         options = onnxruntime.SessionOptions()
         # Fusions would remove the very values that are asked for.
@@ -85,12 +93,6 @@ def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[An
         session = onnxruntime.InferenceSession(str(copy), options, providers=["CPUExecutionProvider"])
         values = session.run(wanted, dict(inputs))
     return dict(zip(wanted, values, strict=True))
-
-
-def external_files(model: Any) -> set[str]:
-    """Names of the weight files beside a graph of more than 2 GiB; empty for a graph in one file."""
-    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
-    return {entry.value for entry in entries if entry.key == "location"}
 
 
 def _reference_values(

@@ -1,21 +1,57 @@
 """Every error that a user can cause, as one tree.
 
 Each message says what happened, where, the value that was found and what is allowed; `hint` says what to do next.
-The command line catches `SpadeError` alone: any other exception that reaches it is a defect of this package.
+The command line catches `SpadeError`, and what the system says of a file or a disk (`system_error`): any other
+exception that reaches it is a defect of this package.
+
+What comes from a file is shown by `quoted`, which cuts it, and what another library says by `reason_of`: a message is
+for a terminal, and a file may hold megabytes, terminal codes and what is no Unicode.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import reprlib
+
+from spade_deploy.printable import printable
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_MOST_SHOWN = 80
+_MOST_OF_A_REASON = 240
+
+_short_repr = reprlib.Repr()
+_short_repr.maxlevel, _short_repr.maxstring, _short_repr.maxother, _short_repr.maxlong = 3, 76, 76, 40
+_short_repr.maxlist = _short_repr.maxtuple = _short_repr.maxdict = 8
+
+
+def quoted(value: object) -> str:
+    """A value that was read from somebody's file, as Python writes it, cut to about 80 characters."""
+    text = printable(_short_repr.repr(value)).replace("\n", " ")
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a library failed, in one line of at most 240 characters, without terminal codes: to stand in parentheses."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = _ANSI.sub("", text).strip().splitlines()
+    line = printable(lines[0]) if lines else type(error).__name__
+    return line if len(line) <= _MOST_OF_A_REASON else f"{line[: _MOST_OF_A_REASON - 3]}..."
+
 
 class SpadeError(Exception):
-    """Base of the tree. `hint` is the next step, printed on a line of its own; `exit_code` is the process's."""
+    """Base of the tree. `hint` is the next step, printed on a line of its own; `exit_code` is the process's.
+
+    Both can be printed as they are: what is no printable character in them is escaped.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        super().__init__(printable(message))
+        self.message = printable(message)
+        self.hint = None if hint is None else printable(hint)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders (data loading workers): the default would drop the keyword argument.
@@ -98,3 +134,41 @@ class InputRefusedError(SpadeError):
 
 class ValidationFailedError(SpadeError):
     """What runs is not what was trained."""
+
+
+def system_error(error: OSError) -> SpadeError | None:
+    """What the system says of a file, a folder or a disk, as an error with its next step; None for all else.
+
+    Where an error arises more can be said of it, and should be; this is for all the places where a disk may be full.
+    """
+    if isinstance(error, (BrokenPipeError, ConnectionError, TimeoutError, InterruptedError, ChildProcessError)):
+        return None
+    if error.errno is None or (error.filename is None and error.errno not in _NEXT):
+        return None
+    what = error.filename2 if error.filename2 is not None else error.filename
+    where = "" if what is None else f"{os.fsdecode(what) if isinstance(what, (str, bytes)) else what}: "
+    return SpadeError(f"{where}{error.strerror}", hint=_NEXT.get(error.errno))
+
+
+_ELSEWHERE = "choose another folder (--out, --runs)"
+_NEXT = {
+    errno.ENOSPC: f"make room on that disk, or {_ELSEWHERE}",
+    errno.EDQUOT: f"your share of that disk is used up: make room, or {_ELSEWHERE}",
+    errno.EFBIG: f"the file system or a limit (ulimit -f) allows no larger file: {_ELSEWHERE}",
+    errno.EROFS: f"the file system is mounted for reading alone: {_ELSEWHERE}",
+    errno.EACCES: f"it belongs to somebody else, or may not be used: {_ELSEWHERE}, or change its rights",
+    errno.EPERM: f"it belongs to somebody else, or may not be changed: {_ELSEWHERE}, or change its rights",
+    errno.EIO: "the disk or the network under it fails: look at the system's log (dmesg), and choose another disk",
+    errno.ENOTDIR: "a file is in the place of a folder: remove it, or name another folder",
+    errno.EISDIR: "a folder is in the place of a file: remove it, or name another file",
+    errno.EEXIST: f"something else is in that place: remove it, or {_ELSEWHERE}",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EBUSY: "it is in use, or a file system is mounted there: name a folder inside it",
+    errno.ELOOP: "its links lead in a circle: remove them",
+    errno.EMFILE: "too many files are open: raise the limit, ulimit -n 4096",
+    errno.ENOENT: "it was removed meanwhile, or its folder was: see that it is there",
+    errno.EINVAL: f"that place takes no such file: {_ELSEWHERE}",
+    errno.ENOLCK: _ELSEWHERE,
+    errno.ESTALE: "the network's file system lost it: try again",
+    errno.ENOMEM: "memory ran out: close other programs, or use smaller sizes",
+}

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
-from spade_deploy.dataset_files import DataConfig
+from spade_deploy.dataset_files import DataConfig, Problem
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError
+from spade_deploy.label_files import find_label_maps
 from spade_deploy.label_map import (
     label_dtype,
-    list_label_files,
     read_instance_map,
     read_label_map,
     synthetic_label_maps,
@@ -58,7 +58,7 @@ def calibration_inputs(
 ) -> ExampleInputs:
     """`count` maps, evenly spaced, of a folder or of the data set's training labels. Raises as `golden_inputs`."""
     if labels is not None:
-        if spec.labels.has_edges and instances is None:
+        if spec.labels.has_edges and not find_label_maps(labels, instances, spec.labels).has_instances:
             raise ConfigError(
                 "--calibrate-instances is needed: this model has an edge channel, made of instance maps",
                 hint="spade export --int8 --calibrate DIR --calibrate-instances DIR",
@@ -99,22 +99,23 @@ def _read_maps(
     spec: GeneratorSpec, flag: str, folder: Path, instances: Path | None, count: int, *, is_spaced: bool
 ) -> Maps:
     size = (spec.height, spec.width)
-    files = list_label_files(folder)
-    by_stem = None if instances is None else {path.stem: path for path in list_label_files(instances)}
+    pairing = find_label_maps(folder, instances, spec.labels)
+    files = pairing.in_order
     wanted = files[:count]
     if is_spaced and len(files) > count:
         wanted = [files[index * len(files) // count] for index in range(count)]
     found: list[tuple[NDArray[Any], NDArray[Any] | None]] = []
     broken: list[str] = []
-    for path in dict.fromkeys([*wanted, *files]):  # the others stand in for those that cannot be read
+    for sample in dict.fromkeys([*wanted, *files]):  # the others stand in for those that cannot be read
         if len(found) == count:
             break
+        if isinstance(sample, Problem):
+            broken.append(f"{sample.path}: {sample.message}")
+            continue
         try:
-            ids, objects = read_label_map(path, spec.labels, size), None
-            if spec.labels.has_edges and by_stem is not None:
-                if path.stem not in by_stem:
-                    raise LabelMapError(f"{path}: no instance map of that name in {instances}")
-                objects = read_instance_map(by_stem[path.stem], size)
+            ids, objects = read_label_map(sample.label, spec.labels, size), None
+            if sample.instance is not None:
+                objects = read_instance_map(sample.instance, size)
             found.append((ids, objects))
         except LabelMapError as error:
             broken.append(error.message)

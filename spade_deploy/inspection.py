@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ from spade_deploy.artifact import MANIFEST, Artifact, engine_path, list_engines,
 from spade_deploy.engines.engine_key import EngineKey
 from spade_deploy.engines.trt_open import time_layers
 from spade_deploy.engines.trt_proof import proof_text
-from spade_deploy.errors import ArtifactError, CheckpointError, NotFoundError, SpadeError
+from spade_deploy.errors import ArtifactError, CheckpointError, NotFoundError, SpadeError, reason_of
+from spade_deploy.files import sha256_of
+from spade_deploy.printable import printable
 from spade_deploy.runs import (
     ARTIFACT,
     CHECKPOINT_JSON,
     CHECKPOINTS,
     GENERATOR_FILE,
     CheckpointInfo,
+    damaged_checkpoints,
     is_resumable,
     read_checkpoint_info,
     resolve_checkpoint,
@@ -32,6 +35,7 @@ Rows = tuple[tuple[str, str], ...]
 
 SHOWN_NAMES = 4
 SHOWN_LAYERS = 200
+_MOST_IN_A_CELL = 500
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,23 @@ def inspect_path(path: Path, *, with_times: bool = False) -> Description:
     Raises NotFoundError for anything else, ArtifactError and CheckpointError for what is damaged.
     """
     try:
-        return _describe(path, with_times)
+        return _for_a_terminal(_describe(path, with_times))
     except OSError as error:
-        raise NotFoundError(f"{path} cannot be looked at: {error.strerror}") from error
+        raise NotFoundError(f"{path} cannot be looked at: {reason_of(error)}") from error
+
+
+def _for_a_terminal(found: Description) -> Description:
+    """Names in the files may hold what no terminal takes, or megabytes."""
+
+    def cell(text: str) -> str:
+        text = printable(str(text)).replace("\n", " ")
+        return text if len(text) <= _MOST_IN_A_CELL else f"{text[: _MOST_IN_A_CELL - 3]}..."
+
+    tables = tuple(
+        replace(table, title=cell(table.title), rows=tuple(tuple(map(cell, row)) for row in table.rows))
+        for table in found.tables
+    )
+    return Description(found.title, tuple((cell(name), cell(fact)) for name, fact in found.rows), tables)
 
 
 def _describe(path: Path, with_times: bool) -> Description:
@@ -70,7 +88,7 @@ def _describe(path: Path, with_times: bool) -> Description:
     folder = path.parent if path.is_file() and path.name in (MANIFEST, CHECKPOINT_JSON, GENERATOR_FILE) else path
     if path.suffix == ".engine" or (path.parent.name == "engines" and path.suffix == ".json"):
         return _describe_engine(path, with_times)
-    if (folder / MANIFEST).is_file():
+    if os.path.lexists(folder / MANIFEST):
         return _describe_artifact(Artifact.open(folder))
     if (folder / CHECKPOINT_JSON).is_file() or (folder / GENERATOR_FILE).is_file():
         return _describe_checkpoint(resolve_checkpoint(folder, folder))
@@ -239,6 +257,7 @@ def _describe_checkpoint(checkpoint: Path) -> Description:
         ("weights", f"sha256 {info.generator_sha256[:16]}, as they were written"),
         ("resumable", "yes" if is_resumable(checkpoint) else "no: weights alone"),
     ]
+    rows += [("guessed", guess) for guess in info.guesses or ()]
     if info.versions:
         rows.append(("made with", ", ".join(f"{name} {number}" for name, number in info.versions.items())))
     tables = [_files_table(checkpoint)]
@@ -249,8 +268,7 @@ def _describe_checkpoint(checkpoint: Path) -> Description:
 
 
 def _check_weights(path: Path, info: CheckpointInfo, count: TensorCount) -> None:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256_of(path)
     hint = "the folder was damaged or copied in part; use another checkpoint"
     if digest != info.generator_sha256:
         found = f"its SHA-256 begins {digest[:12]}, {CHECKPOINT_JSON} says {info.generator_sha256[:12]}"
@@ -282,6 +300,7 @@ def _describe_run(run: Path) -> Description:
         else:
             newest = (checkpoint, info)
             entries.append((checkpoint.name, str(info.step), info.origin, _when(info.created_unix_ns), ""))
+    entries += [(folder.name, "?", f"damaged: {why}", "?", "") for folder, why in damaged_checkpoints(run)]
     if newest is not None:
         entries = [(*entry[:-1], "newest" if entry[0] == newest[0].name else "") for entry in entries]
         rows += [("newest", str(newest[0])), *_spec_rows(newest[1].generator)]
@@ -340,8 +359,6 @@ def _when(unix_ns: int) -> str:
 
 
 def _millions(count: int) -> str:
-    if count >= 10**15:
-        return "more than 10^15"  # a made-up spec: too large for a float, or even to be printed
     return f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count}"
 
 

@@ -17,27 +17,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.dataset_files import DataConfig, Pairing, Sample, has_layout, pair_files
+from spade_deploy.dataset_files import DataConfig, Pairing, Sample, has_layout, pair_files, pair_flat, train_ids_in
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError
+from spade_deploy.image_file import Samples, check_photo, read_samples, size_beside
 from spade_deploy.label_fix import (
     FixAction,
     FixResult,
     copy_file,
+    eight_bit,
     fix_file,
-    is_grey_ids,
+    grey_ids,
     match_colors,
     read_palette_file,
-    reordered_palette,
+    unclear,
 )
-from spade_deploy.label_map import (
-    bad_ids,
-    describe_bad_ids,
-    image_size,
-    list_label_files,
-    opened,
-    read_instance_map,
-)
-from spade_deploy.label_sets import LABEL_SETS, label_set
+from spade_deploy.label_map import bad_ids, describe_bad_ids, read_instance_map
+from spade_deploy.label_sets import LABEL_SETS, is_label_set, label_set
+from spade_deploy.palettes import moved_palette
 from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
 
 Progress = Callable[[int, int], None]
@@ -53,11 +49,14 @@ Lanczos x 0.5 95 %, x 1.3 99 %; box x 0.5 86 %. The misses are Earth tiles: nois
 """
 
 _MIN_RAMP_PIXELS = 16  # fewer are no evidence
+_ENOUGH_TO_JUDGE = 3
+_MAX_TRAIN_ID = 18
 _MASK_SHARE = 0.05  # more masks than that are masks, not pictures of class 0 with unknown around it
 
 
 CODES = (
     *("rgb", "palette-order", "mask", "range", "antialiased", "jpeg", "damaged", "size", "empty"),
+    *("depth", "train-ids", "transparent", "animation", "exif", "photo", "not-a-file"),
     *("missing-photo", "missing-label", "missing-instance", "duplicate-stem"),
 )
 
@@ -159,13 +158,15 @@ def lint_folder(
                 tuple(path for split in splits for path in split.unpaired_labels),
             )
             return lint_pairing(pairing, labels, root=folder, progress=progress, workers=workers)
-    if not list_label_files(folder):
+    pairing = pair_flat(folder, images_dir, instances_dir, preset)
+    if not (pairing.samples or pairing.problems):
+        if preset == "cityscapes" and (other := train_ids_in(folder)) is not None:
+            raise DatasetError(f"{folder}: holds train ids (0..18), as {other.name}, and no label ids (0..33)")
         raise DatasetError(
             f"{folder}: holds no label maps, and is no {preset} data set",
             hint="give a folder of PNG label maps, or a data set's root and its --preset",
         )
-    flat = DataConfig.for_preset("custom", labels_dir=folder, images_dir=images_dir, instances_dir=instances_dir)
-    return lint_pairing(pair_files(flat, "train"), labels, root=folder, progress=progress, workers=workers)
+    return lint_pairing(pairing, labels, root=folder, progress=progress, workers=workers)
 
 
 def lint_pairing(
@@ -177,7 +178,8 @@ def lint_pairing(
     workers: int | None = None,
 ) -> LintReport:
     """Check every label map of a pairing, with its photo and instance map; one image a thread is in memory."""
-    lone = [Sample(path.stem, path) for path in pairing.unpaired_labels]
+    others = {problem.path for problem in pairing.problems if problem.code in ("photo", "not-a-file")}
+    lone = [Sample(path.stem, path) for path in pairing.unpaired_labels if path not in others]
     samples = sorted([*pairing.samples, *lone], key=lambda sample: sample.label)
     findings: list[Finding] = []
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
@@ -186,8 +188,19 @@ def lint_pairing(
             if progress:
                 progress(done, len(samples))
     findings = _masks_judged_together(findings, labels, len(samples))
-    findings += [Finding(found.path, found.code, Severity.ERROR, found.message) for found in pairing.problems]
+    findings = _train_ids_judged_together(findings, len(samples))
+    for problem in pairing.problems:
+        severity = Severity.WARNING if problem.code == "photo" else Severity.ERROR
+        findings.append(Finding(problem.path, problem.code, severity, problem.message))
     return LintReport(root, tuple(sample.label for sample in samples), tuple(findings))
+
+
+def _train_ids_judged_together(findings: list[Finding], count: int) -> list[Finding]:
+    """One map without an id above 18 may be an odd picture; where none of several has one they are train ids."""
+    seem = sum(found.code == "train-ids" for found in findings)
+    if count < _ENOUGH_TO_JUDGE or seem < count:
+        return findings
+    return [replace(found, severity=Severity.ERROR) if found.code == "train-ids" else found for found in findings]
 
 
 def fix_labels(
@@ -212,71 +225,109 @@ def _fixed(path: Path, report: LintReport, out: Path, labels: LabelSpec) -> FixR
     target = out / path.relative_to(report.root)
     # Pairing is not a fault of the file: a label map without a photo is copied, two of one stem are not.
     own = [found for found in report.errors if found.path == path and not found.code.startswith("missing-")]
-    if not own:
-        return copy_file(path, target)
     hopeless = [found for found in own if not found.fixable]
     if hopeless:
         return FixResult(path, None, FixAction.REFUSED, f"{hopeless[0].code}: {hopeless[0].message}")
-    return fix_file(path, target.with_suffix(".png"), labels, is_mask=any(found.code == "mask" for found in own))
+    codes = {found.code for found in own}
+    by_index = "palette-order" not in codes and _has_moved_palette(path, labels)
+    if not own and not by_index:
+        return copy_file(path, target)
+    return fix_file(path, target.with_suffix(".png"), labels, is_mask="mask" in codes, by_index=by_index)
+
+
+def _has_moved_palette(path: Path, labels: LabelSpec) -> bool:
+    """Whether reading refuses the file for its palette. Where that is ignored, the copy has no palette."""
+    try:
+        samples = read_samples(path, "label map")
+    except LabelMapError:
+        return False
+    moved = moved_palette(samples.values, samples.palette, labels) if samples.values is not None else None
+    return moved is not None and moved.is_certain
 
 
 def check_sample(sample: Sample, labels: LabelSpec) -> list[Finding]:
     """All that is wrong with a label map and the files that belong to it."""
+    readable = False
     try:
         findings = list(check_label_file(sample.label, labels))
-        size = image_size(sample.label)
+        readable = True
     except LabelMapError as error:
-        findings, size = [_damaged(sample.label, error)], None
-    for what, path in (("photo", sample.photo), ("instance map", sample.instance)):
+        findings = [_damaged(sample.label, error)]
+    for path, is_photo in ((sample.photo, True), (sample.instance, False)):
         if path is None:
             continue
         try:
-            other = _photo_size(path) if what == "photo" else read_instance_map(path).shape
+            if is_photo:
+                findings += _check_photo(path)
+            else:
+                read_instance_map(path)
+            problem = size_beside(sample.label, path, is_photo=is_photo) if readable else None
         except LabelMapError as error:
             findings.append(_damaged(path, error))
             continue
-        if size is not None and other != size:
-            message = f"{size[1]} x {size[0]} pixels, but its {what} {path.name} has {other[1]} x {other[0]}"
-            findings.append(Finding(sample.label, "size", Severity.ERROR, message))
+        if problem is not None:
+            findings.append(Finding(sample.label, "size", Severity.ERROR, problem))
     return findings
+
+
+def _check_photo(path: Path) -> Iterator[Finding]:
+    """What is said about a photo that can be used. Raises LabelMapError for one that cannot."""
+    orientation = check_photo(path)
+    if orientation != 1:
+        message = (
+            f"is turned upright (EXIF orientation {orientation}) when it is read: its label map must lie over it as"
+            " viewers show it"
+        )
+        yield Finding(path, "exif", Severity.WARNING, message)
 
 
 def check_label_file(path: Path, labels: LabelSpec) -> Iterator[Finding]:
     """All that is wrong with one label map by itself. Raises LabelMapError where it cannot be decoded."""
-    with opened(path, "label map") as image:
-        mode, is_jpeg, colors = image.mode, image.format == "JPEG", image.getpalette()
-        is_color = mode not in ("1", "L", "P") and not mode.startswith("I")
-        pixels = np.array(image.convert("RGB") if is_color else image)
-    if is_jpeg:
-        # Not fixable, colours neither: of colour-coded maps as JPEG of quality 75 the nearest palette colour gave
-        # back 43 % (Cityscapes) to 98 % (facades) of the ids.
-        message = "a JPEG: lossy compression turns ids and colours into others along all borders; save it as PNG"
-        yield Finding(path, "jpeg", Severity.ERROR, message)
-    elif is_color:
-        yield from _check_colors(path, pixels, labels, mode)
-    elif mode == "P" and (moved := reordered_palette(pixels, colors, labels)):
-        index, label_id = next((index, label_id) for index, label_id in moved.items() if index != label_id)
+    samples = read_samples(path, "label map")
+    if (reason := unclear(samples)) is not None:
+        yield Finding(path, reason[0], Severity.ERROR, reason[1])
+        return
+    if samples.colors is not None:
+        yield from _check_colors(path, samples.colors, samples.kind, labels)
+    elif samples.values is not None:
+        yield from _check_values(path, samples.values, samples, labels)
+
+
+def _check_values(path: Path, values: NDArray[Any], samples: Samples, labels: LabelSpec) -> Iterator[Finding]:
+    moved = moved_palette(values, samples.palette, labels) if samples.palette else None
+    if moved is not None:
+        severity = Severity.ERROR if moved.is_certain else Severity.WARNING
+        yield Finding(path, "palette-order", severity, moved.message, fixable=moved.is_certain)
+        if moved.is_certain:
+            return
+    scaled = values.astype(np.int32) * samples.grey_scale
+    if samples.grey_scale > 1 and values.any() and not bad_ids(scaled, labels):
         message = (
-            f"the palette has the label set's colours at other indices: index {index} has the colour of id {label_id}"
-            f" ({labels.name_of(label_id)}), yet files are read by index"
+            f"greyscale of few bits, read as its samples 0..{values.max()}; a PNG optimiser may have made it of"
+            f" the ids {', '.join(map(str, np.unique(scaled)[:4]))}, which viewers show"
         )
-        yield Finding(path, "palette-order", Severity.ERROR, message, fixable=True)
-    else:
-        yield from _check_ids(path, pixels.astype(np.int32), labels)
+        yield Finding(path, "depth", Severity.WARNING, message)
+    yield from _check_ids(path, values.astype(np.int32), labels)
 
 
-def _check_colors(path: Path, rgb: NDArray[np.uint8], labels: LabelSpec, mode: str) -> Iterator[Finding]:
-    if is_grey_ids(rgb, labels):
-        message = f"greyscale stored as {mode}: needed is one channel"
+def _check_colors(path: Path, colors: NDArray[Any], kind: str, labels: LabelSpec) -> Iterator[Finding]:
+    ids = grey_ids(colors, labels)
+    if ids is not None:
+        message = f"greyscale stored as {kind}: needed is one channel"
         yield Finding(path, "rgb", Severity.ERROR, message, fixable=True)
-        yield from _check_ids(path, rgb[..., 0].astype(np.int32), labels)
+        yield from _check_ids(path, ids.astype(np.int32), labels)
+        return
+    rgb = eight_bit(colors)
+    if rgb is None:
+        message = f"a {kind} image whose colours need 16 bits: no label map, or a photo?"
+        yield Finding(path, "rgb", Severity.ERROR, message)
         return
     match = match_colors(rgb, labels)
     if not match.is_usable:
-        message = f"a {mode} image that is no label map in this palette: {match.exact:.1%} of its pixels match"
-        yield Finding(path, "rgb", Severity.ERROR, message)
+        message = f"a {kind} image that is no label map in this palette: {match.exact:.1%} of its pixels match"
+        yield Finding(path, "rgb", Severity.ERROR, f"{message}; or is it a photo?")
         return
-    message = f"colours instead of ids (mode {mode}); {match.exact:.1%} of the pixels have a colour of the palette"
+    message = f"colours instead of ids (mode {kind}); {match.exact:.1%} of the pixels have a colour of the palette"
     yield Finding(path, "rgb", Severity.ERROR, message, fixable=True)
     if match.exact < 1:
         message = f"{1 - match.exact:.1%} of the pixels have mixed colours: antialiased edges; they take the nearest"
@@ -285,6 +336,10 @@ def _check_colors(path: Path, rgb: NDArray[np.uint8], labels: LabelSpec, mode: s
 
 def _check_ids(path: Path, ids: NDArray[np.int32], labels: LabelSpec) -> Iterator[Finding]:
     values = {int(value) for value in np.unique(ids)}
+    if is_label_set(labels, "cityscapes") and (found := _train_ids(path, values)) is not None:
+        yield found
+        if found.severity is Severity.ERROR:
+            return
     if values == {0, UNKNOWN_VALUE} and labels.num_ids <= UNKNOWN_VALUE:
         if labels.unknown_id is None:
             message = "a mask, only 0 and 255: 255 is no id here"
@@ -313,6 +368,19 @@ def _check_ids(path: Path, ids: NDArray[np.int32], labels: LabelSpec) -> Iterato
     }
     if values <= unknown | {UNKNOWN_VALUE, labels.unknown_id}:
         yield Finding(path, "empty", Severity.WARNING, "nothing but unknown pixels")
+
+
+def _train_ids(path: Path, values: set[int]) -> Finding | None:
+    """A finding where a map of Cityscapes holds train ids (0..18, 255 elsewhere) instead of label ids, as it seems."""
+    if "labelTrainIds" in path.name:
+        message = "holds train ids (0..18, and 255), by its name; needed are label ids (0..33, _labelIds.png)"
+        return Finding(path, "train-ids", Severity.ERROR, message)
+    if not values - {UNKNOWN_VALUE} or max(values - {UNKNOWN_VALUE}) > _MAX_TRAIN_ID:
+        return None
+    message = "has no id above 18 (vegetation, sky, car, ...)"
+    if UNKNOWN_VALUE in values and len(values) > 2:
+        return Finding(path, "train-ids", Severity.ERROR, f"{message}, but 255: train ids; needed are label ids, 0..33")
+    return Finding(path, "train-ids", Severity.WARNING, f"{message}: train ids? Needed are label ids, 0..33")
 
 
 def interpolation_score(ids: NDArray[Any]) -> float:
@@ -356,15 +424,6 @@ def _masks_judged_together(findings: list[Finding], labels: LabelSpec, count: in
 
 def _means_unknown(name: str) -> bool:
     return name.startswith("unknown") or name == "unlabeled"
-
-
-def _photo_size(path: Path) -> tuple[int, int]:
-    """A photo's size after decoding it, at an eighth of its size where it is a JPEG: damage is found all the same."""
-    with opened(path, "photo") as image:
-        size = image.height, image.width
-        image.draft("RGB", (image.width // 8, image.height // 8))
-        image.load()
-        return size
 
 
 def _damaged(path: Path, error: LabelMapError) -> Finding:

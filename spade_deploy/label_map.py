@@ -1,38 +1,41 @@
 """Label files -> ids, instance files and photos -> arrays, pixels -> files. NumPy and Pillow only.
 
-Files are read as untrusted input: the format is told by the first bytes and not by the suffix, the size is bounded
-before anything is decoded, and whatever goes wrong inside Pillow becomes a LabelMapError that names the file.
-An EXIF orientation is not applied: label maps have none, and they lie over the photo's pixels as these are stored.
+image_file.py decodes; here the samples become ids, or the file is refused with the way out. A label file is read as
+its samples are: nothing is scaled, turned or taken from colours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
-from PIL.ImageFile import ImageFile
+from PIL import Image
 
 from spade_deploy.atomic import atomic_file
-from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError, SpadeError
-from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec, Rgb
+from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
+from spade_deploy.image_file import Samples, Size, read_samples
+from spade_deploy.palettes import effective_palette, moved_palette
+from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
 
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 LabelIds = NDArray[Any]
 """uint8 or int32, as `label_dtype` says."""
 
-MAX_PIXELS = 64 * 1024 * 1024
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 """What is listed as an image; formats among them that are not read (TIFF, GIF) get an error instead of silence."""
+FOLDER = "a folder"
 CHECK_HINT = "spade check-labels DIR shows every such file; --fix OUT converts those that can be converted"
 
+PALETTE_HINT = (
+    "spade check-labels DIR --fix OUT takes the colours; where the indices are meant, --ignore palette-order --fix OUT"
+    " writes those"
+)
+
 _SHOWN_IDS = 5
-_INTEGER_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L"})
 
 
 def label_dtype(labels: LabelSpec) -> np.dtype[Any]:
@@ -44,12 +47,17 @@ def read_label_map(path: Path, labels: LabelSpec, size: Size | None = None) -> L
     """Class ids of a label file, H x W in `label_dtype(labels)`, every one of them in 0..num_ids-1.
 
     size: resized to it with NEAREST, on the file's own values; the check covers the whole file before that.
-    Greyscale files (1, 8, 16 bit) hold ids, palette files hold them as indices, whatever their colours.
+    Greyscale files (1, 2, 4, 8, 16 bit) hold ids, palette files hold them as indices.
     255 means unknown and becomes `labels.unknown_id`. With more than 255 ids it is an ordinary id (files are then
-    16 bit) and unknown is written as the unknown id itself. Raises LabelMapError.
+    16 bit) and unknown is written as the unknown id itself. Raises LabelMapError, also for a palette whose colours say
+    that its indices are not the ids (`moved_palette`).
     """
-    with opened(path, "label map") as image:
-        values = _integers(image, path, "label map")
+    samples = read_samples(path, "label map")
+    values = _integers(samples, path, "label map")
+    moved = moved_palette(values, samples.palette, labels) if samples.palette else None
+    # Without colours of its own the label set does not speak against a palette of VOC's colours, only greys do.
+    if moved is not None and moved.is_certain and (moved.is_grey or labels.palette):
+        raise LabelMapError(f"{path}: {moved.message}", hint=PALETTE_HINT)
     return labels_from_values(values, labels, path, size)
 
 
@@ -93,25 +101,8 @@ def describe_bad_ids(bad: dict[int, int], labels: LabelSpec) -> str:
 
 def read_instance_map(path: Path, size: Size | None = None) -> NDArray[np.int32]:
     """Object ids, H x W int32; `size` resizes with NEAREST. Any 1-, 8- or 16-bit file will do. Raises LabelMapError."""
-    with opened(path, "instance map") as image:
-        values = _integers(image, path, "instance map").astype(np.int32)
+    values = _integers(read_samples(path, "instance map"), path, "instance map").astype(np.int32)
     return values if size is None else resize_nearest(values, size)
-
-
-def read_photo(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
-    """RGB pixels, H x W x 3 uint8; `size` resizes with bicubic. Other modes are converted. Raises LabelMapError."""
-    with opened(path, "photo") as image:
-        image.info.pop("transparency", None)  # else Pillow warns that RGB has no place for it
-        rgb: Image.Image = image if image.mode == "RGB" else image.convert("RGB")
-        if size is not None:
-            rgb = rgb.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-        return np.array(rgb, dtype=np.uint8)
-
-
-def image_size(path: Path) -> Size:
-    """(height, width) from the file's header. Raises LabelMapError."""
-    with opened(path, "image") as image:
-        return image.height, image.width
 
 
 def resize_nearest(values: LabelIds, size: Size) -> LabelIds:
@@ -122,65 +113,27 @@ def resize_nearest(values: LabelIds, size: Size) -> LabelIds:
     return np.asarray(resized, dtype=values.dtype)
 
 
-@contextmanager
-def opened(path: Path, what: str) -> Iterator[ImageFile]:
-    """An image file that is open, bounded and not yet decoded. Keep the block to calls of Pillow.
-
-    Every exception of the block becomes a LabelMapError: on damaged data Pillow raises OSError, SyntaxError,
-    ValueError, struct.error, zlib.error, EOFError, IndexError, MemoryError and more, and promises no list.
-    """
-    try:
-        with path.open("rb") as stream:
-            plugin = _plugin(stream.read(16), path, what)
-            stream.seek(0)
-            # The plugin is called directly: Image.open would emit its decompression bomb warning before our own
-            # bound can be checked, and would try formats that have no business here.
-            with plugin(stream) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise LabelMapError(
-                        f"{path}: {image.width} x {image.height} pixels are more than the {MAX_PIXELS} that are read",
-                        hint="resize it, label maps with nearest-neighbour interpolation",
-                    )
-                yield image
-    except SpadeError:
-        raise
-    except FileNotFoundError as error:
-        raise LabelMapError(f"{path}: there is no such file") from error
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise LabelMapError(f"{path}: the {what} is damaged or cannot be read ({reason})") from error
-
-
-def _plugin(head: bytes, path: Path, what: str) -> type[ImageFile]:
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImagePlugin.PngImageFile
-    if head.startswith(b"\xff\xd8\xff"):
-        return JpegImagePlugin.JpegImageFile
-    if head.startswith(b"BM"):
-        return BmpImagePlugin.BmpImageFile
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return WebPImagePlugin.WebPImageFile
-    if not head:
-        raise LabelMapError(f"{path}: the file is empty")
-    known = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}.get(head[:4])
-    found = f"a {known} file" if known else "not an image file"
-    allowed = "PNG or BMP" if what != "photo" else "PNG, JPEG, BMP or WebP"
-    raise LabelMapError(f"{path}: the {what} is {found}; allowed is {allowed}", hint="save it as PNG")
-
-
-def _integers(image: ImageFile, path: Path, what: str) -> LabelIds:
+def _integers(samples: Samples, path: Path, what: str) -> LabelIds:
     """The file's own numbers, H x W: uint8, or int32 for more than 8 bits."""
-    if image.format == "JPEG":
+    if samples.is_lossy:
+        kind = "JPEG" if samples.is_jpeg else "WebP with lossy compression"
         raise LabelMapError(
-            f"{path}: the {what} is a JPEG; its lossy compression smears ids into others", hint="save it as PNG"
+            f"{path}: the {what} is a {kind}, which smears ids into others; or is it a photo?", hint="save it as PNG"
         )
-    if image.mode not in _INTEGER_MODES:
+    if samples.frames > 1:
+        raise LabelMapError(f"{path}: the {what} is an animation of {samples.frames} images", hint="save one of them")
+    if samples.orientation != 1:
         raise LabelMapError(
-            f"{path}: the {what} is a colour image (mode {image.mode}); needed is one number a pixel",
+            f"{path}: the {what} is to be turned (EXIF orientation {samples.orientation}), and whether it lies over the"
+            " photo before or after that cannot be told",
+            hint="turn its pixels as they belong and save it without EXIF",
+        )
+    if samples.values is None:
+        raise LabelMapError(
+            f"{path}: the {what} is a colour image (mode {samples.kind}); needed is one number a pixel",
             hint=CHECK_HINT if what == "label map" else "save it as an 8- or 16-bit greyscale PNG of object ids",
         )
-    dtype = np.uint8 if image.mode in ("1", "L", "P") else np.int32
-    return np.array(image).astype(dtype, copy=False)  # 1 bit: 0 and 1
+    return samples.values
 
 
 def _is_legal(value: int, labels: LabelSpec) -> bool:
@@ -217,32 +170,44 @@ def colorize(label_ids: LabelIds, labels: LabelSpec) -> NDArray[np.uint8]:
     return colors[label_ids]
 
 
-def effective_palette(labels: LabelSpec) -> tuple[Rgb, ...]:
-    """The label set's own palette, or `voc_palette` where it has none."""
-    return labels.palette or voc_palette(labels.num_ids)
+@dataclass(frozen=True)
+class Listing:
+    """Image files of a folder by name. skipped: those with an image's name that are no files, and what they are."""
+
+    files: tuple[Path, ...]
+    skipped: tuple[tuple[Path, str], ...]
 
 
-def voc_palette(count: int) -> tuple[Rgb, ...]:
-    """PASCAL VOC's colour map: the bits of an id are dealt to red, green and blue in turn, from the top bit down."""
-    return tuple(
-        (_every_third_bit(label_id), _every_third_bit(label_id >> 1), _every_third_bit(label_id >> 2))
-        for label_id in range(count)
-    )
-
-
-def _every_third_bit(value: int) -> int:
-    return sum(((value >> (3 * k)) & 1) << (7 - k) for k in range(8))
-
-
-def list_label_files(folder: Path) -> list[Path]:
-    """Image files of a folder by name; not recursive, hidden files left out. Raises NotFoundError without a folder."""
+def list_images(folder: Path) -> Listing:
+    """What a folder holds, by name; not recursive, hidden files left out. Raises NotFoundError without a folder."""
     if not folder.is_dir():
         raise NotFoundError(f"{folder}: there is no such folder", hint="give a folder that holds label maps")
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise NotFoundError(f"{folder}: the folder cannot be listed ({error.strerror})") from error
-    return [path for path in entries if is_image_name(path) and path.is_file()]
+    named = [(path, what_else(path)) for path in entries if is_image_name(path)]
+    return Listing(
+        tuple(path for path, other in named if other is None),
+        tuple((path, other) for path, other in named if other and other != FOLDER),
+    )
+
+
+def list_label_files(folder: Path) -> list[Path]:
+    """The files of `list_images`. Raises NotFoundError without a folder."""
+    return list(list_images(folder).files)
+
+
+def what_else(path: Path) -> str | None:
+    """What a path is that is no regular file, None where it is one. Links are followed."""
+    link = "a link to " if path.is_symlink() else ""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return f"a link that leads nowhere ({error.strerror})" if link else f"unreadable ({error.strerror})"
+    if stat.S_ISREG(mode):
+        return None
+    return link + (FOLDER if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket")
 
 
 def is_image_name(path: Path) -> bool:

@@ -29,3 +29,14 @@ def label_set(name: str) -> LabelSpec:
     if name not in LABEL_SETS:
         raise ConfigError(f"--preset: {name!r} is not one of {', '.join(LABEL_SETS)}")
     return LabelSpec.from_json(json.loads(_FILE.read_text(encoding="utf-8"))[name])
+
+
+def is_label_set(labels: LabelSpec, name: str) -> bool:
+    """Whether `labels` are those of a known data set, by their number and names; colours and edges may differ."""
+    known = label_set(name)
+    return (labels.num_labels, labels.names) == (known.num_labels, known.names)
+
+
+def preset_of(labels: LabelSpec) -> str | None:
+    """The known data set whose labels these are, or None."""
+    return next((name for name in LABEL_SETS if labels.names and is_label_set(labels, name)), None)

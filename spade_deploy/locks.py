@@ -6,6 +6,7 @@ The lock file stays where it is; its content names the holder, for the message o
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -39,11 +40,16 @@ def locked(folder: Path, doing: str, *, file: Path | None = None) -> Iterator[No
             f"{folder}: another process is working on it: {_holder(path)}",
             hint="wait until it ends, stop it, or name another folder",
         ) from None
+    except NotImplementedError as error:  # how filelock says that a file system has no locks
+        raise OSError(errno.ENOLCK, "the file system takes no locks", str(path)) from error
     try:
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "doing": doing, "since": time.time()}
-        with path.open("r+b") as stream:  # in place: the lock belongs to this inode
-            stream.write(json.dumps(facts).encode())
-            stream.truncate()
+        try:
+            with path.open("r+b") as stream:  # in place: the lock belongs to this inode
+                stream.write(json.dumps(facts).encode())
+                stream.truncate()
+        except OSError as error:  # of a full disk it says no name
+            raise OSError(error.errno, error.strerror, str(path)) from error
         yield
     finally:
         lock.release()

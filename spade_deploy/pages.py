@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spade_deploy.errors import MissingDependencyError
+from spade_deploy.printable import printable
 from spade_deploy.spec import LabelSpec, Rgb
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,7 +46,11 @@ def render(template: str, **context: Any) -> str:
             "jinja2 is not installed, which writes HTML pages", hint="pip install 'spade-deploy[export]'"
         ) from error
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters.update(sci=scientific, db=decibel, percent=percent)
     return environment.get_template(template).render(**context)

@@ -211,7 +211,12 @@ def network_loader(artifact: Artifact, graph: Graph, flavour: Flavour) -> Any:
     load, and ConfigError where Polygraphy was loaded for the other one.
     """
     trt = _backend_trt(flavour)
-    return trt.NetworkFromOnnxPath(str(artifact.path_of(graph.file)), strongly_typed=True)
+
+    def load() -> Any:
+        with artifact.vouched(graph.file) as path:
+            return trt.NetworkFromOnnxPath(str(path), strongly_typed=True)()
+
+    return load
 
 
 def engine_loader(artifact: Artifact, entry: EngineEntry) -> Any:

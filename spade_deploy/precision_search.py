@@ -11,13 +11,14 @@ each trial is a graph of its own. Its units are those that `spade export --fp16 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from spade_deploy.artifact import (
@@ -34,18 +35,32 @@ from spade_deploy.artifact import (
     write_golden,
     write_manifest,
 )
+from spade_deploy.atomic import scratch_folder
 from spade_deploy.build import BuildRequest, build
-from spade_deploy.compare import DiffAccumulator, decided_only, logit_margin, tolerance_for, too_undecided
+from spade_deploy.compare import (
+    DiffAccumulator,
+    OutputDiff,
+    Tolerance,
+    decided_only,
+    logit_margin,
+    tolerance_for,
+    too_undecided,
+)
 from spade_deploy.engines.engine_store import stored_engines
+from spade_deploy.engines.ort import CPU, OrtRuntime
 from spade_deploy.engines.runtime import Backend, GraphChoice, Runtime, open_runtime
 from spade_deploy.engines.trt_library import load_library
 from spade_deploy.errors import ConfigError, NotFoundError
 from spade_deploy.export.bisection import MOST_TRIALS, Direction, PrecisionSearch, Trial, find_layers_to_keep
-from spade_deploy.export.models import build_model, unit_names
+from spade_deploy.export.models import build_model, model_inputs, unit_names
 from spade_deploy.export.onnx_graph import write_onnx
-from spade_deploy.export.pipeline import model_inputs, run_reference
+from spade_deploy.export.pipeline import run_reference
+from spade_deploy.half_emulation import EmulatedGraph
+from spade_deploy.half_verdict import STRESS_MIN_PSNR_DB, stress_failures
+from spade_deploy.patterns import graph_inputs
 from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
 from spade_deploy.spec import GraphKind, Precision, RoundingError
+from spade_deploy.stress_maps import StressMap
 from spade_deploy.training.architectures import Generator
 from spade_deploy.training.checkpoint import load_generator
 from spade_deploy.validation import ValidationReport
@@ -56,39 +71,60 @@ Candidates = Callable[[tuple[str, ...]], AbstractContextManager[Run]]
 """Units kept in float32 -> the half-precision model that keeps them, ready to run."""
 
 
+class Runs(Protocol):
+    """A runtime, as far as a trial needs one."""
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """A dense graph's inputs by name -> `pixels` and `image`."""
+
+
+OpenCandidate = Callable[[Artifact], AbstractContextManager[Runs]]
+"""A trial's artifact, which has one graph -> what runs it."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What trials are judged on, as `spade validate` judges.
 
     inputs: of a dense graph by name, N of each. reference: `pixels`, `image` and `logits` of the untouched module.
+    stress: stress maps, N of 1, with their references; each is held to the quality that a validation asks there.
     """
 
     inputs: Arrays
     reference: Arrays
     rounding: RoundingError
+    stress: tuple[tuple[Arrays, Arrays], ...] = ()
 
     def failures(self, run: Run) -> tuple[str, ...]:
         """One sentence for each limit of a half-precision graph that is passed; one image is run at a time."""
-        judged = DiffAccumulator(tuple(f"label {number}" for number in range(int(self.inputs[LABEL].max()) + 1)))
+        diff, undecided = self._judge(run, list(zip(one_by_one(self.inputs), one_by_one(self.reference), strict=True)))
+        failures = [*diff.failures(tolerance_for(Precision.FP16, self.rounding)), *too_undecided(undecided)]
+        for one in self.stress:
+            failures += self._judge(run, [one])[0].failures(Tolerance(min_psnr_db=STRESS_MIN_PSNR_DB))
+        return tuple(failures)
+
+    def _judge(self, run: Run, pairs: Sequence[tuple[Arrays, Arrays]]) -> tuple[OutputDiff, float]:
+        """The figures over all pairs of inputs and reference, and the share of undecided values."""
+        ids = 1 + max(int(inputs[LABEL].max()) for inputs, _ in pairs)
+        judged = DiffAccumulator(tuple(f"label {number}" for number in range(ids)))
         margin = logit_margin(Precision.FP16, self.rounding)
         undecided = 0.0
-        count = len(self.inputs[LABEL])
-        for inputs, expected in zip(one_by_one(self.inputs), one_by_one(self.reference), strict=True):
+        for inputs, expected in pairs:
             found = run(inputs)
             trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found[IMAGE], found[PIXELS])
             decided, share = decided_only(expected[LOGITS], margin, trusted, candidate)
             judged.add(inputs[LABEL], trusted, decided)
-            undecided += share / count
-        limits = tolerance_for(Precision.FP16, self.rounding)
-        return (*judged.result().failures(limits), *too_undecided(undecided))
+            undecided += share / len(pairs)
+        return judged.result(), undecided
 
 
 def search_precision(
     artifact: Artifact,
     *,
     kind: GraphKind,
-    open_candidate: Callable[[Artifact], Runtime],
+    open_candidate: OpenCandidate,
     inputs: Arrays | None = None,
+    stress: Sequence[StressMap] = (),
     checkpoint: Path | None = None,
     runs_dir: Path = Path("runs"),
     direction: Direction = Direction.REVERSE,
@@ -98,7 +134,7 @@ def search_precision(
     """Find what the half-precision graph of an artifact must keep beside what it keeps already.
 
     open_candidate: opens the one graph of a trial's artifact where the original failed, see `tensorrt_opener`.
-    inputs: those that it failed on, by name; None: the artifact's golden ones.
+    inputs: those that it failed on, by name; None: the artifact's golden ones. stress: maps that it failed on beside.
     checkpoint: the weights that were exported; by default they are looked for by their digest.
     Raises ArtifactError where there is no such graph, ConfigError, NotFoundError, ExportError, and what
     `open_candidate` raises.
@@ -107,7 +143,8 @@ def search_precision(
     generator = _exported_generator(artifact, checkpoint, runs_dir)
     golden = artifact.golden()
     reference = golden.outputs if inputs is None else run_reference(generator, inputs)
-    evidence = Evidence(golden.inputs if inputs is None else inputs, reference, artifact.manifest.rounding)
+    hard = tuple((one.inputs, run_reference(generator, one.inputs)) for one in stress)
+    evidence = Evidence(golden.inputs if inputs is None else inputs, reference, artifact.manifest.rounding, hard)
     candidates = runtime_candidates(generator, kind, artifact, open_candidate)
 
     def failures_with(kept: tuple[str, ...]) -> tuple[str, ...]:
@@ -135,8 +172,9 @@ def search_failures(
     most_trials: int = MOST_TRIALS,
     on_trial: Callable[[str, Trial], None] = lambda *_: None,
 ) -> dict[str, PrecisionSearch]:
-    """A search for each half-precision graph that failed a validation, on the golden inputs; by the graph's name.
+    """A search for each half-precision graph that failed a validation, by the graph's name.
 
+    It is judged on the golden inputs and on the stress maps that the graph failed on.
     backend: what the validation was asked to run. on_trial: called with the graph's name too.
     Raises as `search_precision`; the dictionary is empty where no half-precision graph failed.
     """
@@ -149,6 +187,7 @@ def search_failures(
             artifact,
             kind=graph.kind,
             open_candidate=opener_like(artifact, graph, backend),
+            stress=[one for one in report.stress if one.name in stress_failures(result.half)],
             checkpoint=checkpoint,
             runs_dir=runs_dir,
             direction=direction,
@@ -158,10 +197,11 @@ def search_failures(
     return found
 
 
-def opener_like(artifact: Artifact, graph: Graph, backend: Backend) -> Callable[[Artifact], Runtime]:
+def opener_like(artifact: Artifact, graph: Graph, backend: Backend) -> OpenCandidate:
     """Opens a trial's graph where that backend runs `graph` of `artifact`, for `search_precision`.
 
-    A trial's engine is built as the one that the artifact has of this graph: flavour, profile, options.
+    A trial's engine is built as the one that the artifact has of this graph: flavour, profile, options. On a CPU real
+    half precision is emulated: its own kernels compute in float32, and would find nothing wrong.
     """
     if backend in (Backend.AUTO, Backend.TENSORRT):
         for stored in stored_engines(artifact):
@@ -175,11 +215,31 @@ def opener_like(artifact: Artifact, graph: Graph, backend: Backend) -> Callable[
             f"{artifact.path} has no TensorRT engine of its {graph.name} graph", hint=f"spade build {artifact.path}"
         )
 
-    def open_trial(trial: Artifact) -> Runtime:
+    def open_trial(trial: Artifact) -> AbstractContextManager[Runs]:
         (only,) = trial.manifest.graphs
-        return open_runtime(trial, only.precision, backend, graph=only.kind.value)
+        runtime = open_runtime(trial, only.precision, backend, graph=only.kind.value)
+        if isinstance(runtime, OrtRuntime) and runtime.provider == CPU and only.precision is Precision.FP16:
+            runtime.close()
+            return nullcontext(EmulatedTrial(trial, only))
+        return runtime
 
     return open_trial
+
+
+class EmulatedTrial:
+    """The one graph of a trial in real half precision on a CPU."""
+
+    def __init__(self, trial: Artifact, graph: Graph) -> None:
+        self._spec, self._kind = trial.manifest.generator, graph.kind
+        with trial.vouched(graph.file) as path:
+            self._emulated = EmulatedGraph(path)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """An image with an overflow behind it is not-a-number all over: tanh would make 1 of infinity."""
+        found = self._emulated.run(graph_inputs(self._spec, self._kind, inputs))
+        if found.overflows:
+            return {**found.outputs, IMAGE: np.full_like(found.outputs[IMAGE], np.nan)}
+        return found.outputs
 
 
 def torch_candidates(generator: Generator, kind: GraphKind) -> Candidates:
@@ -200,7 +260,7 @@ def torch_candidates(generator: Generator, kind: GraphKind) -> Candidates:
 
 
 def runtime_candidates(
-    generator: Generator, kind: GraphKind, like: Artifact, open_candidate: Callable[[Artifact], Runtime]
+    generator: Generator, kind: GraphKind, like: Artifact, open_candidate: OpenCandidate
 ) -> Candidates:
     """Every trial is exported into an artifact of its own, which is gone after it.
 
@@ -211,10 +271,12 @@ def runtime_candidates(
 
     @contextmanager
     def candidate(kept: tuple[str, ...]) -> Iterator[Run]:
-        with TemporaryDirectory(prefix="spade-trial-") as name:
+        with scratch_folder("trial") as scratch:
+            folder = scratch / "artifact"
+            folder.mkdir()
             # A graph that nothing is half precision in is not called so: the proof of its engine would refuse it.
             precision = Precision.FP16 if len(kept) < len(units) else Precision.FP32
-            folder, file = Path(name), graph_file(precision, kind)
+            file = graph_file(precision, kind)
             write_onnx(build_model(generator, kind, fp16=True, keep_fp32=kept), folder / file)
             golden = like.golden()
             write_golden(folder, golden.inputs, golden.outputs)

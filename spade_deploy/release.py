@@ -19,12 +19,16 @@ from spade_deploy.artifact import (
     Graph,
     Manifest,
     Source,
+    carry_engines,
+    free_place,
+    require_replaceable,
     rewrite_manifest,
+    writing,
 )
 from spade_deploy.atomic import atomic_folder, write_json, write_text
 from spade_deploy.break_even import measure_break_even
 from spade_deploy.compare import Tolerance
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.export.int8 import (
     DEFAULT_CALIBRATION_COUNT,
@@ -35,7 +39,8 @@ from spade_deploy.export.int8 import (
 )
 from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.export.precision import parse_kept
-from spade_deploy.label_map import colorize, effective_palette
+from spade_deploy.label_map import colorize
+from spade_deploy.palettes import effective_palette
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind, Precision
 from spade_deploy.training.checkpoint import load_generator
@@ -50,12 +55,16 @@ MAX_AMPLIFICATION = 64
 
 @dataclass(frozen=True)
 class Release:
-    """An artifact in its place, its report, and where its golden label maps came from."""
+    """An artifact in its place, its report, and where its golden label maps came from.
+
+    notes: what became of the engines of the artifact that was there before.
+    """
 
     artifact: Artifact
     report: ValidationReport
     golden_from: str
     checkpoint: Path
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,12 +133,13 @@ def release(
     """Export a checkpoint (None: the newest; best: the best one of its run) and validate what was written.
 
     out: the artifact's folder; by default `artifact/` in the checkpoint's run. An artifact that is there is replaced
-    as a whole, and only by one that passed; one that fails is kept beside it as `<out>.failed`.
+    as a whole, and only by one that passed; one that fails is kept beside it as `<out>.failed`. A folder that holds
+    anything but an artifact's own files is not replaced.
     labels, instances: folders whose first maps become the golden inputs; by default the run's validation split, or
     synthetic maps where there is none.
     int8: adds int8 graphs. keep_fp32: units that the fp16 graphs keep in float32, beside those whose ranges ask for it.
     on_progress: what takes long, done, in all.
-    Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError.
+    Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError, FolderBusyError.
     """
     if keep_fp32 and Precision.FP16 not in precisions:
         raise ConfigError("--keep-fp32: belongs to --fp16", hint="add --fp16, or leave it out")
@@ -139,7 +149,9 @@ def release(
     kept = parse_kept(loaded.spec, keep_fp32)
     run = checkpoint.parent.parent
     target = out if out is not None else run / ARTIFACT
-    _require_replaceable(target)
+    if target.name in ("", ".."):
+        target = target.resolve()
+    require_replaceable(target)
     golden = golden_inputs(loaded.spec, loaded.info, labels, instances, _golden_count(loaded.module))
     on_step(f"golden inputs: {golden.described}")
     request = None
@@ -147,7 +159,8 @@ def release(
         calibration = calibration_inputs(loaded.spec, loaded.info, int8.maps, int8.instances, int8.count)
         request = Int8Request(calibration.inputs, calibration.described, int8.min_psnr_db)
     source = Source(run.name, loaded.info.step, loaded.info.origin, loaded.info.generator_sha256)
-    with atomic_folder(target) as folder:
+    with writing(target, "exporting into it"), atomic_folder(target) as folder:
+        require_replaceable(target)  # while it was waited for, or the checkpoint was read
         exported = export_artifact(
             loaded.module,
             folder,
@@ -162,8 +175,14 @@ def release(
         )
         on_step("validating every graph against the untouched PyTorch module")
         report = validate(
-            Artifact.open(folder), checkpoint=checkpoint, runs_dir=runs_dir, backend="cpu", on_progress=on_progress
+            Artifact.open(folder),
+            checkpoint=checkpoint,
+            runs_dir=runs_dir,
+            backend="cpu",
+            stress=exported.stress,
+            on_progress=on_progress,
         )
+        _require_emulated(report)
         report = replace(report, artifact=target)
         manifest, measured = _with_break_even(folder, exported.manifest, on_step)
         summary = exported.int8
@@ -175,12 +194,23 @@ def release(
         write_text(folder / REPORT_HTML, page)
         rewrite_manifest(folder, manifest)
         if not report.passed:
-            failed = target.with_name(target.name + ".failed")
-            shutil.rmtree(failed, ignore_errors=True)
-            shutil.copytree(folder, failed)
+            failed = free_place(target.with_name(target.name + ".failed"))
+            with atomic_folder(failed) as copy:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
             on_step(f"the artifact that failed, with its report: {failed}")
-            report.require_passed()
-    return Release(Artifact.open(target), report, golden.described, checkpoint)
+            replace(report, artifact=failed).require_passed()
+        notes = carry_engines(target, folder)
+    return Release(Artifact.open(target), report, golden.described, checkpoint, notes)
+
+
+def _require_emulated(report: ValidationReport) -> None:
+    """An fp16 graph that nobody has seen in real half precision is not released."""
+    for result in report.results:
+        if result.half is not None and result.half.skipped is not None:
+            raise ExportError(
+                f"--fp16: {result.half.skipped}",
+                hint="nothing else proves an fp16 graph without a GPU; or export without --fp16",
+            )
 
 
 def _with_break_even(
@@ -196,14 +226,6 @@ def _with_break_even(
             measured[graph.name] = {**asdict(found), "crossing": found.crossing, "share": found.share}
         graphs.append(graph)
     return replace(manifest, graphs=tuple(graphs)), measured
-
-
-def _require_replaceable(target: Path) -> None:
-    is_artifact = (target / "manifest.json").is_file()
-    if target.exists() and not is_artifact and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(
-            f"--out: {target} exists and is no artifact: it will not be replaced", hint="name another folder"
-        )
 
 
 def _golden_count(module: Any) -> int:

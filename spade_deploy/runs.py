@@ -9,21 +9,33 @@
                                                    and, to resume: discriminator.safetensors, optimizers.pt
                /artifact/                          manifest.json and what it lists
 
-The one rule for 'newest': the largest `created_unix_ns` written inside checkpoint.json or manifest.json, not the file's
-own time, which copying changes; of equals the last path. An explicit path always wins.
+The rule for 'newest'. Inside a run it is the step that counts: clocks go back, steps do not. Between runs it is the
+largest `created_unix_ns` written inside checkpoint.json (of a run's last step) or manifest.json, not the file's own
+time, which copying changes; of equals the last path. A date in the future is said. An explicit path always wins.
 Nothing here reads weights: a deployment without PyTorch uses it too.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import os
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.errors import ArtifactError, CheckpointError, ConfigError, NotFoundError, SpadeError
+from spade_deploy.errors import (
+    ArtifactError,
+    CheckpointError,
+    ConfigError,
+    NotFoundError,
+    SpadeError,
+    quoted,
+    reason_of,
+)
+from spade_deploy.files import read_json
 from spade_deploy.spec import GeneratorSpec
 
 CHECKPOINT_FORMAT = 1
@@ -40,8 +52,12 @@ MANIFEST_JSON = "manifest.json"
 MAKE_CHECKPOINT = "make one with `spade train`, or `spade import FILE` for a released model"
 MAKE_ARTIFACT = "make one with `spade export`"
 
+_DAMAGED_HINT = "the folder was damaged or copied in part; use another one"
+FUTURE_NS = 300 * 10**9
+"""A date is in the future from here on: the clocks of two machines differ by seconds."""
+
+_LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
-_MAX_JSON_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class CheckpointInfo:
     where there is none.
     train, data: the run's settings as JSON, None for an imported model.
     versions: of the packages that made it.
+    guesses: what an import took for granted, one sentence each.
     """
 
     created_unix_ns: int
@@ -67,6 +84,7 @@ class CheckpointInfo:
     train: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
+    guesses: list[str] | None = None
 
     @property
     def is_resumable(self) -> bool:
@@ -83,7 +101,7 @@ class CheckpointInfo:
             raise CheckpointError(f"{where}: holds {type(value).__name__}, not an object")
         version = value.get("format_version")
         if not isinstance(version, int) or isinstance(version, bool):
-            raise CheckpointError(f"{where}: format_version is {version!r}, not a number")
+            raise CheckpointError(f"{where}: format_version is {quoted(version)}, not a number")
         if version > CHECKPOINT_FORMAT:
             raise CheckpointError(
                 f"{where}: format {version} is newer than {CHECKPOINT_FORMAT}, the newest that this version reads",
@@ -91,11 +109,11 @@ class CheckpointInfo:
             )
         for name, is_right, wanted in _INFO_FIELDS:
             if not is_right(value.get(name)):
-                raise CheckpointError(f"{where}: {name} is {_short(value.get(name))}, not {wanted}")
+                raise CheckpointError(f"{where}: {name} is {quoted(value.get(name))}, not {wanted}")
         try:
             generator = GeneratorSpec.from_json(value["generator"])
         except (ConfigError, KeyError) as error:
-            raise CheckpointError(f"{where}: generator: {error}") from error
+            raise CheckpointError(f"{where}: generator: {reason_of(error)}") from error
         known = {entry.name: value[entry.name] for entry in fields(cls) if value.get(entry.name) is not None}
         return cls(**{**known, "generator": generator})
 
@@ -154,7 +172,9 @@ def new_run(runs_dir: Path, name: str | None = None, prefix: str = "run") -> Pat
 def check_name(flag: str, name: str) -> None:
     """Raises ConfigError unless `name` is a plain folder name: no separators, no leading dot, at most 100 letters."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{flag}: {name!r} is not letters, digits, '_', '-', '+' and '.', the first no dot or sign")
+        raise ConfigError(
+            f"{flag}: {quoted(name)} is not letters, digits, '_', '-', '+' and '.', the first no dot or sign"
+        )
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -169,34 +189,61 @@ def read_checkpoint_info(checkpoint: Path) -> CheckpointInfo:
 
 
 def run_checkpoints(run: Path) -> list[Path]:
-    """Usable checkpoints of one run, the newest last; damaged ones are left out."""
-    return _by_age(_checkpoints_in(run), CHECKPOINT_JSON)
+    """Usable checkpoints of one run in the order of their steps; damaged ones are left out."""
+    found = []
+    for folder in _checkpoints_in(run):
+        facts = _peek(folder / CHECKPOINT_JSON)
+        if _is_int(facts.get("created_unix_ns")) and _is_int(facts.get("step")):
+            found.append((facts["step"], folder.as_posix(), folder))
+    return [folder for _, _, folder in sorted(found)]
+
+
+def damaged_checkpoints(run: Path) -> list[tuple[Path, str]]:
+    """The folders that `run_checkpoints` leaves out, and why: a damaged one, or a link that leads nowhere."""
+    usable, found = set(run_checkpoints(run)), []
+    for folder in _folders(run / CHECKPOINTS):
+        if folder not in usable:
+            try:
+                read_checkpoint_info(folder)
+                _require_file(folder / GENERATOR_FILE, CheckpointError)
+            except CheckpointError as error:
+                found.append((folder, error.message))
+    return found
+
+
+def say_damaged(chosen: Path) -> None:
+    """Warn of checkpoints of the same run that come after the one that was chosen, and cannot be used."""
+    for folder, why in damaged_checkpoints(chosen.parent.parent):
+        if folder.name > chosen.name:
+            _LOG.warning("%s is used, since the later checkpoint %s is damaged: %s", chosen, folder.name, why)
 
 
 def newest_checkpoint(runs_dir: Path) -> Path:
-    """The newest checkpoint of all runs. Raises NotFoundError."""
-    found = _by_age((c for run in _runs(runs_dir) for c in _checkpoints_in(run)), CHECKPOINT_JSON)
-    if not found:
+    """The last checkpoint of the run whose last one is the newest. Raises NotFoundError."""
+    found = _newest([run_checkpoints(run)[-1:] for run in _runs(runs_dir)], CHECKPOINT_JSON)
+    if found is None:
         raise NotFoundError(f"{runs_dir}: no checkpoint in any run", hint=MAKE_CHECKPOINT)
-    return found[-1]
+    say_damaged(found)
+    return found
 
 
 def newest_artifact(runs_dir: Path) -> Path:
     """The newest artifact of all runs. Raises NotFoundError."""
-    found = _by_age((run / ARTIFACT for run in _runs(runs_dir)), MANIFEST_JSON)
-    if not found:
+    found = _newest([[run / ARTIFACT] for run in _runs(runs_dir)], MANIFEST_JSON)
+    if found is None:
         raise NotFoundError(f"{runs_dir}: no artifact in any run", hint=MAKE_ARTIFACT)
-    return found[-1]
+    return found
 
 
 def newest_run_to_resume(runs_dir: Path) -> Path:
-    """The run whose checkpoint with a training state is the newest. Raises NotFoundError."""
-    for checkpoint in reversed(_by_age((c for run in _runs(runs_dir) for c in _checkpoints_in(run)), CHECKPOINT_JSON)):
-        if is_resumable(checkpoint):
-            return checkpoint.parent.parent
-    raise NotFoundError(
-        f"{runs_dir}: no run has a checkpoint that training could resume", hint="start one with `spade train`"
-    )
+    """The run whose last checkpoint with a training state is the newest. Raises NotFoundError."""
+    candidates = [[folder for folder in run_checkpoints(run) if is_resumable(folder)][-1:] for run in _runs(runs_dir)]
+    found = _newest(candidates, CHECKPOINT_JSON)
+    if found is None:
+        raise NotFoundError(
+            f"{runs_dir}: no run has a checkpoint that training could resume", hint="start one with `spade train`"
+        )
+    return found.parent.parent
 
 
 def is_resumable(checkpoint: Path) -> bool:
@@ -211,12 +258,12 @@ def is_resumable(checkpoint: Path) -> bool:
 def read_best(run: Path) -> Best | None:
     """What best.json says, None where there is none. Raises CheckpointError where it is damaged."""
     path = run / BEST_JSON
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     value = _read_json(path, CheckpointError)
     for name, is_right, wanted in _BEST_FIELDS:
         if not is_right(value.get(name)):
-            raise CheckpointError(f"{path}: {name} is {_short(value.get(name))}, not {wanted}")
+            raise CheckpointError(f"{path}: {name} is {quoted(value.get(name))}, not {wanted}")
     return Best(**{entry.name: value[entry.name] for entry in fields(Best)})
 
 
@@ -325,19 +372,34 @@ def _folders(parent: Path) -> list[Path]:
         return []
 
 
-def _by_age(candidates: Iterable[Path], json_name: str) -> list[Path]:
-    """Those whose JSON can be read and is dated, oldest first."""
-    dated = []
-    for folder in candidates:
-        created = _peek(folder / json_name).get("created_unix_ns")
-        if _is_int(created):
-            dated.append((created, folder.as_posix(), folder))
-    return [folder for _, _, folder in sorted(dated)]
+def _newest(candidates: Sequence[Iterable[Path]], json_name: str) -> Path | None:
+    """The candidate whose JSON has the latest date, of those whose JSON can be read; a date in the future is said."""
+    dated: list[tuple[int, str, Path]] = []
+    for folder in (folder for group in candidates for folder in group):
+        found = _peek(folder / json_name).get("created_unix_ns")
+        if found is not None and _is_int(found):
+            dated.append((found, folder.as_posix(), folder))
+    if not dated:
+        return None
+    created, _, folder = max(dated)
+    if created > time.time_ns() + FUTURE_NS:
+        _LOG.warning(
+            "%s was taken as the newest, but it is dated %s, in the future: this clock or the one that dated it is"
+            " wrong. Name the folder that is meant",
+            folder,
+            _date(created),
+        )
+    return folder
+
+
+def _date(created_unix_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(created_unix_ns / 1e9))  # of 64 bits: up to 2262
 
 
 def _newest_of_run(run: Path) -> Path:
     usable = run_checkpoints(run)
     if usable:
+        say_damaged(usable[-1])
         return usable[-1]
     for folder in _folders(run / CHECKPOINTS):
         read_checkpoint_info(folder)  # says what is wrong with it
@@ -356,19 +418,17 @@ def _peek(path: Path) -> dict[str, Any]:
 def _read_json(path: Path, kind: type[SpadeError]) -> dict[str, Any]:
     _require_file(path, kind)
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise kind(f"{path}: is larger than {_MAX_JSON_BYTES} bytes")
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise kind(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise kind(f"{path}: holds {type(value).__name__}, not an object")
-    return value
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise kind(f"{path}: cannot be read as JSON ({reason_of(error)})", hint=_DAMAGED_HINT) from error
 
 
 def _require_file(path: Path, kind: type[SpadeError]) -> None:
     if not path.is_file():
-        raise kind(f"{path}: is missing", hint="the folder was damaged or copied in part; use another one")
+        what = (
+            "is not a regular file" if path.exists() else "is a link to nothing" if path.is_symlink() else "is missing"
+        )
+        raise kind(f"{path}: {what}", hint=_DAMAGED_HINT)
 
 
 def _next_number(runs_dir: Path, prefix: str) -> int:
@@ -383,11 +443,6 @@ def _is_int(value: Any) -> bool:
 
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 _BEST_FIELDS = (
@@ -411,4 +466,9 @@ _INFO_FIELDS = (
     ("train", lambda value: value is None or isinstance(value, dict), "an object"),
     ("data", lambda value: value is None or isinstance(value, dict), "an object"),
     ("versions", lambda value: value is None or isinstance(value, dict), "an object"),
+    (
+        "guesses",
+        lambda value: value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value)),
+        "a list of texts",
+    ),
 )

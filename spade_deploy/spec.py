@@ -13,11 +13,19 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, quoted
 
 Rgb = tuple[int, int, int]
 UNKNOWN_VALUE = 255
 """The value that label files use for 'unknown'."""
+
+MAX_SIDE = 8192
+"""Height and width in pixels, as of label maps and photos; the paper's largest is 512."""
+MAX_BASE_CHANNELS = 1024
+"""Sixteen times the paper's: the widest layer has 16,384 channels, and 9 GB of weights."""
+MAX_HIDDEN_CHANNELS = 8192
+MAX_STYLE_LENGTH = 65_536
+_MAX_EXTENT_DIGITS = 9
 
 
 class Architecture(StrEnum):
@@ -101,10 +109,10 @@ class ShapeProfile:
         """'1x256x256:4x256x256:16x512x512', or one extent for all three. Raises ConfigError."""
         parts = [part.split("x") for part in text.lower().split(":")]
         if len(parts) not in (1, 3) or any(
-            len(part) != 3 or not all(number.isascii() and number.isdigit() for number in part) for part in parts
+            len(part) != 3 or not all(_is_extent(number) for number in part) for part in parts
         ):
             raise ConfigError(
-                f"--profile: {text!r} is not MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH",
+                f"--profile: {quoted(text)} is not MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH",
                 hint="--profile 1x256x256:4x256x256:16x512x512, or --profile 1x256x256 for one shape alone",
             )
         extents = [(int(batch), int(height), int(width)) for batch, height, width in parts]
@@ -155,7 +163,7 @@ class LabelSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_labels <= 4096:
-            raise ConfigError(f"--num-labels: {self.num_labels} is not in 1..4096")
+            raise ConfigError(f"--num-labels: {quoted(self.num_labels)} is not in 1..4096")
         for flag, entries in (("names", self.names), ("palette", self.palette)):
             if entries and len(entries) != self.num_ids:
                 raise ConfigError(
@@ -164,7 +172,7 @@ class LabelSpec:
                 )
         for color in self.palette:
             if len(color) != 3 or not all(0 <= part <= 255 for part in color):
-                raise ConfigError(f"label palette: {color} is not three numbers in 0..255")
+                raise ConfigError(f"label palette: {quoted(color)} is not three numbers in 0..255")
 
     @property
     def num_ids(self) -> int:
@@ -231,6 +239,9 @@ NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
 )
 """The normalisations that each architecture can be built with, its paper's first."""
 
+MAX_BATCH = 4096
+"""Images that a network computes at once."""
+
 PIX2PIXHD_HALVINGS = 4
 """How often the global generator halves the segmap before its residual blocks."""
 
@@ -262,21 +273,25 @@ class GeneratorSpec:
     width: int = 256
 
     def __post_init__(self) -> None:
-        if self.base_channels < 2 or self.base_channels % 2:
-            raise ConfigError(f"--base-channels: {self.base_channels} is not an even number from 2 on")
-        if self.hidden_channels < 1:
-            raise ConfigError(f"--hidden-channels: {self.hidden_channels} is not a positive number")
+        if not 2 <= self.base_channels <= MAX_BASE_CHANNELS or self.base_channels % 2:
+            raise ConfigError(
+                f"--base-channels: {quoted(self.base_channels)} is not an even number in 2..{MAX_BASE_CHANNELS}"
+            )
+        if not 1 <= self.hidden_channels <= MAX_HIDDEN_CHANNELS:
+            raise ConfigError(f"--hidden-channels: {quoted(self.hidden_channels)} is not in 1..{MAX_HIDDEN_CHANNELS}")
         if self.kernel_size not in (1, 3, 5):
-            raise ConfigError(f"--kernel-size: {self.kernel_size} is not 1, 3 or 5")
-        if self.z_dim is not None and self.z_dim < 1:
-            raise ConfigError(f"z_dim: {self.z_dim} is not a positive number")
+            raise ConfigError(f"--kernel-size: {quoted(self.kernel_size)} is not 1, 3 or 5")
+        if self.z_dim is not None and not 1 <= self.z_dim <= MAX_STYLE_LENGTH:
+            raise ConfigError(f"z_dim: {quoted(self.z_dim)} is not in 1..{MAX_STYLE_LENGTH}")
         self._check_architecture()
         for name, size in (("height", self.height), ("width", self.width)):
+            if size > MAX_SIDE:
+                raise ConfigError(f"--size: {name} {quoted(size)} is more than {MAX_SIDE} pixels")
             if not self.takes_side(size):
                 how = f"upsampling {self.upsampling} doubles {self.upsampling.doublings} times"
                 if self.architecture is Architecture.PIX2PIXHD:
                     how = f"{self.architecture} halves {PIX2PIXHD_HALVINGS} times"
-                raise ConfigError(f"--size: {name} {size} is not a {self.side_rule} ({how})")
+                raise ConfigError(f"--size: {name} {quoted(size)} is not a {self.side_rule} ({how})")
 
     def _check_architecture(self) -> None:
         """Refuses by flag what the architecture does not have."""
@@ -395,7 +410,9 @@ class GeneratorSpec:
                     known[name] = kind(known[name])
                 except ValueError as error:
                     allowed = ", ".join(kind)
-                    raise ConfigError(f"generator spec: {name} {known[name]!r} is not one of {allowed}") from error
+                    raise ConfigError(
+                        f"generator spec: {name} {quoted(known[name])} is not one of {allowed}"
+                    ) from error
         return cls(**known)
 
 
@@ -421,9 +438,13 @@ def _flag(name: str, value: object) -> str:
 def parse_size(text: str) -> tuple[int, int]:
     """'256x512' -> (height, width) in pixels; '256' is square. Raises ConfigError."""
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--size: {text!r} is not HEIGHTxWIDTH in pixels, such as 256x512")
+    if len(parts) > 2 or not all(_is_extent(part) and int(part) > 0 for part in parts):
+        raise ConfigError(f"--size: {quoted(text)} is not HEIGHTxWIDTH in pixels, such as 256x512")
     return int(parts[0]), int(parts[-1])
+
+
+def _is_extent(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_EXTENT_DIGITS
 
 
 def _plain(spec: LabelSpec | GeneratorSpec) -> dict[str, Any]:
@@ -444,7 +465,7 @@ def _checked_fields(cls: type, given: Any, what: str) -> dict[str, Any]:
     types = {field.name: str(field.type) for field in fields(cls)}
     unknown = sorted(set(value) - set(types))
     if unknown:
-        raise ConfigError(f"{what}: unknown field {unknown[0]!r}; known are {', '.join(types)}")
+        raise ConfigError(f"{what}: unknown field {quoted(unknown[0])}; known are {', '.join(types)}")
     missing = next((name for name in ("num_labels", "labels") if name in types and name not in value), None)
     if missing:
         raise ConfigError(f"{what}: field {missing!r} is missing")
@@ -458,5 +479,5 @@ def _checked_fields(cls: type, given: Any, what: str) -> dict[str, Any]:
 def _typed(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
     is_bool_for_int = isinstance(value, bool) and kind is not bool
     if not isinstance(value, kind) or is_bool_for_int:
-        raise ConfigError(f"{what}: {value!r} is of type {type(value).__name__}")
+        raise ConfigError(f"{what}: {quoted(value)} is of type {type(value).__name__}")
     return value

@@ -7,7 +7,7 @@ PyTorch or the checkpoint is missing, the golden outputs that the export stored 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,8 @@ from spade_deploy.compare import (
     tolerance_for,
     too_undecided,
 )
+from spade_deploy.dataset_files import Pairing, Problem
+from spade_deploy.engines.ort import CPU, OrtRuntime
 from spade_deploy.engines.runtime import Backend, Runtime, open_runtime
 from spade_deploy.engines.trt_open import has_engines
 from spade_deploy.errors import (
@@ -32,14 +34,20 @@ from spade_deploy.errors import (
     LabelMapError,
     MissingDependencyError,
     NotFoundError,
+    RuntimeUnavailableError,
     ValidationFailedError,
 )
-from spade_deploy.label_map import list_label_files, read_instance_map, read_label_map
+from spade_deploy.half_verdict import HalfJudge, HalfVerdict
+from spade_deploy.label_files import find_label_maps
+from spade_deploy.label_map import read_instance_map, read_label_map
 from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
-from spade_deploy.spec import RoundingError
+from spade_deploy.spec import Precision, RoundingError
+from spade_deploy.stress_maps import StressMap, stress_maps
 
 MAX_SAMPLES = 4
 """Images that a report shows."""
+STRESS_CLASSES = 4
+"""Of the stress maps of one class, so many are emulated; an export has measured the ranges of more."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class GraphResult:
     diff: over all values. undecided_share: of the values that rounding alone decides (`compare.is_undecided`); the
     verdict is over the others. diverges_at: on failure, the first wrong tensor, or why it could not be found.
     second_opinion: of a TensorRT engine, Polygraphy's verdict on it beside ONNX Runtime, or why there is none.
+    half: of an fp16 graph that a CPU ran, what real half precision makes of it; its failures are among `failures`.
     """
 
     graph: Graph
@@ -68,6 +77,7 @@ class GraphResult:
     undecided_share: float = 0.0
     diverges_at: str | None = None
     second_opinion: str | None = None
+    half: HalfVerdict | None = None
 
     @property
     def name(self) -> str:
@@ -80,7 +90,10 @@ class GraphResult:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """All verdicts on one artifact. skipped: label maps that could not be read, with the reason."""
+    """All verdicts on one artifact. skipped: label maps that could not be read, with the reason.
+
+    stress: the maps that half precision was emulated on beside the inputs.
+    """
 
     artifact: Path
     reference: str
@@ -89,6 +102,7 @@ class ValidationReport:
     results: tuple[GraphResult, ...]
     samples: tuple[SampleImages, ...]
     skipped: tuple[str, ...] = ()
+    stress: tuple[StressMap, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -111,6 +125,7 @@ class ValidationReport:
                     "undecided_share": result.undecided_share,
                     "diverges_at": result.diverges_at,
                     "second_opinion": result.second_opinion,
+                    "real_half_precision": None if result.half is None else result.half.to_json(),
                     "tolerance": result.tolerance.to_json(),
                     "figures": result.diff.to_json(),
                 }
@@ -129,8 +144,18 @@ class ValidationReport:
             lines.append(f"{result.name} ({result.runtime}): {'; '.join(result.failures)}{where}")
         raise ValidationFailedError(
             f"{self.artifact} is not what was trained: " + " | ".join(lines),
-            hint="do not deploy it; export again, and report the layer that is named if it fails again",
+            hint=self._next_step(failed),
         )
+
+    def _next_step(self, failed: list[GraphResult]) -> str:
+        halves = [result.half for result in failed if result.half is not None]
+        flags = " ".join(dict.fromkeys(half.flags for half in halves if half.keep))
+        if flags:
+            return f"keep in float32 what overflows: spade export --fp16 {flags}; or export without --fp16"
+        if all(result.half is not None and len(result.failures) == len(result.half.failures) for result in failed):
+            search = f"spade validate {self.artifact} --find-precision"
+            return f"`{search}` finds what must stay float32; or export without --fp16"
+        return "do not deploy it; export again, and report the layer that is named if it fails again"
 
 
 class Reference(Protocol):
@@ -153,12 +178,14 @@ def validate(
     checkpoint: Path | None = None,
     runs_dir: Path = Path("runs"),
     backend: str = "auto",
+    stress: Sequence[StressMap] = (),
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> ValidationReport:
     """Compare every graph of `artifact` with the reference, on its golden inputs or on the label maps of a folder.
 
     labels, instances: folders, paired by stem and resized to the model's size with nearest neighbour.
     checkpoint: the weights that were exported; by default they are looked for by their digest.
+    stress: maps beside `stress_maps` on which real half precision is emulated, where a CPU runs an fp16 graph.
     on_progress: called with the name of a graph, images done, images in all. Raises NotFoundError, ConfigError,
     MissingDependencyError; a failed comparison is in the report, see `ValidationReport.require_passed`.
     """
@@ -171,21 +198,23 @@ def validate(
         batches: Callable[[], Iterator[Arrays]] = lambda: one_by_one(golden)  # noqa: E731
         total, described = len(golden[LABEL]), f"{len(golden[LABEL])} golden inputs"
     else:
-        files = list_label_files(labels) if labels.is_dir() else [labels]
-        if not files:
-            raise NotFoundError(f"{labels}: no label maps there", hint="`spade data earth OUT` writes some")
-        if instances is None and artifact.manifest.generator.labels.has_edges:
+        spec = artifact.manifest.generator.labels
+        found = find_label_maps(labels, instances, spec)
+        if spec.has_edges and instances is None and not found.has_instances:
             raise ConfigError(
                 "--instances is needed: this model has an edge channel, made of instance maps",
                 hint="spade validate ARTIFACT --labels DIR --instances DIR",
             )
-        batches = lambda: _read_inputs(artifact, files, instances, skipped)  # noqa: E731
-        total, described = len(files), f"label maps of {labels}"
+        batches = lambda: _read_inputs(artifact, found, skipped)  # noqa: E731
+        total, described = len(found.in_order), f"label maps of {labels}"
     results, samples = [], list[SampleImages]()
+    half = _Half(artifact, reference, (*stress_maps(artifact.manifest.generator, classes=STRESS_CLASSES), *stress))
     for graph in _graphs(artifact, backend):
         skipped.clear()
         with open_runtime(artifact, graph.precision, backend, graph=str(graph.kind)) as runtime:
-            result = _compare(artifact, graph, runtime, reference, batches(), samples, total, on_progress)
+            judge = half.open(graph, runtime)
+            result = _compare(artifact, graph, runtime, reference, batches(), samples, total, judge, on_progress)
+            result = half.finish(judge, result, on_progress)
             if backend == Backend.TENSORRT:
                 result = replace(result, second_opinion=_second_opinion(artifact, graph, runtime))
         results.append(result)
@@ -198,6 +227,7 @@ def validate(
         results=tuple(results),
         samples=tuple(samples),
         skipped=tuple(skipped),
+        stress=half.stress,
     )
 
 
@@ -228,6 +258,7 @@ def _compare(
     batches: Iterator[Arrays],
     samples: list[SampleImages],
     total: int,
+    half: HalfJudge | HalfVerdict | None,
     on_progress: Callable[[str, int, int], None],
 ) -> GraphResult:
     spec = artifact.manifest.generator
@@ -244,6 +275,8 @@ def _compare(
         undecided_shares.append(share)
         differences.add(inputs[LABEL], trusted, candidate)
         judged.add(inputs[LABEL], trusted, decided)
+        if isinstance(half, HalfJudge):
+            half.add(inputs, expected)
         error = float(np.nan_to_num(np.abs(found[IMAGE] - expected[IMAGE]), nan=np.inf).max())
         if worst is None or error > worst[0]:
             worst = (error, inputs)
@@ -256,8 +289,51 @@ def _compare(
     failures = (*judged.result().failures(tolerance), *too_undecided(undecided_share))
     diverges_at = None
     if failures:
-        diverges_at = reference.diverges_at(artifact.path_of(graph.file), graph, worst[1])
+        with artifact.vouched(graph.file) as file:
+            diverges_at = reference.diverges_at(file, graph, worst[1])
     return GraphResult(graph, runtime.name, differences.result(), tolerance, failures, undecided_share, diverges_at)
+
+
+class _Half:
+    """Real half precision beside ONNX Runtime's CPU kernels, which compute an fp16 graph in float32."""
+
+    def __init__(self, artifact: Artifact, reference: Reference, stress: tuple[StressMap, ...]) -> None:
+        self.stress = stress
+        self._artifact, self._reference = artifact, reference
+        self._expected: dict[str, Arrays | None] = {}
+
+    def open(self, graph: Graph, runtime: Runtime) -> HalfJudge | HalfVerdict | None:
+        """None where there is nothing to emulate, a verdict that says so where it is not possible."""
+        if graph.precision is not Precision.FP16 or not isinstance(runtime, OrtRuntime) or runtime.provider != CPU:
+            return None
+        try:
+            return HalfJudge(self._artifact, graph)
+        except (MissingDependencyError, RuntimeUnavailableError) as error:
+            return HalfVerdict(skipped=error.message)
+
+    def finish(
+        self,
+        judge: HalfJudge | HalfVerdict | None,
+        result: GraphResult,
+        on_progress: Callable[[str, int, int], None],
+    ) -> GraphResult:
+        """The result with what the emulation found, on the stress maps too."""
+        if not isinstance(judge, HalfJudge):
+            return replace(result, half=judge)
+        for done, one in enumerate(self.stress, start=1):
+            judge.add_stress(one.name, one.inputs, self._images(one))
+            on_progress(f"{result.name} in real half precision, stress maps", done, len(self.stress))
+        verdict = judge.verdict()
+        found = tuple(f"in real half precision, {why}" for why in verdict.failures)
+        return replace(result, half=verdict, failures=(*result.failures, *found))
+
+    def _images(self, one: StressMap) -> Arrays | None:
+        if one.name not in self._expected:
+            try:
+                self._expected[one.name] = self._reference.images(one.inputs)
+            except NotFoundError:  # golden outputs are those of the golden inputs alone
+                self._expected[one.name] = None
+        return self._expected[one.name]
 
 
 def _keep_sample(
@@ -274,17 +350,17 @@ def _keep_sample(
         samples[index] = replace(samples[index], candidates={**samples[index].candidates, name: pixels})
 
 
-def _read_inputs(artifact: Artifact, files: list[Path], instances: Path | None, skipped: list[str]) -> Iterator[Arrays]:
+def _read_inputs(artifact: Artifact, found: Pairing, skipped: list[str]) -> Iterator[Arrays]:
     spec = artifact.manifest.generator
     size = (spec.height, spec.width)
-    instance_files = {path.stem: path for path in list_label_files(instances)} if instances else {}
-    for path in files:
+    for sample in found.in_order:
+        if isinstance(sample, Problem):
+            skipped.append(f"{sample.path}: {sample.message}")
+            continue
         try:
-            inputs: Arrays = {LABEL: read_label_map(path, spec.labels, size)[None]}
-            if spec.labels.has_edges:
-                if path.stem not in instance_files:
-                    raise LabelMapError(f"{path}: no instance map of that name in {instances}")
-                inputs[INSTANCE] = read_instance_map(instance_files[path.stem], size)[None]
+            inputs: Arrays = {LABEL: read_label_map(sample.label, spec.labels, size)[None]}
+            if sample.instance is not None:
+                inputs[INSTANCE] = read_instance_map(sample.instance, size)[None]
         except LabelMapError as error:
             skipped.append(error.message)
             continue

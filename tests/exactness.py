@@ -1,11 +1,20 @@
-"""What the tests of the two deployed models share: the variants, the trained module as reference, and its error."""
+"""What may differ, and by how much: float32 limits that come from this machine, and the deployed models' variants.
+
+A float32 result is a matter of the processor: another one adds in another order, or multiplies through Winograd's
+transform, and is six times as far from the truth. So no limit of float32 is a constant here. `rounding_limit` computes
+the reference in float32 in the ways that this machine has, and holds each against float64. In float64 a limit is a
+constant: at least twenty times the worst that was measured, relative to the largest value.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spade_deploy.artifact import INSTANCE, LABEL, Z
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
@@ -62,3 +71,36 @@ class Errors:
 def errors(image: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor) -> Errors:
     own, plain = (image.double() - exact).abs(), (eager.double() - exact).abs()
     return Errors(float(own.max() / (plain.max() + 5e-8)), float(own.mean() / (plain.mean() + 5e-9)))
+
+
+TIMES = 4.0
+"""How many times the machine's own float32 error a float32 result may have: both are the largest of many roundings."""
+FLOAT32_EPS = torch.finfo(torch.float32).eps
+
+
+def in_each_way(compute: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+    """compute(x) as this machine may come to it: in a larger batch, channels last, and without oneDNN.
+
+    x: N x C x H x W, or any tensor whose first axis is the batch.
+    """
+    with torch.no_grad():
+        found = [compute(x), compute(torch.cat([x, x]))[: len(x)]]
+        if x.ndim == 4:
+            found.append(compute(x.contiguous(memory_format=torch.channels_last)))
+        # Putting the flags back sets one that is for Intel's GPUs, which a build without them warns of.
+        with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):
+            found.append(compute(x))
+    return found
+
+
+def rounding_limit(compute: Callable[[Tensor], Tensor], x: Tensor, exact: Tensor, times: float = TIMES) -> float:
+    """How far a float32 result may be from `exact`, what `compute(x)` is in float64.
+
+    compute: the reference in float32. A few units in the last place are allowed in any case: a machine may be exact.
+    """
+    exact = exact.detach()
+    largest = float(exact.abs().max())
+    own = max(float((one.double() - exact).abs().max()) for one in in_each_way(compute, x))
+    limit = times * own + 4 * FLOAT32_EPS * largest
+    assert limit < 1e-3 * largest, f"this machine's float32 is off by {own / largest:.1e}: no float32 is"
+    return limit

@@ -30,6 +30,7 @@ from spade_deploy.artifact import (
     input_rule,
     input_tensors,
     label_type,
+    list_engines,
     manifest,
     mismatch,
     output_tensors,
@@ -238,7 +239,7 @@ def test_fields_of_a_later_minor_version_are_ignored(artifact: Artifact) -> None
         (lambda v: v["graphs"][0].update(precision="fp8"), "precision 'fp8' is not one of fp32, fp16"),
         (lambda v: v["graphs"][0].update(file="other.onnx"), "files lacks 'other.onnx'"),
         (lambda v: v["graphs"][0].update(opset="18"), "opset: '18' is of type str, not int"),
-        (lambda v: v.update(created_unix_ns=True), "created_unix_ns: 'True' is of type bool"),
+        (lambda v: v.update(created_unix_ns=True), "created_unix_ns: True is of type bool"),
         (lambda v: v["generator"].update(kernel_size=4), "--kernel-size: 4"),
         (lambda v: v["generator"]["labels"].update(num_labels=400), "inputs contradicts the generator"),
         (lambda v: v["generator"]["labels"].pop("num_labels"), "'num_labels' is missing"),
@@ -249,7 +250,7 @@ def test_fields_of_a_later_minor_version_are_ignored(artifact: Artifact) -> None
         (lambda v: v["rounding"].update(mean_abs=1e999), "Infinity is not JSON"),
         (lambda v: v["files"][GOLDEN_INPUTS].update(sha256="f" * 63), "golden/inputs.npz"),
         (lambda v: v["files"][GOLDEN_INPUTS].update(bytes=-1), "golden/inputs.npz"),
-        (lambda v: v["versions"].update(torch=2), "torch: '2' is of type int"),
+        (lambda v: v["versions"].update(torch=2), "torch: 2 is of type int"),
     ],
 )
 def test_fields_that_are_missing_or_wrong(
@@ -329,14 +330,14 @@ def test_files_that_may_not_be_read(artifact: Artifact, monkeypatch: pytest.Monk
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(folder, "_sha256", refuse)
+    monkeypatch.setattr(folder, "sha256_of", refuse)
     with pytest.raises(ArtifactError, match=r"cannot be read: .*Permission denied"):
         Artifact.open(artifact.path)
 
 
 def test_a_manifest_of_absurd_size_is_not_read(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "MAX_JSON_BYTES", 100)
-    with pytest.raises(ArtifactError, match="100 are the most"):
+    with pytest.raises(ArtifactError, match="larger than 100 bytes, the most"):
         Artifact.open(artifact.path)
 
 
@@ -347,7 +348,7 @@ def test_golden_tensors_that_do_not_fit_the_spec(artifact: Artifact) -> None:
     inputs = random_inputs(PLAIN)
     outputs = golden_outputs(PLAIN, inputs)
     for wrong_inputs, wrong_outputs, reason in (
-        ({**inputs, "other": inputs[LABEL]}, outputs, "it holds label, other"),
+        ({**inputs, "other": inputs[LABEL]}, outputs, "it holds .*label"),
         ({LABEL: inputs[LABEL].astype(np.int64)}, outputs, "label: type int64"),
         (inputs, {**outputs, IMAGE: outputs[IMAGE][:1]}, "image: shape 1 x 3 x 64 x 32: N is 1, but 2 in label"),
         (inputs, {**outputs, PIXELS: outputs[PIXELS][:, :32]}, "pixels: shape 2 x 32 x 32 x 3: H is 32"),
@@ -459,3 +460,11 @@ def test_fuzz_bytes(sound: Artifact, data: st.DataObject, name: str, with_digest
 def test_manifests_compare_by_value(artifact: Artifact) -> None:
     assert replace(artifact.manifest, created_unix_ns=1) != artifact.manifest
     assert Artifact.open(artifact.path).manifest == artifact.manifest
+
+
+def test_an_engine_manifest_that_was_never_finished_is_none(tmp_path: Path) -> None:
+    """A killed build leaves a hidden file that ends in .json, too: nothing may read it as a manifest."""
+    artifact = stand_in_artifact(tmp_path / "artifact")
+    (tmp_path / "artifact" / "engines").mkdir()
+    (tmp_path / "artifact" / "engines" / ".fp32.json.05e670f9-1-1-b6ff0000.tmp.json").touch()
+    assert list_engines(artifact) == ()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Artifact, Z, g
 from spade_deploy.bench import Candidate, Kind, Status, bench, choose_candidates, golden_cases, read_cases
 from spade_deploy.bench import plot as plot_module
 from spade_deploy.bench import run as run_module
+from spade_deploy.bench import worker as worker_module
 from spade_deploy.bench.inputs import batches, make_segmap
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
 from spade_deploy.bench.judging import Verdict, judge
@@ -226,6 +229,109 @@ def test_a_run_by_graphs_of_one_artifact(tmp_path: Path) -> None:
     assert len(written["rounds"]) == 3
 
 
+class Clock:
+    """Time that passes only where it is spent, by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow:
+    """A candidate whose preparation takes 40 s and whose run takes 3 s, half of each on the processor."""
+
+    name, patterns_s, graph = "slow", 0.5, "lookup"
+
+    def __init__(self, wall: Clock, cpu: Clock) -> None:
+        self.wall, self.cpu = wall, cpu
+
+    def prepare(self, inputs: Any) -> Any:
+        self.wall.now += 40
+        self.cpu.now += 20
+        return inputs
+
+    def run(self, prepared: Any) -> Any:
+        self.wall.now += 3
+        self.cpu.now += 1.5
+        return prepared
+
+
+def test_the_preparation_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, cpu = Clock(), Clock()
+    monkeypatch.setattr(worker_module.time, "perf_counter", wall)
+    monkeypatch.setattr(worker_module.time, "process_time", cpu)
+    answer = worker_module._timed(Slow(wall, cpu), {})
+    assert answer == {"seconds": 3.0, "cpu_s": 21.5, "patterns_s": 0.5, "graph": "lookup"}
+
+
+def test_the_order_rotates_and_turns_so_that_each_candidate_comes_after_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+
+    def live(name: str) -> Any:
+        def ask(**message: Any) -> dict[str, Any]:
+            order.append(name)
+            return {"seconds": 1.0, "cpu_s": 0.5, "patterns_s": None, "graph": None}
+
+        return run_module._Live(SimpleNamespace(ask=ask), Entry(Candidate(Kind.GRAPH, name), Status.MEASURED))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module.time, "sleep", lambda _: None)
+    candidates = [live(name) for name in "abc"]
+    done = run_module._measure(candidates, {}, 2, 6, None, lambda *_: None)
+    assert [entry.case for entry in done] == [0, 1, 0, 1, 0, 1]
+    rounds = ["".join(order[first : first + 3]) for first in range(0, 18, 3)]
+    assert rounds == ["abc", "acb", "cab", "cba", "bca", "bac"]
+    for one in candidates:
+        assert [run.round for run in one.runs] == list(range(6))
+
+
+def test_the_peak_is_the_most_that_was_held_and_not_what_is_held_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = stand_in_artifact(tmp_path / "artifact")
+    case = write_arrays(tmp_path / "case.npz", golden_cases(artifact)[0])
+    job = Job(
+        candidate=choose_candidates(artifact)[0],
+        artifact=artifact.path,
+        manifest_sha256=artifact.manifest.to_json()["manifest_sha256"],
+        spec=PLAIN,
+        backend="cpu",
+        threads=1,
+        checkpoint=None,
+        plain_onnx=None,
+        cases=(case,),
+        golden=(case,),
+        golden_outputs=tmp_path / "answers.npz",
+    )
+    job.write(tmp_path / "job.json")
+    monkeypatch.setattr(worker_module, "memory_bytes", lambda: 111)
+    monkeypatch.setattr(worker_module, "peak_memory_bytes", lambda: 999)
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"do": "stop"}\n'))
+    answers = io.StringIO()
+    worker_module._serve(tmp_path / "job.json", answers)
+    first, *_, last = map(json.loads, answers.getvalue().splitlines())
+    assert (first, last) == ({"memory_bytes": 111}, {"peak_memory_bytes": 999})
+
+
+def test_memory_that_was_given_back_is_in_the_peak_and_not_in_what_is_held() -> None:
+    code = (
+        "from spade_deploy.process_memory import memory_bytes, peak_memory_bytes\n"
+        "held = bytearray(200_000_000)\n"
+        "held[::4096] = bytes(len(held[::4096])).replace(b'\\0', b'x')\n"
+        "most = memory_bytes()\n"
+        "del held\n"
+        "print(most, memory_bytes(), peak_memory_bytes())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    most, now, peak = map(int, done.stdout.split())
+    assert min(peak, most) > 200_000_000
+    if sys.platform == "linux":  # elsewhere the system tells the peak alone
+        assert now < peak - 150_000_000
+
+
 def test_without_matplotlib_there_is_no_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
@@ -326,6 +432,7 @@ def test_a_worker_that_ends_says_its_last_words(tmp_path: Path) -> None:
     job = Job(
         candidate=choose_candidates(artifact)[0],
         artifact=artifact.path,
+        manifest_sha256=artifact.manifest.to_json()["manifest_sha256"],
         spec=PLAIN,
         backend="cpu",
         threads=1,

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from bench_model import small_artifact
+from conftest import build_generator
+from stand_in import stand_in_artifact
 
-from spade_deploy.artifact import Artifact
+from spade_deploy import break_even as measuring
+from spade_deploy import release as releasing
+from spade_deploy.artifact import Artifact, Graph
 from spade_deploy.break_even import MARGIN, BreakEven, measure_break_even
 from spade_deploy.engines.auto import AutoRuntime
-from spade_deploy.engines.runtime import open_runtime
-from spade_deploy.spec import GraphKind, Precision
+from spade_deploy.engines.runtime import Backend, GraphChoice, open_runtime
+from spade_deploy.release import release
+from spade_deploy.runs import checkpoint_folder, new_run
+from spade_deploy.spec import GraphKind, LabelSpec, Precision
+from spade_deploy.training.checkpoint import save_checkpoint
 
 LARGE = BreakEven(0.1, 1.0, few_ms=300, many_ms=1200, dense_ms=1000, look_ms=1, usual_shares=(0.1, 0.2))
 
@@ -30,6 +41,26 @@ def test_a_lookup_graph_that_never_wins_is_never_taken() -> None:
 def test_one_that_always_wins_is_always_taken() -> None:
     assert replace(LARGE, many_ms=500).share == 1
     assert replace(LARGE, many_ms=300).share == 1  # flat: no share makes it slower
+
+
+def test_a_model_of_one_class_has_one_pattern_and_one_answer() -> None:
+    """Two maps of few and of many patterns are the same map, and there is no line through one point."""
+    same = BreakEven(0.01, 0.01, few_ms=300, many_ms=310, dense_ms=1000, look_ms=1, usual_shares=(0.01, 0.01))
+    assert same.share == 1
+    assert replace(same, few_ms=1000).share == 0
+    assert replace(same, usual_shares=()).share == 1
+
+
+@pytest.mark.parametrize("labels", [LabelSpec(1), LabelSpec(1, has_dontcare=True), LabelSpec(1, has_edges=True)])
+def test_a_model_of_one_class_is_exported(tmp_path: Path, labels: LabelSpec) -> None:
+    run = new_run(tmp_path / "runs", "one")
+    generator = build_generator(labels=labels, base_channels=2, hidden_channels=4)
+    save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
+    made = release(None, runs_dir=tmp_path / "runs")
+    assert made.report.passed
+    share = made.artifact.graph(kind=GraphKind.LOOKUP).break_even_share
+    assert share is not None
+    assert 0 <= share <= 1
 
 
 def test_a_rule_that_wins_nothing_on_the_models_own_maps_is_not_taken_up() -> None:
@@ -58,3 +89,40 @@ def test_a_real_artifacts_rule_is_measured_and_followed(tmp_path_factory: pytest
             assert isinstance(runtime, AutoRuntime) == (share > 0)
             runtime.run({name: array[:1] for name, array in artifact.golden().inputs.items()})
             assert runtime.kind is kind
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.INT8])
+def test_both_graphs_are_run_in_the_precision_that_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    """A half-precision graph has another break-even than a float32 one: on a CPU it is far slower."""
+    opened: list[tuple[Any, ...]] = []
+    ran: dict[GraphChoice, list[int]] = {GraphChoice.DENSE: [], GraphChoice.LOOKUP: []}
+
+    @contextmanager
+    def remember(artifact: Artifact, *asked: Any) -> Any:
+        opened.append(asked)
+        yield SimpleNamespace(run=lambda inputs: ran[asked[3]].append(len(set(inputs["label"].flat))))
+
+    monkeypatch.setattr(measuring, "open_runtime", remember)
+    measure_break_even(stand_in_artifact(tmp_path / "artifact"), precision, threads=3)
+    assert opened == [(precision, Backend.CPU, 3, choice) for choice in (GraphChoice.DENSE, GraphChoice.LOOKUP)]
+    assert len(set(ran[GraphChoice.LOOKUP])) == 2, "a plain map and a noisy one"
+    assert len(set(ran[GraphChoice.DENSE])) == 1
+
+
+def test_each_lookup_graph_gets_the_rule_of_its_own_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = stand_in_artifact(tmp_path / "artifact").manifest
+    kinds = (GraphKind.DENSE, GraphKind.LOOKUP)
+    precisions = (Precision.FP32, Precision.FP16)
+    graphs = tuple(
+        Graph(f"{precision}.{kind}.onnx", precision, (), 18, kind) for precision in precisions for kind in kinds
+    )
+    rules = {Precision.FP32: LARGE, Precision.FP16: replace(LARGE, dense_ms=700)}
+    monkeypatch.setattr(releasing, "measure_break_even", lambda artifact, precision: rules[precision])
+    made, measured = releasing._with_break_even(Path("here"), replace(manifest, graphs=graphs), lambda _: None)
+    shares = {graph.name: graph.break_even_share for graph in made.graphs if graph.kind is GraphKind.LOOKUP}
+    assert shares == {"fp32 lookup": rules[Precision.FP32].share, "fp16 lookup": rules[Precision.FP16].share}
+    assert shares["fp32 lookup"] != shares["fp16 lookup"]
+    assert {name: entry["share"] for name, entry in measured.items()} == shares
+    assert all(graph.break_even_share is None for graph in made.graphs if graph.kind is GraphKind.DENSE)

@@ -18,20 +18,23 @@ import numpy as np
 import pytest
 from conftest import build_generator, spade
 from onnx import TensorProto, helper, numpy_helper
+from stand_in import stand_in_artifact
 
-from spade_deploy.artifact import INSTANCE, LABEL, Artifact, Source, list_engines, read_engine
-from spade_deploy.build import BuildRequest, build
-from spade_deploy.engines.engine_key import BuildOptions, Machine
+from spade_deploy.artifact import INSTANCE, LABEL, Artifact, Source, list_engines, read_engine, write_engine, writing
+from spade_deploy.artifact.manifest import manifest_digest
+from spade_deploy.build import BuildRequest, _find_same, build
+from spade_deploy.engines.engine_key import BuildOptions, EngineKey, Machine
 from spade_deploy.engines.engine_store import find_engine, this_system
 from spade_deploy.engines.runtime import GraphChoice
 from spade_deploy.engines.table_profile import tensor_ranges
-from spade_deploy.engines.trt_builder import _open_timing_cache, build_engine
+from spade_deploy.engines.trt_builder import _open_timing_cache, _set_options, build_engine
 from spade_deploy.engines.trt_library import load_library
 from spade_deploy.errors import (
     ArtifactError,
     BuildError,
     BuildInterruptedError,
     ConfigError,
+    FolderBusyError,
     NotFoundError,
     RuntimeUnavailableError,
 )
@@ -121,6 +124,49 @@ def test_an_engine_of_the_same_key_is_not_built_again(artifact: Artifact) -> Non
     assert other.path != first.path
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"onnx_sha256": "f" * 64},
+        {"flavour": Flavour.TENSORRT},
+        {"version": "1.0.0"},
+        {"gpu": "NVIDIA L4"},
+        {"compute_capability": "8.6"},
+        {"system": "windows-amd64"},
+        {"precision": Precision.FP32},
+        {"kind": GraphKind.LOOKUP},
+        {"profile": ShapeProfile.parse("1x64x64:1x64x64:2x64x64")},
+        {"options": BuildOptions(optimization_level=2)},
+        {"options": BuildOptions(workspace_bytes=1 << 30)},
+        {"options": BuildOptions(version_compatible=True)},
+        {"options": BuildOptions(hardware_compatible=True)},
+    ],
+    ids=str,
+)
+def test_an_engine_of_another_key_is_not_taken_for_the_one_that_is_asked_for(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Whatever differs: another TensorRT, card, graph, profile or option makes another engine."""
+    artifact = stand_in_artifact(tmp_path / "artifact")
+    key = EngineKey(
+        "a" * 64,
+        Flavour.RTX,
+        "1.7.0",
+        "any",
+        ADA,
+        this_system(),
+        Precision.FP16,
+        GraphKind.DENSE,
+        PROFILE,
+        BuildOptions(),
+    )
+    write_engine(artifact, "fp16", b"machine code", key=key.to_json(), proof={}, seconds=1.0)
+    found = _find_same(artifact, key)
+    assert found is not None
+    assert found.was_there
+    assert _find_same(artifact, replace(key, **change)) is None
+
+
 def test_an_engine_is_found_by_its_key_alone(artifact: Artifact) -> None:
     request = replace(RTX, precision=Precision.FP16, graph=GraphChoice.DENSE)
     small, large = (
@@ -144,6 +190,7 @@ def test_an_engine_of_another_export_is_not_run(artifact: Artifact, tmp_path: Pa
     (engine,) = build(artifact, replace(RTX, precision=Precision.FP16, graph=GraphChoice.DENSE))
     manifest = json.loads((artifact.path / "engines" / f"{engine.path.stem}.json").read_text())
     manifest["key"]["onnx_sha256"] = "f" * 64
+    manifest["manifest_sha256"] = manifest_digest(manifest)
     (artifact.path / "engines" / f"{engine.path.stem}.json").write_text(json.dumps(manifest))
     here = Machine(Flavour.RTX, engine.key.version, "x", ADA, this_system())
     with pytest.raises(ArtifactError, match="built of another graph"):
@@ -169,6 +216,39 @@ def test_an_engine_that_was_changed_is_machine_code_of_unknown_origin(artifact: 
         inspect_path(engine.path)
 
 
+@pytest.mark.parametrize("part", ["engine", "key", "proof", "sha256"])
+def test_an_engine_that_was_changed_is_built_again(artifact: Artifact, part: str) -> None:
+    """`inspect` advises it; by its size alone the damaged one would be as good."""
+    request = replace(RTX, precision=Precision.FP16, graph=GraphChoice.DENSE)
+    (engine,) = build(artifact, request)
+    manifest = engine.path.with_suffix(".json")
+    if part == "engine":
+        content = bytearray(engine.path.read_bytes())
+        content[len(content) // 2] ^= 1
+        engine.path.write_bytes(bytes(content))
+    else:
+        value = json.loads(manifest.read_text())
+        changed = {"key": {**value["key"], "gpu": "another"}, "proof": {**value["proof"], "reached": 99}}
+        value[part] = changed.get(part, "0" * 64)
+        manifest.write_text(json.dumps(value))
+        with pytest.raises(ArtifactError, match="the digest differs") as caught:
+            list_engines(artifact)
+        assert "`spade build` makes the engine again" in str(caught.value.hint)
+    with pytest.raises(ArtifactError):
+        inspect_path(engine.path)
+    (again,) = build(artifact, request)
+    assert not again.was_there
+    assert again.path == engine.path
+    assert dict(inspect_path(engine.path).rows)["integrity"] == "its sha256 is the one in its manifest"
+    assert build(artifact, request)[0].was_there
+
+
+def test_two_builds_of_one_artifact_do_not_run_at_once(artifact: Artifact) -> None:
+    with writing(artifact.path, "exporting into it"), pytest.raises(FolderBusyError, match="exporting into it"):
+        build(artifact, RTX)
+    assert not (artifact.path / "engines").exists()
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 9}', '{"format_version": 1, "name": "../x"}'])
 def test_what_is_no_engine_manifest_is_an_error(artifact: Artifact, text: str) -> None:
     (artifact.path / "engines").mkdir()
@@ -185,6 +265,17 @@ def test_inspect_tells_what_an_engine_is(artifact: Artifact) -> None:
     assert "convolutions and products in fp16" in rows["proof"]
     tables = {table.title: table for table in inspect_path(artifact.path).tables}
     assert tables["Engines"].rows[0][0] == engine.path.name
+
+
+def test_a_float32_engine_multiplies_in_float32() -> None:
+    """TensorRT has TF32 on by default, with 10 bits of mantissa; what was validated has 23."""
+    library = load_library(Flavour.RTX)
+    trt = library.module
+    config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
+    config.set_flag(trt.BuilderFlag.TF32)
+    _set_options(library, config, BuildOptions(), ADA)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
 
 
 class Config:
@@ -320,6 +411,7 @@ def test_the_command_builds_and_says_what_it_proved(artifact: Artifact, tmp_path
     assert "--profile: '1x64' is not MIN:OPT:MAX" in wrong.stderr
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT of a child process")
 def test_ctrl_c_ends_a_build_with_one_message(artifact: Artifact, tmp_path: Path) -> None:
     script = f"""

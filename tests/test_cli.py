@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +14,16 @@ import pytest
 import torch
 from conftest import Mission, build_generator, spade
 from PIL import Image
+from typer.testing import CliRunner
 
 from spade_deploy import __version__, cli
+from spade_deploy.cli import app
 from spade_deploy.engines.runtime import Backend
+from spade_deploy.errors import system_error
 from spade_deploy.inference import ResizePolicy
 from spade_deploy.label_sets import label_set
+from spade_deploy.locks import LOCK, locked
+from spade_deploy.printable import one_line
 
 
 def test_version_and_help(tmp_path: Path) -> None:
@@ -109,7 +118,7 @@ def test_infer_reports_and_skips_what_is_broken(mission: Mission, tmp_path: Path
     assert "broken.png" in done.stderr
     assert "range.png" in done.stderr
     assert "99" in done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
         "0000.png",
         "0001.png",
         "0002.png",
@@ -194,7 +203,7 @@ def test_import_is_what_a_bare_export_takes(tmp_path: Path) -> None:
     torch.save(generator.state_dict(), tmp_path / "latest_net_G.pth")
     done = spade("import", "latest_net_G.pth", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "taken for ade20k" in done.stdout
+    assert "guessed: the 151 segmap channels are ade20k's" in done.stdout
     assert "next: spade export --fp16" in done.stdout
     exported = spade("export", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
@@ -250,4 +259,104 @@ def test_demo_writes_a_gallery_that_stands_alone(tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 24 * 3 + 2
     assert "http:" not in page
     assert "https:" not in page
-    assert len(list((tmp_path / "demo/photos").iterdir())) == 24
+    assert len(list((tmp_path / "demo/photos").glob("*.png"))) == 24
+
+
+class TestTerminals:
+    @pytest.mark.parametrize("columns", ["0", "1", "-3", "wide", "²"])
+    def test_odd_sizes_of_a_terminal_hide_nothing(
+        self, tmp_path: Path, columns: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("COLUMNS", "LINES"):
+            monkeypatch.setenv(name, columns)
+        for arguments, said in ((["--help"], "The main job"), (["data", "--help"], "earth"), (["doctor"], "Python")):
+            done = CliRunner().invoke(app, arguments)
+            assert done.exception is None or isinstance(done.exception, SystemExit)
+            assert said in done.stdout
+
+    def test_names_that_look_like_markup_or_orders_are_printed(self, tmp_path: Path) -> None:
+        for name in ("[red].png", "runs [v2]", "\x1b[31m", os.fsdecode(b"b\xff")):
+            done = spade("inspect", name, cwd=tmp_path)
+            assert done.returncode == 1
+            assert done.stderr.startswith(f"error: {one_line(name)} does not exist")
+
+
+class TestSystemErrors:
+    """A disk, a right or a limit is a message with the next step, whatever the command."""
+
+    @pytest.mark.parametrize(
+        ("error", "said", "hint"),
+        [
+            (OSError(errno.ENOSPC, "No space left on device", "out/a"), "out/a: No space left on device", "make room"),
+            (OSError(errno.ENOSPC, "No space left on device"), "No space left on device", "make room"),
+            (OSError(errno.EROFS, "Read-only file system", "out"), "out: Read-only file system", "for reading alone"),
+            (PermissionError(errno.EACCES, "Permission denied", "out"), "out: Permission denied", "somebody else"),
+            (OSError(errno.EFBIG, "File too large", "a.onnx"), "a.onnx: File too large", "ulimit -f"),
+            (OSError(errno.EXDEV, "Cross-device link", "a", None, "b"), "b: Cross-device link", None),
+        ],
+    )
+    def test_what_the_system_says_becomes_an_error(self, error: OSError, said: str, hint: str | None) -> None:
+        told = system_error(error)
+        assert told is not None
+        assert told.message == said
+        assert (told.hint is None) if hint is None else (hint in str(told.hint))
+
+    @pytest.mark.parametrize(
+        "error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError("no number"), TimeoutError()]
+    )
+    def test_what_is_of_no_file_stays_a_defect(self, error: OSError) -> None:
+        assert system_error(error) is None
+
+    def test_a_limit_on_files_stops_with_one_message(self, mission: Mission, tmp_path: Path) -> None:
+        """For real, without privileges: no file may be larger than 20 kB."""
+        script = (
+            "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+            "from spade_deploy.cli import main; main()"
+        )
+        command = [sys.executable, "-c", script, "export", "--out", str(tmp_path / "out")]
+        done = subprocess.run(
+            [*command, "--runs", str(mission.folder / "runs")],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert "File too large" in done.stderr
+        assert "next: " in done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
+
+    def test_standard_output_that_is_full_is_no_traceback(self, tmp_path: Path) -> None:
+        if not Path("/dev/full").exists():
+            pytest.skip("there is no /dev/full here")
+        script = Path(sys.executable).with_name("spade")
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run([script, "doctor"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode != 0
+        assert "error: " in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_every_command_that_fills_a_folder_is_alone_in_it(mission: Mission, tmp_path: Path) -> None:
+    runs = ("--runs", str(mission.folder / "runs"))
+    labels = str(mission.folder / "labels")
+    commands = {
+        "infer": ("infer", labels, "{out}", *runs),
+        "bench": ("bench", "--out", "{out}", *runs),
+        "eval": ("eval", "--out", "{out}", "--samples", "2", *runs),
+        "data": ("data", "earth", "{out}"),
+        "demo": ("demo", "--out", "{out}"),
+        "export": ("export", "--out", "{out}", *runs),
+        "fix": ("check-labels", labels, "--preset", "earth", "--fix", "{out}"),
+    }
+    for name, command in commands.items():
+        out = tmp_path / name
+        beside = {"export", "fix"}
+        file = tmp_path / f".{name}.lock" if name in beside else out / LOCK
+        with locked(out, "a test", file=file):
+            done = spade(*(part.format(out=out) for part in command), cwd=tmp_path)
+        assert done.returncode == 1, name
+        assert f"process {os.getpid()} on " in done.stderr, name
+        assert "a test, since" in done.stderr, name
+        assert not out.exists() or [path.name for path in out.iterdir()] == [LOCK]

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from spade_deploy.compare import DiffAccumulator, Tolerance, ssim, tolerance_for
+from spade_deploy.compare import (
+    DiffAccumulator,
+    Tolerance,
+    decided_only,
+    is_undecided,
+    logit_margin,
+    ssim,
+    tolerance_for,
+    too_undecided,
+)
+from spade_deploy.errors import ConfigError
 from spade_deploy.spec import Precision, RoundingError
 
 
@@ -119,6 +130,27 @@ def test_fp32_is_held_to_the_references_own_rounding() -> None:
     assert loose.max_abs is not None
     assert tight.max_abs == pytest.approx(6.2e-6)
     assert loose.max_abs == pytest.approx(6e-4, rel=0.01)
+    # Measured factors are in tests/test_validation.py; here stands what they make.
+    expected = {"max_abs": 6.2e-6, "mean_abs": 6.2e-7, "max_flip": 1}
+    empty = {"min_psnr_db": None, "min_ssim": None, "flip_share": None}
+    assert tight.to_json() == pytest.approx({**expected, **empty})
+
+
+def test_int8_is_held_to_its_target_alone() -> None:
+    rounding = RoundingError(1e-6, 1e-7, 1e-6, 1e-7)
+    assert tolerance_for(Precision.INT8, rounding, 37.5) == Tolerance(min_psnr_db=37.5)
+    with pytest.raises(ConfigError, match="without min_psnr_db"):
+        tolerance_for(Precision.INT8, rounding)
+
+
+def test_a_limit_is_met_by_a_figure_that_equals_it() -> None:
+    reference = images(4, 3, (24, 40))
+    diff = diff_of(reference, np.clip(reference + 0.02, -1, 1), np.zeros((3, 24, 40), np.uint8))
+    assert diff.psnr_db is not None
+    exactly = Tolerance(diff.max_abs, diff.mean_abs, diff.psnr_db, diff.ssim, diff.max_flip, diff.flip_share)
+    assert diff.failures(exactly) == []
+    down = Tolerance(*(value * (1 - 1e-9) for value in (diff.max_abs, diff.mean_abs)), diff.psnr_db * (1 + 1e-9))
+    assert len(diff.failures(down)) == 3
 
 
 @pytest.mark.parametrize("size", [(5, 30), (11, 11), (32, 3)])
@@ -126,3 +158,58 @@ def test_ssim_of_small_images(size: tuple[int, int]) -> None:
     first, second = images(5, 1, size)[0], images(6, 1, size)[0]
     assert ssim(first, first) == pytest.approx(1)
     assert -1 <= ssim(first, second) < 0.5
+
+
+TYPICAL = RoundingError(max_abs=3e-6, mean_abs=2e-7, logit_max=5e-6, logit_mean=4e-7)
+"""What float32 costs a small trained model."""
+
+
+def test_the_tolerances_are_the_stated_ones() -> None:
+    # Written out: a constant that is changed is to be changed here, too, with the measurement that allows it.
+    fp32 = tolerance_for(Precision.FP32, TYPICAL)
+    assert fp32.max_abs == pytest.approx(6 * 3e-6 + 2e-7, rel=1e-9)
+    assert fp32.mean_abs == pytest.approx(6 * 2e-7 + 2e-8, rel=1e-9)
+    assert (fp32.max_flip, fp32.flip_share, fp32.min_psnr_db, fp32.min_ssim) == (1, None, None, None)
+    fp16 = tolerance_for(Precision.FP16, TYPICAL)
+    assert fp16.mean_abs == pytest.approx(8192 * 2e-7 + 2e-4, rel=1e-9)
+    assert (fp16.min_psnr_db, fp16.min_ssim) == (45.0, 0.99)
+    assert (fp16.max_abs, fp16.max_flip, fp16.flip_share) == (None, None, None)
+    assert tolerance_for(Precision.INT8, TYPICAL, 35.0) == Tolerance(min_psnr_db=35.0)
+    with pytest.raises(ConfigError, match="no tolerance"):
+        tolerance_for(Precision.INT8, TYPICAL)
+
+
+def test_how_far_rounding_may_move_a_logit() -> None:
+    assert logit_margin(Precision.FP32, TYPICAL) == pytest.approx(6 * 5e-6, rel=1e-9)
+    assert logit_margin(Precision.INT8, TYPICAL) == logit_margin(Precision.FP32, TYPICAL)
+    assert logit_margin(Precision.FP16, TYPICAL) == pytest.approx(32768 * 4e-7, rel=1e-9)
+
+
+def test_a_value_is_undecided_where_tanh_may_move_by_a_twentieth() -> None:
+    # tanh(m) passes 0.05 at m = 0.05004.
+    assert is_undecided(np.array([0.0]), 0.0501).tolist() == [True]
+    assert is_undecided(np.array([0.0]), 0.0500).tolist() == [False]
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_of_a_typical_model_everything_is_decided(precision: Precision) -> None:
+    """A margin a thousand times as wide leaves out values that are wrong."""
+    logits = np.linspace(-3, 3, 3 * 24 * 40, dtype=np.float32).reshape(1, 3, 24, 40)
+    reference = np.tanh(logits)
+    wrong = reference.copy()
+    wrong[:, :, ::2] *= -1
+    trusted, candidate = (reference, to_pixels(reference)), (wrong, to_pixels(wrong))
+    (judged, pixels), share = decided_only(logits, logit_margin(precision, TYPICAL), trusted, candidate)
+    assert share == 0
+    assert np.array_equal(judged, wrong)
+    assert np.array_equal(pixels, to_pixels(wrong))
+    # An export of the tiny models has ten times that rounding; even there it is less than one value in two hundred.
+    loose = replace(TYPICAL, logit_max=5e-5, logit_mean=1e-6)
+    assert decided_only(logits, logit_margin(precision, loose), trusted, candidate)[1] < 0.005
+
+
+def test_a_verdict_needs_half_of_the_values() -> None:
+    assert too_undecided(0.0) == too_undecided(0.5) == []
+    (sentence,) = too_undecided(0.501)
+    assert "rounding alone decides 50%" in sentence
+    assert "nothing is left to compare" in too_undecided(1.0)[0]

@@ -1,17 +1,22 @@
 """The progress of a training: what a terminal shows and what a file gets."""
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from spade_deploy import console
 from spade_deploy.console import clock_time, training_bar
+from spade_deploy.errors import SpadeError
+from spade_deploy.printable import one_line
 
 pytest.importorskip("torch", reason="Progress is the training's")
 
@@ -96,3 +101,93 @@ def test_times(seconds: float, text: str) -> None:
 def test_the_console_of_a_test_is_no_terminal() -> None:
     """What the tests above of files rest on."""
     assert not sys.stderr.isatty()
+
+
+class TestNames:
+    """A file may be called anything; it is printed, in a terminal too, as it is called."""
+
+    ODD = (
+        "[/red].png",
+        "[bold]x[/bold]",
+        "runs [v2]",
+        ":smile:",
+        "\x1b[2J\x1b]0;owned\x1b",
+        "\x9b31m",
+        "a\u202egnp",
+        "b\udcff.png",
+        "two\nlines",
+    )
+
+    @pytest.mark.parametrize("name", ODD)
+    @pytest.mark.parametrize("is_terminal", [False, True])
+    def test_every_way_of_printing_shows_it(
+        self, name: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        for known in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, known, stream)
+        if is_terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")
+            monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("COLUMNS", "100")
+        shown = one_line(name)
+        for show in (
+            lambda: console.print_error(SpadeError(f"{name}: is no label map", hint=f"rename {name}")),
+            lambda: console.print_places(("labels", Path(name))),
+            lambda: console.print_next(f"spade inspect {name}"),
+            lambda: console.stdout().print(f"wrote {name}"),
+            lambda: console.stdout().print(console.line("in ", console.styled(name, "bold"))),
+            lambda: console.stdout().print(table_of(name)),
+            lambda: steps_of(name),
+            lambda: busy_with(name),
+        ):
+            stream.seek(0)
+            stream.truncate()
+            show()
+            stream.flush()
+            text = stream.buffer.getvalue().decode("utf-8")  # type: ignore[attr-defined]
+            bare = re.sub(r"\x1b\[[0-9;?]*[mKAlhG]", "", text)  # what rich itself says
+            assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e]", bare)
+            if "\n" not in name:
+                assert shown in bare
+
+    def test_a_terminal_of_another_encoding_is_no_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", stream)
+        console.print_places(("labels", Path("漢字")))
+        stream.flush()
+        assert rb"\u6f22\u5b57" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def table_of(name: str) -> Table:
+    table = Table(title=name)
+    table.add_column(name)
+    table.add_row(name)
+    return table
+
+
+def steps_of(name: str) -> None:
+    with console.step_bar() as (on_step, on_progress):
+        on_step(f"reading {name}")
+        on_progress(name, 1, 2)
+
+
+def busy_with(name: str) -> None:
+    with console.busy("measuring") as tell:
+        tell(name)
+        console.stdout().print(name)
+
+
+@pytest.mark.parametrize("name", ["COLUMNS", "LINES"])
+@pytest.mark.parametrize("value", ["0", "", "-5", "wide", "²", "٣", "1e3", "999999999", "99999999999999999999"])
+def test_a_size_of_no_terminal_is_forgotten(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    console.check_terminal_size()
+    assert name not in os.environ
+
+
+@pytest.mark.parametrize(("name", "value"), [("COLUMNS", "20"), ("COLUMNS", "300"), ("LINES", "1"), ("LINES", "50")])
+def test_a_size_of_a_terminal_is_believed(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    console.check_terminal_size()
+    assert os.environ[name] == value

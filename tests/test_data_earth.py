@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from PIL import Image
 
 from spade_deploy.data import earth
 from spade_deploy.errors import ConfigError, DatasetError
-from spade_deploy.label_map import read_label_map, read_photo
+from spade_deploy.image_file import read_photo
+from spade_deploy.label_map import read_label_map
 from spade_deploy.label_sets import label_set
 
 LABELS_SHA256 = "5221e4cbbe53d75a891c6ffea797a00735d610e771c20982c9668bf3f1a9e6c6"
@@ -119,3 +123,30 @@ def test_example_labels_are_the_test_split(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0000.png", "0001.png"]
     expected = earth.cut(earth.earth_tiles("test")[1])[0]
     np.testing.assert_array_equal(read_label_map(tmp_path / "0001.png", label_set("earth")), expected)
+
+
+def test_a_kill_leaves_no_half_of_the_example_labels(tmp_path: Path) -> None:
+    """`spade train` writes them where there are none: half of them would stay half for ever."""
+    script = (
+        "import os, signal, sys; from pathlib import Path; from spade_deploy.data import earth\n"
+        "save, done = earth._save, []\n"
+        "def kill(path, image):\n"
+        "    save(path, image); done.append(path)\n"
+        "    if len(done) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "earth._save = kill; earth.write_example_labels(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "labels")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "labels").exists()
+    assert earth.write_example_labels(tmp_path / "labels") == 76
+    assert len(list((tmp_path / "labels").iterdir())) == 76
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+
+def test_an_empty_file_is_written_again(tmp_path: Path) -> None:
+    """As a loss of power leaves it."""
+    earth.write_example_labels(tmp_path / "labels")
+    before = (tmp_path / "labels" / "0000.png").read_bytes()
+    (tmp_path / "labels" / "0000.png").write_bytes(b"")
+    earth.write_example_labels(tmp_path / "labels")
+    assert (tmp_path / "labels" / "0000.png").read_bytes() == before

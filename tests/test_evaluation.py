@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from spade_deploy import cli, evaluation
 from spade_deploy.artifact import INSTANCE, LABEL
 from spade_deploy.dataset_files import DataConfig
+from spade_deploy.engines.ort import OrtRuntime
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError, SpadeError
 from spade_deploy.evaluation import DataFlags, EvalRequest, EvalResult, evaluate
 from spade_deploy.evaluation.data import evenly, held_out_split
@@ -28,7 +29,7 @@ from spade_deploy.metrics import OnnxExtractor, frechet_distance, kernel_distanc
 from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
 from spade_deploy.training import architectures
 from spade_deploy.training.checkpoint import load_generator, save_checkpoint
-from spade_deploy.training.networks import make_segmap, to_pixels
+from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
 
 COLORS = [(220, 40, 40), (40, 200, 60), (40, 60, 210)]
 LABELS = LabelSpec(3)
@@ -152,6 +153,33 @@ class TestFigures:
         assert result.rows[0].l1 == pytest.approx(np.abs(difference).mean() / 255, abs=1e-5)  # measured 0
         assert result.samples == result.rows[0].images == 3
         assert [strip.stem for strip in result.strips] == ["00", "02", "04"]
+
+    @pytest.mark.parametrize("kind", ["checkpoint", "artifact"])
+    def test_images_of_nan_are_told_and_not_judged(
+        self, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        """As pixels they would be some colour, with an L1 like any other."""
+        if kind == "checkpoint":
+            monkeypatch.setattr(SpadeGenerator, "forward", lambda self, segmap, z: segmap[:, :3] * np.nan)
+            with pytest.raises(SpadeError) as caught:
+                judged(place, "runs/first", data=DataFlags(), samples=2)
+            assert "step_00000004: the network makes NaN or infinity of 00" in str(caught.value)
+            return
+        run = OrtRuntime.run
+
+        def wild(self: OrtRuntime, inputs: Any, outputs: Any = None) -> Any:
+            return {name: np.full_like(found, np.nan) if name == "image" else found
+                    for name, found in run(self, inputs, outputs).items()}  # fmt: skip
+
+        monkeypatch.setattr(OrtRuntime, "run", wild)
+        artifact = stand_in_artifact(tmp_path / "artifact", EDGES)
+        for n in range(2):
+            save(tmp_path / "labels" / f"{n}.png", np.zeros((32, 64), np.uint8))
+            save(tmp_path / "instances" / f"{n}.png", np.zeros((32, 64), np.uint8))
+            save(tmp_path / "photos" / f"{n}.png", np.zeros((32, 64, 3), np.uint8))
+        flags = DataFlags(labels=tmp_path / "labels", images=tmp_path / "photos", instances=tmp_path / "instances")
+        with pytest.raises(SpadeError, match="artifact: the network makes NaN or infinity of 0"):
+            evaluate(EvalRequest((artifact.path,), data=flags), runs_dir=tmp_path / "runs")
 
     def test_an_artifact_gets_instances_and_runs(self, tmp_path: Path) -> None:
         ids = np.random.default_rng(0).integers(0, 6, (2, 32, 64)).astype(np.uint8)

@@ -16,7 +16,7 @@ from torch import nn
 from spade_deploy.artifact import INSTANCE, LABEL
 from spade_deploy.export.deploy_model import DeployModel
 from spade_deploy.export.lookup_model import LookupModel
-from spade_deploy.export.pipeline import model_inputs
+from spade_deploy.export.models import model_inputs
 from spade_deploy.patterns import extract_patterns
 from spade_deploy.spec import (
     GeneratorSpec,

@@ -1,11 +1,12 @@
 import errno
 import io
+import os
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ from stand_in import EDGES, PLAIN, STYLED, expected, stand_in_artifact
 
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source, Z
 from spade_deploy.engines.ort import OrtRuntime
-from spade_deploy.errors import ConfigError, NotFoundError, RuntimeUnavailableError, SpadeError
+from spade_deploy.errors import ConfigError, FolderBusyError, NotFoundError, RuntimeUnavailableError, SpadeError
 from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.image_file import image_size
 from spade_deploy.inference import InferSummary, infer, pipeline
 from spade_deploy.inference.png import encode_png
 from spade_deploy.label_map import (
-    image_size,
     list_label_files,
     read_instance_map,
     read_label_map,
     resize_nearest,
     synthetic_label_maps,
 )
+from spade_deploy.label_sets import label_set
+from spade_deploy.locks import LOCK, locked
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
 from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
 
@@ -55,8 +58,8 @@ def read(path: Path | io.BytesIO) -> NDArray[np.uint8]:
 
 
 def names(folder: Path) -> list[str]:
-    """Hidden files too: what a stopped write would leave."""
-    return sorted(path.name for path in folder.iterdir())
+    """Hidden files too: what a stopped write would leave. Without the lock, which stays."""
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
 def pixels(spec: GeneratorSpec, label: Ids, instance: Ids | None = None, z: Ids | None = None) -> NDArray[np.uint8]:
@@ -315,8 +318,8 @@ def test_instances_that_do_not_pair(edges: Artifact, tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["000.png"]
     found = messages(summary)
     assert "has 64 x 64 pixels, its label map 32 x 64" in found["001.png"]
-    assert "there is no instance map 002.png" in found["002.png"]
-    assert "003.bmp and 003.png" in found["003.png"]
+    assert "there is no instance map for it in" in found["002.png"]
+    assert re.search(r"003 occurs 2 times: .*003\.bmp, .*003\.png", found["003.png"])
 
 
 def test_two_label_files_of_one_stem(plain: Artifact, tmp_path: Path) -> None:
@@ -326,7 +329,7 @@ def test_two_label_files_of_one_stem(plain: Artifact, tmp_path: Path) -> None:
     summary = infer(plain, labels, tmp_path / "out")
     assert names(tmp_path / "out") == ["001.png"]
     assert list(messages(summary)) == ["000.bmp", "000.png"]
-    assert "like that of 000.bmp" in messages(summary)["000.png"]
+    assert re.search(r"000 occurs 2 times: .*000\.bmp, .*000\.png", messages(summary)["000.png"])
 
 
 # --- Stopping and going on -------------------------------------------------------------------------------------------
@@ -336,10 +339,11 @@ def test_results_that_are_there_are_skipped(plain: Artifact, tmp_path: Path) -> 
     maps = write_labels(tmp_path / "labels", 3, (64, 32))
     out = tmp_path / "out"
     out.mkdir()
-    (out / "001.png").write_bytes(b"mine")
+    Image.new("RGB", (32, 64), "red").save(out / "001.png")
+    mine = (out / "001.png").read_bytes()
     first = infer(plain, tmp_path / "labels", out)
-    assert (first.written, first.skipped, (out / "001.png").read_bytes()) == (2, 1, b"mine")
-    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert (first.written, first.skipped, (out / "001.png").read_bytes()) == (2, 1, mine)
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != LOCK}
     (out / "002.png").unlink()
     second = infer(plain, tmp_path / "labels", out)
     assert (second.written, second.skipped) == (1, 2)
@@ -351,6 +355,118 @@ def test_results_that_are_there_are_skipped(plain: Artifact, tmp_path: Path) -> 
     np.testing.assert_array_equal(read(out / "001.png"), pixels(PLAIN, maps[1]))
 
 
+def in_place(out: Path, kind: str, image_format: str) -> None:
+    """Put something where the result of 001.png belongs."""
+    place = out / f"001.{image_format}"
+    whole = out / f"whole.{image_format}"
+    Image.new("RGB", (32, 64), "red").save(whole)
+    content = whole.read_bytes()
+    whole.unlink()
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    elif kind == "dangling link":
+        place.symlink_to("nowhere")
+    else:
+        cut = {"empty": b"", "cut": content[:-1], "half": content[: len(content) // 2], "begun": content[:1]}
+        place.write_bytes({**cut, "somebody's": b"a poem", "zeros": bytes(200)}[kind])
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpg"])
+class TestWhatLiesInThePlaceOfAResult:
+    @pytest.mark.parametrize("kind", ["empty", "begun", "half", "cut", "dangling link"])
+    def test_a_result_that_was_never_finished_is_made_again(
+        self, plain: Artifact, tmp_path: Path, kind: str, image_format: str
+    ) -> None:
+        write_labels(tmp_path / "labels", 3, (64, 32))
+        (tmp_path / "out").mkdir()
+        in_place(tmp_path / "out", kind, image_format)
+        done = infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format)
+        assert (done.written, done.skipped, done.failures) == (3, 0, ())
+        assert read(tmp_path / "out" / f"001.{image_format}").shape == (64, 32, 3)
+        assert infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format).skipped == 3
+
+    @pytest.mark.parametrize(
+        ("kind", "said"),
+        [
+            ("folder", "is a folder, not a regular file"),
+            ("pipe", "is a pipe, not a regular file"),
+            ("device", "is a device, not a regular file"),
+            ("somebody's", "may be somebody's"),
+            ("zeros", "may be somebody's"),
+        ],
+    )
+    def test_what_is_no_result_is_reported_and_the_rest_is_done(
+        self, plain: Artifact, tmp_path: Path, kind: str, said: str, image_format: str
+    ) -> None:
+        write_labels(tmp_path / "labels", 3, (64, 32))
+        (tmp_path / "out").mkdir()
+        in_place(tmp_path / "out", kind, image_format)
+        done = infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format)
+        assert (done.written, done.skipped) == (2, 0)
+        (found,) = done.failures
+        assert said in found.message
+        assert found.path.name == "001.png"
+        assert found.hint is not None
+        again = infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format, overwrite=True)
+        is_file = kind in ("somebody's", "zeros")
+        assert (again.written, len(again.failures)) == ((3, 0) if is_file else (2, 1))
+
+
+@pytest.mark.parametrize("stem", ["a" * 251, "漢" * 83 + "xy", "a" * 240, "漢" * 80])
+def test_a_long_name_that_fits_has_its_result(plain: Artifact, tmp_path: Path, stem: str) -> None:
+    write_labels(tmp_path / "labels", 2, (64, 32))
+    (tmp_path / "labels" / "000.png").rename(tmp_path / "labels" / f"{stem}.png")
+    done = infer(plain, tmp_path / "labels", tmp_path / "out")
+    assert (done.written, done.failures) == (2, ())
+    assert names(tmp_path / "out") == sorted(["001.png", f"{stem}.png"])
+
+
+def test_a_name_that_does_not_fit_with_its_suffix_is_reported_and_the_rest_is_done(
+    plain: Artifact, tmp_path: Path
+) -> None:
+    write_labels(tmp_path / "labels", 3, (64, 32))
+    (tmp_path / "labels" / "000.png").rename(tmp_path / "labels" / ("b" * 251 + ".png"))
+    for written in (2, 0):
+        done = infer(plain, tmp_path / "labels", tmp_path / "out", image_format="jpeg")
+        assert done.written == written
+        (found,) = done.failures
+        assert "would have a name of 256 bytes" in found.message
+        assert found.hint == "give the label map a shorter name"
+
+
+def test_a_path_that_is_too_long_costs_its_file_alone(
+    plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems and paths have limits that no name tells."""
+    write_labels(tmp_path / "labels", 3, (64, 32))
+    write = Path.write_bytes
+
+    def too_long(path: Path, content: bytes) -> int:
+        if "001" in path.name:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", too_long)
+    done = infer(plain, tmp_path / "labels", tmp_path / "out")
+    assert done.written == 2
+    assert "001.png: its result cannot be written: File name too long" in done.failures[0].message
+    assert names(tmp_path / "out") == ["000.png", "002.png"]
+
+
+def test_a_second_infer_into_the_same_folder_is_refused(plain: Artifact, tmp_path: Path) -> None:
+    write_labels(tmp_path / "labels", 2, (64, 32))
+    with locked(tmp_path / "out", "making other images"):
+        with pytest.raises(FolderBusyError, match="making other images"):
+            infer(plain, tmp_path / "labels", tmp_path / "out")
+        assert infer(plain, tmp_path / "labels" / "001.png", tmp_path / "out").written == 1
+    assert infer(plain, tmp_path / "labels", tmp_path / "out").skipped == 1
+
+
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("where", ["progress", "model"])
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
     plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -382,6 +498,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
     assert (summary.skipped, summary.written) == (len(left), 40 - len(left))
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_ctrl_c_does_not_wait_for_what_has_not_begun(
     plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -592,6 +709,93 @@ def test_nothing_to_work_on(plain: Artifact, edges: Artifact, tmp_path: Path) ->
         infer(plain, tmp_path / "labels" / "000.png", tmp_path / "a.webp")
     with pytest.raises(SpadeError, match="cannot be made"):
         infer(plain, tmp_path / "labels", tmp_path / "file" / "out")
+
+
+# --- Layouts, photos beside label maps, palettes ---------------------------------------------------------------------
+
+CITY = GeneratorSpec(label_set("cityscapes"), base_channels=2, height=32, width=64)
+
+
+def test_cityscapes_official_files_get_their_own_instance_maps(tmp_path: Path) -> None:
+    artifact = stand_in_artifact(tmp_path / "city", CITY)
+    place = tmp_path / "root" / "gtFine" / "val" / "ulm"
+    place.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    expectations = {}
+    for number in range(2):
+        label = rng.integers(0, 34, (32, 64)).astype(np.uint8)
+        instance = rng.integers(0, 40_000, (32, 64)).astype(np.uint16)
+        stem = f"ulm_00000{number}_000019"
+        for kind, values in (("labelIds", label), ("instanceIds", instance), ("labelTrainIds", label % 19)):
+            Image.fromarray(values).save(place / f"{stem}_gtFine_{kind}.png")
+        expectations[f"{stem}.png"] = pixels(CITY, label, instance.astype(np.int32))
+        assert (expectations[f"{stem}.png"] != pixels(CITY, label, label.astype(np.int32))).any()
+    for number, (labels, instances) in enumerate(
+        ((place, place), (place, None), (tmp_path / "root", None), (tmp_path / "root", tmp_path / "root"))
+    ):
+        out = tmp_path / f"out{number}"
+        summary = infer(artifact, labels, out, instances=instances)
+        assert (summary.written, summary.failures) == (2, ())
+        assert names(out) == list(expectations)
+        for name, right in expectations.items():
+            np.testing.assert_array_equal(read(out / name), right)
+
+
+def test_a_label_map_is_not_its_own_instance_map(edges: Artifact, tmp_path: Path) -> None:
+    write_labels(tmp_path / "labels", 2, (32, 64))
+    summary = infer(edges, tmp_path / "labels", tmp_path / "out", instances=tmp_path / "labels")
+    assert summary.written == 0
+    assert all("is the label map itself" in message for message in messages(summary).values())
+    assert list(messages(summary)) == ["000.png", "001.png"]
+
+
+def test_results_of_a_layout_never_overwrite_its_files(tmp_path: Path) -> None:
+    artifact = stand_in_artifact(tmp_path / "facades", replace(CITY, labels=label_set("facades")))
+    root = tmp_path / "root"
+    for split in ("train", "test"):
+        (root / f"{split}_label").mkdir(parents=True)
+        write_labels(root / f"{split}_label", 1, (32, 64))
+    with pytest.raises(ConfigError, match="is an input"):
+        infer(artifact, root, root / "test_label", overwrite=True)
+    summary = infer(artifact, root, tmp_path / "out")
+    assert summary.written == 0  # both splits have a 000
+    assert all("would be named like that of" in failure.message for failure in summary.failures)
+
+
+def test_photos_beside_label_maps_are_left_out_and_said(plain: Artifact, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    write_labels(labels, 2, (64, 32))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32, 3)).astype(np.uint8))
+    photo.save(labels / "000.jpg")
+    summary = infer(plain, labels, tmp_path / "out")
+    assert (summary.written, summary.failures, summary.total) == (2, (), 2)
+    assert summary.left_out == (f"{labels / '000.jpg'}: a photo (JPEG) beside the label map 000.png: left out",)
+    photo.save(labels / "lone.jpg")
+    summary = infer(plain, labels, tmp_path / "out", overwrite=True)
+    assert "is a JPEG" in messages(summary)["lone.jpg"]
+    assert "photo?" in messages(summary)["lone.jpg"]
+
+
+def test_a_palette_that_speaks_against_its_indices_is_said(plain: Artifact, tmp_path: Path) -> None:
+    (label,) = write_labels(tmp_path / "labels", 1, (64, 32), num_ids=4)
+    image = Image.fromarray(label)
+    image.putpalette([grey for grey in (0, 1, 3, 4) for _ in range(3)])
+    image.save(tmp_path / "labels" / "grey.png")
+    summary = infer(plain, tmp_path / "labels", tmp_path / "out")
+    assert names(tmp_path / "out") == ["000.png"]
+    assert "the palette is of greys other than their index: index 2 is the grey 3" in messages(summary)["grey.png"]
+
+
+def test_links_that_lead_nowhere_and_pipes_are_said(plain: Artifact, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    write_labels(labels, 1, (64, 32))
+    (labels / "none.png").symlink_to(tmp_path / "none")
+    (labels / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(labels / "pipe.png")
+    summary = infer(plain, labels, tmp_path / "out")
+    assert names(tmp_path / "out") == ["000.png"]
+    assert list(messages(summary)) == ["none.png", "pipe.png", "zero.png"]
+    assert summary.total == 4
 
 
 # --- The PNG encoder -------------------------------------------------------------------------------------------------

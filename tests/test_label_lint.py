@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from spade_deploy.data import earth
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError
-from spade_deploy.label_fix import FixAction, FixResult, match_colors, read_palette_file, reordered_palette
+from spade_deploy.label_fix import FixAction, FixResult, match_colors, read_palette_file
 from spade_deploy.label_lint import (
     INTERPOLATED,
     Finding,
@@ -25,6 +26,7 @@ from spade_deploy.label_lint import (
 )
 from spade_deploy.label_map import colorize, read_label_map, synthetic_label_maps
 from spade_deploy.label_sets import label_set
+from spade_deploy.palettes import moved_palette
 from spade_deploy.spec import LabelSpec
 
 FACADES = label_set("facades")
@@ -168,15 +170,10 @@ def test_an_ordinary_palette_file_is_fine(ids: np.ndarray, tmp_path: Path, color
 
 def test_colours_that_repeat_in_the_palette_are_no_reordering() -> None:
     cityscapes = label_set("cityscapes")
-    flat = [part for color in cityscapes.palette for part in color]
-    assert reordered_palette(np.array([[0, 4, 17, 18, 26, 34]]), flat, cityscapes) == {}
-    assert reordered_palette(np.array([[0, 4, 17, 18, 26]]), flat[3:], cityscapes) == {
-        0: 0,
-        4: 5,
-        17: 17,
-        18: 19,
-        26: 27,
-    }
+    assert moved_palette(np.array([[0, 4, 17, 18, 26, 34]]), cityscapes.palette, cityscapes) is None
+    moved = moved_palette(np.array([[0, 4, 17, 18, 26]]), cityscapes.palette[1:], cityscapes)
+    assert moved is not None
+    assert (moved.is_certain, moved.mapping) == (True, {0: 0, 4: 5, 17: 17, 18: 19, 26: 27})
 
 
 def test_a_mask_is_an_error_without_unknown_and_becomes_one(save: Save, tmp_path: Path) -> None:
@@ -408,3 +405,142 @@ def test_the_earth_tiles_have_no_finding(tmp_path: Path) -> None:
     report = lint_folder(tmp_path, label_set("earth"))
     assert len(report.files) == 76
     assert not report.findings
+
+
+# --- Photos, links, names, palette files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_turned_photos_are_reported(save: Save, ids: np.ndarray, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    label = save(ids)
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    photo = save(pixels if orientation < 5 else pixels.transpose(1, 0, 2), "images/a.jpg", exif=exif)
+    report = lint(label, images_dir=photo.parent)
+    found = [(finding.path, finding.code, finding.severity) for finding in report.findings]
+    assert found == ([] if orientation == 1 else [(photo, "exif", Severity.WARNING)])
+    if orientation == 6:
+        save(pixels, "images/a.jpg", exif=exif)  # the label map lies over the pixels as they are stored
+        report = lint(label, images_dir=photo.parent)
+        assert [finding.code for finding in report.findings] == ["exif", "size"]
+        assert "64 x 48 pixels, but its photo a.jpg has 48 x 64 when it is upright" in report.findings[1].message
+
+
+def test_transparent_photos_are_errors(save: Save, ids: np.ndarray, tmp_path: Path) -> None:
+    label = save(ids)
+    pixels = np.full((48, 64, 4), 255, np.uint8)
+    photo = save(pixels, "images/a.png")
+    assert not lint(label, images_dir=photo.parent).findings
+    pixels[0, 0, 3] = 0
+    save(pixels, "images/a.png")
+    report = lint(label, images_dir=photo.parent)
+    assert (only(report).path, only(report).code) == (photo, "damaged")
+    assert "1 of the photo's 3072 pixels are transparent" in only(report).message
+
+
+def test_photos_and_what_is_no_file_beside_label_maps(save: Save, ids: np.ndarray, tmp_path: Path) -> None:
+    label = save(ids)
+    save(np.zeros((48, 64, 3), np.uint8), "labels/a.jpg")
+    (label.parent / "zero.png").symlink_to("/dev/zero")
+    (label.parent / "none.png").symlink_to(tmp_path / "none")
+    os.mkfifo(label.parent / "pipe.png")
+    report = lint(label)
+    assert report.files == (label,)
+    assert sorted((found.path.name, found.code, found.severity) for found in report.findings) == [
+        ("a.jpg", "photo", Severity.WARNING),
+        ("none.png", "not-a-file", Severity.ERROR),
+        ("pipe.png", "not-a-file", Severity.ERROR),
+        ("zero.png", "not-a-file", Severity.ERROR),
+    ]
+
+
+def test_photos_in_the_label_folder_are_said_as_what_they_are(save: Save, tmp_path: Path) -> None:
+    photo = save(np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8), "labels/a.png")
+    assert "or is it a photo?" in only(lint(photo)).message
+    with pytest.raises(DatasetError, match="is the folder of the label maps, too"):
+        lint(photo, images_dir=photo.parent)
+
+
+@pytest.mark.parametrize("name", ["a\udcff.png", "a\x1b[31m[red]b.png", "[bold]a.png", "a\nb.png"])
+def test_odd_names_are_plain_data(save: Save, ids: np.ndarray, tmp_path: Path, name: str) -> None:
+    bad = np.full((48, 64), 77, np.uint8)
+    (tmp_path / "labels").mkdir()
+    with (tmp_path / "labels" / name).open("wb") as file:
+        Image.fromarray(bad).save(file, "PNG")
+    finding = only(lint(tmp_path / "labels" / name))
+    assert (finding.path.name, finding.code) == (name, "range")
+    assert name not in finding.message  # the path is printed apart, by what knows how
+    (result,) = fix_labels(lint(tmp_path / "labels" / name), tmp_path / "out", FACADES)
+    assert result.action is FixAction.REFUSED
+
+
+CITYSCAPES = label_set("cityscapes")
+
+
+def train_ids(with_unknown: bool) -> np.ndarray:
+    found = np.random.default_rng(0).permutation(np.arange(48) % 19).reshape(6, 8).repeat(8, 0).repeat(8, 1)
+    found = found.astype(np.uint8)
+    if with_unknown:
+        found[:8] = 255
+    return found
+
+
+def test_train_ids_are_found_by_the_name_and_by_the_values(save: Save) -> None:
+    path = save(train_ids(True), "named/x_gtFine_labelTrainIds.png")
+    assert (only(lint(path, CITYSCAPES)).code, only(lint(path, CITYSCAPES)).severity) == ("train-ids", Severity.ERROR)
+    assert "by its name" in only(lint(path, CITYSCAPES)).message
+    path = save(train_ids(True), "unknown/a.png")
+    assert (only(lint(path, CITYSCAPES)).code, only(lint(path, CITYSCAPES)).severity) == ("train-ids", Severity.ERROR)
+    path = save(train_ids(False), "plain/a.png")
+    assert codes(lint(path, CITYSCAPES)) == {"train-ids": Severity.WARNING}  # one may be an odd picture
+    for name in "bcd":
+        save(train_ids(False), f"plain/{name}.png")
+    assert {found.severity for found in lint(path, CITYSCAPES).findings} == {Severity.ERROR}  # four are not
+    labels = train_ids(False)
+    labels[0, 0] = 26
+    save(labels, "plain/e.png")
+    assert {found.severity for found in lint(path, CITYSCAPES).findings} == {Severity.WARNING}
+    assert not lint(save(train_ids(False), "other/a.png"), LabelSpec(19)).findings
+
+
+def test_palette_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for text in ("1 2 3 road\n4 5 6 sky", '[[1, 2, 3, "road"], [4, 5, 6, "sky"]]'):
+        (tmp_path / "p.txt").write_text(text, encoding="utf-8-sig")
+        assert (tmp_path / "p.txt").read_bytes().startswith(b"\xef\xbb\xbf")
+        assert read_palette_file(tmp_path / "p.txt") == (((1, 2, 3), (4, 5, 6)), ("road", "sky"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("1 2 3".encode("utf-16"), "no UTF-8 text"),
+        (b"[[1e999, 0, 0]]", "three whole numbers"),
+        (b"[[1.5, 0, 0]]", "three whole numbers"),
+        (b"[[true, 0, 0]]", "three whole numbers"),
+        (b"[[-1, 0, 0]]", "three whole numbers"),
+        (b"[[" + b"9" * 5000 + b", 0, 0]]", "JSON|three whole numbers"),
+        (b'[["' + b"x" * 5000 + b'", 0, 0]]', r"\.\.\. does not begin"),
+        (b'[[0, 0, 0, "\\ud800"]]', "is no name"),
+        (b'[[0, 0, 0, "\\u001b[31m"]]', "is no name"),
+        (b"[" * 100_000, "JSON"),
+    ],
+)
+def test_damaged_palette_files_are_said_in_one_short_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "p.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        read_palette_file(tmp_path / "p.json")
+    assert len(caught.value.message) < 300 + len(str(tmp_path))
+    caught.value.message.encode("utf-8")
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_palette_files_are_regular_files(tmp_path: Path, kind: str) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "p"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(ConfigError, match=f"is a {kind}, not a regular file"):
+        read_palette_file(path)

@@ -15,21 +15,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError, SpadeError
+from spade_deploy.image_file import MAX_PIXELS, image_size, read_photo
 from spade_deploy.label_map import (
-    MAX_PIXELS,
     colorize,
     duplicate_stems,
-    image_size,
     label_dtype,
     list_label_files,
     read_instance_map,
     read_label_map,
-    read_photo,
     resize_nearest,
     save_pixels,
     synthetic_label_maps,
-    voc_palette,
 )
+from spade_deploy.palettes import voc_palette
 from spade_deploy.spec import LabelSpec
 
 FIVE = LabelSpec(5)
@@ -198,14 +196,6 @@ def test_a_palette_photo_with_transparency_is_read_without_a_warning(tmp_path: P
         warnings.simplefilter("always")
         assert read_photo(tmp_path / "photo.png").shape == (4, 6, 3)
     assert not told
-
-
-def test_the_exif_orientation_is_not_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
-    write(tmp_path / "turned.jpg", np.zeros((4, 6, 3), np.uint8), exif=exif)
-    assert image_size(tmp_path / "turned.jpg") == (4, 6)
-    assert read_photo(tmp_path / "turned.jpg").shape == (4, 6, 3)
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.jpg", "deep/er/out.JPEG"])

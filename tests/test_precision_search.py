@@ -37,7 +37,7 @@ from spade_deploy.compare import DiffAccumulator, Tolerance
 from spade_deploy.engines.engine_key import BuildOptions, EngineKey
 from spade_deploy.engines.runtime import Backend, Runtime, open_runtime
 from spade_deploy.errors import ArtifactError, ConfigError, ExportError, NotFoundError
-from spade_deploy.export import pipeline
+from spade_deploy.export import pipeline, precision
 from spade_deploy.export.bisection import Direction, PrecisionSearch, Trial, find_layers_to_keep
 from spade_deploy.export.dense_model import dtype_of
 from spade_deploy.export.models import unit_names
@@ -45,6 +45,7 @@ from spade_deploy.export.pipeline import export_artifact, rounding_error, run_re
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.label_map import synthetic_label_maps
 from spade_deploy.precision_search import (
+    EmulatedTrial,
     Evidence,
     opener_like,
     search_failures,
@@ -357,7 +358,7 @@ def test_a_trial_runs_where_the_graph_failed(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(NotFoundError, match="no TensorRT engine of its fp16 graph"):
         opener_like(artifact, graph, Backend.TENSORRT)
     with opener_like(artifact, graph, Backend.CPU)(artifact) as runtime:
-        assert runtime.name.endswith("CPU, fp16")
+        assert isinstance(runtime, EmulatedTrial)  # ONNX Runtime's CPU kernels would find nothing wrong
     profile = ShapeProfile.parse("1x64x32:2x64x32:3x64x32")
     key = EngineKey(
         onnx_sha256="0" * 64,
@@ -379,7 +380,7 @@ def test_a_trial_runs_where_the_graph_failed(tmp_path: Path, monkeypatch: pytest
     built_alike = BuildRequest(flavour=Flavour.RTX, profile=profile, options=key.options)
     assert requests == [built_alike, built_alike]
     with opener_like(artifact, graph, Backend.CPU)(artifact) as runtime:  # an engine is not what a CPU runs
-        assert runtime.name.endswith("CPU, fp16")
+        assert isinstance(runtime, EmulatedTrial)
     assert len(requests) == 2
 
 
@@ -407,7 +408,8 @@ def test_an_export_keeps_what_is_asked_beside_what_the_ranges_ask(
         types.update({name: dtype_of(model.get_submodule(name)) for name in unit_names(model.spec)})
         path.write_bytes(b"what is written is tests/export/test_onnx_graph.py")
 
-    monkeypatch.setattr(pipeline, "units_to_keep", lambda _: ("up_1",))
+    monkeypatch.setattr(precision, "units_to_keep", lambda _: ("up_1",))
+    monkeypatch.setattr(precision, "evaluations_for", lambda _: 1)
     monkeypatch.setattr(pipeline, "write_onnx", write)
     exported = export_artifact(
         generator,
@@ -466,3 +468,19 @@ def test_evidence_is_of_all_images() -> None:
     assert any("PSNR" in failure for failure in evidence.failures(bad_at_the_end))
     lenient = replace(evidence, rounding=replace(evidence.rounding, logit_max=1e3, logit_mean=1e3))
     assert "rounding alone decides" in lenient.failures(good)[0]
+
+
+def test_evidence_is_of_stress_maps_too() -> None:
+    evidence = evidence_of(small_generator())
+    first, second = ({name: array[k : k + 1] for name, array in evidence.inputs.items()} for k in (0, 1))
+    answers = [{name: array[k : k + 1] for name, array in evidence.reference.items()} for k in (0, 1)]
+    hard = replace(evidence, inputs=first, reference=answers[0], stress=((second, answers[1]),))
+
+    def bad_under_stress(inputs: Arrays) -> Arrays:
+        is_first = np.array_equal(inputs[LABEL], first[LABEL])
+        return answers[0] if is_first else {**answers[1], "image": answers[1]["image"] + np.float32(0.05)}
+
+    assert replace(hard, stress=()).failures(bad_under_stress) == ()
+    (failure,) = hard.failures(bad_under_stress)
+    assert failure.startswith("PSNR")
+    assert failure.endswith("under 40.0 dB")

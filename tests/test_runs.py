@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def make_artifact(run: Path, created: int) -> Path:
     return folder
 
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
 class TestNewRun:
     def test_default_names_are_numbered_and_never_used_twice(self, tmp_path: Path) -> None:
         assert runs.new_run(tmp_path / "runs", prefix="earth").name == "earth-001"
@@ -84,6 +92,53 @@ class TestNewest:
         os.utime(newer / runs.CHECKPOINT_JSON, (1, 1))
         os.utime(older / runs.CHECKPOINT_JSON, (2_000_000_000, 2_000_000_000))
         assert runs.newest_checkpoint(tmp_path) == newer
+
+    def test_inside_a_run_the_step_counts_and_not_the_clock(self, tmp_path: Path) -> None:
+        """A clock that went back: the later step has the earlier date."""
+        first = make_checkpoint(tmp_path / "a", 9, created=300)
+        second = make_checkpoint(tmp_path / "a", 10, created=200)
+        last = make_checkpoint(tmp_path / "a", 100, created=100)
+        assert runs.run_checkpoints(tmp_path / "a") == [first, second, last]
+        assert runs.resolve_checkpoint(tmp_path / "a", tmp_path) == last
+        assert runs.newest_checkpoint(tmp_path) == last
+        other = make_checkpoint(tmp_path / "b", 1, created=150)
+        assert runs.newest_checkpoint(tmp_path) == other, "between runs it is the date of the last step"
+        assert runs.newest_run_to_resume(tmp_path) == tmp_path / "b"
+
+    def test_a_later_checkpoint_that_is_damaged_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Otherwise an export after a crash would silently be of an older model."""
+        early = make_checkpoint(tmp_path / "a", 1, created=100)
+        good = make_checkpoint(tmp_path / "a", 2, created=200)
+        (early / runs.CHECKPOINT_JSON).write_text("{")
+        assert runs.resolve_checkpoint(tmp_path / "a", tmp_path) == good
+        assert caplog.text == "", "an older one that is damaged changes nothing"
+        bad = make_checkpoint(tmp_path / "a", 3, created=300)
+        (bad / runs.CHECKPOINT_JSON).write_text("{")
+        for find in (
+            lambda: runs.resolve_checkpoint(tmp_path / "a", tmp_path),
+            lambda: runs.newest_checkpoint(tmp_path),
+        ):
+            caplog.clear()
+            assert find() == good
+            assert f"{good} is used, since the later checkpoint {bad.name} is damaged" in caplog.text
+
+    @pytest.mark.parametrize("find", ["checkpoint", "artifact", "run_to_resume"])
+    def test_a_date_in_the_future_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture, find: str) -> None:
+        now = time.time_ns()
+        make_checkpoint(tmp_path / "now", 1, created=now)
+        make_artifact(tmp_path / "now", created=now)
+        search = getattr(runs, f"newest_{find}")
+        search(tmp_path)
+        assert caplog.text == "", "a date of today is nothing to tell"
+        make_checkpoint(tmp_path / "later", 1, created=now + 10**18)
+        make_artifact(tmp_path / "later", created=now + 10**18)
+        assert "later" in search(tmp_path).as_posix()
+        assert str(tmp_path / "later") in caplog.text
+        assert f"dated {time.gmtime((now + 10**18) / 1e9).tm_year}" in caplog.text
+        assert "in the future" in caplog.text
+        make_checkpoint(tmp_path / "never", 1, created=1 << 200)
+        make_artifact(tmp_path / "never", created=1 << 200)
+        assert "later" in search(tmp_path).as_posix(), "a date beyond 64 bits is damage"
 
     def test_ties_go_to_the_last_path(self, tmp_path: Path) -> None:
         for run in ("b", "c", "a"):
@@ -227,18 +282,13 @@ class TestCheckpointInfo:
     @settings(max_examples=200, deadline=None, derandomize=True)
     @given(st.data())
     def test_fuzzed_json_is_read_or_refused(self, data: st.DataObject) -> None:
-        anything = st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-            max_leaves=5,
-        )
         value = info().to_json()
         path = data.draw(st.sampled_from([*value, "generator.labels", "generator.height", "generator.norm"]))
         *parents, last = path.split(".")
         target = value
         for parent in parents:
             target = target[parent]
-        target[last] = data.draw(anything)
+        target[last] = data.draw(ANYTHING)
         try:
             read = runs.CheckpointInfo.from_json(value, Path("x"))
         except CheckpointError:

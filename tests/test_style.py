@@ -46,8 +46,9 @@ from spade_deploy.errors import (
 from spade_deploy.export import encoder_graph
 from spade_deploy.export.encoder_graph import DeployEncoder, proof_photos, prove_encoder, write_encoder
 from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.image_file import read_photo
 from spade_deploy.inference import encode_photo, infer
-from spade_deploy.label_map import label_dtype, read_photo
+from spade_deploy.label_map import label_dtype
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
 from spade_deploy.training.encoder import StyleEncoder
 from spade_deploy.training.networks import initialize
@@ -285,7 +286,7 @@ def test_a_manifest_that_contradicts_itself(tmp_path: Path) -> None:
     refuse(styled, lambda v: v["encoder"]["inputs"][0].update(dtype="float32"), "encoder: inputs contradicts")
     refuse(styled, lambda v: v["encoder"]["outputs"].pop(), "encoder: outputs contradicts")
     refuse(styled, lambda v: v["encoder"].pop("tolerance"), "'tolerance' is missing")
-    refuse(styled, lambda v: v.update(encoder=None), "encoder: 'None' is of type NoneType")
+    refuse(styled, lambda v: v.update(encoder=None), "encoder: None is of type NoneType")
     stand_in_artifact(plain, PLAIN)
     (plain / ENCODER_ONNX).write_bytes(b"x")
     rewrite_manifest(plain, read_manifest(plain))

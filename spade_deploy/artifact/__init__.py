@@ -17,7 +17,9 @@ from spade_deploy.artifact.engines import (
     engine_path,
     list_engines,
     read_engine,
+    read_timing_cache,
     timing_cache_path,
+    whole_engines,
     write_engine,
     write_timing_cache,
 )
@@ -43,6 +45,7 @@ from spade_deploy.artifact.manifest import (
     Manifest,
     Source,
 )
+from spade_deploy.artifact.place import carry_engines, foreign_files, free_place, require_replaceable, writing
 from spade_deploy.artifact.tensors import (
     IMAGE,
     INSTANCE,
@@ -92,9 +95,12 @@ __all__ = [
     "Source",
     "TensorInfo",
     "Z",
+    "carry_engines",
     "encoder_tensors",
     "engine_name",
     "engine_path",
+    "foreign_files",
+    "free_place",
     "golden_tensors",
     "graph_file",
     "input_rule",
@@ -105,10 +111,14 @@ __all__ = [
     "one_by_one",
     "output_tensors",
     "read_engine",
+    "read_timing_cache",
+    "require_replaceable",
     "rewrite_manifest",
     "timing_cache_path",
+    "whole_engines",
     "write_engine",
     "write_golden",
     "write_manifest",
     "write_timing_cache",
+    "writing",
 ]

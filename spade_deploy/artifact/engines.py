@@ -2,26 +2,30 @@
 
 An engine is machine code. It is read only after its digest was compared with the one in its manifest, and that manifest
 is written last: an engine without one is never run. The artifact's own manifest does not name engines, since they are
-made later and on another machine.
+made later and on another machine. A digest finds damage; it is no signature, and says nothing of who built an engine.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact.folder import Artifact
-from spade_deploy.artifact.manifest import read_json
+from spade_deploy.artifact.manifest import manifest_digest, read_json
 from spade_deploy.atomic import atomic_file, write_json
-from spade_deploy.errors import ArtifactError
+from spade_deploy.errors import ArtifactError, quoted, reason_of
+from spade_deploy.files import read_regular
 
 FOLDER = "engines"
 TIMING_CACHE = "timing.cache"
 FORMAT_VERSION = 1
 MAX_ENGINE_BYTES = 8 << 30
+MAX_TIMING_CACHE_BYTES = 1 << 30
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -36,6 +40,11 @@ class EngineEntry:
     sha256: str
     bytes: int
     seconds: float
+
+
+def visible(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder with that suffix, sorted; a leading dot marks what is being written, or never was."""
+    return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
 
 
 def engine_name(precision: str, kind: str, digest: str) -> str:
@@ -53,14 +62,26 @@ def write_engine(
     with atomic_file(folder / f"{name}.engine") as temporary:
         temporary.write_bytes(engine)
     facts = {"sha256": hashlib.sha256(engine).hexdigest(), "bytes": len(engine), "seconds": seconds}
-    write_json(manifest, {"format_version": FORMAT_VERSION, "name": name, **facts, "key": key, "proof": proof})
+    value = {"format_version": FORMAT_VERSION, "name": name, **facts, "key": key, "proof": proof}
+    value = json.loads(json.dumps(value))  # as it will be read: the digest is over that
+    write_json(manifest, {**value, "manifest_sha256": manifest_digest(value)})
     return folder / f"{name}.engine"
 
 
 def list_engines(artifact: Artifact) -> tuple[EngineEntry, ...]:
     """The engines that have a manifest. Raises ArtifactError for a manifest that cannot be read."""
-    folder = artifact.path / FOLDER
-    return tuple(_read_entry(path) for path in sorted(folder.glob("*.json"))) if folder.is_dir() else ()
+    return tuple(_read_entry(path) for path in visible(artifact.path / FOLDER, ".json"))
+
+
+def whole_engines(artifact: Artifact) -> tuple[EngineEntry, ...]:
+    """The engines that are as they were written; those that are damaged are left out, and can be made again."""
+    found = []
+    for path in visible(artifact.path / FOLDER, ".json"):
+        with suppress(ArtifactError):
+            entry = _read_entry(path)
+            read_engine(artifact, entry)
+            found.append(entry)
+    return tuple(found)
 
 
 def read_engine(artifact: Artifact, entry: EngineEntry) -> bytes:
@@ -71,9 +92,9 @@ def read_engine(artifact: Artifact, entry: EngineEntry) -> bytes:
         size = path.stat().st_size
         if size != entry.bytes or size > MAX_ENGINE_BYTES:
             raise ArtifactError(f"{path}: {size} bytes, its manifest says {entry.bytes}", hint=again)
-        content = path.read_bytes()
+        content = read_regular(path, MAX_ENGINE_BYTES)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error}", hint=again) from error
+        raise ArtifactError(f"{path} cannot be read: {reason_of(error)}", hint=again) from error
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise ArtifactError(f"{path}: its sha256 is not the one in its manifest", hint=again)
     return content
@@ -82,6 +103,19 @@ def read_engine(artifact: Artifact, entry: EngineEntry) -> bytes:
 def engine_path(artifact: Artifact, entry: EngineEntry) -> Path:
     """Where an engine lies."""
     return artifact.path / FOLDER / f"{entry.name}.engine"
+
+
+def read_timing_cache(path: Path) -> bytes | None:
+    """What was kept, None where there is nothing. Raises ArtifactError for what cannot be read."""
+    try:
+        return read_regular(path, MAX_TIMING_CACHE_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ArtifactError(
+            f"--timing-cache: {path} cannot be read ({reason_of(error)})",
+            hint="delete it, or name another file: it only makes builds faster",
+        ) from error
 
 
 def write_timing_cache(path: Path, content: bytes) -> None:
@@ -99,7 +133,7 @@ def _read_entry(path: Path) -> EngineEntry:
     value = read_json(path, "engine manifest")
     if value.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(
-            f"{path}: format {value.get('format_version')!r}; this version reads {FORMAT_VERSION}",
+            f"{path}: format {quoted(value.get('format_version'))}; this version reads {FORMAT_VERSION}",
             hint="`spade build` makes the engine again",
         )
     fields = [value.get(field) for field in ("name", "key", "proof", "sha256", "bytes", "seconds")]
@@ -109,12 +143,43 @@ def _read_entry(path: Path) -> EngineEntry:
         and entry.name == path.stem
         and _NAME.fullmatch(entry.name)
         and isinstance(entry.key, dict)
-        and isinstance(entry.proof, dict)
+        and _is_proof(entry.proof)
         and isinstance(entry.sha256, str)
         and _SHA256.fullmatch(entry.sha256)
-        and isinstance(entry.bytes, int)
+        and _is_count(entry.bytes)
         and isinstance(entry.seconds, (int, float))
+        and not isinstance(entry.seconds, bool)
     )
     if not is_right:
         raise ArtifactError(f"{path} is no engine manifest", hint="`spade build` makes the engine again")
+    if value.get("manifest_sha256") != manifest_digest(value):
+        raise ArtifactError(
+            f"{path}: the engine manifest is damaged: its content is not what was written, the digest differs",
+            hint=f"`spade build` makes the engine again; where it is of another card or version, delete {path}",
+        )
     return entry
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_proof(value: Any) -> bool:
+    """Whether what is there of a proof is of the types that `Proof.to_json` writes."""
+    if not isinstance(value, dict):
+        return False
+    layers = value.get("layers", [])
+    return (
+        all(_is_count(value[name]) for name in ("total", "asked", "reached") if name in value)
+        and isinstance(value.get("precision", ""), str)
+        and isinstance(value.get("of_engine", False), bool)
+        and isinstance(layers, list)
+        and all(isinstance(layer, dict) and _is_layer(layer) for layer in layers)
+    )
+
+
+def _is_layer(layer: dict[str, Any]) -> bool:
+    lists = [layer.get(name, []) for name in ("types", "covers")]
+    return all(isinstance(layer.get(name, ""), str) for name in ("name", "kind")) and all(
+        isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,10 @@ from spade_deploy.artifact.manifest import (
     require_safe_name,
 )
 from spade_deploy.artifact.tensors import Arrays, TensorInfo, golden_tensors, input_tensors, mismatch
-from spade_deploy.atomic import atomic_file, write_json
-from spade_deploy.errors import ArtifactError
+from spade_deploy.atomic import atomic_file, bring_back, write_json
+from spade_deploy.errors import ArtifactError, quoted, reason_of
+from spade_deploy.files import open_regular, sha256_of
+from spade_deploy.onnx_data import external_files
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
 ENCODER_ONNX = "encoder.onnx"
@@ -51,12 +53,20 @@ class Golden:
     outputs: Arrays
 
 
+Identity = tuple[int, ...]
+"""Which file it is and when it last changed: what was hashed once need not be hashed again while this is the same."""
+
+
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact that was checked as a whole when it was opened."""
+    """An artifact that was checked as a whole when it was opened; what is used later is compared again, see `vouched`.
+
+    hashed: the files whose bytes were compared with the manifest, and what they were then.
+    """
 
     path: Path
     manifest: Manifest
+    hashed: dict[str, Identity] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(cls, path: Path) -> Artifact:
@@ -65,13 +75,22 @@ class Artifact:
         Raises ArtifactError where anything is missing, damaged or out of place, NewerArtifactError for a format
         that this version does not read.
         """
+        bring_back(path)
         try:
             manifest = read_manifest(path)
-            for name, fact in manifest.files.items():
-                _check_file(path, name, fact)
+            while True:
+                artifact = cls(path, manifest)
+                try:
+                    for name in manifest.files:
+                        artifact._vouch(name)
+                    return artifact
+                except (ArtifactError, OSError):
+                    # An export may have put another artifact there in between, which is as good.
+                    before, manifest = manifest, read_manifest(path)
+                    if manifest == before:
+                        raise
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read: {error}") from error
-        return cls(path, manifest)
 
     def graph(self, precision: Precision | None = None, kind: GraphKind = GraphKind.DENSE) -> Graph:
         """The graph of that precision; the first one, fp32 where there is one, for None."""
@@ -97,11 +116,72 @@ class Artifact:
             raise ArtifactError(f"{self.path}: the manifest names no file {file!r}")
         return self.path / file
 
+    @contextmanager
+    def vouched(self, file: str) -> Iterator[Path]:
+        """The path of a file, for whoever opens it in the block: its bytes are those that the manifest names.
+
+        Of a graph so are those of the files beside it that it reads weights from, which the manifest names, too.
+        Raises ArtifactError where they are others, at the beginning of the block or at its end: a model may have been
+        exported again into this folder since it was opened, and half of one and half of the other is neither.
+        """
+        path = self.path_of(file)
+        names = [file, *self._external(file)]
+        self._vouch_again(names)
+        try:
+            yield path
+        except Exception:
+            self._vouch_again(names)
+            raise
+        self._vouch_again(names)
+
+    def _external(self, file: str) -> list[str]:
+        """The files that a graph reads beside itself, by their names in the manifest."""
+        encoder = self.manifest.encoder
+        if file not in [graph.file for graph in self.manifest.graphs] + ([] if encoder is None else [encoder.file]):
+            return []
+        try:
+            names = external_files(self.path / file)
+        except ValueError as error:
+            raise ArtifactError(f"{self.path / file} is not opened: {error}", hint=EXPORT_AGAIN) from error
+        except OSError as error:
+            raise ArtifactError(f"{self.path / file} cannot be read: {error.strerror}", hint=EXPORT_AGAIN) from error
+        found = [(PurePosixPath(file).parent / name).as_posix() for name in names]
+        for name in found:
+            if name not in self.manifest.files:
+                raise ArtifactError(
+                    f"{self.path / file} is not opened: it reads weights from {name!r}, which no manifest vouches for",
+                    hint=EXPORT_AGAIN,
+                )
+        return found
+
+    def _vouch_again(self, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                self._vouch(name)
+            except (ArtifactError, OSError) as error:
+                raise ArtifactError(
+                    f"{self.path / name} is not the file that was opened before: the artifact was exported again, or"
+                    " changed, in the meantime",
+                    hint="the same command opens the artifact as it is now",
+                ) from error
+
+    def _vouch(self, name: str) -> None:
+        """Compare a file with the manifest, unless it is the very one that was compared before."""
+        path = _path_inside(self.path, name)
+        identity = _identity(path)
+        if self.hashed.get(name) != identity:
+            _check_file(path, self.manifest.files[name])
+            if _identity(path) != identity:
+                raise ArtifactError(f"{path} changed while it was read", hint=EXPORT_AGAIN)
+            self.hashed[name] = identity
+
     def golden(self) -> Golden:
         """The golden tensors, their names, types and shapes checked against the spec."""
         spec = self.manifest.generator
-        inputs = _read_arrays(self.path_of(GOLDEN_INPUTS), input_tensors(spec))
-        outputs = _read_arrays(self.path_of(GOLDEN_OUTPUTS), golden_tensors(spec))
+        with self.vouched(GOLDEN_INPUTS) as path:
+            inputs = _read_arrays(path, input_tensors(spec))
+        with self.vouched(GOLDEN_OUTPUTS) as path:
+            outputs = _read_arrays(path, golden_tensors(spec))
         problem = mismatch(input_tensors(spec) + golden_tensors(spec), {**inputs, **outputs})
         if problem:
             raise ArtifactError(f"{self.path}: golden {problem}", hint=EXPORT_AGAIN)
@@ -111,7 +191,8 @@ class Artifact:
         """The validation report of the export, None where there is none."""
         if REPORT_JSON not in self.manifest.files:
             return None
-        return read_json(self.path_of(REPORT_JSON), "report")
+        with self.vouched(REPORT_JSON) as path:
+            return read_json(path, "report")
 
 
 def graph_file(precision: Precision, kind: GraphKind = GraphKind.DENSE) -> str:
@@ -150,7 +231,7 @@ def write_manifest(
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and not any(part.startswith(".") for part in name.split("/")):
             require_safe_name(folder, name)
-            files[name] = FileFact(_sha256(_path_inside(folder, name)), path.stat().st_size)
+            files[name] = FileFact(sha256_of(_path_inside(folder, name)), path.stat().st_size)
     manifest = Manifest(
         created_unix_ns=time.time_ns() if created_unix_ns is None else created_unix_ns,
         generator=generator,
@@ -193,38 +274,37 @@ def _path_inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _check_file(folder: Path, name: str, fact: FileFact) -> None:
-    path = _path_inside(folder, name)
+def _identity(path: Path) -> Identity:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _check_file(path: Path, fact: FileFact) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path} is not a file", hint=EXPORT_AGAIN)
     size = path.stat().st_size
     if size != fact.bytes:
         raise ArtifactError(f"{path} is damaged: {size} bytes, {fact.bytes} were written", hint=EXPORT_AGAIN)
-    digest = _sha256(path)
+    digest = sha256_of(path)
     if digest != fact.sha256:
         raise ArtifactError(
             f"{path} is damaged: sha256 {digest[:16]}..., {fact.sha256[:16]}... was written", hint=EXPORT_AGAIN
         )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # in chunks: weights may exceed the memory
-
-
 def _read_arrays(path: Path, tensors: tuple[TensorInfo, ...]) -> Arrays:
     """An .npz without np.load: sizes are known and bounded before anything is decompressed or allocated."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             total = sum(info.file_size for info in members.values())
             if total > MAX_GOLDEN_BYTES:
                 raise ValueError(f"{total} bytes when unpacked, {MAX_GOLDEN_BYTES} are the most that is read")
             if set(members) != {tensor.name for tensor in tensors}:
-                raise ValueError(f"it holds {', '.join(sorted(members)) or 'nothing'}")
+                raise ValueError(f"it holds {quoted(sorted(members))}")
             return {tensor.name: _parse_array(archive.read(members[tensor.name])) for tensor in tensors}
     except Exception as error:  # zipfile and the header's parser raise a dozen kinds for damaged bytes
-        raise ArtifactError(f"{path} is damaged: {error}", hint=EXPORT_AGAIN) from error
+        raise ArtifactError(f"{path} is damaged: {reason_of(error)}", hint=EXPORT_AGAIN) from error
 
 
 def _parse_array(content: bytes) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +17,9 @@ from typing import Any
 
 from spade_deploy import __version__
 from spade_deploy.artifact.tensors import TensorInfo, encoder_tensors, input_rule, input_tensors, output_tensors
-from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError
+from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError, quoted, reason_of
+from spade_deploy.files import MAX_JSON_BYTES
+from spade_deploy.files import read_json as read_json_file
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
 FORMAT_VERSION = 1
@@ -24,8 +27,6 @@ MANIFEST = "manifest.json"
 GOLDEN_INPUTS = "golden/inputs.npz"
 GOLDEN_OUTPUTS = "golden/outputs.npz"
 EXPORT_AGAIN = "`spade export` makes a new artifact; if this one was copied, copy it again"
-
-MAX_JSON_BYTES = 16 << 20
 
 # Portable on every file system, and unable to leave the folder: no leading dot, slash or backslash, no '..'.
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,4}")
@@ -152,7 +153,7 @@ def manifest_digest(value: Mapping[str, Any]) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an artifact's folder; raises ArtifactError or NewerArtifactError."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         what = "is not a folder" if not folder.is_dir() else f"is not an artifact: it holds no {MANIFEST}"
         if not folder.exists():
             what = "does not exist"
@@ -161,21 +162,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a bounded file; `what` names it in the ArtifactError."""
+    """A JSON object from a bounded, regular file; `what` names it in the ArtifactError."""
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ArtifactError(f"{path}: the {what} has {size} bytes; {MAX_JSON_BYTES} are the most that is read")
-        value = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: the {what} is damaged: {error}", hint=EXPORT_AGAIN) from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: the {what} is damaged: not a JSON object", hint=EXPORT_AGAIN)
-    return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+        return read_json_file(path, MAX_JSON_BYTES)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: the {what} is damaged: {reason_of(error)}", hint=EXPORT_AGAIN) from error
 
 
 def parse_manifest(folder: Path, value: dict[str, Any]) -> Manifest:
@@ -183,7 +174,9 @@ def parse_manifest(folder: Path, value: dict[str, Any]) -> Manifest:
     where = folder / MANIFEST
     version = value.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ArtifactError(f"{where}: format_version {version!r} is not a positive number: not an artifact's manifest")
+        raise ArtifactError(
+            f"{where}: format_version {quoted(version)} is not a positive number: not an artifact's manifest"
+        )
     if version > FORMAT_VERSION:
         raise NewerArtifactError(
             f"{folder} is of artifact format {version}; this version ({__version__}) reads up to {FORMAT_VERSION}",
@@ -207,7 +200,7 @@ def parse_manifest(folder: Path, value: dict[str, Any]) -> Manifest:
             require_safe_name(folder, name)
         _check_consistency(manifest, value)
     except (_FieldError, ConfigError) as error:
-        raise ArtifactError(f"{where}: the manifest is damaged: {error}", hint=EXPORT_AGAIN) from error
+        raise ArtifactError(f"{where}: the manifest is damaged: {reason_of(error)}", hint=EXPORT_AGAIN) from error
     return manifest
 
 
@@ -215,7 +208,7 @@ def require_safe_name(folder: Path, name: str) -> None:
     """Refuse names that leave the folder, and those that not every file system can hold."""
     if not _SAFE_NAME.fullmatch(name):
         raise ArtifactError(
-            f"{folder}: file name {name[:200]!r} is not allowed in an artifact:"
+            f"{folder}: file name {quoted(name)} is not allowed in an artifact:"
             " letters, digits, '_', '-' and '.', below the folder"
         )
 
@@ -231,9 +224,9 @@ def _check_consistency(manifest: Manifest, value: dict[str, Any]) -> None:
     graphs = [graph.file for graph in manifest.graphs] + ([] if encoder is None else [encoder.file])
     for name in (*graphs, GOLDEN_INPUTS, GOLDEN_OUTPUTS):
         if name not in manifest.files:
-            raise _FieldError(f"files lacks {name!r}")
+            raise _FieldError(f"files lacks {quoted(name)}")
     if _get(value, "golden", dict) != {"inputs": GOLDEN_INPUTS, "outputs": GOLDEN_OUTPUTS}:
-        raise _FieldError(f"golden {value['golden']!r} is not {GOLDEN_INPUTS} and {GOLDEN_OUTPUTS}")
+        raise _FieldError(f"golden {quoted(value['golden'])} is not {GOLDEN_INPUTS} and {GOLDEN_OUTPUTS}")
     _check_tensors(value, "", (input_tensors(spec), output_tensors(spec)))
     if encoder is not None:
         if spec.z_dim is None:
@@ -246,17 +239,17 @@ def _check_tensors(value: dict[str, Any], where: str, expected: tuple[tuple[Tens
         told = [_typed(entry, dict, field) for entry in _get(value, field, list)]
         found = [(entry.get("name"), entry.get("dtype"), entry.get("shape")) for entry in told]
         if found != [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in tensors]:
-            raise _FieldError(f"{where}{field} contradicts the generator: {found}")
+            raise _FieldError(f"{where}{field} contradicts the generator: {quoted(found)}")
 
 
 def _parse_graph(value: Any) -> Graph:
     _typed(value, dict, "graphs")
     precision = _get(value, "precision", str)
     if precision not in list(Precision):
-        raise _FieldError(f"graphs: precision {precision!r} is not one of {', '.join(Precision)}")
+        raise _FieldError(f"graphs: precision {quoted(precision)} is not one of {', '.join(Precision)}")
     kind = _get(value, "kind", str)
     if kind not in list(GraphKind):
-        raise _FieldError(f"graphs: kind {kind!r} is not one of {', '.join(GraphKind)}")
+        raise _FieldError(f"graphs: kind {quoted(kind)} is not one of {', '.join(GraphKind)}")
     return Graph(
         file=_get(value, "file", str),
         precision=Precision(precision),
@@ -292,10 +285,10 @@ def _parse_rounding(value: dict[str, Any]) -> RoundingError:
 
 
 def _parse_fact(value: Any, name: str) -> FileFact:
-    _typed(value, dict, f"files: {name!r}")
+    _typed(value, dict, f"files: {quoted(name)}")
     fact = FileFact(_get(value, "sha256", str), _get(value, "bytes", int))
     if not _SHA256.fullmatch(fact.sha256) or fact.bytes < 0:
-        raise _FieldError(f"files: {name!r}: {fact.sha256!r}, {fact.bytes} bytes")
+        raise _FieldError(f"files: {quoted(name)}: {quoted(fact.sha256)}, {fact.bytes} bytes")
     return fact
 
 
@@ -312,7 +305,6 @@ def _get(value: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any
 
 def _typed(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise _FieldError(
-            f"{what}: {str(value)[:80]!r} is of type {type(value).__name__}, not {getattr(kind, '__name__', 'number')}"
-        )
+        wanted = getattr(kind, "__name__", "number")
+        raise _FieldError(f"{what}: {quoted(value)} is of type {type(value).__name__}, not {wanted}")
     return value

@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
-from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
-from spade_deploy.label_map import Size, list_label_files, read_instance_map, read_label_map, resize_nearest
+from spade_deploy.dataset_files import Problem
+from spade_deploy.errors import ConfigError, LabelMapError
+from spade_deploy.image_file import Size
+from spade_deploy.label_files import find_label_maps
+from spade_deploy.label_map import read_instance_map, read_label_map, resize_nearest
 from spade_deploy.patterns import pixel_codes
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.spec import MAX_BATCH, GeneratorSpec
 
 
 def read_cases(
@@ -53,21 +56,18 @@ def folder_cases(
     """
     spec = artifact.manifest.generator
     target = checked_size(spec, size)
-    files = list_label_files(labels) if labels.is_dir() else [labels]
-    if not files:
-        raise NotFoundError(f"--labels: {labels} holds no label maps", hint="`spade data earth OUT` writes some")
-    if spec.labels.has_edges and instances is None:
-        raise ConfigError("--instances is needed: this model has an edge channel, made of instance maps")
     if not spec.labels.has_edges and instances is not None:
         raise ConfigError("--instances: this model has no edge channel", hint="leave the flag out")
-    by_stem = {path.stem: path for path in list_label_files(instances)} if instances is not None else {}
+    found = find_label_maps(labels, instances, spec.labels)
+    if spec.labels.has_edges and instances is None and not found.has_instances:
+        raise ConfigError("--instances is needed: this model has an edge channel, made of instance maps")
     maps = []
-    for number, path in enumerate(files[:most]):
-        one: Arrays = {LABEL: read_label_map(path, spec.labels, target)[None]}
-        if instances is not None:
-            if path.stem not in by_stem:
-                raise LabelMapError(f"{path}: no instance map of that name in {instances}")
-            one[INSTANCE] = read_instance_map(by_stem[path.stem], target)[None]
+    for number, sample in enumerate(found.in_order[:most]):
+        if isinstance(sample, Problem):  # what is measured is said, so nothing is left out of it
+            raise LabelMapError(f"{sample.path}: {sample.message}")
+        one: Arrays = {LABEL: read_label_map(sample.label, spec.labels, target)[None]}
+        if sample.instance is not None:
+            one[INSTANCE] = read_instance_map(sample.instance, target)[None]
         if spec.z_dim is not None:
             one[Z] = np.random.default_rng(number).standard_normal((1, spec.z_dim)).astype(np.float32)
         maps.append(one)
@@ -76,8 +76,8 @@ def folder_cases(
 
 def batches(maps: list[Arrays], batch_size: int) -> tuple[Arrays, ...]:
     """Single maps -> batches in turn; the last one is filled up from the beginning, so that all have one shape."""
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size: {batch_size} is not a positive number")
+    if not 1 <= batch_size <= MAX_BATCH:
+        raise ConfigError(f"--batch-size: {batch_size} is not in 1..{MAX_BATCH}")
     count = -(-len(maps) // batch_size)
     groups = [[maps[(k * batch_size + n) % len(maps)] for n in range(batch_size)] for k in range(count)]
     return tuple({name: np.concatenate([one[name] for one in group]) for name in group[0]} for group in groups)

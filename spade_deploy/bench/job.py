@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from spade_deploy.artifact import Arrays
 from spade_deploy.atomic import write_json
 from spade_deploy.bench.candidates import Candidate
+from spade_deploy.files import open_regular, read_json
 from spade_deploy.spec import GeneratorSpec
 
 
@@ -19,6 +19,7 @@ from spade_deploy.spec import GeneratorSpec
 class Job:
     """One candidate's work.
 
+    manifest_sha256: of the artifact; another one may be exported into its folder before the worker opens it.
     checkpoint, plain_onnx: what baselines load, where there are any. threads: of the CPU.
     cases: .npz files of the graph's inputs, batch by batch. golden: those of the golden inputs, one by one.
     golden_outputs: where the worker writes its answers to them, `image.npy` and `pixels.npy`.
@@ -26,6 +27,7 @@ class Job:
 
     candidate: Candidate
     artifact: Path
+    manifest_sha256: str
     spec: GeneratorSpec
     backend: str
     threads: int
@@ -39,6 +41,7 @@ class Job:
         value: dict[str, Any] = {
             "candidate": self.candidate.to_json(),
             "artifact": str(self.artifact),
+            "manifest_sha256": self.manifest_sha256,
             "spec": self.spec.to_json(),
             "backend": self.backend,
             "threads": self.threads,
@@ -52,10 +55,11 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
         return cls(
             candidate=Candidate.from_json(value["candidate"]),
             artifact=Path(value["artifact"]),
+            manifest_sha256=value["manifest_sha256"],
             spec=GeneratorSpec.from_json(value["spec"]),
             backend=value["backend"],
             threads=value["threads"],
@@ -75,7 +79,7 @@ def write_arrays(path: Path, arrays: Arrays) -> Path:
 
 def read_arrays(path: Path) -> Arrays:
     """The inverse of `write_arrays`."""
-    with np.load(path, allow_pickle=False) as archive:
+    with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 

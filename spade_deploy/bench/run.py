@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,17 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Golden
+from spade_deploy.atomic import scratch_folder
 from spade_deploy.bench.candidates import Candidate, Kind
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
 from spade_deploy.bench.judging import judge
-from spade_deploy.bench.machine import busy_seconds, describe_machine, usable_cores
+from spade_deploy.bench.machine import busy_seconds, describe_machine
 from spade_deploy.bench.process import Worker, WorkerError
 from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run, Status
+from spade_deploy.cores import at_most_cores, usable_cores
 from spade_deploy.engines.runtime import Backend, parse_backend
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
 from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
 
 DEFAULT_ROUNDS = 20
+MAX_ROUNDS = 1_000_000
 SETTLE_S = 0.02
 """Before each run: threads that wait for work spin for some milliseconds before they sleep."""
 
@@ -55,17 +57,17 @@ def bench(
     """Measure candidates side by side: in each round every one of them runs the same case once.
 
     cases: batches of the graph's inputs, all of one shape, run in turn. names: theirs, for the result.
-    threads: of every candidate on the CPU; the cores that may be used if None.
+    threads: of every candidate on the CPU; the cores that may be used if None, and never more.
     checkpoint: for baselines; looked for by the artifact's digest if None. plain_onnx: a plain export that is kept
     between calls: read where it is there, else written. limit_s: no round begins later than this.
     A candidate that fails or is wrong is in the result, and the others go on. Raises ConfigError, NotFoundError.
     """
     _check(candidates, cases, rounds, threads, backend)
+    threads = usable_cores() if threads is None else at_most_cores(threads, "--threads")
     golden = artifact.golden()
-    with tempfile.TemporaryDirectory(prefix="spade-bench-") as name, ExitStack() as stack:
-        folder = Path(name)
+    with scratch_folder("bench") as folder, ExitStack() as stack:
         files = _Files(artifact, folder, checkpoint, runs_dir, plain_onnx, on_step)
-        jobs = _jobs(artifact, candidates, cases, golden, folder, threads or usable_cores(), str(backend))
+        jobs = _jobs(artifact, candidates, cases, golden, folder, threads, str(backend))
         live: list[_Live] = []
         entries: dict[Candidate, Entry] = {}
         for number, job in enumerate(jobs):
@@ -105,9 +107,10 @@ def _check(
 ) -> None:
     if not candidates or not cases:
         raise ConfigError("there is nothing to measure: no candidates or no label maps")
-    for flag, number in (("--rounds", rounds), ("--threads", 1 if threads is None else threads)):
-        if number < 1:
-            raise ConfigError(f"{flag}: {number} is not a positive number")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads: {threads} is not a positive number")
+    if not 1 <= rounds <= MAX_ROUNDS:
+        raise ConfigError(f"--rounds: {rounds} is not in 1..{MAX_ROUNDS}")
     parse_backend(str(backend))
     shapes = {case[LABEL].shape for case in cases}
     if len(shapes) > 1:
@@ -131,6 +134,7 @@ def _jobs(
         Job(
             candidate=candidate,
             artifact=artifact.path,
+            manifest_sha256=artifact.manifest.to_json()["manifest_sha256"],
             spec=artifact.manifest.generator,
             backend=backend,
             threads=threads,

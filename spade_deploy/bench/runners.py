@@ -19,7 +19,7 @@ from spade_deploy.bench.candidates import Kind
 from spade_deploy.bench.inputs import make_segmap
 from spade_deploy.bench.job import Job
 from spade_deploy.engines.runtime import GraphChoice, open_runtime
-from spade_deploy.errors import ConfigError, MissingDependencyError
+from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
 from spade_deploy.spec import GeneratorSpec
 
 IMPORTS = {
@@ -83,6 +83,11 @@ class _GraphRunner:
 
     def __init__(self, job: Job) -> None:
         artifact, candidate = Artifact.open(job.artifact), job.candidate
+        if artifact.manifest.to_json()["manifest_sha256"] != job.manifest_sha256:
+            raise ArtifactError(
+                f"{artifact.path}: another artifact was exported there while this one was measured",
+                hint="the same command measures the new one",
+            )
         choice = candidate.graph or GraphChoice.AUTO
         self._runtime = open_runtime(artifact, candidate.precision, job.backend, job.threads, choice)
         self.name = self._runtime.name

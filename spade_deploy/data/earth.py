@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from spade_deploy.atomic import atomic_file, write_text
+from spade_deploy.atomic import atomic_file, atomic_folder, write_text
 from spade_deploy.errors import ConfigError, DatasetError, SpadeError
 from spade_deploy.spec import LabelSpec
 
@@ -110,11 +110,23 @@ def write_earth(out: Path, progress: Progress | None = None) -> dict[str, int]:
 
 
 def write_example_labels(out: Path) -> int:
-    """Write the test split's label maps as OUT/NNNN.png, something for `spade infer`; returns how many there are."""
-    tiles = earth_tiles("test")
-    for tile in tiles:
-        _write_png(out / f"{tile.stem}.png", _palette_image(cut(tile)[0]))
-    return len(tiles)
+    """Write the test split's label maps as OUT/NNNN.png, something for `spade infer`; returns how many there are.
+
+    A new folder appears as a whole. Raises DatasetError.
+    """
+    images = {f"{tile.stem}.png": _palette_image(cut(tile)[0]) for tile in earth_tiles("test")}
+
+    def write() -> None:
+        with atomic_folder(out) as folder:
+            for name, image in images.items():
+                _save(folder / name, image)
+
+    if out.exists():
+        for name, image in images.items():
+            _write_png(out / name, image)
+    else:
+        _guarded(out, write)
+    return len(images)
 
 
 @cache
@@ -150,7 +162,7 @@ def _palette_image(labels: NDArray[np.uint8]) -> Image.Image:
 
 def _write_png(path: Path, image: Image.Image) -> int:
     """1 where the file was written, 0 where it was there already with the same pixels."""
-    if path.exists():
+    if path.exists() and (not path.is_file() or path.stat().st_size > 0):  # empty: the power was lost
         if not _is_same(path, image):
             raise _occupied(path)
         return 0
@@ -159,7 +171,7 @@ def _write_png(path: Path, image: Image.Image) -> int:
 
 
 def _save(path: Path, image: Image.Image) -> None:
-    with atomic_file(path) as temporary:
+    with atomic_file(path, flush="nothing") as temporary:
         image.save(temporary, format="PNG")
 
 

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from spade_deploy.errors import ArtifactError, ConfigError
+from spade_deploy.errors import ArtifactError, ConfigError, quoted, reason_of
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 
 OPTIMIZATION_LEVELS = range(6)
+_CAPABILITY = re.compile(r"\d{1,3}(\.\d{1,3})?")
+_VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){2}\D?.{0,40}")
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,13 @@ class EngineKey:
         """Raises ArtifactError for what is no key."""
         try:
             given = {name: value[name] for name in (field.name for field in fields(cls))}
-            options = BuildOptions(**given.pop("options"))
+            options = _options(given.pop("options"))
             texts = {name: given[name] for name in ("onnx_sha256", "version", "gpu", "compute_capability", "system")}
             if not all(isinstance(text, str) for text in texts.values()):
                 raise TypeError(f"not all of {', '.join(texts)} are texts")
+            for name, pattern in (("version", _VERSION), ("compute_capability", _CAPABILITY)):
+                if not pattern.fullmatch(texts[name]):
+                    raise ValueError(f"{name} is {quoted(texts[name])}")
             return cls(
                 **texts,
                 flavour=Flavour(given["flavour"]),
@@ -96,7 +101,18 @@ class EngineKey:
                 options=options,
             )
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-            raise ArtifactError(f"an engine's key cannot be read: {error}") from error
+            raise ArtifactError(
+                f"an engine's key cannot be read: {reason_of(error)}", hint="`spade build` makes the engine again"
+            ) from error
+
+
+def _options(value: Any) -> BuildOptions:
+    options = BuildOptions(**value)
+    numbers = (options.optimization_level, options.workspace_bytes)
+    flags = (options.version_compatible, options.hardware_compatible)
+    if not all(number is None or type(number) is int for number in numbers) or not all(type(f) is bool for f in flags):
+        raise TypeError(f"options are {quoted(value)}")
+    return options
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ _QUIET = 4  # fatal errors alone: what goes wrong comes back as an exception
 class OrtRuntime:
     """One graph of an artifact in an ONNX Runtime session.
 
-    provider: the execution provider that must run it; CUDA takes what TensorRT does not know, and the CPU what a GPU
-    provider does not know. gpu: how it runs there. threads: of the CPU.
+    provider: the execution provider that must run it, and that did load; CUDA takes what TensorRT does not know, and
+    the CPU what a GPU provider does not know. gpu: how it runs there. threads: of the CPU.
     patterns_s: of a lookup graph, the seconds that the last run spent on finding patterns.
     Raises RuntimeUnavailableError where the provider does not load: there is no silent run on the CPU.
     """
@@ -77,6 +77,7 @@ class OrtRuntime:
         loaded = self._session.get_providers()[0]
         if loaded != provider:
             raise _unavailable(provider, f"the session runs on {loaded} instead")
+        self.provider: str = loaded
         self._profile = options.profile
         self._binding: DeviceBinding | None = None
         if provider in (CUDA, TENSORRT):
@@ -210,7 +211,6 @@ def _onnxruntime() -> ModuleType:
 def _open_session(
     ort: ModuleType, artifact: Artifact, graph: Graph, provider: str, threads: int | None, gpu: GpuOptions
 ) -> Any:
-    path = artifact.path_of(graph.file)
     providers = {CPU: [CPU], TENSORRT: [TENSORRT, CUDA, CPU]}.get(provider, [provider, CPU])
     card = None
     if provider == TENSORRT:
@@ -218,19 +218,20 @@ def _open_session(
         make_cache_folder(cache_folder(artifact, gpu))
     # What TensorRT leaves to CUDA runs as it would there.
     told = [provider_options(name, artifact, graph, card, gpu, ort.__version__) for name in providers]
-    try:
-        with _Silence(ort):
-            # enable_fallback=0: otherwise a provider that fails is replaced by the CPU, with a banner on stdout.
-            return ort.InferenceSession(
-                str(path), _options(ort, threads), providers=providers, provider_options=told, enable_fallback=0
-            )
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        if provider != CPU:
-            raise _unavailable(provider, str(error) if explain(str(error)) else _first_line(error)) from error
-        raise ArtifactError(
-            f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}",
-            hint=f"the graph is of opset {graph.opset}: pip install --upgrade onnxruntime, or `spade export` again",
-        ) from error
+    with artifact.vouched(graph.file) as path:
+        try:
+            with _Silence(ort):
+                # enable_fallback=0: otherwise a provider that fails is replaced by the CPU, with a banner on stdout.
+                return ort.InferenceSession(
+                    str(path), _options(ort, threads), providers=providers, provider_options=told, enable_fallback=0
+                )
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            if provider != CPU:
+                raise _unavailable(provider, str(error) if explain(str(error)) else _first_line(error)) from error
+            raise ArtifactError(
+                f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}",
+                hint=f"the graph is of opset {graph.opset}: pip install --upgrade onnxruntime, or `spade export` again",
+            ) from error
 
 
 def _options(ort: ModuleType, threads: int | None) -> Any:

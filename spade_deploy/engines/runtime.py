@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, input_tensors, mismatch
+from spade_deploy.cores import at_most_cores
 from spade_deploy.errors import ConfigError, InputRefusedError, SpadeError
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
@@ -109,7 +110,7 @@ def open_runtime(
     """Load an artifact's graph where it runs best, or where `backend` says.
 
     precision: None takes fp16 on a GPU where the artifact has it, else fp32; of engines the first of fp16, int8, fp32.
-    threads: of a CPU session; None leaves it to the runtime (one a core).
+    threads: of a CPU session, at most one a core; None leaves it to the runtime (one a core).
     graph: auto never takes a lookup graph that was not measured to win, and on a GPU only an engine of one where there
     is no dense engine.
     Raises RuntimeUnavailableError, MissingDependencyError, ConfigError, or ArtifactError for a graph that is not there.
@@ -118,6 +119,7 @@ def open_runtime(
     graph = parse_graph_choice(str(graph))
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads: {threads} is not a positive number")
+    threads = None if threads is None else at_most_cores(threads, "--threads")
     from spade_deploy.engines import ort  # here, as they know this module
     from spade_deploy.engines.trt_open import has_engines, open_engine
 

@@ -41,11 +41,8 @@ def tensor_ranges(spec: GeneratorSpec, kind: GraphKind, profile: ShapeProfile) -
             taps = spec.kernel_size**2
             most_pixels = _pixels(profile.most, stride)
             usual = max(1, int(_pixels(profile.best, stride) * USUAL_SHARE.get(stride, 1.0)))
-            # Small windows exist also around the taps outside the image: a frame of k - 1 on either side.
-            batch, height, width = _at(profile.most, stride=stride)
-            reach = spec.kernel_size - 1
-            most_codes = batch * (height + reach) * (width + reach)
-            ranges[codes] = ((1, taps), (usual, taps), (most_codes, taps))
+            # Of both kinds of windows there is one a pixel at most: those around taps outside the image are left out.
+            ranges[codes] = ((1, taps), (usual, taps), (most_pixels, taps))
             ranges[patterns] = ((1, taps), (usual, taps), (most_pixels, taps))
             ranges[index] = _each(extents, partial(_at, stride=stride))
     if spec.z_dim is not None:

@@ -18,7 +18,8 @@ from spade_deploy.data import earth
 from spade_deploy.dataset_files import DataConfig, find_samples
 from spade_deploy.dataset_files import Sample as SampleFiles
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError
-from spade_deploy.label_map import Size, image_size, label_dtype, read_instance_map, read_label_map, read_photo
+from spade_deploy.image_file import Size, read_photo, size_beside
+from spade_deploy.label_map import label_dtype, read_instance_map, read_label_map
 from spade_deploy.spec import LabelSpec
 
 
@@ -116,12 +117,9 @@ class _FileSet:
         photo = files.photo
         if photo is None:
             raise LabelMapError(f"{files.label}: has no photo")
-        own = image_size(files.label)
-        for path in (photo, files.instance if labels.has_edges else None):
-            if path is not None and (found := image_size(path)) != own:
-                raise LabelMapError(
-                    f"{files.label}: {own[1]} x {own[0]} pixels, but {path} has {found[1]} x {found[0]}"
-                )
+        for path, is_photo in ((photo, True), (files.instance if labels.has_edges else None, False)):
+            if path is not None and (problem := size_beside(files.label, path, is_photo=is_photo)):
+                raise LabelMapError(f"{files.label}: {problem}")
         instance = read_instance_map(files.instance, size) if labels.has_edges and files.instance else None
         return Sample(index, files.stem, read_label_map(files.label, labels, size), instance, read_photo(photo, size))
 

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy import runs
-from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
 from spade_deploy.dataset_files import DataConfig
 from spade_deploy.engines.runtime import Backend, open_runtime
 from spade_deploy.errors import ConfigError, LabelMapError, MissingDependencyError, NotFoundError
 from spade_deploy.evaluation.data import Sample
-from spade_deploy.label_map import Size, duplicate_stems, is_image_name, list_label_files, read_photo
+from spade_deploy.image_file import Size, read_photo
+from spade_deploy.label_map import duplicate_stems, is_image_name, list_label_files
 from spade_deploy.spec import GeneratorSpec
 
 Pixels = NDArray[np.uint8]
@@ -184,6 +185,7 @@ class _CheckpointImages(Images):
         has_cuda = torch.cuda.is_available()
         if backend is Backend.CUDA and not has_cuda:
             raise ConfigError(f"--backend: PyTorch {torch.__version__} sees no CUDA device", hint="use --backend cpu")
+        self._name = str(path)
         self._device = torch.device("cuda" if has_cuda and backend is not Backend.CPU else "cpu")
         loaded = load_generator(path)
         self._module, self._spec = loaded.module.to(self._device), loaded.spec
@@ -200,14 +202,16 @@ class _CheckpointImages(Images):
         z = torch.from_numpy(styles).to(self._device) if styles is not None else None
         with torch.inference_mode():
             image = self._module(make_segmap(label, instance, labels), z)
+            finite = image.isfinite().flatten(1).all(1).tolist()
             pixels = to_pixels(image).cpu().numpy()
-        return list(pixels)
+        return _only_finite(self._name, samples, list(pixels), finite)
 
 
 class _ArtifactImages(Images):
     def __init__(self, path: Path, backend: Backend) -> None:
         super().__init__()
         artifact = Artifact.open(path)
+        self._name = str(path)
         self._spec = artifact.manifest.generator
         self._runtime = self.enter_context(open_runtime(artifact, backend=backend))
         self.runtime = self._runtime.name
@@ -218,7 +222,9 @@ class _ArtifactImages(Images):
             inputs[INSTANCE] = _instances(samples)
         if styles is not None:
             inputs[Z] = styles
-        return list(self._runtime.run(inputs, [PIXELS])[PIXELS])
+        found = self._runtime.run(inputs, [PIXELS, IMAGE])
+        finite = [bool(np.isfinite(image).all()) for image in found[IMAGE]]
+        return _only_finite(self._name, samples, list(found[PIXELS]), finite)
 
 
 class _FolderImages(Images):
@@ -245,6 +251,16 @@ class _FolderImages(Images):
             return read_photo(self._by_stem[stem], self._size)
         except LabelMapError as error:
             return error.message
+
+
+def _only_finite(
+    name: str, samples: Sequence[Sample], pixels: list[Pixels], finite: Sequence[bool]
+) -> list[Pixels | str]:
+    """Pixels of NaN are some colour, so an image that has any is left out, with the reason."""
+    return [
+        one if is_finite else f"{name}: the network makes NaN or infinity of {sample.stem}"
+        for one, sample, is_finite in zip(pixels, samples, finite, strict=True)
+    ]
 
 
 def _instances(samples: Sequence[Sample]) -> NDArray[np.int32]:

@@ -12,8 +12,9 @@ from spade_deploy import pages
 from spade_deploy.atomic import write_json, write_text
 from spade_deploy.errors import MissingDependencyError, SpadeError
 from spade_deploy.evaluation.result import EvalResult, Row
-from spade_deploy.label_map import colorize, effective_palette
+from spade_deploy.label_map import colorize
 from spade_deploy.metrics import HIGHER_IS_BETTER
+from spade_deploy.palettes import effective_palette
 
 JSON_FILE = "evaluation.json"
 HTML_FILE = "evaluation.html"

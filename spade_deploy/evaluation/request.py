@@ -11,7 +11,7 @@ from spade_deploy.dataset_files import DataConfig
 from spade_deploy.engines.runtime import Backend
 from spade_deploy.errors import ConfigError
 from spade_deploy.evaluation.models import Model
-from spade_deploy.label_map import Size
+from spade_deploy.image_file import Size
 from spade_deploy.label_sets import LABEL_SETS, label_set
 from spade_deploy.metrics.onnx_images import number_triple
 from spade_deploy.spec import LabelSpec, parse_size
@@ -71,14 +71,14 @@ class EvalRequest:
             raise ConfigError(
                 f"--styles {self.styles}: diversity is a distance of features", hint="give --extractor FILE.onnx"
             )
-        for flag, value, least in (
-            ("--samples", self.samples, 2),
-            ("--batch-size", self.batch_size, 1),
-            ("--pictures", self.pictures, 0),
-            ("--seed", self.seed, 0),
+        for flag, value, least, most in (
+            ("--samples", self.samples, 2, 10**7),
+            ("--batch-size", self.batch_size, 1, 4096),
+            ("--pictures", self.pictures, 0, 1000),
+            ("--seed", self.seed, 0, 2**32 - 1),
         ):
-            if value is not None and value < least:
-                raise ConfigError(f"{flag}: {value} is less than {least}")
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"{flag}: {value} is not in {least}..{most}")
 
 
 def request_from_flags(

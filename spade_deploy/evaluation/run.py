@@ -23,7 +23,7 @@ from spade_deploy.evaluation.measure import (
 from spade_deploy.evaluation.models import Model, find_models, open_images
 from spade_deploy.evaluation.request import EvalRequest, chosen_data
 from spade_deploy.evaluation.result import EvalResult, Row, Strip, StyleStrip
-from spade_deploy.label_map import Size
+from spade_deploy.image_file import Size
 from spade_deploy.metrics import OnnxExtractor, OnnxSegmenter
 from spade_deploy.spec import LabelSpec
 

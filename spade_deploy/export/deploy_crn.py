@@ -86,7 +86,8 @@ class DeployCascade(DenseModel):
             unit = self.get_submodule(name)
             dtype = dtype_of(unit)
             here = seen.pop().to(dtype)
-            x = unit(here if x is None else torch.cat([doubled(x.to(dtype)), here], dim=1))
+            # Doubled first, cast then: what `precision.py` sees enter a unit is what is cast.
+            x = unit(here if x is None else torch.cat([doubled(x).to(dtype), here], dim=1))
         assert x is not None  # there is a module at least
         logits: Tensor = self.conv_img(x.to(dtype_of(self.conv_img)))
         return logits

@@ -108,7 +108,8 @@ class DeployModel(DenseModel):
             count = 3 if block.has_shortcut else 2
             mine, hidden[stride] = hidden[stride][:count], hidden[stride][count:]
             x = self.get_submodule(block.name)(x, mine)
-        logits: Tensor = self.conv_img(functional.leaky_relu(x.to(dtype_of(self.conv_img)), LEAKY_SLOPE))
+        # The cast is last before a unit begins: what `precision.py` sees enter is what is cast.
+        logits: Tensor = self.conv_img(functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(self.conv_img)))
         return logits
 
     def _latent(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:

@@ -155,6 +155,7 @@ def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path) -> None:
         node.metadata_props.clear()  # the exporting machine's paths
     for value in program.model.graph.inputs:
         value.metadata_props.clear()
+    program.model.graph.metadata_props.clear()  # written from sets: the same model would be other bytes each time
     program.model.producer_name = "spade-deploy"
     program.save(str(path), external_data=False)
 

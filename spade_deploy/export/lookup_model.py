@@ -188,7 +188,7 @@ class LookupModel(nn.Module):
             count = 3 if block.has_shortcut else 2
             mine, windows[block.stride] = windows[block.stride][:count], windows[block.stride][count:]
             x = self.get_submodule(block.name)(x, mine, index)
-        x = functional.leaky_relu(x.to(dtype_of(self.conv_img)), LEAKY_SLOPE)
+        x = functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(self.conv_img))
         return to_outputs(self.conv_img(x.permute(0, 3, 1, 2)))
 
     def _windows(self, stride: int, codes: Tensor, patterns: Tensor) -> list[Tensor]:

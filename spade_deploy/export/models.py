@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
+from torch import Tensor
 
+from spade_deploy.artifact import Arrays
 from spade_deploy.errors import ConfigError
 from spade_deploy.export.dense_model import DenseModel
 from spade_deploy.export.deploy_crn import DeployCascade, crn_stages, crn_units
 from spade_deploy.export.deploy_model import DeployModel, spade_stages, spade_units
 from spade_deploy.export.deploy_pix2pixhd import DeployGlobal, pix2pixhd_stages, pix2pixhd_units
 from spade_deploy.export.lookup_model import LookupModel
+from spade_deploy.patterns import graph_inputs
 from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind
 from spade_deploy.training.architectures import Generator
 from spade_deploy.training.crn import CascadedRefinementNetwork
@@ -39,6 +42,12 @@ def build_model(
     if isinstance(generator, CascadedRefinementNetwork):
         return DeployCascade(generator, fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
     return DeployGlobal(generator, fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
+
+
+def model_inputs(model: TracedModel, inputs: Arrays) -> list[Tensor]:
+    """A dense graph's inputs by name -> what `model` takes."""
+    kind = GraphKind.LOOKUP if isinstance(model, LookupModel) else GraphKind.DENSE
+    return [torch.from_numpy(array.copy()) for array in graph_inputs(model.spec, kind, inputs).values()]
 
 
 def require_kind(spec: GeneratorSpec, kind: GraphKind) -> None:

@@ -118,6 +118,7 @@ def _name_stages(onnx_model: Any, model: TracedModel) -> None:
         node.metadata_props.clear()
     for value in onnx_model.graph.inputs:
         value.metadata_props.clear()
+    onnx_model.graph.metadata_props.clear()  # written from sets: the same model would be other bytes each time
     _forget_inner_shapes(onnx_model)
     stages = model_stages(model)
     missing = [name for name in stages if name not in last_value]

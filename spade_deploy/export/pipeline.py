@@ -31,14 +31,14 @@ from spade_deploy.artifact import (
     write_manifest,
 )
 from spade_deploy.compare import FP32_FACTOR, is_undecided
+from spade_deploy.errors import ExportError
 from spade_deploy.export.encoder_graph import write_encoder
 from spade_deploy.export.int8 import Int8Request, Int8Summary, write_int8_graphs
-from spade_deploy.export.lookup_model import LookupModel
-from spade_deploy.export.models import TracedModel, build_model, require_kind, unit_names
+from spade_deploy.export.models import build_model, require_kind
 from spade_deploy.export.onnx_graph import OPSET, write_onnx
-from spade_deploy.export.precision import always_fp32, unit_ranges, units_to_keep
-from spade_deploy.patterns import graph_inputs
+from spade_deploy.export.precision import always_fp32, kept_units, measure_ranges
 from spade_deploy.spec import GraphKind, Precision, RoundingError
+from spade_deploy.stress_maps import StressMap
 from spade_deploy.training.architectures import Generator, build_generator
 from spade_deploy.training.encoder import StyleEncoder
 from spade_deploy.training.networks import make_segmap, to_pixels
@@ -49,11 +49,15 @@ VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "numpy")
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_artifact` made. int8: how the int8 graphs came about, None where there are none."""
+    """What `export_artifact` made. int8: how the int8 graphs came about, None where there are none.
+
+    stress: the maps of the largest activations that a search found; none without a half-precision graph.
+    """
 
     manifest: Manifest
     rounding: RoundingError
     int8: Int8Summary | None = None
+    stress: tuple[StressMap, ...] = ()
 
 
 def export_artifact(
@@ -73,7 +77,7 @@ def export_artifact(
     """Write graphs, golden tensors and manifest into `folder`, an empty directory.
 
     generator: in eval mode; it is read, never changed. golden_inputs: the graph's inputs by name, N of each; they
-    become the golden tensors, and the ranges of a half-precision graph are measured on them.
+    become the golden tensors, and the ranges of a half-precision graph are measured on them and on stress maps.
     kinds: of graphs; all that the architecture has if left out.
     keep_fp32: units that stay float32 in half precision beside those whose ranges ask for it, see `parse_kept`.
     int8: adds an int8 graph of each kind, made of the fp32 graphs. on_progress: what, done, in all.
@@ -86,19 +90,28 @@ def export_artifact(
         require_kind(generator.spec, kind)
     on_step("running the PyTorch reference in float32 and float64")
     reference = run_reference(generator, golden_inputs)
+    bad = int((~np.isfinite(reference[LOGITS])).any(axis=(1, 2, 3)).sum())
+    if bad:
+        raise ExportError(
+            f"the network itself makes NaN or infinity of {bad} of {len(reference[LOGITS])} golden label maps,"
+            " in PyTorch and float32: there is nothing to export",
+            hint="use an earlier checkpoint, or train again with lower rates",
+        )
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS])
     write_golden(folder, dict(golden_inputs), reference)
     encoder_graph = None
     if encoder is not None:
         on_step("writing the style encoder, and proving it equal to the PyTorch module")
         encoder_graph = write_encoder(encoder, generator.spec, folder / ENCODER_ONNX)
+    kept: tuple[str, ...] = ()
+    stress: tuple[StressMap, ...] = ()
+    if Precision.FP16 in precisions:
+        on_step("measuring what half precision must hold, on the golden inputs and on stress maps")
+        measured = measure_ranges(generator, kinds, dict(golden_inputs), on_progress)
+        kept, stress = kept_units(generator.spec, measured.largest, keep_fp32), (measured.hardest,)
     graphs = []
     for precision, kind in itertools.product(precisions, kinds):
         on_step(f"tracing and writing the {precision} {kind} graph")
-        kept: tuple[str, ...] = ()
-        if precision is Precision.FP16:
-            measured = units_to_keep(_ranges(build_model(generator, kind), golden_inputs))
-            kept = tuple(name for name in unit_names(generator.spec) if name in measured or name in keep_fp32)
         model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
         file = graph_file(precision, kind)
         write_onnx(model, folder / file)
@@ -120,7 +133,7 @@ def export_artifact(
         rounding=rounding,
         encoder=encoder_graph,
     )
-    return Exported(manifest, rounding, summary)
+    return Exported(manifest, rounding, summary, stress)
 
 
 def run_reference(generator: Generator, inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -165,17 +178,3 @@ def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype) -> tuple[Tens
     finally:
         hook.remove()
     return torch.cat(images), torch.cat(logits)
-
-
-def model_inputs(model: TracedModel, inputs: Arrays) -> list[Tensor]:
-    """A dense graph's inputs by name -> what `model` takes."""
-    kind = GraphKind.LOOKUP if isinstance(model, LookupModel) else GraphKind.DENSE
-    return [torch.from_numpy(array.copy()) for array in graph_inputs(model.spec, kind, inputs).values()]
-
-
-def _ranges(model: TracedModel, inputs: Arrays) -> dict[str, float]:
-    ranges: dict[str, float] = {}
-    for one in one_by_one(inputs):
-        for name, largest in unit_ranges(model, model_inputs(model, one)).items():
-            ranges[name] = largest if largest != largest else max(ranges.get(name, 0.0), largest)
-    return ranges

@@ -1,22 +1,28 @@
 """Which parts of a half-precision graph must stay float32: those whose values half precision cannot hold.
 
-The ranges are measured, not guessed: the float32 deploy model runs on real label maps while every tensor that any
-operator makes is watched, the ones inside a unit included (a product may overflow where the sum does not).
+The ranges are measured, not guessed: the float32 deploy model runs on real label maps and on stress maps
+(`stress_maps.py`) while every tensor is watched that a unit takes in or that any operator inside it makes. What goes in
+counts, since it is cast: the unit before may stay float32 and put out more than half precision holds. What is made
+inside counts, since a product may overflow where the sum does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spade_deploy.errors import ConfigError
-from spade_deploy.export.models import TracedModel, unit_names
-from spade_deploy.spec import GeneratorSpec, NormType
+from spade_deploy.artifact import Arrays, one_by_one
+from spade_deploy.errors import ConfigError, ExportError
+from spade_deploy.export.models import TracedModel, build_model, model_inputs, unit_names
+from spade_deploy.spec import GeneratorSpec, GraphKind, NormType
+from spade_deploy.stress_maps import StressMap, evaluations_for, hardest_map, stress_maps
+from spade_deploy.training.architectures import Generator
 
 FP16_MAX = 65504.0
 HEADROOM = 8.0
@@ -30,14 +36,96 @@ def always_fp32(spec: GeneratorSpec) -> tuple[str, ...]:
 
 
 def unit_ranges(model: TracedModel, inputs: Sequence[Tensor]) -> dict[str, float]:
-    """The largest magnitude of any weight or activation in each unit of a float32 model, for these inputs."""
+    """The largest magnitude of any weight of each unit, of what it takes in and of what it makes, for these inputs.
+
+    model: in float32. inputs: what it takes.
+    """
     ranges = {name: _largest(model.get_submodule(name).parameters()) for name in unit_names(model.spec)}
     with _watched_units(model, ranges), torch.no_grad():
         model(*inputs)
     return ranges
 
 
-def units_to_keep(ranges: dict[str, float]) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class MeasuredRanges:
+    """largest: by unit, over all kinds of graph and all maps. hardest: the worst map that the search found."""
+
+    largest: Mapping[str, float]
+    hardest: StressMap
+
+
+def measure_ranges(
+    generator: Generator,
+    kinds: Sequence[GraphKind],
+    golden: Arrays,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> MeasuredRanges:
+    """The ranges of every kind of graph in one, so that all keep the same units.
+
+    golden: the dense graph's inputs by name, N of each; stress maps and a search for the largest activations are added.
+    on_progress: what, done, in all.
+    """
+    spec = generator.spec
+    evaluations = evaluations_for(spec)
+    stress = list(stress_maps(spec, classes=evaluations))
+    largest: dict[str, float] = {}
+    hardest: StressMap | None = None
+    for kind in kinds:
+        model = build_model(generator, kind)
+        maps = [*one_by_one(golden), *(one.inputs for one in stress)]
+        by_map = []
+        for done, inputs in enumerate(maps, start=1):
+            by_map.append(unit_ranges(model, model_inputs(model, inputs)))
+            largest = _merged(largest, by_map[-1])
+            on_progress(f"measuring the ranges of the {kind} graph", done, len(maps))
+        if hardest is None:
+            starts = [(one.inputs, found) for one, found in zip(stress, by_map[-len(stress) :], strict=True)]
+            hardest, found = _search(model, starts, units_to_keep(largest), evaluations)
+            largest = _merged(largest, found)
+            stress.append(hardest)
+    assert hardest is not None  # there is a kind at least
+    return MeasuredRanges(largest, hardest)
+
+
+def _search(
+    model: TracedModel, starts: Sequence[tuple[Arrays, dict[str, float]]], kept: Sequence[str], evaluations: int
+) -> tuple[StressMap, dict[str, float]]:
+    """Climb from the worst stress map, by the largest value of any unit that would be half as it looks so far."""
+    ranges: dict[str, float] = {}
+
+    def worst(found: Mapping[str, float]) -> float:
+        return max((value for name, value in found.items() if name not in kept), default=0.0)
+
+    def score(inputs: Arrays) -> float:
+        nonlocal ranges
+        found = unit_ranges(model, model_inputs(model, inputs))
+        ranges = _merged(ranges, found)
+        return worst(found)
+
+    start = max(starts, key=lambda each: worst(each[1]))[0]
+    hardest, _ = hardest_map(model.spec, start, score, evaluations)
+    return hardest, ranges
+
+
+def _merged(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    return {**first, **{name: _larger(first.get(name, 0.0), value) for name, value in second.items()}}
+
+
+def kept_units(spec: GeneratorSpec, ranges: Mapping[str, float], asked: Iterable[str]) -> tuple[str, ...]:
+    """What stays float32 by its ranges or because a user wants it. Raises ExportError where nothing is left."""
+    units = unit_names(spec)
+    wanted = {*units_to_keep(ranges), *asked}
+    if wanted.issuperset(units):
+        largest = max(ranges.values(), key=lambda value: (value != value, value))
+        raise ExportError(
+            f"--fp16: half precision can hold no part of this model: values reach {largest:.3g}, and up to"
+            f" {FP16_MAX / HEADROOM:.0f} are safe ({FP16_MAX:.0f} with a headroom of {HEADROOM:g})",
+            hint="export without --fp16: the fp32 graphs run everywhere",
+        )
+    return tuple(name for name in units if name in wanted)
+
+
+def units_to_keep(ranges: Mapping[str, float]) -> tuple[str, ...]:
     """The units that half precision cannot hold safely, in the order they run. Not-a-number counts as too large."""
     return tuple(name for name, largest in ranges.items() if not largest <= FP16_MAX / HEADROOM)
 
@@ -65,8 +153,8 @@ def _watched_units(model: TracedModel, ranges: dict[str, float]) -> Iterator[Non
     handles = []
     for name in ranges:
         unit = model.get_submodule(name)
-        handles.append(unit.register_forward_pre_hook(lambda _, __, name=name: watcher.enter(name)))
-        handles.append(unit.register_forward_hook(lambda _, __, ___: watcher.enter(None)))
+        handles.append(unit.register_forward_pre_hook(lambda _, taken, name=name: watcher.enter(name, taken)))
+        handles.append(unit.register_forward_hook(lambda _, __, ___: watcher.leave()))
     try:
         with watcher:
             yield
@@ -76,28 +164,48 @@ def _watched_units(model: TracedModel, ranges: dict[str, float]) -> Iterator[Non
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees the result of every operator and books its largest magnitude on the unit that is running."""
+    """Sees what a unit takes in and the result of every operator in it, and books the largest magnitude on it."""
 
     def __init__(self, ranges: dict[str, float]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._ranges = ranges
         self._unit: str | None = None
 
-    def enter(self, unit: str | None) -> None:
+    def enter(self, unit: str, taken: Any) -> None:
         self._unit = unit
+        self._book(taken)
+
+    def leave(self) -> None:
+        self._unit = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self._unit is not None:
-            tensors = result if isinstance(result, tuple | list) else [result]
-            floats = (tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_floating_point())
-            self._ranges[self._unit] = max(self._ranges[self._unit], _largest(floats))
+        self._book(result)
         return result
+
+    def _book(self, found: Any) -> None:
+        if self._unit is not None:
+            self._ranges[self._unit] = _larger(self._ranges[self._unit], _largest(_floats(found)))
+
+
+def _floats(found: Any) -> Iterator[Tensor]:
+    """The tensors of floats in nested tuples and lists."""
+    if isinstance(found, Tensor) and found.is_floating_point():
+        yield found
+    elif isinstance(found, tuple | list):
+        for part in found:
+            yield from _floats(part)
+
+
+def _larger(first: float, second: float) -> float:
+    """Not-a-number counts as larger than any number."""
+    return first if first != first or first >= second else second
 
 
 def _largest(tensors: Iterator[Tensor] | Iterator[nn.Parameter]) -> float:
     largest = 0.0
     for tensor in tensors:
-        value = float(tensor.detach().abs().max())
-        largest = value if value != value else max(largest, value)
+        if tensor.numel():
+            low, high = torch.aminmax(tensor.detach())
+            largest = _larger(largest, max(float(high), -float(low)))
     return largest

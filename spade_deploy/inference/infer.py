@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 from spade_deploy.artifact import Artifact
 from spade_deploy.engines.runtime import Backend, GraphChoice, open_runtime
 from spade_deploy.errors import ConfigError, SpadeError
+from spade_deploy.image_file import Size
 from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
 from spade_deploy.inference.style import style_vector
-from spade_deploy.label_map import Size
-from spade_deploy.spec import GeneratorSpec, Precision
+from spade_deploy.label_files import find_label_maps
+from spade_deploy.locks import locked
+from spade_deploy.spec import MAX_BATCH, GeneratorSpec, Precision
 
 _DROP = "leave the flag out"
 
@@ -30,7 +33,8 @@ class ResizePolicy(StrEnum):
 class InferSummary:
     """What became of every label file: total = written + skipped + failures.
 
-    skipped: results that were there. resized: results whose files had another size than the model was run with.
+    left_out: a sentence for each photo that lay beside its label map. skipped: results that were there.
+    resized: results whose files had another size than the model was run with.
     runtime: what ran, empty where nothing was left to run. seconds: from the first file to the last, without loading.
     """
 
@@ -42,6 +46,7 @@ class InferSummary:
     failures: tuple[Failure, ...]
     runtime: str
     seconds: float
+    left_out: tuple[str, ...] = ()
 
     @property
     def images_per_s(self) -> float:
@@ -55,6 +60,7 @@ def infer(
     *,
     instances: Path | None = None,
     no_instances: bool = False,
+    preset: str | None = None,
     precision: Precision | None = None,
     backend: Backend | str = Backend.AUTO,
     batch_size: int = 1,
@@ -69,28 +75,39 @@ def infer(
     on_progress: Progress | None = None,
     on_runtime: Callable[[str], None] | None = None,
 ) -> InferSummary:
-    """Make an image of every label map in `labels`, a flat folder or one file; named by its stem.
+    """Make an image of every label map in `labels`: a flat folder, a data set in its layout, or one file.
+
+    Images are named by the label map's stem; of Cityscapes' official files by city, sequence and frame.
 
     out: a folder, or for one label file a .png or .jpg name.
-    instances: a folder paired by stem (or one file), needed by a model with an edge channel, unless `no_instances`
-    leaves that channel empty.
+    instances: a folder paired by stem (or one file), needed by a model with an edge channel where the layout has none,
+    unless `no_instances` leaves that channel empty. preset: whose layout; what the model's labels are if left out.
     size: (height, width) to run at instead of the model's own.
     seed, style_image: the style of a VAE model, the same for every image: a seed's, or a photo's; neither is the mean.
     on_runtime: told what runs, once it is loaded.
-    Files that cannot be used are in the summary's failures. Raises ConfigError, NotFoundError, errors of the
-    runtime, and SpadeError where a result cannot be written.
+    Files that cannot be used, or whose result has no place, are in the summary's failures. Raises ConfigError,
+    NotFoundError, errors of the runtime, FolderBusyError where another process fills the folder, and SpadeError where
+    a result cannot be written.
     """
     spec = artifact.manifest.generator
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size: {batch_size} is not a positive number")
+    if not 1 <= batch_size <= MAX_BATCH:
+        raise ConfigError(f"--batch-size: {batch_size} is not in 1..{MAX_BATCH}")
     _check_instance_flags(spec, instances, no_instances)
     reader = Reader(spec, _target_size(spec, resize, size), style_vector(artifact, seed, style_image))
-    plan = make_plan(labels, out, None if no_instances else instances, image_format, overwrite)
+    found = find_label_maps(labels, instances, spec.labels, preset=preset, no_instances=no_instances)
+    if spec.labels.has_edges and instances is None and not no_instances and not found.has_instances:
+        raise ConfigError(
+            "--instances: this model has an edge channel, made of instance maps",
+            hint="give their folder, or --no-instances to leave the edge channel empty (looks worse)",
+        )
+    plan = make_plan(labels, found, out, image_format, overwrite)
     tally = Tally(len(plan.jobs), list(plan.failures), on_progress)
     runtime_name = ""
     if plan.jobs:
         _make_folder(plan.folder)
-        with open_runtime(artifact, precision, backend, threads, graph) as runtime:
+        # A single file may go into a folder that others fill; of two commands that fill one, both would make all.
+        alone = nullcontext() if labels.is_file() else locked(plan.folder, f"making images of {labels}")
+        with alone, open_runtime(artifact, precision, backend, threads, graph) as runtime:
             runtime_name = runtime.name
             if on_runtime is not None:
                 on_runtime(runtime_name)
@@ -105,6 +122,7 @@ def infer(
         failures=tuple(sorted(tally.failures, key=lambda failure: failure.path)),
         runtime=runtime_name,
         seconds=tally.seconds,
+        left_out=plan.left_out,
     )
 
 
@@ -121,11 +139,6 @@ def _check_instance_flags(spec: GeneratorSpec, instances: Path | None, no_instan
     flag = "--instances" if instances is not None else "--no-instances"
     if not spec.labels.has_edges and (instances is not None or no_instances):
         raise ConfigError(f"{flag}: this model has no edge channel, so instance maps mean nothing to it", hint=_DROP)
-    if spec.labels.has_edges and instances is None and not no_instances:
-        raise ConfigError(
-            "--instances: this model has an edge channel, made of instance maps",
-            hint="give their folder, or --no-instances to leave the edge channel empty (looks worse)",
-        )
 
 
 def _target_size(spec: GeneratorSpec, resize: ResizePolicy | str, size: Size | None) -> Size | None:

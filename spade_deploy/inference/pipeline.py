@@ -6,6 +6,7 @@ not grow with the folder.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import deque
@@ -23,9 +24,10 @@ from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z
 from spade_deploy.atomic import atomic_file
 from spade_deploy.engines.runtime import Runtime, check_inputs
 from spade_deploy.errors import InputRefusedError, LabelMapError, RuntimeUnavailableError, SpadeError
-from spade_deploy.inference.plan import Failure, Job
+from spade_deploy.image_file import Size
+from spade_deploy.inference.plan import Failure, Job, failure
 from spade_deploy.inference.png import encode_png
-from spade_deploy.label_map import Size, read_instance_map, read_label_map, resize_nearest, save_pixels
+from spade_deploy.label_map import read_instance_map, read_label_map, resize_nearest, save_pixels
 from spade_deploy.spec import GeneratorSpec
 
 Progress = Callable[[int, int, float], None]
@@ -33,6 +35,9 @@ Progress = Callable[[int, int, float], None]
 
 # Of each kind, and never more than half the cores: they compete with a CPU session.
 _MAX_WORKERS = 4
+
+_OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL)
+"""What keeps one result from being written, and says nothing of the others; a full disk concerns all."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,7 @@ class Tally:
         self._tell()
 
     def count_failure(self, path: Path, error: Exception) -> None:
-        message = str(error) if str(path) in str(error) else f"{path}: {error}"
-        self.failures.append(Failure(path, message, getattr(error, "hint", None)))
+        self.failures.append(failure(path, error))
         self._tell()
 
     def _tell(self) -> None:
@@ -123,6 +127,7 @@ class Tally:
 class _Writing:
     """A result on its way to the disk. The maps it was made of are not kept."""
 
+    label: Path
     result: Path
     was_resized: bool
     future: Future[None]
@@ -153,7 +158,7 @@ class Pipeline:
                     continue
                 for maps, image in zip(batch, found, strict=True):
                     future = self._encoders.submit(_write, maps.job.result, image)
-                    self._writes.append(_Writing(maps.job.result, maps.was_resized, future))
+                    self._writes.append(_Writing(maps.job.label, maps.job.result, maps.was_resized, future))
                 self._collect(at_most_open=self._ahead)
             self._collect(at_most_open=0)
         finally:
@@ -223,6 +228,14 @@ class Pipeline:
             try:
                 writing.future.result()
             except (SpadeError, OSError) as error:
+                cause = error if isinstance(error, OSError) else error.__cause__
+                if isinstance(cause, OSError) and cause.errno in _OF_ONE_NAME:
+                    reason = LabelMapError(
+                        f"its result cannot be written: {cause.strerror}: {writing.result}",
+                        hint="give the label map another name, or choose another folder",
+                    )
+                    self._tally.count_failure(writing.label, reason)
+                    continue
                 raise SpadeError(
                     f"the result {writing.result} cannot be written: {error.__cause__ or error};"
                     f" {self._tally.written} of {self._tally.total} images were",
@@ -242,5 +255,5 @@ def _write(result: Path, pixels: NDArray[np.uint8]) -> None:
         save_pixels(result, pixels)
         return
     content = encode_png(pixels)
-    with atomic_file(result) as temporary:
+    with atomic_file(result, flush="file") as temporary:
         temporary.write_bytes(content)

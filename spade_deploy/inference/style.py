@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, MissingDependencyError
-from spade_deploy.label_map import read_photo
+from spade_deploy.image_file import read_photo
 
 _DROP = "leave the flag out"
 
@@ -63,8 +63,8 @@ def encode_photo(artifact: Artifact, photo: Path) -> tuple[NDArray[np.float32], 
         pixels = read_photo(photo, (spec.height, spec.width))[None]
     except LabelMapError as error:
         raise LabelMapError(f"--style-image: {error.message}", hint=error.hint) from error
-    path = artifact.path_of(manifest.encoder.file)
-    session = _session(path)
+    with artifact.vouched(manifest.encoder.file) as path:
+        session = _session(path)
     _check_contract(path, session, artifact)
     try:
         mu, logvar = session.run([MU, LOGVAR], {PHOTO: pixels})

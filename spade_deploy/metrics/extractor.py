@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.metrics.onnx_images import ImageModel
 
 FLAG = "--extractor"
@@ -78,7 +78,7 @@ class OnnxExtractor:
         wanted = self._model.facts.get("output")
         chosen = wanted if wanted is not None else "features" if "features" in names else names[0]
         if chosen not in names or (wanted is None and len(names) > 1 and chosen != "features"):
-            found = f"{chosen!r} is not one of" if chosen not in names else "which one is not known of"
+            found = f"{quoted(chosen)} is not one of" if chosen not in names else "which one is not known of"
             raise ConfigError(
                 f"{FLAG} {self._model.path}: output: {found} {', '.join(names)}", hint="name it with --extractor-output"
             )

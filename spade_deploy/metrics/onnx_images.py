@@ -6,9 +6,8 @@ of the same name beside it, from its metadata, or from the table of known files,
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
+from spade_deploy.errors import (
+    ConfigError,
+    MissingDependencyError,
+    NotFoundError,
+    SpadeError,
+    quoted,
+    reason_of,
+)
+from spade_deploy.files import open_regular, parse_json, read_json, sha256_of
+from spade_deploy.onnx_data import external_files
 
 METADATA_KEY = "spade-deploy"
 """Of an ONNX file's metadata: a JSON object with the fields of the file beside it."""
@@ -47,7 +55,7 @@ class Preprocessing:
         if not all(value > 0 for value in self.std):
             raise ConfigError(f"std: {self.std} are not positive")
         if self.size is not None and not (len(self.size) == 2 and all(1 <= side <= MAX_SIDE for side in self.size)):
-            raise ConfigError(f"size: {self.size} is not (height, width) in 1..{MAX_SIDE} pixels")
+            raise ConfigError(f"size: {quoted(self.size)} is not (height, width) in 1..{MAX_SIDE} pixels")
 
     def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """N x H x W x 3 -> N x 3 x h x w."""
@@ -97,6 +105,9 @@ class ImageModel:
         self.facts: dict[str, Any] = {}
         for _, facts in sources:
             self.facts.update(facts)
+        for name in ("name", "output"):
+            if not isinstance(self.facts.get(name, ""), str):
+                raise ConfigError(f"{flag} {path}: {name} is {quoted(self.facts[name])}, not a text")
         self.source = ", ".join(name for name, facts in reversed(sources) if facts)
         self._input, shape = _image_input(self._session, path, flag)
         self.preprocessing = self._preprocessing(shape)
@@ -152,13 +163,12 @@ def _flags(flag: str) -> str:
 
 
 def _sha256(path: Path, flag: str) -> str:
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise NotFoundError(f"{flag}: {path} is not there", hint="give an ONNX file")
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
-        raise NotFoundError(f"{flag}: {path} cannot be read ({error.strerror})") from error
+        raise NotFoundError(f"{flag}: {path} cannot be read ({reason_of(error)})", hint="give an ONNX file") from error
 
 
 def _open(path: Path, flag: str) -> Any:
@@ -170,6 +180,17 @@ def _open(path: Path, flag: str) -> Any:
         raise MissingDependencyError(
             f"{flag} needs ONNX Runtime, which cannot be imported: {error}", hint="pip install 'spade-deploy[cpu]'"
         ) from error
+    try:
+        names = external_files(path)
+    except ValueError as error:
+        raise ConfigError(f"{flag} {path}: is not opened: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from error
+    for name in names:  # the file says which, and may be anybody's
+        try:
+            open_regular(path.parent / name).close()
+        except OSError as error:
+            raise ConfigError(f"{flag} {path}: its weights in {quoted(name)}: {error.strerror}") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -193,7 +214,12 @@ def _image_input(session: Any, path: Path, flag: str) -> tuple[str, tuple[int | 
 
 def _metadata(session: Any, path: Path, flag: str) -> dict[str, Any]:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    return {} if text is None else _object(text, f"{flag} {path}: its metadata {METADATA_KEY!r}")
+    if text is None:
+        return {}
+    try:
+        return parse_json(str(text))
+    except ValueError as error:
+        raise ConfigError(f"{flag} {path}: its metadata {METADATA_KEY!r} is no JSON ({reason_of(error)})") from error
 
 
 def _sidecar(path: Path) -> Path:
@@ -202,31 +228,19 @@ def _sidecar(path: Path) -> Path:
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
     beside = _sidecar(path)
-    if not beside.is_file():
+    if not os.path.lexists(beside):  # a link to nothing is not the same as no file
         return {}
     try:
-        if beside.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(f"{beside}: is larger than {MAX_JSON_BYTES} bytes")
-        return _object(beside.read_bytes().decode("utf-8"), str(beside))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{beside}: cannot be read ({error})") from error
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: is no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: holds {type(value).__name__}, not an object")
-    return value
+        return read_json(beside, MAX_JSON_BYTES)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{beside}: cannot be read as JSON ({reason_of(error)})") from error
 
 
 def _triple(value: Any, where: str) -> Triple:
     values = [value] * 3 if isinstance(value, int | float) else value
     is_right = isinstance(values, list | tuple) and len(values) == 3
     if not is_right or not all(isinstance(part, int | float) and not isinstance(part, bool) for part in values):
-        raise ConfigError(f"{where} is {value!r}, not a number or three of them")
+        raise ConfigError(f"{where} is {quoted(value)}, not a number or three of them")
     red, green, blue = values
     return float(red), float(green), float(blue)
 
@@ -234,7 +248,7 @@ def _triple(value: Any, where: str) -> Triple:
 def _integers(value: Any, where: str) -> tuple[int, int]:
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     if not is_pair or not all(isinstance(side, int) and not isinstance(side, bool) for side in value):
-        raise ConfigError(f"{where} is {value!r}, not [height, width]")
+        raise ConfigError(f"{where} is {quoted(value)}, not [height, width]")
     return int(value[0]), int(value[1])
 
 

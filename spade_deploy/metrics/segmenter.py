@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.metrics.onnx_images import ImageModel
 from spade_deploy.spec import LabelSpec
 
@@ -86,12 +86,12 @@ class OnnxSegmenter:
         if names is None:
             return None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"{FLAG} {self._model.path}: labels is {str(names)[:80]!r}, not a list of names")
+            raise ConfigError(f"{FLAG} {self._model.path}: labels is {quoted(names)}, not a list of names")
         ids = {self.labels.name_of(n).casefold(): n for n in range(self.labels.num_labels)}
         mapping = np.array([ids.get(name.casefold(), NO_CLASS) for name in names], np.int32)
         if (mapping < 0).all():
             raise ConfigError(
-                f"{FLAG} {self._model.path}: none of its classes ({', '.join(names[:4])}, ...) is one of the label"
+                f"{FLAG} {self._model.path}: none of its classes ({quoted(names[:4])}, ...) is one of the label"
                 f" set's ({', '.join(self.labels.name_of(n) for n in range(min(4, self.labels.num_labels)))}, ...)",
                 hint="take a segmenter of this label set, or --train-segmenter",
             )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from spade_deploy.atomic import atomic_file
-from spade_deploy.errors import CheckpointError, ConfigError, MissingDependencyError, NotFoundError
-from spade_deploy.label_map import opened
+from spade_deploy.errors import CheckpointError, ConfigError, MissingDependencyError, NotFoundError, reason_of
+from spade_deploy.files import read_json
+from spade_deploy.image_file import opened
 from spade_deploy.training.plots import GRID_GAP_PX, Pixels
 
 GIF_BYTES = 5_000_000
@@ -84,7 +84,11 @@ def animate(run: Path, target: Path, fps: float | None = None) -> Animation:
         made = writers[suffix](run, target, fps)
     except OSError as error:
         raise ConfigError(f"--out: {target} cannot be written ({error})") from error
-    assert made is not None  # there are two grids
+    if made is None:
+        raise NotFoundError(
+            f"{run}: its sample grids have other sizes than the last one; an animation needs two that are alike",
+            hint="train on, or take grids of another size out of samples/",
+        )
     return made
 
 
@@ -211,10 +215,10 @@ def _pixels(path: Path) -> Pixels:
 def _image_size(run: Path) -> tuple[int, int]:
     path = run / "config.json"
     try:
-        spec = json.loads(path.read_bytes())["generator"]
+        spec = read_json(path)["generator"]
         return int(spec["height"]), int(spec["width"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{path}: does not tell the size of the run's images ({error})") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not tell the size of the run's images ({reason_of(error)})") from error
 
 
 def _column(path: Path, column: int, height: int, width: int) -> list[Pixels]:

@@ -7,13 +7,14 @@ random state) are files apart. Nothing is unpickled: safetensors, and `weights_o
 
 from __future__ import annotations
 
-import hashlib
+import errno
+import os
+import re
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import safetensors.torch
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 import spade_deploy
 from spade_deploy.atomic import atomic_folder, write_json
-from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.errors import CheckpointError, ConfigError, quoted, reason_of
+from spade_deploy.files import sha256_of
 from spade_deploy.runs import (
     CHECKPOINT_JSON,
     DISCRIMINATOR_FILE,
@@ -36,6 +38,8 @@ from spade_deploy.spec import GeneratorSpec
 from spade_deploy.training.architectures import Generator, build_generator
 from spade_deploy.training.config import Setup
 from spade_deploy.training.encoder import StyleEncoder
+from spade_deploy.training.weight_files import load_weights
+from spade_deploy.weights_file import read_tensor_count
 
 _DAMAGED_HINT = "the folder was damaged or copied in part; use another checkpoint"
 
@@ -71,10 +75,12 @@ def save_checkpoint(
     setup: Setup | None = None,
     state: TrainingState | None = None,
     encoder: StyleEncoder | None = None,
+    guesses: Sequence[str] = (),
 ) -> CheckpointInfo:
     """Write a checkpoint; a folder of that name is replaced as a whole. Raises OSError where it cannot be written.
 
-    origin: 'train' or 'import'; source: the imported file's name. setup and state: of a run that can be resumed.
+    origin: 'train' or 'import'; source: the imported file's name; guesses: what was guessed of it.
+    setup and state: of a run that can be resumed.
     """
     with atomic_folder(folder) as temporary:
         try:
@@ -83,9 +89,9 @@ def save_checkpoint(
                 save_tensors(temporary / ENCODER_FILE, encoder.state_dict())
             if state is not None:
                 save_tensors(temporary / DISCRIMINATOR_FILE, state.discriminator)
-                torch.save(dict(state.rest), temporary / OPTIMIZERS_FILE)
-        except (RuntimeError, SafetensorError) as error:  # how these libraries report a full disk
-            raise OSError(f"{folder}: {_first_line(error)}") from error
+                _save_state(temporary / OPTIMIZERS_FILE, dict(state.rest))
+        except SafetensorError as error:
+            raise _as_os_error(error, folder) from error
         info = CheckpointInfo(
             created_unix_ns=time.time_ns(),
             step=step,
@@ -98,6 +104,7 @@ def save_checkpoint(
             source=source,
             train=setup.train.to_json() if setup is not None else None,
             data=setup.data.to_json() if setup is not None else None,
+            guesses=list(guesses) or None,
             versions={"spade-deploy": spade_deploy.__version__, "torch": str(torch.__version__)},
         )
         write_json(temporary / CHECKPOINT_JSON, info.to_json())
@@ -132,12 +139,13 @@ def load_training_state(checkpoint: Path) -> TrainingState:
     path = checkpoint / OPTIMIZERS_FILE
     _check_digest(path, info.optimizers_sha256)
     try:
-        with warnings.catch_warnings(action="ignore"):  # about how a damaged file was pickled
-            rest = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on noise the unpickler raises nearly anything
-        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})", hint=_DAMAGED_HINT) from error
+        rest = load_weights(path, OPTIMIZERS_FILE)
+    except CheckpointError as error:
+        raise CheckpointError(error.message, hint=_DAMAGED_HINT) from error
     if not isinstance(rest, dict):
         raise CheckpointError(f"{path}: holds {type(rest).__name__}, not a dictionary", hint=_DAMAGED_HINT)
+    if not isinstance(rest.get("facts", {}), dict):
+        raise CheckpointError(f"{path}: facts is {quoted(rest['facts'])}, not a dictionary", hint=_DAMAGED_HINT)
     return TrainingState(discriminator, rest)
 
 
@@ -147,7 +155,7 @@ def load_setup(checkpoint: Path) -> Setup:
     try:
         return Setup.from_json({"train": info.train, "generator": info.generator.to_json(), "data": info.data})
     except ConfigError as error:
-        raise CheckpointError(f"{checkpoint / CHECKPOINT_JSON}: {error}", hint=_DAMAGED_HINT) from error
+        raise CheckpointError(f"{checkpoint / CHECKPOINT_JSON}: {reason_of(error)}", hint=_DAMAGED_HINT) from error
 
 
 def _resumable_info(checkpoint: Path) -> CheckpointInfo:
@@ -161,7 +169,7 @@ def _resumable_info(checkpoint: Path) -> CheckpointInfo:
 def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path) -> None:
     """Raises CheckpointError that names the tensors which are missing, not known, or of another shape or type."""
     problems = [f"{name} is missing" for name in own if name not in found]
-    problems += [f"{name} is not known" for name in found if name not in own]
+    problems += [f"{quoted(name)[1:-1]} is not known" for name in found if name not in own]
     for name, tensor in own.items():
         if name in found and (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
             problems.append(f"{name} is {_kind(found[name])} and should be {_kind(tensor)}")
@@ -179,10 +187,51 @@ def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> Ge
         with torch.device("meta"):
             blueprint = build_generator(spec)
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: no generator can be built of its spec ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: no generator can be built of its spec ({reason_of(error)})") from error
     check_tensors(blueprint.state_dict(), tensors, path)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; the caller's numbers are not touched
         return build_generator(spec)
+
+
+def _save_state(path: Path, state: dict[str, Any]) -> None:
+    """Raises OSError with the system's reason: PyTorch's own error for a full disk is 'unexpected pos'."""
+    with path.open("wb") as file:
+        told = _Told(file)
+        try:
+            torch.save(state, cast(IO[bytes], told))
+            file.flush()
+        except Exception as error:
+            if told.error is not None:
+                raise told.error from None
+            if isinstance(error, RuntimeError):  # how PyTorch's own writer reports what the system said
+                raise OSError(errno.EIO, reason_of(error), str(path)) from error
+            raise
+
+
+class _Told:
+    """A file that remembers the error which a library made another one of."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _as_os_error(error: SafetensorError, where: Path) -> OSError:
+    """safetensors reports a full disk as '... (os error 28)' or `IoError(Os { code: 28, ... })`."""
+    code = re.search(r"(?:code: |os error )(\d+)", str(error))
+    if code is None:
+        return OSError(errno.EIO, reason_of(error), str(where))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(where))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -192,38 +241,42 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError where it has another SHA-256 or cannot be read."""
+    """The tensors of a safetensors file. Raises CheckpointError where it has another SHA-256, cannot be read, or
+    holds what is no finite number."""
     _check_digest(path, sha256)
+    read_tensor_count(path)  # its header, bounded and checked
     try:
-        return dict(safetensors.torch.load_file(path))
+        tensors = dict(safetensors.torch.load_file(path))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})", hint=_DAMAGED_HINT) from error
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})", hint=_DAMAGED_HINT) from error
+    require_finite(tensors, path)
+    return tensors
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Raises CheckpointError that names the first tensor which has NaN or infinity: so would all that it computes."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{where}: {name} has values that are not finite (NaN or infinity): the network would make NaN of every"
+                " label map",
+                hint="the training that wrote it had diverged; use an earlier checkpoint",
+            )
 
 
 def _check_digest(path: Path, recorded: str) -> None:
     try:
         found = sha256_of(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})", hint=_DAMAGED_HINT) from error
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})", hint=_DAMAGED_HINT) from error
     if found != recorded:
         raise CheckpointError(
             f"{path}: its SHA-256 begins {found[:12]}, {CHECKPOINT_JSON} says {recorded[:12]}", hint=_DAMAGED_HINT
         )
 
 
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def is_finite(module: nn.Module) -> bool:

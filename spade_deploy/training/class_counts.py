@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spade_deploy.atomic import write_json
+from spade_deploy.files import read_json
 from spade_deploy.spec import LabelSpec
 
 CLASSES_JSON = "classes.json"
@@ -74,17 +75,35 @@ class ClassCounts:
         steps = {"first_step": self.first_step, "last_step": self.last_step}
         write_json(run / CLASSES_JSON, {**steps, "samples": self.samples, "pixels": pixels, "classes": classes})
 
+    def state(self) -> dict[str, Any]:
+        """What `resumed` goes on from: plain values and a tensor."""
+        return {
+            "table": self.table.clone(),
+            "samples": self.samples,
+            "first_step": self.first_step,
+            "last_step": self.last_step,
+        }
+
     @classmethod
-    def resumed(cls, run: Path, labels: LabelSpec, start: int) -> ClassCounts:
-        """Go on counting after step `start` of a run; from zero where what it wrote counts another number of steps."""
+    def resumed(cls, run: Path, labels: LabelSpec, start: int, state: Mapping[str, Any] | None = None) -> ClassCounts:
+        """Go on counting after step `start` of a run; from zero where what is known counts another number of steps.
+
+        state: what the checkpoint has; without it, as in older ones, classes.json tells.
+        """
         counts = cls(labels, start)
         try:
-            saved: Any = json.loads((run / CLASSES_JSON).read_bytes())
-            table = torch.tensor([[entry["pixels"], entry["samples"]] for entry in saved["classes"]], dtype=torch.int64)
+            saved: Any = state if state is not None else _from_file(run / CLASSES_JSON)
+            table = saved["table"].to(torch.int64)
             fits = table.shape == counts.table.shape and saved["last_step"] == start
             samples, first_step = int(saved["samples"]), int(saved["first_step"])
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError):
             return counts
         if fits:
             counts.table, counts.samples, counts.first_step = table, samples, first_step
         return counts
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    saved = read_json(path)
+    table = torch.tensor([[entry["pixels"], entry["samples"]] for entry in saved["classes"]], dtype=torch.int64)
+    return {**{name: saved[name] for name in ("samples", "first_step", "last_step")}, "table": table}

@@ -13,8 +13,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.dataset_files import DataConfig, Size
-from spade_deploy.errors import ConfigError
+from spade_deploy.dataset_files import DataConfig
+from spade_deploy.errors import ConfigError, quoted
+from spade_deploy.image_file import Size
 from spade_deploy.label_sets import label_set
 from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, NormType, Upsampling
 
@@ -176,7 +177,7 @@ class TrainConfig:
         for name in ("save_every", "sample_every", "log_every", "keep_checkpoints"):
             _check_range("--" + name.replace("_", "-"), getattr(self, name), 1, 10**9)
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
-            raise ConfigError(f"--device: {self.device!r} is not auto, cpu, cuda or cuda:NUMBER")
+            raise ConfigError(f"--device: {quoted(self.device)} is not auto, cpu, cuda or cuda:NUMBER")
 
     def _check_evaluation(self) -> None:
         _check_range("--eval-every", self.eval_every, 0, 10**9)
@@ -366,12 +367,12 @@ def chosen(kind: type[StrEnum], value: Any, what: str) -> StrEnum:
     try:
         return kind(value)
     except ValueError as error:
-        raise ConfigError(f"{what}: {value!r} is not one of {', '.join(kind)}") from error
+        raise ConfigError(f"{what}: {quoted(value)} is not one of {', '.join(kind)}") from error
 
 
 def _check_range(flag: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise ConfigError(f"{flag}: {value} is not in {low}..{high}")
+        raise ConfigError(f"{flag}: {quoted(value)} is not in {low}..{high}")
 
 
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
@@ -394,7 +395,7 @@ def _checked_fields(cls: type, value: Any, what: str) -> dict[str, Any]:
     types = {entry.name: str(entry.type) for entry in fields(cls)}
     unknown = sorted(set(known) - set(types))
     if unknown:
-        raise ConfigError(f"{what}: unknown field {unknown[0]!r}; known are {', '.join(types)}")
+        raise ConfigError(f"{what}: unknown field {quoted(unknown[0])}; known are {', '.join(types)}")
     for name, entry in known.items():
         if types[name] in _FIELD_TYPES:
             _typed(entry, _FIELD_TYPES[types[name]], f"{what}: {name}")
@@ -403,5 +404,5 @@ def _checked_fields(cls: type, value: Any, what: str) -> dict[str, Any]:
 
 def _typed(value: Any, kinds: tuple[type, ...], what: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ConfigError(f"{what}: {value!r} is of type {type(value).__name__}")
+        raise ConfigError(f"{what}: {quoted(value)} is of type {type(value).__name__}")
     return value

@@ -10,8 +10,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
@@ -21,18 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spade_deploy.cores import usable_cores
 from spade_deploy.data import earth
 from spade_deploy.dataset_files import DataConfig, Problem, Sample, find_samples
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, SpadeError
-from spade_deploy.label_map import (
-    Size,
-    image_size,
-    label_dtype,
-    read_instance_map,
-    read_label_map,
-    read_photo,
-)
+from spade_deploy.image_file import Size, read_photo, size_beside
+from spade_deploy.label_map import label_dtype, read_instance_map, read_label_map
 from spade_deploy.spec import LabelSpec
+from spade_deploy.training.data_record import DataRecord
 
 _ORDER, _AUGMENT = 0, 1
 """Domains of the random numbers. They lead the seed: NumPy takes (seed, epoch) and (seed, epoch, 0) for the same."""
@@ -107,6 +104,10 @@ class SampleSource(Protocol):
 
     def stem(self, index: int) -> str: ...
 
+    def record(self) -> DataRecord:
+        """Which samples these are, for a run that is resumed."""
+        ...
+
     def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
         """A sample, cropped and flipped at random with `rng`; without, as evaluation sees it.
 
@@ -152,17 +153,18 @@ class FileSource:
     def stem(self, index: int) -> str:
         return self.samples[index].stem
 
+    def record(self) -> DataRecord:
+        files = ((sample.stem, (sample.label, sample.photo, sample.instance)) for sample in self.samples)
+        return DataRecord.of_files([(stem, tuple(path for path in paths if path is not None)) for stem, paths in files])
+
     def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
         sample = self.samples[index]
         instance_path = sample.instance if self.labels.has_edges else None
         if sample.photo is None:
             raise LabelMapError(f"{sample.label}: has no photo")
-        expected = image_size(sample.label)
-        for path in (sample.photo, instance_path):
-            if path is not None and (found := image_size(path)) != expected:
-                raise LabelMapError(
-                    f"{sample.label}: {expected[1]} x {expected[0]} pixels, but {path} has {found[1]} x {found[0]}"
-                )
+        for path, is_photo in ((sample.photo, True), (instance_path, False)):
+            if path is not None and (problem := size_beside(sample.label, path, is_photo=is_photo)):
+                raise LabelMapError(f"{sample.label}: {problem}")
         size = self.config.crop_size if rng is None else self.config.load_size
         arrays = Arrays(
             read_label_map(sample.label, self.labels, size),
@@ -197,6 +199,9 @@ class EarthSource:
 
     def stem(self, index: int) -> str:
         return f"{self.tiles[index].split}-{self.tiles[index].stem}"
+
+    def record(self) -> DataRecord:
+        return DataRecord.of_files([(self.stem(index), ()) for index in range(len(self))])
 
     def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
         # The two cuts may differ in number; evaluation spreads over its own.
@@ -263,7 +268,7 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """Batches without end, from step `start_step` on; each epoch has every sample once, in an order of its own.
 
-    workers: processes that load ahead; 0 loads in this one. The batches are the same.
+    workers: processes that load ahead, at most one a core; 0 loads in this one. The batches are the same.
     shard: the samples of each batch that are made, for one of several processes; each is what it is in the whole batch.
     Close it to end the workers.
     on_skip: told once about each sample that cannot be used, which is replaced by the next one that can.
@@ -360,6 +365,7 @@ def _collated(samples: Sequence[Arrays], stems: tuple[str, ...], skipped: tuple[
 
 def _loaded(source: SampleSource, keys: Iterator[list[Key]], seed: int, workers: int) -> Iterator[Batch | SpadeError]:
     fetcher = _Fetcher(source, seed)
+    workers = min(workers, usable_cores())  # more only wait for each other
     if workers == 0:
         return map(fetcher.__getitems__, keys)
     loader: DataLoader[Any] = DataLoader(
@@ -411,14 +417,30 @@ def _worker_context() -> BaseContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    if threading.current_thread() is threading.main_thread():
-        # The server ignores what it was started to ignore: without it its workers end, too. See _begin_worker.
-        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The server and the workers that it forks inherit
+    # what is blocked here, so they never see them, not even while they still import; see _begin_worker.
+    with _safe_path():
+        resource_tracker.ensure_running()  # first: it unblocks signals
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             forkserver.ensure_running()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return multiprocessing.get_context("forkserver")
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Python processes that are started in the block do not import from the current folder (as with -P)."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _begin_worker(worker: int) -> None:

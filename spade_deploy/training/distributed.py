@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spade_deploy.errors import ConfigError, SpadeError, TrainingError
 from spade_deploy.training import lifeline
 from spade_deploy.training.dataset import Shard
+from spade_deploy.training.launcher import LOST, Launcher, watched_launcher
 from spade_deploy.training.lifeline import Lifeline
 
 T = TypeVar("T")
@@ -61,11 +62,16 @@ class World:
     size: int = 1
     local_rank: int = 0
     lifeline: Lifeline | None = field(default=None, repr=False, compare=False)
+    launcher: Launcher | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes and prints."""
         return self.rank == 0
+
+    def stopped_by(self, signal: str) -> str:
+        """What a signal is for: SIGTERM is also what the end of torchrun becomes."""
+        return LOST if signal and self.launcher is not None and self.launcher.is_lost else signal
 
     def shard(self, parts: int = 1) -> Shard:
         """This process's share of every batch, which is computed in `parts`."""
@@ -180,10 +186,18 @@ def join_world() -> Iterator[World]:
     with its exit code. Raises ConfigError for an environment that makes no sense, TrainingError where the others do not
     come in time.
     """
-    place = place_in_world(os.environ)
-    if place.size == 1:
-        yield place
-        return
+    with watched_launcher(os.environ) as launcher:
+        place = place_in_world(os.environ)
+        place = place if launcher is None else replace(place, launcher=launcher)
+        if place.size == 1:
+            yield place
+            return
+        with _meeting(place) as world:
+            yield world
+
+
+@contextmanager
+def _meeting(place: World) -> Iterator[World]:
     world = _joined(place)
     assert world.lifeline is not None  # just connected
     failure = "it was stopped"
@@ -271,7 +285,7 @@ def _joined(place: World) -> World:
             hint="start all of them with torchrun; every host must reach that port",
         ) from error
     line = lifeline.connect(place.rank, place.size, host, timeout_s, place.from_main)
-    return World(place.rank, place.size, place.local_rank, line)
+    return replace(place, lifeline=line)
 
 
 def _timeout_s() -> float:

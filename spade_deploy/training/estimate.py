@@ -32,6 +32,7 @@ from spade_deploy.training.config import Amp, Modulation, Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import choose_device, peak_memory_bytes
 from spade_deploy.training.perceptual import PerceptualLoss, VggFeatures
+from spade_deploy.training.shortage import shortage
 from spade_deploy.training.steps import Learner
 
 PROCESS_BYTES = 365 << 20
@@ -252,7 +253,8 @@ def _made_up(setup: Setup, seed: int) -> Batch:
 def _measured(setup: Setup, device: torch.device, steps: int) -> dict[str, Any] | None:
     """Peak memory and seconds of real steps in a process of its own; None where that ran out of memory."""
     request = json.dumps({"setup": setup.to_json(), "device": str(device), "steps": steps})
-    command = [sys.executable, "-m", "spade_deploy.training.estimate"]
+    # -P: a file in the current folder must not take the place of a library.
+    command = [sys.executable, "-P", "-m", "spade_deploy.training.estimate"]
     try:
         done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=CHILD_LIMIT_S)
     except subprocess.TimeoutExpired as error:
@@ -276,10 +278,8 @@ def _answer(request: Any) -> dict[str, Any]:
         return _run_steps(setup, device, request["steps"])
     except SpadeError as error:
         return {"error": error.message, "hint": error.hint}
-    except (torch.OutOfMemoryError, MemoryError):
-        return {"out_of_memory": True}
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # PyTorch's own allocator on a CPU has no error of its own
+    except (RuntimeError, MemoryError) as error:
+        if shortage(error) is not None:
             return {"out_of_memory": True}
         raise
 

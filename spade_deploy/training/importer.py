@@ -2,27 +2,29 @@
 (`latest_net_E.pth`) that its code trains beside them.
 
 Such a file is a bare state dict: no config. Its tensor shapes tell everything but which labels the channels stand
-for, the size it was trained for, and whether it upsamples 'normal' or 'more'; a preset, or flags, tell those.
+for, the size it was trained for, and whether it upsamples 'normal' or 'more'; a preset, or flags, tell those. What
+neither says is guessed, and said as a guess with the flag that changes it.
 """
 
 from __future__ import annotations
 
-import tarfile
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.errors import CheckpointError, ConfigError, quoted
 from spade_deploy.label_sets import label_set
+from spade_deploy.locks import locked
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
-from spade_deploy.training.checkpoint import save_checkpoint
+from spade_deploy.training.checkpoint import require_finite, save_checkpoint
 from spade_deploy.training.encoder import StyleEncoder
 from spade_deploy.training.networks import SpadeGenerator
+from spade_deploy.training.state_dicts import check_values, choose_part, completed, fill, find_parts
+from spade_deploy.training.weight_files import load_weights
 
 RELEASED = {
     # name: upsampling, height, width
@@ -32,38 +34,45 @@ RELEASED = {
 }
 """The presets that NVIDIA released weights for."""
 
-LEGACY_TAR_HINT = (
-    "load it once with the PyTorch that wrote it (0.1.10 or older) or with torch.load(FILE, weights_only=False) if you"
-    " trust its author, then torch.save(state_dict, 'latest_net_G.pth') writes today's format"
-)
+_GENERATOR_ANCHORS = ("head_0.conv_0.weight_orig", "head_0.conv_0.weight")
+_ENCODER_ANCHORS = ("fc_mu.weight",)
+_DISCRIMINATOR_ANCHORS = ("discriminator_0.model0.0.weight",)
 
 
 @dataclass(frozen=True)
 class ImportRequest:
     """What the file cannot tell. With a preset the rest follows from it; a flag that contradicts it is refused.
 
-    labels: what the channels stand for, where there is no preset. size: (height, width) in pixels.
+    labels: what the channels stand for, where there is no preset. size: (height, width) in pixels. norm: where the file
+    has no running statistics. part: which network, where the file holds several ('generator_ema').
     """
 
     preset: str | None = None
     labels: LabelSpec | None = None
     upsampling: Upsampling | None = None
     size: tuple[int, int] | None = None
+    norm: NormType | None = None
+    part: str | None = None
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in RELEASED:
-            raise ConfigError(f"--preset: {self.preset!r} is not one of {', '.join(RELEASED)}")
+            raise ConfigError(f"--preset: {quoted(self.preset)} is not one of {', '.join(RELEASED)}")
         if self.preset is not None and self.labels is not None:
             raise ConfigError(f"--num-labels contradicts --preset {self.preset}, which says what the labels are")
 
 
 @dataclass(frozen=True)
 class ImportedGenerator:
-    """The generator in eval mode, and what was assumed or changed on the way, one sentence each."""
+    """The generator in eval mode.
+
+    guesses: what the file does not tell and nobody said, each with the flag that says it. notes: what was changed on
+    the way. One sentence each.
+    """
 
     module: SpadeGenerator
     spec: GeneratorSpec
     notes: tuple[str, ...]
+    guesses: tuple[str, ...] = ()
 
 
 def read_generator_file(path: Path, request: ImportRequest) -> ImportedGenerator:
@@ -73,116 +82,108 @@ def read_generator_file(path: Path, request: ImportRequest) -> ImportedGenerator
     ConfigError where the request leaves something open that the file cannot tell.
     """
     notes: list[str] = []
-    loaded = _load_state_dict(path, "latest_net_G.pth")
-    if any(key.removeprefix("module.") == "fc_mu.weight" for key in loaded):
-        raise CheckpointError(
-            f"{path}: this is the VAE's encoder",
-            hint="import latest_net_G.pth, which lies beside it, and name this file with --encoder",
-        )
-    state = _plain_names(loaded, path, notes)
-    spec = _infer_spec(state, request, path, notes)
-    module = SpadeGenerator(spec)
-    _load_into(module, state, path, notes)
-    return ImportedGenerator(module.eval(), spec, tuple(notes))
+    guesses: list[str] = []
+    loaded = load_weights(path, "latest_net_G.pth")
+    parts = find_parts(loaded, _GENERATOR_ANCHORS)
+    if not parts:
+        raise _no_generator(path, loaded)
+    state = choose_part(parts, request.part, path, guesses, notes).tensors
+    check_values(state, path)
+    spec = _infer_spec(state, request, path, guesses, notes)
+    module = _with_weights(spec, state, path, notes)
+    return ImportedGenerator(module.eval(), spec, tuple(notes), tuple(guesses))
 
 
-def read_encoder_file(path: Path, spec: GeneratorSpec) -> StyleEncoder:
+def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None = None) -> StyleEncoder:
     """The style encoder (`latest_net_E.pth`) of a generator of `spec`, in eval mode. Nothing in the file is executed.
 
-    Raises CheckpointError where it is damaged or no encoder, or one of another generator.
+    notes: takes what was changed on the way. Raises CheckpointError where it is damaged or no encoder, or one of
+    another generator.
     """
+    notes = [] if notes is None else notes
     if spec.z_dim is None:
         raise CheckpointError(
             f"{path}: the generator has no style vector, so that an encoder means nothing to it", hint="leave it out"
         )
-    state = _plain_names(_load_state_dict(path, "latest_net_E.pth"), path, [])
-    if "fc_mu.weight" not in state:
+    loaded = load_weights(path, "latest_net_E.pth")
+    parts = find_parts(loaded, _ENCODER_ANCHORS)
+    if not parts:
         raise CheckpointError(
             f"{path}: tensor 'fc_mu.weight' is missing: this is no style encoder",
-            hint=f"expected a latest_net_E.pth; this file begins with {', '.join(list(state)[:3])}",
+            hint=f"expected a latest_net_E.pth; this file begins with {_first_names(loaded)}",
         )
-    encoder = StyleEncoder(spec.z_dim, spec.base_channels)
+    state = choose_part(parts, None, path, notes, notes).tensors
+    check_values(state, path)
     hint = "give the latest_net_E.pth that was trained with this generator"
-    found, wanted = tuple(state["fc_mu.weight"].shape), tuple(encoder.fc_mu.weight.shape)
+    with torch.device("meta"):
+        blueprint = StyleEncoder(spec.z_dim, spec.base_channels)
+    found, wanted = tuple(state["fc_mu.weight"].shape), tuple(blueprint.fc_mu.weight.shape)
     if found != wanted:
         raise CheckpointError(
             f"{path}: tensor 'fc_mu.weight' is {found}; the encoder of this generator (base channels"
             f" {spec.base_channels}, style vector {spec.z_dim}) has {wanted}",
             hint=hint,
         )
-    _load_into(encoder, state, path, [], hint=hint)
+    given = completed(blueprint, state, path, notes, hint)
+    encoder = StyleEncoder(spec.z_dim, spec.base_channels)
+    fill(encoder, given, path, notes)
     return encoder.eval()
 
 
-def _load_state_dict(path: Path, expected: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file", hint=f"give the path of a {expected}")
-    # PyTorch's own files are zip archives or start with a pickled number: neither is a tar.
-    if tarfile.is_tarfile(path):
-        raise CheckpointError(
-            f"{path}: this is PyTorch's legacy tar format, which cannot be read without running code from the file",
-            hint=LEGACY_TAR_HINT,
+def _no_generator(path: Path, loaded: object) -> CheckpointError:
+    """What there is instead."""
+    if find_parts(loaded, _ENCODER_ANCHORS):
+        return CheckpointError(
+            f"{path}: this is the VAE's encoder",
+            hint="import latest_net_G.pth, which lies beside it, and name this file with --encoder",
         )
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises almost anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a PyTorch weight file that can be loaded safely ({reason[:200]})",
-            hint="a file that holds more than tensors must be saved again as torch.save(model.state_dict(), FILE)",
-        ) from error
-    for wrapper in ("state_dict", "netG", "generator", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(key, str) for key in loaded):
-        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a state dict of named tensors")
-    return loaded
-
-
-def _plain_names(loaded: dict[str, Any], path: Path, notes: list[str]) -> dict[str, Tensor]:
-    if all(key.startswith("module.") for key in loaded):
-        loaded = {key.removeprefix("module."): value for key, value in loaded.items()}
-        notes.append("names had DataParallel's prefix 'module.', which was dropped")
-    if any(key.startswith("discriminator_0.") for key in loaded):
-        raise CheckpointError(
+    if find_parts(loaded, _DISCRIMINATOR_ANCHORS):
+        return CheckpointError(
             f"{path}: this is the discriminator", hint="import latest_net_G.pth, which lies beside it"
         )
-    state = {}
-    for key, value in loaded.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: entry {key!r} is a {type(value).__name__}, not a tensor")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: tensor {key!r} holds NaN or infinity")
-        state[key] = value
-    return state
+    if not isinstance(loaded, dict):
+        kind = "a tensor" if isinstance(loaded, Tensor) else f"a {type(loaded).__name__}"
+        return CheckpointError(
+            f"{path}: holds {kind}, not a state dict of named tensors", hint="give a latest_net_G.pth"
+        )
+    return CheckpointError(
+        f"{path}: tensor '{_GENERATOR_ANCHORS[0]}' is missing: this is no SPADE generator",
+        hint=f"expected a latest_net_G.pth; this file begins with {_first_names(loaded)}",
+    )
 
 
-def _infer_spec(state: dict[str, Tensor], request: ImportRequest, path: Path, notes: list[str]) -> GeneratorSpec:
+def _first_names(loaded: object) -> str:
+    names = list(loaded)[:3] if isinstance(loaded, dict) else []
+    return ", ".join(quoted(name) for name in names) or "nothing"
+
+
+def _infer_spec(
+    state: dict[str, Tensor], request: ImportRequest, path: Path, guesses: list[str], notes: list[str]
+) -> GeneratorSpec:
     def shape_of(key: str, dims: int) -> torch.Size:
         if key not in state or state[key].dim() != dims:
             found = f"has {state[key].dim()} dimensions, not {dims}" if key in state else "is missing"
             raise CheckpointError(
                 f"{path}: tensor {key!r} {found}: this is no SPADE generator",
-                hint=f"expected a latest_net_G.pth; this file begins with {', '.join(list(state)[:3])}",
+                hint=f"expected a latest_net_G.pth; this file begins with {_first_names(state)}",
             )
         return state[key].shape
 
     is_spectral = "head_0.conv_0.weight_orig" in state
     wide = shape_of("head_0.conv_0.weight_orig" if is_spectral else "head_0.conv_0.weight", 4)[0]
     hidden, channels, kernel, _ = shape_of("head_0.norm_0.mlp_shared.0.weight", 4)
-    if wide % 16:
+    if wide % 16 or not wide:
         raise CheckpointError(f"{path}: head_0 has {wide} channels, which is not 16 times the base channels")
     if "fc.weight" not in state:
         shape_of("fc.weight", 4)
     is_vae = state["fc.weight"].dim() == 2
-    labels, upsampling, size = _labels_and_size(channels, state, request, path, notes)
-    has_statistics = "head_0.norm_0.param_free_norm.running_mean" in state
+    labels, upsampling, size = _labels_and_size(channels, state, request, path, guesses, notes)
     spec = GeneratorSpec(
         labels=labels,
         base_channels=wide // 16,
         hidden_channels=hidden,
         kernel_size=kernel,
-        norm=NormType.SYNC_BATCH if has_statistics else NormType.INSTANCE,
+        norm=_norm(state, request, path, guesses),
         spectral_norm=is_spectral,
         upsampling=upsampling,
         z_dim=shape_of("fc.weight", 2)[1] if is_vae else None,
@@ -199,8 +200,60 @@ def _infer_spec(state: dict[str, Tensor], request: ImportRequest, path: Path, no
     return spec
 
 
+def _norm(state: dict[str, Tensor], request: ImportRequest, path: Path, guesses: list[str]) -> NormType:
+    """Batch norm leaves statistics, instance norm nothing; nor does batch norm whose statistics were not saved."""
+    statistics = [key for key in state if key.endswith(("running_mean", "running_var"))]
+    if not statistics:
+        if request.norm is None:
+            guesses.append(
+                "instance norm, since the file has no running statistics; a model trained with batch norm and saved"
+                " without them makes other images; change it with --norm"
+            )
+        elif request.norm is not NormType.INSTANCE:
+            raise CheckpointError(
+                f"{path}: --norm {request.norm} needs the running statistics of batch norm, and the file has none",
+                hint="save the model's whole state dict, with its buffers; or --norm instance",
+            )
+        return NormType.INSTANCE
+    if request.norm is NormType.INSTANCE:
+        raise CheckpointError(
+            f"{path}: has {quoted(statistics[0])}, statistics of batch norm, which contradicts --norm instance",
+            hint="leave --norm out",
+        )
+    return request.norm or NormType.SYNC_BATCH
+
+
+def _say_what_the_preset_says(
+    preset: str,
+    request: ImportRequest,
+    upsampling: Upsampling,
+    size: tuple[int, int],
+    guesses: list[str],
+    notes: list[str],
+) -> None:
+    """Of a preset that was named it is a note, of one that was guessed a guess, too."""
+    where = guesses if request.preset is None else notes
+    if request.upsampling is None and upsampling is not Upsampling.MOST:
+        where.append(
+            f"upsampling {upsampling}, as in the released {preset} model; the file does not tell normal from more;"
+            " change it with --upsampling"
+        )
+    elif request.upsampling not in (None, upsampling):
+        notes.append(f"upsampling {request.upsampling} as asked; the released {preset} model has {upsampling}")
+    if request.size is None:
+        where.append(
+            f"{size[0]} x {size[1]} pixels, as the released {preset} model; the file does not tell the size;"
+            " change it with --size"
+        )
+
+
 def _labels_and_size(
-    channels: int, state: dict[str, Tensor], request: ImportRequest, path: Path, notes: list[str]
+    channels: int,
+    state: dict[str, Tensor],
+    request: ImportRequest,
+    path: Path,
+    guesses: list[str],
+    notes: list[str],
 ) -> tuple[LabelSpec, Upsampling, tuple[int, int]]:
     is_most = any(key.startswith("up_4.") for key in state)
     preset = request.preset
@@ -213,13 +266,19 @@ def _labels_and_size(
                 f" ({', '.join(f'{name} {count}' for count, name in by_channels.items())})",
                 hint="say what they are: --num-labels N [--dontcare] [--edges] --size HxW --upsampling normal|more",
             )
-        notes.append(f"taken for {preset}, from its {channels} segmap channels (--preset says otherwise)")
+        labels = label_set(preset)
+        extra = f"{', dontcare' if labels.has_dontcare else ''}{', edges' if labels.has_edges else ''}"
+        guesses.append(
+            f"the {channels} segmap channels are {preset}'s ({labels.num_labels} labels{extra}), since their number is;"
+            " change it with --preset, or --num-labels [--dontcare] [--edges]"
+        )
     if preset is not None:
         labels = label_set(preset)
         upsampling, height, width = RELEASED[preset]
         size = request.size or (height, width)
-        if request.upsampling not in (None, upsampling):
-            notes.append(f"upsampling {request.upsampling} as asked; the released {preset} model has {upsampling}")
+        if is_most:
+            upsampling = Upsampling.MOST  # the file tells: it has a block more
+        _say_what_the_preset_says(preset, request, upsampling, size, guesses, notes)
         upsampling = request.upsampling or upsampling
     else:
         assert request.labels is not None
@@ -244,45 +303,14 @@ def _labels_and_size(
     return labels, upsampling, size
 
 
-def _load_into(
-    module: nn.Module,
-    state: dict[str, Tensor],
-    path: Path,
-    notes: list[str],
-    hint: str = "--upsampling may be another than assumed",
-) -> None:
-    expected = module.state_dict()
-    given = dict(state)
-    solved = 0
-    for key in expected:
-        weight = key.removesuffix("_v")
-        if key.endswith("weight_v") and key not in given and f"{weight}_orig" in given and f"{weight}_u" in given:
-            # Files of PyTorch before 1.0 store u alone; v is what one half of a power iteration makes of it.
-            matrix = given[f"{weight}_orig"].float().flatten(1)
-            given[key] = functional.normalize(matrix.t() @ given[f"{weight}_u"].float(), dim=0, eps=1e-12)
-            solved += 1
-        elif key.endswith("num_batches_tracked") and key not in given:
-            given[key] = torch.zeros_like(expected[key])
-    if solved:
-        notes.append(f"the file is older than PyTorch 1.0: weight_v of {solved} layers was computed from weight_u")
-    for key in [key for key in given if key.endswith(".weight") and f"{key}_orig" in given]:
-        del given[key]  # those old files also carry the normalised weight, as a buffer
-    missing, unexpected = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
-    if missing or unexpected:
-        parts = [f"lacks {missing[0]!r} ({len(missing)} tensors)"] if missing else []
-        parts += (
-            [f"has {unexpected[0]!r} ({len(unexpected)} tensors), which such a network has not"] if unexpected else []
-        )
-        raise CheckpointError(f"{path}: {' and '.join(parts)}", hint=hint)
-    for key, tensor in expected.items():
-        if given[key].shape != tensor.shape:
-            raise CheckpointError(
-                f"{path}: tensor {key!r} is {tuple(given[key].shape)},"
-                f" but the rest of the file implies {tuple(tensor.shape)}"
-            )
-    if any(given[key].dtype != tensor.dtype for key, tensor in expected.items() if tensor.is_floating_point()):
-        notes.append("weights were converted to float32")
-    module.load_state_dict({key: given[key].to(tensor.dtype) for key, tensor in expected.items()})
+def _with_weights(spec: GeneratorSpec, state: dict[str, Tensor], path: Path, notes: list[str]) -> SpadeGenerator:
+    """Shapes are compared with those of a module without memory before one with memory is built."""
+    with torch.device("meta"):
+        blueprint = SpadeGenerator(spec)
+    given = completed(blueprint, state, path, notes, "--upsampling may be another than assumed")
+    module = SpadeGenerator(spec)
+    fill(module, given, path, notes)
+    return module
 
 
 @dataclass(frozen=True)
@@ -292,6 +320,7 @@ class ImportResult:
     checkpoint: Path
     described: str
     notes: tuple[str, ...]
+    guesses: tuple[str, ...]
 
 
 def request_from_flags(
@@ -302,6 +331,8 @@ def request_from_flags(
     has_edges: bool,
     upsampling: Upsampling | None,
     size: tuple[int, int] | None,
+    norm: NormType | None = None,
+    part: str | None = None,
 ) -> ImportRequest:
     """What was typed, checked. Raises ConfigError for flags that contradict each other."""
     if num_labels is None and (has_dontcare or has_edges):
@@ -309,7 +340,7 @@ def request_from_flags(
     labels = None
     if num_labels is not None:
         labels = LabelSpec(num_labels, has_dontcare=has_dontcare, has_edges=has_edges)
-    return ImportRequest(preset, labels, upsampling, size)
+    return ImportRequest(preset, labels, upsampling, size, norm, part)
 
 
 def import_checkpoint(
@@ -320,17 +351,29 @@ def import_checkpoint(
     encoder: the style encoder's file (`latest_net_E.pth`) of a generator with a style vector.
     """
     found = read_generator_file(file, request)
-    style = read_encoder_file(encoder, found.spec) if encoder is not None else None
+    require_finite(found.module.state_dict(), file)
+    of_encoder: list[str] = []
+    style = read_encoder_file(encoder, found.spec, of_encoder) if encoder is not None else None
+    if style is not None and encoder is not None:
+        require_finite(style.state_dict(), encoder)
     run = new_run(runs_dir, name, "import")
     folder = checkpoint_folder(run, 0)
-    save_checkpoint(folder, found.module, step=0, origin="import", source=file.name, encoder=style)
+    try:
+        with locked(run, "importing a model into it"):
+            save_checkpoint(
+                folder, found.module, step=0, origin="import", source=file.name, encoder=style, guesses=found.guesses
+            )
+    except BaseException:  # a full disk, Ctrl-C: a run without a checkpoint is of no use to anybody
+        shutil.rmtree(run, ignore_errors=True)
+        raise
     spec = found.spec
     parameters = sum(parameter.numel() for parameter in found.module.parameters())
     described = (
         f"{spec.labels.num_channels} segmap channels, {spec.height} x {spec.width}, upsampling {spec.upsampling},"
         f" {spec.norm} norm, {_style(spec, style)}{parameters / 1e6:.2f} M parameters"
     )
-    return ImportResult(folder, described, found.notes)
+    notes = (*found.notes, *(f"the encoder: {note}" for note in of_encoder))
+    return ImportResult(folder, described, notes, found.guesses)
 
 
 def _style(spec: GeneratorSpec, encoder: StyleEncoder | None) -> str:

@@ -33,10 +33,12 @@ from spade_deploy.runs import checkpoint_folder, run_checkpoints
 from spade_deploy.training import dataset, plots
 from spade_deploy.training.checkpoint import load_generator, load_setup, load_training_state
 from spade_deploy.training.config import Setup
+from spade_deploy.training.data_record import DataRecord, changed_samples, refuse_other_samples
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
 from spade_deploy.training.distributed import ALONE, News, World
 from spade_deploy.training.recorder import Measures, Recorder
 from spade_deploy.training.shipped import SHIPPED, shipped_generator
+from spade_deploy.training.shortage import named_shortage
 from spade_deploy.training.steps import Learner
 
 SAMPLE_ROWS = 4
@@ -62,6 +64,14 @@ class BatchSource(Protocol):
     ) -> Generator[Batch, None, None]: ...
 
     def samples(self, count: int) -> Batch: ...
+
+    def record(self) -> DataRecord:
+        """The training samples, which a resumed run must find again."""
+        ...
+
+    def held_out_sha256(self) -> str:
+        """Of the held-out samples: figures of other ones do not compare. '' where there is nothing to tell."""
+        ...
 
     def evaluator(self, setup: Setup) -> Measures: ...
 
@@ -119,7 +129,8 @@ def train(
     begun to fall they rise again to where a run of that length would have them. TrainResult.notes says so.
 
     Raises TrainingInterruptedError after SIGINT or SIGTERM (the state is saved first; a second signal stops at once),
-    TrainingError for a loss that is no number or a disk that is full (the last good checkpoint is kept and named),
+    TrainingError for a loss that is no number, memory or a disk that has no more room (the last good checkpoint is
+    kept and named),
     CheckpointError where `resume` is damaged or belongs to other settings, ConfigError for an impossible device, or a
     batch that cannot be shared out. With several processes also TrainingError where one of them is gone.
     """
@@ -133,7 +144,7 @@ def train(
 
     began = time.perf_counter()
     hint = _resume_hint(run, world)
-    with world.noticing_losses(last_good), ExitStack() as stack:
+    with world.noticing_losses(last_good), named_shortage(last_good), ExitStack() as stack:
         with world.together():
             work = _prepare(setup, run, source, resume, world)
         work.learner.connect(world)
@@ -158,26 +169,32 @@ def train(
         losses=losses,
         seconds=time.perf_counter() - began,
         skipped=tuple(recorder.skipped) if recorder is not None else (),
-        notes=(*work.notes, *(recorder.notes if recorder is not None else ())),
+        notes=recorder.notes if recorder is not None else work.notes,
     )
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A run that can begin. start, total: the steps start+1..total are to do. facts: see Recorder."""
+    """A run that can begin. start, total: the steps start+1..total are to do. facts, counts: see Recorder."""
 
     learner: Learner
     source: BatchSource
+    record: DataRecord
     start: int
     total: int
     facts: dict[str, Any]
     notes: tuple[str, ...]
+    counts: Any = None
 
     def recorder(self, run: Path, resume: Path | None) -> Recorder:
         setup = self.learner.setup
         evaluator = self.source.evaluator(setup) if setup.train.eval_every else None
         samples = self.source.samples(SAMPLE_ROWS)
-        return Recorder(run, self.learner, samples, self.facts, resume, self.start, evaluator)
+        made = Recorder(run, self.learner, samples, self.facts, resume, self.start, evaluator, self.counts)
+        for note in self.notes:
+            made.say(note)
+        made.write_data(self.record)
+        return made
 
 
 def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | None, world: World) -> _Work:
@@ -191,18 +208,22 @@ def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | 
     # Of an averaged generator, by the process that saves it: the same batches whatever the number of processes.
     statistics_batches = cache(partial(_first_batches, source, setup))
     learner = Learner(setup, choose_device(config.device, world), statistics_batches)
+    record = source.record()
     facts = {"steps_per_epoch": steps_per_epoch, "steps": total, "perceptual": learner.perceptual_sha256}
-    start, notes = 0, tuple[str, ...]()
+    facts |= {"samples": record.identity, "held_out": source.held_out_sha256()}
+    start, notes, counts = 0, tuple[str, ...](), None
     if resume is None and config.init:
         learner.begin_from(initial_generator(config.init))
     if resume is not None:
-        start, notes = _restore(learner, resume, facts)
-        if start >= total:
+        start, notes, counts = _restore(learner, resume, facts, record)
+        longer = f"`spade train --resume {shlex.quote(str(run))} --steps {2 * start}`"
+        if start > total:
             raise ConfigError(
-                f"--steps: {resume} is at step {start} of {total}: there is nothing left to do",
-                hint=f"go on with `spade train --resume {shlex.quote(str(run))} --steps {2 * start}`",
+                f"--steps: {resume} is at step {start}, beyond a run of {total}", hint=f"go on with {longer}"
             )
-    return _Work(learner, source, start, total, facts, notes)
+        if start == total:
+            notes = (f"nothing was left to do: {resume} is at step {start} of {total}; {longer} goes on", *notes)
+    return _Work(learner, source, record, start, total, facts, notes, counts)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -303,6 +324,14 @@ class FolderSource:
         label, instance, photo = dataset.validation_labels(self._held_out, count)
         return Batch(label, instance, photo, stems=())
 
+    def record(self) -> DataRecord:
+        """The training samples, in the order that batches are drawn from."""
+        return self._training.record()
+
+    def held_out_sha256(self) -> str:
+        """Of the held-out samples' names and their files' sizes."""
+        return self._held_out.record().contents_sha256
+
     def evaluator(self, setup: Setup) -> Measures:
         """Raises ConfigError, MissingDependencyError for an extractor or a segmenter that cannot be used."""
         from spade_deploy.training.evaluator import Evaluator
@@ -361,7 +390,7 @@ def _loop(
     recorder: of process 0. Between the steps the processes wait for it, and for each other's errors.
     """
     learner, config, total = work.learner, work.learner.setup.train, work.total
-    step, stopped_by, losses = work.start, "", dict[str, float]()
+    step, stopped_by, losses = work.start, "", learner.last_losses if work.start == total else dict[str, float]()
     durations: deque[float] = deque(maxlen=_SPEED_WINDOW)
     skips: list[str] = []
     with StopSignal() as stop:
@@ -374,6 +403,9 @@ def _loop(
             on_skip=skips.append,
         )
         with closing(batches):
+            with world.together():
+                if recorder is not None:
+                    recorder.catch_up(is_last=work.start == total)
             while step < total and not stopped_by:
                 began = time.perf_counter()
                 with world.together():
@@ -388,7 +420,7 @@ def _loop(
                     if recorder is not None:
                         recorder.count(label)
                         recorder.record(step, losses, learner.rates(factor), durations[-1], is_last=step == total)
-                news = world.exchange(News(stop.name, skipped=tuple(skips)))
+                news = world.exchange(News(world.stopped_by(stop.name), skipped=tuple(skips)))
                 stopped_by = news.signal
                 skips.clear()
                 if recorder is not None:
@@ -403,27 +435,33 @@ def _loop(
     return step, stopped_by, losses
 
 
-def _restore(learner: Learner, checkpoint: Path, facts: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Put a checkpoint's state into the learner. Returns its step and what the user should know."""
+def _restore(
+    learner: Learner, checkpoint: Path, facts: dict[str, Any], record: DataRecord
+) -> tuple[int, tuple[str, ...], Any]:
+    """Put a checkpoint's state into the learner. Returns its step, what the user should know, and its class counts."""
     saved = load_setup(checkpoint)
     _refuse_other_settings(checkpoint, saved.to_json(), learner.setup.to_json())
     loaded, state = load_generator(checkpoint), load_training_state(checkpoint)
     before = state.rest.get("facts", {})
+    refuse_other_samples(checkpoint, before.get("samples"), record)
     for name, what in (
         ("steps_per_epoch", "the data set's steps an epoch"),
         ("perceptual", "--perceptual-file's SHA-256"),
     ):
         if before.get(name) != facts[name]:
             raise CheckpointError(
-                f"{checkpoint}: {what} was {before.get(name) or 'none'} and is now {facts[name] or 'none'}",
+                f"{checkpoint}: {what} was {str(before.get(name) or 'none')[:80]} and is now {facts[name] or 'none'}",
                 hint="resume with the same files, or start a new run",
             )
     learner.restore(loaded.module, state, loaded.info.step, loaded.encoder)
+    counts = state.rest.get("classes")
+    changed = changed_samples(checkpoint.parent.parent, record)
+    notes = (changed,) if changed else ()
     if before.get("steps") == facts["steps"]:
-        return loaded.info.step, ()
+        return loaded.info.step, notes, counts
     falls_from = int(facts["steps"] * learner.setup.train.decay_start)
-    length = f"the run had {before.get('steps')} steps and has {facts['steps']} now"
-    return loaded.info.step, (f"{length}: its learning rates fall after step {falls_from}",)
+    length = f"the run had {str(before.get('steps'))[:80]} steps and has {facts['steps']} now"
+    return loaded.info.step, (*notes, f"{length}: its learning rates fall after step {falls_from}"), counts
 
 
 def _refuse_other_settings(checkpoint: Path, saved: Any, now: Any, path: str = "") -> None:

@@ -9,22 +9,24 @@ leaves this out, so losses are not comparable with theirs.
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import sys
-import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.errors import CheckpointError, ConfigError, quoted, reason_of
+from spade_deploy.files import open_regular, sha256_of
+from spade_deploy.training.checkpoint import require_finite
+from spade_deploy.training.state_dicts import check_values
+from spade_deploy.training.weight_files import load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -138,24 +140,26 @@ def fetch_vgg(name: str, cache: Path | None = None) -> Path:
         f"download {published.url} on a machine that can, and put it at {path}, or anywhere with --perceptual-file;"
         " --weight-perceptual 0 trains without"
     )
-    if not path.is_file():
+    if not path.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _connections_give_up():
                 torch.hub.download_url_to_file(published.url, str(path), published.sha256, progress=sys.stderr.isatty())
         except RuntimeError as error:  # torch.hub's word for a digest that differs
             raise CheckpointError(
-                f"{published.url}: what came is not the file that was published ({_first_line(error)})", hint=by_hand
+                f"{published.url}: what came is not the file that was published ({reason_of(error)})", hint=by_hand
             ) from error
         except (OSError, ValueError) as error:  # no network, no such page, a full disk; ValueError: cut-off headers
-            reason = _first_line(error).removeprefix("<urlopen error ").removesuffix(">")
+            reason = reason_of(error).removeprefix("<urlopen error ").removesuffix(">")
             raise CheckpointError(
                 f"{name}'s weights for the perceptual loss cannot be downloaded from {published.url} to {path}"
                 f" ({reason})",
                 hint=by_hand,
             ) from error
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})", hint=by_hand) from error
     if found != published.sha256:
         raise CheckpointError(
             f"{path}: its SHA-256 begins {found[:12]}, that of {name} as published {published.sha256[:12]}",
@@ -191,9 +195,12 @@ def load_vgg(path: Path) -> VggFeatures:
             raise CheckpointError(f"{path}: {key} is missing; {architecture} needs it", hint=_HINT)
         if tensors[key].shape != own.shape:
             raise CheckpointError(
-                f"{path}: {key} has the shape {tuple(tensors[key].shape)}; {architecture} has {tuple(own.shape)}",
+                f"{path}: {key} has the shape {quoted(tuple(tensors[key].shape))};"
+                f" {architecture} has {tuple(own.shape)}",
                 hint=_HINT,
             )
+    check_values({key: tensors[key] for key in wanted}, path)
+    require_finite({key: tensors[key] for key in wanted}, path)
     network.load_state_dict({key: tensors[key].float() for key in wanted})
     return network.eval().requires_grad_(False)
 
@@ -201,7 +208,7 @@ def load_vgg(path: Path) -> VggFeatures:
 def _architecture(path: Path, tensors: dict[str, Tensor]) -> str:
     """The fourth block tells: VGG16 has a convolution at 17 where VGG19 has one at 16."""
     if not any(key.startswith("features.") for key in tensors):
-        some = ", ".join(sorted(tensors)[:3]) or "none at all"
+        some = ", ".join(quoted(key) for key in sorted(tensors)[:3]) or "none at all"
         raise CheckpointError(f"{path}: no key begins with 'features.'; its keys are {some}...", hint=_HINT)
     if "features.1.weight" in tensors:
         raise CheckpointError(f"{path}: features.1 has weights: this is a VGG with batch norm", hint=_HINT)
@@ -213,24 +220,29 @@ def _architecture(path: Path, tensors: dict[str, Tensor]) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"--perceptual-file {path}: is not a file", hint=_HINT)
-    try:
-        if path.suffix == ".safetensors":
-            loaded = safetensors.torch.load_file(path)
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                loaded = {key: torch.from_numpy(archive[key]) for key in archive if key.startswith("conv")}
-        else:
-            with warnings.catch_warnings(action="ignore"):  # about how an old file was pickled
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on noise the unpickler raises nearly anything
-        raise CheckpointError(f"{path}: cannot be read as weights ({_first_line(error)})", hint=_HINT) from error
+    if path.suffix == ".npz":
+        arrays = _read_arrays(path)
+        check_values(arrays, path)
+        return _from_caffe(path, arrays)
+    loaded = load_weights(path, "vgg19 or vgg16 of torchvision's")
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path}: is not a state dict of tensors", hint=_HINT)
-    if path.suffix == ".npz":
-        return _from_caffe(path, loaded)
     return {str(key): value for key, value in loaded.items()}
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    try:
+        with open_regular(path) as stream:
+            with zipfile.ZipFile(stream) as archive:
+                total = sum(member.file_size for member in archive.infolist())
+            size = stream.seek(0, 2)
+            if total > 4 * size + (1 << 20):  # weights hardly compress
+                raise ValueError(f"its arrays are {total:,} bytes, the file {size:,}")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(arrays[key]) for key in arrays if key.startswith("conv")}
+    except Exception as error:  # zipfile and NumPy raise a dozen kinds for damaged bytes
+        raise CheckpointError(f"{path}: cannot be read as weights ({reason_of(error)})", hint=_HINT) from error
 
 
 def _from_caffe(path: Path, original: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -270,8 +282,3 @@ def _reads_normalised_rgb(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
     weight = weight.flip(1)
     shift = torch.einsum("ocij,c->o", weight, 255 * mu - mean)
     return weight * (255 * sigma).view(1, 3, 1, 1), bias + shift
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.atomic import atomic_file, write_text
 from spade_deploy.errors import MissingDependencyError
+from spade_deploy.files import read_regular
 from spade_deploy.label_map import colorize, save_pixels
 from spade_deploy.spec import LabelSpec
 
@@ -22,6 +24,7 @@ Columns = dict[str, NDArray[np.float64]]
 RATES = ("lr_generator", "lr_discriminator")
 GRID_GAP_PX = 4
 _MAX_POINTS = 2000
+_MAX_CSV_BYTES = 1 << 30
 
 
 class LossLog:
@@ -58,13 +61,21 @@ class LossLog:
 
 
 def read_losses(path: Path) -> Columns:
-    """The columns of a losses.csv; a last row that was cut off is left out."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
+    """The columns of a losses.csv; a last row that was cut off is left out. Raises OSError and ValueError."""
+    rows = read_rows(path)
     header = rows[0] if rows else []
     numbers = [row for row in map(_numbers, rows[1:]) if row is not None and len(row) == len(header)]
     table = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(header))
     return {name: table[:, index] for index, name in enumerate(header)}
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """The cells of a log, row by row. Raises OSError, and ValueError where it is no CSV."""
+    text = read_regular(path, _MAX_CSV_BYTES).decode("utf-8")
+    try:
+        return list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise ValueError(f"{path}: is no CSV ({error})") from error
 
 
 def require_matplotlib() -> None:
@@ -191,11 +202,13 @@ def _draw(
 
 
 def _rows_until(path: Path, columns: tuple[str, ...], last_step: int) -> list[list[str]]:
-    """Rows of an existing log up to a step; of a log with other columns, or of none, nothing is kept."""
+    """Rows of an existing log up to a step; of a log with other columns, or of none, nothing is kept.
+
+    Raises OSError for what is there and cannot be read: it is not to be written over.
+    """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, ValueError, csv.Error):
+        rows = read_rows(path)
+    except (FileNotFoundError, ValueError):
         return []
     if not rows or tuple(rows[0]) != columns:
         return []

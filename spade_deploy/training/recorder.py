@@ -3,17 +3,16 @@
 Two kinds of failing to write. A checkpoint that cannot be written ends the run, with an error that names the last good
 one: going on would be for nothing. All the rest is there to be looked at, and training goes on without it: it becomes a
 note, and is tried again when it is next due. Rows of a log are kept until the disk takes them.
+
+A checkpoint comes first and the rest of its step after it, so a process that is killed between the two leaves a step
+whose pictures and metrics are missing. Who resumes makes them up (`catch_up`) before the next step.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-import os
-import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,20 +24,21 @@ from torch import Tensor
 from spade_deploy.atomic import write_json, write_text
 from spade_deploy.errors import CheckpointError, TrainingError
 from spade_deploy.label_map import save_pixels
-from spade_deploy.runs import BEST_JSON, CHECKPOINTS, Best, checkpoint_folder, read_best, run_checkpoints
+from spade_deploy.runs import BEST_JSON, Best, checkpoint_folder, read_best
 from spade_deploy.training.animation import save_gif, save_timeline
 from spade_deploy.training.checkpoint import TrainingState, is_finite, save_checkpoint
 from spade_deploy.training.class_counts import CLASSES_JSON, ClassCounts
+from spade_deploy.training.data_record import DataRecord
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.networks import to_pixels
 from spade_deploy.training.notes import Notes
-from spade_deploy.training.plots import RATES, LossLog, plot_losses, plot_metrics, sample_grid
+from spade_deploy.training.plots import RATES, LossLog, plot_losses, plot_metrics, read_losses, read_rows, sample_grid
+from spade_deploy.training.run_folder import prune, set_aside_later, sweep
 from spade_deploy.training.steps import Learner
 from spade_deploy.training.tensorboard import Board, require_tensorboard
 
 _METRICS = "metrics.csv"
 _BOARD = "TensorBoard"
-_LEFTOVER = re.compile(r"\.step_\d+\.[^.]+\.tmp")
 
 
 class Measures(Protocol):
@@ -57,6 +57,7 @@ class Recorder:
     samples: the fixed label maps of the sample grids. facts: what a resumed run must find unchanged.
     resume, start: the checkpoint that this run goes on from, and its step.
     evaluator: asked every `eval_every` steps and at the end, None for no metrics.
+    counts: the classes counted so far, as the checkpoint has them.
     metrics: the last that were measured. skipped: samples that could not be read.
     Raises TrainingError where the folder cannot be written, MissingDependencyError, ConfigError for --best-by.
     """
@@ -70,6 +71,7 @@ class Recorder:
         resume: Path | None,
         start: int,
         evaluator: Measures | None = None,
+        counts: Mapping[str, Any] | None = None,
     ) -> None:
         self.run = run
         self.last_good = resume
@@ -88,7 +90,11 @@ class Recorder:
             evaluator.direction(config.best_by)  # refuses now what is not measured
         if config.tensorboard:
             require_tensorboard()
-        self._counts = ClassCounts.resumed(run, labels, start) if resume is not None else ClassCounts(labels, start)
+        self._counts = ClassCounts(labels, start) if resume is None else ClassCounts.resumed(run, labels, start, counts)
+        self._goes_on_here = resume is not None and resume.parent.parent.resolve() == run.resolve()
+        if self._goes_on_here:
+            with self._writing():
+                self._notes.say("later steps", set_aside_later(run, start))
         self._marked_step: int | None = None  # of the checkpoint that best.json names: it is never removed
         self._best = self._remembered_best() if resume is not None else None
         self._metric_log: LossLog | None = None
@@ -96,7 +102,7 @@ class Recorder:
         with self._writing():
             write_json(run / "config.json", learner.setup.to_json())
             self._log = LossLog(run / "losses.csv", ("step", *learner.loss_names, *RATES, "seconds"), start)
-        self._sweep()
+        sweep(run)
         if config.tensorboard:
             with self._notes.optional(_BOARD):
                 self._board = Board(run, start)
@@ -121,6 +127,15 @@ class Recorder:
         """The first note about each thing that came up since this was last asked."""
         return self._notes.new()
 
+    def say(self, note: str) -> None:
+        """Add a note."""
+        self._notes.say(note, note)
+
+    def write_data(self, record: DataRecord) -> None:
+        """Keep which samples the run is trained on. Raises TrainingError."""
+        with self._writing():
+            record.write(self.run)
+
     def count(self, label: Tensor) -> None:
         """Count the classes of a step's label maps, N x H x W ids; before `record`."""
         self._counts.add(label)
@@ -139,11 +154,29 @@ class Recorder:
         if is_last or step % config.save_every == 0:
             self.save(step)
         if is_last or step % config.sample_every == 0:
-            self._check_networks(step)
-            with self._notes.optional("the sample grid"):
-                self._save_samples(step)
+            self._sample(step)
         if self._evaluator is not None and (is_last or step % config.eval_every == 0):
             self._evaluate(step, self._evaluator)
+        if is_last:
+            self._finish()
+
+    def catch_up(self, *, is_last: bool) -> None:
+        """Make up what is due after the step that was restored and is not there: its process was killed before it.
+
+        is_last: whether the run ends with that step.
+        """
+        step, config = self._start, self._learner.setup.train
+        if not self._goes_on_here:
+            return
+        if is_last:
+            self._notes.say("classes", self._counts.sentence())
+        self._after_saving()
+        if (is_last or step % config.sample_every == 0) and not self._sample_path(step).is_file():
+            self._sample(step)
+        if self._evaluator is not None and (is_last or step % config.eval_every == 0):
+            if step not in self._measured_steps():
+                self._evaluate(step, self._evaluator)
+            self._plot_metrics()
         if is_last:
             self._finish()
 
@@ -162,9 +195,14 @@ class Recorder:
                 step=step,
                 origin="train",
                 setup=self._learner.setup,
-                state=TrainingState(state.discriminator, {**state.rest, "facts": self._facts}),
+                state=TrainingState(
+                    state.discriminator, {**state.rest, "facts": self._facts, "classes": self._counts.state()}
+                ),
             )
         self.last_good = folder
+        self._after_saving()
+
+    def _after_saving(self) -> None:
         self._prune()
         if self._counts.samples:
             with self._notes.optional(CLASSES_JSON):
@@ -199,7 +237,11 @@ class Recorder:
     def _diverged(self, step: int, what: str) -> None:
         raise TrainingError(
             f"{self.run}: in step {step} {what}; nothing of this state was saved. {self.last_good_sentence()}",
-            hint="start again with lower --lr-generator and --lr-discriminator, or another --seed",
+            # Losses come before the weights are moved: rates have had no say in those of the first step.
+            hint="no rate has moved a weight yet: it comes of what the run began with (--init, --perceptual-file, a"
+            " checkpoint) or of --amp fp16"
+            if step == self._start + 1
+            else "start again with lower --lr-generator and --lr-discriminator, or another --seed",
         )
 
     def _log_step(self, step: int, losses: dict[str, float], rates: tuple[float, float], seconds: float) -> None:
@@ -210,6 +252,14 @@ class Recorder:
         for group, values in (("loss", losses), ("rate", named), ("speed", speed)):
             self._to_board(partial(Board.scalars, step=step, group=group, values=values))
 
+    def _sample(self, step: int) -> None:
+        self._check_networks(step)
+        with self._notes.optional("the sample grid"):
+            self._save_samples(step)
+
+    def _sample_path(self, step: int) -> Path:
+        return self.run / "samples" / f"step_{step:08d}.png"
+
     def _save_samples(self, step: int) -> None:
         batch = self._samples
         grid = sample_grid(
@@ -218,7 +268,7 @@ class Recorder:
             self._learner.generate(batch).numpy(),
             to_pixels(batch.photo).numpy(),
         )
-        save_pixels(self.run / "samples" / f"step_{step:08d}.png", grid)
+        save_pixels(self._sample_path(step), grid)
         self._to_board(lambda board: board.image(step, "samples", grid))
 
     def _evaluate(self, step: int, evaluator: Measures) -> None:
@@ -241,6 +291,18 @@ class Recorder:
                 self._metric_log = self._open_metric_log(("step", *found, "seconds"))
             row = {name: found.get(name, math.nan) for name in self._metric_log.columns}
             self._metric_log.write({**row, "step": step, "seconds": seconds})
+        self._plot_metrics()
+
+    def _measured_steps(self) -> set[float]:
+        """The steps that metrics.csv has a row of."""
+        try:
+            return set(read_losses(self.run / _METRICS).get("step", ()))
+        except (OSError, ValueError):  # none yet, or a damaged one: it is measured again
+            return set()
+
+    def _plot_metrics(self) -> None:
+        if not self._measured_steps():
+            return
         with self._notes.optional("metrics.png"):
             best_point = (self._best.metric, self._best.step) if self._best is not None else None
             plot_metrics(self.run / _METRICS, self.run / "metrics.png", best_point)
@@ -259,8 +321,10 @@ class Recorder:
         """Rows of other metrics, which a resumed run may measure, stay in a file of their own."""
         path = self.run / _METRICS
         if self._start and path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                header = next(csv.reader(file), [])
+            try:
+                header = next(iter(read_rows(path)), [])
+            except ValueError:
+                header = []
             if tuple(header) != columns:
                 path.rename(path.with_name(f"metrics_until_{self._start:08d}.csv"))
         return LossLog(path, columns, self._start)
@@ -275,7 +339,9 @@ class Recorder:
         if best is None or not checkpoint_folder(self.run, best.step).is_dir():
             return None
         self._marked_step = best.step
-        if (best.metric, best.measured_with) != (self._learner.setup.train.best_by, self._measured_with()):
+        ours = self._measured_with()
+        same = all(best.measured_with.get(name, value) == value for name, value in ours.items())  # older: fewer
+        if not same or best.metric != self._learner.setup.train.best_by:
             self._notes.say("best", f"the best checkpoint so far, by {best.described}, was measured in another way")
             return None
         return best
@@ -283,7 +349,12 @@ class Recorder:
     def _measured_with(self) -> dict[str, Any]:
         config = self._learner.setup.train
         files = {"extractor": config.extractor, "segmenter": config.segmenter}
-        return {"samples": config.eval_samples, **{name: path.name if path else "" for name, path in files.items()}}
+        held_out = {"held_out": self._facts["held_out"]} if self._facts.get("held_out") else {}
+        return {
+            "samples": config.eval_samples,
+            **held_out,
+            **{name: path.name if path else "" for name, path in files.items()},
+        }
 
     def _to_board(self, write: Callable[[Board], None]) -> None:
         """A board that failed once is left alone: its writer cannot be used again."""
@@ -300,19 +371,10 @@ class Recorder:
             save_gif(self.run)
 
     def _prune(self) -> None:
-        keep = checkpoint_folder(self.run, self._marked_step) if self._marked_step is not None else None
+        marked = checkpoint_folder(self.run, self._marked_step) if self._marked_step is not None else None
+        kept = {folder for folder in (marked, self.last_good) if folder is not None}
         with self._notes.optional("removing old checkpoints"):
-            for folder in run_checkpoints(self.run)[: -self._learner.setup.train.keep_checkpoints]:
-                if folder != keep:
-                    doomed = folder.with_name(f".{folder.name}.old.tmp")  # gone at once for every reader
-                    os.replace(folder, doomed)
-                    shutil.rmtree(doomed, ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """Remove what a killed process left of a checkpoint: it is as large as one, and nothing reads it."""
-        for folder in (self.run / CHECKPOINTS).glob(".step_*"):
-            if _LEFTOVER.fullmatch(folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
+            prune(self.run, self._learner.setup.train.keep_checkpoints, kept)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

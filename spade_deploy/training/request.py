@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.dataset_files import DataConfig, Size
+from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.image_file import Size
 from spade_deploy.runs import resolve_checkpoint
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.checkpoint import load_setup

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from spade_deploy.cores import usable_cores
 from spade_deploy.data.earth import write_example_labels
-from spade_deploy.errors import ConfigError, SpadeError
+from spade_deploy.errors import ConfigError, SpadeError, TrainingError
+from spade_deploy.locks import LOCK, locked
 from spade_deploy.runs import (
     check_name,
     is_resumable,
@@ -17,21 +20,55 @@ from spade_deploy.runs import (
     newest_run_to_resume,
     resolve_checkpoint,
     run_checkpoints,
+    say_damaged,
 )
 from spade_deploy.training import config as settings
 from spade_deploy.training.config import Setup
 from spade_deploy.training.distributed import ALONE, World
 from spade_deploy.training.estimate import Estimate, estimate
 from spade_deploy.training.loop import FolderSource, Progress, TrainResult, choose_device, train
+from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.request import TrainRequest
+
+_LOG = logging.getLogger(__name__)
 
 NEWEST = "newest"
 EXAMPLE_LABELS = Path("labels")
 
 
+class RunLock:
+    """Holds a run's folder from when it is known until `close`: two processes would write over each other."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._is_held = False
+
+    def hold(self, run: Path) -> None:
+        """Once. Raises FolderBusyError that names who holds it, TrainingError where it cannot be written."""
+        if self._is_held:
+            return
+        try:
+            self._stack.enter_context(locked(run, "training this run"))
+        except NotImplementedError:
+            _LOG.warning("%s: this file system knows no locks: see to it that one process alone trains there", run)
+        except OSError as error:
+            raise TrainingError(
+                f"{run}: cannot be written ({error.strerror or error})",
+                hint="make room or choose another --runs folder",
+            ) from error
+        self._is_held = True
+
+    def close(self) -> None:
+        self._stack.close()
+        self._is_held = False
+
+
 @dataclass(frozen=True)
 class Session:
-    """A run that is ready to train. example_labels: the folder that was written for `spade infer`, if it was."""
+    """A run that is ready to train. example_labels: the folder that was written for `spade infer`, if it was.
+
+    lock: on the run's folder, until `train` ends or `close` is called.
+    """
 
     setup: Setup
     run: Path
@@ -40,6 +77,11 @@ class Session:
     notes: tuple[str, ...]
     example_labels: Path | None = None
     world: World = ALONE
+    lock: RunLock = field(default_factory=RunLock, repr=False, compare=False)
+
+    def close(self) -> None:
+        """Let others have the run's folder."""
+        self.lock.close()
 
     @property
     def described(self) -> str:
@@ -60,10 +102,13 @@ class Session:
                 world=self.world,
             )
         except SpadeError:
-            if self.world.is_main:
-                with suppress(OSError):  # not empty: there is something to keep
+            if self.world.is_main and {path.name for path in _content(self.run)} <= {LOCK}:
+                with suppress(OSError):
+                    (self.run / LOCK).unlink(missing_ok=True)
                     self.run.rmdir()
             raise
+        finally:
+            self.close()
 
 
 def _described(setup: Setup) -> str:
@@ -92,38 +137,70 @@ def start(
     folder, unless there is one: something to infer. Of several processes the first does all of this.
     Raises ConfigError, NotFoundError, CheckpointError.
     """
+    lock = RunLock()
+    try:
+        return _started(asked, runs_dir, name, resume, world, lock)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _started(
+    asked: TrainRequest, runs_dir: Path, name: str | None, resume: str | None, world: World, lock: RunLock
+) -> Session:
     checkpoint: Path | None = None
     with world.together():
         if world.is_main:
-            checkpoint = _resume_point(runs_dir, name, resume)
+            checkpoint = _resume_point(runs_dir, name, resume, lock)
     checkpoint = world.from_main(checkpoint)
+    notes: tuple[str, ...] = ()
     with world.together():  # the data first: a wrong folder should not cost a download
-        setup = asked.setup(runs_dir, downloads=False) if checkpoint is None else asked.resumed(checkpoint)
+        if checkpoint is None:
+            setup = with_absolute_paths(asked.setup(runs_dir, downloads=False))
+        else:
+            setup, notes = found_again(asked.resumed(checkpoint), checkpoint.parent.parent)
         choose_device(setup.train.device, world)
         source = FolderSource(setup)
     if checkpoint is None:  # one process downloads what the others then find
-        setup = world.main_first(lambda: asked.setup(runs_dir))
-    notes = _notes(setup, source)
+        setup = world.main_first(lambda: with_absolute_paths(asked.setup(runs_dir)))
+    notes = (*notes, *_notes(setup, source, asked.train.get("workers")))
     if checkpoint is not None:
-        return Session(setup, checkpoint.parent.parent, checkpoint, source, notes, world=world)
-    made: tuple[Path, Path | None] | None = None
+        return Session(setup, checkpoint.parent.parent, checkpoint, source, notes, world=world, lock=lock)
+    made: tuple[Path, Path | None, tuple[str, ...]] | None = None
     with world.together():
         if world.is_main:
-            made = _begun(setup, runs_dir, name, may_exist=resume is not None)
-    run, example = world.from_main(made)
-    return Session(setup, run, None, source, notes, example, world)
+            made = _begun(setup, runs_dir, name, lock, may_exist=resume is not None)
+    run, example, more = world.from_main(made)
+    return Session(setup, run, None, source, (*notes, *more), example, world, lock)
 
 
-def _begun(setup: Setup, runs_dir: Path, name: str | None, *, may_exist: bool) -> tuple[Path, Path | None]:
-    """The new run's folder, and that of the example label maps, if they were written."""
+def _begun(
+    setup: Setup, runs_dir: Path, name: str | None, lock: RunLock, *, may_exist: bool
+) -> tuple[Path, Path | None, tuple[str, ...]]:
+    """The new run's folder, that of the example label maps, if they were written, and what is to be told."""
     if name is not None and may_exist and (runs_dir / name).is_dir():  # stopped before its first checkpoint
         run = runs_dir / name
     else:
         run = new_run(runs_dir, name, setup.data.preset)
+    lock.hold(run)
+    if run_checkpoints(run):
+        raise ConfigError(
+            f"--name: another process has begun {run} in this moment", hint="give the same command again to go on"
+        )
     if setup.data.preset != "earth" or setup.data.root is not None or EXAMPLE_LABELS.exists():
-        return run, None
-    write_example_labels(EXAMPLE_LABELS)
-    return run, EXAMPLE_LABELS
+        return run, None, ()
+    try:
+        write_example_labels(EXAMPLE_LABELS)
+    except (OSError, SpadeError) as error:  # they are for trying only
+        return run, None, (f"no label maps to try were written into {Path.cwd()} ({error})",)
+    return run, EXAMPLE_LABELS, ()
+
+
+def _content(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def foretell(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
@@ -131,32 +208,52 @@ def foretell(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) 
 
     Weights of the perceptual loss are not downloaded for it. Raises what `start` raises, and TrainingError.
     """
-    checkpoint = _resume_point(runs_dir, None, resume)
-    setup = asked.setup(runs_dir, downloads=False) if checkpoint is None else asked.resumed(checkpoint)
+    checkpoint = _resume_point(runs_dir, None, resume, None)
+    if checkpoint is None:
+        setup = asked.setup(runs_dir, downloads=False)
+    else:
+        setup, _ = found_again(asked.resumed(checkpoint), checkpoint.parent.parent)
     source = FolderSource(setup)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     steps = source.steps_per_epoch(setup.train.batch_size)
     found = estimate(setup, choose_device(setup.train.device), steps_per_epoch=steps, processes=processes)
-    return _described(setup), replace(found, notes=(*found.notes, *_notes(setup, source)))
+    return _described(setup), replace(found, notes=(*found.notes, *_notes(setup, source, asked.train.get("workers"))))
 
 
-def _resume_point(runs_dir: Path, name: str | None, resume: str | None) -> Path | None:
-    """The checkpoint to go on from; None for a new run."""
+def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: RunLock | None) -> Path | None:
+    """The checkpoint to go on from; None for a new run.
+
+    lock: takes the run's before the checkpoint is chosen: who had it until now may just have written a newer one.
+    """
     if resume is None:
         return None
     if name is None:
         place = newest_run_to_resume(runs_dir) if resume == NEWEST else Path(resume)
-        return resolve_checkpoint(place, runs_dir)
+        found = resolve_checkpoint(place, runs_dir)
+        if lock is not None:
+            lock.hold(found.parent.parent)
+            found = resolve_checkpoint(place, runs_dir)
+        return found
     if resume != NEWEST:
         raise ConfigError(
             f"--name {name} contradicts --resume {resume}, which has its name",
             hint=f"--name {name} --resume, without a value, goes on with that run or begins it",
         )
     check_name("--name", name)
-    return next((folder for folder in reversed(run_checkpoints(runs_dir / name)) if is_resumable(folder)), None)
+    if lock is not None and (runs_dir / name).is_dir():
+        lock.hold(runs_dir / name)
+    last = next((folder for folder in reversed(run_checkpoints(runs_dir / name)) if is_resumable(folder)), None)
+    if last is not None:
+        say_damaged(last)
+    return last
 
 
-def _notes(setup: Setup, source: FolderSource) -> tuple[str, ...]:
+def _notes(setup: Setup, source: FolderSource, workers: int | None) -> tuple[str, ...]:
+    """workers: as many as were asked for; a preset's are no wish, and nothing to tell."""
     # The preset for the embedded data is meant to train without VGG weights: nothing to tell.
     about_losses = () if setup.data.preset == "earth" else settings.notes(setup.train)
-    return (*about_losses, *source.notes)
+    cores = usable_cores()
+    about_workers: tuple[str, ...] = ()
+    if workers is not None and workers > cores:
+        about_workers = (f"--workers {workers}: only {cores} cores may be used here, so {cores} processes load",)
+    return (*about_losses, *about_workers, *source.notes)

@@ -6,17 +6,17 @@ batch-norm statistics and spectral norm's u and v are float32 in both.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spade_deploy.atomic import write_json
-from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.errors import CheckpointError, ConfigError, reason_of
+from spade_deploy.files import read_json, sha256_of
 from spade_deploy.spec import GeneratorSpec
 from spade_deploy.training.architectures import Generator, build_generator
-from spade_deploy.training.checkpoint import check_tensors, load_tensors, save_tensors, sha256_of
+from spade_deploy.training.checkpoint import check_tensors, load_tensors, save_tensors
 
 SHIPPED_FOLDER = Path(__file__).parents[1] / "data" / "models"
 SHIPPED = ("earth",)
@@ -32,10 +32,10 @@ def shipped_generator(name: str = "earth", folder: Path = SHIPPED_FOLDER) -> Gen
         raise ConfigError(f"{name!r} is no shipped model; there is {', '.join(SHIPPED)}")
     facts = folder / f"{name}.json"
     try:
-        written = json.loads(facts.read_text(encoding="utf-8"))
+        written = read_json(facts)
         spec, digest = GeneratorSpec.from_json(written["generator"]), str(written["sha256"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{facts}: cannot be read ({error})", hint=_HINT) from error
+        raise CheckpointError(f"{facts}: cannot be read ({reason_of(error)})", hint=_HINT) from error
     tensors = {key: _widened(part) for key, part in load_tensors(folder / f"{name}.safetensors", digest).items()}
     module = build_generator(spec)
     check_tensors(module.state_dict(), tensors, facts)

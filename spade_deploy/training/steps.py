@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.files import sha256_of
 from spade_deploy.training import losses
 from spade_deploy.training.architectures import Generator, build_generator
 from spade_deploy.training.checkpoint import TrainingState, check_tensors
@@ -78,7 +79,7 @@ class Learner:
         self.perceptual_sha256 = ""
         if config.perceptual_file is not None:
             self.perceptual = PerceptualLoss(load_vgg(config.perceptual_file)).to(device)
-            self.perceptual_sha256 = hashlib.sha256(config.perceptual_file.read_bytes()).hexdigest()
+            self.perceptual_sha256 = sha256_of(config.perceptual_file)
         if config.channels_last:
             for network in (*self.networks.values(), *([self.perceptual] if self.perceptual else [])):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -165,6 +166,11 @@ class Learner:
         values: list[float] = self._world.mean(means).tolist()  # one transfer from the device
         self._last_losses = {**self._last_losses, **dict(zip(names, values, strict=True))}
         return {name: self._last_losses[name] for name in self.loss_names}
+
+    @property
+    def last_losses(self) -> dict[str, float]:
+        """Of the last step that was done or restored; empty before the first."""
+        return {name: self._last_losses[name] for name in self.loss_names if name in self._last_losses}
 
     def deployed(self) -> Generator:
         """The generator that is saved and shown: the average where there is one, its statistics up to date."""

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from spade_deploy.engines.engine_key import BuildOptions, EngineKey, Machine, differences, parse_bytes
+from spade_deploy.engines.engine_key import BuildOptions, EngineKey, Machine, differences, mismatch_error, parse_bytes
 from spade_deploy.errors import ArtifactError, ConfigError
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 
@@ -158,3 +159,55 @@ def test_options_are_checked() -> None:
         BuildOptions(optimization_level=6)
     with pytest.raises(ConfigError, match="--workspace: 4 bytes"):
         BuildOptions(workspace_bytes=4)
+
+
+def test_a_digest_stays_what_it_is() -> None:
+    """Engines are named by it: another way to write the same key would build every engine anew."""
+    assert KEY.digest == "4c8d5439b38f2d1521fbdf694eff0a9b8a730b0a3c5b0f6e12f7e002437ba02d"
+    again = EngineKey.from_json(json.loads(json.dumps(KEY.to_json())))
+    assert again.digest == KEY.digest
+    # Enumerations, not texts that equal them: they are compared by identity.
+    assert again.flavour is Flavour.TENSORRT
+    assert again.precision is Precision.FP16
+    assert again.kind is GraphKind.DENSE
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "runs"),
+    [
+        ("11.4.0.106", "11.4.0.106", True),
+        ("11.9.0.1", "11.10.0.1", True),  # ten is more than nine, and "10" is less than "9"
+        ("11.10.0.1", "11.9.0.1", False),
+        ("11.4.1.1", "11.4.0.9", False),
+        ("11.4.0.106", "11.4.0.12", True),  # the fourth number is of the build alone
+        ("11.4.0.106", "12.4.0.106", False),
+        ("11.4.0.106", "10.9.0.1", False),
+    ],
+)
+def test_a_version_compatible_engine_runs_from_its_own_version_on(built: str, here: str, runs: bool) -> None:
+    key = replace(KEY, version=built, options=BuildOptions(version_compatible=True))
+    assert (differences(key, "a" * 64, replace(HERE, version=here)) == []) == runs
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"), [("7.5", False), ("8.0", True), ("8", True), ("8.6", True), ("12.0", True)]
+)
+def test_a_hardware_compatible_engine_runs_from_ampere_on(capability: str, runs: bool) -> None:
+    key = replace(KEY, options=BuildOptions(hardware_compatible=True))
+    assert (differences(key, "a" * 64, replace(HERE, gpu="x", compute_capability=capability)) == []) == runs
+
+
+def test_one_error_says_all_that_differs_and_the_command_that_mends_it() -> None:
+    error = mismatch_error("e.engine", ["this", "that"], {"--precision": "fp16", "--graph": "dense"})
+    assert error.message == "the engine e.engine must not run here: this; that"
+    assert error.hint == "spade build ARTIFACT --precision fp16 --graph dense"
+    assert mismatch_error("e", ["x"], {}).hint == "spade build ARTIFACT"
+
+
+def test_the_least_workspace_is_a_mebibyte() -> None:
+    assert BuildOptions(workspace_bytes=1 << 20).workspace_bytes == 1 << 20
+    with pytest.raises(ConfigError, match="1048575 bytes are under 1 MiB"):
+        BuildOptions(workspace_bytes=(1 << 20) - 1)
+    assert parse_bytes("  4GiB ") == 4 << 30
+    for level in (0, 5):
+        assert BuildOptions(optimization_level=level).optimization_level == level

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spade_deploy.artifact import INSTANCE, LABEL, Z
-from spade_deploy.engines.table_profile import default_profile, tensor_ranges
+from spade_deploy.engines.table_profile import USUAL_SHARE, default_profile, tensor_ranges
 from spade_deploy.errors import ConfigError
-from spade_deploy.patterns import graph_inputs, lookup_tensors
+from spade_deploy.patterns import graph_inputs, lookup_tensors, modulated_channels
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, ShapeProfile
 
 SPEC = GeneratorSpec(LabelSpec(7, has_dontcare=True, has_edges=True), base_channels=8, height=64, width=64)
@@ -55,6 +55,25 @@ def test_no_map_has_more_patterns_than_the_profile_takes(
     for name, array in graph_inputs(spec, GraphKind.LOOKUP, noise).items():
         least, _, most = ranges[name]
         assert all(low <= found <= high for low, found, high in zip(least, array.shape, most, strict=True)), name
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_a_profile_takes_exactly_as_many_windows_as_there_can_be(kernel: int) -> None:
+    """Every pixel another label: each has a small and a large window of its own. Outside the image there is none."""
+    size = (2, 32, 64)
+    labels = LabelSpec(2 * 32 * 64)
+    spec = GeneratorSpec(labels, base_channels=8, height=32, width=32, kernel_size=kernel)
+    ranges = tensor_ranges(spec, GraphKind.LOOKUP, ShapeProfile(size, size, size))
+    inputs = graph_inputs(spec, GraphKind.LOOKUP, {LABEL: np.arange(2 * 32 * 64, dtype=np.int32).reshape(size)})
+    for stride in modulated_channels(spec):
+        pixels = 2 * (32 // stride) * (64 // stride)
+        for name in (f"codes_{stride}", f"patterns_{stride}"):
+            assert len(inputs[name]) == pixels
+            assert ranges[name][2] == (pixels, kernel**2)
+        assert ranges[f"codes_{stride}"][0] == (1, kernel**2), "a plain map of one label has one window"
+        usual = max(1, int(pixels * USUAL_SHARE.get(stride, 1.0)))
+        assert ranges[f"codes_{stride}"][1] == ranges[f"patterns_{stride}"][1] == (usual, kernel**2)
+    assert [USUAL_SHARE[stride] for stride in (1, 4, 16)] == [0.1, 0.4, 0.8]
 
 
 def test_sizes_that_the_model_does_not_have_are_refused() -> None:

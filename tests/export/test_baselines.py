@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 from conftest import random_inputs
-from exactness import errors, in_float64, reference
+from exactness import FLOAT32_EPS, errors, in_float64, reference
 from onnx import numpy_helper
 from PIL import Image
 
@@ -139,7 +139,8 @@ def test_a_transposed_convolution_has_its_own_sigma() -> None:
     conv = trained("pix2pixhd++").get_submodule("up_0").conv
     with torch.no_grad():
         trained("pix2pixhd++").get_submodule("up_0")(torch.zeros(1, conv.in_channels, 2, 2))  # sets conv.weight
-    assert (fold_conv(conv).weight - conv.weight).abs().max() < 1e-6
+    # The same float32 numbers, added up in another order for sigma.
+    assert (fold_conv(conv).weight - conv.weight).abs().max() < 16 * FLOAT32_EPS * conv.weight.abs().max()
 
 
 def test_what_does_not_fold_says_so() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.utils import spectral_norm
 
 from spade_deploy.errors import ExportError
-from spade_deploy.export.fold import ConvWeights, fold_conv, fold_spade
+from spade_deploy.export.fold import ConvWeights, fold_conv, fold_normalized, fold_spade
 from spade_deploy.spec import NORMS, Architecture, NormType
 from spade_deploy.training.networks import NORM_EPS, Spade
 
@@ -118,3 +119,33 @@ def test_diverged_statistics_are_refused(make_generator: Callable[..., Any]) -> 
     layer.param_free_norm.running_var[0] = float("nan")
     with pytest.raises(ExportError, match="running statistics"):
         fold_spade(layer)
+
+
+@pytest.mark.parametrize("part", ["weight_u", "weight_v"])
+def test_a_sigma_that_is_no_number_is_refused(part: str) -> None:
+    conv = spectral_norm(nn.Conv2d(2, 3, 3)).eval()
+    conv.get_buffer(part)[0] = float("nan")
+    with pytest.raises(ExportError, match="sigma = nan"):
+        fold_conv(conv)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_norm_with_scale_and_offset_folds_into_the_convolution_before_it(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3, affine=False)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    layer = SimpleNamespace(conv=kind(2, 3, 3), norm=norm, scale=torch.randn(3), offset=torch.randn(3), training=False)
+    layer.conv.double().eval()
+    norm.double().eval()
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    for scale, offset in ((layer.scale.double(), layer.offset.double()), (None, None)):
+        layer.scale, layer.offset = scale, offset
+        expected = norm(layer.conv(x))
+        if scale is not None:
+            expected = expected * scale[:, None, None] + offset[:, None, None]
+        folded = fold_normalized(layer)  # type: ignore[arg-type]
+        apply = nn.functional.conv2d if kind is nn.Conv2d else nn.functional.conv_transpose2d
+        assert (apply(x, folded.weight, folded.bias) - expected).abs().max() < TOLERANCE_FP64  # measured 2e-15

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, Arrays, Z, graph_file
 from spade_deploy.errors import ConfigError, ExportError
-from spade_deploy.export import sensitivity
+from spade_deploy.export import int8, sensitivity
 from spade_deploy.export.deploy_model import DeployModel
 from spade_deploy.export.int8 import Int8Request, _batches, write_int8_graphs
 from spade_deploy.export.lookup_model import LookupModel
@@ -275,6 +275,90 @@ def test_ranges_that_cannot_be_are_refused(dense: Case, tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=message):
             write_int8(dense.fp32, tmp_path / "no.onnx", ranges)
     assert not (tmp_path / "no.onnx").exists()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_ranges_are_the_largest_over_all_maps_wherever_that_one_stands(dense: Case, order: tuple[int, ...]) -> None:
+    batches = [dense.batches[n] for n in order]
+    alone = [calibrate(dense.model, [batch]).ranges for batch in batches]
+    found = calibrate(dense.model, batches).ranges
+    assert found == {name: max(one[name] for one in alone) for name in found}
+    # The counter-test: no single map has the largest value of every layer, so any one of them would be too few.
+    assert all(found != one for one in alone)
+
+
+@pytest.mark.parametrize("weak", ["calibration", "golden"])
+def test_the_target_holds_on_the_golden_maps_and_on_those_of_the_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weak: str
+) -> None:
+    """Of the written graph: a layer more is kept until the worse of the two meets the target."""
+    generator = build_generator()
+    golden = maps(generator.spec, 2, seed=2)
+    request = Int8Request(maps(generator.spec, 3, seed=1), "synthetic maps", 40.0)
+    layers = [layer_of(name) for name in products(DeployModel(generator))]
+    ranking = [LayerDamage(layer, 1.0 / (n + 1), 0.5 / len(layers)) for n, layer in enumerate(layers)]
+    wrote: list[int] = []
+
+    def written(self: Any, kept: Any) -> Any:
+        wrote.append(len(kept))
+        poor, good = 37.0 + len(kept), 60.0
+        both = (poor, good) if weak == "calibration" else (good, poor)
+        return int8.GraphQuality("int8", tuple(kept), *both)
+
+    monkeypatch.setattr(int8._Maker, "_write", written)
+    monkeypatch.setattr(int8, "most_kept", lambda ranking: 5)
+    expected: Any = (golden, None)
+    maker = int8._Maker(tmp_path, GraphKind.DENSE, generator.spec, {}, request, None, expected, lambda *_: None)  # type: ignore[arg-type]
+    quality = maker.make((), ranking)
+    assert wrote == [0, 1, 2, 3]
+    assert min(quality.calibration_psnr_db, quality.golden_psnr_db) == 40.0
+
+
+def test_what_is_measured_of_a_written_graph_is_each_set_of_maps(folder: Path) -> None:
+    """The two figures are those of a session of one's own over the golden maps, and over the calibration maps."""
+    generator = build_generator()
+    golden, calibration = maps(generator.spec, 2, seed=2), maps(generator.spec, 3, seed=1)
+    expected = run_reference(generator, golden)[IMAGE]
+    request = Int8Request(calibration, "synthetic maps", 35.0)
+    graphs, summary = write_int8_graphs(generator, folder, [GraphKind.DENSE], request, (golden, expected))
+    session = onnxruntime.InferenceSession(str(folder / graphs[0].file), providers=["CPUExecutionProvider"])
+    (quality,) = summary.graphs
+    found = {}
+    for name, inputs in (("golden", golden), ("calibration", calibration)):
+        count = len(inputs[LABEL])
+        ones = [{key: array[n : n + 1] for key, array in inputs.items()} for n in range(count)]
+        images = np.concatenate([session.run([IMAGE], one)[0] for one in ones])
+        found[name] = psnr(images, run_reference(generator, inputs)[IMAGE])
+    # float32 references in two orders: far under the quantisation's error.
+    assert quality.golden_psnr_db == pytest.approx(found["golden"], abs=0.01)
+    assert quality.calibration_psnr_db == pytest.approx(found["calibration"], abs=0.01)
+    assert abs(found["golden"] - found["calibration"]) > 0.1
+
+
+def test_the_choice_is_made_on_the_golden_maps_too(dense: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated: the set of maps that suffers more decides."""
+    golden = maps(dense.generator.spec, 2, seed=2)
+    images = run_reference(dense.generator, golden)[IMAGE]
+    request = Int8Request(dense.inputs, "synthetic maps", 40.0)
+    asked: list[tuple[int, float]] = []
+
+    def error(model: Any, ranges: Any, layers: Any, batches: Any, expected: Any) -> float:
+        is_golden = expected is images
+        asked.append((len(batches), 30.0 if is_golden else 60.0))
+        return float(4 * 10 ** (-(30.0 if is_golden else 60.0) / 10))
+
+    chosen: list[float] = []
+
+    def choose(ranking: Any, psnr_without: Any, target: float) -> Any:
+        chosen.append(psnr_without(()))
+        return sensitivity.Choice((), chosen[0], chosen[0])
+
+    monkeypatch.setattr(int8, "simulated_error", error)
+    monkeypatch.setattr(int8, "choose_layers", choose)
+    monkeypatch.setattr(int8, "rank_layers", lambda *_: ())
+    int8._plan(dense.model, request, (golden, images), lambda *_: None)
+    assert chosen == [pytest.approx(30.0)]
+    assert sorted(asked) == [(2, 30.0), (4, 60.0)]
 
 
 def test_a_diverged_model_is_named_in_calibration() -> None:

@@ -15,9 +15,8 @@ from spade_deploy.engines.ort import _onnxruntime
 from spade_deploy.export import lookup_model
 from spade_deploy.export.deploy_model import DeployModel
 from spade_deploy.export.lookup_model import LookupModel
-from spade_deploy.export.models import unit_names
+from spade_deploy.export.models import model_inputs, unit_names
 from spade_deploy.export.onnx_graph import model_stages, write_onnx
-from spade_deploy.export.pipeline import model_inputs
 from spade_deploy.label_map import list_label_files, read_instance_map, read_label_map
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec
 from spade_deploy.training.networks import SpadeGenerator, to_pixels

@@ -39,6 +39,10 @@ def test_right_and_wrong() -> None:
     assert (matrix.miou, matrix.accuracy) == (1.0, 1.0)
     matrix.add(truth, np.full_like(truth, -1))
     assert (matrix.miou, matrix.accuracy) == (0.5, 0.5)
+    single = ConfusionMatrix(3)
+    single.add(np.array([[1]]), np.array([[1]]))
+    assert single.accuracy == 1.0
+    assert [(score.label_id, score.share, score.iou) for score in single.classes] == [(1, 1.0, 1.0)]
     empty = ConfusionMatrix(3)
     empty.add(np.full((2, 2), 3), np.zeros((2, 2), int))
     assert (empty.miou, empty.accuracy, empty.classes) == (0.0, 0.0, ())
@@ -55,5 +59,15 @@ def test_pixels_by_hand() -> None:
     errors.add(black, white)
     assert errors.l1 == pytest.approx(2 / 3)
     assert errors.psnr == pytest.approx(10 * np.log10(3 / 2))
+    grey = PixelError()
+    grey.add(np.array([[[200, 10, 60]]], np.uint8), np.array([[[100, 20, 60]]], np.uint8))
+    assert grey.l1 == pytest.approx((100 + 10 + 0) / 3 / 255)
+    assert grey.psnr == pytest.approx(10 * np.log10(255**2 * 3 / (100**2 + 10**2)))
+    one = PixelError()
+    one.add(np.array([51], np.uint8), np.array([0], np.uint8))
+    assert one.l1 == pytest.approx(0.2)
+    assert one.psnr == pytest.approx(10 * np.log10(25))
+    assert PixelError().l1 == 0
+    assert MAX_PSNR_DB == 100
     with pytest.raises(ConfigError, match="cannot be compared"):
         errors.add(black, white[:1])

@@ -163,3 +163,34 @@ class TestDiversity:
             diversity(np.ones((1, 4)))
         with pytest.raises(ConfigError, match="finite"):
             diversity(np.full((2, 4), np.inf))
+
+
+class TestBounds:
+    def test_two_images_of_one_feature_are_enough_and_fewer_are_not(self) -> None:
+        a, b = np.array([[1.0], [3.0]]), np.array([[2.0], [6.0]])
+        found = frechet_distance(a, b)
+        # Means 2 and 4; variances 2 and 8.
+        assert found.value == pytest.approx(4 + (np.sqrt(2) - np.sqrt(8)) ** 2, rel=1e-9)
+        assert found.caveat is None
+        assert kernel_distance(a, b).subset_size == 2
+        for wrong in (a[:1], a[:, :0], a[:, 0]):
+            with pytest.raises(ConfigError, match="N x D features of two images or more"):
+                frechet_distance(wrong, b)
+
+    @pytest.mark.parametrize("size", [1, 7])
+    def test_a_subset_has_two_rows_at_least_and_no_more_than_there_are(self, size: int) -> None:
+        rows = np.random.default_rng(0).standard_normal((6, 3))
+        with pytest.raises(ConfigError, match=f"subsets of {size} rows; there are 6 and 6 rows"):
+            kernel_distance(rows, rows, subset_size=size)
+        assert kernel_distance(rows, rows, subset_size=6).subset_size == 6
+
+    def test_what_is_left_out_is_a_hundred_subsets_of_half_the_rows_up_to_a_thousand_drawn_with_seed_0(self) -> None:
+        rows = np.random.default_rng(0).standard_normal((2, 40, 3))
+        plain = kernel_distance(*rows)
+        assert (plain.subsets, plain.subset_size) == (100, 20)
+        assert plain == kernel_distance(*rows, subset_size=20, subsets=100, seed=0)
+        assert plain != kernel_distance(*rows, seed=1)
+        many = np.random.default_rng(0).standard_normal((2, 2100, 1))
+        assert kernel_distance(*many, subsets=1).subset_size == 1000
+        with pytest.raises(ConfigError, match="0 subsets"):
+            kernel_distance(*rows, subsets=0)

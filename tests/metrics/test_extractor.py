@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx_judges import FACTS, extractor_file
@@ -118,6 +119,9 @@ class TestFiles:
     def test_what_is_no_image_network(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match="is not there"):
             OnnxExtractor(tmp_path / "none.onnx")
+        (tmp_path / "device.onnx").symlink_to("/dev/zero")
+        with pytest.raises(NotFoundError, match="is a device, not a regular file"):
+            OnnxExtractor(tmp_path / "device.onnx")
         (tmp_path / "noise.onnx").write_bytes(b"\x00noise" * 100)
         with pytest.raises(ConfigError, match="cannot load"):
             OnnxExtractor(tmp_path / "noise.onnx", FACTS)
@@ -127,10 +131,10 @@ class TestFiles:
                 OnnxExtractor(path)
         beside = extractor_file(tmp_path / "b.onnx").with_suffix(".json")
         beside.write_text("[1]")
-        with pytest.raises(ConfigError, match=r"b\.json: holds list"):
+        with pytest.raises(ConfigError, match=r"b\.json: .*holds list"):
             OnnxExtractor(tmp_path / "b.onnx")
         beside.write_text("{")
-        with pytest.raises(ConfigError, match="no JSON"):
+        with pytest.raises(ConfigError, match="as JSON"):
             OnnxExtractor(tmp_path / "b.onnx")
 
     def test_several_outputs(self, tmp_path: Path) -> None:
@@ -175,3 +179,33 @@ def test_efficientnet_is_known_and_tells_photos_from_noise(shared_folder: Path) 
     against = kernel_distance(found.features(blurred)[::2], features[1::2])
     assert against.value > among.value + 0.1  # measured 0.48 against -0.02
     assert frechet_distance(features[::2], features[1::2]).caveat is not None
+
+
+class TestWeightsInOtherFiles:
+    """The file names them, and it may be anybody's."""
+
+    def file(self, folder: Path, location: str) -> Path:
+        path = extractor_file(folder / "a.onnx")
+        model = onnx.load(str(path))
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == "scale")
+        (folder / "weights").write_bytes(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    def test_beside_the_file_they_are_read(self, tmp_path: Path) -> None:
+        expected = OnnxExtractor(extractor_file(tmp_path / "whole.onnx")).features(images())
+        np.testing.assert_array_equal(OnnxExtractor(self.file(tmp_path, "weights")).features(images()), expected)
+
+    def test_elsewhere_they_are_not(self, tmp_path: Path) -> None:
+        for location in (str(tmp_path / "weights"), "../weights", "folder/weights"):
+            with pytest.raises(ConfigError, match="not the name of a file beside it"):
+                OnnxExtractor(self.file(tmp_path, location))
+
+    def test_an_endless_device_is_no_file_of_weights(self, tmp_path: Path) -> None:
+        path = self.file(tmp_path, "endless")
+        (tmp_path / "endless").symlink_to("/dev/zero")
+        with pytest.raises(ConfigError, match="weights in 'endless': is a device, not a regular file"):
+            OnnxExtractor(path)

@@ -147,6 +147,12 @@ class TestRefusals:
         assert "--sample-every" in str(caught.value.hint)
         assert save_gif(tmp_path) is None
 
+    def test_grids_of_which_no_two_are_alike(self, tmp_path: Path) -> None:
+        make_run(tmp_path, [10], rows=3)
+        with pytest.raises(NotFoundError, match="its sample grids have other sizes than the last one"):
+            animate(make_run(tmp_path, [20], rows=2), tmp_path / "a.gif")
+        assert not (tmp_path / "a.gif").exists()
+
     def test_other_files_and_speeds(self, tmp_path: Path) -> None:
         run = make_run(tmp_path, [10, 20])
         with pytest.raises(ConfigError, match=r"--out: .*a\.avi is not \.gif or \.mp4"):

@@ -7,7 +7,6 @@ as they do on a disk without room.
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,26 +101,26 @@ class TestFolders:
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
     """Files of that name, written atomically or inside an atomic folder, go to /dev/full. Returns what was tried."""
-    make_file, make_folder, tried = tempfile.mkstemp, tempfile.mkdtemp, list[str]()
+    make_file, make_folder, tried = atomic._new_file, atomic._new_folder, list[str]()
 
-    def file(*, prefix: str, suffix: str, dir: Path) -> tuple[int, str]:
-        handle, path = make_file(prefix=prefix, suffix=suffix, dir=dir)
-        if prefix == f".{name}.":
+    def file(path: Path) -> tuple[Path, int]:
+        temporary, mode = make_file(path)
+        if path.name == name:
             tried.append(name)
-            Path(path).unlink()
-            Path(path).symlink_to(FULL)
-        return handle, path
+            temporary.unlink()
+            temporary.symlink_to(FULL)
+        return temporary, mode
 
-    def folder(*, prefix: str, suffix: str, dir: Path) -> str:
-        path = make_folder(prefix=prefix, suffix=suffix, dir=dir)
+    def folder(path: Path, ending: str = ".tmp") -> Path:
+        temporary = make_folder(path, ending)
         where, _, inside = name.partition("/")
-        if inside and prefix == f".{where}.":
+        if inside and path.name == where:
             tried.append(name)
-            Path(path, inside).symlink_to(FULL)
-        return path
+            (temporary / inside).symlink_to(FULL)
+        return temporary
 
-    monkeypatch.setattr(atomic.tempfile, "mkstemp", file)
-    monkeypatch.setattr(atomic.tempfile, "mkdtemp", folder)
+    monkeypatch.setattr(atomic, "_new_file", file)
+    monkeypatch.setattr(atomic, "_new_folder", folder)
     return tried
 
 

@@ -1,6 +1,7 @@
 """Settings: refusals name the flag, JSON round trips, presets are what the paper says."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 
 from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError
-from spade_deploy.spec import LabelSpec, NormType, Upsampling
+from spade_deploy.evaluation import EvalRequest
+from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling, parse_size
 from spade_deploy.training.config import (
     PRESETS,
     DiscriminatorSpec,
@@ -204,3 +206,34 @@ def test_scales_that_leave_one_pixel_are_refused() -> None:
             continue
         with pytest.raises(ConfigError, match=r"--discriminator-scales: 6 halve 32 x 32"):
             Setup(train, earth.generator, earth.data)
+
+
+@pytest.mark.parametrize(
+    ("flag", "make"),
+    [
+        ("--base-channels: 1026", lambda: GeneratorSpec(LabelSpec(3), base_channels=1026)),
+        ("--hidden-channels: 8193", lambda: GeneratorSpec(LabelSpec(3), hidden_channels=8193)),
+        ("--size: height 32768", lambda: GeneratorSpec(LabelSpec(3), height=32768)),
+        ("z_dim: 65537", lambda: GeneratorSpec(LabelSpec(3), z_dim=65537)),
+        ("--num-labels: 4097", lambda: LabelSpec(4097)),
+        ("--batch-size: 4097", lambda: TrainConfig(steps=1, batch_size=4097)),
+        ("--steps: 1000000001", lambda: TrainConfig(steps=10**9 + 1)),
+        ("--epochs: 1000000001", lambda: TrainConfig(epochs=10**9 + 1)),
+        ("--workers: 257", lambda: TrainConfig(steps=1, workers=257)),
+        ("--keep-checkpoints: 1000000001", lambda: TrainConfig(steps=1, keep_checkpoints=10**9 + 1)),
+        ("--eval-samples: 1000001", lambda: TrainConfig(steps=1, eval_samples=10**6 + 1)),
+        ("--seed: 4294967296", lambda: TrainConfig(steps=1, seed=2**32)),
+        ("--discriminator-channels: 1025", lambda: DiscriminatorSpec(base_channels=1025)),
+        ("--size: '9", lambda: parse_size("9" * 5000)),
+        ("--size: '64x", lambda: parse_size("64x" + "1" * 10)),
+        ("--batch-size: 4097", lambda: EvalRequest(batch_size=4097)),
+        ("--samples: 10000001", lambda: EvalRequest(samples=10**7 + 1)),
+        ("--pictures: 1001", lambda: EvalRequest(pictures=1001)),
+        ("--seed: 4294967296", lambda: EvalRequest(seed=2**32)),
+    ],
+)
+def test_sizes_have_an_upper_bound(flag: str, make: Callable[[], object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert caught.value.message.startswith(flag)
+    assert len(caught.value.message) < 200

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from png_writer import GREY, RGB, png
 
 from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError
@@ -259,3 +260,39 @@ def test_the_real_coco_stuff_samples(shared_folder: Path) -> None:
         assert batch.photo.shape == (6, 3, 64, 64)
     labels, _, _ = validation_labels(source, 13)
     assert labels.shape == (13, 64, 64)
+
+
+def test_photos_of_16_bits_train_as_their_8_bit_copies(root: Path) -> None:
+    before = take(2, training_batches(source_of(root), batch_size=3, seed=0))
+    for n in range(COUNT):
+        path = root / "train_img" / f"{n}.png"
+        pixels = np.asarray(Image.open(path)).astype(np.int64)
+        path.write_bytes(png(pixels * 257, RGB, 16))
+    assert_same(take(2, training_batches(source_of(root), batch_size=3, seed=0)), before)
+    grey = np.arange(20 * 24).reshape(20, 24, 1) * 136
+    for n in range(COUNT):
+        (root / "train_img" / f"{n}.png").write_bytes(png(grey, GREY, 16))
+    _, _, photo = validation_labels(source_of(root), 1)
+    expected = np.asarray(Image.fromarray((grey[..., 0] >> 8).astype(np.uint8)).convert("RGB").resize((16, 16), 3))
+    np.testing.assert_array_equal(((photo[0] + 1) * 127.5).round().numpy().transpose(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 8])
+def test_turned_photos_train_upright_over_their_label_maps(root: Path, orientation: int) -> None:
+    before = take(2, training_batches(source_of(root), batch_size=3, seed=0))
+    turn_back = {1: None, 3: Image.Transpose.ROTATE_180, 8: Image.Transpose.ROTATE_270}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for n in range(COUNT):
+        path = root / "train_img" / f"{n}.png"
+        with Image.open(path) as image:
+            stored = image.transpose(turn_back) if turn_back is not None else image.copy()
+        stored.save(path, exif=exif)
+    assert_same(take(2, training_batches(source_of(root), batch_size=3, seed=0)), before)
+
+
+def test_transparent_photos_are_skipped_and_said(root: Path) -> None:
+    Image.fromarray(np.zeros((20, 24, 4), np.uint8)).save(root / "train_img" / "2.png")
+    told: list[str] = []
+    take(3, training_batches(source_of(root), batch_size=7, seed=0, on_skip=told.append))
+    assert [("2.png" in message, "480 pixels are transparent" in message) for message in told] == [(True, True)]

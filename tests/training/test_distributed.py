@@ -130,9 +130,9 @@ class TestOneBatchInTwoHalves:
         assert sum(name.endswith(".grad") for name in whole) > 100
         for rank, found in enumerate(pair):
             rows = Shard(rank, 2, parts).positions(6)
-            # Measured: 1.7e-13, of a gradient; the largest gradient is 0.5.
+            # Measured: 1.7e-13, of a gradient; the largest gradient is 0.5. Plain batch norm is 1e-2 away and more.
             difference, name = worst(found["sync" if parts == 1 else "parts"], whole, rows)
-            assert difference < 1e-12, name
+            assert difference < 5e-12, name
 
     def test_both_have_the_same_gradients_and_statistics_bit_for_bit(self, pair: list[dict[str, Any]]) -> None:
         """So the networks stay equal, however long the training is."""
@@ -214,7 +214,7 @@ class TestTraining:
     @pytest.mark.parametrize("name", ["sync", "vae"])
     def test_three_steps_leave_the_checkpoint_that_one_process_leaves(self, two: Path, one: Path, name: str) -> None:
         # Measured: 7.2e-10, of a bias before a batch norm; the steps are 1e-3 long.
-        assert farthest(two, one, name) < 1e-8
+        assert farthest(two, one, name) < 3e-8
         rows = [(folder / name / "losses.csv").read_text().splitlines() for folder in (two, one)]
         assert len(rows[0]) == len(rows[1]) == 4
         for ours, theirs in zip(*rows, strict=True):

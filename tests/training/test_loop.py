@@ -21,6 +21,7 @@ from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
 from spade_deploy.training import recorder
 from spade_deploy.training.checkpoint import load_generator, load_setup
 from spade_deploy.training.config import DiscriminatorSpec, Setup, TrainConfig, preset
+from spade_deploy.training.data_record import DataRecord
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import Progress, StopSignal, choose_device, train
 from spade_deploy.training.perceptual import VggFeatures
@@ -76,6 +77,12 @@ class Noise:
                 yield self.spoil(step, self.batch(batch_size, 1000 * seed + step))
         finally:
             self.closed = True
+
+    def record(self) -> DataRecord:
+        return DataRecord()
+
+    def held_out_sha256(self) -> str:
+        return ""
 
     def samples(self, count: int) -> Batch:
         return self.batch(count, 999_999)
@@ -184,9 +191,9 @@ class TestResume:
     def test_more_steps_are_allowed_and_told(self, tmp_path: Path) -> None:
         run = new_run(tmp_path / "run")
         first = train(setup_of(steps=4), run=run, source=Noise())
-        with pytest.raises(ConfigError, match="at step 4 of 4") as caught:
-            train(setup_of(steps=4), run=run, source=Noise(), resume=first.checkpoint)
-        assert "--steps" in str(caught.value.hint)
+        with pytest.raises(ConfigError, match="at step 4, beyond a run of 3") as caught:
+            train(setup_of(steps=3), run=run, source=Noise(), resume=first.checkpoint)
+        assert "--steps 8" in str(caught.value.hint)
         more = train(setup_of(steps=8), run=run, source=Noise(), resume=first.checkpoint)
         assert more.notes == ("the run had 4 steps and has 8 now: its learning rates fall after step 4",)
         assert [float(row[7]) for row in rows(run)[1:]] == pytest.approx(
@@ -267,6 +274,15 @@ class TestFailing:
         assert [folder.name for folder in runs.run_checkpoints(run)] == ["step_00000003"]
         assert [row[0] for row in rows(run)] == ["step", "1", "2", "3", "4"]
         load_generator(runs.newest_checkpoint(tmp_path))
+
+    @pytest.mark.parametrize(("at", "hint"), [(1, "no rate has moved a weight yet"), (2, "lower --lr-generator")])
+    def test_the_hint_tells_rates_from_what_the_run_began_with(self, tmp_path: Path, at: int, hint: str) -> None:
+        def spoil(step: int, batch: Batch) -> Batch:
+            return replace(batch, photo=batch.photo * float("nan")) if step == at else batch
+
+        with pytest.raises(TrainingError, match=f"in step {at} the loss") as caught:
+            train(setup_of(), run=new_run(tmp_path / "run"), source=Noise(spoil))
+        assert hint in str(caught.value.hint)
 
     def test_weights_that_are_no_numbers_are_never_saved(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Losses can still be finite where a statistic or a rarely used weight is not."""

@@ -151,3 +151,25 @@ def test_initialization_is_xavier_with_the_papers_gain() -> None:
     # The sample deviation of 73,728 numbers is within 0.4 %; another gain would be far off.
     assert weight.std().item() == pytest.approx(expected, rel=0.02)
     assert all(p.eq(0).all() for name, p in module.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize("norm", [NormType.BATCH, NormType.SYNC_BATCH])
+def test_running_statistics_move_by_a_tenth_of_each_batch(norm: NormType) -> None:
+    """Momentum 0.1, as the released models were trained: what is deployed is what the last tens of batches say."""
+    torch.manual_seed(0)
+    generator = SpadeGenerator(tiny(norm=norm)).train()
+    layer = generator.get_submodule("up_3.norm_0.param_free_norm")
+    assert isinstance(layer, torch.nn.BatchNorm2d)
+    seen: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().double()))
+    mean, variance = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    label = torch.randint(0, 3, (2, 32, 32))
+    for _ in range(2):
+        generator(make_segmap(label, None, LabelSpec(3)))
+        mean = 0.9 * mean + 0.1 * seen[-1].mean((0, 2, 3))
+        variance = 0.9 * variance + 0.1 * seen[-1].var((0, 2, 3))
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    # Two steps of float32 arithmetic; another momentum is off by a hundredth and more.
+    torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(layer.running_var.double(), variance, rtol=1e-4, atol=1e-6)

@@ -61,14 +61,15 @@ def test_a_hand_made_pass_gives_the_same_image() -> None:
         x = normalized(functional.conv_transpose2d(x, weight, stride=2, padding=1, output_padding=1)).relu()
     image = torch.tanh(mirrored(x, "conv_img.weight", 3) + weights["conv_img.bias"][:, None, None])
     with torch.no_grad():
-        assert (generator(segmap) - image).abs().max() < 1e-12  # measured 1e-13
+        assert (generator(segmap) - image).abs().max() < 5e-12  # measured 1e-13, through 19 norms
 
 
 def test_batch_norm_has_a_scale_and_an_offset() -> None:
     spec = GeneratorSpec(LabelSpec(3), architecture=Architecture.PIX2PIXHD, base_channels=2, norm=NormType.BATCH)
-    layer = GlobalGenerator(spec).down_0
-    x = torch.randn(2, 2, 8, 8)
+    layer = GlobalGenerator(spec).double().down_0
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
     before = layer(x)  # type: ignore[operator]
     layer.scale.data.fill_(3.0)  # type: ignore[union-attr]
     layer.offset.data.fill_(0.5)  # type: ignore[union-attr]
-    assert torch.allclose(layer(x), 3 * before + 0.5, atol=1e-5)  # type: ignore[operator]
+    # Each pass moves sigma, which a norm takes away again, up to its eps: measured 2e-6.
+    assert torch.allclose(layer(x), 3 * before + 0.5, atol=1e-4)  # type: ignore[operator]

@@ -22,7 +22,7 @@ from spade_deploy.errors import (
     TrainingInterruptedError,
 )
 from spade_deploy.spec import LabelSpec
-from spade_deploy.training import recorder, tensorboard
+from spade_deploy.training import checkpoint, recorder, tensorboard
 from spade_deploy.training.checkpoint import load_generator
 from spade_deploy.training.class_counts import ClassCounts
 from spade_deploy.training.config import Setup
@@ -181,6 +181,41 @@ class TestResumedMetrics:
         train(measured(steps=3), run=run, source=Other([3.0]), resume=first.checkpoint)
         assert read_losses(run / "metrics.csv")["distance"].tolist() == [3.0]
         assert read_losses(run / "metrics_until_00000002.csv")["distance"].tolist() == [1.0, 2.0]
+
+
+class TestOrder:
+    def test_a_clock_that_goes_back_loses_no_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The newest by step has the earliest date: it is kept, found, and resumed from."""
+        ticks = iter(range(10**18, 0, -(10**15)))
+        monkeypatch.setattr(checkpoint.time, "time_ns", lambda: next(ticks))
+        run = new_run(tmp_path / "run")
+        result = train(setup_of(steps=4, save_every=1, keep_checkpoints=2), run=run, source=Noise())
+        dates = [runs.read_checkpoint_info(folder).created_unix_ns for folder in runs.run_checkpoints(run)]
+        assert dates == sorted(dates, reverse=True), "the clock went back"
+        assert steps_kept(run) == [3, 4]
+        assert runs.resolve_checkpoint(run, tmp_path) == result.checkpoint
+        more = train(
+            setup_of(steps=6, save_every=1, keep_checkpoints=1),
+            run=run,
+            source=Noise(),
+            resume=runs.resolve_checkpoint(run, tmp_path),
+        )
+        assert (more.step, steps_kept(run)) == (6, [6])
+
+    def test_a_run_that_goes_back_moves_its_later_steps_aside(self, tmp_path: Path) -> None:
+        run = new_run(tmp_path / "run")
+        often = {"save_every": 1, "sample_every": 1}
+        train(setup_of(steps=4, **often), run=run, source=Noise())
+        halted = halting(Noise(), at=3)
+        with pytest.raises(TrainingInterruptedError):
+            train(setup_of(steps=4, **often), run=run, source=halted, resume=runs.checkpoint_folder(run, 2))
+        assert steps_kept(run) == [1, 2, 3], "the newest is what was trained last, not step 4 of before"
+        assert steps_kept(run / "set_aside-001") == [3, 4]
+        assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step_{n:08d}.png" for n in (1, 2, 3)]
+        result = train(setup_of(steps=4, **often), run=run, source=Noise(), resume=runs.checkpoint_folder(run, 2))
+        assert result.notes[0] == (
+            f"the run goes on from step 2: the checkpoint of a later step was moved to {run / 'set_aside-002'}"
+        )
 
 
 class TestBest:

@@ -91,7 +91,7 @@ def test_images_and_gradients_are_those_of_the_convolutions(fields: dict[str, An
     assert set(tables.levels) == {block.stride for block in generator.spec.blocks}
     found, expected = (passed(generator, label, instance, used) for used in (tables, None))
     assert expected[0].std() > 0.01  # images that are no constant
-    assert difference(found, expected) < 2e-12  # measured: 5e-13 at worst, with one label and batch norm
+    assert difference(found, expected) < 2e-11  # measured: 5e-13 at worst, with one label and batch norm
 
 
 @pytest.mark.parametrize("spoil", ["another batch", "inside", "no edges", "one pixel"])
@@ -142,7 +142,7 @@ def test_levels_with_many_patterns_are_convolved_and_nothing_changes() -> None:
     assert set(some.levels) == {stride for stride, share in shares.items() if share <= 0.5}
     assert 0 < len(some.levels) < len(shares)
     found, expected = (passed(generator, label, instance, used) for used in (some, None))
-    assert difference(found, expected) < 2e-12
+    assert difference(found, expected) < 2e-11
     noise, instances, _ = random_inputs(spec, 1)
     assert not training_tables(spec, noise, instances, max_share=0.5).levels
 

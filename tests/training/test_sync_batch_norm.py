@@ -77,6 +77,26 @@ def test_the_gradient_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_of_one")
+@pytest.mark.parametrize("momentum", [0.1, 0.3, None])
+def test_the_running_statistics_are_those_of_batch_norm(momentum: float | None) -> None:
+    """Of six values a channel: there the unbiased variance, which is kept, is 6 / 5 of the one that is divided by."""
+    torch.manual_seed(0)
+    plain, synchronised = (layer.double() for layer in both(momentum=momentum))
+    batches = [torch.randn(2, 3, 3, 1, dtype=torch.float64) * scale + 5 for scale in (1, 2, 3)]
+    for x in batches:
+        # Measured 9e-16: the same sums in another order.
+        torch.testing.assert_close(synchronised(x), plain(x), rtol=1e-12, atol=1e-12)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(synchronised.get_buffer(name), plain.get_buffer(name), rtol=1e-12, atol=1e-12)
+    assert synchronised.num_batches_tracked == 3
+    share = 1 if momentum is None else momentum
+    variance = batches[0].transpose(0, 1).reshape(3, 6).var(dim=1, unbiased=True)
+    first = SyncBatchNorm2d(3, momentum=momentum).double()
+    first(batches[0])
+    torch.testing.assert_close(first.running_var, (1 - share) + share * variance, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("one_of_one")
 def test_channels_last_stays_channels_last() -> None:
     x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     output = SyncBatchNorm2d(3, affine=False)(x)

@@ -1,0 +1,113 @@
+"""An artifact's place: who may write there, what may be replaced by an export, and which engines live on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spade_deploy.artifact.engines import FOLDER, TIMING_CACHE, visible, whole_engines
+from spade_deploy.artifact.folder import Artifact
+from spade_deploy.artifact.manifest import MANIFEST, read_manifest
+from spade_deploy.atomic import atomic_file, beside, bring_back, is_temporary
+from spade_deploy.errors import ArtifactError, ConfigError
+from spade_deploy.locks import LOCK, locked
+
+_LITTER = (LOCK, ".DS_Store")
+
+
+@contextmanager
+def writing(target: Path, doing: str) -> Iterator[None]:
+    """Hold the lock of an artifact's place, there or not yet. Raises FolderBusyError, which names who holds it.
+
+    The lock lies beside the folder, which an export replaces as a whole; where nothing may be written beside it, as
+    where the folder alone is shared with a container, it lies inside.
+    """
+    file = beside(target, LOCK)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError:
+        file = target / FOLDER / LOCK
+    with locked(target, doing, file=file):
+        yield
+
+
+def foreign_files(folder: Path) -> tuple[str, ...]:
+    """What lies in an artifact's folder and belongs to no artifact, by name. Raises ArtifactError for no artifact."""
+    manifest = read_manifest(folder)
+    own = {MANIFEST, *manifest.files}
+    for engine in visible(folder / FOLDER, ".engine"):
+        own |= {f"{FOLDER}/{engine.name}", f"{FOLDER}/{engine.stem}.json"}
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_cache = path.parent == folder / FOLDER and name.endswith(f"-{TIMING_CACHE}")
+        is_folder = path.is_dir() and not path.is_symlink()
+        is_left = any(is_temporary(part) for part in name.split("/"))  # by a process that was killed
+        if not is_folder and name not in own and not is_cache and path.name not in _LITTER and not is_left:
+            found.append(name)
+    return tuple(found)
+
+
+def require_replaceable(target: Path) -> None:
+    """Raise ConfigError unless there is nothing at `target`, an empty folder, or an artifact and nothing else."""
+    bring_back(target)
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    hint = "name another folder; if nothing in it is needed, delete it first"
+    try:
+        foreign = foreign_files(target)
+    except ArtifactError as error:
+        raise ConfigError(
+            f"--out: {target} exists and is no artifact: it will not be replaced ({error.message})", hint=hint
+        ) from error
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise ConfigError(
+            f"--out: {target} holds files that are not of its artifact: it will not be replaced ({shown})", hint=hint
+        )
+
+
+def free_place(target: Path) -> Path:
+    """`target`, or the first of target-2, target-3, ... where an artifact may be put without losing anything else."""
+    for number in range(1, 1000):
+        place = target if number == 1 else target.with_name(f"{target.name}-{number}")
+        try:
+            require_replaceable(place)
+        except ConfigError:
+            continue
+        return place
+    raise ConfigError(f"{target}: there is no free name beside it", hint="delete some of them")
+
+
+def carry_engines(old: Path, new: Path) -> tuple[str, ...]:
+    """Copy what `spade build` made into a new artifact's folder, as far as it is of the same graphs.
+
+    old: the artifact that is replaced, if there is one. Returns what is to be said about it.
+    """
+    if not (old / FOLDER).is_dir():
+        return ()
+    for cache in visible(old / FOLDER, f"-{TIMING_CACHE}"):
+        _copy(cache, new / FOLDER / cache.name)
+    digests = {fact.sha256 for fact in read_manifest(new).files.values()}
+    kept = []
+    for entry in whole_engines(Artifact(old, read_manifest(old))):
+        if entry.key.get("onnx_sha256") in digests:
+            for name in (f"{entry.name}.engine", f"{entry.name}.json"):  # what vouches for it comes last
+                _copy(old / FOLDER / name, new / FOLDER / name)
+            kept.append(entry.name)
+    lost = len(visible(old / FOLDER, ".engine")) - len(kept)
+    notes = []
+    if kept:
+        notes.append(f"engines of graphs that are the same as before were kept: {', '.join(kept)}")
+    if lost:
+        count = "1 engine" if lost == 1 else f"{lost} engines"
+        notes.append(f"{count} of the artifact before went with it: `spade build` makes those of the new graphs")
+    return tuple(notes)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_file(target, flush="nothing") as temporary:  # all is flushed before the folder takes its place
+        shutil.copyfile(source, temporary)

@@ -1,0 +1,24 @@
+"""The processor cores that this process may use, and that no more are taken than there are."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+_LOG = logging.getLogger(__name__)
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def at_most_cores(asked: int, flag: str) -> int:
+    """`asked` threads or processes, but no more than there are cores: more only wait for each other. Says so."""
+    cores = usable_cores()
+    if asked <= cores:
+        return asked
+    _LOG.warning("%s %d: only %d cores may be used here, so %d are taken", flag, asked, cores, cores)
+    return cores

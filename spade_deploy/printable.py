@@ -1,0 +1,36 @@
+"""Text of others, file names and what files say, made fit for a terminal or a page.
+
+A file name may hold anything but a slash: escape sequences that move the cursor or retitle the window, characters that
+turn the order of what follows, bytes that are no UTF-8. They are shown as what they are, \\x1b, never sent.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Control characters (C0 without tab and newline, DEL, C1), line and paragraph separators, what turns the direction of
+# text, byte order marks, tags, and halves of surrogate pairs, which stand for bytes that are no UTF-8.
+_UNFIT = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+_BREAKS = re.compile(r"[\t\n]")
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, or cannot show, written as an escape; line breaks and tabs stay."""
+    return _UNFIT.sub(_escape, text)
+
+
+def one_line(text: object) -> str:
+    """The same of a name or a value, whose line breaks are escaped, too."""
+    return _BREAKS.sub(lambda match: {"\t": "\\t", "\n": "\\n"}[match[0]], printable(str(text)))
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # a byte of a file name
+    if code < 0x100:
+        return "\\r" if code == 0x0D else f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,65 @@
+"""Where a run's data and files lie: absolute paths in what is saved, found again where run and data were moved."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spade_deploy.errors import NotFoundError
+from spade_deploy.training.config import Setup
+from spade_deploy.training.data_record import place_of_run
+
+_DATA = {"root": "--data", "labels_dir": "--labels", "images_dir": "--images", "instances_dir": "--instances"}
+_FILES = {"perceptual_file": "--perceptual-file", "extractor": "--extractor", "segmenter": "--segmenter"}
+
+
+def with_absolute_paths(setup: Setup) -> Setup:
+    """The same files, whatever the current folder will be when the run is resumed or exported."""
+    return _with_paths(setup, lambda flag, path: path.absolute())
+
+
+def found_again(setup: Setup, run: Path) -> tuple[Setup, tuple[str, ...]]:
+    """The setup of a run to resume with paths that exist, and a sentence for each that is another than before.
+
+    A path that is gone is looked for where it lay relative to the run, and one that an older run saved as relative in
+    the folder that holds the runs. Raises NotFoundError that names the flag of one that is nowhere.
+    """
+    notes: list[str] = []
+
+    def find(flag: str, path: Path) -> Path:
+        if path.exists():
+            return path.absolute()
+        for candidate in _candidates(path, run.absolute()):
+            if candidate.exists():
+                notes.append(f"{path} is not there any more; it is taken from {candidate} ({flag})")
+                return candidate
+        where = "" if path.is_absolute() else f" from {Path.cwd()}"
+        raise NotFoundError(
+            f"{run}: was trained with {path}, which does not exist{where}",
+            hint=f"say where it is now: spade train --resume {shlex.quote(str(run))} {flag} PATH",
+        )
+
+    return _with_paths(setup, find), tuple(notes)
+
+
+def _candidates(path: Path, run: Path) -> list[Path]:
+    if not path.is_absolute():
+        return [folder / path for folder in run.parents[1:2]]  # of RUNS/NAME what holds RUNS: where it was typed
+    before = place_of_run(run)
+    if before is None or not before.is_absolute():
+        return []
+    return [Path(os.path.normpath(run / os.path.relpath(path, before)))]
+
+
+def _with_paths(setup: Setup, change: Callable[[str, Path], Path]) -> Setup:
+    data: dict[str, Any] = {
+        name: change(flag, path) for name, flag in _DATA.items() if (path := getattr(setup.data, name)) is not None
+    }
+    train: dict[str, Any] = {
+        name: change(flag, path) for name, flag in _FILES.items() if (path := getattr(setup.train, name)) is not None
+    }
+    return replace(setup, data=replace(setup.data, **data), train=replace(setup.train, **train))
