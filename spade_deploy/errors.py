@@ -36,6 +36,8 @@ def reason_of(error: BaseException) -> str:
     """Why a library failed, in one line of at most 240 characters, without terminal codes: to stand in parentheses."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = _ANSI.sub("", text).strip().splitlines()
+    if len(lines) > 1 and lines[0].endswith(":"):  # what PyTorch says of tensors that do not fit begins so
+        lines[0] += f" {lines[1].strip()}"
     line = printable(lines[0]) if lines else type(error).__name__
     return line if len(line) <= _MOST_OF_A_REASON else f"{line[: _MOST_OF_A_REASON - 3]}..."
 

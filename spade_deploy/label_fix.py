@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spade_deploy.atomic import atomic_file
-from spade_deploy.errors import ConfigError, LabelMapError
+from spade_deploy.errors import ConfigError, LabelMapError, reason_of
 from spade_deploy.files import open_regular, read_regular
 from spade_deploy.image_file import Samples, read_samples
 from spade_deploy.label_map import refuse_bad_ids
@@ -307,7 +307,7 @@ def _json_entries(path: Path, text: str) -> list[tuple[str, list[Any]]]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--palette: {path} is not valid JSON ({error})") from error
+        raise ConfigError(f"--palette: {path} is not valid JSON ({reason_of(error)})") from error
     return [(f"entry {n}", entry if isinstance(entry, list) else [entry]) for n, entry in enumerate(value)]
 
 

@@ -28,3 +28,10 @@ def test_a_reason_is_one_line() -> None:
     assert reason_of(FileNotFoundError(2, os.strerror(2), "x")) == "No such file or directory"
     assert reason_of(KeyError()) == "KeyError"
     assert len(reason_of(ValueError("x" * 5000))) == 240
+
+
+def test_the_reason_of_tensors_that_do_not_fit_names_the_first_one() -> None:
+    error = RuntimeError("Error(s) in loading state_dict for Net:\n\tsize mismatch for a.weight: " + "x" * 5000)
+    said = reason_of(error)
+    assert said.startswith("Error(s) in loading state_dict for Net: size mismatch for a.weight: x")
+    assert len(said) == 240

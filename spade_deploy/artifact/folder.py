@@ -149,7 +149,8 @@ class Artifact:
         for name in found:
             if name not in self.manifest.files:
                 raise ArtifactError(
-                    f"{self.path / file} is not opened: it reads weights from {name!r}, which no manifest vouches for",
+                    f"{self.path / file} is not opened: it reads weights from {quoted(name)}, which no manifest vouches"
+                    " for",
                     hint=EXPORT_AGAIN,
                 )
         return found

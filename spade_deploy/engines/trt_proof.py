@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spade_deploy.errors import BuildError
+from spade_deploy.errors import BuildError, reason_of
 from spade_deploy.spec import Precision
 
 TYPES = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8", "BF16": "bf16", "FP8": "fp8"}
@@ -111,7 +111,7 @@ def engine_layers(information: str) -> list[EngineLayer]:
     try:
         entries = list(json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BuildError(f"the engine inspector's answer cannot be read: {error}") from error
+        raise BuildError(f"the engine inspector's answer cannot be read: {reason_of(error)}") from error
     found = []
     for entry in entries:
         if not isinstance(entry, dict):  # verbosity 'layer names only': no types, so no proof

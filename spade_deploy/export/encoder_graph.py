@@ -20,7 +20,7 @@ from torch.export import Dim
 from torch.nn import functional
 
 from spade_deploy.artifact import PHOTO, EncoderGraph, encoder_tensors
-from spade_deploy.errors import ExportError, MissingDependencyError, ValidationFailedError
+from spade_deploy.errors import ExportError, MissingDependencyError, ValidationFailedError, reason_of
 from spade_deploy.export.fold import fold_conv
 from spade_deploy.export.onnx_graph import OPSET, quiet_export
 from spade_deploy.label_map import colorize, synthetic_label_maps
@@ -149,7 +149,7 @@ def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises dozens of types
-        raise ExportError(f"torch.onnx could not export the style encoder: {error}") from error
+        raise ExportError(f"torch.onnx could not export the style encoder: {reason_of(error)}") from error
     assert program is not None
     for node in program.model.graph:
         node.metadata_props.clear()  # the exporting machine's paths
@@ -173,4 +173,4 @@ def _session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ExportError(f"{path}: ONNX Runtime cannot load the style encoder: {error}") from error
+        raise ExportError(f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}") from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from spade_deploy.errors import ExportError
+from spade_deploy.errors import ExportError, reason_of
 from spade_deploy.export.deploy_model import levels
 from spade_deploy.export.lookup_model import LookupModel
 from spade_deploy.export.models import TracedModel, stage_names
@@ -55,7 +55,7 @@ def write_onnx(model: TracedModel, path: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises dozens of types
-        raise ExportError(f"torch.onnx could not export the deploy model: {error}") from error
+        raise ExportError(f"torch.onnx could not export the deploy model: {reason_of(error)}") from error
     assert program is not None
     _name_stages(program.model, model)
     program.model.producer_name = "spade-deploy"

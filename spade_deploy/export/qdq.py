@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from spade_deploy.errors import ExportError
+from spade_deploy.errors import ExportError, reason_of
 
 LEVELS = 127
 """Quantised weights lie in -127..127, and so do the activations that were seen."""
@@ -76,7 +76,7 @@ def write_int8(source: Path, target: Path, ranges: Mapping[str, float]) -> None:
     try:
         onnx.checker.check_model(str(target))
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the int8 graph is not valid ONNX: {error}") from error
+        raise ExportError(f"the int8 graph is not valid ONNX: {reason_of(error)}") from error
 
 
 def insert_pairs(model: ModelProto, ranges: Mapping[str, float]) -> None:

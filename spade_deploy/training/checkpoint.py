@@ -144,9 +144,19 @@ def load_training_state(checkpoint: Path) -> TrainingState:
         raise CheckpointError(error.message, hint=_DAMAGED_HINT) from error
     if not isinstance(rest, dict):
         raise CheckpointError(f"{path}: holds {type(rest).__name__}, not a dictionary", hint=_DAMAGED_HINT)
-    if not isinstance(rest.get("facts", {}), dict):
-        raise CheckpointError(f"{path}: facts is {quoted(rest['facts'])}, not a dictionary", hint=_DAMAGED_HINT)
+    facts = rest.get("facts", {})
+    if not isinstance(facts, dict) or not _is_plain(facts):
+        raise CheckpointError(f"{path}: facts is {quoted(facts)}, not a dictionary of plain values", hint=_DAMAGED_HINT)
     return TrainingState(discriminator, rest)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be compared with another one: a tensor in it could not."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(entry) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def load_setup(checkpoint: Path) -> Setup:

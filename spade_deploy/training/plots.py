@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.atomic import atomic_file, write_text
-from spade_deploy.errors import MissingDependencyError
+from spade_deploy.errors import MissingDependencyError, reason_of
 from spade_deploy.files import read_regular
 from spade_deploy.label_map import colorize, save_pixels
 from spade_deploy.spec import LabelSpec
@@ -75,7 +75,7 @@ def read_rows(path: Path) -> list[list[str]]:
     try:
         return list(csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
-        raise ValueError(f"{path}: is no CSV ({error})") from error
+        raise ValueError(f"{path}: is no CSV ({reason_of(error)})") from error
 
 
 def require_matplotlib() -> None:

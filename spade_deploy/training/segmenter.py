@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from spade_deploy.atomic import atomic_file
 from spade_deploy.dataset_files import DataConfig
-from spade_deploy.errors import ConfigError, DatasetError, ExportError, LabelMapError, TrainingError
+from spade_deploy.errors import ConfigError, DatasetError, ExportError, LabelMapError, TrainingError, reason_of
 from spade_deploy.metrics import ConfusionMatrix, OnnxSegmenter
 from spade_deploy.metrics.onnx_images import METADATA_KEY
 from spade_deploy.spec import LabelSpec
@@ -251,7 +251,7 @@ def _exported(network: SegmenterNet, request: SegmenterRequest) -> Any:
     except ModuleNotFoundError:
         raise  # onnxscript: the command says which extra brings it
     except Exception as error:  # the exporter raises dozens of types
-        raise ExportError(f"torch.onnx could not export the segmenter: {error}") from error
+        raise ExportError(f"torch.onnx could not export the segmenter: {reason_of(error)}") from error
     finally:
         logger.setLevel(level)
 

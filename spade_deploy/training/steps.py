@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.errors import CheckpointError, ConfigError, reason_of
 from spade_deploy.files import sha256_of
 from spade_deploy.training import losses
 from spade_deploy.training.architectures import Generator, build_generator
@@ -243,7 +243,7 @@ class Learner:
             if self.device.type == "cuda" and state.rest["random_cuda"] is not None:
                 torch.cuda.set_rng_state(state.rest["random_cuda"], self.device)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the training state does not fit the networks ({error})") from error
+            raise CheckpointError(f"the training state does not fit the networks ({reason_of(error)})") from error
 
     def _learning(self, name: str) -> dict[str, Tensor]:
         """The parameters of an optimiser by name, in its order: the generator's has the encoder's too."""

@@ -90,9 +90,12 @@ def test_training_state_round_trip(tmp_path: Path) -> None:
     assert load_setup(tmp_path / "c").train == TrainConfig(steps=5)
 
 
-def test_a_training_state_of_the_wrong_types_is_damaged(tmp_path: Path) -> None:
-    make(tmp_path / "c", TrainingState({"weight": torch.arange(3.0)}, {"facts": []}))
-    with pytest.raises(CheckpointError, match=r"facts is \[\], not a dictionary"):
+@pytest.mark.parametrize(
+    "facts", [[], None, {"perceptual": torch.zeros(3)}, {"samples": {"count": torch.zeros(3)}}, {"steps": [{1: 2}]}]
+)
+def test_a_training_state_of_the_wrong_types_is_damaged(tmp_path: Path, facts: object) -> None:
+    make(tmp_path / "c", TrainingState({"weight": torch.arange(3.0)}, {"facts": facts}))
+    with pytest.raises(CheckpointError, match=r"facts is .*, not a dictionary of plain values"):
         load_training_state(tmp_path / "c")
 
 
