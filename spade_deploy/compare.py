@@ -265,6 +265,37 @@ class DiffAccumulator:
         )
 
 
+class Judge:
+    """Holds a candidate's images to a tolerance, leaving out the values that rounding alone decides.
+
+    label_names: as of `DiffAccumulator`. margin: `logit_margin` of the candidate's precision.
+    """
+
+    def __init__(self, label_names: tuple[str, ...], margin: float) -> None:
+        self._margin = margin
+        self._decided = DiffAccumulator(label_names)
+        self._shares: list[float] = []
+
+    def add(self, label: NDArray[Any], logits: NDArray[Any], reference: ImagePair, candidate: ImagePair) -> None:
+        """label: N x H x W ids. logits: the reference's, N x 3 x H x W."""
+        decided, share = decided_only(logits, self._margin, reference, candidate)
+        self._shares.append(share)
+        self._decided.add(label, reference, decided)
+
+    @property
+    def undecided_share(self) -> float:
+        """Of the values, the mean over what was added; at least one image."""
+        return sum(self._shares) / len(self._shares)
+
+    def result(self) -> OutputDiff:
+        """The figures without the values that rounding alone decides; at least one image."""
+        return self._decided.result()
+
+    def failures(self, tolerance: Tolerance) -> list[str]:
+        """One sentence for each limit that is passed, that on undecided values included."""
+        return self.result().failures(tolerance) + too_undecided(self.undecided_share)
+
+
 def psnr_db(mean_square: float) -> float | None:
     """Peak signal-to-noise ratio of images in [-1, 1] with this mean square error; None where there is no error."""
     return 10 * math.log10(IMAGE_RANGE**2 / mean_square) if mean_square > 0 else None

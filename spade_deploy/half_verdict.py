@@ -9,12 +9,11 @@ from typing import Any
 from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph
 from spade_deploy.compare import (
     DiffAccumulator,
+    Judge,
     OutputDiff,
     Tolerance,
-    decided_only,
     logit_margin,
     tolerance_for,
-    too_undecided,
 )
 from spade_deploy.half_emulation import Emulated, EmulatedGraph
 from spade_deploy.patterns import graph_inputs
@@ -93,18 +92,19 @@ class HalfJudge:
 
     artifact: Artifact
     graph: Graph
-    _judged: DiffAccumulator = field(init=False)
+    _judge: Judge = field(init=False)
     _all: DiffAccumulator = field(init=False)
-    _undecided: list[float] = field(init=False, default_factory=list)
     _overflows: dict[str, list[str]] = field(init=False, default_factory=dict)
     _stress: list[StressResult] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         with self.artifact.vouched(self.graph.file) as path:
             self._emulated = EmulatedGraph(path)
-        self._judged, self._all = self._accumulator(), self._accumulator()
+        labels = self.artifact.manifest.generator.labels
+        self._names = tuple(labels.name_of(label_id) for label_id in range(labels.num_ids))
         self._rounding = self.artifact.manifest.rounding
         self._margin = logit_margin(Precision.FP16, self._rounding)
+        self._judge, self._all = Judge(self._names, self._margin), DiffAccumulator(self._names)
 
     def add(self, inputs: Arrays, expected: Arrays) -> None:
         """One input of the validation, N of 1, and `pixels`, `image` and `logits` of the reference."""
@@ -113,10 +113,8 @@ class HalfJudge:
         found = self._run(inputs)
         self._note_overflow(found, f"input {self._all.images + 1}")
         trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found.outputs[IMAGE], found.outputs[PIXELS])
-        decided, share = decided_only(expected[LOGITS], self._margin, trusted, candidate)
-        self._undecided.append(share)
         self._all.add(inputs[LABEL], trusted, candidate)
-        self._judged.add(inputs[LABEL], trusted, decided)
+        self._judge.add(inputs[LABEL], expected[LOGITS], trusted, candidate)
 
     def add_stress(self, name: str, inputs: Arrays, expected: Arrays | None) -> None:
         """One stress map; expected: None where the reference cannot be asked, and overflow alone is looked for."""
@@ -125,9 +123,8 @@ class HalfJudge:
         failures = [_OVERFLOWS] if self._note_overflow(found, name) else []
         if expected is not None:
             trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found.outputs[IMAGE], found.outputs[PIXELS])
-            decided, _ = decided_only(expected[LOGITS], self._margin, trusted, candidate)
-            one = self._accumulator()
-            one.add(inputs[LABEL], trusted, decided)
+            one = Judge(self._names, self._margin)
+            one.add(inputs[LABEL], expected[LOGITS], trusted, candidate)
             diff = one.result()
             psnr_db = diff.psnr_db
             if not failures:
@@ -144,8 +141,7 @@ class HalfJudge:
             failures.append(f"{what} on {places[0]}{more}")
             keep += [] if unit is None else [unit]
         if not failures:
-            failures = self._judged.result().failures(tolerance_for(Precision.FP16, self._rounding))
-            failures += too_undecided(sum(self._undecided) / len(self._undecided))
+            failures = self._judge.failures(tolerance_for(Precision.FP16, self._rounding))
         failures += [f"{one.name}: {why}" for one in self._stress for why in one.failures if why != _OVERFLOWS]
         return HalfVerdict(tuple(failures), self._all.result(), tuple(self._stress), tuple(dict.fromkeys(keep)))
 
@@ -160,10 +156,6 @@ class HalfJudge:
         if found.overflows:
             self._overflows.setdefault(found.overflows[0], []).append(where)
         return bool(found.overflows)
-
-    def _accumulator(self) -> DiffAccumulator:
-        labels = self.artifact.manifest.generator.labels
-        return DiffAccumulator(tuple(labels.name_of(label_id) for label_id in range(labels.num_ids)))
 
 
 def stress_failures(verdict: HalfVerdict | None) -> Sequence[str]:

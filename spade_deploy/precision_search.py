@@ -38,13 +38,10 @@ from spade_deploy.artifact import (
 from spade_deploy.atomic import scratch_folder
 from spade_deploy.build import BuildRequest, build
 from spade_deploy.compare import (
-    DiffAccumulator,
-    OutputDiff,
+    Judge,
     Tolerance,
-    decided_only,
     logit_margin,
     tolerance_for,
-    too_undecided,
 )
 from spade_deploy.engines.engine_store import stored_engines
 from spade_deploy.engines.ort import CPU, OrtRuntime
@@ -97,25 +94,21 @@ class Evidence:
 
     def failures(self, run: Run) -> tuple[str, ...]:
         """One sentence for each limit of a half-precision graph that is passed; one image is run at a time."""
-        diff, undecided = self._judge(run, list(zip(one_by_one(self.inputs), one_by_one(self.reference), strict=True)))
-        failures = [*diff.failures(tolerance_for(Precision.FP16, self.rounding)), *too_undecided(undecided)]
+        judge = self._judge(run, list(zip(one_by_one(self.inputs), one_by_one(self.reference), strict=True)))
+        failures = judge.failures(tolerance_for(Precision.FP16, self.rounding))
         for one in self.stress:
-            failures += self._judge(run, [one])[0].failures(Tolerance(min_psnr_db=STRESS_MIN_PSNR_DB))
+            failures += self._judge(run, [one]).result().failures(Tolerance(min_psnr_db=STRESS_MIN_PSNR_DB))
         return tuple(failures)
 
-    def _judge(self, run: Run, pairs: Sequence[tuple[Arrays, Arrays]]) -> tuple[OutputDiff, float]:
-        """The figures over all pairs of inputs and reference, and the share of undecided values."""
+    def _judge(self, run: Run, pairs: Sequence[tuple[Arrays, Arrays]]) -> Judge:
+        """Runs all pairs of inputs and reference, one at a time."""
         ids = 1 + max(int(inputs[LABEL].max()) for inputs, _ in pairs)
-        judged = DiffAccumulator(tuple(f"label {number}" for number in range(ids)))
-        margin = logit_margin(Precision.FP16, self.rounding)
-        undecided = 0.0
+        judge = Judge(tuple(f"label {number}" for number in range(ids)), logit_margin(Precision.FP16, self.rounding))
         for inputs, expected in pairs:
             found = run(inputs)
             trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found[IMAGE], found[PIXELS])
-            decided, share = decided_only(expected[LOGITS], margin, trusted, candidate)
-            judged.add(inputs[LABEL], trusted, decided)
-            undecided += share / len(pairs)
-        return judged.result(), undecided
+            judge.add(inputs[LABEL], expected[LOGITS], trusted, candidate)
+        return judge
 
 
 def search_precision(

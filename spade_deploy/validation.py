@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph, Z, one_by_one
 from spade_deploy.compare import (
     DiffAccumulator,
+    Judge,
     OutputDiff,
     Tolerance,
-    decided_only,
     logit_margin,
     tolerance_for,
-    too_undecided,
 )
 from spade_deploy.dataset_files import Pairing, Problem
 from spade_deploy.engines.ort import CPU, OrtRuntime
@@ -263,18 +262,14 @@ def _compare(
 ) -> GraphResult:
     spec = artifact.manifest.generator
     names = tuple(spec.labels.name_of(label_id) for label_id in range(spec.labels.num_ids))
-    differences, judged = DiffAccumulator(names), DiffAccumulator(names)
     rounding = artifact.manifest.rounding
-    margin = logit_margin(graph.precision, rounding)
-    undecided_shares = []
+    differences, judge = DiffAccumulator(names), Judge(names, logit_margin(graph.precision, rounding))
     worst: tuple[float, Arrays] | None = None
     for index, inputs in enumerate(batches):
         expected, found = reference.images(inputs), runtime.run(inputs)
         trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found[IMAGE], found[PIXELS])
-        decided, share = decided_only(expected[LOGITS], margin, trusted, candidate)
-        undecided_shares.append(share)
         differences.add(inputs[LABEL], trusted, candidate)
-        judged.add(inputs[LABEL], trusted, decided)
+        judge.add(inputs[LABEL], expected[LOGITS], trusted, candidate)
         if isinstance(half, HalfJudge):
             half.add(inputs, expected)
         error = float(np.nan_to_num(np.abs(found[IMAGE] - expected[IMAGE]), nan=np.inf).max())
@@ -285,13 +280,14 @@ def _compare(
     if worst is None:
         raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
     tolerance = tolerance_for(graph.precision, rounding, graph.min_psnr_db)
-    undecided_share = float(np.mean(undecided_shares))
-    failures = (*judged.result().failures(tolerance), *too_undecided(undecided_share))
+    failures = tuple(judge.failures(tolerance))
     diverges_at = None
     if failures:
         with artifact.vouched(graph.file) as file:
             diverges_at = reference.diverges_at(file, graph, worst[1])
-    return GraphResult(graph, runtime.name, differences.result(), tolerance, failures, undecided_share, diverges_at)
+    return GraphResult(
+        graph, runtime.name, differences.result(), tolerance, failures, judge.undecided_share, diverges_at
+    )
 
 
 class _Half:

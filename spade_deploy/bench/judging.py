@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Golden, Graph
 from spade_deploy.bench.candidates import Candidate
 from spade_deploy.compare import (
-    DiffAccumulator,
+    Judge,
     Tolerance,
-    decided_only,
     logit_margin,
     tolerance_for,
-    too_undecided,
 )
 
 
@@ -33,12 +31,10 @@ def judge(artifact: Artifact, candidate: Candidate, golden: Golden, found: Array
         if found[name].shape != expected[name].shape:
             return Verdict(None, None, None, (f"{name} has shape {found[name].shape}, not {expected[name].shape}",))
     rounding = artifact.manifest.rounding
-    trusted, margin = (expected[IMAGE], expected[PIXELS]), logit_margin(candidate.precision, rounding)
-    decided, share = decided_only(expected[LOGITS], margin, trusted, (found[IMAGE], found[PIXELS]))
-    judged = DiffAccumulator(tuple(map(str, range(labels.num_ids))))
-    judged.add(golden.inputs[LABEL], trusted, decided)
-    diff = judged.result()
-    failures = diff.failures(_tolerance(artifact, candidate)) + too_undecided(share)
+    trusted = (expected[IMAGE], expected[PIXELS])
+    held = Judge(tuple(map(str, range(labels.num_ids))), logit_margin(candidate.precision, rounding))
+    held.add(golden.inputs[LABEL], expected[LOGITS], trusted, (found[IMAGE], found[PIXELS]))
+    diff, failures = held.result(), held.failures(_tolerance(artifact, candidate))
     if not diff.finite:
         return Verdict(None, None, None, tuple(failures))
     return Verdict(diff.max_abs, diff.mean_abs, diff.psnr_db, tuple(failures))
