@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `spade --help` answers in a
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
@@ -1100,7 +1101,12 @@ def main() -> None:
     """The console script."""
     # Python processes that are started from here, by libraries too, import nothing from the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if (lifeline := sys.modules.get("spade_deploy.training.lifeline")) is not None:
+            lifeline.end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
 
 
 @contextmanager

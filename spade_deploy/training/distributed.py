@@ -220,7 +220,9 @@ def _meeting(place: World) -> Iterator[World]:
         raise
     finally:
         world.lifeline.close(failure)
-        if not failure:  # a group that lost a process may wait for it here
+        if failure:  # a group that lost a process may wait for it for ever
+            lifeline.abandon_group()
+        else:
             distributed.destroy_process_group()
 
 

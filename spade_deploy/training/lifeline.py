@@ -7,6 +7,7 @@ find within a minute a host that lost its power. Process 0 tells the others who 
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import selectors
@@ -26,6 +27,27 @@ _MESSAGE_BYTES = 4096
 _TOKEN_BYTES, _RANK_BYTES = 16, 8
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """Seconds of silence before a probe, seconds between probes, probes without an answer."""
+
+_abandoned = threading.Event()
+
+
+def abandon_group() -> None:
+    """Remember that this process has a process group that lost a member, and that cannot be taken down any more."""
+    _abandoned.set()
+
+
+def end_process(code: int) -> None:
+    """End this process with `code`, at once, where it has abandoned a process group; otherwise return.
+
+    PyTorch's threads that wait for the lost process are still there. Python's usual end destroys what they use, and
+    then C++ ends the process by SIGABRT instead of by its exit code: seldom, and only on a busy machine.
+    """
+    if not _abandoned.is_set():
+        return
+    atexit._run_exitfuncs()  # workers are stopped, temporary files go: as at a usual end
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Lifeline:

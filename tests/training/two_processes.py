@@ -19,7 +19,7 @@ from torch import Tensor
 from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, DatasetError, SpadeError
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
-from spade_deploy.training import loop
+from spade_deploy.training import lifeline, loop
 from spade_deploy.training.config import DiscriminatorSpec, Setup, TrainConfig
 from spade_deploy.training.data_record import DataRecord
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
@@ -281,8 +281,19 @@ class NotANumber(Noise):
             yield replace(batch, photo=batch.photo / (1 - self.shard.rank) * 0) if self.shard.rank else batch
 
 
+class AbortsWhenDestroyed:
+    """Does always what PyTorch's threads do seldom when Python destroys them: C++ ends the process by SIGABRT."""
+
+    def __del__(self, abort: Callable[[], None] = os.abort) -> None:
+        abort()
+
+
+LEFT_OVER: list[AbortsWhenDestroyed] = []
+
+
 def scenario_killed(world: World, folder: Path) -> None:
     """Process 1 is killed while it loads step 6; checkpoints are at 2 and 4."""
+    LEFT_OVER.append(AbortsWhenDestroyed())
 
     def kill(step: int) -> None:
         if step == 6 and world.rank == 1:
@@ -302,6 +313,7 @@ def main(scenario: str, folder: Path) -> None:
             SCENARIOS[scenario](world, folder)
     except SpadeError as error:
         print(f"error: {error.message}\nnext: {error.hint}", file=sys.stderr)
+        lifeline.end_process(error.exit_code)
         sys.exit(error.exit_code)
 
 
