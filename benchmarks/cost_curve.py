@@ -27,10 +27,10 @@ from models import ADE20K, DATA, RESULTS, SMALL, coco_maps, make_artifact, resiz
 from peers import unique_share
 
 from spade_deploy.artifact import LABEL, Arrays
-from spade_deploy.atomic import atomic_file, write_json
 from spade_deploy.bench import CONDITIONS, BenchResult, bench, choose_candidates
 from spade_deploy.bench.machine import describe_machine
-from spade_deploy.engines.runtime import GraphChoice
+from spade_deploy.engines.base import GraphChoice
+from spade_deploy.files.atomic import atomic_file, write_json
 from spade_deploy.spec import GeneratorSpec
 
 SIZES = ((128, 128), (256, 256), (512, 512), (1024, 1024), (192, 608))

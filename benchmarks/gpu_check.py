@@ -32,9 +32,9 @@ from typing import Any
 from gpu.records import Book, Outcome, read_outcome, run_step
 from gpu.report import describe, exit_code, file_name, merged, table, to_json
 
-from spade_deploy.atomic import write_json
-from spade_deploy.engines.cuda_driver import require_gpu
+from spade_deploy.engines.cuda.driver import require_gpu
 from spade_deploy.errors import MissingDependencyError, SpadeError
+from spade_deploy.files.atomic import write_json
 from spade_deploy.spec import GraphKind, Precision
 
 RESULTS = Path(__file__).resolve().parent / "results"

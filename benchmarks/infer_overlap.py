@@ -32,14 +32,14 @@ import torch
 from PIL import Image
 
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source
-from spade_deploy.atomic import write_json
 from spade_deploy.bench.machine import busy_seconds, describe_machine
 from spade_deploy.export.pipeline import export_artifact
-from spade_deploy.image_file import read_photo
+from spade_deploy.files.atomic import write_json
+from spade_deploy.images.image_file import read_photo
 from spade_deploy.inference import infer
-from spade_deploy.label_map import read_instance_map, read_label_map, synthetic_label_maps
+from spade_deploy.labels.files import read_instance_map, read_label_map, synthetic_label_maps
+from spade_deploy.networks.spade import SpadeGenerator, make_segmap
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
-from spade_deploy.training.networks import SpadeGenerator, make_segmap
 
 GOAL = 0.9
 """The least share of the bare session's throughput that is worth having."""

@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Manifest, Source, rewrite_manifest
-from spade_deploy.break_even import measure_break_even
 from spade_deploy.export.pipeline import export_artifact
-from spade_deploy.label_map import (
+from spade_deploy.labels.files import (
     label_dtype,
     list_label_files,
     read_instance_map,
     resize_nearest,
     synthetic_label_maps,
 )
-from spade_deploy.runs import checkpoint_folder
+from spade_deploy.networks.spade import SpadeGenerator, initialize, make_segmap
+from spade_deploy.release.break_even import measure_break_even
+from spade_deploy.runs.checkpoint import save_checkpoint
+from spade_deploy.runs.folders import checkpoint_folder
 from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec, GraphKind, LabelSpec, Precision
-from spade_deploy.training.checkpoint import save_checkpoint
-from spade_deploy.training.networks import SpadeGenerator, initialize, make_segmap
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "coco_stuff_sample"

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from spade_deploy.atomic import write_json
 from spade_deploy.bench.machine import describe_machine
-from spade_deploy.label_map import list_label_files, read_instance_map, read_label_map, synthetic_label_maps
-from spade_deploy.patterns import check_tables, extract_patterns, num_codes, pixel_codes
+from spade_deploy.files.atomic import write_json
+from spade_deploy.labels.files import list_label_files, read_instance_map, read_label_map, synthetic_label_maps
+from spade_deploy.lookup.tables import check_tables, extract_patterns, num_codes, pixel_codes
+from spade_deploy.lookup.windows import LevelPatterns
 from spade_deploy.spec import GeneratorSpec, LabelSpec, parse_size
-from spade_deploy.windows import LevelPatterns
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT.parent / "shared" / "data" / "coco_stuff_sample"

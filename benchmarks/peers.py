@@ -26,9 +26,9 @@ from models import ADE20K, COCO, DATA, RESULTS, SMALL, coco_maps, make_artifact,
 from onnx import TensorProto, helper, numpy_helper
 
 from spade_deploy.artifact import Arrays, Artifact
-from spade_deploy.atomic import write_json
 from spade_deploy.bench import BASELINES, BenchResult, Candidate, Kind, bench, choose_candidates
-from spade_deploy.patterns import unique_share
+from spade_deploy.files.atomic import write_json
+from spade_deploy.lookup.tables import unique_share
 from spade_deploy.spec import GeneratorSpec, GraphKind
 
 FLOOR = "floor: residual convolutions alone"

@@ -15,11 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spade_deploy.networks.discriminator import Features, MultiscaleDiscriminator
+from spade_deploy.networks.spade import SpadeGenerator, make_segmap
 from spade_deploy.training import losses
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.discriminator import Features, MultiscaleDiscriminator
-from spade_deploy.training.networks import SpadeGenerator, make_segmap
 from spade_deploy.training.perceptual import PerceptualLoss, load_vgg
 from spade_deploy.training.steps import Learner
 

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from spade_deploy.atomic import write_json
 from spade_deploy.bench.machine import describe_machine
-from spade_deploy.data.earth import earth_labels
 from spade_deploy.evaluation import EvalRequest, EvalResult, evaluate
-from spade_deploy.label_map import colorize
-from spade_deploy.runs import checkpoint_folder
-from spade_deploy.training.checkpoint import save_checkpoint
+from spade_deploy.files.atomic import write_json
+from spade_deploy.labels.earth import earth_labels
+from spade_deploy.labels.files import colorize
+from spade_deploy.runs.checkpoint import save_checkpoint
+from spade_deploy.runs.folders import checkpoint_folder
+from spade_deploy.runs.shipped import SHIPPED_FOLDER, shipped_generator
 from spade_deploy.training.config import preset
 from spade_deploy.training.loop import train
-from spade_deploy.training.shipped import SHIPPED_FOLDER, shipped_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT_STEPS = 240

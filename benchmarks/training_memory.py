@@ -14,8 +14,8 @@ from typing import Any
 
 from models import RESULTS
 
-from spade_deploy.atomic import write_json
 from spade_deploy.bench.machine import describe_machine
+from spade_deploy.files.atomic import write_json
 from spade_deploy.training.config import PRESETS, Amp, preset
 from spade_deploy.training.estimate import cpu_bytes, foresee
 

@@ -30,17 +30,17 @@ from PIL import Image
 from plain_loop import PlainLoop
 
 from spade_deploy.artifact import LABEL
-from spade_deploy.atomic import write_json
 from spade_deploy.bench.machine import busy_seconds, describe_machine
-from spade_deploy.cores import usable_cores
-from spade_deploy.dataset_files import DataConfig
-from spade_deploy.patterns import extract_patterns
-from spade_deploy.spec import LabelSpec
-from spade_deploy.training.config import Amp, DiscriminatorSpec, Modulation, Setup, preset
+from spade_deploy.files.atomic import write_json
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.lookup.tables import extract_patterns
+from spade_deploy.machine.cores import usable_cores
+from spade_deploy.networks.modulation import TrainingTables
+from spade_deploy.networks.spade import initialize
+from spade_deploy.spec import DiscriminatorSpec, LabelSpec
+from spade_deploy.training.config import Amp, Modulation, Setup, preset
 from spade_deploy.training.dataset import Batch, SampleSource, open_source, training_batches
-from spade_deploy.training.networks import initialize
 from spade_deploy.training.perceptual import VggFeatures
-from spade_deploy.training.shortcut import TrainingTables
 from spade_deploy.training.steps import Learner
 
 PLAIN = "plain loop of 2019"

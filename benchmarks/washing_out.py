@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.atomic import atomic_file, write_json
-from spade_deploy.data.earth import cut, earth_labels, earth_tiles
+from spade_deploy.files.atomic import atomic_file, write_json
+from spade_deploy.labels.earth import cut, earth_labels, earth_tiles
+from spade_deploy.networks.pix2pixhd import EDGE_KERNEL, NormalizedConv, mirrored_conv
+from spade_deploy.networks.spade import Spade, initialize, make_segmap
 from spade_deploy.spec import Architecture, GeneratorSpec, NormType
-from spade_deploy.training.networks import Spade, initialize, make_segmap
-from spade_deploy.training.pix2pixhd import EDGE_KERNEL, NormalizedConv, mirrored_conv
 
 ROOT = Path(__file__).resolve().parents[1]
 WATER, FOREST, BARREN = 0, 2, 16

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spade_deploy.data.earth import cut, earth_labels, earth_tiles
-from spade_deploy.label_map import colorize, save_pixels
+from spade_deploy.labels.earth import cut, earth_labels, earth_tiles
+from spade_deploy.labels.files import colorize, save_pixels
 
 SHOWN = ("0006", "0022", "0029", "0032", "0052", "0058")
 GAP_PX = 6

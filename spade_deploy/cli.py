@@ -17,8 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from spade_deploy import __version__
-from spade_deploy.atomic import beside
-from spade_deploy.console import (
+from spade_deploy.commands.console import (
     busy,
     check_terminal_size,
     count_bar,
@@ -42,7 +41,8 @@ from spade_deploy.console import (
     training_bar,
 )
 from spade_deploy.errors import SpadeError, system_error
-from spade_deploy.locks import LOCK, locked
+from spade_deploy.files.atomic import beside
+from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.printable import one_line
 from spade_deploy.spec import Architecture, Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
 
@@ -338,7 +338,8 @@ def train(
 ) -> None:
     """Train a generator; without options on the embedded Earth data, for a CPU."""
     with _needs("train"):
-        from spade_deploy.training import distributed, request, session
+        from spade_deploy.training import request, session
+        from spade_deploy.training.processes import world as distributed
 
         asked = request.TrainRequest(
             data=request.DataRequest(
@@ -466,7 +467,7 @@ def import_(
 ) -> None:
     """Make a run of a generator that NVIDIA released, or that their code trained."""
     with _needs("train"):
-        from spade_deploy.training import importer
+        from spade_deploy.runs import importer
 
         imported = importer.import_checkpoint(
             file,
@@ -537,7 +538,7 @@ def export(
     """Fold a checkpoint, write it as ONNX, and prove it equal to PyTorch."""
     console = stdout()
     with _needs("export"):
-        from spade_deploy.release import Int8Options, release
+        from spade_deploy.release.release import Int8Options, release
 
         int8_options = Int8Options.from_flags(int8, calibrate, calibrate_instances, calibration_count, min_psnr)
         with step_bar() as (on_step, on_progress):
@@ -609,7 +610,7 @@ def infer(
     """Make a photo of every label map in a folder."""
     from spade_deploy.artifact import Artifact
     from spade_deploy.inference import infer as run_infer
-    from spade_deploy.runs import resolve_artifact
+    from spade_deploy.runs.folders import resolve_artifact
 
     console = stdout()
     opened = Artifact.open(resolve_artifact(artifact, runs))
@@ -689,11 +690,11 @@ def build(
     runs: RunsDir = DEFAULT_RUNS,
 ) -> None:
     """Compile an artifact's graphs into TensorRT engines, proved to have the precision asked for."""
-    from spade_deploy import build as building
     from spade_deploy.artifact import Artifact
-    from spade_deploy.engines.engine_key import BuildOptions, parse_bytes
-    from spade_deploy.engines.runtime import parse_graph_choice
-    from spade_deploy.runs import resolve_artifact
+    from spade_deploy.engines.base import parse_graph_choice
+    from spade_deploy.engines.tensorrt import build as building
+    from spade_deploy.engines.tensorrt.key import BuildOptions, parse_bytes
+    from spade_deploy.runs.folders import resolve_artifact
 
     request = building.BuildRequest(
         precision=precision,
@@ -734,9 +735,9 @@ def validate(
 ) -> None:
     """Compare every graph of an artifact with the untouched PyTorch module, or with its golden outputs."""
     from spade_deploy.artifact import Artifact
-    from spade_deploy.atomic import write_json
-    from spade_deploy.runs import resolve_artifact
-    from spade_deploy.validation import validate as run_validate
+    from spade_deploy.files.atomic import write_json
+    from spade_deploy.runs.folders import resolve_artifact
+    from spade_deploy.validation.validate import validate as run_validate
 
     opened = Artifact.open(resolve_artifact(artifact, runs))
     with busy("validating") as tell:
@@ -758,10 +759,10 @@ def validate(
         for reason in found.skipped:
             stderr().print(f"  {reason}")
     if find_precision and not found.passed:
-        from spade_deploy.engines.runtime import Backend as RuntimeBackend
+        from spade_deploy.engines.base import Backend as RuntimeBackend
 
         with _needs("export"):
-            from spade_deploy.precision_search import search_failures
+            from spade_deploy.validation.precision_search import search_failures
         with busy("searching") as tell:
             searches = search_failures(
                 opened,
@@ -855,7 +856,7 @@ def eval_(
 ) -> None:
     """Judge models by their images of held-out label maps; several at once are compared in one report."""
     from spade_deploy import evaluation
-    from spade_deploy.engines.runtime import Backend as RuntimeBackend
+    from spade_deploy.engines.base import Backend as RuntimeBackend
 
     asked = evaluation.request_from_flags(
         models or (),
@@ -918,7 +919,7 @@ def bench(
     """Measure an artifact's graphs side by side: latency, images/s, memory, cold start. What is wrong has no figure."""
     from spade_deploy import bench as benching
     from spade_deploy.artifact import Artifact
-    from spade_deploy.runs import resolve_artifact
+    from spade_deploy.runs.folders import resolve_artifact
 
     opened = Artifact.open(resolve_artifact(artifact, runs))
     candidates = benching.choose_candidates(opened, precision or (), graph or (), baseline or (), backend)
@@ -960,8 +961,8 @@ def check_labels(
     fix: Annotated[Path | None, typer.Option(help="Write a corrected copy of the folder here.")] = None,
 ) -> None:
     """Find label maps that would train or infer wrongly; --fix converts what can be converted."""
-    from spade_deploy import label_lint
-    from spade_deploy.label_fix import FixAction
+    from spade_deploy.labels import lint as label_lint
+    from spade_deploy.labels.fix import FixAction
 
     labels = label_lint.labels_to_check(preset, num_labels, has_dontcare=dontcare, palette=palette)
     with count_bar("checking") as report:
@@ -1001,7 +1002,7 @@ def inspect(
     """Tell what a checkpoint, an artifact or an engine is."""
     from rich.table import Table
 
-    from spade_deploy.inspection import inspect_path
+    from spade_deploy.inspection.describe import inspect_path
 
     found = inspect_path(path, with_times=time)
     console = stdout()
@@ -1024,7 +1025,7 @@ def doctor() -> None:
     """Tell what is installed, what really loads, and what to install for what is missing."""
     from rich.table import Table
 
-    from spade_deploy.diagnosis import Status, diagnose
+    from spade_deploy.inspection.doctor import Status, diagnose
 
     marks = {
         Status.GOOD: styled("ok", "green"),
@@ -1050,8 +1051,8 @@ def animate(
     runs: RunsDir = DEFAULT_RUNS,
 ) -> None:
     """Make a GIF or MP4 of a run's sample grids: the same label maps, painted better and better."""
-    from spade_deploy.runs import newest_checkpoint
-    from spade_deploy.training.animation import animate as make_animation
+    from spade_deploy.runs.folders import newest_checkpoint
+    from spade_deploy.training.records.animation import animate as make_animation
 
     run = run if run is not None else newest_checkpoint(runs).parent.parent
     made = make_animation(run, out if out is not None else run / "samples.gif", fps)
@@ -1064,7 +1065,7 @@ def data_earth(
     out: Annotated[Path, typer.Argument(help="Where train/, val/ and test/ go.", show_default=False)],
 ) -> None:
     """Write satellite photos and land-cover label maps: OUT/{train,val,test}/{labels,images}/."""
-    from spade_deploy.data.earth import write_earth
+    from spade_deploy.labels.earth import write_earth
 
     with locked(out, "writing the Earth data set"), count_bar("writing") as report:
         counts = write_earth(out, report)
@@ -1082,7 +1083,7 @@ def demo(
     """Do all of it with the shipped Earth model: export, proof, photos of unseen label maps, training, one gallery."""
     console = stdout()
     with _needs("train,export,cpu"):
-        from spade_deploy.demo import run_demo
+        from spade_deploy.release.demo import run_demo
 
         def on_step(text: str) -> None:
             console.print(f"  {text}", style="dim")
@@ -1104,7 +1105,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
-        if (lifeline := sys.modules.get("spade_deploy.training.lifeline")) is not None:
+        if (lifeline := sys.modules.get("spade_deploy.training.processes.peers")) is not None:
             lifeline.end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise
 

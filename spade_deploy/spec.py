@@ -416,6 +416,33 @@ class GeneratorSpec:
         return cls(**known)
 
 
+@dataclass(frozen=True)
+class DiscriminatorSpec:
+    """How the discriminator is built.
+
+    scales: how many patch discriminators, each on an image half as large as the one before.
+    layers: 4x4 convolutions of each but the last, which makes the scores; all but one of them halve the image.
+    base_channels: channels of the first layer; they double up to eight times that.
+    """
+
+    scales: int = 2
+    layers: int = 4
+    base_channels: int = 64
+
+    def __post_init__(self) -> None:
+        _check_range("--discriminator-scales", self.scales, 1, 6)
+        _check_range("--discriminator-layers", self.layers, 2, 8)
+        _check_range("--discriminator-channels", self.base_channels, 1, 1024)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> DiscriminatorSpec:
+        """Raises ConfigError where a field is unknown or of another type."""
+        return cls(**_checked_fields(cls, value, "discriminator spec"))
+
+
 _FOREIGN: Mapping[Architecture, tuple[str, ...]] = MappingProxyType(
     {
         Architecture.SPADE: (),
@@ -441,6 +468,11 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) > 2 or not all(_is_extent(part) and int(part) > 0 for part in parts):
         raise ConfigError(f"--size: {quoted(text)} is not HEIGHTxWIDTH in pixels, such as 256x512")
     return int(parts[0]), int(parts[-1])
+
+
+def _check_range(flag: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{flag}: {quoted(value)} is not in {low}..{high}")
 
 
 def _is_extent(text: str) -> bool:

@@ -44,7 +44,7 @@ def test_the_command_line_loads_no_numpy() -> None:
 
 
 def test_the_check_can_fail() -> None:
-    assert "torch" in loaded_by("import spade_deploy.training.networks")
+    assert "torch" in loaded_by("import spade_deploy.networks.spade")
 
 
 def test_architecture_names_what_exists() -> None:

@@ -79,7 +79,7 @@ def run(bare: Path, tmp_path: Path) -> Run:
 def artifact(tmp_path_factory: pytest.TempPathFactory, make_generator: Callable[..., Any]) -> Artifact:
     """A real export of a tiny generator with unknown pixels and edges, made where PyTorch is. Measured 10 s."""
     from spade_deploy.export.pipeline import export_artifact
-    from spade_deploy.label_map import synthetic_label_maps
+    from spade_deploy.labels.files import synthetic_label_maps
 
     generator = make_generator(base_channels=2, hidden_channels=4)
     folder = tmp_path_factory.mktemp("artifact")
@@ -223,7 +223,7 @@ def test_validate_on_other_label_maps_needs_pytorch(run: Run, artifact: Artifact
 
 
 def test_the_demo_data_set_is_in_the_package(run: Run) -> None:
-    code = "from spade_deploy.data.earth import cut, earth_tiles; print(cut(earth_tiles('test')[0])[0].shape)"
+    code = "from spade_deploy.labels.earth import cut, earth_tiles; print(cut(earth_tiles('test')[0])[0].shape)"
     assert run("python", "-c", code).stdout.strip() == "(128, 128)"
 
 

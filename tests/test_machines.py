@@ -42,8 +42,8 @@ def test_without():
 def test_a_child_can_be_interrupted_where_the_tests_are_a_background_job(tmp_path: Path) -> None:
     """With SIGINT ignored from the start, as `make test &` of a script has it: the fixture restores it, alone."""
     (tmp_path / "test_inner.py").write_text(SUITE.format(code=INTERRUPTED), encoding="utf-8")
-    (tmp_path / "conftest.py").write_text("from tests_conftest import usual_signals\n", encoding="utf-8")
-    (tmp_path / "tests_conftest.py").write_bytes((Path(__file__).parent / "conftest.py").read_bytes())
+    (tmp_path / "conftest.py").write_text("from signals_fixture import usual_signals\n", encoding="utf-8")
+    (tmp_path / "signals_fixture.py").write_bytes((Path(__file__).parent / "support" / "signals.py").read_bytes())
     run = f"import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {str(tmp_path)!r}]))"
     done = subprocess.run([sys.executable, "-c", IGNORING, run], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spade_deploy import pages
-from spade_deploy.atomic import write_text
+from spade_deploy.files.atomic import write_text
+from spade_deploy.pages import render as pages
 from spade_deploy.printable import one_line, printable
 
 

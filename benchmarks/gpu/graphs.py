@@ -7,7 +7,7 @@ import numpy as np
 from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Artifact
 from spade_deploy.bench.candidates import Candidate, Kind
 from spade_deploy.bench.judging import judge
-from spade_deploy.engines.runtime import GraphChoice, Runtime
+from spade_deploy.engines.base import GraphChoice, Runtime
 from spade_deploy.spec import GraphKind, Precision
 
 

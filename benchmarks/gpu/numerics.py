@@ -18,14 +18,14 @@ from torch import Tensor
 from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays
-from spade_deploy.compare import DiffAccumulator, decided_only, logit_margin, tolerance_for, too_undecided
-from spade_deploy.export.deploy_model import DeployModel
-from spade_deploy.export.lookup_model import LookupModel
-from spade_deploy.export.models import build_model, model_inputs
+from spade_deploy.export.build import build_model, model_inputs
+from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.pipeline import rounding_error, run_reference
 from spade_deploy.export.precision import unit_ranges, units_to_keep
+from spade_deploy.export.spade import DeployModel
+from spade_deploy.metrics.judge import DiffAccumulator, decided_only, logit_margin, tolerance_for, too_undecided
+from spade_deploy.networks.spade import SpadeGenerator, make_segmap, to_pixels
 from spade_deploy.spec import GraphKind, Precision, RoundingError
-from spade_deploy.training.networks import SpadeGenerator, make_segmap, to_pixels
 
 FP16_AT_MOST = 2.0
 """Times the mean error of PyTorch's own half precision."""

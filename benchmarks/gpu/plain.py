@@ -10,7 +10,7 @@ import torch
 from torch.export import Dim
 
 from spade_deploy.errors import ConfigError
-from spade_deploy.training.networks import SpadeGenerator
+from spade_deploy.networks.spade import SpadeGenerator
 
 SEGMAP, IMAGE = "segmap", "image"
 

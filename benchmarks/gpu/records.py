@@ -10,8 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.atomic import write_json
 from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError, SpadeError
+from spade_deploy.files.atomic import write_json
 
 
 class Status(StrEnum):

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpu.records import Outcome, Row, Status
 from spade_deploy.bench.machine import describe_machine
-from spade_deploy.engines.cuda_driver import Gpu
+from spade_deploy.engines.cuda.driver import Gpu
 
 PACKAGES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "cuda-core", "cuda-bindings", "pycuda")
 

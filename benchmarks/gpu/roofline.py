@@ -15,7 +15,7 @@ from typing import Any
 from gpu.records import Book, Row
 from gpu.setting import Setting
 from gpu.timing import Timer, cuda_timer, host_timer
-from spade_deploy.patterns import extract_patterns
+from spade_deploy.lookup.tables import extract_patterns
 from spade_deploy.spec import GeneratorSpec
 
 BYTES = {"fp32": 4, "fp16": 2}

@@ -11,10 +11,10 @@ from models import ADE20K, DATA, SMALL, coco_maps, make_generator, resized, stac
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Source
 from spade_deploy.errors import SpadeError
-from spade_deploy.export.int8 import Int8Request
+from spade_deploy.export.int8.write import Int8Request
 from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
-from spade_deploy.training.networks import SpadeGenerator
 
 GOLDEN_MAPS = 2
 CALIBRATION_MAPS = 4

@@ -20,7 +20,7 @@ from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
 from gpu.timing import Work, device_timer, measure_interleaved, median_ratio, spread
 from spade_deploy.artifact import Arrays
-from spade_deploy.patterns import graph_inputs
+from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.spec import GraphKind, Precision
 
 BASELINE = "fp16 untouched, channels last"

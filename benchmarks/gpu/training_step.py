@@ -13,7 +13,7 @@ from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
 from gpu.timing import device_timer
 from spade_deploy.artifact import INSTANCE, LABEL
-from spade_deploy.dataset_files import DataConfig
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.training.config import Amp, Modulation, Setup, TrainConfig
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.steps import Learner

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spade_deploy.engines.trt_library import Library
+from spade_deploy.engines.tensorrt.library import Library
 from spade_deploy.errors import ArtifactError, RuntimeUnavailableError
 
 TYPES = {

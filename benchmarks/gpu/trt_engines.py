@@ -23,19 +23,19 @@ from gpu.timing import Measured, Work, cuda_timer, host_timer, measure_interleav
 from gpu.trt_device import DeviceEngine
 from spade_deploy.artifact import IMAGE as OUR_IMAGE
 from spade_deploy.artifact import PIXELS, Arrays
-from spade_deploy.build import BuildRequest, build
-from spade_deploy.engines.cuda_driver import require_gpu
-from spade_deploy.engines.device import open_device
-from spade_deploy.engines.engine_key import BuildOptions
-from spade_deploy.engines.engine_store import capability_text
-from spade_deploy.engines.runtime import GraphChoice
-from spade_deploy.engines.trt_builder import RTX_CAPABILITIES, build_engine
-from spade_deploy.engines.trt_library import Library, load_library
-from spade_deploy.engines.trt_runtime import TrtRuntime
+from spade_deploy.engines.base import GraphChoice
+from spade_deploy.engines.cuda.driver import require_gpu
+from spade_deploy.engines.cuda.open import open_device
+from spade_deploy.engines.tensorrt.build import BuildRequest, build
+from spade_deploy.engines.tensorrt.builder import RTX_CAPABILITIES, build_engine
+from spade_deploy.engines.tensorrt.key import BuildOptions
+from spade_deploy.engines.tensorrt.library import Library, load_library
+from spade_deploy.engines.tensorrt.runtime import TrtRuntime
+from spade_deploy.engines.tensorrt.store import capability_text
 from spade_deploy.errors import RuntimeUnavailableError, ValidationFailedError
-from spade_deploy.patterns import graph_inputs
+from spade_deploy.lookup.tables import graph_inputs
+from spade_deploy.networks.spade import to_pixels
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
-from spade_deploy.training.networks import to_pixels
 
 EAGER = "PyTorch fp16 eager, channels last"
 COMPILED = {"torch.compile fp16": None, "torch.compile fp16, CUDA graphs": "reduce-overhead"}

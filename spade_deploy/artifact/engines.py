@@ -17,9 +17,9 @@ from typing import Any
 
 from spade_deploy.artifact.folder import Artifact
 from spade_deploy.artifact.manifest import manifest_digest, read_json
-from spade_deploy.atomic import atomic_file, write_json
 from spade_deploy.errors import ArtifactError, quoted, reason_of
-from spade_deploy.files import read_regular
+from spade_deploy.files.atomic import atomic_file, write_json
+from spade_deploy.files.reading import read_regular
 
 FOLDER = "engines"
 TIMING_CACHE = "timing.cache"

@@ -32,10 +32,10 @@ from spade_deploy.artifact.manifest import (
     require_safe_name,
 )
 from spade_deploy.artifact.tensors import Arrays, TensorInfo, golden_tensors, input_tensors, mismatch
-from spade_deploy.atomic import atomic_file, bring_back, write_json
 from spade_deploy.errors import ArtifactError, quoted, reason_of
-from spade_deploy.files import open_regular, sha256_of
-from spade_deploy.onnx_data import external_files
+from spade_deploy.files.atomic import atomic_file, bring_back, write_json
+from spade_deploy.files.onnx_data import external_files
+from spade_deploy.files.reading import open_regular, sha256_of
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
 ENCODER_ONNX = "encoder.onnx"

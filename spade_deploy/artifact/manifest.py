@@ -18,8 +18,8 @@ from typing import Any
 from spade_deploy import __version__
 from spade_deploy.artifact.tensors import TensorInfo, encoder_tensors, input_rule, input_tensors, output_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError, quoted, reason_of
-from spade_deploy.files import MAX_JSON_BYTES
-from spade_deploy.files import read_json as read_json_file
+from spade_deploy.files.reading import MAX_JSON_BYTES
+from spade_deploy.files.reading import read_json as read_json_file
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
 FORMAT_VERSION = 1

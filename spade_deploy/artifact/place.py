@@ -10,9 +10,9 @@ from pathlib import Path
 from spade_deploy.artifact.engines import FOLDER, TIMING_CACHE, visible, whole_engines
 from spade_deploy.artifact.folder import Artifact
 from spade_deploy.artifact.manifest import MANIFEST, read_manifest
-from spade_deploy.atomic import atomic_file, beside, bring_back, is_temporary
 from spade_deploy.errors import ArtifactError, ConfigError
-from spade_deploy.locks import LOCK, locked
+from spade_deploy.files.atomic import atomic_file, beside, bring_back, is_temporary
+from spade_deploy.files.locks import LOCK, locked
 
 _LITTER = (LOCK, ".DS_Store")
 

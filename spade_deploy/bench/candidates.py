@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.engines.runtime import Backend, GraphChoice, parse_graph_choice
-from spade_deploy.engines.trt_open import has_engines
+from spade_deploy.engines.base import Backend, GraphChoice, parse_graph_choice
+from spade_deploy.engines.tensorrt.open import has_engines
 from spade_deploy.errors import ConfigError
 from spade_deploy.spec import GraphKind, Precision
 

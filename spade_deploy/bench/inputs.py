@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
-from spade_deploy.dataset_files import Problem
 from spade_deploy.errors import ConfigError, LabelMapError
-from spade_deploy.image_file import Size
-from spade_deploy.label_files import find_label_maps
-from spade_deploy.label_map import read_instance_map, read_label_map, resize_nearest
-from spade_deploy.patterns import pixel_codes
+from spade_deploy.images.image_file import Size
+from spade_deploy.labels.files import read_instance_map, read_label_map, resize_nearest
+from spade_deploy.labels.layouts import Problem
+from spade_deploy.labels.pairs import find_label_maps
+from spade_deploy.lookup.tables import pixel_codes
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from spade_deploy.artifact import Arrays
-from spade_deploy.atomic import write_json
 from spade_deploy.bench.candidates import Candidate
-from spade_deploy.files import open_regular, read_json
+from spade_deploy.files.atomic import write_json
+from spade_deploy.files.reading import open_regular, read_json
 from spade_deploy.spec import GeneratorSpec
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Golden, Graph
 from spade_deploy.bench.candidates import Candidate
-from spade_deploy.compare import (
+from spade_deploy.metrics.judge import (
     Judge,
     Tolerance,
     logit_margin,

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.cores import usable_cores
+from spade_deploy.machine.cores import usable_cores
 
 PACKAGES = (
     "spade-deploy",

@@ -18,7 +18,7 @@ def write_plain_export(checkpoint: Path, path: Path) -> None:
     import torch
     from torch.export import Dim
 
-    from spade_deploy.training.checkpoint import load_generator
+    from spade_deploy.runs.checkpoint import load_generator
 
     loaded = load_generator(checkpoint)
     spec, stride = loaded.spec, loaded.spec.stride

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from spade_deploy.atomic import atomic_file, write_json
 from spade_deploy.bench.result import BenchResult
+from spade_deploy.files.atomic import atomic_file, write_json
 
 RESULT_JSON, RESULT_PNG = "bench.json", "bench.png"
 

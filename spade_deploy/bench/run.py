@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Golden
-from spade_deploy.atomic import scratch_folder
 from spade_deploy.bench.candidates import Candidate, Kind
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
 from spade_deploy.bench.judging import judge
 from spade_deploy.bench.machine import busy_seconds, describe_machine
 from spade_deploy.bench.process import Worker, WorkerError
 from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run, Status
-from spade_deploy.cores import at_most_cores, usable_cores
-from spade_deploy.engines.runtime import Backend, parse_backend
+from spade_deploy.engines.base import Backend, parse_backend
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
-from spade_deploy.runs import find_checkpoint_by_digest, resolve_checkpoint
+from spade_deploy.files.atomic import scratch_folder
+from spade_deploy.machine.cores import at_most_cores, usable_cores
+from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
 
 DEFAULT_ROUNDS = 20
 MAX_ROUNDS = 1_000_000

@@ -18,7 +18,8 @@ from spade_deploy.artifact import IMAGE, PIXELS, Arrays, Artifact, Z
 from spade_deploy.bench.candidates import Kind
 from spade_deploy.bench.inputs import make_segmap
 from spade_deploy.bench.job import Job
-from spade_deploy.engines.runtime import GraphChoice, open_runtime
+from spade_deploy.engines.base import GraphChoice
+from spade_deploy.engines.open import open_runtime
 from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
 from spade_deploy.spec import GeneratorSpec
 
@@ -141,7 +142,7 @@ class _TorchRunner(_Baseline):
             _require_cpp_compiler()
         import torch
 
-        from spade_deploy.training.checkpoint import load_generator
+        from spade_deploy.runs.checkpoint import load_generator
 
         if job.checkpoint is None:
             raise ConfigError("the checkpoint is not known")

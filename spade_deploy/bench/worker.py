@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from spade_deploy.errors import SpadeError
-from spade_deploy.process_memory import memory_bytes, peak_memory_bytes
+from spade_deploy.machine.memory import memory_bytes, peak_memory_bytes
 
 
 def main() -> int:

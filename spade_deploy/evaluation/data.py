@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.data import earth
-from spade_deploy.dataset_files import DataConfig, find_samples
-from spade_deploy.dataset_files import Sample as SampleFiles
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError
-from spade_deploy.image_file import Size, read_photo, size_beside
-from spade_deploy.label_map import label_dtype, read_instance_map, read_label_map
+from spade_deploy.images.image_file import Size, read_photo, size_beside
+from spade_deploy.labels import earth
+from spade_deploy.labels.files import label_dtype, read_instance_map, read_label_map
+from spade_deploy.labels.layouts import DataConfig, find_samples
+from spade_deploy.labels.layouts import Sample as SampleFiles
 from spade_deploy.spec import LabelSpec
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy import runs
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
-from spade_deploy.dataset_files import DataConfig
-from spade_deploy.engines.runtime import Backend, open_runtime
+from spade_deploy.engines.base import Backend
+from spade_deploy.engines.open import open_runtime
 from spade_deploy.errors import ConfigError, LabelMapError, MissingDependencyError, NotFoundError
 from spade_deploy.evaluation.data import Sample
-from spade_deploy.image_file import Size, read_photo
-from spade_deploy.label_map import duplicate_stems, is_image_name, list_label_files
+from spade_deploy.images.image_file import Size, read_photo
+from spade_deploy.labels.files import duplicate_stems, is_image_name, list_label_files
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.runs import folders as runs
 from spade_deploy.spec import GeneratorSpec
 
 Pixels = NDArray[np.uint8]
@@ -174,7 +175,7 @@ class _CheckpointImages(Images):
         try:
             import torch
 
-            from spade_deploy.training.checkpoint import load_generator
+            from spade_deploy.runs.checkpoint import load_generator
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
                 f"{path}: a checkpoint needs PyTorch, and {error.name} is not installed",
@@ -194,7 +195,7 @@ class _CheckpointImages(Images):
     def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
         import torch
 
-        from spade_deploy.training.networks import make_segmap, to_pixels
+        from spade_deploy.networks.spade import make_segmap, to_pixels
 
         labels = self._spec.labels
         label = torch.from_numpy(np.stack([sample.label for sample in samples])).to(self._device)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from spade_deploy import pages
-from spade_deploy.atomic import write_json, write_text
 from spade_deploy.errors import MissingDependencyError, SpadeError
 from spade_deploy.evaluation.result import EvalResult, Row
-from spade_deploy.label_map import colorize
+from spade_deploy.files.atomic import write_json, write_text
+from spade_deploy.labels.files import colorize
+from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.metrics import HIGHER_IS_BETTER
-from spade_deploy.palettes import effective_palette
+from spade_deploy.pages import render as pages
 
 JSON_FILE = "evaluation.json"
 HTML_FILE = "evaluation.html"

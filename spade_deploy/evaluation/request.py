@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.dataset_files import DataConfig
-from spade_deploy.engines.runtime import Backend
+from spade_deploy.engines.base import Backend
 from spade_deploy.errors import ConfigError
 from spade_deploy.evaluation.models import Model
-from spade_deploy.image_file import Size
-from spade_deploy.label_sets import LABEL_SETS, label_set
+from spade_deploy.images.image_file import Size
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.sets import LABEL_SETS, label_set
 from spade_deploy.metrics.onnx_images import number_triple
 from spade_deploy.spec import LabelSpec, parse_size
 

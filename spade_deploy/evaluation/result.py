@@ -9,7 +9,7 @@ from typing import Any
 from spade_deploy import __version__
 from spade_deploy.errors import SpadeError
 from spade_deploy.evaluation.models import Pixels
-from spade_deploy.label_map import LabelIds
+from spade_deploy.labels.files import LabelIds
 from spade_deploy.metrics import HIGHER_IS_BETTER, ClassScore, FrechetDistance, KernelDistance
 from spade_deploy.spec import LabelSpec
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import DatasetError
 from spade_deploy.evaluation.data import SampleSet, described, evenly, has_one_set, held_out_split, open_set
 from spade_deploy.evaluation.measure import (
@@ -23,7 +22,8 @@ from spade_deploy.evaluation.measure import (
 from spade_deploy.evaluation.models import Model, find_models, open_images
 from spade_deploy.evaluation.request import EvalRequest, chosen_data
 from spade_deploy.evaluation.result import EvalResult, Row, Strip, StyleStrip
-from spade_deploy.image_file import Size
+from spade_deploy.images.image_file import Size
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import OnnxExtractor, OnnxSegmenter
 from spade_deploy.spec import LabelSpec
 

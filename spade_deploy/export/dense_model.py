@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spade_deploy.networks.spade import NORM_EPS
 from spade_deploy.spec import GeneratorSpec
-from spade_deploy.training.networks import NORM_EPS
 
 
 class DenseModel(nn.Module):

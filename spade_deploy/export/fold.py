@@ -41,8 +41,8 @@ import torch
 from torch import Tensor, nn
 
 from spade_deploy.errors import ExportError
-from spade_deploy.training.networks import Spade
-from spade_deploy.training.pix2pixhd import NormalizedConv
+from spade_deploy.networks.pix2pixhd import NormalizedConv
+from spade_deploy.networks.spade import Spade
 
 
 @dataclass(frozen=True)

@@ -30,18 +30,18 @@ from spade_deploy.artifact import (
     write_golden,
     write_manifest,
 )
-from spade_deploy.compare import FP32_FACTOR, is_undecided
 from spade_deploy.errors import ExportError
-from spade_deploy.export.encoder_graph import write_encoder
-from spade_deploy.export.int8 import Int8Request, Int8Summary, write_int8_graphs
-from spade_deploy.export.models import build_model, require_kind
-from spade_deploy.export.onnx_graph import OPSET, write_onnx
+from spade_deploy.export.build import build_model, require_kind
+from spade_deploy.export.encoder import write_encoder
+from spade_deploy.export.int8.write import Int8Request, Int8Summary, write_int8_graphs
+from spade_deploy.export.onnx_file import OPSET, write_onnx
 from spade_deploy.export.precision import always_fp32, kept_units, measure_ranges
+from spade_deploy.export.stress_maps import StressMap
+from spade_deploy.metrics.judge import FP32_FACTOR, is_undecided
+from spade_deploy.networks.build import Generator, build_generator
+from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.networks.spade import make_segmap, to_pixels
 from spade_deploy.spec import GraphKind, Precision, RoundingError
-from spade_deploy.stress_maps import StressMap
-from spade_deploy.training.architectures import Generator, build_generator
-from spade_deploy.training.encoder import StyleEncoder
-from spade_deploy.training.networks import make_segmap, to_pixels
 
 Arrays = Mapping[str, NDArray[Any]]
 VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "numpy")

@@ -1,9 +1,9 @@
 """Which parts of a half-precision graph must stay float32: those whose values half precision cannot hold.
 
 The ranges are measured, not guessed: the float32 deploy model runs on real label maps and on stress maps
-(`stress_maps.py`) while every tensor is watched that a unit takes in or that any operator inside it makes. What goes in
-counts, since it is cast: the unit before may stay float32 and put out more than half precision holds. What is made
-inside counts, since a product may overflow where the sum does not.
+(`export/stress_maps.py`) while every tensor is watched that a unit takes in or that any operator inside it makes.
+What goes in counts, since it is cast: the unit before may stay float32 and put out more than half precision holds.
+What is made inside counts, since a product may overflow where the sum does not.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_deploy.artifact import Arrays, one_by_one
 from spade_deploy.errors import ConfigError, ExportError
-from spade_deploy.export.models import TracedModel, build_model, model_inputs, unit_names
+from spade_deploy.export.build import TracedModel, build_model, model_inputs, unit_names
+from spade_deploy.export.stress_maps import StressMap, evaluations_for, hardest_map, stress_maps
+from spade_deploy.networks.build import Generator
 from spade_deploy.spec import GeneratorSpec, GraphKind, NormType
-from spade_deploy.stress_maps import StressMap, evaluations_for, hardest_map, stress_maps
-from spade_deploy.training.architectures import Generator
 
 FP16_MAX = 65504.0
 HEADROOM = 8.0

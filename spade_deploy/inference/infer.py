@@ -9,14 +9,15 @@ from enum import StrEnum
 from pathlib import Path
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.engines.runtime import Backend, GraphChoice, open_runtime
+from spade_deploy.engines.base import Backend, GraphChoice
+from spade_deploy.engines.open import open_runtime
 from spade_deploy.errors import ConfigError, SpadeError
-from spade_deploy.image_file import Size
+from spade_deploy.files.locks import locked
+from spade_deploy.images.image_file import Size
 from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
 from spade_deploy.inference.style import style_vector
-from spade_deploy.label_files import find_label_maps
-from spade_deploy.locks import locked
+from spade_deploy.labels.pairs import find_label_maps
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec, Precision
 
 _DROP = "leave the flag out"

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z
-from spade_deploy.atomic import atomic_file
-from spade_deploy.engines.runtime import Runtime, check_inputs
+from spade_deploy.engines.base import Runtime, check_inputs
 from spade_deploy.errors import InputRefusedError, LabelMapError, RuntimeUnavailableError, SpadeError
-from spade_deploy.image_file import Size
+from spade_deploy.files.atomic import atomic_file
+from spade_deploy.images.image_file import Size
 from spade_deploy.inference.plan import Failure, Job, failure
 from spade_deploy.inference.png import encode_png
-from spade_deploy.label_map import read_instance_map, read_label_map, resize_nearest, save_pixels
+from spade_deploy.labels.files import read_instance_map, read_label_map, resize_nearest, save_pixels
 from spade_deploy.spec import GeneratorSpec
 
 Progress = Callable[[int, int, float], None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spade_deploy.dataset_files import Pairing
 from spade_deploy.errors import ConfigError, LabelMapError
 from spade_deploy.inference.results import is_done
-from spade_deploy.label_map import is_image_name
+from spade_deploy.labels.files import is_image_name
+from spade_deploy.labels.layouts import Pairing
 
 RESULT_SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, MissingDependencyError
-from spade_deploy.image_file import read_photo
+from spade_deploy.images.image_file import read_photo
 
 _DROP = "leave the flag out"
 

@@ -26,8 +26,8 @@ from spade_deploy.errors import (
     quoted,
     reason_of,
 )
-from spade_deploy.files import open_regular, parse_json, read_json, sha256_of
-from spade_deploy.onnx_data import external_files
+from spade_deploy.files.onnx_data import external_files
+from spade_deploy.files.reading import open_regular, parse_json, read_json, sha256_of
 
 METADATA_KEY = "spade-deploy"
 """Of an ONNX file's metadata: a JSON object with the fields of the file beside it."""

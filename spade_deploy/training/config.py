@@ -13,11 +13,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, quoted
-from spade_deploy.image_file import Size
-from spade_deploy.label_sets import label_set
-from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, NormType, Upsampling
+from spade_deploy.images.image_file import Size
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.sets import label_set
+from spade_deploy.spec import Architecture, DiscriminatorSpec, GeneratorSpec, LabelSpec, NormType, Upsampling
 
 PAPER_PRESETS = ("coco", "ade20k", "cityscapes", "facades")
 PRESETS = ("earth", *PAPER_PRESETS)
@@ -47,33 +47,6 @@ class Modulation(StrEnum):
 
     DENSE = "dense"
     LOOKUP = "lookup"
-
-
-@dataclass(frozen=True)
-class DiscriminatorSpec:
-    """How the discriminator is built.
-
-    scales: how many patch discriminators, each on an image half as large as the one before.
-    layers: 4x4 convolutions of each but the last, which makes the scores; all but one of them halve the image.
-    base_channels: channels of the first layer; they double up to eight times that.
-    """
-
-    scales: int = 2
-    layers: int = 4
-    base_channels: int = 64
-
-    def __post_init__(self) -> None:
-        _check_range("--discriminator-scales", self.scales, 1, 6)
-        _check_range("--discriminator-layers", self.layers, 2, 8)
-        _check_range("--discriminator-channels", self.base_channels, 1, 1024)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> DiscriminatorSpec:
-        """Raises ConfigError where a field is unknown or of another type."""
-        return cls(**_checked_fields(cls, value, "discriminator spec"))
 
 
 @dataclass(frozen=True)

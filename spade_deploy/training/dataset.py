@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from spade_deploy.cores import usable_cores
-from spade_deploy.data import earth
-from spade_deploy.dataset_files import DataConfig, Problem, Sample, find_samples
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, SpadeError
-from spade_deploy.image_file import Size, read_photo, size_beside
-from spade_deploy.label_map import label_dtype, read_instance_map, read_label_map
+from spade_deploy.images.image_file import Size, read_photo, size_beside
+from spade_deploy.labels import earth
+from spade_deploy.labels.files import label_dtype, read_instance_map, read_label_map
+from spade_deploy.labels.layouts import DataConfig, Problem, Sample, find_samples
+from spade_deploy.machine.cores import usable_cores
 from spade_deploy.spec import LabelSpec
-from spade_deploy.training.data_record import DataRecord
+from spade_deploy.training.records.data_record import DataRecord
 
 _ORDER, _AUGMENT = 0, 1
 """Domains of the random numbers. They lead the seed: NumPy takes (seed, epoch) and (seed, epoch, 0) for the same."""

@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.spec import GeneratorSpec, NormType
-from spade_deploy.training.architectures import Generator, build_generator
 
 Inputs = tuple[Tensor, Tensor | None]
 """A generator's input: a segmap, and z with a style vector."""

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spade_deploy.errors import SpadeError, TrainingError
-from spade_deploy.label_map import label_dtype, synthetic_label_maps
+from spade_deploy.labels.files import label_dtype, synthetic_label_maps
 from spade_deploy.training.config import Amp, Modulation, Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import choose_device, peak_memory_bytes

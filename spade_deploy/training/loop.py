@@ -27,17 +27,19 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from spade_deploy import process_memory
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
-from spade_deploy.runs import checkpoint_folder, run_checkpoints
-from spade_deploy.training import dataset, plots
-from spade_deploy.training.checkpoint import load_generator, load_setup, load_training_state
+from spade_deploy.machine import memory as process_memory
+from spade_deploy.runs.checkpoint import load_generator, load_training_state
+from spade_deploy.runs.folders import checkpoint_folder, run_checkpoints
+from spade_deploy.runs.shipped import SHIPPED, shipped_generator
+from spade_deploy.training import dataset
 from spade_deploy.training.config import Setup
-from spade_deploy.training.data_record import DataRecord, changed_samples, refuse_other_samples
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
-from spade_deploy.training.distributed import ALONE, News, World
-from spade_deploy.training.recorder import Measures, Recorder
-from spade_deploy.training.shipped import SHIPPED, shipped_generator
+from spade_deploy.training.processes.world import ALONE, News, World
+from spade_deploy.training.records import plots
+from spade_deploy.training.records.data_record import DataRecord, changed_samples, refuse_other_samples
+from spade_deploy.training.records.recorder import Measures, Recorder
+from spade_deploy.training.saved_setup import load_setup
 from spade_deploy.training.shortage import named_shortage
 from spade_deploy.training.steps import Learner
 

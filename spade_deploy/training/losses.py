@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spade_deploy.networks.discriminator import Features, at_least_float32
 from spade_deploy.training.config import GanMode
-from spade_deploy.training.discriminator import Features, at_least_float32
 
 
 def generator_loss(mode: GanMode, fake: Features) -> Tensor:

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.errors import CheckpointError, ConfigError, quoted, reason_of
-from spade_deploy.files import open_regular, sha256_of
-from spade_deploy.training.checkpoint import require_finite
-from spade_deploy.training.state_dicts import check_values
-from spade_deploy.training.weight_files import load_weights
+from spade_deploy.files.reading import open_regular, sha256_of
+from spade_deploy.runs.checkpoint import require_finite
+from spade_deploy.runs.state_dicts import check_values
+from spade_deploy.runs.weight_files import load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -11,7 +11,7 @@ from typing import Any
 
 from spade_deploy.errors import NotFoundError
 from spade_deploy.training.config import Setup
-from spade_deploy.training.data_record import place_of_run
+from spade_deploy.training.records.data_record import place_of_run
 
 _DATA = {"root": "--data", "labels_dir": "--labels", "images_dir": "--images", "instances_dir": "--instances"}
 _FILES = {"perceptual_file": "--perceptual-file", "extractor": "--extractor", "segmenter": "--segmenter"}

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import CheckpointError, ConfigError
-from spade_deploy.image_file import Size
-from spade_deploy.runs import resolve_checkpoint
+from spade_deploy.images.image_file import Size
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.runs.folders import resolve_checkpoint
+from spade_deploy.runs.shipped import SHIPPED
 from spade_deploy.spec import LabelSpec
-from spade_deploy.training.checkpoint import load_setup
 from spade_deploy.training.config import (
     PAPER_PRESETS,
     STYLE_LENGTH,
@@ -27,7 +27,7 @@ from spade_deploy.training.config import (
 )
 from spade_deploy.training.loop import MAY_CHANGE
 from spade_deploy.training.perceptual import fetch_vgg
-from spade_deploy.training.shipped import SHIPPED
+from spade_deploy.training.saved_setup import load_setup
 
 
 @dataclass(frozen=True)

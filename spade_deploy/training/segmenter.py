@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.atomic import atomic_file
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, DatasetError, ExportError, LabelMapError, TrainingError, reason_of
+from spade_deploy.files.atomic import atomic_file
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import ConfusionMatrix, OnnxSegmenter
 from spade_deploy.metrics.onnx_images import METADATA_KEY
 from spade_deploy.spec import LabelSpec

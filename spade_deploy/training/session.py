@@ -9,11 +9,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spade_deploy.cores import usable_cores
-from spade_deploy.data.earth import write_example_labels
 from spade_deploy.errors import ConfigError, SpadeError, TrainingError
-from spade_deploy.locks import LOCK, locked
-from spade_deploy.runs import (
+from spade_deploy.files.locks import LOCK, locked
+from spade_deploy.labels.earth import write_example_labels
+from spade_deploy.machine.cores import usable_cores
+from spade_deploy.runs.folders import (
     check_name,
     is_resumable,
     new_run,
@@ -24,10 +24,10 @@ from spade_deploy.runs import (
 )
 from spade_deploy.training import config as settings
 from spade_deploy.training.config import Setup
-from spade_deploy.training.distributed import ALONE, World
 from spade_deploy.training.estimate import Estimate, estimate
 from spade_deploy.training.loop import FolderSource, Progress, TrainResult, choose_device, train
 from spade_deploy.training.places import found_again, with_absolute_paths
+from spade_deploy.training.processes.world import ALONE, World
 from spade_deploy.training.request import TrainRequest
 
 _LOG = logging.getLogger(__name__)

@@ -25,20 +25,20 @@ import torch
 from torch import Tensor, nn
 
 from spade_deploy.errors import CheckpointError, ConfigError, reason_of
-from spade_deploy.files import sha256_of
+from spade_deploy.files.reading import sha256_of
+from spade_deploy.networks.build import Generator, build_generator
+from spade_deploy.networks.discriminator import Features, MultiscaleDiscriminator, at_least_float32
+from spade_deploy.networks.encoder import StyleEncoder, reparameterize
+from spade_deploy.networks.modulation import TrainingTables, training_tables
+from spade_deploy.networks.spade import initialize, make_segmap, to_pixels
+from spade_deploy.runs.checkpoint import TrainingState, check_tensors
 from spade_deploy.training import losses
-from spade_deploy.training.architectures import Generator, build_generator
-from spade_deploy.training.checkpoint import TrainingState, check_tensors
 from spade_deploy.training.config import Amp, Modulation, Setup
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.discriminator import Features, MultiscaleDiscriminator, at_least_float32
-from spade_deploy.training.distributed import ALONE, World, parallel, without_averaging
 from spade_deploy.training.ema import GeneratorAverage
-from spade_deploy.training.encoder import StyleEncoder, reparameterize
 from spade_deploy.training.host_memory import keep_freed_memory
-from spade_deploy.training.networks import initialize, make_segmap, to_pixels
 from spade_deploy.training.perceptual import PerceptualLoss, load_vgg
-from spade_deploy.training.shortcut import TrainingTables, training_tables
+from spade_deploy.training.processes.world import ALONE, World, parallel, without_averaging
 
 _STYLE_NOISE, _SAMPLE_STYLE = 1, 2
 """Domains of the random numbers that styles are drawn with."""

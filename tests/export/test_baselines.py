@@ -13,30 +13,31 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import random_inputs
-from exactness import FLOAT32_EPS, errors, in_float64, reference
 from onnx import numpy_helper
 from PIL import Image
 
 from spade_deploy.artifact import IMAGE, LABEL, LOGITS, Arrays, Artifact, Source, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
-from spade_deploy.compare import tolerance_for
-from spade_deploy.engines.runtime import open_runtime
-from spade_deploy.engines.table_profile import tensor_ranges
+from spade_deploy.engines.open import open_runtime
+from spade_deploy.engines.tensorrt.table_profile import tensor_ranges
 from spade_deploy.errors import ArtifactError, ConfigError, ExportError, InputRefusedError
-from spade_deploy.export import deploy_pix2pixhd
+from spade_deploy.export import pix2pixhd
+from spade_deploy.export.build import build_model, stage_names, unit_names
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_normalized
-from spade_deploy.export.int8 import Int8Request, write_int8_graphs
-from spade_deploy.export.models import build_model, stage_names, unit_names
+from spade_deploy.export.int8.qdq import quantize_weight
+from spade_deploy.export.int8.write import Int8Request, write_int8_graphs
 from spade_deploy.export.pipeline import export_artifact, rounding_error, run_reference
 from spade_deploy.export.precision import parse_kept, unit_ranges, units_to_keep
-from spade_deploy.export.qdq import quantize_weight
 from spade_deploy.inference.infer import infer
-from spade_deploy.inspection import inspect_path
-from spade_deploy.patterns import extract_patterns
-from spade_deploy.precision_search import torch_candidates
-from spade_deploy.release import Release, release
-from spade_deploy.runs import checkpoint_folder, new_run
+from spade_deploy.inspection.describe import inspect_path
+from spade_deploy.lookup.tables import extract_patterns
+from spade_deploy.metrics.judge import tolerance_for
+from spade_deploy.networks.build import Generator, build_generator
+from spade_deploy.networks.pix2pixhd import NormalizedConv
+from spade_deploy.networks.spade import initialize, make_segmap
+from spade_deploy.release.release import Release, release
+from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
+from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import (
     Architecture,
     GeneratorSpec,
@@ -47,11 +48,10 @@ from spade_deploy.spec import (
     ShapeProfile,
     Upsampling,
 )
-from spade_deploy.training.architectures import Generator, build_generator
-from spade_deploy.training.checkpoint import load_generator, save_checkpoint
-from spade_deploy.training.networks import initialize, make_segmap
-from spade_deploy.training.pix2pixhd import NormalizedConv
-from spade_deploy.validation import validate
+from spade_deploy.validation.precision_search import torch_candidates
+from spade_deploy.validation.validate import validate
+from tests.support.exactness import FLOAT32_EPS, errors, in_float64, reference
+from tests.support.generators import random_inputs
 
 # Instance norm over the four pixels of a latent of 2 x 2 would multiply rounding errors until nothing is certain.
 PLAIN = GeneratorSpec(LabelSpec(5), base_channels=4, height=64, width=64)
@@ -129,7 +129,7 @@ def test_a_wrong_fold_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> 
             right = ConvWeights(right.weight.flip(1 if right.weight.shape[0] != len(right.bias) else 0), right.bias)
         return right
 
-    monkeypatch.setattr(deploy_pix2pixhd, "fold_normalized", wrong)
+    monkeypatch.setattr(pix2pixhd, "fold_normalized", wrong)
     error = (build_model(generator, dtype=torch.float64)(*fed)[1] - reference(generator, *same)).abs().max()
     assert error > 1e-9  # where 1e-12 is allowed
 

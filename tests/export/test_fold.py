@@ -11,8 +11,8 @@ from torch.nn.utils import spectral_norm
 
 from spade_deploy.errors import ExportError
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_normalized, fold_spade
+from spade_deploy.networks.spade import NORM_EPS, Spade
 from spade_deploy.spec import NORMS, Architecture, NormType
-from spade_deploy.training.networks import NORM_EPS, Spade
 
 # float64, 8..16 channels. Measured worst over the cases below: 2.7e-15 (conv), 8.9e-15 (SPADE).
 TOLERANCE_FP64 = 1e-12

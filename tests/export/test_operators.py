@@ -9,10 +9,10 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from operators import Case, export, operators_of, read_golden, unexpected
 
-from spade_deploy.export.onnx_graph import OPSET
+from spade_deploy.export.onnx_file import OPSET
 from spade_deploy.spec import NormType
+from tests.support.operators import Case, export, operators_of, read_golden, unexpected
 
 CASES = [
     Case("dense", "fp16", {"z_dim": 16, "norm": NormType.INSTANCE}),

@@ -6,14 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import build_generator, graph_inputs, random_inputs
-from past_half import small_generator, with_a_large_output, with_a_large_stream
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Source
 from spade_deploy.errors import ExportError
 from spade_deploy.export import pipeline, precision
-from spade_deploy.export.deploy_model import DeployModel
-from spade_deploy.export.models import build_model, model_inputs, unit_names
+from spade_deploy.export.build import build_model, model_inputs, unit_names
 from spade_deploy.export.pipeline import export_artifact, run_reference
 from spade_deploy.export.precision import (
     FP16_MAX,
@@ -23,10 +20,13 @@ from spade_deploy.export.precision import (
     unit_ranges,
     units_to_keep,
 )
-from spade_deploy.label_map import synthetic_label_maps
+from spade_deploy.export.spade import DeployModel
+from spade_deploy.export.stress_maps import StressMap
+from spade_deploy.labels.files import synthetic_label_maps
+from spade_deploy.networks.spade import make_segmap
 from spade_deploy.spec import Architecture, GraphKind, Precision
-from spade_deploy.stress_maps import StressMap
-from spade_deploy.training.networks import make_segmap
+from tests.support.generators import build_generator, graph_inputs, random_inputs
+from tests.support.past_half import small_generator, with_a_large_output, with_a_large_stream
 
 
 def test_ordinary_model_keeps_nothing() -> None:
@@ -108,7 +108,7 @@ def test_what_is_cast_into_a_unit_counts(make: Any, kept: tuple[str, ...], kind:
 
 @pytest.mark.parametrize("architecture", [Architecture.PIX2PIXHD, Architecture.CRN])
 def test_what_is_cast_counts_in_other_architectures(architecture: Architecture) -> None:
-    from spade_deploy.training.architectures import build_generator as build
+    from spade_deploy.networks.build import build_generator as build
 
     spec = small_generator().spec.with_architecture(architecture)
     torch.manual_seed(0)

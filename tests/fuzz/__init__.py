@@ -9,11 +9,3 @@
 
 A case is the seed and its number: `python -m tests.fuzz --case 1234` runs it again and keeps its folder.
 """
-
-import sys
-from pathlib import Path
-
-# The helpers of the tests (stand_in) are modules beside this package; pytest finds them by itself.
-_TESTS = str(Path(__file__).resolve().parents[1])
-if _TESTS not in sys.path:
-    sys.path.insert(0, _TESTS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from spade_deploy.artifact import Artifact, list_engines, read_engine, rewrite_manifest
 from spade_deploy.artifact.manifest import manifest_digest, read_manifest
-from spade_deploy.engines.engine_store import stored_engines
+from spade_deploy.engines.tensorrt.store import stored_engines
 from spade_deploy.metrics import OnnxExtractor, OnnxSegmenter
 from spade_deploy.spec import LabelSpec
 

@@ -29,13 +29,13 @@ from spade_deploy.artifact import (
     write_engine,
 )
 from spade_deploy.artifact.manifest import read_manifest
-from spade_deploy.engines.engine_key import BuildOptions, EngineKey
-from spade_deploy.engines.engine_store import this_system
-from spade_deploy.engines.trt_proof import EngineLayer, Proof
-from spade_deploy.label_sets import label_set
+from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
+from spade_deploy.engines.tensorrt.proof import EngineLayer, Proof
+from spade_deploy.engines.tensorrt.store import this_system
+from spade_deploy.labels.sets import label_set
+from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, Precision, ShapeProfile
-from spade_deploy.training.encoder import StyleEncoder
-from spade_deploy.training.networks import SpadeGenerator
 
 NUM_LABELS = 5
 RUN = "tiny"
@@ -126,7 +126,7 @@ def _train(corpus: Corpus) -> None:
 
 
 def _artifacts(corpus: Corpus) -> None:
-    from stand_in import PLAIN, STYLED, stand_in_artifact
+    from tests.support.stand_in import PLAIN, STYLED, stand_in_artifact
 
     artifact = stand_in_artifact(corpus.plain, PLAIN, (Precision.FP32, Precision.FP16))
     for precision in (Precision.FP32, Precision.FP16):

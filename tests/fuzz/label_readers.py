@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 
 import numpy as np
-from stand_in import PLAIN
 
-from spade_deploy.image_file import image_size, read_photo
-from spade_deploy.label_map import read_instance_map, read_label_map
+from spade_deploy.images.image_file import image_size, read_photo
+from spade_deploy.labels.files import read_instance_map, read_label_map
 from spade_deploy.spec import LabelSpec
+from tests.support.stand_in import PLAIN
 
 from .bytes_damage import damage_bytes
 from .case import Case

@@ -8,8 +8,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from spade_deploy.runs import best_checkpoint, newest_artifact, newest_checkpoint, read_best, resolve_checkpoint
-from spade_deploy.training.plots import read_losses
+from spade_deploy.runs.folders import best_checkpoint, newest_artifact, newest_checkpoint, read_best, resolve_checkpoint
+from spade_deploy.training.records.plots import read_losses
 
 from .bytes_damage import damage_bytes
 from .case import Case
@@ -109,7 +109,7 @@ def odd_node(case: Case) -> None:
 
 
 def _load(case: Case, checkpoint: Path) -> object:
-    from spade_deploy.training.checkpoint import load_generator, load_training_state
+    from spade_deploy.runs.checkpoint import load_generator, load_training_state
 
     case.watch.call("load_training_state", load_training_state, checkpoint)
     return case.watch.call("load_generator", load_generator, checkpoint)

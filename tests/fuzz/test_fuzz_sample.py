@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spade_deploy import label_map
 from spade_deploy.artifact import engines
 from spade_deploy.errors import LabelMapError, SpadeError
+from spade_deploy.labels import files as label_map
 
 from .corpus import Corpus, open_corpus
 from .image_damage import EVERY_KIND, good_png

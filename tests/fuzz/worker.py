@@ -18,7 +18,6 @@ def main() -> None:
     home.mkdir(exist_ok=True)
     os.environ |= {"HOME": str(home), "MPLCONFIGDIR": str(home), "TORCHINDUCTOR_CACHE_DIR": str(home)}
     os.environ |= {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     warnings.simplefilter("ignore")
     import onnxruntime
     import torch

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx_judges import FACTS, extractor_file
 from PIL import Image
 
 from spade_deploy.errors import ConfigError, NotFoundError
 from spade_deploy.metrics import OnnxExtractor, Preprocessing, extractor, frechet_distance, kernel_distance
 from spade_deploy.metrics.extractor import pooled
 from spade_deploy.metrics.onnx_images import number_triple
+from tests.support.onnx_judges import FACTS, extractor_file
 
 
 def images(count: int = 3, size: tuple[int, int] = (6, 4), seed: int = 0) -> NDArray[np.uint8]:
@@ -159,7 +159,7 @@ class TestFiles:
 
 @pytest.mark.shared
 def test_efficientnet_is_known_and_tells_photos_from_noise(shared_folder: Path) -> None:
-    from spade_deploy.data.earth import cut, earth_tiles
+    from spade_deploy.labels.earth import cut, earth_tiles
 
     found = OnnxExtractor(shared_folder / "weights" / "efficientnet_lite0.onnx")
     assert found.frechet_name == "Frechet distance (efficientnet_lite0 features)"

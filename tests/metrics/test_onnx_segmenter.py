@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnx_judges import segmenter_file
 from PIL import Image
 
 from spade_deploy.errors import ConfigError
 from spade_deploy.metrics import ConfusionMatrix, OnnxSegmenter
 from spade_deploy.spec import LabelSpec
+from tests.support.onnx_judges import segmenter_file
 
 COLORS = [(250, 10, 10), (10, 250, 10), (10, 10, 250)]
 LABELS = LabelSpec(3, has_dontcare=True, names=("Roof", "tree", "water", "unknown"))

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from spade_deploy.artifact import LABEL, Artifact, Source, Z
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.export.pipeline import export_artifact
-from spade_deploy.label_map import synthetic_label_maps
-from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, NormType, Precision
-from spade_deploy.training.checkpoint import load_generator, save_checkpoint
-from spade_deploy.training.config import DiscriminatorSpec, Setup, TrainConfig
+from spade_deploy.labels.files import synthetic_label_maps
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
+from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, GraphKind, LabelSpec, NormType, Precision
+from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.steps import Learner
-from spade_deploy.validation import validate
+from spade_deploy.validation.validate import validate
 
 LABELS = LabelSpec(3)
 # Every norm and every kernel once, and noise in place of the segmap as the first input: a generator with a style

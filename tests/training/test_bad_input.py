@@ -17,20 +17,20 @@ import safetensors.torch
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from test_loop import Noise, new_run, setup_of
-from test_recorder import Scripted, measured
 
-from spade_deploy import atomic, runs
 from spade_deploy.errors import CheckpointError, DatasetError, TrainingError
-from spade_deploy.training import plots, recorder
-from spade_deploy.training.checkpoint import load_generator
-from spade_deploy.training.config import DiscriminatorSpec
+from spade_deploy.files import atomic
+from spade_deploy.runs import folders as runs
+from spade_deploy.runs.checkpoint import load_generator
+from spade_deploy.spec import DiscriminatorSpec
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import train
-from spade_deploy.training.plots import read_losses
+from spade_deploy.training.records import plots, recorder
+from spade_deploy.training.records.plots import read_losses
 from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.session import Session, start
 from spade_deploy.training.steps import Learner
+from tests.support.training_runs import Noise, Scripted, measured, new_run, setup_of
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="/dev/full is not here: a full disk cannot be simulated")

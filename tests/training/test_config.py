@@ -8,20 +8,11 @@ from typing import Any
 
 import pytest
 
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError
 from spade_deploy.evaluation import EvalRequest
-from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling, parse_size
-from spade_deploy.training.config import (
-    PRESETS,
-    DiscriminatorSpec,
-    Setup,
-    TrainConfig,
-    custom_setup,
-    notes,
-    preset,
-    without_ttur,
-)
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec, NormType, Upsampling, parse_size
+from spade_deploy.training.config import PRESETS, Setup, TrainConfig, custom_setup, notes, preset, without_ttur
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from png_writer import GREY, RGB, png
 
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError
-from spade_deploy.label_sets import label_set
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.sets import label_set
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.dataset import (
     Batch,
@@ -26,6 +25,7 @@ from spade_deploy.training.dataset import (
     training_batches,
     validation_labels,
 )
+from tests.support.png_writer import GREY, RGB, png
 
 LABELS = LabelSpec(200, has_dontcare=True, has_edges=True)
 COUNT = 7

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import TrainingError
-from spade_deploy.spec import GeneratorSpec, LabelSpec
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec
 from spade_deploy.training import estimate as module
-from spade_deploy.training.config import Amp, DiscriminatorSpec, Setup, TrainConfig
+from spade_deploy.training.config import Amp, Setup, TrainConfig
 from spade_deploy.training.estimate import (
     CPU_EXCESS,
     PROCESS_BYTES,

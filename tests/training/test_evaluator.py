@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx_judges import extractor_file, segmenter_file
 from torch import Tensor
 
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import ConfusionMatrix, OnnxExtractor, frechet_distance, kernel_distance
+from spade_deploy.networks.spade import to_pixels
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.dataset import Arrays, Batch, _collated
 from spade_deploy.training.evaluator import Evaluator, photo_pixels
-from spade_deploy.training.networks import to_pixels
+from tests.support.onnx_judges import extractor_file, segmenter_file
 
 COLORS = [(220, 40, 40), (40, 200, 60), (40, 60, 210)]
 LABELS = LabelSpec(3, has_dontcare=True, has_edges=True)

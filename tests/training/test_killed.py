@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from killed_runs import POINTS, Measured, setup
 from safetensors.torch import load_file
 
-from spade_deploy import runs
+from spade_deploy.runs import folders as runs
 from spade_deploy.training.loop import train
+from tests.support.killed_runs import POINTS, Measured, setup
+from tests.support.paths import ROOT
 
 AT_THE_END = ("before the grid", "before measuring", "after the mark of the best")
 KILLS = [f"{point} 1" for point in POINTS] + [f"{point} 2" for point in AT_THE_END]
@@ -54,8 +55,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(folder), *KILLS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    command = [sys.executable, "-m", "tests.support.killed_runs", str(folder), *KILLS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout == "", "every point was reached"
     return folder
 

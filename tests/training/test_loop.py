@@ -1,10 +1,8 @@
 """The run as a whole: resuming repeats an unbroken run bit for bit; signals, NaN and a full disk lose nothing good."""
 
-import csv
 import json
 import os
 import signal
-from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,112 +10,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from spade_deploy import runs
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingError, TrainingInterruptedError
-from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
-from spade_deploy.training import recorder
-from spade_deploy.training.checkpoint import load_generator, load_setup
-from spade_deploy.training.config import DiscriminatorSpec, Setup, TrainConfig, preset
-from spade_deploy.training.data_record import DataRecord
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.runs import folders as runs
+from spade_deploy.runs.checkpoint import load_generator
+from spade_deploy.spec import DiscriminatorSpec, LabelSpec, NormType
+from spade_deploy.training.config import Setup, preset
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import Progress, StopSignal, choose_device, train
 from spade_deploy.training.perceptual import VggFeatures
+from spade_deploy.training.records import recorder
+from spade_deploy.training.saved_setup import load_setup
 from spade_deploy.training.steps import Learner
-
-LABELS = LabelSpec(3, has_edges=True)
-
-
-def setup_of(spec: dict[str, Any] | None = None, **changes: Any) -> Setup:
-    config = TrainConfig(
-        **{
-            "steps": 6,
-            "batch_size": 2,
-            "lr_generator": 1e-3,
-            "lr_discriminator": 1e-3,
-            "weight_l1": 1.0,
-            "workers": 0,
-            "save_every": 3,
-            "sample_every": 6,
-            "log_every": 1,
-            "keep_checkpoints": 10,
-            "device": "cpu",
-            "discriminator": DiscriminatorSpec(2, 3, 2),
-            **changes,
-        }
-    )
-    generator = GeneratorSpec(
-        **{"labels": LABELS, "base_channels": 2, "hidden_channels": 4, "height": 32, "width": 32, **(spec or {})}
-    )
-    return Setup(config, generator, DataConfig(crop_size=(32, 32)))
-
-
-class Noise:
-    """Batches made of (seed, step) alone. `spoil` may change the photo of a step, or do something in it."""
-
-    def __init__(self, spoil: Callable[[int, Batch], Batch] = lambda step, batch: batch, epoch: int = 4) -> None:
-        self.spoil = spoil
-        self.epoch = epoch
-        self.closed = False
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return self.epoch
-
-    def batches(
-        self, *, batch_size: int, seed: int, start_step: int, workers: int, on_skip: Callable[[str], None]
-    ) -> Generator[Batch, None, None]:
-        step = start_step
-        try:
-            while True:
-                step += 1
-                if step % 2 == 0:
-                    on_skip("labels/broken.png: is damaged")
-                yield self.spoil(step, self.batch(batch_size, 1000 * seed + step))
-        finally:
-            self.closed = True
-
-    def record(self) -> DataRecord:
-        return DataRecord()
-
-    def held_out_sha256(self) -> str:
-        return ""
-
-    def samples(self, count: int) -> Batch:
-        return self.batch(count, 999_999)
-
-    @staticmethod
-    def batch(count: int, seed: int) -> Batch:
-        random = torch.Generator().manual_seed(seed)
-        label = torch.randint(0, 3, (count, 32, 32), generator=random, dtype=torch.uint8)
-        photo = torch.rand(count, 3, 32, 32, generator=random) * 2 - 1
-        return Batch(label, label.int(), photo, ("x",) * count)
-
-
-def new_run(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
-
-
-def rows(run: Path) -> list[list[str]]:
-    with (run / "losses.csv").open(newline="") as file:
-        return [row[:-1] for row in csv.reader(file)]  # without the seconds
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)
-
-
-def weights(checkpoint: Path) -> list[Any]:
-    optimizers = torch.load(checkpoint / runs.OPTIMIZERS_FILE, weights_only=True)
-    return [load_file(checkpoint / runs.GENERATOR_FILE), load_file(checkpoint / runs.DISCRIMINATOR_FILE), optimizers]
+from tests.support.training_runs import Noise, equal, halting, new_run, rows, setup_of, weights
 
 
 class TestResume:
@@ -214,19 +120,6 @@ class Wide(Noise):
         small = Noise.batch(count, seed)
         label = small.label.repeat_interleave(2, 1).repeat_interleave(2, 2)
         return Batch(label, label.int(), torch.nn.functional.interpolate(small.photo, scale_factor=2), small.stems)
-
-
-def halting(source: Noise, at: int, number: int = signal.SIGINT) -> Noise:
-    """The same batches, with a signal to this process while step `at` is loaded."""
-
-    def send(step: int, batch: Batch) -> Batch:
-        if step == at:
-            os.kill(os.getpid(), number)
-        return batch
-
-    halted = type(source)()
-    halted.spoil = send
-    return halted
 
 
 class TestStopping:

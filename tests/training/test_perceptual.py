@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exactness import rounding_limit
 from safetensors.torch import save_file
 from torch.nn import functional
 
@@ -31,6 +30,7 @@ from spade_deploy.training.perceptual import (
     fetch_vgg,
     load_vgg,
 )
+from tests.support.exactness import rounding_limit
 
 ROOT = Path(__file__).resolve().parents[2]
 NPZ = ROOT.parent / "shared" / "weights" / "vgg16_imagenet_fp16.npz"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from spade_deploy.cores import usable_cores
-from spade_deploy.data.earth import earth_labels
-from spade_deploy.dataset_files import DataConfig
+from spade_deploy.labels.earth import earth_labels
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.machine.cores import usable_cores
 from spade_deploy.training.dataset import EarthSource, training_batches
+from tests.support.paths import ROOT
 
 STARTING = """
 import os, signal, sys, time
@@ -78,8 +79,8 @@ def marks(folder: Path) -> str:
 
 
 CHILDREN = """
-from test_loop import setup_of
-from test_processes import one_batch
+from tests.support.training_runs import setup_of
+from tests.training.test_processes import one_batch
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.estimate import _measured
 import torch
@@ -104,7 +105,7 @@ def test_processes_that_are_started_run_nothing_of_the_current_folder(evil_folde
     elsewhere.mkdir()
     (elsewhere / "children.py").write_text(CHILDREN)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
-    paths = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
+    paths = [str(ROOT), environment.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, str(elsewhere / "children.py")],
         cwd=evil_folder,
@@ -141,7 +142,7 @@ def test_more_workers_than_cores_give_no_warning_and_the_same_batches() -> None:
 
 ORPHAN = """
 import json, os, signal, sys, time
-from spade_deploy.training.launcher import watched_launcher
+from spade_deploy.training.processes.launcher import watched_launcher
 
 seen = []
 signal.signal(signal.SIGTERM, lambda *_: seen.append(time.monotonic()))

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_loop import Noise, equal, new_run, rows, setup_of, weights
 
-from spade_deploy import runs
+from spade_deploy.runs import folders as runs
 from spade_deploy.spec import NormType
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import train
 from spade_deploy.training.steps import Learner
+from tests.support.training_runs import Noise, equal, new_run, rows, setup_of, weights
 
 CPU = torch.device("cpu")
 SETUPS: dict[str, Setup] = {

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import ConfigError, DatasetError, TrainingError
-from spade_deploy.label_sets import label_set
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.sets import label_set
 from spade_deploy.metrics import OnnxSegmenter
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training import segmenter

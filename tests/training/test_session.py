@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spade_deploy import runs
-from spade_deploy.cores import usable_cores
 from spade_deploy.errors import CheckpointError, FolderBusyError, LabelMapError, NotFoundError
-from spade_deploy.locks import locked
-from spade_deploy.training import recorder, session
+from spade_deploy.files.locks import locked
+from spade_deploy.machine.cores import usable_cores
+from spade_deploy.runs import folders as runs
+from spade_deploy.training import session
+from spade_deploy.training.records import recorder
 from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.session import NEWEST, Session, start
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -65,12 +67,12 @@ class TestLock:
         leftover = run / "checkpoints" / ".step_00000002.abc123.tmp"
         leftover.mkdir()
         for asked in ({"name": "job", "resume": NEWEST}, {"resume": NEWEST}, {"resume": str(run)}):
-            code = "import sys; from test_session import *; start(request(Path(sys.argv[1])), "
+            code = "import sys; from tests.training.test_session import *; start(request(Path(sys.argv[1])), "
             code += f"runs_dir=Path(sys.argv[1]) / 'runs', **{asked!r})"
             with locked(run, "training this run"):
                 done = subprocess.run(
                     [sys.executable, "-c", code, str(tmp_path)],
-                    cwd=Path(__file__).parent,
+                    cwd=ROOT,
                     capture_output=True,
                     text=True,
                     check=False,

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_loop import Noise, new_run, setup_of
 
 from spade_deploy.errors import TrainingError
-from spade_deploy.training import recorder
-from spade_deploy.training.checkpoint import TrainingState, save_checkpoint
+from spade_deploy.runs.checkpoint import TrainingState, save_checkpoint
 from spade_deploy.training.loop import train
+from spade_deploy.training.records import recorder
 from spade_deploy.training.shortage import shortage
 from spade_deploy.training.steps import Learner
+from tests.support.training_runs import Noise, new_run, setup_of
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spade_deploy.dataset_files import DataConfig
 from spade_deploy.errors import CheckpointError
-from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.networks.spade import make_segmap
+from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec, NormType
 from spade_deploy.training import losses
-from spade_deploy.training.config import Amp, DiscriminatorSpec, GanMode, Setup, TrainConfig
+from spade_deploy.training.config import Amp, GanMode, Setup, TrainConfig
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.networks import make_segmap
 from spade_deploy.training.steps import Learner
 
 CPU = torch.device("cpu")

@@ -1,0 +1,173 @@
+"""CUDA memory, streams, events and graphs: the few calls that running an engine takes, of either of two libraries.
+
+cuda-core is installed as wheels and taken first; pycuda does as well where it is there already. Both work in the
+device's primary context, which PyTorch and ONNX Runtime share. Everything that a device makes is a plain handle that
+is given back to it with `free`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.engines.cuda.driver import Gpu
+from spade_deploy.errors import RuntimeUnavailableError, SpadeError
+
+Bytes = NDArray[np.uint8]
+STREAM_CAPTURE_THREAD_LOCAL = 1
+"""CUstreamCaptureMode: other threads may allocate while this one captures."""
+OUT_OF_MEMORY = 2
+"""CUresult."""
+
+
+class DeviceLibrary(StrEnum):
+    """Which package makes the CUDA calls. Auto: the first that is installed, in this order."""
+
+    AUTO = "auto"
+    CUDA_CORE = "cuda-core"
+    PYCUDA = "pycuda"
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Work in order. handle: the CUstream, as TensorRT takes it."""
+
+    handle: int
+    raw: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """A point in a stream, which other streams or the host wait for."""
+
+    raw: Any
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceMemory:
+    """Memory of the GPU, aligned to 256 bytes or more."""
+
+    address: int
+    size_bytes: int
+    raw: Any = None
+
+
+class PinnedMemory:
+    """Memory of the host that is never paged out, the only kind that is copied while the host goes on.
+
+    The host may touch `array` (uint8) when no copy of it is under way; ask for it each time.
+    """
+
+    def __init__(self, array: Bytes, raw: Any = None) -> None:
+        self._array = array
+        self.raw = raw
+
+    @property
+    def array(self) -> Bytes:
+        return self._array
+
+    @property
+    def size_bytes(self) -> int:
+        return self._array.size
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedGraph:
+    """What was put on a stream while it was captured, to be launched as one."""
+
+    raw: Any
+
+
+Handle = Stream | Event | DeviceMemory | PinnedMemory | CapturedGraph
+
+
+class Device(Protocol):
+    """One GPU. Every call but `close` is made inside `active`; any thread may make it.
+
+    Errors of the driver are RuntimeUnavailableError; those of kernels come with a later call that waits for them.
+    """
+
+    @property
+    def name(self) -> str:
+        """The library and the GPU, for people."""
+
+    @property
+    def gpu(self) -> Gpu: ...
+
+    def active(self) -> AbstractContextManager[None]:
+        """Make the device the calling thread's own inside the block, and give the thread back as it was."""
+
+    def make_stream(self) -> Stream:
+        """A stream that does not wait for the default one."""
+
+    def make_event(self) -> Event: ...
+
+    def allocate(self, size_bytes: int) -> DeviceMemory: ...
+
+    def allocate_pinned(self, size_bytes: int) -> PinnedMemory: ...
+
+    def copy_in(self, target: DeviceMemory, source: PinnedMemory, size_bytes: int, stream: Stream) -> None:
+        """Host to device, from the start of both."""
+
+    def copy_out(self, target: PinnedMemory, source: DeviceMemory, size_bytes: int, stream: Stream) -> None:
+        """Device to host, from the start of both."""
+
+    def record(self, event: Event, stream: Stream) -> None:
+        """The event is where the stream is now."""
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """What is put on the stream from now on comes after the event; the host goes on."""
+
+    def synchronize(self, what: Stream | Event) -> None:
+        """The host waits until all of the stream, or the event, is reached."""
+
+    def capture(self, stream: Stream, work: Callable[[], None]) -> CapturedGraph:
+        """What `work` puts on the stream, without running it; the stream is as before, whatever `work` raises."""
+
+    def launch(self, graph: CapturedGraph, stream: Stream) -> None: ...
+
+    def free(self, handle: Handle) -> None:
+        """Give back what this device made; nothing that uses it may be under way."""
+
+    def close(self) -> None: ...
+
+
+def check_copy(device: DeviceMemory, host: PinnedMemory, size_bytes: int) -> None:
+    """Raise ValueError, for a defect of the caller, where the driver would read or write outside."""
+    smaller = min(device.size_bytes, host.size_bytes)
+    if not 0 <= size_bytes <= smaller:
+        raise ValueError(f"a copy of {size_bytes} bytes between buffers of which the smaller has {smaller}")
+
+
+def out_of_memory(device: str, kind: str, asked: int, free: int | None) -> RuntimeUnavailableError:
+    """The error for memory that is not there; free: bytes, None where that is not known."""
+    left = "" if free is None else f", {free} are free"
+    return RuntimeUnavailableError(
+        f"{device}: out of {kind} memory: {asked} bytes were asked for{left}",
+        hint="a smaller maximum helps: `spade build --profile MIN:OPT:MAX` sets it; or close what else uses the GPU",
+    )
+
+
+@contextmanager
+def driver_errors(device: str, doing: str) -> Iterator[None]:
+    """What a CUDA library raises inside the block becomes a RuntimeUnavailableError that says what was being done."""
+    try:
+        yield
+    except SpadeError:
+        raise
+    except Exception as error:  # neither library's exceptions have a public base class of their own
+        raise RuntimeUnavailableError(
+            f"{device}: cannot {doing}: {first_line(error)}",
+            hint="after a fault of a kernel every later call fails: start the process again; `nvidia-smi` says more",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, at most 300 characters of it; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

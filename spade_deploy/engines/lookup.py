@@ -1,0 +1,73 @@
+"""Dense or lookup, decided map by map: the lookup graph while a map's patterns are few enough for it to be faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
+from spade_deploy.engines.base import check_inputs
+from spade_deploy.engines.ort.runtime import OrtRuntime
+from spade_deploy.lookup.tables import extract_patterns
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+
+
+class AutoRuntime:
+    """A lookup graph and, from the first map on that needs it, the dense one.
+
+    open_dense: called at most once. share: of unique patterns (`PatternTables.unique_share`), above which dense runs.
+    """
+
+    def __init__(self, lookup: OrtRuntime, open_dense: Callable[[], OrtRuntime], share: float) -> None:
+        self._lookup = lookup
+        self._open_dense = open_dense
+        self._dense: OrtRuntime | None = None
+        self._share = share
+        self.kind = GraphKind.LOOKUP
+        self.patterns_s: float | None = None
+        self.name = f"{lookup.name} (dense above {share:.0%} unique patterns)"
+
+    @property
+    def spec(self) -> GeneratorSpec:
+        return self._lookup.spec
+
+    @property
+    def precision(self) -> Precision:
+        return self._lookup.precision
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
+        """See `Runtime.run`."""
+        check_inputs(self.spec, inputs)
+        start = time.perf_counter()
+        tables = extract_patterns(self.spec, inputs[LABEL], inputs.get(INSTANCE), max_share=self._share)
+        self.patterns_s = time.perf_counter() - start
+        if tables is not None:
+            self.kind = GraphKind.LOOKUP
+            return self._lookup.run_tables(tables.to_inputs(inputs.get(Z)), output_names, is_checked=True)
+        self.kind = GraphKind.DENSE
+        if self._dense is None:
+            self._dense = self._open_dense()
+        return self._dense.run(inputs, output_names)
+
+    def run_many(
+        self, batches: Iterable[Mapping[str, NDArray[Any]]], output_names: Sequence[str] | None = None
+    ) -> Iterator[Arrays]:
+        """See `Runtime.run_many`."""
+        return (self.run(inputs, output_names) for inputs in batches)
+
+    def close(self) -> None:
+        self._lookup.close()
+        if self._dense is not None:
+            self._dense.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

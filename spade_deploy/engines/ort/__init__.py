@@ -1,0 +1,1 @@
+"""ONNX Runtime: the engine that is there on every machine."""

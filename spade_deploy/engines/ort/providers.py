@@ -1,0 +1,215 @@
+"""ONNX Runtime's execution providers: what each is told, and where the TensorRT provider keeps its engines."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import Artifact, Graph
+from spade_deploy.engines.cuda.driver import Gpu
+from spade_deploy.engines.tensorrt.table_profile import Shape, tensor_ranges
+from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, ShapeProfile
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+
+FIRST_WEAKLY_TYPED = (1, 27)
+"""From this ONNX Runtime on, the TensorRT provider makes weakly typed networks whatever it is told. So the released
+libraries of 1.20 to 1.31.1 say: until 1.26 a network is strongly typed where no precision flag is set."""
+
+
+class ConvSearch(StrEnum):
+    """How cuDNN chooses a convolution: by trying all at every new shape, or by its own estimate."""
+
+    EXHAUSTIVE = "EXHAUSTIVE"
+    HEURISTIC = "HEURISTIC"
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """How a session runs on a GPU.
+
+    device: the GPU's number. conv_search: None tries all algorithms where the size is fixed, and trusts cuDNN's
+    estimate where it is not (see `provider_options`). cuda_graph: replay a shape's kernels as one launch; of the CUDA
+    provider and dense graphs. profile: what the TensorRT provider builds its engine for when the session is opened;
+    None builds at the first run, and again for shapes beyond those seen so far. cache_folder: where the TensorRT
+    provider keeps engines; None is a folder of the user's.
+    """
+
+    device: int = 0
+    conv_search: ConvSearch | None = None
+    cuda_graph: bool = False
+    profile: ShapeProfile | None = None
+    cache_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.device < 0:
+            raise ConfigError(f"device: {self.device} is not a GPU's number, 0 or more")
+
+    def check(self, provider: str, kind: GraphKind) -> None:
+        """Raise ConfigError for an option that this provider or graph would ignore."""
+        if self.cuda_graph and provider != CUDA:
+            raise ConfigError(f"cuda_graph: {provider} has none", hint=f"only {CUDA} replays CUDA graphs")
+        if self.cuda_graph and kind is GraphKind.LOOKUP:
+            raise ConfigError(
+                "cuda_graph: the tables of a lookup graph have another size for every map, and nothing is replayed",
+                hint="--graph dense, or without CUDA graphs",
+            )
+        if provider != TENSORRT and (self.profile is not None or self.cache_folder is not None):
+            what = "profile" if self.profile is not None else "cache_folder"
+            raise ConfigError(f"{what}: {provider} builds no engines", hint=f"it is an option of {TENSORRT}")
+        if provider == TENSORRT and self.conv_search is not None:
+            raise ConfigError(f"conv_search: {provider} searches on its own", hint=f"it is an option of {CUDA}")
+
+
+def provider_options(
+    provider: str, artifact: Artifact, graph: Graph, gpu: Gpu | None, options: GpuOptions, runtime_version: str
+) -> dict[str, str]:
+    """What an execution provider is told, in its own words.
+
+    gpu: needed by the TensorRT provider, whose engines belong to one card. runtime_version: ONNX Runtime's.
+
+    CUDA. An exhaustive search times every algorithm of every convolution, and does so again at every new shape: right
+    for a size that never changes, seconds of waiting for a service with many sizes. With the largest workspace, cuDNN
+    may use the fast half-precision kernels. TF32 rounds a float32 product to 10 bits, which a float32 graph, held to
+    float32's own rounding error, must not do.
+
+    TensorRT. With none of its precision flags set the provider makes a strongly typed network, so that the graph's own
+    types hold; one flag set makes a weakly typed one, and TensorRT chooses. Raises RuntimeUnavailableError for a
+    version that makes no strongly typed one, unless the graph is float32.
+    """
+    if provider == CUDA:
+        spec = artifact.manifest.generator
+        search = options.conv_search or (ConvSearch.HEURISTIC if spec.is_dynamic else ConvSearch.EXHAUSTIVE)
+        return {
+            "device_id": str(options.device),
+            "cudnn_conv_algo_search": str(search),
+            "cudnn_conv_use_max_workspace": "1",
+            "use_tf32": "0" if graph.precision is Precision.FP32 else "1",
+            "enable_cuda_graph": "1" if options.cuda_graph else "0",
+        }
+    if provider != TENSORRT:
+        return {}
+    if gpu is None:
+        raise ConfigError(f"{provider}: its options need the GPU that its engines are for")
+    _require_strong_types(graph, runtime_version)
+    folder = str(cache_folder(artifact, options))
+    told = {
+        "device_id": str(options.device),
+        "trt_fp16_enable": "False",
+        "trt_bf16_enable": "False",
+        "trt_int8_enable": "False",
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": folder,
+        "trt_engine_cache_prefix": f"spade-{cache_key(artifact, graph, gpu, options.profile, runtime_version)[:32]}",
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": folder,
+    }
+    if options.profile is not None:
+        ranges = tensor_ranges(artifact.manifest.generator, graph.kind, options.profile)
+        for which, bound in enumerate(("min", "opt", "max")):
+            shapes = (f"{name}:{'x'.join(map(str, shapes[which]))}" for name, shapes in ranges.items())
+            told[f"trt_profile_{bound}_shapes"] = ",".join(shapes)
+    return told
+
+
+def _require_strong_types(graph: Graph, runtime_version: str) -> None:
+    major, minor = (int(number) for number in re.findall(r"\d+", runtime_version)[:2])
+    if graph.precision is Precision.FP32 or (major, minor) < FIRST_WEAKLY_TYPED:
+        return
+    raise RuntimeUnavailableError(
+        f"the TensorRT provider of ONNX Runtime {runtime_version} does not keep a graph's types: {graph.name} would run"
+        " as float32, or in half precision also where that overflows",
+        hint="`spade build` makes a TensorRT engine that keeps them; so does the provider of onnxruntime-gpu 1.26",
+    )
+
+
+def cache_key(artifact: Artifact, graph: Graph, gpu: Gpu, profile: ShapeProfile | None, runtime_version: str) -> str:
+    """sha256 over all that an engine of the TensorRT provider depends on.
+
+    The provider names its files by the model's node names and the compute capability alone: a graph that was exported
+    again, another TensorRT or another card of the same generation would get an engine that is not theirs.
+    """
+    facts = {
+        "onnx_sha256": artifact.manifest.files[graph.file].sha256,
+        "onnxruntime": runtime_version,
+        "tensorrt": loaded_tensorrt(),
+        "gpu": gpu.name,
+        "compute_capability": list(gpu.compute_capability),
+        "precision": graph.precision,
+        "profile": None if profile is None else str(profile),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def loaded_tensorrt() -> str | None:
+    """The version of the TensorRT library that this process has loaded, '101303'; None where it has none."""
+    if not hasattr(os, "RTLD_NOLOAD"):
+        return None
+    found = []
+    for major in (10, 11):
+        try:  # asked only where the provider loaded it already: it says which of several it links
+            library = ctypes.CDLL(f"libnvinfer.so.{major}", mode=os.RTLD_LAZY | os.RTLD_NOLOAD)
+            found.append(str(library.getInferLibVersion()))
+        except (OSError, AttributeError):
+            continue
+    return ",".join(found) or None
+
+
+def cache_folder(artifact: Artifact, options: GpuOptions) -> Path:
+    """Where engines of the TensorRT provider are kept. Raises ConfigError for a folder inside the artifact."""
+    folder = options.cache_folder
+    if folder is None:
+        home = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+        folder = (Path(home) if home else Path.home() / ".cache") / "spade-deploy" / "onnxruntime-tensorrt"
+    folder = folder.expanduser().absolute()
+    if folder.resolve().is_relative_to(artifact.path.resolve()):
+        raise ConfigError(
+            f"cache_folder: {folder} is inside the artifact {artifact.path}, whose files are all accounted for",
+            hint="give a folder elsewhere, or none for the user's own",
+        )
+    return folder
+
+
+def make_cache_folder(folder: Path) -> None:
+    """Make the folder, for its owner alone: an engine is code, and whoever can write one here runs it.
+
+    Raises ConfigError where it cannot be made, or where others may write.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.stat()
+    except OSError as error:
+        raise ConfigError(f"cache_folder: {folder} cannot be made: {error.strerror}") from error
+    if hasattr(os, "getuid") and (facts.st_uid != os.getuid() or facts.st_mode & 0o022):
+        raise ConfigError(
+            f"cache_folder: others may write to {folder}, and an engine is code that is run",
+            hint=f"chmod go-w {folder}, if it is yours; else give another folder",
+        )
+
+
+def check_profile(
+    spec: GeneratorSpec, kind: GraphKind, profile: ShapeProfile, inputs: Mapping[str, NDArray[Any]]
+) -> None:
+    """Raise InputRefusedError for shapes that an engine of this profile does not take."""
+    for name, (least, _, most) in tensor_ranges(spec, kind, profile).items():
+        shape: Shape = inputs[name].shape
+        if not all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
+            found, low, high = ("x".join(map(str, sizes)) for sizes in (shape, least, most))
+            raise InputRefusedError(
+                f"input {name}: {found} is not within {low} and {high}, which profile {profile} allows",
+                hint="open the session with a wider profile, or with none to build for the shapes that come",
+            )

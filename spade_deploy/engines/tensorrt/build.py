@@ -1,0 +1,217 @@
+"""Build: an artifact's ONNX graphs -> TensorRT engines in the artifact, each proved to have the precision asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spade_deploy.artifact import (
+    Artifact,
+    Graph,
+    engine_name,
+    engine_path,
+    read_timing_cache,
+    timing_cache_path,
+    whole_engines,
+    write_engine,
+    write_timing_cache,
+    writing,
+)
+from spade_deploy.engines.base import GraphChoice
+from spade_deploy.engines.cuda.driver import Gpu, find_gpus
+from spade_deploy.engines.tensorrt.builder import Built, build_engine
+from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
+from spade_deploy.engines.tensorrt.library import Library, load_library
+from spade_deploy.engines.tensorrt.proof import EngineLayer, Proof, engine_layers, proof_text, prove
+from spade_deploy.engines.tensorrt.store import capability_text, this_system
+from spade_deploy.engines.tensorrt.table_profile import default_profile, tensor_ranges
+from spade_deploy.errors import BuildError, ConfigError, RuntimeUnavailableError
+from spade_deploy.files.atomic import sweep
+from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What is asked for; None leaves the choice to `build`.
+
+    precision: fp16 where the artifact has it, else fp32. graph: auto builds every kind that the artifact has.
+    profile: one image of the model's size up to four. flavour: TensorRT where it is installed, else for RTX.
+    compute_capability: as '8.9', for TensorRT for RTX; the card that is here if left out.
+    timing_cache: a file that is read and written; by default one in the artifact.
+    """
+
+    precision: Precision | None = None
+    graph: GraphChoice = GraphChoice.AUTO
+    profile: ShapeProfile | None = None
+    flavour: Flavour | None = None
+    compute_capability: str | None = None
+    timing_cache: Path | None = None
+    options: BuildOptions = field(default_factory=BuildOptions)
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """One engine in its place. was_there: an engine of exactly this key existed, and was not built again."""
+
+    path: Path
+    key: EngineKey
+    proof: dict[str, Any]
+    described: str
+    bytes: int
+    seconds: float
+    was_there: bool
+
+
+def build(
+    artifact: Artifact,
+    request: BuildRequest,
+    *,
+    on_phase: Callable[[str, str, int, int], None] = lambda *_: None,
+    stop: threading.Event | None = None,
+) -> tuple[BuiltEngine, ...]:
+    """Build engines and write them into the artifact.
+
+    on_phase: called with the graph's name, what the builder does, steps done, steps in all; from the builder's threads.
+    stop: set it to end the build early. Raises BuildError, BuildInterruptedError, ConfigError, ArtifactError,
+    MissingDependencyError, RuntimeUnavailableError; engines that were finished before stay.
+    """
+    spec = artifact.manifest.generator
+    library = load_library(request.flavour)
+    gpu = _gpu_here()
+    card, capability = _target(library, gpu, request.compute_capability)
+    profile = request.profile or default_profile(spec)
+    cache = request.timing_cache or timing_cache_path(artifact, library.flavour)
+    with writing(artifact.path, "building engines"):
+        sweep(timing_cache_path(artifact, library.flavour).parent)  # what a killed build left, if nothing is to build
+        built = []
+        for graph in _graphs(artifact, request):
+            key = EngineKey(
+                onnx_sha256=artifact.manifest.files[graph.file].sha256,
+                flavour=library.flavour,
+                version=library.version,
+                gpu=card,
+                compute_capability=capability,
+                system=this_system(),
+                precision=graph.precision,
+                kind=graph.kind,
+                profile=profile,
+                options=request.options,
+            )
+            there = _find_same(artifact, key)
+            if there is not None:
+                built.append(there)
+                continue
+            started = time.perf_counter()
+            with artifact.vouched(graph.file) as onnx:
+                made = build_engine(
+                    library,
+                    onnx,
+                    tensor_ranges(spec, graph.kind, profile),
+                    request.options,
+                    compute_capability=request.compute_capability,
+                    timing_cache=read_timing_cache(cache),
+                    keep_cache=partial(write_timing_cache, cache),
+                    on_phase=partial(on_phase, graph.name),
+                    stop=stop,
+                )
+            is_for_this_card = gpu is not None and request.compute_capability in (
+                None,
+                capability_text(gpu.compute_capability),
+            )
+            layers = read_engine_layers(library, made.engine) if is_for_this_card else None
+            proof = prove(graph.precision, made.layers, layers)
+            built.append(_write(artifact, key, made, proof, time.perf_counter() - started))
+    return tuple(built)
+
+
+def build_until_interrupted(
+    artifact: Artifact, request: BuildRequest, on_phase: Callable[[str, str, int, int], None]
+) -> tuple[BuiltEngine, ...]:
+    """`build`, which Ctrl-C ends at the builder's next step: a signal does not reach into TensorRT by itself."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(build, artifact, request, on_phase=on_phase, stop=stop)
+        while True:
+            try:
+                return running.result(timeout=0.1)
+            except TimeoutError:
+                if running.done():
+                    raise
+            except KeyboardInterrupt:
+                stop.set()
+
+
+def read_engine_layers(library: Library, engine: bytes) -> list[EngineLayer]:
+    """The layers of a serialized engine, by TensorRT's own inspector; needs the card that it was built for."""
+    trt = library.module
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    loaded = runtime.deserialize_cuda_engine(engine)
+    if loaded is None:
+        raise BuildError(
+            f"{library.title} built an engine that it does not load", hint="out of GPU memory? `nvidia-smi` says"
+        )
+    information = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return engine_layers(information)
+
+
+def _graphs(artifact: Artifact, request: BuildRequest) -> Sequence[Graph]:
+    precision = request.precision
+    if precision is None:
+        has_half = Precision.FP16 in artifact.manifest.precisions
+        precision = Precision.FP16 if has_half else artifact.graph().precision
+    if request.graph is GraphChoice.AUTO:
+        found = [graph for graph in artifact.manifest.graphs if graph.precision is precision]
+        return found or [artifact.graph(precision)]
+    return [artifact.graph(precision, GraphKind(request.graph.value))]
+
+
+def _gpu_here() -> Gpu | None:
+    try:
+        found = find_gpus()
+    except RuntimeUnavailableError:
+        return None
+    return found[0] if found else None
+
+
+def _target(library: Library, gpu: Gpu | None, asked: str | None) -> tuple[str, str]:
+    """The card's name and compute capability, for the key."""
+    if asked is not None:
+        if gpu is not None and capability_text(gpu.compute_capability) == asked:
+            return gpu.name, asked
+        return f"any of compute capability {asked}", asked
+    if gpu is None:
+        if library.flavour is Flavour.RTX:
+            raise ConfigError(
+                "--compute-capability: there is no GPU here to build for",
+                hint="spade build --target rtx --compute-capability 8.9 (RTX 40), 8.6 (RTX 30), 12.0 (RTX 50)",
+            )
+        raise RuntimeUnavailableError(
+            f"{library.title} needs the GPU that it builds for, and there is none here",
+            hint="`spade doctor` says what is seen; --target rtx --compute-capability 8.9 builds ahead of time",
+        )
+    return gpu.name, capability_text(gpu.compute_capability)
+
+
+def _find_same(artifact: Artifact, key: EngineKey) -> BuiltEngine | None:
+    """One that is damaged is not there: it is built again, and takes its place."""
+    for entry in whole_engines(artifact):
+        if entry.key == key.to_json():
+            path, said = engine_path(artifact, entry), proof_text(entry.proof)
+            return BuiltEngine(path, key, entry.proof, said, entry.bytes, entry.seconds, was_there=True)
+    return None
+
+
+def _write(artifact: Artifact, key: EngineKey, made: Built, proof: Proof, seconds: float) -> BuiltEngine:
+    name = engine_name(key.precision, key.kind, key.digest)
+    path = write_engine(
+        artifact, name, made.engine, key=key.to_json(), proof=proof.to_json(), seconds=round(seconds, 3)
+    )
+    return BuiltEngine(
+        path, key, proof.to_json(), proof_text(proof.to_json()), len(made.engine), seconds, was_there=False
+    )

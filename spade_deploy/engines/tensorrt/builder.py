@@ -1,0 +1,205 @@
+"""A typed ONNX graph -> a TensorRT engine: strongly typed network, one profile, timing cache, progress, interruption.
+
+Precision is the graph's own. A strongly typed network keeps the types of the ONNX graph, and TensorRT 11 knows nothing
+else; no flag here asks for one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spade_deploy.engines.tensorrt.key import BuildOptions
+from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messages
+from spade_deploy.engines.tensorrt.proof import TypedLayer, typed_layers
+from spade_deploy.engines.tensorrt.table_profile import Shape
+from spade_deploy.errors import ArtifactError, BuildError, BuildInterruptedError, ConfigError
+from spade_deploy.spec import Flavour
+
+OnPhase = Callable[[str, int, int], None]
+"""What is done now, steps done, steps in all."""
+
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""What TensorRT for RTX builds for; it refuses data-centre cards of 9.0 and 10.0."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """engine: the serialized plan. layers: the typed network's convolutions and products."""
+
+    engine: bytes
+    layers: tuple[TypedLayer, ...]
+
+
+def build_engine(
+    library: Library,
+    onnx: Path,
+    ranges: Mapping[str, tuple[Shape, Shape, Shape]],
+    options: BuildOptions,
+    *,
+    compute_capability: str | None = None,
+    timing_cache: bytes | None = None,
+    keep_cache: Callable[[bytes], None] = lambda _: None,
+    on_phase: OnPhase = lambda *_: None,
+    stop: threading.Event | None = None,
+) -> Built:
+    """Build one engine of an ONNX file.
+
+    ranges: least, best and most shape of every input. compute_capability: as '8.9', of TensorRT for RTX alone, which
+    builds ahead of time; None builds for the card that is here. timing_cache: what was kept of earlier builds;
+    keep_cache is called with what is to be kept of this one, also when it is interrupted or fails.
+    stop: set by whoever wants the build to end early.
+    Raises BuildError with TensorRT's own words, BuildInterruptedError, ConfigError, ArtifactError.
+    """
+    trt = library.module
+    messages = make_messages(trt)
+    builder = trt.Builder(messages)
+    if builder is None:
+        raise BuildError(f"{library.title} made no builder: {messages.take() or NO_REASON}")
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, messages)
+    if not parser.parse_from_file(str(onnx)):
+        reasons = "; ".join(_parser_error(parser.get_error(index)) for index in range(parser.num_errors))
+        raise ArtifactError(
+            f"{onnx}: {library.title} cannot parse it: {reasons or messages.take() or NO_REASON}",
+            hint="`spade export` makes it again; a graph of our own that does not parse is a defect to report",
+        )
+    layers = typed_layers(trt, network)
+    config = builder.create_builder_config()
+    _set_options(library, config, options, compute_capability)
+    _add_profile(builder, network, config, ranges)
+    cache = None if library.flavour is Flavour.RTX else _open_timing_cache(config, timing_cache)
+    monitor = _make_monitor(trt, on_phase, stop)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if cache is not None:
+        keep_cache(bytes(cache.serialize()))
+    if stop is not None and stop.is_set():
+        raise BuildInterruptedError(
+            "the build was interrupted; nothing was written but the timing cache",
+            hint="the same command goes faster the next time: what was timed so far is kept",
+        )
+    if plan is None:
+        raise _build_error(library, messages.take() or NO_REASON)
+    return Built(bytes(plan), tuple(layers))
+
+
+def _network_flags(trt: Any) -> int:
+    # TensorRT 10 has two kinds of networks and must be told; in 11 the flag remains, and says what is the case.
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if strongly_typed is None else 1 << int(strongly_typed)
+
+
+def _set_options(library: Library, config: Any, options: BuildOptions, compute_capability: str | None) -> None:
+    trt = library.module
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's names and types are the proof
+    # On by default, and a float32 engine would multiply with 10 bits of mantissa: not what was validated.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if library.flavour is Flavour.RTX:
+        for flag, is_set in (
+            ("--version-compatible", options.version_compatible),
+            ("--hardware-compatible", options.hardware_compatible),
+        ):
+            if is_set:
+                raise ConfigError(f"{flag}: TensorRT for RTX has no such engines", hint="leave it out")
+        _set_capability(trt, config, compute_capability)
+        return
+    if compute_capability is not None:
+        raise ConfigError(
+            f"--compute-capability: {compute_capability} cannot be asked of TensorRT, which builds for the card that is"
+            " in the machine",
+            hint="--target rtx builds ahead of time; --hardware-compatible runs on all cards from Ampere on",
+        )
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def _set_capability(trt: Any, config: Any, capability: str | None) -> None:
+    config.num_compute_capabilities = 1
+    if capability is None:
+        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
+        return
+    known = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
+    if capability not in RTX_CAPABILITIES or known is None:
+        raise ConfigError(
+            f"--compute-capability: {capability} is none of those of TensorRT for RTX: {', '.join(RTX_CAPABILITIES)}",
+            hint="data-centre cards are built for with --target tensorrt, on the card itself",
+        )
+    config.set_compute_capability(known, 0)
+
+
+def _add_profile(builder: Any, network: Any, config: Any, ranges: Mapping[str, tuple[Shape, Shape, Shape]]) -> None:
+    profile = builder.create_optimization_profile()
+    there = [network.get_input(index).name for index in range(network.num_inputs)]
+    if sorted(there) != sorted(ranges):
+        raise ArtifactError(f"the graph's inputs are {', '.join(there)}; its spec says {', '.join(ranges)}")
+    for name, shapes in ranges.items():
+        profile.set_shape(name, *shapes)
+    if config.add_optimization_profile(profile) < 0:
+        raise BuildError(f"TensorRT takes no profile of {dict(ranges)}")
+
+
+def _open_timing_cache(config: Any, content: bytes | None) -> Any:
+    """What the builder reads and adds to. TensorRT for RTX times nothing: its kernels are made on the card."""
+    cache = config.create_timing_cache(content or b"")
+    # ignore_mismatch=False: a cache of another card or version is refused, and an empty one takes its place.
+    if cache is None or not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        if cache is None or not config.set_timing_cache(cache, False):
+            return None
+    return cache
+
+
+def _build_error(library: Library, said: str) -> BuildError:
+    lowered = said.lower()
+    if "out of memory" in lowered or "outofmemory" in lowered or "insufficient memory" in lowered:
+        return BuildError(
+            f"{library.title} ran out of GPU memory while building: {said}",
+            hint="a smaller --profile or --workspace 1GiB needs less; `nvidia-smi` shows who else holds memory",
+        )
+    if "could not find any implementation" in lowered:
+        return BuildError(
+            f"{library.title} found no way to run a layer: {said}", hint="--workspace 8GiB lets it try more of them"
+        )
+    return BuildError(f"{library.title} built no engine: {said}")
+
+
+def _parser_error(error: Any) -> str:
+    where = f" (node {error.node_name()})" if hasattr(error, "node_name") and error.node_name() else ""
+    return f"{error.desc()}{where}"
+
+
+def _make_monitor(trt: Any, on_phase: OnPhase, stop: threading.Event | None) -> Any:
+    """The builder calls it from threads of its own; a step that answers False ends the build."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._lock = threading.Lock()
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                self._steps[phase_name] = num_steps
+                on_phase(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self._lock:
+                on_phase(phase_name, step + 1, self._steps.get(phase_name, step + 1))
+            return stop is None or not stop.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                total = self._steps.pop(phase_name, 0)
+                on_phase(phase_name, total, total)
+
+    return Monitor()

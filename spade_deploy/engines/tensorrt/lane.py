@@ -1,0 +1,247 @@
+"""A lane: what one run after another needs of the GPU. Streams, buffers, an execution context, captured graphs.
+
+A run goes over three streams, so that a run's copies overlap with its neighbours' computing:
+
+    copy in   [in 0][in 1]       [in 2]
+    compute         [run 0][run 1]     [run 2]
+    copy out               [out 0][out 1]
+
+Each of the two slots has buffers of its own; a slot is fed again only after its last outputs were waited for. One
+execution context is modified from run to run. A captured graph holds on to the context that it was captured from, so
+each has one that is never modified again; all of a lane's contexts share one scratch memory, since its compute stream
+runs one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import Arrays
+from spade_deploy.engines.cuda.device import CapturedGraph, Device, DeviceMemory, Event, Handle, PinnedMemory, Stream
+from spade_deploy.engines.tensorrt.engine import Engine
+from spade_deploy.engines.tensorrt.table_profile import Shape
+from spade_deploy.errors import RuntimeUnavailableError
+
+SLOTS = 2
+_REMEMBERED = 64
+"""Shapes that are known to have run; a shape that comes again is worth a graph."""
+
+Shapes = dict[str, Shape]
+_H = TypeVar("_H", bound=Handle)
+_Key = tuple[int, tuple[tuple[str, Shape], ...]]
+
+
+@dataclass
+class _Slot:
+    """memory: of every tensor, at its largest. pinned: by tensor, made when first used. outputs: shapes under way."""
+
+    memory: dict[str, DeviceMemory]
+    copied_in: Event
+    computed: Event
+    copied_out: Event
+    pinned: dict[str, PinnedMemory] = field(default_factory=dict)
+    outputs: Shapes = field(default_factory=dict)
+
+
+@dataclass
+class _Captured:
+    """A context that is bound for good, and once it has run, its graph."""
+
+    context: Any
+    outputs: Shapes
+    graph: CapturedGraph | None = None
+
+
+class Lane:
+    """One run at a time, or two that overlap. Every call is made inside `device.active()`, by one thread at a time.
+
+    graphs: captured graphs that are kept, the least used goes first; 0 captures none.
+    on_note: told once, in a sentence, where capturing fails.
+    """
+
+    def __init__(self, engine: Engine, device: Device, graphs: int, on_note: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._device = device
+        self._most_graphs = 0 if engine.captures_itself else graphs
+        self._on_note = on_note
+        self._owned: list[Handle] = []
+        self._slots: dict[int, _Slot] = {}
+        self._ran: OrderedDict[_Key, None] = OrderedDict()
+        self._captured: OrderedDict[_Key, _Captured] = OrderedDict()
+        self._context: Any = None
+        self._streams: list[Stream] = []
+        try:
+            self._copy_in, self._compute, self._copy_out = streams = [self._own(device.make_stream()) for _ in range(3)]
+            self._streams = streams
+            size = engine.scratch_bytes
+            self._scratch = None if size is None else self._own(device.allocate(size))
+            self._context = engine.make_context(self._scratch)
+            self._output_bytes = self._largest_outputs()
+            self._slots[0] = self._make_slot()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, index: int, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str]) -> None:
+        """Put a run on the streams: copies in, the engine, copies of these outputs; `collect` waits for them."""
+        try:
+            self._submit(index, inputs, output_names)
+        except BaseException:
+            with contextlib.suppress(RuntimeUnavailableError):
+                self.drain()  # copies of the run that failed must not meet those of the next
+            raise
+
+    def collect(self, index: int) -> Arrays:
+        """Wait for a slot's run; its outputs by name, in arrays of their own."""
+        slot = self._slots[index]
+        self._device.synchronize(slot.copied_out)
+        return {
+            name: _view(slot.pinned[name], shape, self._engine.outputs[name]).copy()
+            for name, shape in slot.outputs.items()
+        }
+
+    def report_to(self, profiler: Any) -> None:
+        """From now on every run is a plain one that waits, and tells a TensorRT profiler of each layer's time."""
+        self._most_graphs = 0
+        self._context.profiler = profiler
+
+    def drain(self) -> None:
+        """Wait for whatever is under way, so that buffers may be used or freed."""
+        for stream in self._streams:
+            self._device.synchronize(stream)
+
+    def close(self) -> None:
+        """Free everything, in the order that is safe; a driver that fails meanwhile is not complained of again."""
+        with contextlib.suppress(RuntimeUnavailableError):
+            self.drain()
+        while self._captured:
+            with contextlib.suppress(RuntimeUnavailableError):
+                self._drop(self._captured.popitem()[1])
+        self._context = None
+        while self._owned:
+            with contextlib.suppress(RuntimeUnavailableError):
+                self._device.free(self._owned.pop())
+        self._slots.clear()
+
+    def _submit(self, index: int, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str]) -> None:
+        device = self._device
+        if index not in self._slots:
+            self._slots[index] = self._make_slot()
+        slot = self._slots[index]
+        for name, array in inputs.items():
+            pinned = self._pinned(slot, name)
+            np.copyto(_view(pinned, array.shape, array.dtype), array)
+            device.copy_in(slot.memory[name], pinned, array.nbytes, self._copy_in)
+        device.record(slot.copied_in, self._copy_in)
+        device.wait(self._compute, slot.copied_in)
+        outputs = self._enqueue(index, slot, {name: array.shape for name, array in inputs.items()})
+        device.record(slot.computed, self._compute)
+        device.wait(self._copy_out, slot.computed)
+        slot.outputs = {name: outputs[name] for name in output_names}
+        for name, shape in slot.outputs.items():
+            size = math.prod(shape) * self._engine.outputs[name].itemsize
+            device.copy_out(self._pinned(slot, name), slot.memory[name], size, self._copy_out)
+        device.record(slot.copied_out, self._copy_out)
+
+    def _enqueue(self, index: int, slot: _Slot, shapes: Shapes) -> Shapes:
+        """Put one run of the engine on the compute stream; the outputs' shapes.
+
+        A shape's first run is a plain one. Its second is plain too, in a context of its own, which settles what
+        TensorRT puts off until a shape's first run and a capture must not contain. From the third on it is a graph.
+        """
+        key = (index, tuple(shapes.items()))
+        try:
+            kept = self._kept(key, slot, shapes)
+        except RuntimeUnavailableError as error:  # it would fail on every run: once is enough
+            self._most_graphs = 0
+            self._on_note(f"runs without CUDA graphs, as one cannot be captured: {error.message}")
+            self._captured.pop(key, None)
+            kept = None
+        if kept is None:
+            outputs = self._engine.bind(self._context, shapes, slot.memory)
+            self._engine.execute(self._context, self._compute.handle)
+            self._remember(key)
+            return outputs
+        if kept.graph is None:
+            self._engine.execute(kept.context, self._compute.handle)
+        else:
+            self._device.launch(kept.graph, self._compute)
+        return kept.outputs
+
+    def _kept(self, key: _Key, slot: _Slot, shapes: Shapes) -> _Captured | None:
+        """What is kept for a shape in a slot: made on its second run, captured on its third; None: run it plainly."""
+        kept = self._captured.get(key)
+        if kept is None:
+            if not self._most_graphs or key not in self._ran:
+                return None
+            if len(self._captured) >= self._most_graphs:
+                self._device.synchronize(self._compute)
+                self._drop(self._captured.popitem(last=False)[1])
+            context = self._engine.make_context(self._scratch)
+            self._captured[key] = kept = _Captured(context, self._engine.bind(context, shapes, slot.memory))
+            return kept
+        if kept.graph is None:
+            if not self._most_graphs:
+                return None
+            context = kept.context
+            kept.graph = self._device.capture(
+                self._compute, lambda: self._engine.execute(context, self._compute.handle)
+            )
+        self._captured.move_to_end(key)
+        return kept
+
+    def _remember(self, key: _Key) -> None:
+        self._ran[key] = None
+        self._ran.move_to_end(key)
+        if len(self._ran) > _REMEMBERED:
+            self._ran.popitem(last=False)
+
+    def _drop(self, kept: _Captured) -> None:
+        if kept.graph is not None:
+            self._device.free(kept.graph)
+        kept.graph = kept.context = None
+
+    def _largest_outputs(self) -> dict[str, int]:
+        most = {name: shapes[2] for name, shapes in self._engine.inputs.items()}
+        shapes = self._engine.bind(self._context, most, {})
+        return {name: math.prod(shape) * self._engine.outputs[name].itemsize for name, shape in shapes.items()}
+
+    def _make_slot(self) -> _Slot:
+        device, before = self._device, len(self._owned)
+        try:
+            memory = {name: self._own(device.allocate(size)) for name, size in self._sizes().items()}
+            copied_in, computed, copied_out = (self._own(device.make_event()) for _ in range(3))
+            return _Slot(memory, copied_in, computed, copied_out)
+        except RuntimeUnavailableError:
+            while len(self._owned) > before:  # half a slot is of no use, and the next try would have another half
+                device.free(self._owned.pop())
+            raise
+
+    def _pinned(self, slot: _Slot, name: str) -> PinnedMemory:
+        if name not in slot.pinned:
+            slot.pinned[name] = self._own(self._device.allocate_pinned(slot.memory[name].size_bytes))
+        return slot.pinned[name]
+
+    def _sizes(self) -> dict[str, int]:
+        inputs = {
+            name: math.prod(most) * self._engine.input_types[name].itemsize
+            for name, (_, _, most) in self._engine.inputs.items()
+        }
+        return inputs | self._output_bytes
+
+    def _own(self, handle: _H) -> _H:
+        self._owned.append(handle)
+        return handle
+
+
+def _view(pinned: PinnedMemory, shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
+    size = math.prod(shape) * dtype.itemsize
+    return pinned.array[:size].view(dtype).reshape(shape)

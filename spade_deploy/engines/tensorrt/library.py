@@ -1,0 +1,119 @@
+"""TensorRT or TensorRT for RTX, imported when something needs it, and never where that would crash."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from spade_deploy.engines.cuda.driver import require_gpu
+from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError
+from spade_deploy.spec import Flavour
+
+MODULES = {Flavour.TENSORRT: "tensorrt", Flavour.RTX: "tensorrt_rtx"}
+EXTRAS = {Flavour.TENSORRT: "trt", Flavour.RTX: "rtx"}
+OLDEST = {Flavour.TENSORRT: (10, 0), Flavour.RTX: (1, 1)}
+NO_REASON = "it gave no reason"
+_KEPT_ERRORS = 10
+TITLES = {Flavour.TENSORRT: "TensorRT", Flavour.RTX: "TensorRT for RTX"}
+
+
+@dataclass(frozen=True)
+class Library:
+    """An imported TensorRT. module: its Python bindings."""
+
+    module: ModuleType
+    flavour: Flavour
+    version: str
+
+    @property
+    def title(self) -> str:
+        """For people: 'TensorRT for RTX 1.7.1.116'."""
+        return f"{TITLES[self.flavour]} {self.version}"
+
+
+def load_library(flavour: Flavour | None = None, *, gpu: Callable[[], object] = require_gpu) -> Library:
+    """Import TensorRT of a flavour; None takes TensorRT where it is installed, else TensorRT for RTX.
+
+    TensorRT's builder needs a GPU, and the process dies where its runtime finds no driver: the driver is asked first.
+    TensorRT for RTX builds without one. Raises MissingDependencyError, RuntimeUnavailableError.
+    """
+    if flavour is None:
+        installed = [known for known in Flavour if is_installed(known)]
+        if not installed:
+            raise MissingDependencyError(
+                "neither TensorRT nor TensorRT for RTX is installed",
+                hint="data-centre cards and Jetson: pip install 'spade-deploy[trt]'; RTX cards, or to build for them"
+                " on a machine without a GPU: pip install 'spade-deploy[rtx]'",
+            )
+        flavour = installed[0]
+    name, title = MODULES[flavour], TITLES[flavour]
+    if not is_installed(flavour):
+        raise MissingDependencyError(
+            f"{title} is not installed",
+            hint=f"pip install 'spade-deploy[{EXTRAS[flavour]}]'; docs/tensorrt.md has more",
+        )
+    if flavour is Flavour.TENSORRT:
+        gpu()
+    try:
+        module = _import_lazily_bound(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise RuntimeUnavailableError(
+            f"{title} is installed but does not load: {(str(error) or repr(error)).splitlines()[0]}",
+            hint="its libraries must be of the CUDA version that the driver runs: `spade doctor` has both",
+        ) from error
+    version = str(module.__version__)
+    oldest = OLDEST[flavour]
+    if tuple(int(part) for part in version.split(".")[:2]) < oldest:
+        newer = f"{title} {'.'.join(map(str, oldest))} or newer"
+        raise RuntimeUnavailableError(
+            f"{title} {version} is too old: its networks are not strongly typed as ours are",
+            hint=f"{newer}: pip install --upgrade 'spade-deploy[{EXTRAS[flavour]}]'",
+        )
+    return Library(module, flavour, version)
+
+
+def make_messages(trt: Any) -> Any:
+    """A logger that keeps TensorRT's errors rather than prints them. Its base class is known only when TensorRT is."""
+
+    class Messages(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR and len(self.errors) < _KEPT_ERRORS:
+                self.errors.append(str(message).strip())
+
+        def take(self) -> str:
+            """The first error since the last time, from which the others follow; empty where there was none."""
+            errors, self.errors = self.errors, []
+            return errors[0].splitlines()[0][:500] if errors and errors[0] else ""
+
+    return Messages()
+
+
+def is_installed(flavour: Flavour) -> bool:
+    """Whether the bindings are there; nothing is imported."""
+    name = MODULES[flavour]
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return find_spec(name) is not None
+
+
+def _import_lazily_bound(name: str) -> ModuleType:
+    # Libraries that are opened for a plugin nobody uses need not be complete: symbols are bound when they are called.
+    if not hasattr(sys, "setdlopenflags"):
+        return importlib.import_module(name)
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_LAZY | ctypes.DEFAULT_MODE)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.setdlopenflags(before)

@@ -1,0 +1,93 @@
+"""From an artifact to a running engine: which one fits this machine, its bytes checked, its memory on the card."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, read_engine
+from spade_deploy.engines.base import GraphChoice
+from spade_deploy.engines.cuda.driver import Gpu, require_gpu
+from spade_deploy.engines.cuda.open import open_device
+from spade_deploy.engines.tensorrt.key import differences, mismatch_error
+from spade_deploy.engines.tensorrt.library import Library, is_installed, load_library
+from spade_deploy.engines.tensorrt.runtime import TrtRuntime
+from spade_deploy.engines.tensorrt.store import StoredEngine, find_engine, stored_engines, this_machine
+from spade_deploy.errors import NotFoundError, SpadeError
+from spade_deploy.labels.files import label_dtype, synthetic_label_maps
+from spade_deploy.spec import Flavour, GraphKind, Precision
+
+
+def has_engines(artifact: Artifact, precision: Precision | None = None, kind: GraphKind | None = None) -> bool:
+    """Whether an engine was built, fitting or not."""
+    return any(
+        precision in (None, stored.key.precision) and kind in (None, stored.key.kind)
+        for stored in stored_engines(artifact)
+    )
+
+
+def open_engine(
+    artifact: Artifact, precision: Precision | None, graph: GraphChoice = GraphChoice.AUTO, *, contexts: int = 1
+) -> TrtRuntime:
+    """Run an artifact's TensorRT engine.
+
+    precision: None takes fp16, int8 or fp32, the first there is. graph: auto takes dense, and lookup where there is no
+    dense engine that fits. contexts: how many callers may run at once.
+    Raises NotFoundError where none was built, ArtifactError where none fits, with all that differs,
+    MissingDependencyError and RuntimeUnavailableError where TensorRT or the card is not there.
+    """
+    if not has_engines(artifact):
+        raise NotFoundError(f"{artifact.path} has no TensorRT engines", hint=f"spade build {artifact.path}")
+    gpu = require_gpu()
+    built = {stored.key.flavour for stored in stored_engines(artifact)}
+    flavours = [flavour for flavour in Flavour if flavour in built and is_installed(flavour)]
+    kinds = list(GraphKind) if graph is GraphChoice.AUTO else [GraphKind(graph.value)]
+    first_error: SpadeError | None = None
+    for flavour in flavours or [next(flavour for flavour in Flavour if flavour in built)]:
+        library = load_library(flavour)
+        for kind in kinds:
+            try:
+                stored = find_engine(artifact, precision, kind, this_machine(library, gpu))
+            except SpadeError as error:
+                first_error = first_error or error
+                continue
+            return _open(artifact, stored, library, gpu, contexts)
+    assert first_error is not None  # each turn of the loop returns or leaves one
+    raise first_error
+
+
+def time_layers(artifact: Artifact, name: str) -> dict[str, float]:
+    """Milliseconds of each layer of the engine of that name, on the card that is here, for its profile's best shape.
+
+    Raises as `open_engine` does; ArtifactError where that engine is not for this machine.
+    """
+    (stored,) = (stored for stored in stored_engines(artifact) if stored.entry.name == name)
+    gpu = require_gpu()
+    library = load_library(stored.key.flavour)
+    graph = artifact.graph(stored.key.precision, stored.key.kind)
+    found = differences(stored.key, artifact.manifest.files[graph.file].sha256, this_machine(library, gpu))
+    if found:
+        raise mismatch_error(name, found, {"--precision": str(stored.key.precision), "--graph": str(stored.key.kind)})
+    spec = artifact.manifest.generator
+    batch, height, width = stored.key.profile.best
+    ids, objects = synthetic_label_maps(spec.labels, height, width, batch, seed=0)
+    inputs: Arrays = {LABEL: ids.astype(label_dtype(spec.labels))}
+    if spec.labels.has_edges:
+        inputs[INSTANCE] = objects
+    if spec.z_dim is not None:
+        inputs[Z] = np.zeros((batch, spec.z_dim), np.float32)
+    with _open(artifact, stored, library, gpu, contexts=1) as runtime:
+        return runtime.layer_times(inputs)
+
+
+def _open(artifact: Artifact, stored: StoredEngine, library: Library, gpu: Gpu, contexts: int) -> TrtRuntime:
+    return TrtRuntime(
+        library,
+        read_engine(artifact, stored.entry),
+        artifact.manifest.generator,
+        stored.key.precision,
+        stored.key.kind,
+        stored.key.profile,
+        device=open_device(gpu.index),
+        contexts=contexts,
+        owns_device=True,
+    )

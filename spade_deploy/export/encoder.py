@@ -1,0 +1,176 @@
+"""The style encoder as an ONNX file, proved equal to the PyTorch module before anything else may use it.
+
+The spectral norm is folded into the convolutions (`fold.fold_conv`); the instance norm stays, as it depends on the
+photo. It is written out, the mean of a map as the mean of its rows' means: ONNX Runtime's own InstanceNormalization
+adds up the 16,384 pixels of a map one after the other, and the style had ten times the rounding error. Scaling the
+pixels and the bilinear resize to the encoder's own size are part of the graph. It runs once a photo and in float32
+alone: half precision would save milliseconds and cost the style's accuracy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional
+
+from spade_deploy.artifact import PHOTO, EncoderGraph, encoder_tensors
+from spade_deploy.errors import ExportError, MissingDependencyError, ValidationFailedError, reason_of
+from spade_deploy.export.fold import fold_conv
+from spade_deploy.export.onnx_file import OPSET, quiet_export
+from spade_deploy.labels.files import colorize, synthetic_label_maps
+from spade_deploy.networks.encoder import LAYERS, PHOTO_SIZE, StyleEncoder
+from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS
+from spade_deploy.spec import GeneratorSpec, LabelSpec
+
+ERROR_FACTOR = 4.0
+ERROR_FLOOR = 5e-7
+"""Allowed is this factor of the module's own rounding error plus this share of the largest output, a few units in
+the last place. Measured worst: 0.36 of what is allowed, of 19 encoders with 2 to 64 base channels and weights of two
+sizes."""
+
+
+class DeployEncoder(nn.Module):
+    """What is traced: pixels in, (mu, logvar) out. Raises ExportError for a module in train mode."""
+
+    def __init__(self, encoder: StyleEncoder) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList()
+        for name in LAYERS:
+            trained, _ = encoder.get_submodule(name).children()
+            weight = fold_conv(trained).weight.float()
+            folded = nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2, padding=1, bias=False)
+            folded.weight = nn.Parameter(weight, requires_grad=False)
+            self.convolutions.append(folded)
+        self.fc_mu, self.fc_var = encoder.fc_mu, encoder.fc_var
+
+    def forward(self, photo: Tensor) -> tuple[Tensor, Tensor]:
+        """photo: N x H x W x 3 uint8 RGB."""
+        x = to_image(photo)
+        if x.shape[2:] != (PHOTO_SIZE, PHOTO_SIZE):
+            x = functional.interpolate(x, size=(PHOTO_SIZE, PHOTO_SIZE), mode="bilinear", align_corners=False)
+        for convolution in self.convolutions:
+            x = functional.leaky_relu(_instance_norm(convolution(x)), LEAKY_SLOPE)
+        x = x.flatten(1)
+        return self.fc_mu(x), self.fc_var(x)
+
+
+def _instance_norm(x: Tensor) -> Tensor:
+    centred = x - _mean(x)
+    return centred / torch.sqrt(_mean(centred * centred) + NORM_EPS)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+
+
+def to_image(photo: Tensor) -> Tensor:
+    """Pixels, N x H x W x 3 uint8 -> N x 3 x H x W float32 in [-1, 1], as training has them."""
+    return photo.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def write_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> EncoderGraph:
+    """Write `encoder`, which is in eval mode and not changed, and prove what was written equal to it.
+
+    spec: of its generator. Raises ExportError, MissingDependencyError without ONNX Runtime, and ValidationFailedError
+    where mu or logvar differ by more than rounding.
+    """
+    _write_onnx(DeployEncoder(encoder), spec, path)
+    return prove_encoder(encoder, spec, path)
+
+
+def prove_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> EncoderGraph:
+    """Run the file and the untouched module on the same photos, in a batch and one alone. Raises as `write_encoder`.
+
+    Allowed is a small multiple of the rounding error that the module itself has, float32 against float64, so that the
+    limit fits the weights, and a floor in units of the largest output.
+    """
+    photos = proof_photos(spec)
+    expected, exact = _run_module(encoder, photos, torch.float32), _run_module(encoder, photos, torch.float64)
+    if not np.isfinite(exact).all():
+        raise ExportError(
+            "the style encoder answers values that are not finite", hint="training diverged: export an earlier one"
+        )
+    rounding, scale = float(np.abs(expected - exact).max()), float(np.abs(exact).max())
+    tolerance = ERROR_FACTOR * rounding + ERROR_FLOOR * scale
+    session = _session(path)
+    together = np.stack(session.run(None, {PHOTO: photos}))
+    alone = np.stack(session.run(None, {PHOTO: photos[:1]}))
+    error = max(float(np.abs(together - expected).max()), float(np.abs(alone - expected[:, :1]).max()))
+    if not error <= tolerance:
+        raise ValidationFailedError(
+            f"{path.name} is not the style encoder that was trained: mu or logvar differ by {error:.3g} of"
+            f" {scale:.3g}; rounding explains {tolerance:.3g}",
+            hint="nothing was put in place; report this with the versions of torch, onnx and onnxruntime",
+        )
+    return EncoderGraph(path.name, OPSET, error, tolerance)
+
+
+def proof_photos(spec: GeneratorSpec) -> NDArray[np.uint8]:
+    """Three photos of the model's size: flat regions, their smooth shading, and noise. N x H x W x 3."""
+    labels = LabelSpec(12)
+    regions = colorize(synthetic_label_maps(labels, spec.height, spec.width, 1, seed=0)[0], labels)
+    ramp = np.linspace(0.2, 1, spec.width, dtype=np.float32)[None, None, :, None]
+    noise = np.random.default_rng(0).integers(0, 256, regions.shape, dtype=np.uint8)
+    return np.concatenate([regions, (regions * ramp).astype(np.uint8), noise])
+
+
+def _run_module(encoder: StyleEncoder, photos: NDArray[np.uint8], dtype: torch.dtype) -> NDArray[Any]:
+    """(mu, logvar) stacked: 2 x N x z_dim."""
+    module = encoder
+    if dtype is torch.float64:
+        module = StyleEncoder(encoder.z_dim, encoder.base_channels).double()
+        module.load_state_dict(encoder.state_dict())
+        module.eval()
+    with torch.inference_mode():
+        image = torch.from_numpy(photos).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
+        return torch.stack(module(image)).numpy()
+
+
+def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path) -> None:
+    inputs, outputs = encoder_tensors(spec)
+    example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
+    try:
+        with quiet_export():
+            program = torch.onnx.export(
+                model.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[tensor.name for tensor in inputs],
+                output_names=[tensor.name for tensor in outputs],
+                dynamic_shapes=({0: Dim("batch", min=1)},),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises dozens of types
+        raise ExportError(f"torch.onnx could not export the style encoder: {reason_of(error)}") from error
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # the exporting machine's paths
+    for value in program.model.graph.inputs:
+        value.metadata_props.clear()
+    program.model.graph.metadata_props.clear()  # written from sets: the same model would be other bytes each time
+    program.model.producer_name = "spade-deploy"
+    program.save(str(path), external_data=False)
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the style encoder is proved in ONNX Runtime, which cannot be imported: {error}",
+            hint="pip install 'spade-deploy[cpu]'",
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong comes back as an exception
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ExportError(f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}") from error

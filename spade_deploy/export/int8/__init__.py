@@ -1,0 +1,1 @@
+"""int8 graphs: calibrate, rank the layers, write."""

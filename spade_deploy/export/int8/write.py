@@ -1,0 +1,284 @@
+"""int8 graphs in order: calibrate, rank the layers, choose those that stay float32, write, and check what was written.
+
+The ranking is measured once, on the dense model; the lookup graph keeps the same layers, with ranges of its own, since
+its shortcut multiplies other values. Every graph is then run in ONNX Runtime on all calibration maps and on the golden
+inputs, and more layers are kept should that fall short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spade_deploy.artifact import IMAGE, LABEL, Arrays, Graph, graph_file, one_by_one
+from spade_deploy.errors import ConfigError, MissingDependencyError
+from spade_deploy.export.build import TracedModel, build_model
+from spade_deploy.export.int8.qdq import write_int8
+from spade_deploy.export.int8.sensitivity import (
+    Batches,
+    Calibration,
+    Choice,
+    Images,
+    LayerDamage,
+    as_db,
+    calibrate,
+    choose_layers,
+    layer_of,
+    mean_square_error,
+    most_kept,
+    out_of_reach,
+    rank_layers,
+    simulated_error,
+)
+from spade_deploy.export.onnx_file import OPSET
+from spade_deploy.lookup.tables import graph_inputs
+from spade_deploy.networks.build import Generator
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+
+DEFAULT_MIN_PSNR_DB = 35.0
+DEFAULT_CALIBRATION_COUNT = 32
+RANKED_ON = 3
+"""Maps, evenly spaced among the calibration maps, that each layer is measured on."""
+CHOSEN_ON = 4
+"""Maps that a set of layers is measured on, besides the golden inputs."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def require_target(min_psnr_db: float) -> None:
+    """Raises ConfigError for what cannot be a target."""
+    if not 0 < min_psnr_db < float("inf"):
+        raise ConfigError(f"--min-psnr: {min_psnr_db:g} is not a positive number of decibels")
+
+
+@dataclass(frozen=True)
+class Int8Request:
+    """calibration: the dense graph's inputs by name, N of each. described: where they come from."""
+
+    calibration: Arrays
+    described: str
+    min_psnr_db: float = DEFAULT_MIN_PSNR_DB
+
+    def __post_init__(self) -> None:
+        require_target(self.min_psnr_db)
+        if not len(self.calibration[LABEL]):
+            raise ConfigError("int8 needs at least one label map to calibrate on")
+
+
+@dataclass(frozen=True)
+class GraphQuality:
+    """An int8 graph in ONNX Runtime against float32, in dB; infinite where there is no difference."""
+
+    graph: str
+    kept: tuple[str, ...]
+    calibration_psnr_db: float
+    golden_psnr_db: float
+
+
+@dataclass(frozen=True)
+class Int8Summary:
+    """What the report says of the int8 graphs. ranking: worst first. choice: of the dense graph, simulated."""
+
+    min_psnr_db: float
+    calibration: str
+    maps: int
+    ranking: tuple[LayerDamage, ...]
+    choice: Choice
+    graphs: tuple[GraphQuality, ...] = field(default=())
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Layers that stay float32 in any graph though they could be int8."""
+        return frozenset(self.choice.kept).union(*(graph.kept for graph in self.graphs))
+
+    @property
+    def ranked_on(self) -> int:
+        """Maps that each layer was measured on."""
+        return min(RANKED_ON, self.maps)
+
+    @property
+    def int8_share(self) -> float:
+        """Of the dense graph's multiply-adds."""
+        return sum(entry.work_share for entry in self.ranking if entry.layer not in self.kept)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "min_psnr_db": self.min_psnr_db,
+            "calibration": self.calibration,
+            "maps": self.maps,
+            "ranked_on_maps": self.ranked_on,
+            "all_layers_psnr_db": _finite(self.choice.plain_psnr_db),
+            "int8_share_of_multiply_adds": self.int8_share,
+            "graphs": [
+                {
+                    "graph": graph.graph,
+                    "kept_fp32": list(graph.kept),
+                    "calibration_psnr_db": _finite(graph.calibration_psnr_db),
+                    "golden_psnr_db": _finite(graph.golden_psnr_db),
+                }
+                for graph in self.graphs
+            ],
+            "ranking": [
+                {
+                    "layer": entry.layer,
+                    "psnr_db": entry.psnr_db,
+                    "error_grey_levels": entry.grey_levels,
+                    "share_of_multiply_adds": entry.work_share,
+                    "kept_fp32": entry.layer in self.kept,
+                }
+                for entry in self.ranking
+            ],
+        }
+
+
+def write_int8_graphs(
+    generator: Generator,
+    folder: Path,
+    kinds: Sequence[GraphKind],
+    request: Int8Request,
+    golden: tuple[Arrays, Images],
+    on_progress: Progress = lambda *_: None,
+) -> tuple[tuple[Graph, ...], Int8Summary]:
+    """Write an int8 graph of each kind into `folder`, where its fp32 graph is already.
+
+    golden: the golden inputs and the reference's images of them. on_progress: what, done, in all.
+    Raises ExportError where the target is out of reach, MissingDependencyError without ONNX Runtime.
+    """
+    _onnxruntime()  # before the minutes of work
+    model = build_model(generator)
+    calibration, ranking, choice = _plan(model, request, golden, on_progress)
+    summary = Int8Summary(request.min_psnr_db, request.described, len(calibration.images), ranking, choice)
+    graphs, qualities = [], []
+    for kind in kinds:
+        ranges = calibration.ranges
+        if kind is GraphKind.LOOKUP:
+            lookup = build_model(generator, kind)
+            tables = _batches(generator.spec, kind, request.calibration)
+            ranges = calibrate(lookup, tables, _named(on_progress, f"calibrating the {kind} graph")).ranges
+        maker = _Maker(folder, kind, generator.spec, ranges, request, calibration.images, golden, on_progress)
+        quality = maker.make(choice.kept, ranking)
+        made = {layer_of(module) for module in ranges} - set(quality.kept)
+        stays = tuple(layer for layer in dict.fromkeys(map(layer_of, calibration.work)) if layer not in made)
+        file = graph_file(Precision.INT8, kind)
+        graphs.append(Graph(file, Precision.INT8, stays, OPSET, kind, min_psnr_db=request.min_psnr_db))
+        qualities.append(quality)
+    return tuple(graphs), Int8Summary(
+        summary.min_psnr_db, summary.calibration, summary.maps, ranking, choice, tuple(qualities)
+    )
+
+
+def _plan(
+    model: TracedModel, request: Int8Request, golden: tuple[Arrays, Images], on_progress: Progress
+) -> tuple[Calibration, tuple[LayerDamage, ...], Choice]:
+    batches = _batches(model.spec, GraphKind.DENSE, request.calibration)
+    calibration = calibrate(model, batches, _named(on_progress, "calibrating"))
+    few, chosen = _spaced(len(batches), RANKED_ON), _spaced(len(batches), CHOSEN_ON)
+    ranking = rank_layers(
+        model,
+        calibration,
+        [batches[index] for index in few],
+        calibration.images[few],
+        _named(on_progress, "measuring each layer in int8"),
+    )
+    sets = [
+        ([batches[index] for index in chosen], calibration.images[chosen]),
+        (_batches(model.spec, GraphKind.DENSE, golden[0]), golden[1]),
+    ]
+    tried = 0
+
+    def psnr_without(kept: Collection[str]) -> float:
+        nonlocal tried
+        tried += 1
+        on_progress("choosing the layers that stay float32", tried, len(ranking).bit_length() + 2)
+        layers = {entry.layer for entry in ranking} - set(kept)
+        return min(as_db(simulated_error(model, calibration.ranges, layers, *each)) for each in sets)
+
+    return calibration, ranking, choose_layers(ranking, psnr_without, request.min_psnr_db)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Writes one graph, and keeps further layers until what was written meets the target."""
+
+    folder: Path
+    kind: GraphKind
+    spec: GeneratorSpec
+    ranges: Mapping[str, float]
+    request: Int8Request
+    expected: Images
+    golden: tuple[Arrays, Images]
+    on_progress: Progress
+
+    def make(self, kept: Sequence[str], ranking: Sequence[LayerDamage]) -> GraphQuality:
+        """Raises ExportError where too few layers would be left."""
+        order = [entry.layer for entry in ranking]
+        for count in range(len(kept), most_kept(ranking) + 1):
+            quality = self._write(order[:count])
+            reached = min(quality.calibration_psnr_db, quality.golden_psnr_db)
+            if reached >= self.request.min_psnr_db:
+                return quality
+        raise out_of_reach(self.request.min_psnr_db, reached, count, ranking)
+
+    def _write(self, kept: Sequence[str]) -> GraphQuality:
+        ranges = {module: largest for module, largest in self.ranges.items() if layer_of(module) not in kept}
+        target = self.folder / graph_file(Precision.INT8, self.kind)
+        write_int8(self.folder / graph_file(Precision.FP32, self.kind), target, ranges)
+        session = _onnxruntime().InferenceSession(str(target), _quiet_options(), providers=["CPUExecutionProvider"])
+        report = _named(self.on_progress, f"checking the int8 {self.kind} graph")
+        total = len(self.expected) + len(self.golden[1])
+        seen = self._images(session, self.request.calibration, report, 0, total)
+        calibration = mean_square_error(seen, self.expected)
+        seen = self._images(session, self.golden[0], report, len(self.expected), total)
+        golden = mean_square_error(seen, self.golden[1])
+        report(total, total)
+        name = "int8" if self.kind is GraphKind.DENSE else f"int8 {self.kind}"
+        return GraphQuality(name, tuple(kept), as_db(calibration), as_db(golden))
+
+    def _images(
+        self, session: Any, inputs: Arrays, report: Callable[[int, int], None], done: int, total: int
+    ) -> Iterator[Images]:
+        for index, one in enumerate(one_by_one(inputs)):
+            report(done + index, total)
+            yield session.run([IMAGE], graph_inputs(self.spec, self.kind, one))[0]
+
+
+def _batches(spec: GeneratorSpec, kind: GraphKind, inputs: Arrays) -> Batches:
+    return [
+        [torch.from_numpy(array.copy()) for array in graph_inputs(spec, kind, one).values()]
+        for one in one_by_one(inputs)
+    ]
+
+
+def _spaced(total: int, count: int) -> list[int]:
+    return sorted({index * total // count for index in range(count)})
+
+
+def _named(on_progress: Progress, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: on_progress(what, done, total)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if np.isfinite(value) else None
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"--int8 measures its graphs in ONNX Runtime, which cannot be imported: {error}",
+            hint="pip install 'spade-deploy[cpu]'",
+        ) from error
+    return onnxruntime
+
+
+def _quiet_options() -> Any:
+    options = _onnxruntime().SessionOptions()
+    options.log_severity_level = 4  # what goes wrong comes back as an exception
+    return options

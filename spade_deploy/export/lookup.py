@@ -1,0 +1,255 @@
+"""The module that is traced for the lookup graph: pattern tables in, pixels out. The same function as `DeployModel`.
+
+gamma' and beta' of a pixel depend on the labels of a (2k - 1) x (2k - 1) window alone, and a label map has far fewer
+distinct windows than pixels. So, at each resolution (`lookup/tables.py` makes the tables):
+
+    hidden row of a k x k window     relu(bias + sum over taps t of table[t, code at t])     one for each row of `codes`
+    gamma', beta' of a larger window [hidden rows of its k x k taps] W' + b'                 one for each of `patterns`
+    gamma', beta' of a pixel         that row, by `index`
+
+A convolution of a one-hot map is such a sum of table rows; outside the image the one-hot map is zero, a table row of
+zeros, and so is the hidden map, a hidden row of zeros. With an edge channel a code is (label, edge), and its table row
+is the sum of both.
+
+Rows are gathered channels last, so between the 3 x 3 convolutions everything is N x H x W x C: a transpose of
+gamma' and beta' would cost more than all products of tables. Doubling a feature map is a broadcast inside the
+modulation; the map of twice the size is never made. The learned shortcut's 1 x 1 convolution is a matrix product,
+and its beta' goes through it beforehand (`fold.fold_shortcut`).
+
+Sub-modules carry the trained names as in `DeployModel`, and the units of precision are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spade_deploy.export.dense_model import dtype_of, to_outputs
+from spade_deploy.export.fold import ConvWeights, fold_conv, fold_shortcut, fold_spade
+from spade_deploy.export.spade import (
+    levels,
+    make_conv,
+    make_linear,
+    merged_hidden,
+    spade_units,
+    trained_block,
+)
+from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS, Spade, SpadeBlock, SpadeGenerator
+from spade_deploy.spec import BlockSpec, GeneratorSpec, LabelSpec, NormType
+
+OUTPUTS_NCHW = ("conv_0", "conv_1", "conv_img")
+"""Layers whose values are N x C x H x W in this module too; all others have their channels last."""
+
+
+class WindowSum(nn.Module):
+    """A convolution of a one-hot map, over windows of codes: ... x k*k integers -> ... x C."""
+
+    offsets: Tensor
+
+    def __init__(self, weights: ConvWeights, labels: LabelSpec) -> None:
+        super().__init__()
+        table, rows = _code_table(weights.weight, labels)
+        self.table = nn.Parameter(table, requires_grad=False)
+        self.bias = nn.Parameter(weights.bias.clone(), requires_grad=False)
+        taps = weights.weight.shape[2] * weights.weight.shape[3]
+        self.register_buffer("offsets", torch.arange(taps, dtype=torch.int32) * rows, persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        summed: Tensor = functional.embedding(codes + self.offsets, self.table).sum(dim=-2) + self.bias
+        return summed
+
+
+class PatternProduct(nn.Module):
+    """A convolution of the hidden map, over windows of hidden rows: P x k*k*hidden -> P x C."""
+
+    def __init__(self, weights: ConvWeights) -> None:
+        super().__init__()
+        self.linear = _matrix(weights.weight.permute(0, 2, 3, 1).flatten(1), weights.bias)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        rows: Tensor = self.linear(windows)
+        return rows
+
+
+class LookupSpade(nn.Module):
+    """x gamma' + beta' (x normalized by the caller where batch norm is not folded), channels last."""
+
+    def __init__(self, layer: Spade) -> None:
+        super().__init__()
+        gamma, beta = _halves(fold_spade(layer))
+        self.gamma, self.beta = PatternProduct(gamma), PatternProduct(beta)
+
+    def forward(self, x: Tensor, windows: Tensor, index: Tensor) -> Tensor:
+        return _merge(_spread(self.gamma(windows), index) * x + _spread(self.beta(windows), index))
+
+
+class LookupShortcut(nn.Module):
+    """Ws (x gamma' + beta') as Ws (x gamma') + table: the trained `norm_s` and `conv_s` in one."""
+
+    def __init__(self, block: SpadeBlock) -> None:
+        super().__init__()
+        gamma, beta = fold_shortcut(block.norm_s, block.conv_s)
+        self.gamma, self.beta = PatternProduct(gamma), PatternProduct(beta)
+        self.projection = _matrix(fold_conv(block.conv_s).weight.flatten(1), None)
+
+    def forward(self, x: Tensor, windows: Tensor, index: Tensor) -> Tensor:
+        projected = self.projection(_spread(self.gamma(windows), index) * x)
+        return _merge(projected + _spread(self.beta(windows), index))
+
+
+class LookupBlock(nn.Module):
+    """A residual block: N x h x w x C -> N x H x W x C', both channels last, H = 2 h where the block doubles."""
+
+    def __init__(self, block: SpadeBlock, spec: BlockSpec, norm: NormType) -> None:
+        super().__init__()
+        self.doubles = spec.doubles
+        self.normalizes = norm is NormType.INSTANCE
+        self.norm_0, self.norm_1 = LookupSpade(block.norm_0), LookupSpade(block.norm_1)
+        self.conv_0, self.conv_1 = make_conv(fold_conv(block.conv_0)), make_conv(fold_conv(block.conv_1))
+        self.conv_s = LookupShortcut(block) if spec.has_shortcut else None
+
+    def forward(self, x: Tensor, windows: list[Tensor], index: Tensor) -> Tensor:
+        dtype = self.conv_0.weight.dtype
+        x, windows = x.to(dtype), [part.to(dtype) for part in windows]
+        batch, height, width, channels = x.shape
+        small_index = index
+        if self.doubles:  # every value of x stands for 2 x 2 pixels: an axis of one for the rows, one for the columns
+            x = x.view(batch, height, 1, width, 1, channels)
+            small_index = index.view(batch, height, 2, width, 2)
+        normalized = self._normalize(x)
+        if self.conv_s is not None:
+            shortcut = self.conv_s(normalized, windows[2], small_index)
+        else:
+            shortcut = _merge(x.expand(batch, height, 2, width, 2, channels)) if self.doubles else x
+        y = _convolve(self.conv_0, self.norm_0(normalized, windows[0], small_index))
+        y = _convolve(self.conv_1, self.norm_1(self._normalize(y), windows[1], index))
+        result: Tensor = shortcut + y
+        return result
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        """Instance norm. A map and the same map doubled have the same statistics."""
+        if not self.normalizes:
+            return x
+        # The sums of squares of a half-precision map overflow: the statistics are always float32.
+        wide = x.float() if x.dtype is torch.float16 else x
+        axes = list(range(1, x.dim() - 1))
+        centred = wide - wide.mean(dim=axes, keepdim=True)
+        normalized = centred * torch.rsqrt((centred * centred).mean(dim=axes, keepdim=True) + NORM_EPS)
+        return normalized.to(x.dtype)
+
+
+class LookupModel(nn.Module):
+    """Pattern tables (and style) -> (pixels, image).
+
+    Inputs are those of `patterns.lookup_tensors`, in that order, all int32 but the style: latent N x h x w x 9 (not
+    with a VAE); for each level from the coarsest on codes U x k*k, patterns P x k*k, index N x H/s x W/s; then
+    z N x z_dim float32 for a VAE. Outputs, and what fp16, keep_fp32 and dtype mean: see `DenseModel`.
+    """
+
+    def __init__(
+        self,
+        generator: SpadeGenerator,
+        *,
+        fp16: bool = False,
+        keep_fp32: Collection[str] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        spec = self.spec = generator.spec
+        if spec.z_dim is None:
+            self.fc: nn.Module = WindowSum(fold_conv(generator.fc), spec.labels)
+        else:
+            assert isinstance(generator.fc, nn.Linear)
+            self.fc = _StyleMap(generator.fc, spec)
+        for stride, names in levels(spec).items():
+            weights = merged_hidden([trained_block(generator, name) for name in names])
+            self.add_module(f"level_{stride}", nn.Sequential(WindowSum(weights, spec.labels), nn.ReLU()))
+        for block in spec.blocks:
+            self.add_module(block.name, LookupBlock(trained_block(generator, block.name), block, spec.norm))
+        self.conv_img = make_conv(fold_conv(generator.conv_img))
+        for name in spade_units(spec):
+            half = fp16 and name not in keep_fp32
+            self.get_submodule(name).to(torch.float16 if half else dtype)
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        rest = list(inputs)
+        x: Tensor | None = self.fc(rest.pop(0)) if self.spec.z_dim is None else None
+        tables = {stride: rest[3 * k : 3 * k + 3] for k, stride in enumerate(levels(self.spec))}
+        x = x if x is not None else self.fc(rest[-1].to(dtype_of(self.fc)))
+        windows: dict[int, list[Tensor]] = {}
+        for block in self.spec.blocks:
+            codes, patterns, index = tables[block.stride]
+            if block.stride not in windows:
+                windows[block.stride] = self._windows(block.stride, codes, patterns)
+            count = 3 if block.has_shortcut else 2
+            mine, windows[block.stride] = windows[block.stride][:count], windows[block.stride][count:]
+            x = self.get_submodule(block.name)(x, mine, index)
+        x = functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(self.conv_img))
+        return to_outputs(self.conv_img(x.permute(0, 3, 1, 2)))
+
+    def _windows(self, stride: int, codes: Tensor, patterns: Tensor) -> list[Tensor]:
+        """For each layer of a level, the hidden rows of every pattern: P x k*k*hidden."""
+        hidden = self.get_submodule(f"level_{stride}")(codes)
+        outside = torch.zeros(1, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+        layers = torch.split(torch.cat([hidden, outside]), self.spec.hidden_channels, dim=1)
+        return [functional.embedding(patterns, layer).flatten(1) for layer in layers]
+
+
+class _StyleMap(nn.Module):
+    """The VAE variant's first layer: N x z_dim -> N x h x w x C."""
+
+    def __init__(self, layer: nn.Linear, spec: GeneratorSpec) -> None:
+        super().__init__()
+        self.linear = make_linear(layer)
+        self.shape = (16 * spec.base_channels, spec.latent_height, spec.latent_width)
+
+    def forward(self, z: Tensor) -> Tensor:
+        flat: Tensor = self.linear(z)
+        return flat.view(-1, *self.shape).permute(0, 2, 3, 1)
+
+
+def _code_table(weight: Tensor, labels: LabelSpec) -> tuple[Tensor, int]:
+    """Rows of a one-hot convolution's weight out x L x k x k, a block of rows for each tap; and the rows of a block.
+
+    Within a block: a row for each code, then one of zeros for 'outside the image'.
+    """
+    by_tap = weight.permute(2, 3, 1, 0).flatten(0, 1)  # k*k x L x out
+    ids = by_tap[:, : labels.num_ids]
+    if labels.has_edges:
+        edge = by_tap[:, labels.num_ids :]
+        ids = torch.stack([ids, ids + edge], dim=2).flatten(1, 2)  # code 2 * id + edge
+    table = functional.pad(ids, (0, 0, 0, 1))
+    return table.flatten(0, 1), table.shape[1]
+
+
+def _halves(weights: ConvWeights) -> tuple[ConvWeights, ConvWeights]:
+    first, second = (ConvWeights(*pair) for pair in zip(weights.weight.chunk(2), weights.bias.chunk(2), strict=True))
+    return first, second
+
+
+def _matrix(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.float64)
+    linear.weight.data.copy_(weight)
+    if bias is not None:
+        linear.bias.data.copy_(bias)
+    return linear.requires_grad_(False)
+
+
+def _spread(rows: Tensor, index: Tensor) -> Tensor:
+    """P x C rows -> index's shape x C."""
+    return functional.embedding(index, rows)
+
+
+def _merge(x: Tensor) -> Tensor:
+    """N x h x 2 x w x 2 x C -> N x 2h x 2w x C; four axes stay as they are."""
+    return x.flatten(3, 4).flatten(1, 2) if x.dim() == 6 else x
+
+
+def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
+    """leaky_relu and a 3 x 3 convolution of a map with its channels last."""
+    y: Tensor = conv(functional.leaky_relu(x, LEAKY_SLOPE).permute(0, 3, 1, 2))
+    return y.permute(0, 2, 3, 1)

@@ -1,0 +1,171 @@
+"""A model as an ONNX file: opset 18, named inputs and outputs, dynamic shapes, values named after layers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from spade_deploy.errors import ExportError, reason_of
+from spade_deploy.export.build import TracedModel, stage_names
+from spade_deploy.export.lookup import LookupModel
+from spade_deploy.export.spade import levels
+from spade_deploy.lookup.tables import lookup_tensors
+from spade_deploy.spec import GeneratorSpec
+
+OPSET = 18
+EXTERNAL_DATA_BYTES = 1_900_000_000
+"""A protobuf file ends at 2 GiB: weights beyond this go into a second file beside the graph."""
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def write_onnx(model: TracedModel, path: Path) -> None:
+    """Trace `model` and write it to `path`. Raises ExportError with the exporter's own words where that fails.
+
+    Inputs and outputs are those of the module. The batch is dynamic; height and width are dynamic multiples of the
+    spec's stride, except with a VAE; so are the numbers of patterns of a lookup graph. Values that the trained
+    generator also computes carry its layers' names (`up_0.conv_1`), which is how a validation names the first one
+    that diverges.
+    """
+    spec = model.spec
+    is_lookup = isinstance(model, LookupModel)
+    inputs, names, shapes = _example_tables(spec) if is_lookup else _example_inputs(spec)
+    # One entry a parameter of `forward`; those after a star are one tuple.
+    after_star = shapes if is_lookup else shapes[1:]
+    dynamic = (*shapes[: len(shapes) - len(after_star)], *([tuple(after_star)] if after_star else []))
+    try:
+        with quiet_export():
+            program = torch.onnx.export(
+                model,
+                inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["pixels", "image"],
+                dynamic_shapes=dynamic,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises dozens of types
+        raise ExportError(f"torch.onnx could not export the deploy model: {reason_of(error)}") from error
+    assert program is not None
+    _name_stages(program.model, model)
+    program.model.producer_name = "spade-deploy"
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+
+
+def _example_inputs(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str], list[dict[int, Any]]]:
+    # Sizes that differ from each other and from 1, so that the tracer cannot take two of them for the same.
+    height, width = (2 * spec.stride, 3 * spec.stride) if spec.is_dynamic else (spec.height, spec.width)
+    batch = Dim("batch", min=1)
+    shape: dict[int, Any] = {0: batch}
+    if spec.is_dynamic:
+        least = spec.least_side // spec.stride
+        shape[1] = spec.stride * Dim(f"h{spec.stride}", min=least)
+        shape[2] = spec.stride * Dim(f"w{spec.stride}", min=least)
+    label_dtype = torch.uint8 if spec.labels.num_ids <= 256 else torch.int32
+    inputs, names, shapes = [torch.zeros(2, height, width, dtype=label_dtype)], ["label"], [shape]
+    if spec.labels.has_edges:
+        inputs.append(torch.zeros(2, height, width, dtype=torch.int32))
+        names.append("instance")
+        shapes.append(shape)
+    if spec.z_dim is not None:
+        inputs.append(torch.zeros(2, spec.z_dim))
+        names.append("z")
+        shapes.append({0: batch})
+    return tuple(inputs), names, shapes
+
+
+def _example_tables(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str], list[dict[int, Any]]]:
+    height, width = (2, 3) if spec.is_dynamic else (spec.latent_height, spec.latent_width)
+    batch, rows, columns = Dim("batch", min=1), Dim(f"h{spec.stride}", min=1), Dim(f"w{spec.stride}", min=1)
+    inputs, shapes = [], []
+    if spec.z_dim is None:
+        inputs.append(torch.zeros(2, height, width, 9, dtype=torch.int32))
+        shapes.append({0: batch, 1: rows, 2: columns})
+    taps = spec.kernel_size**2
+    for level, stride in enumerate(levels(spec)):
+        factor = spec.stride // stride
+        inputs += [torch.zeros(count, taps, dtype=torch.int32) for count in (5 + level, 15 + level)]
+        inputs.append(torch.zeros(2, factor * height, factor * width, dtype=torch.int32))
+        shapes += [{0: Dim(f"codes{stride}", min=1)}, {0: Dim(f"patterns{stride}", min=1)}]
+        shapes.append({0: batch, **({1: factor * rows, 2: factor * columns} if spec.is_dynamic else {})})
+    if spec.z_dim is not None:
+        inputs.append(torch.zeros(2, spec.z_dim))
+        shapes.append({0: batch})
+    return tuple(inputs), [tensor.name for tensor in lookup_tensors(spec)], shapes
+
+
+def _name_stages(onnx_model: Any, model: TracedModel) -> None:
+    last_value: dict[str, Any] = {}
+    for node in onnx_model.graph:
+        scopes = _scopes(node)
+        if scopes:
+            last_value[scopes[-1]] = node.outputs[0]
+            if node.op_type == "MatMul" and node.inputs[1].is_initializer():
+                # The exporter transposes the weight of such a product, and forgets whose it is.
+                node.inputs[1].name = f"{scopes[-1]}.weight"
+        # What remains would put the exporting machine's paths and stack traces into every artifact.
+        node.metadata_props.clear()
+    for value in onnx_model.graph.inputs:
+        value.metadata_props.clear()
+    onnx_model.graph.metadata_props.clear()  # written from sets: the same model would be other bytes each time
+    _forget_inner_shapes(onnx_model)
+    stages = model_stages(model)
+    missing = [name for name in stages if name not in last_value]
+    if missing:
+        raise ExportError(
+            f"the exported graph has no value for layer {missing[0]}: this version of torch.onnx is not supported"
+        )
+    for name in stages:
+        last_value[name].name = name
+
+
+def model_stages(model: TracedModel) -> list[str]:
+    """The named values of a model's graph. A lookup model makes no `norm_s`: its shortcut is one step."""
+    names = stage_names(model.spec)
+    return [name for name in names if not name.endswith("norm_s")] if isinstance(model, LookupModel) else names
+
+
+def _forget_inner_shapes(onnx_model: Any) -> None:
+    # Shapes of inner values are every runtime's own to infer. Written down, they make ONNX Runtime reuse buffers by
+    # symbol, and a client that tries the graph at 1 x 1 (polygraphy's default) gets a failure instead of an image.
+    outputs = {value.name for value in onnx_model.graph.outputs}
+    for node in onnx_model.graph:
+        for value in node.outputs:
+            if value.name not in outputs:
+                value.shape = None
+                value.type = None
+
+
+def _scopes(node: Any) -> list[str]:
+    text = node.metadata_props.get(_SCOPES)
+    if not text:
+        return []
+    # "['', 'up_0', 'up_0.conv_1', 'conv2d_5']": modules from the root down, then the operator.
+    names = [part.strip().strip("'") for part in text.strip("[]").split(",")]
+    return [name for name in names[:-1] if name]
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Without the exporter's warnings about what is not installed."""
+    # The exporter logs a warning for every torchvision operator when torchvision is not installed.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,141 @@
+"""Label maps unlike any photo's, on which a half-precision graph must hold, too: NumPy alone, the same each time.
+
+Nobody knows what a deployed model will be fed: an empty map, one class, a map that a mistake filled with noise. The
+ranges that decide what stays float32 are measured on these maps beside the golden ones, and half precision is emulated
+on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
+from spade_deploy.labels.files import label_dtype
+from spade_deploy.spec import GeneratorSpec
+
+MOST_CLASSES = 24
+"""Maps of one class each; of more classes, as many evenly spaced ones."""
+LATENT_SIDE = 4
+"""Stress maps are this many latent pixels high and wide, where the model takes any size: each has a pixel in the
+middle that the border does not reach at the fine levels, and one that it does."""
+MOST_EVALUATIONS = 60
+LEAST_EVALUATIONS = 8
+SEARCH_WORK = 16 * 64**2 * 128**2
+"""Channels squared times pixels, summed over the evaluations of a search: 16 of a full-size model at 128 x 128."""
+
+
+@dataclass(frozen=True)
+class StressMap:
+    """inputs: of the dense graph by name, one of each."""
+
+    name: str
+    inputs: Arrays
+
+
+def stress_maps(spec: GeneratorSpec, *, classes: int = MOST_CLASSES) -> tuple[StressMap, ...]:
+    """Noise, two checkerboards, every class, and one class each. classes: as many of the last kind at most.
+
+    A map has the model's size where that is fixed, else LATENT_SIDE latent pixels a side or less.
+    """
+    rng = np.random.default_rng(11)
+    height, width = stress_size(spec)
+    ids = spec.labels.num_ids
+    rows, columns = np.mgrid[:height, :width]
+    noise = rng.integers(0, ids, (height, width))
+    fine, coarse = (
+        _checkerboard(rng, ids, rows, columns, cell) for cell in (1, spec.stride)
+    )  # the coarse one alternates in the latent map, where a fine one is picked at one of its two colours
+    every = _every_class(ids, rows, columns, height, width)
+    one = sorted({index * ids // min(ids, classes) for index in range(min(ids, classes))})
+    found = [("noise", noise), ("checkerboard", fine), ("coarse checkerboard", coarse), ("every class", every)]
+    found += [(f"class {number} alone", np.full((height, width), number)) for number in one]
+    return tuple(StressMap(name, _inputs(spec, rng, label)) for name, label in found)
+
+
+def stress_size(spec: GeneratorSpec) -> tuple[int, int]:
+    """Height and width in pixels."""
+    if not spec.is_dynamic:
+        return spec.height, spec.width
+    side = max(spec.least_side, LATENT_SIDE * spec.stride)
+    return min(spec.height, side), min(spec.width, side)
+
+
+def hardest_map(
+    spec: GeneratorSpec, start: Arrays, score: Callable[[Arrays], float], evaluations: int, *, seed: int = 0
+) -> tuple[StressMap, float]:
+    """The map of the largest score that a short climb finds: changes at random, each kept where the score grows.
+
+    start: the inputs that it begins from, one of each. Returns the map and its score, which is at least that of
+    `start`. A score that is not a number ends the climb: nothing is larger.
+    """
+    rng = np.random.default_rng(seed)
+    best, reached = start, score(start)
+    for _ in range(evaluations):
+        if not np.isfinite(reached):
+            break
+        changed = _mutated(spec, rng, best)
+        found = score(changed)
+        if not found <= reached:
+            best, reached = changed, found
+    return StressMap("the largest activations found", best), reached
+
+
+def evaluations_for(spec: GeneratorSpec) -> int:
+    """How long a climb may be, so that one of a full-size model at a fixed size takes no longer than another."""
+    height, width = stress_size(spec)
+    affordable = SEARCH_WORK // (spec.base_channels**2 * height * width)
+    return max(LEAST_EVALUATIONS, min(MOST_EVALUATIONS, affordable))
+
+
+def _checkerboard(rng: np.random.Generator, ids: int, rows: Any, columns: Any, cell: int) -> NDArray[Any]:
+    """Two classes by turns, another pair in each column of four cells."""
+    pairs = rng.integers(0, ids, (2, columns.max() // (4 * cell) + 1))
+    board: NDArray[Any] = pairs[(rows // cell + columns // cell) % 2, columns // (4 * cell)]
+    return board
+
+
+def _every_class(ids: int, rows: Any, columns: Any, height: int, width: int) -> NDArray[Any]:
+    """A grid of patches; as many as there are classes, and one class a patch as far as pixels suffice."""
+    across = int(np.ceil(np.sqrt(ids)))
+    patch: NDArray[Any] = (rows * across // height) * across + columns * across // width
+    return patch % ids
+
+
+def _inputs(spec: GeneratorSpec, rng: np.random.Generator, label: NDArray[Any]) -> Arrays:
+    inputs: Arrays = {LABEL: label[None].astype(label_dtype(spec.labels))}
+    if spec.labels.has_edges:
+        inputs[INSTANCE] = rng.integers(0, 3, (1, *label.shape)).astype(np.int32)
+    if spec.z_dim is not None:
+        inputs[Z] = rng.standard_normal((1, spec.z_dim)).astype(np.float32)
+    return inputs
+
+
+def _mutated(spec: GeneratorSpec, rng: np.random.Generator, inputs: Arrays) -> Arrays:
+    """One rectangle of any size gets one class, or noise, or two classes by turns; so does its instance map."""
+    label = inputs[LABEL][0].copy()
+    height, width = label.shape
+    rows, columns = (np.sort(rng.integers(0, side + 1, 2)) for side in (height, width))
+    part = (slice(rows[0], max(rows[1], rows[0] + 1)), slice(columns[0], max(columns[1], columns[0] + 1)))
+    inside = np.mgrid[part][0].shape
+    first, second = rng.integers(0, spec.labels.num_ids, 2)
+    painted = (
+        np.full(inside, first),
+        rng.integers(0, spec.labels.num_ids, inside),
+        np.where(np.indices(inside).sum(0) % 2, first, second),
+    )[rng.integers(3)]
+    label[part] = painted[: label[part].shape[0], : label[part].shape[1]]
+    changed = {**inputs, LABEL: label[None]}
+    if INSTANCE in inputs:
+        instance = inputs[INSTANCE][0].copy()
+        instance[part] = rng.integers(0, 3, instance[part].shape) if rng.integers(2) else 0
+        changed[INSTANCE] = instance[None]
+    if Z in inputs and rng.integers(2):
+        # Half of the style anew: a normal draw stays what an encoder may answer.
+        fresh = rng.standard_normal(inputs[Z].shape).astype(np.float32)
+        changed[Z] = np.where(rng.random(fresh.shape) < 0.5, fresh, inputs[Z]).astype(np.float32)
+    return changed

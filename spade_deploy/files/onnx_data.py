@@ -1,0 +1,116 @@
+"""Which other files an ONNX file reads: asked before any library opens it, and without the package `onnx`.
+
+A tensor may lie in a file of its own, named in the graph, and runtimes read whatever name stands there: those of today
+keep to the graph's folder, older ones do not, and `onnx` copies what it is told to. So the protobuf is walked here, by
+its field numbers, from message to message that can hold a tensor; what is large is stepped over, never read.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from spade_deploy.files.reading import open_regular
+
+_KEY = b"location"
+_CONTEXT = b"EPContext"
+_MAX_DEPTH = 100
+_MAX_FIELDS = 5_000_000
+
+_TENSOR, _ENTRY = "tensor", "entry"
+_INSIDE: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: _TENSOR, 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: _TENSOR, 6: "graph", 10: _TENSOR, 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: _TENSOR, 2: _TENSOR},
+    _TENSOR: {13: _ENTRY},
+}
+"""Messages of onnx.proto by their fields that are messages and may lead to a tensor."""
+
+
+def external_files(path: Path) -> tuple[str, ...]:
+    """The names of the files beside an ONNX file that it reads weights from; empty where it holds them itself.
+
+    Raises ValueError where a name is not that of a file in the same folder, where the graph would make a provider load
+    a compiled engine, and for what is no ONNX file though it may hold such names; OSError where it cannot be read.
+    """
+    with open_regular(path) as stream:
+        if not stream.peek(1):
+            return ()
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if path.suffix == ".ort" or content[4:8] == b"ORTM":
+                raise ValueError("it is no ONNX file, but ONNX Runtime's own format")
+            if content.find(_CONTEXT) >= 0:
+                raise ValueError("it refers to a compiled engine (EPContext), which nothing vouches for")
+            if content.find(_KEY) < 0:  # nearly every file, and fast: no tensor says where it lies
+                return ()
+            names = list(dict.fromkeys(_Walk(content).locations(0, len(content), "model")))
+    for name in names:
+        if name in ("", ".", "..") or any(not part.isprintable() or part in '/\\:*"<>|?' for part in name):
+            raise ValueError(f"its weights lie in {name[:80]!r}, which is not the name of a file beside it")
+    return tuple(names)
+
+
+class _Walk:
+    """One pass over a file's bytes, of a bounded number of fields: a graph has thousands, not millions."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._content = content
+        self._fields_left = _MAX_FIELDS
+
+    def locations(self, start: int, end: int, message: str, depth: int = 0) -> Iterator[str]:
+        """The values of all entries `location` in the bytes start..end of a message."""
+        if depth > _MAX_DEPTH:
+            raise ValueError("its graphs are nested too deeply")
+        for field, begin, stop in self._fields(start, end):
+            inside = _INSIDE[message].get(field)
+            if inside == _ENTRY:
+                yield from self._entry(begin, stop)
+            elif inside is not None:
+                yield from self.locations(begin, stop, inside, depth + 1)
+
+    def _entry(self, start: int, end: int) -> Iterator[str]:
+        """Of a key and a value that are given twice, readers take the last; here every one counts."""
+        parts = [(field, self._content[begin:stop]) for field, begin, stop in self._fields(start, end)]
+        if any(field == 1 and part == _KEY for field, part in parts):
+            yield from (part.decode("utf-8", "backslashreplace") for field, part in parts if field == 2)
+
+    def _fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(number, first byte, last byte + 1) of every field with a length; the others are stepped over."""
+        at = start
+        while at < end:
+            self._fields_left -= 1
+            if self._fields_left < 0:
+                raise ValueError(f"it has more than {_MAX_FIELDS:,} fields")
+            tag, at = self._varint(at, end)
+            tag &= 0xFFFFFFFF  # as protobuf reads it: what stands beyond does not count
+            kind = tag & 7
+            if kind == 0:
+                _, at = self._varint(at, end)
+            elif kind in (1, 5):
+                at += 8 if kind == 1 else 4
+            elif kind == 2:
+                length, at = self._varint(at, end)
+                if at + length <= end:
+                    yield tag >> 3, at, at + length
+                at += length
+            else:
+                raise ValueError("it is damaged: no protobuf")
+        if at != end:
+            raise ValueError("it is damaged: a field is longer than what holds it")
+
+    def _varint(self, at: int, end: int) -> tuple[int, int]:
+        value = 0
+        for shift in range(0, 70, 7):
+            if at >= end:
+                break
+            byte = self._content[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, at
+        raise ValueError("it is damaged: no protobuf")

@@ -1,0 +1,1 @@
+"""Image files that somebody else made -> their samples. NumPy and Pillow."""

@@ -1,0 +1,264 @@
+"""What `spade doctor` finds: what is installed, what really loads, and what to install for what is missing.
+
+Nothing here imports a heavy package: presence comes from the installed metadata. ONNX Runtime alone is asked to run,
+because its list of providers says only what it was built with. The GPU is asked through the driver's own library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+
+from spade_deploy import __version__
+from spade_deploy.engines.ort import runtime as ort
+from spade_deploy.errors import SpadeError
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
+"""What this package runs on, and the newest that it is tested on."""
+LOW_DISK_BYTES = 1_000_000_000
+
+
+class Status(StrEnum):
+    """Missing is no fault: it says what could be had. A problem breaks something."""
+
+    GOOD = "good"
+    MISSING = "missing"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis; advice is the command to type, or empty."""
+
+    status: Status
+    name: str
+    value: str
+    advice: str = ""
+
+
+# Distribution -> what it is for, and the extra that installs it. torch, onnxruntime and the GPU packages have checks of
+# their own.
+_NEEDED = ("filelock", "numpy", "pillow", "typer", "rich")
+_PACKAGES = {
+    "safetensors": ("training and export", "export"),
+    "matplotlib": ("loss plots", "train"),
+    "imageio-ffmpeg": ("MP4 files of a run's samples", "video"),
+    "tensorboard": ("spade train --tensorboard", "tensorboard"),
+    "onnx": ("export", "export"),
+    "onnxscript": ("export", "export"),
+    "jinja2": ("export", "export"),
+    "starlette": ("serving over HTTP, which no command does yet", "serve"),
+    "uvicorn": ("serving over HTTP, which no command does yet", "serve"),
+}
+_GPU_PACKAGES = {
+    "tensorrt": ("TensorRT engines: spade build", "trt"),
+    "tensorrt-rtx": ("TensorRT for RTX engines: spade build --target rtx", "rtx"),
+    "cuda-core": ("the memory of TensorRT engines", "trt"),
+    "cuda-bindings": ("the memory of TensorRT engines", "trt"),
+}
+_ALIASES = {
+    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+}
+"""Distributions that bring the same package."""
+
+
+def diagnose(folder: Path | None = None) -> tuple[Check, ...]:
+    """Look at this machine; `folder` is where free disk space is asked for, the current one by default."""
+    gpu = _check_gpu()
+    has_gpu = gpu.status is Status.GOOD
+    return (
+        _check_python(),
+        Check(Status.GOOD, "spade-deploy", f"{__version__} ({Path(__file__).parent})"),
+        *(_check_needed(name) for name in _NEEDED),
+        _check_torch(has_gpu),
+        *(_check_package(name, purpose, extra) for name, (purpose, extra) in _PACKAGES.items()),
+        *_check_onnxruntime(has_gpu),
+        gpu,
+        *(_check_package(name, purpose, extra) for name, (purpose, extra) in _GPU_PACKAGES.items()),
+        *_check_pycuda(),
+        Check(Status.GOOD, "CPU cores", str(_cores())),
+        _check_disk(folder or Path.cwd()),
+    )
+
+
+def _check_python(version: tuple[int, int] = sys.version_info[:2]) -> Check:
+    here = f"{platform.python_version()} ({sys.executable})"
+    oldest, newest = (".".join(map(str, bound)) for bound in (OLDEST_PYTHON, NEWEST_PYTHON))
+    if version < OLDEST_PYTHON:
+        return Check(Status.PROBLEM, "Python", here, f"spade-deploy needs {oldest} or newer: make a new environment")
+    if version > NEWEST_PYTHON:
+        advice = f"tested on {oldest} to {newest}; packages may be missing for newer ones"
+        return Check(Status.GOOD, "Python", here, advice)
+    return Check(Status.GOOD, "Python", f"{here}, supported")
+
+
+def _check_needed(name: str) -> Check:
+    if found := _version(name):
+        return Check(Status.GOOD, name, found)
+    return Check(Status.PROBLEM, name, "not installed", "pip install --force-reinstall spade-deploy")
+
+
+def _check_package(name: str, purpose: str, extra: str) -> Check:
+    found = next((number for alias in _ALIASES.get(name, (name,)) if (number := _version(alias))), None)
+    if found:
+        return Check(Status.GOOD, name, found)
+    return Check(Status.MISSING, name, "not installed", f"for {purpose}: pip install 'spade-deploy[{extra}]'")
+
+
+def _check_torch(has_gpu: bool) -> Check:
+    found = _version("torch")
+    if found is None:
+        return _check_package("torch", "training and export", "train,export")
+    number = _torch_build() or found
+    _, _, build = number.partition("+")
+    if match := re.fullmatch(r"cu(\d+)(\d)", build):
+        return Check(Status.GOOD, "torch", f"{number}, built for CUDA {match[1]}.{match[2]}")
+    if build != "cpu":
+        return Check(Status.GOOD, "torch", number)  # ROCm, macOS, or a build of one's own
+    advice = "to train on the GPU: install a CUDA build, see https://pytorch.org/get-started/locally/"
+    return Check(Status.GOOD, "torch", f"{number}, built for the CPU alone", advice if has_gpu else "")
+
+
+def _torch_build() -> str | None:
+    """torch's own version text, which names the build where the metadata of its wheel may not: '2.13.0+cu130'.
+
+    Read from its file: importing torch takes seconds.
+    """
+    try:
+        text = Path(str(distribution("torch").locate_file("torch/version.py"))).read_text("utf-8")
+    except (PackageNotFoundError, OSError, ValueError):
+        return None
+    match = re.search(r"^__version__ *(?:: *str *)?= *['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return match[1] if match else None
+
+
+def _check_pycuda() -> tuple[Check, ...]:
+    """Its absence is worth no line: cuda-core does its work here."""
+    found = _version("pycuda")
+    return (Check(Status.GOOD, "pycuda", f"{found} (not used by spade-deploy)"),) if found else ()
+
+
+def _check_onnxruntime(has_gpu: bool) -> tuple[Check, ...]:
+    cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
+    if not cpu and not gpu:
+        advice = "for infer and validate: pip install 'spade-deploy[cpu]' (or [gpu])"
+        return (Check(Status.MISSING, "onnxruntime", "not installed", advice),)
+    checks = []
+    if cpu and gpu:
+        # Both unpack into the folder `onnxruntime`: whichever came last wins, and CUDA may be gone.
+        advice = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'spade-deploy[gpu]' (or [cpu])"
+        both = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other's files"
+        checks.append(Check(Status.PROBLEM, "onnxruntime", both, advice))
+    else:
+        checks.append(Check(Status.GOOD, "onnxruntime" if cpu else "onnxruntime-gpu", str(cpu or gpu)))
+    for provider, label in ((ort.CPU, "ONNX Runtime on the CPU"), (ort.CUDA, "ONNX Runtime on CUDA")):
+        try:
+            loads = ort.provider_loads(provider)
+        except SpadeError as error:
+            return (*checks, Check(Status.PROBLEM, label, str(error), error.hint or ""))
+        except Exception as error:  # a broken installation raises anything on import; the diagnosis goes on
+            value = f"cannot be imported: {type(error).__name__}: {error}"
+            return (*checks, Check(Status.PROBLEM, label, value, _REINSTALL))
+        if provider == ort.CPU:
+            checks.append(_cpu_check(label, loads))
+        else:
+            checks.append(_cuda_check(label, loads, has_gpu_build=bool(gpu), has_gpu=has_gpu))
+    return tuple(checks)
+
+
+_REINSTALL = "pip install --force-reinstall onnxruntime"
+
+
+def _cpu_check(label: str, loads: bool) -> Check:
+    return Check(Status.GOOD, label, "loads") if loads else Check(Status.PROBLEM, label, "does not load", _REINSTALL)
+
+
+def _cuda_check(label: str, loads: bool, *, has_gpu_build: bool, has_gpu: bool) -> Check:
+    """A GPU that is there and whose build does not load is a problem; no GPU is none."""
+    if loads:
+        return Check(Status.GOOD, label, "loads")
+    if has_gpu_build and has_gpu:
+        advice = "CUDA and cuDNN of the right versions: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        return Check(Status.PROBLEM, label, "is installed and does not load", advice)
+    if has_gpu_build:
+        return Check(
+            Status.MISSING, label, "is installed and does not load: there is no GPU", "the CPU is used instead"
+        )
+    # The other way round, pip would leave both builds, which overwrite each other.
+    install = "pip uninstall -y onnxruntime; pip install 'spade-deploy[gpu]'"
+    advice = f"to use the GPU: {install}" if has_gpu else f"with an NVIDIA GPU: {install}"
+    return Check(Status.MISSING, label, "is not in this build", advice)
+
+
+def _check_gpu() -> Check:
+    try:
+        found = _cuda_devices()
+    except (OSError, AttributeError) as error:  # AttributeError: a library of that name that is not the driver
+        return Check(Status.MISSING, "NVIDIA GPU", f"no driver here ({error})")
+    if not found:
+        return Check(Status.MISSING, "NVIDIA GPU", "the driver is installed, but sees no GPU")
+    return Check(Status.GOOD, "NVIDIA GPU", ", ".join(found))
+
+
+def _cuda_devices(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> list[str]:
+    """Names of the GPUs, by the driver's library; OSError where it is not there or does not start."""
+    driver = load("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    status = driver.cuInit(0)
+    if status == _CUDA_ERROR_NO_DEVICE:
+        return []
+    if status != 0:
+        raise OSError(f"cuInit fails with CUDA error {status}")
+    count, number = ctypes.c_int(0), ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    names = []
+    for index in range(count.value):
+        device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+        if driver.cuDeviceGet(ctypes.byref(device), index) == 0 and driver.cuDeviceGetName(name, 256, device) == 0:
+            names.append(f"{name.value.decode(errors='replace')} (CUDA up to {_cuda_version(number.value)})")
+    return names
+
+
+_CUDA_ERROR_NO_DEVICE = 100
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _check_disk(folder: Path) -> Check:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Check(Status.MISSING, "free disk", f"{folder} cannot be looked at: {error.strerror}")
+    value = f"{free / 1e9:.1f} GB at {folder}"
+    if free < LOW_DISK_BYTES:
+        return Check(
+            Status.MISSING, "free disk", value, "a full-size model's checkpoint takes over a gigabyte: free some"
+        )
+    return Check(Status.GOOD, "free disk", value)
+
+
+def _cores() -> int:
+    # What this process may use: containers and batch systems give fewer than the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name) or None  # None already where the metadata is damaged
+    except (PackageNotFoundError, KeyError):
+        return None

@@ -1,0 +1,1 @@
+"""Label files -> ids: file formats, label sets, layouts of data sets, pairing, linting, repairing."""

@@ -1,0 +1,1 @@
+"""The networks as they are trained. PyTorch only; nothing here knows of training, runs or export."""

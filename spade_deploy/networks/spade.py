@@ -1,0 +1,165 @@
+"""The SPADE generator as it is trained (Park et al., "Semantic Image Synthesis with Spatially-Adaptive
+Normalization", CVPR 2019), with the layer names of the released checkpoints.
+
+This module is the reference: everything that is exported is proved equal to it. Nothing here knows of export.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spade_deploy.networks.modulation import LevelTables, TrainingTables, modulate
+from spade_deploy.networks.spectral_norm import spectral_norm
+from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
+from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
+
+NORM_EPS = 1e-5
+LEAKY_SLOPE = 0.2
+
+
+def make_segmap(label: Tensor, instance: Tensor | None, labels: LabelSpec) -> Tensor:
+    """Label ids -> the network's input.
+
+    label: N x H x W integers in 0..num_ids-1. instance: N x H x W integers, needed iff `labels.has_edges`.
+    Returns N x num_channels x H x W float32: one-hot, then the edge map.
+    """
+    segmap = functional.one_hot(label.long(), labels.num_ids).permute(0, 3, 1, 2).float()
+    if labels.has_edges:
+        if instance is None:
+            raise ValueError("a label spec with edges needs an instance map")
+        segmap = torch.cat([segmap, edge_map(instance)], dim=1)
+    return segmap
+
+
+def edge_map(instance: Tensor) -> Tensor:
+    """N x H x W object ids -> N x 1 x H x W float32: 1 where a 4-neighbour has another id (both sides marked)."""
+    edges = torch.zeros_like(instance, dtype=torch.bool)
+    differs = instance[:, :, 1:] != instance[:, :, :-1]
+    edges[:, :, 1:] |= differs
+    edges[:, :, :-1] |= differs
+    differs = instance[:, 1:, :] != instance[:, :-1, :]
+    edges[:, 1:, :] |= differs
+    edges[:, :-1, :] |= differs
+    return edges[:, None].float()
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """N x 3 x H x W in [-1, 1] -> uint8 N x H x W x 3. Truncated, not rounded, as the original does."""
+    return ((image + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class Spade(nn.Module):
+    """Spatially-adaptive normalisation: norm(x) * (1 + gamma(segmap)) + beta(segmap). Equation (1) of the paper."""
+
+    def __init__(self, spec: GeneratorSpec, channels: int) -> None:
+        super().__init__()
+        padding = spec.kernel_size // 2
+        self.param_free_norm = parameter_free_norm(spec.norm, channels)
+        self.mlp_shared = nn.Sequential(
+            nn.Conv2d(spec.labels.num_channels, spec.hidden_channels, spec.kernel_size, padding=padding),
+            nn.ReLU(),
+        )
+        self.mlp_gamma = nn.Conv2d(spec.hidden_channels, channels, spec.kernel_size, padding=padding)
+        self.mlp_beta = nn.Conv2d(spec.hidden_channels, channels, spec.kernel_size, padding=padding)
+
+    def forward(self, x: Tensor, segmap: Tensor, level: LevelTables | None = None) -> Tensor:
+        """x: N x C x h x w; segmap: N x L x H x W of any size, picked at the nearest pixel.
+
+        level: the segmap's patterns at h x w, to compute the same with; see `shortcut.py`.
+        """
+        normalized: Tensor = self.param_free_norm(x)
+        if level is not None:
+            shared = self.mlp_shared[0]
+            assert isinstance(shared, nn.Conv2d)
+            return modulate(normalized, shared, self.mlp_gamma, self.mlp_beta, level)
+        hidden = self.mlp_shared(functional.interpolate(segmap, size=x.shape[2:], mode="nearest"))
+        modulated: Tensor = normalized * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+        return modulated
+
+
+class SpadeBlock(nn.Module):
+    """Residual block of SPADE layers; the shortcut is learned where the number of channels changes."""
+
+    def __init__(self, spec: GeneratorSpec, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        middle = min(in_channels, out_channels)
+        wrap = spectral_norm if spec.spectral_norm else _unchanged
+        self.conv_0 = wrap(nn.Conv2d(in_channels, middle, 3, padding=1))
+        self.conv_1 = wrap(nn.Conv2d(middle, out_channels, 3, padding=1))
+        self.norm_0 = Spade(spec, in_channels)
+        self.norm_1 = Spade(spec, middle)
+        self.has_shortcut = in_channels != out_channels
+        if self.has_shortcut:
+            self.conv_s = wrap(nn.Conv2d(in_channels, out_channels, 1, bias=False))
+            self.norm_s = Spade(spec, in_channels)
+
+    def forward(self, x: Tensor, segmap: Tensor, level: LevelTables | None = None) -> Tensor:
+        # No activation on the shortcut.
+        shortcut = self.conv_s(self.norm_s(x, segmap, level)) if self.has_shortcut else x
+        y = self.conv_0(functional.leaky_relu(self.norm_0(x, segmap, level), LEAKY_SLOPE))
+        y = self.conv_1(functional.leaky_relu(self.norm_1(y, segmap, level), LEAKY_SLOPE))
+        result: Tensor = shortcut + y
+        return result
+
+
+class SpadeGenerator(nn.Module):
+    """segmap (and style vector) -> image. Figure 4 of the paper."""
+
+    def __init__(self, spec: GeneratorSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        base = spec.base_channels
+        self.fc: nn.Module
+        if spec.z_dim is None:
+            self.fc = nn.Conv2d(spec.labels.num_channels, 16 * base, 3, padding=1)
+        else:
+            self.fc = nn.Linear(spec.z_dim, 16 * base * spec.latent_height * spec.latent_width)
+        for block in spec.blocks:
+            self.add_module(block.name, SpadeBlock(spec, block.in_channels, block.out_channels))
+        self.conv_img = nn.Conv2d(spec.blocks[-1].out_channels, 3, 3, padding=1)
+
+    def forward(self, segmap: Tensor, z: Tensor | None = None, tables: TrainingTables | None = None) -> Tensor:
+        """segmap: N x L x H x W, H and W multiples of the spec's stride (and its own size with a VAE).
+
+        z: N x z_dim, needed by the VAE variant alone. tables: the segmap's patterns, where gamma and beta are to be
+        computed once a pattern; the result is the same. Returns N x 3 x H x W in [-1, 1].
+        """
+        spec = self.spec
+        if spec.z_dim is None:
+            latent = (segmap.shape[2] // spec.stride, segmap.shape[3] // spec.stride)
+            x = self.fc(functional.interpolate(segmap, size=latent, mode="nearest"))
+        else:
+            if z is None:
+                raise ValueError("the VAE variant needs a style vector z")
+            x = self.fc(z).view(-1, 16 * spec.base_channels, spec.latent_height, spec.latent_width)
+        for block in spec.blocks:
+            if block.doubles:
+                x = functional.interpolate(x, scale_factor=2, mode="nearest")
+            level = None if tables is None else tables.levels.get(block.stride)
+            x = self.get_submodule(block.name)(x, segmap, level)
+        return torch.tanh(self.conv_img(functional.leaky_relu(x, LEAKY_SLOPE)))
+
+
+def initialize(module: nn.Module, gain: float = 0.02) -> None:
+    """Xavier-normal weights with the paper's gain, zero biases, in place."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            weight = child.weight_orig if hasattr(child, "weight_orig") else child.weight
+            nn.init.xavier_normal_(weight, gain=gain)  # type: ignore[arg-type]
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+
+
+def parameter_free_norm(norm: NormType, channels: int) -> nn.Module:
+    """The normalisation of a type without learned scale and shift, N x C x H x W to the same."""
+    if norm is NormType.BATCH:
+        return nn.BatchNorm2d(channels, eps=NORM_EPS, affine=False)
+    if norm is NormType.SYNC_BATCH:
+        return SyncBatchNorm2d(channels, eps=NORM_EPS, affine=False)
+    return nn.InstanceNorm2d(channels, eps=NORM_EPS, affine=False)
+
+
+def _unchanged(module: nn.Module) -> nn.Module:
+    return module

@@ -1,0 +1,1 @@
+"""Checkpoint -> validated artifact in its place."""

@@ -1,0 +1,127 @@
+"""From which share of unique patterns on the dense graph is as fast as the lookup graph: measured, not guessed.
+
+The time of a lookup graph grows linearly with the share of unique patterns (their rows are what it computes), the
+dense graph's does not depend on it. Two label maps with few and with many patterns give the line, and where it
+crosses the dense graph's time is the break-even. It is a ratio of times of one machine, taken side by side.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, one_by_one
+from spade_deploy.engines.base import Backend, GraphChoice
+from spade_deploy.engines.open import open_runtime
+from spade_deploy.lookup.tables import extract_patterns, unique_share
+from spade_deploy.spec import GeneratorSpec, Precision
+
+FEWEST_ROUNDS, MOST_ROUNDS, ENOUGH_S = 3, 41, 1.5
+"""Rounds go on until ENOUGH_S is spent: an image of a small model takes milliseconds, of which three say little."""
+MARGIN = 0.95
+"""The lookup graph is taken where it is expected to cost less than this share of dense: a tie is not worth a table."""
+WORTH_IT = 0.97
+"""Choosing map by map is taken up where it is expected to cost less than this share of dense always."""
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Measured on the CPU: medians of interleaved rounds, patterns included.
+
+    few, many: the shares of unique patterns of two maps. look_ms: what it costs to look at a map and give it up.
+    usual_shares: of the golden maps, which are of the data that the model is for.
+    """
+
+    few_share: float
+    many_share: float
+    few_ms: float
+    many_ms: float
+    dense_ms: float
+    look_ms: float = 0.0
+    usual_shares: tuple[float, ...] = ()
+
+    @property
+    def crossing(self) -> float:
+        """The share at which a map costs MARGIN of what it costs dense; in 0..1."""
+        slope = self._slope
+        room = MARGIN * self.dense_ms - self.few_ms
+        if slope <= 0:
+            return 1.0 if room > 0 else 0.0
+        return float(np.clip(self.few_share + room / slope, 0.0, 1.0))
+
+    @property
+    def share(self) -> float:
+        """The rule: above this share of unique patterns a map runs dense. 0: no map is even looked at.
+
+        That is so where the choice is expected to win nothing on maps like the golden ones: a small model, most of
+        whose maps end up dense, would pay for looking at them.
+        """
+        return self.crossing if self.expected_ms < WORTH_IT * self.dense_ms else 0.0
+
+    @property
+    def expected_ms(self) -> float:
+        """An image's mean time over maps like the golden ones, each given to the graph that is faster for it."""
+        shares = self.usual_shares or (self.few_share,)
+        return statistics.fmean(
+            self.few_ms + self._slope * (share - self.few_share)
+            if share <= self.crossing
+            else self.dense_ms + self.look_ms
+            for share in shares
+        )
+
+    @property
+    def _slope(self) -> float:
+        if self.many_share == self.few_share:  # a model of one class: every map has the same patterns
+            return 0.0
+        return (self.many_ms - self.few_ms) / (self.many_share - self.few_share)
+
+
+def measure_break_even(artifact: Artifact, precision: Precision, threads: int | None = None) -> BreakEven:
+    """Run both graphs of a precision on a map of few patterns and on noise, in turns. Raises errors of the runtime."""
+    spec = artifact.manifest.generator
+    golden = artifact.golden().inputs
+    few = next(one_by_one(golden))
+    many = _noise(spec, few)
+    if unique_share(spec, many) - unique_share(spec, few) < 0.3:  # golden maps that are noise themselves
+        few = {**few, LABEL: np.zeros_like(few[LABEL])}
+        if INSTANCE in few:
+            few[INSTANCE] = np.zeros_like(few[INSTANCE])
+    with (
+        open_runtime(artifact, precision, Backend.CPU, threads, GraphChoice.DENSE) as dense,
+        open_runtime(artifact, precision, Backend.CPU, threads, GraphChoice.LOOKUP) as lookup,
+    ):
+        jobs: tuple[Callable[[], object], ...] = (
+            partial(lookup.run, few),
+            partial(lookup.run, many),
+            partial(dense.run, few),
+            partial(extract_patterns, spec, many[LABEL], many.get(INSTANCE), max_share=0.5),
+        )
+        for job in jobs:
+            job()
+        times: list[list[float]] = []
+        while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and np.sum(times) < ENOUGH_S * 1e3):
+            times.append([_milliseconds(job) for job in jobs])
+    few_ms, many_ms, dense_ms, look_ms = (statistics.median(column) for column in zip(*times, strict=True))
+    usual = tuple(unique_share(spec, one) for one in one_by_one(golden))
+    shares = unique_share(spec, few), unique_share(spec, many)
+    return BreakEven(*shares, few_ms, many_ms, dense_ms, look_ms, usual)
+
+
+def _milliseconds(job: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    job()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _noise(spec: GeneratorSpec, like: Arrays) -> Arrays:
+    rng = np.random.default_rng(0)
+    shape = like[LABEL].shape
+    noise = {**like, LABEL: rng.integers(0, spec.labels.num_ids, shape).astype(like[LABEL].dtype)}
+    if INSTANCE in like:
+        noise[INSTANCE] = rng.integers(0, 2, shape).astype(np.int32)
+    return noise

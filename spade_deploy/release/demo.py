@@ -1,0 +1,193 @@
+"""The demo: the shipped Earth model exported, validated and run on label maps it never saw; then trained a little.
+
+The gallery shows the shipped model. The training that follows begins with its weights and a new discriminator, in a run
+of its own: it shows what training looks like, and is far too short to make a better model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+
+from spade_deploy.errors import SpadeError
+from spade_deploy.files.atomic import write_text
+from spade_deploy.files.locks import locked
+from spade_deploy.inference import infer
+from spade_deploy.labels.earth import CREDITS, Tile, cut, earth_labels, earth_tiles
+from spade_deploy.labels.files import colorize
+from spade_deploy.labels.palettes import effective_palette
+from spade_deploy.pages import render as pages
+from spade_deploy.release.release import release
+from spade_deploy.runs.checkpoint import save_checkpoint
+from spade_deploy.runs.folders import checkpoint_folder, new_run
+from spade_deploy.runs.shipped import shipped_generator
+from spade_deploy.spec import Precision
+from spade_deploy.training.config import Setup, preset
+from spade_deploy.training.loop import FolderSource, Progress, choose_device, train
+from spade_deploy.training.steps import Learner
+from spade_deploy.validation.validate import ValidationReport
+
+FINE_TUNE_STEPS = 60
+FINE_TUNE_S = 40.0
+LEAST_STEPS = 12
+"""The training takes FINE_TUNE_STEPS, or as many as fit into FINE_TUNE_S on a slower machine, at least these."""
+PROBE_STEPS = 4
+SHOWN = 24
+"""Held-out tiles in the gallery, spread evenly over the test split."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Where everything is, and how long it took."""
+
+    gallery: Path
+    artifact: Path
+    labels: Path
+    photos: Path
+    report: ValidationReport
+    seconds: float
+    training_seconds: float
+
+
+def run_demo(
+    out: Path,
+    *,
+    steps: int | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_training: Callable[[Progress], None] = lambda _: None,
+) -> Demo:
+    """Everything in the folder `out`: runs/, labels/, photos/ and index.html. Each call makes runs of its own.
+
+    steps: length of the fine-tuning; by default as many as fit into FINE_TUNE_S.
+    """
+    began = time.perf_counter()
+    setup = preset("earth")
+    run = new_run(out / "runs", prefix="earth")
+    on_step(f"the shipped model, trained on Earth, becomes a run: {run}")
+    checkpoint = checkpoint_folder(run, 0)
+    save_checkpoint(checkpoint, shipped_generator(), step=0, origin="import", source="earth, shipped", setup=setup)
+    made = release(
+        checkpoint,
+        runs_dir=out / "runs",
+        precisions=[Precision.FP32, Precision.FP16],
+        on_step=on_step,
+    )
+    tiles = _shown_tiles()
+    labels, photos = out / "labels", out / "photos"
+    for tile in tiles:
+        ids, _ = cut(tile)
+        labels.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ids).save(labels / f"{tile.stem}.png")
+    on_step(f"running the artifact on {len(tiles)} held-out label maps")
+    summary = infer(made.artifact, labels, photos, overwrite=True)
+    if summary.failures:
+        raise SpadeError(f"{summary.failures[0].path}: {summary.failures[0].message}")
+    tuned, count, training_seconds = _fine_tune(out, setup, steps, on_step, on_training)
+    gallery = out / "index.html"
+    write_text(gallery, _gallery(tiles, photos, tuned, count, summary.runtime, summary.images_per_s, made.report))
+    seconds = time.perf_counter() - began
+    return Demo(gallery, made.artifact.path, labels, photos, made.report, seconds, training_seconds)
+
+
+def _fine_tune(
+    out: Path,
+    setup: Setup,
+    steps: int | None,
+    on_step: Callable[[str], None],
+    on_training: Callable[[Progress], None],
+) -> tuple[Path, int, float]:
+    """Train the shipped model a little, in a run of its own. Returns the run, its steps, its seconds."""
+    # The discriminator starts from nothing: at the preset's rates it would first undo what the generator knows.
+    slower = replace(setup.train, lr_generator=1e-4, lr_discriminator=4e-4, init="earth", log_every=1)
+    if steps is None:
+        seconds_per_step = _probe(setup)
+        steps = max(LEAST_STEPS, min(FINE_TUNE_STEPS, int(FINE_TUNE_S / seconds_per_step)))
+        on_step(f"a training step takes {seconds_per_step:.2f} s here: {steps} steps")
+    run = new_run(out / "runs", prefix="fine-tuned")
+    on_step(f"training it {steps} steps further in {run}")
+    every = max(1, steps // 3)
+    with locked(run, "training this run"):
+        trained = train(
+            replace(setup, train=replace(slower, steps=steps, save_every=steps, sample_every=every)),
+            run=run,
+            on_progress=on_training,
+        )
+    return run, trained.step, trained.seconds
+
+
+def _probe(setup: Setup) -> float:
+    """Seconds a training step takes on this machine; the first, which allocates, left out."""
+    learner = Learner(setup, choose_device(setup.train.device))
+    batches = FolderSource(setup).batches(
+        batch_size=setup.train.batch_size, seed=0, start_step=0, workers=0, on_skip=lambda _: None
+    )
+    durations = []
+    for _ in range(PROBE_STEPS):
+        began = time.perf_counter()
+        learner.step(next(batches), 1.0)
+        durations.append(time.perf_counter() - began)
+    batches.close()
+    return median(durations[1:])
+
+
+def _shown_tiles() -> list[Tile]:
+    tiles = earth_tiles("test")
+    return [tiles[int(index)] for index in np.linspace(0, len(tiles) - 1, SHOWN)]
+
+
+def _gallery(
+    tiles: list[Tile],
+    photos: Path,
+    run: Path,
+    steps: int,
+    runtime: str,
+    images_per_s: float,
+    report: ValidationReport,
+) -> str:
+    labels = earth_labels()
+    rows, present = [], set[int]()
+    for tile in tiles:
+        ids, photo = cut(tile)
+        present.update(int(value) for value in np.unique(ids))
+        with Image.open(photos / f"{tile.stem}.png") as image:
+            result = np.asarray(image.convert("RGB"))
+        rows.append(
+            [
+                pages.picture(f"label map {tile.stem}", colorize(ids, labels), is_ids=True),
+                pages.picture("result", result),
+                pages.picture("real photo", photo),
+            ]
+        )
+    verdicts = ", ".join(f"{found.name} {pages.decibel(found.diff.psnr_db)}" for found in report.results)
+    return pages.render(
+        "gallery.html.j2",
+        title="Paint a continent, see it from space",
+        lead="Land-cover maps of longitudes that the training never saw, what the exported model makes of them, and"
+        " what a satellite saw. The model is the one that comes with the package (docs/models/earth.md).",
+        facts=[
+            ("model", "earth, 128 x 128, 5.9 M parameters, shipped; docs/models/earth.md has its recipe"),
+            ("proof", f"ONNX against the untouched PyTorch module: {verdicts}"),
+            ("runtime", f"{runtime}, {images_per_s:.1f} images/s"),
+        ],
+        legend=pages.legend(labels, effective_palette(labels), present),
+        rows=rows,
+        figures=[
+            pages.picture_file(caption, path)
+            for caption, path in (
+                (f"samples after {steps} more steps: label map, result, real photo", _last_sample(run)),
+                ("losses of these steps", run / "losses.png"),
+            )
+            if path is not None and path.is_file()
+        ],
+        credits=CREDITS,
+    )
+
+
+def _last_sample(run: Path) -> Path | None:
+    return max((run / "samples").glob("*.png"), default=None)

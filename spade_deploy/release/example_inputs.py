@@ -1,0 +1,142 @@
+"""The label maps that an export is proved on (golden) and that int8 is calibrated on.
+
+From a folder where one is named, else from the data set that the model was trained on, else synthetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
+from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError
+from spade_deploy.labels.files import (
+    label_dtype,
+    read_instance_map,
+    read_label_map,
+    synthetic_label_maps,
+)
+from spade_deploy.labels.layouts import DataConfig, Problem
+from spade_deploy.labels.pairs import find_label_maps
+from spade_deploy.runs.folders import CheckpointInfo
+from spade_deploy.spec import GeneratorSpec, LabelSpec
+from spade_deploy.training.dataset import SampleSource, open_held_out, open_source, validation_labels
+
+Maps = tuple[NDArray[Any], NDArray[Any] | None, str]
+"""Label maps N x H x W, their instance maps where there are any, and where they came from."""
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """inputs: the dense graph's, by name, N of each. described: where they came from, for people."""
+
+    inputs: Arrays
+    described: str
+
+
+def golden_inputs(
+    spec: GeneratorSpec, info: CheckpointInfo, labels: Path | None, instances: Path | None, count: int
+) -> ExampleInputs:
+    """The first `count` maps of a folder, or of the data set's held-out split.
+
+    Raises NotFoundError where a folder is named and holds nothing usable; broken files are left out, and counted.
+    """
+    if labels is not None:
+        ids, objects, described = _read_maps(spec, "--labels", labels, instances, count, is_spaced=False)
+    else:
+        ids, objects, described = _data_set_maps(spec, info, open_held_out, count, seed=0, flag="--labels")
+    return ExampleInputs(_graph_inputs(spec, ids, objects, seed=0), described)
+
+
+def calibration_inputs(
+    spec: GeneratorSpec, info: CheckpointInfo, labels: Path | None, instances: Path | None, count: int
+) -> ExampleInputs:
+    """`count` maps, evenly spaced, of a folder or of the data set's training labels. Raises as `golden_inputs`."""
+    if labels is not None:
+        if spec.labels.has_edges and not find_label_maps(labels, instances, spec.labels).has_instances:
+            raise ConfigError(
+                "--calibrate-instances is needed: this model has an edge channel, made of instance maps",
+                hint="spade export --int8 --calibrate DIR --calibrate-instances DIR",
+            )
+        ids, objects, described = _read_maps(spec, "--calibrate", labels, instances, count, is_spaced=True)
+    else:
+        ids, objects, described = _data_set_maps(spec, info, _open_training, count, seed=1, flag="--calibrate")
+    return ExampleInputs(_graph_inputs(spec, ids, objects, seed=1), f"{len(ids)} {described}")
+
+
+def _open_training(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, str]:
+    return open_source(config, "train", labels), "training"
+
+
+def _data_set_maps(
+    spec: GeneratorSpec,
+    info: CheckpointInfo,
+    open_split: Callable[[DataConfig, LabelSpec], tuple[SampleSource, str]],
+    count: int,
+    *,
+    seed: int,
+    flag: str,
+) -> Maps:
+    why = "an imported model has no data set"
+    if info.data is not None:
+        try:
+            source, split = open_split(DataConfig.from_json(info.data), spec.labels)
+            label, instance, _ = validation_labels(source, count)
+            objects = None if instance is None else instance.numpy()
+            return label.numpy(), objects, f"label maps of the data set's {split} split"
+        except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
+            why = error.message
+    ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=seed)
+    return ids, objects, f"synthetic label maps ({why}; {flag} DIR takes real ones)"
+
+
+def _read_maps(
+    spec: GeneratorSpec, flag: str, folder: Path, instances: Path | None, count: int, *, is_spaced: bool
+) -> Maps:
+    size = (spec.height, spec.width)
+    pairing = find_label_maps(folder, instances, spec.labels)
+    files = pairing.in_order
+    wanted = files[:count]
+    if is_spaced and len(files) > count:
+        wanted = [files[index * len(files) // count] for index in range(count)]
+    found: list[tuple[NDArray[Any], NDArray[Any] | None]] = []
+    broken: list[str] = []
+    for sample in dict.fromkeys([*wanted, *files]):  # the others stand in for those that cannot be read
+        if len(found) == count:
+            break
+        if isinstance(sample, Problem):
+            broken.append(f"{sample.path}: {sample.message}")
+            continue
+        try:
+            ids, objects = read_label_map(sample.label, spec.labels, size), None
+            if sample.instance is not None:
+                objects = read_instance_map(sample.instance, size)
+            found.append((ids, objects))
+        except LabelMapError as error:
+            broken.append(error.message)
+    if not found:
+        reason = f"; the first of {len(broken)} that cannot be used: {broken[0]}" if broken else ""
+        raise NotFoundError(
+            f"{flag}: {folder} holds no usable label maps{reason}", hint="`spade check-labels DIR` says why"
+        )
+    skipped = f" ({len(broken)} skipped, the first: {broken[0]})" if broken else ""
+    instance = [entry[1] for entry in found if entry[1] is not None]
+    return (
+        np.stack([entry[0] for entry in found]),
+        np.stack(instance) if instance else None,
+        f"label maps of {folder}{skipped}",
+    )
+
+
+def _graph_inputs(spec: GeneratorSpec, ids: NDArray[Any], objects: NDArray[Any] | None, seed: int) -> Arrays:
+    inputs: Arrays = {LABEL: ids.astype(label_dtype(spec.labels))}
+    if spec.labels.has_edges:
+        inputs[INSTANCE] = (np.zeros(ids.shape) if objects is None else objects).astype(np.int32)
+    if spec.z_dim is not None:
+        inputs[Z] = np.random.default_rng(seed).standard_normal((len(ids), spec.z_dim)).astype(np.float32)
+    return inputs

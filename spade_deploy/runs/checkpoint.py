@@ -1,0 +1,302 @@
+"""Checkpoints: a folder that appears whole or not at all, with the weights as they are trained.
+
+The generator is safetensors with the module's state dict unchanged: spectral norm's u and v and batch norm's statistics
+are in it, since what is deployed is what they say. What only training needs (the discriminator, the optimisers, the
+random state) are files apart. Nothing is unpickled: safetensors, and `weights_only` for the optimisers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Protocol, cast
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+import spade_deploy
+from spade_deploy.errors import CheckpointError, quoted, reason_of
+from spade_deploy.files.atomic import atomic_folder, write_json
+from spade_deploy.files.reading import sha256_of
+from spade_deploy.networks.build import Generator, build_generator
+from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.runs.folders import (
+    CHECKPOINT_JSON,
+    DISCRIMINATOR_FILE,
+    ENCODER_FILE,
+    GENERATOR_FILE,
+    OPTIMIZERS_FILE,
+    CheckpointInfo,
+    read_checkpoint_info,
+)
+from spade_deploy.runs.weight_files import load_weights
+from spade_deploy.runs.weights_file import read_tensor_count
+from spade_deploy.spec import GeneratorSpec
+
+DAMAGED_HINT = "the folder was damaged or copied in part; use another checkpoint"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What resuming needs beside the generator. `rest` holds plain values and tensors only."""
+
+    discriminator: Mapping[str, Tensor]
+    rest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedGenerator:
+    """A generator as it was saved: on the CPU, in eval mode, verified against the recorded digest.
+
+    encoder: the style encoder of a VAE, None where the checkpoint has none.
+    """
+
+    module: Generator
+    spec: GeneratorSpec
+    info: CheckpointInfo
+    encoder: StyleEncoder | None = None
+
+
+class Jsonable(Protocol):
+    """Settings that can be saved."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class Settings(Protocol):
+    """The settings of a run, as a checkpoint stores them: `training.config.Setup` is one."""
+
+    @property
+    def train(self) -> Jsonable: ...
+
+    @property
+    def data(self) -> Jsonable: ...
+
+
+def save_checkpoint(
+    folder: Path,
+    generator: Generator,
+    *,
+    step: int,
+    origin: str,
+    source: str = "",
+    setup: Settings | None = None,
+    state: TrainingState | None = None,
+    encoder: StyleEncoder | None = None,
+    guesses: Sequence[str] = (),
+) -> CheckpointInfo:
+    """Write a checkpoint; a folder of that name is replaced as a whole. Raises OSError where it cannot be written.
+
+    origin: 'train' or 'import'; source: the imported file's name; guesses: what was guessed of it.
+    setup and state: of a run that can be resumed.
+    """
+    with atomic_folder(folder) as temporary:
+        try:
+            save_tensors(temporary / GENERATOR_FILE, generator.state_dict())
+            if encoder is not None:
+                save_tensors(temporary / ENCODER_FILE, encoder.state_dict())
+            if state is not None:
+                save_tensors(temporary / DISCRIMINATOR_FILE, state.discriminator)
+                _save_state(temporary / OPTIMIZERS_FILE, dict(state.rest))
+        except SafetensorError as error:
+            raise _as_os_error(error, folder) from error
+        info = CheckpointInfo(
+            created_unix_ns=time.time_ns(),
+            step=step,
+            origin=origin,
+            generator=generator.spec,
+            generator_sha256=sha256_of(temporary / GENERATOR_FILE),
+            discriminator_sha256=sha256_of(temporary / DISCRIMINATOR_FILE) if state is not None else "",
+            optimizers_sha256=sha256_of(temporary / OPTIMIZERS_FILE) if state is not None else "",
+            encoder_sha256=sha256_of(temporary / ENCODER_FILE) if encoder is not None else "",
+            source=source,
+            train=setup.train.to_json() if setup is not None else None,
+            data=setup.data.to_json() if setup is not None else None,
+            guesses=list(guesses) or None,
+            versions={"spade-deploy": spade_deploy.__version__, "torch": str(torch.__version__)},
+        )
+        write_json(temporary / CHECKPOINT_JSON, info.to_json())
+    return info
+
+
+def load_generator(checkpoint: Path) -> LoadedGenerator:
+    """The generator of a checkpoint folder. Raises CheckpointError where anything is damaged or does not fit."""
+    info = read_checkpoint_info(checkpoint)
+    path = checkpoint / GENERATOR_FILE
+    tensors = load_tensors(path, info.generator_sha256)
+    module = _build(info.generator, tensors, path)
+    module.load_state_dict(tensors)
+    return LoadedGenerator(module.eval(), info.generator, info, _load_encoder(checkpoint, info))
+
+
+def _load_encoder(checkpoint: Path, info: CheckpointInfo) -> StyleEncoder | None:
+    if not info.encoder_sha256 or info.generator.z_dim is None:
+        return None
+    path = checkpoint / ENCODER_FILE
+    tensors = load_tensors(path, info.encoder_sha256)
+    encoder = StyleEncoder(info.generator.z_dim, info.generator.base_channels)
+    check_tensors(encoder.state_dict(), tensors, path)
+    encoder.load_state_dict(tensors)
+    return encoder.eval()
+
+
+def load_training_state(checkpoint: Path) -> TrainingState:
+    """What was saved beside the generator. Raises CheckpointError where it is missing or damaged."""
+    info = resumable_info(checkpoint)
+    discriminator = load_tensors(checkpoint / DISCRIMINATOR_FILE, info.discriminator_sha256)
+    path = checkpoint / OPTIMIZERS_FILE
+    _check_digest(path, info.optimizers_sha256)
+    try:
+        rest = load_weights(path, OPTIMIZERS_FILE)
+    except CheckpointError as error:
+        raise CheckpointError(error.message, hint=DAMAGED_HINT) from error
+    if not isinstance(rest, dict):
+        raise CheckpointError(f"{path}: holds {type(rest).__name__}, not a dictionary", hint=DAMAGED_HINT)
+    facts = rest.get("facts", {})
+    if not isinstance(facts, dict) or not _is_plain(facts):
+        raise CheckpointError(f"{path}: facts is {quoted(facts)}, not a dictionary of plain values", hint=DAMAGED_HINT)
+    return TrainingState(discriminator, rest)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be compared with another one: a tensor in it could not."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(entry) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+def resumable_info(checkpoint: Path) -> CheckpointInfo:
+    """What a checkpoint says of itself. Raises CheckpointError where training cannot go on from it."""
+    info = read_checkpoint_info(checkpoint)
+    if not info.is_resumable:
+        why = "it was imported" if info.origin == "import" else "it has no training state"
+        raise CheckpointError(f"{checkpoint}: cannot be resumed, {why}", hint="start a new run with `spade train`")
+    return info
+
+
+def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path) -> None:
+    """Raises CheckpointError that names the tensors which are missing, not known, or of another shape or type."""
+    problems = [f"{name} is missing" for name in own if name not in found]
+    problems += [f"{quoted(name)[1:-1]} is not known" for name in found if name not in own]
+    for name, tensor in own.items():
+        if name in found and (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
+            problems.append(f"{name} is {_kind(found[name])} and should be {_kind(tensor)}")
+    if problems:
+        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(
+            f"{where}: does not fit its spec: {'; '.join(problems[:4])}{more}",
+            hint=f"compare {CHECKPOINT_JSON} beside it, or use another checkpoint",
+        )
+
+
+def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> Generator:
+    """Shapes are compared before any memory is taken: a damaged spec may ask for terabytes."""
+    try:
+        with torch.device("meta"):
+            blueprint = build_generator(spec)
+    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: no generator can be built of its spec ({reason_of(error)})") from error
+    check_tensors(blueprint.state_dict(), tensors, path)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; the caller's numbers are not touched
+        return build_generator(spec)
+
+
+def _save_state(path: Path, state: dict[str, Any]) -> None:
+    """Raises OSError with the system's reason: PyTorch's own error for a full disk is 'unexpected pos'."""
+    with path.open("wb") as file:
+        told = _Told(file)
+        try:
+            torch.save(state, cast(IO[bytes], told))
+            file.flush()
+        except Exception as error:
+            if told.error is not None:
+                raise told.error from None
+            if isinstance(error, RuntimeError):  # how PyTorch's own writer reports what the system said
+                raise OSError(errno.EIO, reason_of(error), str(path)) from error
+            raise
+
+
+class _Told:
+    """A file that remembers the error which a library made another one of."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _as_os_error(error: SafetensorError, where: Path) -> OSError:
+    """safetensors reports a full disk as '... (os error 28)' or `IoError(Os { code: 28, ... })`."""
+    code = re.search(r"(?:code: |os error )(\d+)", str(error))
+    if code is None:
+        return OSError(errno.EIO, reason_of(error), str(where))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(where))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, in their own types."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
+
+
+def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError where it has another SHA-256, cannot be read, or
+    holds what is no finite number."""
+    _check_digest(path, sha256)
+    read_tensor_count(path)  # its header, bounded and checked
+    try:
+        tensors = dict(safetensors.torch.load_file(path))
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})", hint=DAMAGED_HINT) from error
+    require_finite(tensors, path)
+    return tensors
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Raises CheckpointError that names the first tensor which has NaN or infinity: so would all that it computes."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{where}: {name} has values that are not finite (NaN or infinity): the network would make NaN of every"
+                " label map",
+                hint="the training that wrote it had diverged; use an earlier checkpoint",
+            )
+
+
+def _check_digest(path: Path, recorded: str) -> None:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})", hint=DAMAGED_HINT) from error
+    if found != recorded:
+        raise CheckpointError(
+            f"{path}: its SHA-256 begins {found[:12]}, {CHECKPOINT_JSON} says {recorded[:12]}", hint=DAMAGED_HINT
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def is_finite(module: nn.Module) -> bool:
+    """Whether every parameter and statistic of a module is a finite number."""
+    floating = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in floating]).all())

@@ -1,0 +1,62 @@
+"""The trained generator that comes with the package: Earth at 128 x 128, its weights in half precision.
+
+Its recipe, figures and pictures are in docs/models/earth.md. Weights are float16 in the file and float32 in the module;
+batch-norm statistics and spectral norm's u and v are float32 in both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spade_deploy.errors import CheckpointError, ConfigError, reason_of
+from spade_deploy.files.atomic import write_json
+from spade_deploy.files.reading import read_json, sha256_of
+from spade_deploy.networks.build import Generator, build_generator
+from spade_deploy.runs.checkpoint import check_tensors, load_tensors, save_tensors
+from spade_deploy.spec import GeneratorSpec
+
+SHIPPED_FOLDER = Path(__file__).parents[1] / "data" / "models"
+SHIPPED = ("earth",)
+_HINT = "the installation is damaged: install spade-deploy again"
+
+
+def shipped_generator(name: str = "earth", folder: Path = SHIPPED_FOLDER) -> Generator:
+    """A shipped generator on the CPU, float32, in eval mode.
+
+    Raises ConfigError for a name that is not shipped, CheckpointError where its files are missing or damaged.
+    """
+    if name not in SHIPPED:
+        raise ConfigError(f"{name!r} is no shipped model; there is {', '.join(SHIPPED)}")
+    facts = folder / f"{name}.json"
+    try:
+        written = read_json(facts)
+        spec, digest = GeneratorSpec.from_json(written["generator"]), str(written["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{facts}: cannot be read ({reason_of(error)})", hint=_HINT) from error
+    tensors = {key: _widened(part) for key, part in load_tensors(folder / f"{name}.safetensors", digest).items()}
+    module = build_generator(spec)
+    check_tensors(module.state_dict(), tensors, facts)
+    module.load_state_dict(tensors)
+    return module.eval()
+
+
+def write_shipped(generator: Generator, name: str, recipe: str, folder: Path) -> Path:
+    """Write a generator as the package ships it; returns the file of its weights. Raises OSError.
+
+    recipe: one sentence on how it was trained. The statistics stay float32: a variance may be below what half
+    precision can tell from zero.
+    """
+    weights = {key for key, _ in generator.named_parameters()}
+    tensors = {key: part.half() if key in weights else part for key, part in generator.state_dict().items()}
+    path = folder / f"{name}.safetensors"
+    save_tensors(path, tensors)
+    facts = {"generator": generator.spec.to_json(), "sha256": sha256_of(path), "recipe": recipe}
+    write_json(folder / f"{name}.json", facts)
+    return path
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype is torch.float16 else tensor

@@ -1,0 +1,121 @@
+"""How many numbers a generator has: by its spec, and by the header of a safetensors file. No PyTorch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.errors import CheckpointError, quoted, reason_of
+from spade_deploy.files.reading import open_regular, parse_json
+from spade_deploy.spec import PIX2PIXHD_HALVINGS, Architecture, GeneratorSpec, NormType, Upsampling
+
+MAX_HEADER_BYTES = 16 << 20
+"""Of a safetensors file. The format allows 100 MB; a generator's is some 30 kB."""
+
+MAX_DIMENSIONS = 8
+
+# Tensors that travel with the weights and are no parameters: statistics, and the vectors of spectral norm.
+_BUFFERS = re.compile(r"\.(running_mean|running_var|num_batches_tracked|weight_u|weight_v)$")
+
+
+@dataclass(frozen=True)
+class TensorCount:
+    """What a safetensors file holds."""
+
+    tensors: int
+    parameters: int
+    dtypes: tuple[str, ...]
+
+
+def parameter_count(spec: GeneratorSpec) -> int:
+    """Trained numbers of a generator, from its spec alone: the weights and biases of convolutions and norms."""
+    match spec.architecture:
+        case Architecture.SPADE:
+            return _spade_count(spec)
+        case Architecture.PIX2PIXHD:
+            return _pix2pixhd_count(spec)
+        case Architecture.CRN:
+            return _crn_count(spec)
+
+
+def _spade_count(spec: GeneratorSpec) -> int:
+    channels, hidden, kernel = spec.labels.num_channels, spec.hidden_channels, spec.kernel_size
+
+    def convolution(inputs: int, outputs: int, size: int) -> int:
+        return inputs * outputs * size * size + outputs
+
+    def spade(features: int) -> int:
+        return convolution(channels, hidden, kernel) + 2 * convolution(hidden, features, kernel)
+
+    def block(inputs: int, outputs: int) -> int:
+        middle = min(inputs, outputs)
+        shortcut = inputs * outputs + spade(inputs) if inputs != outputs else 0
+        main = convolution(inputs, middle, 3) + convolution(middle, outputs, 3) + spade(inputs) + spade(middle)
+        return main + shortcut
+
+    widths = [16 * spec.base_channels] * 3
+    for _ in range(5 if spec.upsampling is Upsampling.MOST else 4):
+        widths.append(widths[-1] // 2)
+    blocks = block(widths[0], widths[0]) + sum(map(block, widths, widths[1:]))
+    if spec.z_dim is None:
+        first = convolution(channels, widths[0], 3)
+    else:
+        first = (spec.z_dim + 1) * widths[0] * spec.latent_height * spec.latent_width
+    return first + blocks + convolution(widths[-1], 3, 3)
+
+
+def _pix2pixhd_count(spec: GeneratorSpec) -> int:
+    base = spec.base_channels
+    wide = base << PIX2PIXHD_HALVINGS
+    widths = [base << index for index in range(PIX2PIXHD_HALVINGS + 1)]
+
+    def convolution(inputs: int, outputs: int, size: int) -> int:
+        # Batch norm has a scale and an offset, instance norm nothing; neither convolution has a bias.
+        return inputs * outputs * size * size + (0 if spec.norm is NormType.INSTANCE else 2 * outputs)
+
+    ends = convolution(spec.labels.num_channels, base, 7) + base * 3 * 49 + 3
+    down = sum(convolution(narrow, 2 * narrow, 3) for narrow in widths[:-1])
+    up = sum(convolution(2 * narrow, narrow, 3) for narrow in widths[:-1])
+    return ends + down + 18 * convolution(wide, wide, 3) + up
+
+
+def _crn_count(spec: GeneratorSpec) -> int:
+    widths = {
+        Upsampling.NORMAL: (16, 16, 16, 16, 8, 8),
+        Upsampling.MORE: (16, 16, 16, 16, 16, 8, 8),
+        Upsampling.MOST: (16, 16, 16, 16, 16, 8, 8, 2),
+    }[spec.upsampling]
+    count, before = 0, 0
+    for width in (spec.base_channels * width for width in widths):
+        # Two convolutions without a bias, each with a norm that has a scale and an offset.
+        count += ((before + spec.labels.num_channels) + width) * width * 9 + 4 * width
+        before = width
+    return count + 3 * before + 3
+
+
+def read_tensor_count(path: Path) -> TensorCount:
+    """Count the tensors of a safetensors file by its header: 8 bytes of length, then JSON. Raises CheckpointError."""
+    try:
+        with open_regular(path) as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+                raise ValueError(f"a header of {length} bytes in a file of {path.stat().st_size}")
+            header = parse_json(stream.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        parameters = 0
+        for name, entry in tensors.items():
+            shape = entry["shape"]
+            is_right = len(shape) <= MAX_DIMENSIONS and all(type(size) is int and size >= 0 for size in shape)
+            # A number takes a byte at least: a shape that the file cannot hold is made up.
+            if not is_right or math.prod(shape) > path.stat().st_size:
+                raise ValueError(f"{quoted(name)} has the shape {quoted(shape)}")
+            parameters += 0 if _BUFFERS.search(name) else math.prod(shape)
+        return TensorCount(
+            len(tensors), parameters, tuple(sorted({str(entry["dtype"])[:16] for entry in tensors.values()}))
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or damaged: {reason_of(error)}", hint="use another checkpoint of the run"
+        ) from error

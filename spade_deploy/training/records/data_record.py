@@ -1,0 +1,140 @@
+"""Which files a run is trained on, so that a resumed run is told when they are others.
+
+The names of the samples decide their order, and with it what every step sees: the checkpoint holds their digest. What
+the files hold is judged by size and time alone: reading them all would take as long as an epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spade_deploy.errors import CheckpointError
+from spade_deploy.files.atomic import write_text
+from spade_deploy.files.reading import MAX_JSON_BYTES, read_regular
+
+DATA_JSON = "data.json"
+_SHOWN = 3
+
+Stamp = tuple[int, int]
+"""A file's size in bytes, and when it was last written, in nanoseconds."""
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The training samples in their order. stamps: of each sample's files; folders: where they lie."""
+
+    names: tuple[str, ...] = ()
+    stamps: tuple[tuple[Stamp, ...], ...] = ()
+    folders: tuple[str, ...] = ()
+
+    @classmethod
+    def of_files(cls, samples: Sequence[tuple[str, tuple[Path, ...]]]) -> DataRecord:
+        """samples: name and files of each. A file that cannot be looked at has a stamp of its own."""
+        folders = dict.fromkeys(str(path.parent.absolute()) for _, paths in samples for path in paths)
+        stamps = tuple(tuple(_stamp(path) for path in paths) for _, paths in samples)
+        return cls(tuple(name for name, _ in samples), stamps, tuple(folders))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must find again: the number of samples, and the SHA-256 of their names in order."""
+        return {"count": len(self.names), "names_sha256": _sha256(self.names)}
+
+    @property
+    def contents_sha256(self) -> str:
+        """Of the names and the sizes of all files."""
+        return _sha256([*self.names, *(str(size) for stamps in self.stamps for size, _ in stamps)])
+
+    def write(self, run: Path) -> None:
+        """Write data.json, atomically. Raises OSError."""
+        value = {
+            "run": str(run.absolute()),
+            "folders": self.folders,
+            "samples": [[name, *stamps] for name, stamps in zip(self.names, self.stamps, strict=True)],
+        }
+        write_text(run / DATA_JSON, json.dumps(value) + "\n")  # ASCII: names need not be UTF-8
+
+    @classmethod
+    def read(cls, run: Path) -> DataRecord | None:
+        """What `write` left; None where there is nothing that can be read."""
+        try:
+            value = json.loads(read_regular(run / DATA_JSON, MAX_JSON_BYTES))
+            names = tuple(str(name) for name, *_ in value["samples"])
+            stamps = tuple(tuple((int(size), int(time)) for size, time in rest) for _, *rest in value["samples"])
+            return cls(names, stamps, tuple(map(str, value["folders"])))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+
+def place_of_run(run: Path) -> Path | None:
+    """Where a run lay when it was last trained, None where nothing tells."""
+    try:
+        return Path(json.loads(read_regular(run / DATA_JSON, MAX_JSON_BYTES))["run"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def refuse_other_samples(checkpoint: Path, saved: Any, now: DataRecord) -> None:
+    """saved: the identity that the checkpoint holds. Raises CheckpointError that names the samples that differ."""
+    if not isinstance(saved, dict) or saved == now.identity:  # older checkpoints have none
+        return
+    was, count = saved.get("count"), len(now.names)
+    counts = f"were {was} and are {count} now" if was != count else f"are {count} as before, but other ones"
+    before = DataRecord.read(checkpoint.parent.parent)
+    differences = ""
+    if before is not None and before.identity == saved:
+        added = [name for name in now.names if name not in set(before.names)]
+        removed = [name for name in before.names if name not in set(now.names)]
+        told = [_listed(names, what) for names, what in ((added, "added"), (removed, "removed")) if names]
+        differences = f": {' and '.join(told) or 'they come in another order'}"
+    raise CheckpointError(
+        f"{checkpoint}: its run's training samples {counts}{differences}; each step would see others than before",
+        hint="put the files back as they were, or begin a new run with these weights: spade train --init RUN",
+    )
+
+
+def changed_samples(run: Path, now: DataRecord) -> str:
+    """A sentence on the samples whose files are not what the run was last trained on; '' where there are none."""
+    before = DataRecord.read(run)
+    if before is None or before.names != now.names:
+        return ""
+    # Copying a data set changes its files' times, writing a file where it lies changes what it holds.
+    stayed = before.folders == now.folders
+    changed = [
+        name
+        for name, old, new in zip(now.names, before.stamps, now.stamps, strict=True)
+        if old != new and (stayed or [size for size, _ in old] != [size for size, _ in new])
+    ]
+    if not changed:
+        return ""
+    return f"{_listed(changed, 'written again')} since this run was last trained: it goes on with what they are now"
+
+
+def _listed(names: Sequence[str], what: str) -> str:
+    rest = ", ..." if len(names) > _SHOWN else ""
+    shown = ", ".join(_short(name) for name in names[:_SHOWN])
+    return f"{len(names)} {'was' if len(names) == 1 else 'were'} {what} ({shown}{rest})"
+
+
+def _short(name: str) -> str:
+    text = name.encode("unicode_escape", "backslashreplace").decode() if not name.isprintable() else name
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        facts = path.stat()
+    except OSError:
+        return (-1, -1)
+    return (facts.st_size, facts.st_mtime_ns)
+
+
+def _sha256(parts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,157 @@
+"""A bisection over the units of a half-precision graph: the fewest to keep in float32 so that nothing is wrong with it.
+
+How a set of units is judged is the caller's: see `validation/precision_search.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from spade_deploy.errors import ConfigError, ExportError
+
+MOST_TRIALS = 32
+"""Enough for five units of sixteen. On a card every trial is an export and a build of an engine."""
+
+
+class Direction(StrEnum):
+    """Which units are put in float32 first: forward those near the input, reverse those near the output."""
+
+    FORWARD = "forward"
+    REVERSE = "reverse"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One graph that was judged: what it kept in float32, and what was wrong with it; nothing where it passed."""
+
+    kept: tuple[str, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+
+@dataclass(frozen=True)
+class PrecisionSearch:
+    """What was found. All units in the order they run.
+
+    held: kept from the outset. found: to be kept beside them; empty where the graph passes without.
+    is_minimal: no unit of `found` can be left out; False where the trials were used up before that was certain.
+    """
+
+    held: tuple[str, ...]
+    found: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    is_minimal: bool
+
+    def __str__(self) -> str:
+        count = f"{len(self.trials)} trial{'s' if len(self.trials) > 1 else ''}"
+        if not self.found:
+            return f"half precision is within its tolerance here as it is ({count})"
+        rest = "" if self.is_minimal else "; fewer may do, the trials were used up"
+        return f"keep {', '.join(self.found)} in float32 ({count}{rest})"
+
+    @property
+    def flags(self) -> str:
+        """The options of `spade export` that keep them."""
+        return " ".join(f"--keep-fp32 {name}" for name in self.found)
+
+
+FailuresWith = Callable[[tuple[str, ...]], Sequence[str]]
+"""Units kept in float32, in order -> what is wrong with a graph that keeps just them, in sentences; empty: nothing."""
+
+
+def find_layers_to_keep(
+    units: Sequence[str],
+    failures_with: FailuresWith,
+    *,
+    held: Collection[str] = (),
+    direction: Direction = Direction.REVERSE,
+    most_trials: int = MOST_TRIALS,
+    on_trial: Callable[[Trial], None] = lambda _: None,
+) -> PrecisionSearch:
+    """A set of units, none of which can be left out, with which nothing is wrong.
+
+    units: all there are, in the order they run. held: those that stay float32 in every trial.
+    The smallest run of units from one end that helps is found by bisection. Its last unit is needed, the others may
+    not be: with that unit kept, the search goes on among them until what is needed helps alone. m needed units of n
+    take at most m (ceil(log2 n) + 2) + 1 trials. Where a unit more can make things worse, more are taken, and the set
+    found is still one that was judged good. Raises ExportError where not even all units in float32 help.
+    """
+    if most_trials < 2:
+        raise ConfigError(f"trials: {most_trials} is not 2 or more: without any unit and with all of them")
+    trials = _Trials(units, failures_with, tuple(name for name in units if name in held), most_trials, on_trial)
+    order = [name for name in units if name not in held]
+    if direction is Direction.REVERSE:
+        order.reverse()
+    if trials.fails([]) and trials.fails(order):
+        raise ExportError(
+            f"no unit helps: with all {len(units)} in float32 it is still wrong: {'; '.join(trials.last.failures)}",
+            hint="half precision is not to blame; `spade validate` names the first tensor that is wrong",
+        )
+    try:
+        found = set(_leave_out(_bisect(order, trials), trials))
+        is_minimal = True
+    except _OutOfTrialsError:
+        found, is_minimal = set(trials.smallest_good()), False
+    return PrecisionSearch(
+        trials.held, tuple(name for name in units if name in found), tuple(trials.done.values()), is_minimal
+    )
+
+
+def _bisect(order: Sequence[str], trials: _Trials) -> list[str]:
+    # At all times `needed` and `rest` together are good.
+    needed, rest = list[str](), list(order)
+    while trials.fails(needed):
+        low, high = 0, len(rest)  # the first `low` of the rest do not help, the first `high` do
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if trials.fails([*needed, *rest[:middle]]) else (low, middle)
+        needed.append(rest[high - 1])
+        rest = rest[: high - 1]
+    return needed
+
+
+def _leave_out(needed: list[str], trials: _Trials) -> list[str]:
+    """Without the units that turn out not to be needed: there are none, unless a unit more made something worse."""
+    for name in needed:
+        without = [other for other in needed if other != name]
+        if not trials.fails(without):
+            return _leave_out(without, trials)  # from the start again: what was needed before may not be now
+    return needed
+
+
+class _OutOfTrialsError(Exception):
+    pass
+
+
+@dataclass
+class _Trials:
+    """Every set is judged once."""
+
+    units: Sequence[str]
+    failures_with: FailuresWith
+    held: tuple[str, ...]
+    most: int
+    on_trial: Callable[[Trial], None]
+    done: dict[frozenset[str], Trial] = field(default_factory=dict)
+
+    def fails(self, kept: Collection[str]) -> bool:
+        key = frozenset(kept)
+        if key not in self.done:
+            if len(self.done) == self.most:
+                raise _OutOfTrialsError
+            names = tuple(name for name in self.units if name in key or name in self.held)
+            self.done[key] = Trial(names, tuple(self.failures_with(names)))
+            self.on_trial(self.done[key])
+        return not self.done[key].passed
+
+    @property
+    def last(self) -> Trial:
+        return list(self.done.values())[-1]
+
+    def smallest_good(self) -> frozenset[str]:
+        return min((kept for kept, trial in self.done.items() if trial.passed), key=len)

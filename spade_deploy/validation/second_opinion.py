@@ -1,0 +1,269 @@
+"""Polygraphy's Comparator over our runtimes: a second opinion on whether two of them make the same images.
+
+`spade validate` holds a graph to what PyTorch makes of label maps. Here the same graph runs in two runtimes, such as
+ONNX Runtime and TensorRT, and NVIDIA's own tool compares them output by output: what differs then is the runtime's.
+Polygraphy is imported when it is asked for; it is for checking, and nothing that serves images needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import (
+    IMAGE,
+    LABEL,
+    LOGITS,
+    PIXELS,
+    Arrays,
+    Artifact,
+    EngineEntry,
+    Graph,
+    input_tensors,
+    read_engine,
+)
+from spade_deploy.engines.base import Backend, Runtime, check_inputs
+from spade_deploy.engines.open import open_runtime
+from spade_deploy.engines.tensorrt.key import EngineKey
+from spade_deploy.engines.tensorrt.library import load_library
+from spade_deploy.errors import ConfigError, MissingDependencyError
+from spade_deploy.metrics.judge import IMAGE_RANGE, Tolerance, is_undecided, logit_margin, tolerance_for
+from spade_deploy.spec import Flavour
+
+OLDEST = (0, 53, 4)
+"""The first that knows TensorRT 11, and compares as it is asked to here."""
+_FLAVOUR_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
+_INSTALL = "pip install --upgrade polygraphy"
+
+
+@dataclass(frozen=True)
+class OutputVerdict:
+    """Of one output: Polygraphy's largest and mean absolute difference over all images, and the limit that it held.
+
+    statistic: 'max' or 'mean', which of the two was held to `limit`.
+    """
+
+    name: str
+    passed: bool
+    max_abs: float
+    mean_abs: float
+    statistic: str
+    limit: float
+
+    def __str__(self) -> str:
+        value = self.max_abs if self.statistic == "max" else self.mean_abs
+        return f"{self.name} {self.statistic} {value:.2g} {'<=' if self.passed else 'is over'} {self.limit:.2g}"
+
+
+@dataclass(frozen=True)
+class ComparatorVerdict:
+    """What Polygraphy says of two runtimes, named as they name themselves."""
+
+    version: str
+    reference: str
+    candidate: str
+    images: int
+    outputs: tuple[OutputVerdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(output.passed for output in self.outputs)
+
+    def __str__(self) -> str:
+        images = f"{self.images} image{'s' if self.images > 1 else ''}"
+        return (
+            f"Polygraphy {self.version}: {self.candidate} {'agrees' if self.passed else 'does not agree'} with"
+            f" {self.reference} on {images} ({', '.join(map(str, self.outputs))})"
+        )
+
+
+def compare_graph(artifact: Artifact, graph: Graph, candidate: Runtime) -> ComparatorVerdict:
+    """Polygraphy's verdict on a runtime of a graph, such as an engine, against ONNX Runtime on the CPU.
+
+    On the artifact's golden inputs, with the tolerance of the graph's precision. Raises as `polygraphy_compare`.
+    """
+    require_polygraphy()
+    golden, rounding = artifact.golden(), artifact.manifest.rounding
+    undecided = is_undecided(golden.outputs[LOGITS], logit_margin(graph.precision, rounding))
+    tolerance = tolerance_for(graph.precision, rounding, graph.min_psnr_db)
+    with open_runtime(artifact, graph.precision, Backend.CPU, graph=str(graph.kind)) as reference:
+        return polygraphy_compare(reference, candidate, golden.inputs, tolerance, undecided)
+
+
+def polygraphy_compare(
+    reference: Runtime,
+    candidate: Runtime,
+    inputs: Mapping[str, NDArray[Any]],
+    tolerance: Tolerance,
+    undecided: NDArray[np.bool_] | None = None,
+) -> ComparatorVerdict:
+    """Run both on the same label maps, one at a time, and let Polygraphy's Comparator judge image and pixels.
+
+    inputs: a dense graph's, by name, N of each, for a lookup graph too. tolerance: what each of the two may differ by
+    from PyTorch; from each other they may differ by twice that. undecided: N x 3 x H x W, values of the image that
+    rounding alone decides (`compare.is_undecided`), which are left out.
+    Raises MissingDependencyError without Polygraphy, InputRefusedError, ConfigError, and what the runtimes raise.
+    """
+    version = require_polygraphy()
+    comparator, logger = _module("comparator"), _module("logger").G_LOGGER
+    if candidate.spec != reference.spec:
+        raise ConfigError(f"{candidate.name} and {reference.name} are of different models: there is nothing to compare")
+    check_inputs(reference.spec, inputs)
+    statistic, limits = _limits(tolerance)
+    judge = comparator.SimpleCompareFunc(
+        atol=limits,
+        rtol=dict.fromkeys(limits, 0.0),
+        check_error_stat=statistic,
+    )
+    count = len(inputs[LABEL])
+    feeds = [OrderedDict((name, array[index : index + 1]) for name, array in inputs.items()) for index in range(count)]
+    runners = [
+        make_runner(runtime, f"{role}: {runtime.name}", undecided)
+        for role, runtime in (("reference", reference), ("candidate", candidate))
+    ]
+    with logger.verbosity(logger.CRITICAL):  # it would print every step
+        results = comparator.Comparator.run(runners, data_loader=feeds)
+        with np.errstate(all="ignore"):  # of infinities, which it counts as a failure
+            # A mean is over all images, as in a tolerance; a maximum holds for every one.
+            (judged,) = comparator.Comparator.compare_accuracy(
+                results, compare_func=judge, check_average=statistic == "mean"
+            )
+            (by_image,) = judged.values()
+            verdicts = [judged.average_results()] if statistic == "mean" else by_image
+    outputs = tuple(
+        OutputVerdict(
+            name,
+            all(bool(verdict[name]) for verdict in verdicts),
+            float(np.max([image[name].max_absdiff for image in by_image])),
+            float(np.mean([image[name].mean_absdiff for image in by_image])),
+            statistic,
+            limit,
+        )
+        for name, limit in limits.items()
+    )
+    return ComparatorVerdict(version, reference.name, candidate.name, count, outputs)
+
+
+def make_runner(runtime: Runtime, name: str, undecided: NDArray[np.bool_] | None = None) -> Any:
+    """A Polygraphy runner of a runtime that is open; whoever opened the runtime closes it.
+
+    It takes a dense graph's inputs. undecided: of one image after another, see `polygraphy_compare`.
+    """
+    common = _module("common")
+    base: Any = _module("backend.base").BaseRunner
+
+    class RuntimeRunner(base):  # type: ignore[misc]
+        """`run` as `infer`."""
+
+        def __init__(self) -> None:
+            super().__init__(name=name)
+            self._images = 0
+
+        def activate_impl(self) -> None:
+            self._images = 0
+
+        def get_input_metadata_impl(self) -> Any:
+            metadata = common.TensorMetadata()
+            for tensor in input_tensors(runtime.spec):
+                metadata.add(tensor.name, np.dtype(tensor.dtype), tensor.shape)
+            return metadata
+
+        def infer_impl(self, feed_dict: Arrays) -> Any:
+            start = time.perf_counter()
+            found = runtime.run(feed_dict)
+            self.inference_time = time.perf_counter() - start
+            outputs = OrderedDict((output, found[output]) for output in (IMAGE, PIXELS))
+            if undecided is not None:
+                count = len(found[IMAGE])
+                _blank(outputs, undecided[self._images : self._images + count])
+                self._images += count
+            return outputs
+
+    return RuntimeRunner()
+
+
+def require_polygraphy() -> str:
+    """Polygraphy's version. Raises MissingDependencyError where it is missing or too old."""
+    try:
+        version = str(importlib.import_module("polygraphy").__version__)
+    except ImportError as error:
+        raise MissingDependencyError("Polygraphy is not installed: it compares two runtimes", hint=_INSTALL) from error
+    if tuple(map(int, re.findall(r"\d+", version)[:3])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise MissingDependencyError(f"Polygraphy {version} is too old; {oldest} or newer is needed", hint=_INSTALL)
+    return version
+
+
+def network_loader(artifact: Artifact, graph: Graph, flavour: Flavour) -> Any:
+    """A Polygraphy loader of a graph as a strongly typed network: call it for (builder, network, parser).
+
+    For Polygraphy's own tools, such as `ModifyNetworkOutputs` or `EngineFromNetwork`; `spade build` has its own
+    builder, which can be interrupted. Raises MissingDependencyError, RuntimeUnavailableError where TensorRT does not
+    load, and ConfigError where Polygraphy was loaded for the other one.
+    """
+    trt = _backend_trt(flavour)
+
+    def load() -> Any:
+        with artifact.vouched(graph.file) as path:
+            return trt.NetworkFromOnnxPath(str(path), strongly_typed=True)()
+
+    return load
+
+
+def engine_loader(artifact: Artifact, entry: EngineEntry) -> Any:
+    """A Polygraphy loader of an engine, for its `TrtRunner`. Its bytes are compared with their digest first.
+
+    Raises ArtifactError for an engine that nothing vouches for, and as `network_loader` does.
+    """
+    content = read_engine(artifact, entry)
+    return _backend_trt(EngineKey.from_json(entry.key).flavour).EngineFromBytes(content)
+
+
+def _backend_trt(flavour: Flavour) -> Any:
+    """Polygraphy's TensorRT backend. It is of one flavour for a whole process, chosen when it is first imported."""
+    if "polygraphy" not in sys.modules:
+        os.environ[_FLAVOUR_VARIABLE] = str(int(flavour is Flavour.RTX))
+    require_polygraphy()
+    load_library(flavour)  # with its errors, and not where it would crash
+    if bool(_module("config").USE_TENSORRT_RTX) != (flavour is Flavour.RTX):
+        raise ConfigError(
+            f"Polygraphy was already loaded for another TensorRT than {flavour}",
+            hint=f"set {_FLAVOUR_VARIABLE}={int(flavour is Flavour.RTX)} before Python starts",
+        )
+    return _module("backend.trt")
+
+
+def _module(name: str) -> Any:  # it has no types
+    return importlib.import_module(f"polygraphy.{name}")
+
+
+def _limits(tolerance: Tolerance) -> tuple[str, dict[str, float]]:
+    """The statistic, and each output's limit, that follow from both runtimes being within `tolerance`."""
+    if tolerance.max_abs is not None:
+        statistic, limit = "max", 2 * tolerance.max_abs
+    else:
+        held = [] if tolerance.mean_abs is None else [tolerance.mean_abs]
+        if tolerance.min_psnr_db is not None:  # the mean error is no larger than its root mean square
+            held.append(IMAGE_RANGE * 10 ** (-tolerance.min_psnr_db / 20))
+        if not held:
+            raise ConfigError("a tolerance without a maximum, a mean or a PSNR limits no difference of two runtimes")
+        statistic, limit = "mean", 2 * min(held)
+    # An image of [-1, 1] becomes pixels of 0..255; truncation adds less than one step.
+    return statistic, {IMAGE: limit, PIXELS: 127.5 * limit + 1}
+
+
+def _blank(outputs: Arrays, undecided: NDArray[np.bool_]) -> None:
+    # What is not finite stays: that is no rounding.
+    image, pixels = outputs[IMAGE], outputs[PIXELS]
+    outputs[IMAGE] = np.where(undecided & np.isfinite(image), np.float32(0), image)
+    outputs[PIXELS] = np.where(undecided.transpose(0, 2, 3, 1), np.uint8(0), pixels)

@@ -1,0 +1,129 @@
+"""The rule by which a map goes to the lookup graph: its arithmetic, and that a real artifact's is measured and kept."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from spade_deploy.artifact import Artifact, Graph
+from spade_deploy.engines.base import Backend, GraphChoice
+from spade_deploy.engines.lookup import AutoRuntime
+from spade_deploy.engines.open import open_runtime
+from spade_deploy.release import break_even as measuring
+from spade_deploy.release import release as releasing
+from spade_deploy.release.break_even import MARGIN, BreakEven, measure_break_even
+from spade_deploy.release.release import release
+from spade_deploy.runs.checkpoint import save_checkpoint
+from spade_deploy.runs.folders import checkpoint_folder, new_run
+from spade_deploy.spec import GraphKind, LabelSpec, Precision
+from tests.support.bench_model import small_artifact
+from tests.support.generators import build_generator
+from tests.support.stand_in import stand_in_artifact
+
+LARGE = BreakEven(0.1, 1.0, few_ms=300, many_ms=1200, dense_ms=1000, look_ms=1, usual_shares=(0.1, 0.2))
+
+
+def test_the_lines_cross_where_a_map_costs_as_much_as_dense() -> None:
+    # 300 ms at 0.1 and 1000 ms more for each whole share: 950 ms are reached at 0.75.
+    assert pytest.approx(0.75) == LARGE.crossing
+    assert pytest.approx(0.75) == LARGE.share
+    assert LARGE.few_ms + (LARGE.share - 0.1) * 1000 == pytest.approx(MARGIN * LARGE.dense_ms)
+
+
+def test_a_lookup_graph_that_never_wins_is_never_taken() -> None:
+    assert replace(LARGE, few_ms=1000, many_ms=2000).share == 0
+
+
+def test_one_that_always_wins_is_always_taken() -> None:
+    assert replace(LARGE, many_ms=500).share == 1
+    assert replace(LARGE, many_ms=300).share == 1  # flat: no share makes it slower
+
+
+def test_a_model_of_one_class_has_one_pattern_and_one_answer() -> None:
+    """Two maps of few and of many patterns are the same map, and there is no line through one point."""
+    same = BreakEven(0.01, 0.01, few_ms=300, many_ms=310, dense_ms=1000, look_ms=1, usual_shares=(0.01, 0.01))
+    assert same.share == 1
+    assert replace(same, few_ms=1000).share == 0
+    assert replace(same, usual_shares=()).share == 1
+
+
+@pytest.mark.parametrize("labels", [LabelSpec(1), LabelSpec(1, has_dontcare=True), LabelSpec(1, has_edges=True)])
+def test_a_model_of_one_class_is_exported(tmp_path: Path, labels: LabelSpec) -> None:
+    run = new_run(tmp_path / "runs", "one")
+    generator = build_generator(labels=labels, base_channels=2, hidden_channels=4)
+    save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
+    made = release(None, runs_dir=tmp_path / "runs")
+    assert made.report.passed
+    share = made.artifact.graph(kind=GraphKind.LOOKUP).break_even_share
+    assert share is not None
+    assert 0 <= share <= 1
+
+
+def test_a_rule_that_wins_nothing_on_the_models_own_maps_is_not_taken_up() -> None:
+    """A small model of detailed maps: two of three end up dense, and looking at them costs more than the third wins."""
+    small = BreakEven(0.4, 1.0, few_ms=20, many_ms=44, dense_ms=22, look_ms=0.8, usual_shares=(0.4, 0.6, 0.8))
+    assert small.crossing > 0.4
+    assert small.expected_ms == pytest.approx((20 + 22.8 + 22.8) / 3)
+    assert small.share == 0
+    # The same model on plain maps: the rule is worth it.
+    assert replace(small, usual_shares=(0.1, 0.2, 0.4)).share == small.crossing
+
+
+def test_a_real_artifacts_rule_is_measured_and_followed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    artifact = small_artifact(tmp_path_factory)
+    found = measure_break_even(artifact, Precision.FP32, threads=1)
+    assert 0 <= found.few_share < found.many_share <= 1
+    assert min(found.few_ms, found.many_ms, found.dense_ms, found.look_ms) > 0
+    assert len(found.usual_shares) == len(artifact.golden().inputs["label"])
+    for share, kind in ((0.0, GraphKind.DENSE), (1.0, GraphKind.LOOKUP)):
+        graphs = tuple(
+            replace(graph, break_even_share=share) if graph.kind is GraphKind.LOOKUP else graph
+            for graph in artifact.manifest.graphs
+        )
+        ruled = Artifact(artifact.path, replace(artifact.manifest, graphs=graphs))
+        with open_runtime(ruled, Precision.FP32, "cpu") as runtime:
+            assert isinstance(runtime, AutoRuntime) == (share > 0)
+            runtime.run({name: array[:1] for name, array in artifact.golden().inputs.items()})
+            assert runtime.kind is kind
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.INT8])
+def test_both_graphs_are_run_in_the_precision_that_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    """A half-precision graph has another break-even than a float32 one: on a CPU it is far slower."""
+    opened: list[tuple[Any, ...]] = []
+    ran: dict[GraphChoice, list[int]] = {GraphChoice.DENSE: [], GraphChoice.LOOKUP: []}
+
+    @contextmanager
+    def remember(artifact: Artifact, *asked: Any) -> Any:
+        opened.append(asked)
+        yield SimpleNamespace(run=lambda inputs: ran[asked[3]].append(len(set(inputs["label"].flat))))
+
+    monkeypatch.setattr(measuring, "open_runtime", remember)
+    measure_break_even(stand_in_artifact(tmp_path / "artifact"), precision, threads=3)
+    assert opened == [(precision, Backend.CPU, 3, choice) for choice in (GraphChoice.DENSE, GraphChoice.LOOKUP)]
+    assert len(set(ran[GraphChoice.LOOKUP])) == 2, "a plain map and a noisy one"
+    assert len(set(ran[GraphChoice.DENSE])) == 1
+
+
+def test_each_lookup_graph_gets_the_rule_of_its_own_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = stand_in_artifact(tmp_path / "artifact").manifest
+    kinds = (GraphKind.DENSE, GraphKind.LOOKUP)
+    precisions = (Precision.FP32, Precision.FP16)
+    graphs = tuple(
+        Graph(f"{precision}.{kind}.onnx", precision, (), 18, kind) for precision in precisions for kind in kinds
+    )
+    rules = {Precision.FP32: LARGE, Precision.FP16: replace(LARGE, dense_ms=700)}
+    monkeypatch.setattr(releasing, "measure_break_even", lambda artifact, precision: rules[precision])
+    made, measured = releasing._with_break_even(Path("here"), replace(manifest, graphs=graphs), lambda _: None)
+    shares = {graph.name: graph.break_even_share for graph in made.graphs if graph.kind is GraphKind.LOOKUP}
+    assert shares == {"fp32 lookup": rules[Precision.FP32].share, "fp16 lookup": rules[Precision.FP16].share}
+    assert shares["fp32 lookup"] != shares["fp16 lookup"]
+    assert {name: entry["share"] for name, entry in measured.items()} == shares
+    assert all(graph.break_even_share is None for graph in made.graphs if graph.kind is GraphKind.DENSE)

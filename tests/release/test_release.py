@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spade_deploy.artifact import (
+    REPORT_HTML,
+    REPORT_JSON,
+    Artifact,
+    carry_engines,
+    free_place,
+    list_engines,
+    read_engine,
+    write_engine,
+    writing,
+)
+from spade_deploy.errors import ConfigError, ExportError, FolderBusyError, NotFoundError, ValidationFailedError
+from spade_deploy.metrics.judge import Tolerance
+from spade_deploy.release import release as release_module
+from spade_deploy.release.release import release
+from spade_deploy.runs.checkpoint import save_checkpoint
+from spade_deploy.runs.folders import checkpoint_folder, new_run, resolve_artifact
+from spade_deploy.spec import LabelSpec, Precision
+from spade_deploy.validation import validate as validation
+from tests.support.generators import build_generator
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work") / "runs"
+    generator = build_generator(labels=LabelSpec(3, names=("sea & sky", "<land>", "ice")), base_channels=4)
+    save_checkpoint(checkpoint_folder(new_run(folder, "tiny"), 0), generator, step=0, origin="import")
+    return folder
+
+
+@pytest.fixture
+def artifact(exported: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(exported, tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return release(None, runs_dir=runs, out=tmp_path_factory.mktemp("out") / "artifact").artifact.path
+
+
+def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None:
+    steps: list[str] = []
+    made = release(None, runs_dir=runs, precisions=[Precision.FP32], on_step=steps.append)
+    assert made.artifact.path == runs / "tiny" / "artifact" == resolve_artifact(None, runs)
+    files = set(made.artifact.manifest.files)
+    assert {
+        "generator.fp32.onnx",
+        "generator.lookup.fp32.onnx",
+        REPORT_JSON,
+        REPORT_HTML,
+        "golden/inputs.npz",
+        "golden/outputs.npz",
+    } == files
+    assert "synthetic" in made.golden_from
+    assert any("PyTorch reference" in step for step in steps)
+    page = (made.artifact.path / REPORT_HTML).read_text(encoding="utf-8")
+    pictures = _Pictures()
+    pictures.feed(page)
+    # label map, PyTorch, and each graph with its difference, of each golden input.
+    assert len(pictures.sources) == (2 + 2 * 2) * len(made.report.samples)
+    assert all(source.startswith("data:image/png;base64,") for source in pictures.sources)
+    assert not re.search(r"(src|href)=\"https?:", page)
+    assert "sea &amp; sky" in page
+    assert "&lt;land&gt;" in page
+    assert "passed" in page
+
+
+def test_a_network_that_makes_nan_is_called_that(tmp_path: Path) -> None:
+    """Each weight is finite, what they compute is not."""
+    generator = build_generator(labels=LabelSpec(3), base_channels=4)
+    generator.get_parameter("conv_img.weight").data.fill_(3e38)
+    generator.get_parameter("conv_img.bias").data.fill_(3e38)
+    run = new_run(tmp_path / "runs", "wild")
+    save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
+    with pytest.raises(ExportError, match=r"the network itself makes NaN or infinity of \d+ of \d+ golden label maps"):
+        release(None, runs_dir=tmp_path / "runs", precisions=[Precision.FP32])
+    assert not (run / "artifact").exists()
+
+
+class _Pictures(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.sources.append(str(dict(attrs)["src"]))
+
+
+def test_a_failed_release_leaves_the_old_artifact_and_the_evidence(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "artifact"
+    release(None, runs_dir=runs, out=out)
+    before = (out / "manifest.json").read_bytes()
+
+    def impossible(*_: Any) -> Tolerance:
+        return Tolerance(min_ssim=2.0)
+
+    monkeypatch.setattr(validation, "tolerance_for", impossible)
+    with pytest.raises(ValidationFailedError, match="SSIM"):
+        release(None, runs_dir=runs, out=out)
+    assert (out / "manifest.json").read_bytes() == before
+    failed = Artifact.open(tmp_path / "artifact.failed")
+    assert failed.report() is not None
+    assert "failed" in (failed.path / REPORT_HTML).read_text(encoding="utf-8")
+    assert {path.name for path in tmp_path.iterdir() if path.name != ".artifact.lock"} == {
+        "artifact",
+        "artifact.failed",
+    }
+
+
+def test_golden_inputs_from_a_folder(runs: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "maps"
+    labels.mkdir()
+    ids = np.arange(64 * 64).reshape(64, 64) % 3
+    Image.fromarray(ids.astype(np.uint8)).save(labels / "a.png")
+    made = release(None, runs_dir=runs, out=tmp_path / "out", labels=labels)
+    np.testing.assert_array_equal(made.artifact.golden().inputs["label"], ids[None])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(NotFoundError, match="holds no label maps"):
+        release(None, runs_dir=runs, out=tmp_path / "out", labels=empty)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestWhatIsReplaced:
+    """Only what opens as an artifact and holds nothing but its own files."""
+
+    FOREIGN: ClassVar[dict[str, dict[str, str]]] = {
+        "files": {"thesis.tex": "years of work"},
+        "a web app": {"manifest.json": '{"name": "My app", "icons": []}', "index.html": "<html>"},
+        "a lone manifest": {"manifest.json": "{}"},
+        "no JSON": {"manifest.json": "x"},
+        "a git repository": {".git/HEAD": "ref: main"},
+    }
+
+    @pytest.mark.parametrize("what", FOREIGN)
+    def test_a_folder_of_something_else_stays(self, runs: Path, tmp_path: Path, what: str) -> None:
+        for name, text in self.FOREIGN[what].items():
+            (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "out" / name).write_text(text)
+        before = files_in(tmp_path)
+        with pytest.raises(ConfigError, match=r"--out: .*out exists and is no artifact: it will not be replaced"):
+            release(None, runs_dir=runs, out=tmp_path / "out")
+        assert files_in(tmp_path) == before
+
+    @pytest.mark.parametrize("name", ["NOTES.md", "golden/mine.npz", "engines/mine.json", "sub/.git/HEAD"])
+    def test_an_artifact_with_a_file_of_somebody_stays(self, artifact: Path, runs: Path, name: str) -> None:
+        (artifact / name).parent.mkdir(parents=True, exist_ok=True)
+        (artifact / name).write_text("mine")
+        before = files_in(artifact)
+        with pytest.raises(ConfigError, match=rf"holds files that are not of its artifact: .*\({name}\)"):
+            release(None, runs_dir=runs, out=artifact)
+        assert files_in(artifact) == before
+
+    def test_a_link_to_files_elsewhere_stays(self, artifact: Path, runs: Path, tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "a").write_text("mine")
+        (artifact / "data").symlink_to(tmp_path / "data")
+        with pytest.raises(ConfigError, match=r"\(data\)"):
+            release(None, runs_dir=runs, out=artifact)
+        assert (tmp_path / "data" / "a").read_text() == "mine"
+
+    def test_an_artifact_whose_graph_is_damaged_is_exported_again(self, artifact: Path, runs: Path) -> None:
+        (artifact / "generator.fp32.onnx").write_bytes(b"x")
+        release(None, runs_dir=runs, out=artifact)
+        Artifact.open(artifact)
+
+    def test_a_folder_named_failed_of_somebody_else_stays(
+        self, artifact: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        failed = artifact.with_name("artifact.failed")
+        failed.mkdir()
+        (failed / "photo.png").write_text("mine")
+        monkeypatch.setattr(validation, "tolerance_for", lambda *_: Tolerance(min_ssim=2.0))
+        with pytest.raises(ValidationFailedError):
+            release(None, runs_dir=runs, out=artifact)
+        assert files_in(failed) == {"photo.png": b"mine"}
+        Artifact.open(artifact.with_name("artifact.failed-2"))
+        assert free_place(failed) == artifact.with_name("artifact.failed-2")  # an artifact: the next one's place
+
+    def test_a_second_process_is_refused(self, artifact: Path, runs: Path) -> None:
+        before = files_in(artifact)
+        with writing(artifact, "building engines"), pytest.raises(FolderBusyError, match="building engines"):
+            release(None, runs_dir=runs, out=artifact)
+        assert files_in(artifact) == before
+
+
+class TestEngines:
+    """What took an hour to build is kept, or its loss is said."""
+
+    def engine(self, artifact: Artifact, name: str, onnx_sha256: str) -> bytes:
+        content = name.encode() * 100
+        write_engine(artifact, name, content, key={"onnx_sha256": onnx_sha256}, proof={}, seconds=1.0)
+        return content
+
+    def test_those_of_the_same_graphs_are_kept_and_the_others_named(self, artifact: Path, runs: Path) -> None:
+        opened = Artifact.open(artifact)
+        digest = opened.manifest.files["generator.fp32.onnx"].sha256
+        content = self.engine(opened, "fp32.dense.same", digest)
+        self.engine(opened, "fp32.dense.other", "0" * 64)
+        self.engine(opened, "fp32.dense.damaged", digest)
+        (artifact / "engines" / "fp32.dense.damaged.engine").write_bytes(b"x")
+        (artifact / "engines" / "rtx-timing.cache").write_bytes(b"times")
+        made = release(None, runs_dir=runs, out=artifact)
+        assert made.artifact.manifest.files["generator.fp32.onnx"].sha256 == digest  # the same weights, the same bytes
+        (kept,) = list_engines(made.artifact)
+        assert (kept.name, read_engine(made.artifact, kept)) == ("fp32.dense.same", content)
+        assert (artifact / "engines" / "rtx-timing.cache").read_bytes() == b"times"
+        assert not any(name.startswith("engines/") for name in made.artifact.manifest.files)
+        assert made.notes == (
+            "engines of graphs that are the same as before were kept: fp32.dense.same",
+            "2 engines of the artifact before went with it: `spade build` makes those of the new graphs",
+        )
+
+    def test_without_engines_nothing_is_said(self, artifact: Path) -> None:
+        assert carry_engines(artifact, artifact) == ()
+
+
+def test_nothing_to_export_names_the_commands(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        release(None, runs_dir=tmp_path / "runs")
+    assert "spade train" in str(caught.value.hint)
+
+
+def test_large_models_keep_fewer_golden_inputs() -> None:
+    class Large:
+        def parameters(self) -> list[Any]:
+            return [_Count(release_module.LARGE_PARAMETERS + 1)]
+
+    assert release_module._golden_count(Large()) == release_module.GOLDEN_COUNT_LARGE
+
+
+class _Count:
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def numel(self) -> int:
+        return self.count
