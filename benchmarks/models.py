@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from printed import Printed
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Manifest, Source, rewrite_manifest
 from spade_deploy.export.pipeline import export_artifact
@@ -76,7 +77,7 @@ def make_artifact(work: Path, spec: GeneratorSpec, maps: dict[str, Arrays]) -> A
             precisions=[Precision.FP32],
             golden_inputs=golden,
             source=Source(run.name, 0, "import", info.generator_sha256),
-            on_step=lambda text: print(f"  {text}", flush=True),
+            progress=Printed(),
         )
         rewrite_manifest(folder, with_break_even(Artifact(folder, exported.manifest)))
     return Artifact.open(folder)

@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from models import ADE20K, COCO, DATA, RESULTS, SMALL, coco_maps, make_artifact, resized, synthetic_maps
 from onnx import TensorProto, helper, numpy_helper
+from printed import Printed
 
 from spade_deploy.artifact import Arrays, Artifact
 from spade_deploy.bench import BASELINES, BenchResult, Candidate, Kind, bench, choose_candidates
@@ -94,7 +95,7 @@ def measure(artifact: Artifact, maps: dict[str, Arrays], size: int, asked: argpa
         runs_dir=run.parent,
         plain_onnx=run / "plain.onnx",
         limit_s=asked.limit or LIMIT_S.get(size),
-        on_step=lambda text: print(f"  {text}", flush=True),
+        progress=Printed(),
     )
     value = summarize(result, artifact, cases, size)
     write_json(target, value)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from printed import Printed
 
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.evaluation import EvalRequest, EvalResult, evaluate
@@ -74,7 +75,7 @@ def judged(work: Path, asked: argparse.Namespace) -> EvalResult:
         segmenter_steps=asked.segmenter_steps,
         pictures=PICTURES,
     )
-    return evaluate(request, runs_dir=work, on_step=print)
+    return evaluate(request, runs_dir=work, progress=Printed())
 
 
 def weights_bytes() -> int:

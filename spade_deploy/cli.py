@@ -18,12 +18,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from spade_deploy import __version__
 from spade_deploy.commands.console import (
-    busy,
     check_terminal_size,
-    count_bar,
     duration,
     finding_table,
-    image_bar,
     line,
     print_bench,
     print_engines,
@@ -36,14 +33,14 @@ from spade_deploy.commands.console import (
     show_notes,
     stderr,
     stdout,
-    step_bar,
     styled,
-    training_bar,
 )
+from spade_deploy.commands.progress import count_bar, image_bar, spinner, step_bar, training_bar
 from spade_deploy.errors import SpadeError, system_error
 from spade_deploy.files.atomic import beside
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.printable import one_line
+from spade_deploy.progress import SILENT
 from spade_deploy.spec import Architecture, Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
 
 if TYPE_CHECKING:
@@ -423,8 +420,8 @@ def _train(started: Session) -> None:
     out.print(f"training {started.run}: {started.described}")
     for note in started.notes:
         out.print(f"  note: {note}")
-    with training_bar() if started.world.is_main else nullcontext(lambda _: None) as report:
-        result = started.train(report)
+    with training_bar() if started.world.is_main else nullcontext(SILENT) as progress:
+        result = started.train(progress)
     for note in result.notes:
         out.print(f"  note: {note}")
     for skipped in result.skipped[:5]:
@@ -541,7 +538,7 @@ def export(
         from spade_deploy.release.release import Int8Options, release
 
         int8_options = Int8Options.from_flags(int8, calibrate, calibrate_instances, calibration_count, min_psnr)
-        with step_bar() as (on_step, on_progress):
+        with step_bar() as progress:
             made = release(
                 checkpoint,
                 runs_dir=runs,
@@ -552,8 +549,7 @@ def export(
                 labels=labels,
                 instances=instances,
                 int8=int8_options,
-                on_step=on_step,
-                on_progress=on_progress,
+                progress=progress,
             )
     console.print(f"exported {one_line(made.checkpoint)}")
     print_report(made.report)
@@ -614,7 +610,7 @@ def infer(
 
     console = stdout()
     opened = Artifact.open(resolve_artifact(artifact, runs))
-    with image_bar() as report:
+    with image_bar() as progress:
         summary = run_infer(
             opened,
             labels,
@@ -633,10 +629,7 @@ def infer(
             image_format=image_format,
             threads=threads,
             graph=graph,
-            on_progress=report,
-            on_runtime=lambda runtime: console.print(
-                line(f"running {one_line(opened.path)} with ", styled(runtime, "bold"))
-            ),
+            progress=progress,
         )
     rate = f" ({summary.images_per_s:.1f} images/s)" if summary.written else ""
     console.print(
@@ -711,10 +704,8 @@ def build(
         ),
     )
     opened = Artifact.open(resolve_artifact(artifact, runs))
-    with step_bar() as (_, on_progress):
-        found = building.build_until_interrupted(
-            opened, request, lambda name, what, done, total: on_progress(f"{name}: {what}", done, total)
-        )
+    with step_bar() as progress:
+        found = building.build_until_interrupted(opened, request, progress)
     print_engines(found)
 
 
@@ -740,7 +731,7 @@ def validate(
     from spade_deploy.validation.validate import validate as run_validate
 
     opened = Artifact.open(resolve_artifact(artifact, runs))
-    with busy("validating") as tell:
+    with spinner("validating", "validating {what}: {done} of {total}") as progress:
         found = run_validate(
             opened,
             labels=labels,
@@ -748,7 +739,7 @@ def validate(
             checkpoint=checkpoint,
             runs_dir=runs,
             backend=backend,
-            on_progress=lambda precision, done, total: tell(f"validating {precision}: {done} of {total}"),
+            progress=progress,
         )
     print_report(found, by_class=True)
     if report is not None:
@@ -763,14 +754,14 @@ def validate(
 
         with _needs("export"):
             from spade_deploy.validation.precision_search import search_failures
-        with busy("searching") as tell:
+        with spinner("searching") as progress:
             searches = search_failures(
                 opened,
                 found,
                 RuntimeBackend(backend.value),
                 checkpoint=checkpoint,
                 runs_dir=runs,
-                on_trial=lambda name, trial: tell(f"{name}: tried with {len(trial.kept)} layers in fp32"),
+                progress=progress,
             )
         for name, search in searches.items():
             stdout().print(f"{name}: {search}")
@@ -877,8 +868,8 @@ def eval_(
         pictures=pictures,
     )
     with locked(out, "evaluating"):
-        with _needs("train,export,cpu"), step_bar() as (on_step, on_progress):
-            found = evaluation.evaluate(asked, runs_dir=runs, on_step=on_step, on_progress=on_progress)
+        with _needs("train,export,cpu"), step_bar() as progress:
+            found = evaluation.evaluate(asked, runs_dir=runs, progress=progress)
         print_evaluation(found, evaluation.write_report(found, out))
     if extractor is None and segmenter is None and not train_segmenter:
         print_next("spade eval --train-segmenter   (what the images show), --extractor FILE.onnx (how real they look)")
@@ -926,7 +917,7 @@ def bench(
     pixels = parse_size(size) if size else None
     cases = benching.read_cases(opened, labels, instances, batch_size, pixels, most=max(1, rounds) * batch_size)
     place = out if out is not None else opened.path.parent / "bench"
-    with locked(place, "measuring"), busy("measuring") as tell:
+    with locked(place, "measuring"), spinner("measuring", "{what} {done} of {total}") as progress:
         found = benching.bench(
             opened,
             candidates,
@@ -936,8 +927,7 @@ def bench(
             backend=backend,
             checkpoint=checkpoint,
             runs_dir=runs,
-            on_step=tell,
-            on_round=lambda done, total: tell(f"round {done} of {total}"),
+            progress=progress,
         )
         files = benching.write_result(found, place)
     print_bench(found, files)
@@ -965,9 +955,9 @@ def check_labels(
     from spade_deploy.labels.fix import FixAction
 
     labels = label_lint.labels_to_check(preset, num_labels, has_dontcare=dontcare, palette=palette)
-    with count_bar("checking") as report:
+    with count_bar() as progress:
         found = label_lint.lint_folder(
-            folder, labels, preset=preset or "custom", images_dir=images, instances_dir=instances, progress=report
+            folder, labels, preset=preset or "custom", images_dir=images, instances_dir=instances, progress=progress
         ).without(ignore or ())
     console = stdout()
     if found.findings:
@@ -976,8 +966,8 @@ def check_labels(
     console.print(f"checked {len(found.files)} label maps: {counts or 'nothing to report'}")
     is_clean = not found.errors
     if fix is not None:
-        with locked(fix, "writing label maps", file=beside(fix, LOCK)), count_bar("fixing") as report:
-            fixed = label_lint.fix_labels(found, fix, labels, progress=report)
+        with locked(fix, "writing label maps", file=beside(fix, LOCK)), count_bar() as progress:
+            fixed = label_lint.fix_labels(found, fix, labels, progress=progress)
         refused = [result for result in fixed if result.target is None]
         for result in fixed:
             if result.action != FixAction.COPIED:
@@ -1067,8 +1057,8 @@ def data_earth(
     """Write satellite photos and land-cover label maps: OUT/{train,val,test}/{labels,images}/."""
     from spade_deploy.labels.earth import write_earth
 
-    with locked(out, "writing the Earth data set"), count_bar("writing") as report:
-        counts = write_earth(out, report)
+    with locked(out, "writing the Earth data set"), count_bar() as progress:
+        counts = write_earth(out, progress)
     counted = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test"))
     written = f": {counted} pairs ({counts['written']} files written now)"
     stdout().print(line("the Earth data set is in ", styled(one_line(out), "bold"), written))
@@ -1085,11 +1075,8 @@ def demo(
     with _needs("train,export,cpu"):
         from spade_deploy.release.demo import run_demo
 
-        def on_step(text: str) -> None:
-            console.print(f"  {text}", style="dim")
-
-        with locked(out, "running the demo"), training_bar() as report:
-            made = run_demo(out, steps=steps, on_step=on_step, on_training=report)
+        with locked(out, "running the demo"), training_bar() as progress:
+            made = run_demo(out, steps=steps, progress=progress)
     print_report(made.report)
     console.print(f"the demo took {duration(made.seconds)}, {duration(made.training_seconds)} of it training")
     print_places(

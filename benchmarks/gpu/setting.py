@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from models import ADE20K, DATA, SMALL, coco_maps, make_generator, resized, stacked, synthetic_maps
+from printed import Printed
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Source
 from spade_deploy.errors import SpadeError
@@ -102,7 +103,7 @@ class Setting:
             golden_inputs=self.golden,
             source=Source("gpu-check", 0, "import", "0" * 64),
             int8=Int8Request(calibration, f"{len(calibration[LABEL])} maps") if is_int8 else None,
-            on_step=lambda text: print(f"  {text}", flush=True),
+            progress=Printed(),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from spade_deploy.engines.base import Backend, parse_backend
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
 from spade_deploy.files.atomic import scratch_folder
 from spade_deploy.machine.cores import at_most_cores, usable_cores
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
 
 DEFAULT_ROUNDS = 20
@@ -51,8 +52,7 @@ def bench(
     runs_dir: Path = Path("runs"),
     plain_onnx: Path | None = None,
     limit_s: float | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_round: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> BenchResult:
     """Measure candidates side by side: in each round every one of them runs the same case once.
 
@@ -66,19 +66,19 @@ def bench(
     threads = usable_cores() if threads is None else at_most_cores(threads, "--threads")
     golden = artifact.golden()
     with scratch_folder("bench") as folder, ExitStack() as stack:
-        files = _Files(artifact, folder, checkpoint, runs_dir, plain_onnx, on_step)
+        files = _Files(artifact, folder, checkpoint, runs_dir, plain_onnx, progress)
         jobs = _jobs(artifact, candidates, cases, golden, folder, threads, str(backend))
         live: list[_Live] = []
         entries: dict[Candidate, Entry] = {}
         for number, job in enumerate(jobs):
-            on_step(f"{job.candidate.name}: first image, golden inputs")
+            progress.step(f"{job.candidate.name}: first image, golden inputs")
             started = _start(files, job, artifact, golden, folder / f"worker-{number}", stack)
             if isinstance(started, _Live):
                 live.append(started)
             else:
                 entries[job.candidate] = started
-        on_step(f"{rounds} rounds of {len(live)} candidates")
-        done = _measure(live, entries, len(cases), rounds, limit_s, on_round)
+        progress.step(f"{rounds} rounds of {len(live)} candidates")
+        done = _measure(live, entries, len(cases), rounds, limit_s, progress)
         for one in live:
             if one.entry.candidate not in entries:
                 entries[one.entry.candidate] = _finish(one)
@@ -157,7 +157,7 @@ class _Files:
     checkpoint: Path | None
     runs_dir: Path
     plain_onnx: Path | None
-    on_step: Callable[[str], None]
+    progress: Progress
 
     def give(self, job: Job) -> Job:
         """The job with its files. Raises SpadeError where a baseline's cannot be had."""
@@ -183,7 +183,7 @@ class _Files:
         path = self.plain_onnx or self.folder / "plain.onnx"
         if not path.exists():
             checkpoint = self._found_checkpoint()
-            self.on_step("plain export of the untouched module")
+            self.progress.step("plain export of the untouched module")
             from spade_deploy.bench.plain_export import write_plain_export
 
             write_plain_export(checkpoint, path)
@@ -221,7 +221,7 @@ def _measure(
     num_cases: int,
     rounds: int,
     limit_s: float | None,
-    on_round: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[Round]:
     """Rounds that were done; a candidate that dies in one is entered as failed, and left out from then on."""
     done: list[Round] = []
@@ -230,7 +230,7 @@ def _measure(
         case = len(done) % num_cases
         others = _one_round([one for one in live if one.entry.candidate not in entries], entries, len(done), case)
         done.append(Round(case, others))
-        on_round(len(done), rounds)
+        progress.count("round", len(done), rounds)
     return done
 
 

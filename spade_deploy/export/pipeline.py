@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,7 @@ from spade_deploy.metrics.judge import FP32_FACTOR, is_undecided
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import make_segmap, to_pixels
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GraphKind, Precision, RoundingError
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -71,8 +72,7 @@ def export_artifact(
     keep_fp32: Sequence[str] = (),
     int8: Int8Request | None = None,
     encoder: StyleEncoder | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> Exported:
     """Write graphs, golden tensors and manifest into `folder`, an empty directory.
 
@@ -80,7 +80,7 @@ def export_artifact(
     become the golden tensors, and the ranges of a half-precision graph are measured on them and on stress maps.
     kinds: of graphs; all that the architecture has if left out.
     keep_fp32: units that stay float32 in half precision beside those whose ranges ask for it, see `parse_kept`.
-    int8: adds an int8 graph of each kind, made of the fp32 graphs. on_progress: what, done, in all.
+    int8: adds an int8 graph of each kind, made of the fp32 graphs.
     encoder: the generator's, in eval mode; it is written beside the graphs, and what is written is proved equal to it.
     Raises ExportError, MissingDependencyError, ConfigError for a kind that the architecture does not have, and
     ValidationFailedError where the encoder's proof fails.
@@ -88,7 +88,7 @@ def export_artifact(
     kinds = generator.spec.graph_kinds if kinds is None else kinds
     for kind in kinds:
         require_kind(generator.spec, kind)
-    on_step("running the PyTorch reference in float32 and float64")
+    progress.step("running the PyTorch reference in float32 and float64")
     reference = run_reference(generator, golden_inputs)
     bad = int((~np.isfinite(reference[LOGITS])).any(axis=(1, 2, 3)).sum())
     if bad:
@@ -101,17 +101,17 @@ def export_artifact(
     write_golden(folder, dict(golden_inputs), reference)
     encoder_graph = None
     if encoder is not None:
-        on_step("writing the style encoder, and proving it equal to the PyTorch module")
+        progress.step("writing the style encoder, and proving it equal to the PyTorch module")
         encoder_graph = write_encoder(encoder, generator.spec, folder / ENCODER_ONNX)
     kept: tuple[str, ...] = ()
     stress: tuple[StressMap, ...] = ()
     if Precision.FP16 in precisions:
-        on_step("measuring what half precision must hold, on the golden inputs and on stress maps")
-        measured = measure_ranges(generator, kinds, dict(golden_inputs), on_progress)
+        progress.step("measuring what half precision must hold, on the golden inputs and on stress maps")
+        measured = measure_ranges(generator, kinds, dict(golden_inputs), progress)
         kept, stress = kept_units(generator.spec, measured.largest, keep_fp32), (measured.hardest,)
     graphs = []
     for precision, kind in itertools.product(precisions, kinds):
-        on_step(f"tracing and writing the {precision} {kind} graph")
+        progress.step(f"tracing and writing the {precision} {kind} graph")
         model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
         file = graph_file(precision, kind)
         write_onnx(model, folder / file)
@@ -119,11 +119,11 @@ def export_artifact(
         graphs.append(Graph(file, precision, all_kept, OPSET, kind))
     summary = None
     if int8 is not None:
-        on_step(f"making int8 graphs of at least {int8.min_psnr_db:g} dB, calibrated on {int8.described}")
+        progress.step(f"making int8 graphs of at least {int8.min_psnr_db:g} dB, calibrated on {int8.described}")
         golden = (dict(golden_inputs), reference[IMAGE])
-        made, summary = write_int8_graphs(generator, folder, kinds, int8, golden, on_progress)
+        made, summary = write_int8_graphs(generator, folder, kinds, int8, golden, progress)
         graphs += made
-    on_step("hashing files and writing the manifest")
+    progress.step("hashing files and writing the manifest")
     manifest = write_manifest(
         folder,
         generator=generator.spec,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,10 +13,11 @@ from spade_deploy.engines.open import open_runtime
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.files.locks import locked
 from spade_deploy.images.image_file import Size
-from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
+from spade_deploy.inference.pipeline import Pipeline, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
 from spade_deploy.inference.style import style_vector
 from spade_deploy.labels.pairs import find_label_maps
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec, Precision
 
 _DROP = "leave the flag out"
@@ -73,8 +73,7 @@ def infer(
     image_format: str = "png",
     threads: int | None = None,
     graph: GraphChoice | str = GraphChoice.AUTO,
-    on_progress: Progress | None = None,
-    on_runtime: Callable[[str], None] | None = None,
+    progress: Progress = SILENT,
 ) -> InferSummary:
     """Make an image of every label map in `labels`: a flat folder, a data set in its layout, or one file.
 
@@ -85,7 +84,6 @@ def infer(
     unless `no_instances` leaves that channel empty. preset: whose layout; what the model's labels are if left out.
     size: (height, width) to run at instead of the model's own.
     seed, style_image: the style of a VAE model, the same for every image: a seed's, or a photo's; neither is the mean.
-    on_runtime: told what runs, once it is loaded.
     Files that cannot be used, or whose result has no place, are in the summary's failures. Raises ConfigError,
     NotFoundError, errors of the runtime, FolderBusyError where another process fills the folder, and SpadeError where
     a result cannot be written.
@@ -102,7 +100,7 @@ def infer(
             hint="give their folder, or --no-instances to leave the edge channel empty (looks worse)",
         )
     plan = make_plan(labels, found, out, image_format, overwrite)
-    tally = Tally(len(plan.jobs), list(plan.failures), on_progress)
+    tally = Tally(len(plan.jobs), list(plan.failures), progress)
     runtime_name = ""
     if plan.jobs:
         _make_folder(plan.folder)
@@ -110,8 +108,7 @@ def infer(
         alone = nullcontext() if labels.is_file() else locked(plan.folder, f"making images of {labels}")
         with alone, open_runtime(artifact, precision, backend, threads, graph) as runtime:
             runtime_name = runtime.name
-            if on_runtime is not None:
-                on_runtime(runtime_name)
+            progress.step(f"running {artifact.path} with {runtime_name}")
             tally.start()
             Pipeline(reader, runtime, batch_size, tally).run(plan.jobs)
     return InferSummary(

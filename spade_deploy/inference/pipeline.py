@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,10 +28,8 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.inference.plan import Failure, Job, failure
 from spade_deploy.inference.png import encode_png
 from spade_deploy.labels.files import read_instance_map, read_label_map, resize_nearest, save_pixels
+from spade_deploy.progress import Figures, Progress
 from spade_deploy.spec import GeneratorSpec
-
-Progress = Callable[[int, int, float], None]
-"""Called with images done, images in all, images a second."""
 
 # Of each kind, and never more than half the cores: they compete with a CPU session.
 _MAX_WORKERS = 4
@@ -93,7 +91,7 @@ class Tally:
 
     total: int
     failures: list[Failure]
-    on_progress: Progress | None
+    progress: Progress
     written: int = 0
     resized: int = 0
     done: int = 0
@@ -119,8 +117,8 @@ class Tally:
     def _tell(self) -> None:
         self.done += 1
         self._ended = time.perf_counter()
-        if self.on_progress is not None:
-            self.on_progress(self.done, self.total, self.written / max(self.seconds, 1e-9))
+        rate = self.written / max(self.seconds, 1e-9)
+        self.progress.count("images", self.done, self.total, Figures(per_second=rate))
 
 
 @dataclass(frozen=True)

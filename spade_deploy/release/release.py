@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.metrics.judge import Tolerance
 from spade_deploy.pages import render as pages
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.release.break_even import measure_break_even
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.runs.checkpoint import load_generator
@@ -128,8 +129,7 @@ def release(
     instances: Path | None = None,
     int8: Int8Options | None = None,
     keep_fp32: Sequence[str] = (),
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> Release:
     """Export a checkpoint (None: the newest; best: the best one of its run) and validate what was written.
 
@@ -139,13 +139,12 @@ def release(
     labels, instances: folders whose first maps become the golden inputs; by default the run's validation split, or
     synthetic maps where there is none.
     int8: adds int8 graphs. keep_fp32: units that the fp16 graphs keep in float32, beside those whose ranges ask for it.
-    on_progress: what takes long, done, in all.
     Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError, FolderBusyError.
     """
     if keep_fp32 and Precision.FP16 not in precisions:
         raise ConfigError("--keep-fp32: belongs to --fp16", hint="add --fp16, or leave it out")
     checkpoint = resolve_checkpoint(checkpoint, runs_dir, best=best)
-    on_step(f"loading {checkpoint}")
+    progress.step(f"loading {checkpoint}")
     loaded = load_generator(checkpoint)
     kept = parse_kept(loaded.spec, keep_fp32)
     run = checkpoint.parent.parent
@@ -154,7 +153,7 @@ def release(
         target = target.resolve()
     require_replaceable(target)
     golden = golden_inputs(loaded.spec, loaded.info, labels, instances, _golden_count(loaded.module))
-    on_step(f"golden inputs: {golden.described}")
+    progress.step(f"golden inputs: {golden.described}")
     request = None
     if int8 is not None:
         calibration = calibration_inputs(loaded.spec, loaded.info, int8.maps, int8.instances, int8.count)
@@ -171,21 +170,20 @@ def release(
             keep_fp32=kept,
             int8=request,
             encoder=loaded.encoder,
-            on_step=on_step,
-            on_progress=on_progress,
+            progress=progress,
         )
-        on_step("validating every graph against the untouched PyTorch module")
+        progress.step("validating every graph against the untouched PyTorch module")
         report = validate(
             Artifact.open(folder),
             checkpoint=checkpoint,
             runs_dir=runs_dir,
             backend="cpu",
             stress=exported.stress,
-            on_progress=on_progress,
+            progress=progress,
         )
         _require_emulated(report)
         report = replace(report, artifact=target)
-        manifest, measured = _with_break_even(folder, exported.manifest, on_step)
+        manifest, measured = _with_break_even(folder, exported.manifest, progress)
         summary = exported.int8
         more = {} if summary is None else {"int8": summary.to_json()}
         if manifest.encoder is not None:
@@ -198,7 +196,7 @@ def release(
             failed = free_place(target.with_name(target.name + ".failed"))
             with atomic_folder(failed) as copy:
                 shutil.copytree(folder, copy, dirs_exist_ok=True)
-            on_step(f"the artifact that failed, with its report: {failed}")
+            progress.step(f"the artifact that failed, with its report: {failed}")
             replace(report, artifact=failed).require_passed()
         notes = carry_engines(target, folder)
     return Release(Artifact.open(target), report, golden.described, checkpoint, notes)
@@ -214,14 +212,12 @@ def _require_emulated(report: ValidationReport) -> None:
             )
 
 
-def _with_break_even(
-    folder: Path, manifest: Manifest, on_step: Callable[[str], None]
-) -> tuple[Manifest, dict[str, Any]]:
+def _with_break_even(folder: Path, manifest: Manifest, progress: Progress) -> tuple[Manifest, dict[str, Any]]:
     """The manifest with the measured rule in each lookup graph's entry, and what was measured, by the graph's name."""
     graphs, measured = [], {}
     for graph in manifest.graphs:
         if graph.kind is GraphKind.LOOKUP:
-            on_step(f"measuring where {graph.name} beats dense")
+            progress.step(f"measuring where {graph.name} beats dense")
             found = measure_break_even(Artifact(folder, manifest), graph.precision)
             graph = replace(graph, break_even_share=found.share)
             measured[graph.name] = {**asdict(found), "crossing": found.crossing, "share": found.share}

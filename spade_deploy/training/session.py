@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from spade_deploy.errors import ConfigError, SpadeError, TrainingError
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.labels.earth import write_example_labels
 from spade_deploy.machine.cores import usable_cores
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.runs.folders import (
     check_name,
     is_resumable,
@@ -25,7 +25,7 @@ from spade_deploy.runs.folders import (
 from spade_deploy.training import config as settings
 from spade_deploy.training.config import Setup
 from spade_deploy.training.estimate import Estimate, estimate
-from spade_deploy.training.loop import FolderSource, Progress, TrainResult, choose_device, train
+from spade_deploy.training.loop import FolderSource, TrainResult, choose_device, train
 from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.processes.world import ALONE, World
 from spade_deploy.training.request import TrainRequest
@@ -90,7 +90,7 @@ class Session:
         processes = f", {self.world.size} processes" if self.world.size > 1 else ""
         return begin + _described(self.setup) + processes
 
-    def train(self, on_progress: Callable[[Progress], None]) -> TrainResult:
+    def train(self, progress: Progress = SILENT) -> TrainResult:
         """Train; a run that could not even begin leaves no folder."""
         try:
             return train(
@@ -98,7 +98,7 @@ class Session:
                 run=self.run,
                 source=self.source,
                 resume=self.resume,
-                on_progress=on_progress,
+                progress=progress,
                 world=self.world,
             )
         except SpadeError:

@@ -32,9 +32,11 @@ from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, NotFoundError, ValidationFailedError
 from spade_deploy.networks import spade as networks
+from spade_deploy.progress import SILENT
 from spade_deploy.spec import LabelSpec, Precision
 from tests.support.bench_model import small_artifact
 from tests.support.commands import spade
+from tests.support.listener import Listener
 from tests.support.stand_in import EDGES, PLAIN, STYLED, random_inputs, stand_in_artifact, stand_in_graph
 
 BOTH = [Precision.FP32, Precision.FP16]
@@ -194,7 +196,7 @@ def test_figures_by_hand() -> None:
 def test_a_run_by_graphs_of_one_artifact(tmp_path: Path) -> None:
     artifact = two_graphs(tmp_path / "artifact")
     held = np.ones(50_000_000)  # 400 MB in this process, which the workers must not be charged with
-    seen: list[tuple[int, int]] = []
+    told = Listener()
     result = bench(
         artifact,
         choose_candidates(artifact),
@@ -202,8 +204,9 @@ def test_a_run_by_graphs_of_one_artifact(tmp_path: Path) -> None:
         rounds=3,
         threads=1,
         backend="cpu",
-        on_round=lambda done, total: seen.append((done, total)),
+        progress=told,
     )
+    seen = [(done, total) for what, done, total in told.counts if what == "round"]
     assert held[0] == 1
     result.require_right()
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -280,7 +283,7 @@ def test_the_order_rotates_and_turns_so_that_each_candidate_comes_after_each_oth
 
     monkeypatch.setattr(run_module.time, "sleep", lambda _: None)
     candidates = [live(name) for name in "abc"]
-    done = run_module._measure(candidates, {}, 2, 6, None, lambda *_: None)
+    done = run_module._measure(candidates, {}, 2, 6, None, SILENT)
     assert [entry.case for entry in done] == [0, 1, 0, 1, 0, 1]
     rounds = ["".join(order[first : first + 3]) for first in range(0, 18, 3)]
     assert rounds == ["abc", "acb", "cab", "cba", "bca", "bac"]

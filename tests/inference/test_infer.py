@@ -33,8 +33,10 @@ from spade_deploy.labels.files import (
 )
 from spade_deploy.labels.sets import label_set
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap, to_pixels
+from spade_deploy.progress import SILENT, Silent
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 from tests.support.stand_in import EDGES, PLAIN, STYLED, expected, stand_in_artifact
 
 Ids = NDArray[Any]
@@ -92,16 +94,16 @@ def styled(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 def test_every_label_map_becomes_its_image(plain: Artifact, tmp_path: Path, batch_size: int) -> None:
     maps = write_labels(tmp_path / "labels", 7, (64, 32))
-    calls: list[tuple[int, int, float]] = []
-    told: list[str] = []
+    seen = Listener()
     summary = infer(
         plain,
         tmp_path / "labels",
         tmp_path / "new" / "out",
         batch_size=batch_size,
-        on_progress=lambda *call: calls.append(call),
-        on_runtime=told.append,
+        progress=seen,
     )
+    told = [step.rpartition(" with ")[2] for step in seen.steps]
+    calls = [(done, total) for _, done, total in seen.counts]
     assert names(tmp_path / "new" / "out") == [f"{number:03d}.png" for number in range(7)]
     for number, label in enumerate(maps):
         np.testing.assert_array_equal(read(tmp_path / "new" / "out" / f"{number:03d}.png"), pixels(PLAIN, label))
@@ -222,8 +224,9 @@ def test_bad_files_are_reported_and_the_rest_is_done(plain: Artifact, tmp_path: 
     (labels / "002.png").write_bytes(b"not an image")
     Image.fromarray(np.full((64, 32), 9, np.uint8)).save(labels / "003.png")
     Image.fromarray(np.zeros((64, 32, 3), np.uint8)).save(labels / "004.png")
-    progress: list[int] = []
-    summary = infer(plain, labels, tmp_path / "out", batch_size=4, on_progress=lambda done, *_: progress.append(done))
+    seen = Listener()
+    summary = infer(plain, labels, tmp_path / "out", batch_size=4, progress=seen)
+    progress = [done for _, done, _ in seen.counts]
     assert names(tmp_path / "out") == ["000.png", "005.png"]
     found = messages(summary)
     assert list(found) == ["001.png", "002.png", "003.png", "004.png"]
@@ -479,16 +482,20 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
         if calls[0] == 8:
             signal.raise_signal(signal.SIGINT)
 
+    class Interrupting(Silent):
+        def count(self, *_: Any) -> None:
+            interrupt()
+
     def run(*arguments: Any) -> Arrays:
         interrupt()
         return real(*arguments)
 
-    on_progress = interrupt if where == "progress" else None
+    progress = Interrupting() if where == "progress" else SILENT
     with monkeypatch.context() as patch:
         if where == "model":
             patch.setattr(OrtRuntime, "run", run)
         with pytest.raises(KeyboardInterrupt):
-            infer(plain, tmp_path / "labels", tmp_path / "out", on_progress=on_progress)
+            infer(plain, tmp_path / "labels", tmp_path / "out", progress=progress)
     assert threading.active_count() == threads
     left = names(tmp_path / "out")
     assert 1 <= len(left) < 40

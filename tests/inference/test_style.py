@@ -51,6 +51,7 @@ from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import initialize
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 from tests.support.stand_in import PLAIN, STYLED, expected, random_inputs, stand_in_artifact
 
 WIDE = replace(STYLED, height=32, width=64)
@@ -219,14 +220,14 @@ def test_an_encoder_that_cannot_be_exported(wide_file: Path, tmp_path: Path) -> 
 def test_an_export_carries_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = build_generator(labels=LabelSpec(5), base_channels=2, hidden_channels=4, height=32, width=32, z_dim=2)
     label = np.zeros((1, 32, 32), np.uint8)
-    steps: list[str] = []
+    seen = Listener()
     arguments: dict[str, Any] = {
         "precisions": (Precision.FP32,),
         "kinds": (GraphKind.DENSE,),
         "golden_inputs": {LABEL: label, Z: np.zeros((1, 2), np.float32)},
         "source": Source("tiny-001", 4, "train", "0" * 64),
         "encoder": small_encoder(generator.spec),
-        "on_step": steps.append,
+        "progress": seen,
     }
     monkeypatch.setattr(encoder_graph, "ERROR_FACTOR", 0.0)
     monkeypatch.setattr(encoder_graph, "ERROR_FLOOR", 0.0)
@@ -241,7 +242,7 @@ def test_an_export_carries_the_encoder(tmp_path: Path, monkeypatch: pytest.Monke
     assert artifact.manifest.encoder == exported.manifest.encoder
     assert artifact.manifest.encoder is not None
     assert ENCODER_ONNX in artifact.manifest.files
-    assert any("proving" in step for step in steps)
+    assert any("proving" in step for step in seen.steps)
 
 
 def test_the_manifest_names_and_vouches_for_the_encoder(styled: Artifact, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from spade_deploy.runs.folders import checkpoint_folder, new_run, resolve_artifa
 from spade_deploy.spec import LabelSpec, Precision
 from spade_deploy.validation import validate as validation
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None:
-    steps: list[str] = []
-    made = release(None, runs_dir=runs, precisions=[Precision.FP32], on_step=steps.append)
+    seen = Listener()
+    made = release(None, runs_dir=runs, precisions=[Precision.FP32], progress=seen)
     assert made.artifact.path == runs / "tiny" / "artifact" == resolve_artifact(None, runs)
     files = set(made.artifact.manifest.files)
     assert {
@@ -65,7 +66,7 @@ def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None
         "golden/outputs.npz",
     } == files
     assert "synthetic" in made.golden_from
-    assert any("PyTorch reference" in step for step in steps)
+    assert any("PyTorch reference" in step for step in seen.steps)
     page = (made.artifact.path / REPORT_HTML).read_text(encoding="utf-8")
     pictures = _Pictures()
     pictures.feed(page)

@@ -58,6 +58,7 @@ from spade_deploy.validation.precision_search import (
 )
 from spade_deploy.validation.validate import GraphResult, ValidationReport
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 from tests.support.stand_in import stand_in_artifact
 
 UNITS = tuple(f"unit_{number}" for number in range(14))
@@ -336,7 +337,7 @@ def test_only_half_precision_that_failed_is_searched(
         samples=(),
     )
     asked: list[dict[str, Any]] = []
-    said: list[tuple[str, Trial]] = []
+    said = Listener()
     answer = find_layers_to_keep(UNITS, needing("unit_3"))
 
     def search(_: Artifact, *, on_trial: Callable[[Trial], None], **options: Any) -> PrecisionSearch:
@@ -345,12 +346,10 @@ def test_only_half_precision_that_failed_is_searched(
         return answer
 
     monkeypatch.setattr(precision_search, "search_precision", search)
-    found = search_failures(
-        artifact, report, Backend.CPU, runs_dir=runs, on_trial=lambda name, trial: said.append((name, trial))
-    )
+    found = search_failures(artifact, report, Backend.CPU, runs_dir=runs, progress=said)
     assert found == {"fp16 lookup": answer}
     assert [(options["kind"], options["runs_dir"]) for options in asked] == [(GraphKind.LOOKUP, runs)]
-    assert said == [("fp16 lookup", answer.trials[0])]
+    assert said.steps == [f"fp16 lookup: tried with {len(answer.trials[0].kept)} layers in fp32"]
 
 
 def test_a_trial_runs_where_the_graph_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

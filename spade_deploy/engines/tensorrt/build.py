@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +33,7 @@ from spade_deploy.engines.tensorrt.store import capability_text, this_system
 from spade_deploy.engines.tensorrt.table_profile import default_profile, tensor_ranges
 from spade_deploy.errors import BuildError, ConfigError, RuntimeUnavailableError
 from spade_deploy.files.atomic import sweep
+from spade_deploy.progress import NO_FIGURES, SILENT, Figures, Progress, Silent
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 
 
@@ -72,14 +73,14 @@ def build(
     artifact: Artifact,
     request: BuildRequest,
     *,
-    on_phase: Callable[[str, str, int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
     stop: threading.Event | None = None,
 ) -> tuple[BuiltEngine, ...]:
     """Build engines and write them into the artifact.
 
-    on_phase: called with the graph's name, what the builder does, steps done, steps in all; from the builder's threads.
-    stop: set it to end the build early. Raises BuildError, BuildInterruptedError, ConfigError, ArtifactError,
-    MissingDependencyError, RuntimeUnavailableError; engines that were finished before stay.
+    `progress` is told from the builder's threads. `stop` ends the build early when it is set.
+    Raises BuildError, BuildInterruptedError, ConfigError, ArtifactError, MissingDependencyError,
+    RuntimeUnavailableError; engines that were finished before stay.
     """
     spec = artifact.manifest.generator
     library = load_library(request.flavour)
@@ -117,7 +118,7 @@ def build(
                     compute_capability=request.compute_capability,
                     timing_cache=read_timing_cache(cache),
                     keep_cache=partial(write_timing_cache, cache),
-                    on_phase=partial(on_phase, graph.name),
+                    progress=_GraphProgress(progress, graph.name),
                     stop=stop,
                 )
             is_for_this_card = gpu is not None and request.compute_capability in (
@@ -131,12 +132,12 @@ def build(
 
 
 def build_until_interrupted(
-    artifact: Artifact, request: BuildRequest, on_phase: Callable[[str, str, int, int], None]
+    artifact: Artifact, request: BuildRequest, progress: Progress = SILENT
 ) -> tuple[BuiltEngine, ...]:
     """`build`, which Ctrl-C ends at the builder's next step: a signal does not reach into TensorRT by itself."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(build, artifact, request, on_phase=on_phase, stop=stop)
+        running = pool.submit(build, artifact, request, progress=progress, stop=stop)
         while True:
             try:
                 return running.result(timeout=0.1)
@@ -145,6 +146,17 @@ def build_until_interrupted(
                     raise
             except KeyboardInterrupt:
                 stop.set()
+
+
+class _GraphProgress(Silent):
+    """Puts the graph's name before what the builder says that it does."""
+
+    def __init__(self, progress: Progress, graph: str) -> None:
+        self._progress = progress
+        self._graph = graph
+
+    def count(self, what: str, done: int, total: int, figures: Figures = NO_FIGURES) -> None:
+        self._progress.count(f"{self._graph}: {what}", done, total)
 
 
 def read_engine_layers(library: Library, engine: bytes) -> list[EngineLayer]:

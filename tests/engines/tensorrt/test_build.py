@@ -43,9 +43,11 @@ from spade_deploy.export.pipeline import export_artifact
 from spade_deploy.export.spade import DeployModel
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.labels.files import synthetic_label_maps
+from spade_deploy.progress import Silent
 from spade_deploy.spec import Flavour, GraphKind, LabelSpec, Precision, ShapeProfile
 from tests.support.commands import spade
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 from tests.support.stand_in import stand_in_artifact
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
@@ -83,8 +85,8 @@ def artifact(exported: Path, tmp_path: Path) -> Artifact:
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_every_precision_and_kind_builds_and_is_proved(artifact: Artifact, precision: Precision) -> None:
-    phases: list[tuple[str, str, int, int]] = []
-    built = build(artifact, replace(RTX, precision=precision), on_phase=lambda *phase: phases.append(phase))
+    seen = Listener()
+    built = build(artifact, replace(RTX, precision=precision), progress=seen)
     assert [engine.key.kind for engine in built] == [GraphKind.DENSE, GraphKind.LOOKUP]
     for engine in built:
         assert engine.key.precision is precision
@@ -94,6 +96,7 @@ def test_every_precision_and_kind_builds_and_is_proved(artifact: Artifact, preci
         if precision is not Precision.INT8:  # some of an int8 graph's layers are kept fp32
             assert engine.proof["asked"] == engine.proof["total"]
         assert engine.bytes == engine.path.stat().st_size > 100_000
+    phases = [(*what.split(": ", 1), done, total) for what, done, total in seen.counts]
     assert {name for name, *_ in phases} == {f"{precision}", f"{precision} lookup"}
     assert all(0 <= done <= total for _, _, done, total in phases)
     entries = list_engines(artifact)
@@ -305,8 +308,13 @@ def test_a_timing_cache_of_another_card_is_replaced_by_an_empty_one(content: byt
 
 def test_a_build_can_be_ended_early_and_leaves_nothing_half_written(artifact: Artifact) -> None:
     stop = threading.Event()
+
+    class Stopping(Silent):
+        def count(self, *_: object) -> None:
+            stop.set()
+
     with pytest.raises(BuildInterruptedError, match="interrupted"):
-        build(artifact, RTX, on_phase=lambda *_: stop.set(), stop=stop)
+        build(artifact, RTX, progress=Stopping(), stop=stop)
     assert not list((artifact.path / "engines").glob("*.engine"))
 
 
@@ -420,15 +428,17 @@ def test_ctrl_c_ends_a_build_with_one_message(artifact: Artifact, tmp_path: Path
     script = f"""
 import os, signal, threading
 from pathlib import Path
-from spade_deploy import build as building
+from spade_deploy.engines.tensorrt import build as building
 from spade_deploy.cli import main
+from spade_deploy.progress import Silent
 real = building.build
-def slow(*args, on_phase, stop, **kw):
-    def tell(*phase):
-        os.kill(os.getpid(), signal.SIGINT)
-        stop.wait(20)
-        on_phase(*phase)
-    return real(*args, on_phase=tell, stop=stop, **kw)
+def slow(*args, progress, stop, **kw):
+    class Interrupting(Silent):
+        def count(self, *counted):
+            os.kill(os.getpid(), signal.SIGINT)
+            stop.wait(20)
+            progress.count(*counted)
+    return real(*args, progress=Interrupting(), stop=stop, **kw)
 building.build = slow
 import sys
 sys.argv = ["spade", "build", {str(artifact.path)!r}, "--target", "rtx", "--compute-capability", "8.9"]

@@ -23,6 +23,7 @@ from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 from spade_deploy.validation.validate import validate
 from tests.support.fake_tensorrt import GOOD_ENGINE, FakeTensorRT
+from tests.support.listener import Listener
 from tests.support.recording_device import RecordingDevice
 from tests.support.stand_in import PLAIN, expected, random_inputs, stand_in_artifact
 
@@ -152,8 +153,9 @@ def write_labels(folder: Path, sizes: list[tuple[int, int]]) -> Path:
 def test_infer_runs_a_folder_through_the_engine(artifact: Artifact, card: RecordingDevice, tmp_path: Path) -> None:
     add_engine(artifact)
     labels = write_labels(tmp_path / "labels", [(PLAIN.height, PLAIN.width)] * 5)
-    names: list[str] = []
-    summary = infer(artifact, labels, tmp_path / "out", backend="tensorrt", batch_size=2, on_runtime=names.append)
+    seen = Listener()
+    summary = infer(artifact, labels, tmp_path / "out", backend="tensorrt", batch_size=2, progress=seen)
+    names = [step.rpartition(" with ")[2] for step in seen.steps]
     assert (summary.written, names) == (5, ["TensorRT 9.9.9, fp16"])
     for path in labels.iterdir():
         inputs = {LABEL: np.array(Image.open(path))[None]}
