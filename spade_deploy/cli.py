@@ -35,6 +35,7 @@ from spade_deploy.commands.console import (
     stdout,
     styled,
 )
+from spade_deploy.commands.data import data
 from spade_deploy.commands.progress import count_bar, image_bar, spinner, step_bar, training_bar
 from spade_deploy.errors import SpadeError, system_error
 from spade_deploy.files.atomic import beside
@@ -71,12 +72,21 @@ class Resize(StrEnum):
     NEVER = "never"
 
 
+COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (data,)
+"""The commands that are made from requests; each file in `commands/` has one or a few."""
+
+
 class _Commands(TyperGroup):
     """Prints what a user can mend as one message; anything else is a defect and keeps its traceback."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         check_terminal_size()  # the help, too, is wrapped by it
         return super().main(*args, **options)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for made in COMMANDS:
+            self.commands[made.name or ""] = made
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -117,8 +127,6 @@ app = typer.Typer(
     "The main job, in an empty folder: [bold]spade train[/], [bold]spade export --fp16[/],"
     " [bold]spade infer labels/ out/[/]. Or all of it at once: [bold]spade demo[/].",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Write the embedded demo data set as ordinary folders.")
-app.add_typer(data_app, name="data", rich_help_panel="The main job")
 
 RunsDir = Annotated[Path, typer.Option("--runs", help="Folder of runs, in which the newest is looked for.")]
 DATA, NETWORK, LEARNING = "Data", "Network", "Losses and rates"
@@ -1048,21 +1056,6 @@ def animate(
     made = make_animation(run, out if out is not None else run / "samples.gif", fps)
     stdout().print(f"{made.frames} of {made.grids} sample grids, {made.fps:.3g} a second")
     print_places(("animation", made.path))
-
-
-@data_app.command("earth")
-def data_earth(
-    out: Annotated[Path, typer.Argument(help="Where train/, val/ and test/ go.", show_default=False)],
-) -> None:
-    """Write satellite photos and land-cover label maps: OUT/{train,val,test}/{labels,images}/."""
-    from spade_deploy.labels.earth import write_earth
-
-    with locked(out, "writing the Earth data set"), count_bar() as progress:
-        counts = write_earth(out, progress)
-    counted = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test"))
-    written = f": {counted} pairs ({counts['written']} files written now)"
-    stdout().print(line("the Earth data set is in ", styled(one_line(out), "bold"), written))
-    print_next(f"spade infer {out / 'test' / 'labels'} photos/")
 
 
 @app.command(rich_help_panel="The main job")

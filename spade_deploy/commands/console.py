@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spade_deploy.commands.flags import in_flags
 from spade_deploy.errors import SpadeError
 from spade_deploy.printable import one_line, printable
 
@@ -41,7 +42,7 @@ class _Notes(logging.Handler):
     """What the package has to tell without failing: a line of stderr each."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        stderr().print(f"  note: {record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
+        stderr().print(f"  note: {in_flags(record.getMessage())}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_notes() -> None:
@@ -119,11 +120,11 @@ def line(*parts: str | Text) -> Text:
 
 
 def print_error(error: SpadeError) -> None:
-    """One message: what happened, then what to do."""
+    """One message: what happened, then what to do, with the flags of the command that runs."""
     console = stderr()
-    console.print(line(styled("error:", "bold red"), f" {error.message}"))
+    console.print(line(styled("error:", "bold red"), f" {in_flags(error.message)}"))
     if error.hint:
-        console.print(line(styled("next:", "bold"), f" {error.hint}"))
+        console.print(line(styled("next:", "bold"), f" {in_flags(error.hint)}"))
 
 
 def print_places(*places: tuple[str, Path]) -> None:
