@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,34 +41,21 @@ from spade_deploy.files.atomic import beside
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.printable import one_line
 from spade_deploy.progress import SILENT
-from spade_deploy.spec import Architecture, Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
+from spade_deploy.spec import (
+    Architecture,
+    Backend,
+    FirstInput,
+    Flavour,
+    NormType,
+    Precision,
+    ResizePolicy,
+    ShapeProfile,
+    Upsampling,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from spade_deploy.training.session import Session
-
-
-class Backend(StrEnum):
-    """What runs an artifact."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
-    ORT_TENSORRT = "ort-tensorrt"
-
-
-class FirstInput(StrEnum):
-    """What the generator's first layer is fed."""
-
-    SEGMAP = "segmap"
-    NOISE = "noise"
-
-
-class Resize(StrEnum):
-    """What happens to label maps of another size."""
-
-    MODEL = "model"
-    NEVER = "never"
 
 
 COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (data,)
@@ -592,9 +578,9 @@ def infer(
         Backend, typer.Option(help="auto: a TensorRT engine that fits, else CUDA, else the CPU.")
     ] = Backend.AUTO,
     resize: Annotated[
-        Resize,
+        ResizePolicy,
         typer.Option(help="model: every map is resized to the model's size, nearest. never: its own size must fit."),
-    ] = Resize.MODEL,
+    ] = ResizePolicy.MODEL,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to run at instead of the model's size.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a run of the graph.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make results again that are there.")] = False,
@@ -758,15 +744,13 @@ def validate(
         for reason in found.skipped:
             stderr().print(f"  {reason}")
     if find_precision and not found.passed:
-        from spade_deploy.engines.base import Backend as RuntimeBackend
-
         with _needs("export"):
             from spade_deploy.validation.precision_search import search_failures
         with spinner("searching") as progress:
             searches = search_failures(
                 opened,
                 found,
-                RuntimeBackend(backend.value),
+                backend,
                 checkpoint=checkpoint,
                 runs_dir=runs,
                 progress=progress,
@@ -855,7 +839,6 @@ def eval_(
 ) -> None:
     """Judge models by their images of held-out label maps; several at once are compared in one report."""
     from spade_deploy import evaluation
-    from spade_deploy.engines.base import Backend as RuntimeBackend
 
     asked = evaluation.request_from_flags(
         models or (),
@@ -870,7 +853,7 @@ def eval_(
         segmenter_steps=segmenter_steps,
         styles=styles,
         best=best,
-        backend=RuntimeBackend(backend.value),
+        backend=backend,
         batch_size=batch_size,
         seed=seed,
         pictures=pictures,

@@ -43,7 +43,7 @@ def test_impossible_settings_are_refused_by_flag(flag: str, changes: dict[str, A
 
 @pytest.mark.parametrize("changes", [{"scales": 0}, {"layers": 1}, {"base_channels": 0}])
 def test_impossible_discriminators_are_refused(changes: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="--discriminator-"):
+    with pytest.raises(ConfigError, match="`discriminator_"):
         DiscriminatorSpec(**changes)
 
 
@@ -202,11 +202,11 @@ def test_scales_that_leave_one_pixel_are_refused() -> None:
 @pytest.mark.parametrize(
     ("flag", "make"),
     [
-        ("--base-channels: 1026", lambda: GeneratorSpec(LabelSpec(3), base_channels=1026)),
-        ("--hidden-channels: 8193", lambda: GeneratorSpec(LabelSpec(3), hidden_channels=8193)),
-        ("--size: height 32768", lambda: GeneratorSpec(LabelSpec(3), height=32768)),
-        ("z_dim: 65537", lambda: GeneratorSpec(LabelSpec(3), z_dim=65537)),
-        ("--num-labels: 4097", lambda: LabelSpec(4097)),
+        ("`base_channels`: 1026", lambda: GeneratorSpec(LabelSpec(3), base_channels=1026)),
+        ("`hidden_channels`: 8193", lambda: GeneratorSpec(LabelSpec(3), hidden_channels=8193)),
+        ("`size`: height 32768", lambda: GeneratorSpec(LabelSpec(3), height=32768)),
+        ("`z_dim`: 65537", lambda: GeneratorSpec(LabelSpec(3), z_dim=65537)),
+        ("`num_labels`: 4097", lambda: LabelSpec(4097)),
         ("--batch-size: 4097", lambda: TrainConfig(steps=1, batch_size=4097)),
         ("--steps: 1000000001", lambda: TrainConfig(steps=10**9 + 1)),
         ("--epochs: 1000000001", lambda: TrainConfig(epochs=10**9 + 1)),
@@ -214,9 +214,9 @@ def test_scales_that_leave_one_pixel_are_refused() -> None:
         ("--keep-checkpoints: 1000000001", lambda: TrainConfig(steps=1, keep_checkpoints=10**9 + 1)),
         ("--eval-samples: 1000001", lambda: TrainConfig(steps=1, eval_samples=10**6 + 1)),
         ("--seed: 4294967296", lambda: TrainConfig(steps=1, seed=2**32)),
-        ("--discriminator-channels: 1025", lambda: DiscriminatorSpec(base_channels=1025)),
-        ("--size: '9", lambda: parse_size("9" * 5000)),
-        ("--size: '64x", lambda: parse_size("64x" + "1" * 10)),
+        ("`discriminator_channels`: 1025", lambda: DiscriminatorSpec(base_channels=1025)),
+        ("`size`: '9", lambda: parse_size("9" * 5000)),
+        ("`size`: '64x", lambda: parse_size("64x" + "1" * 10)),
         ("--batch-size: 4097", lambda: EvalRequest(batch_size=4097)),
         ("--samples: 10000001", lambda: EvalRequest(samples=10**7 + 1)),
         ("--pictures: 1001", lambda: EvalRequest(pictures=1001)),
