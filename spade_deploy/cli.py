@@ -35,7 +35,8 @@ from spade_deploy.commands.console import (
     styled,
 )
 from spade_deploy.commands.data import data
-from spade_deploy.commands.progress import count_bar, image_bar, spinner, step_bar, training_bar
+from spade_deploy.commands.infer import infer
+from spade_deploy.commands.progress import count_bar, spinner, step_bar, training_bar
 from spade_deploy.errors import SpadeError, system_error
 from spade_deploy.files.atomic import beside
 from spade_deploy.files.locks import LOCK, locked
@@ -48,7 +49,6 @@ from spade_deploy.spec import (
     Flavour,
     NormType,
     Precision,
-    ResizePolicy,
     ShapeProfile,
     Upsampling,
     parse_size,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from spade_deploy.training.session import Session
 
 
-COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (data,)
+COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (infer, data)
 """The commands that are made from requests; each file in `commands/` has one or a few."""
 
 
@@ -556,94 +556,6 @@ def export(
     )
     needs_instances = made.artifact.manifest.generator.labels.has_edges
     print_next("spade infer labels/ out/" + (" --instances instances/" if needs_instances else ""))
-
-
-@app.command(rich_help_panel="The main job")
-def infer(
-    labels: Annotated[Path, typer.Argument(help="A folder of label maps, or one of them.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Where the photos go.", show_default=False)],
-    artifact: Annotated[
-        Path | None, typer.Option(help="An artifact or a run; the newest artifact if left out.")
-    ] = None,
-    instances: Annotated[
-        Path | None, typer.Option(help="Instance maps, paired by stem, for a model with an edge channel.")
-    ] = None,
-    no_instances: Annotated[bool, typer.Option("--no-instances", help="Leave the edge channel empty.")] = False,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="The data set whose layout LABELS has; what the model was trained on if left out."),
-    ] = None,
-    precision: Annotated[Precision | None, typer.Option(help="fp16 on a GPU, fp32 on a CPU if left out.")] = None,
-    backend: Annotated[
-        Backend, typer.Option(help="auto: a TensorRT engine that fits, else CUDA, else the CPU.")
-    ] = Backend.AUTO,
-    resize: Annotated[
-        ResizePolicy,
-        typer.Option(help="model: every map is resized to the model's size, nearest. never: its own size must fit."),
-    ] = ResizePolicy.MODEL,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to run at instead of the model's size.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a run of the graph.")] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make results again that are there.")] = False,
-    seed: Annotated[
-        int | None, typer.Option(help="Of a random style, for a model with a style vector; its mean style if left out.")
-    ] = None,
-    style_image: Annotated[
-        Path | None, typer.Option(help="A photo whose style is taken, for a model with a style encoder.")
-    ] = None,
-    image_format: Annotated[str, typer.Option("--format", help="png or jpg.")] = "png",
-    threads: Annotated[int | None, typer.Option(help="Of the CPU; one a core if left out.")] = None,
-    graph: Annotated[
-        str, typer.Option(help="dense, lookup, or auto: lookup where it was measured to be faster.")
-    ] = "auto",
-    runs: RunsDir = DEFAULT_RUNS,
-) -> None:
-    """Make a photo of every label map in a folder."""
-    from spade_deploy.artifact import Artifact
-    from spade_deploy.inference import infer as run_infer
-    from spade_deploy.runs.folders import resolve_artifact
-
-    console = stdout()
-    opened = Artifact.open(resolve_artifact(artifact, runs))
-    with image_bar() as progress:
-        summary = run_infer(
-            opened,
-            labels,
-            out,
-            instances=instances,
-            no_instances=no_instances,
-            preset=preset,
-            precision=precision,
-            backend=backend,
-            batch_size=batch_size,
-            resize=resize,
-            size=parse_size(size) if size else None,
-            overwrite=overwrite,
-            seed=seed,
-            style_image=style_image,
-            image_format=image_format,
-            threads=threads,
-            graph=graph,
-            progress=progress,
-        )
-    rate = f" ({summary.images_per_s:.1f} images/s)" if summary.written else ""
-    console.print(
-        line(f"wrote {summary.written} of {summary.total} images to ", styled(one_line(summary.out), "bold"), rate)
-    )
-    if summary.skipped:
-        console.print(f"  {summary.skipped} were there already; --overwrite makes them again")
-    if summary.resized:
-        spec = opened.manifest.generator
-        target = size or f"{spec.height}x{spec.width}"
-        console.print(f"  {summary.resized} label maps were resized to {target} (nearest); --resize never refuses them")
-    if summary.left_out:
-        console.print(f"  {len(summary.left_out)} photos were left out; the first: {summary.left_out[0]}", markup=False)
-    if summary.failures:
-        for failure in summary.failures:
-            stderr().print(f"  {failure.message}")
-        for hint in dict.fromkeys(failure.hint for failure in summary.failures if failure.hint):
-            stderr().print(f"  next: {hint}")
-        stderr().print(line(styled(f"{len(summary.failures)} label maps have no result", "red"), "; the rest is done"))
-        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel="The main job")

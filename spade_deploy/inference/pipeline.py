@@ -40,11 +40,16 @@ _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ, e
 
 @dataclass(frozen=True)
 class Maps:
-    """What one label file became: network inputs of batch 1."""
+    """What one label file became."""
 
     job: Job
+    """The file, and where its image goes."""
+
     inputs: Arrays
+    """The network's inputs by name, of batch 1."""
+
     was_resized: bool
+    """Whether the file has another size."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,11 +58,16 @@ class Maps:
 
 @dataclass(frozen=True)
 class Reader:
-    """Label files -> network inputs. size: None keeps each file's own; style: 1 x z_dim for a VAE model."""
+    """Makes network inputs of label files."""
 
     spec: GeneratorSpec
+    """The model's."""
+
     size: Size | None
+    """Height and width that maps are resized to; None keeps each file's own."""
+
     style: NDArray[np.float32] | None
+    """The style vector of a VAE model, 1 x z_dim."""
 
     def read(self, job: Job) -> Maps:
         """Decode, resize and check one label map and its instance map. Runs in the decoding threads."""
@@ -71,7 +81,7 @@ class Reader:
         try:
             check_inputs(self.spec, inputs)
         except SpadeError as error:
-            way_out = "" if self.size else "; --resize model resizes it"
+            way_out = "" if self.size else "; `resize` model resizes it"
             raise LabelMapError(f"{job.label}: {error}{way_out}") from error
         return Maps(job, inputs, was_resized=label.shape != own.shape)
 
@@ -87,14 +97,26 @@ class Reader:
 
 @dataclass
 class Tally:
-    """Counts what is done, and tells."""
+    """Counts what is done, and tells the listener."""
 
     total: int
+    """Images that are to be made."""
+
     failures: list[Failure]
+    """The label files without an image so far."""
+
     progress: Progress
+    """Whoever listens."""
+
     written: int = 0
+    """Images that were written."""
+
     resized: int = 0
+    """Those of them whose label files had another size."""
+
     done: int = 0
+    """Label files that are finished, well or badly."""
+
     _started: float = field(default=0.0, init=False)
     _ended: float = field(default=0.0, init=False)
 
@@ -126,9 +148,16 @@ class _Writing:
     """A result on its way to the disk. The maps it was made of are not kept."""
 
     label: Path
+    """The label map's file."""
+
     result: Path
+    """The image's file."""
+
     was_resized: bool
+    """Whether the label file had another size."""
+
     future: Future[None]
+    """The writing; it raises what kept it from being done."""
 
 
 class Pipeline:

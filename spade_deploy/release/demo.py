@@ -17,7 +17,7 @@ from PIL import Image
 from spade_deploy.errors import SpadeError
 from spade_deploy.files.atomic import write_text
 from spade_deploy.files.locks import locked
-from spade_deploy.inference import infer
+from spade_deploy.inference import InferRequest, infer
 from spade_deploy.labels.earth import CREDITS, Tile, cut, earth_labels, earth_tiles
 from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
@@ -84,7 +84,7 @@ def run_demo(
         labels.mkdir(parents=True, exist_ok=True)
         Image.fromarray(ids).save(labels / f"{tile.stem}.png")
     progress.step(f"running the artifact on {len(tiles)} held-out label maps")
-    summary = infer(made.artifact, labels, photos, overwrite=True)
+    summary = infer(made.artifact, InferRequest(labels, photos, overwrite=True))
     if summary.failures:
         raise SpadeError(f"{summary.failures[0].path}: {summary.failures[0].message}")
     tuned, count, training_seconds = _fine_tune(out, setup, steps, progress)

@@ -28,6 +28,7 @@ from spade_deploy.export.int8.qdq import quantize_weight
 from spade_deploy.export.int8.write import Int8Request, write_int8_graphs
 from spade_deploy.export.pipeline import export_artifact, rounding_error, run_reference
 from spade_deploy.export.precision import parse_kept, unit_ranges, units_to_keep
+from spade_deploy.inference import InferRequest
 from spade_deploy.inference.infer import infer
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.lookup.tables import extract_patterns
@@ -304,12 +305,12 @@ def test_infer_makes_images(made: Release, tmp_path: Path) -> None:
         ids = np.random.default_rng(number).integers(0, 5, (40, 72), dtype=np.uint8)
         Image.fromarray(ids).save(labels / f"{number}.png")
     edges = {"no_instances": True} if spec.labels.has_edges else {}
-    summary = infer(made.artifact, labels, tmp_path / "out", size=(64, 64), backend="cpu", **edges)
+    summary = infer(made.artifact, InferRequest(labels, tmp_path / "out", size=(64, 64), backend="cpu", **edges))
     assert (summary.written, summary.failures) == (2, ())
     with Image.open(tmp_path / "out" / "1.png") as image:
         assert image.size == (64, 64)
-    with pytest.raises(ConfigError, match="--size: 16 of 16x64 is not a multiple of"):
-        infer(made.artifact, labels, tmp_path / "out", size=(16, 64), backend="cpu", **edges)
+    with pytest.raises(ConfigError, match="`size`: 16 of 16x64 is not a multiple of"):
+        infer(made.artifact, InferRequest(labels, tmp_path / "out", size=(16, 64), backend="cpu", **edges))
 
 
 def test_shape_profiles_of_engines(made: Release) -> None:
