@@ -16,12 +16,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from spade_deploy import __version__
+from spade_deploy.commands.bench import bench
 from spade_deploy.commands.console import (
     check_terminal_size,
     duration,
     finding_table,
     line,
-    print_bench,
     print_engines,
     print_error,
     print_estimate,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from spade_deploy.training.session import Session
 
 
-COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (infer, data)
+COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (infer, data, bench)
 """The commands that are made from requests; each file in `commands/` has one or a few."""
 
 
@@ -781,60 +781,6 @@ def eval_(
         for reason in found.all_skipped[:20]:
             stderr().print(f"  {reason}")
         raise typer.Exit(1)
-
-
-@app.command(rich_help_panel="Check")
-def bench(
-    artifact: Annotated[
-        Path | None, typer.Argument(help="An artifact or a run; the newest if left out.", show_default=False)
-    ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Label maps to run; the golden inputs if left out.")] = None,
-    instances: Annotated[Path | None, typer.Option(help="Their instance maps, paired by stem.")] = None,
-    precision: Annotated[
-        list[Precision] | None, typer.Option(help="May be repeated; all that are there if left out.")
-    ] = None,
-    graph: Annotated[
-        list[str] | None, typer.Option(help="dense, lookup or auto; may be repeated; all graphs if left out.")
-    ] = None,
-    baseline: Annotated[
-        list[str] | None, typer.Option(help="eager, compile, plain, openvino or all; may be repeated.")
-    ] = None,
-    backend: Annotated[Backend, typer.Option(help="What runs the graphs; baselines run on the CPU.")] = Backend.AUTO,
-    batch_size: Annotated[int, typer.Option(help="Images a run of the graph.")] = 1,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to run at instead of the model's size.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Of every candidate; one a core if left out.")] = None,
-    rounds: Annotated[int, typer.Option(help="In each, every candidate runs one batch.")] = 20,
-    checkpoint: Annotated[Path | None, typer.Option(help="For baselines; found by its digest if left out.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of bench.json and bench.png; bench/ beside the artifact.")
-    ] = None,
-    runs: RunsDir = DEFAULT_RUNS,
-) -> None:
-    """Measure an artifact's graphs side by side: latency, images/s, memory, cold start. What is wrong has no figure."""
-    from spade_deploy import bench as benching
-    from spade_deploy.artifact import Artifact
-    from spade_deploy.runs.folders import resolve_artifact
-
-    opened = Artifact.open(resolve_artifact(artifact, runs))
-    candidates = benching.choose_candidates(opened, precision or (), graph or (), baseline or (), backend)
-    pixels = parse_size(size) if size else None
-    cases = benching.read_cases(opened, labels, instances, batch_size, pixels, most=max(1, rounds) * batch_size)
-    place = out if out is not None else opened.path.parent / "bench"
-    with locked(place, "measuring"), spinner("measuring", "{what} {done} of {total}") as progress:
-        found = benching.bench(
-            opened,
-            candidates,
-            cases,
-            rounds=rounds,
-            threads=threads,
-            backend=backend,
-            checkpoint=checkpoint,
-            runs_dir=runs,
-            progress=progress,
-        )
-        files = benching.write_result(found, place)
-    print_bench(found, files)
-    found.require_right()
 
 
 @app.command("check-labels", rich_help_panel="Check")

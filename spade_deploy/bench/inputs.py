@@ -30,7 +30,7 @@ def read_cases(
     if labels is not None:
         return folder_cases(artifact, labels, instances, batch_size, size, most)
     if instances is not None:
-        raise ConfigError("--instances without --labels: the golden inputs have their own", hint="give --labels too")
+        raise ConfigError("`instances` without `labels`: the golden inputs have their own", hint="give `labels` too")
     return golden_cases(artifact, batch_size, size)
 
 
@@ -57,10 +57,10 @@ def folder_cases(
     spec = artifact.manifest.generator
     target = checked_size(spec, size)
     if not spec.labels.has_edges and instances is not None:
-        raise ConfigError("--instances: this model has no edge channel", hint="leave the flag out")
+        raise ConfigError("`instances`: this model has no edge channel", hint="leave the flag out")
     found = find_label_maps(labels, instances, spec.labels)
     if spec.labels.has_edges and instances is None and not found.has_instances:
-        raise ConfigError("--instances is needed: this model has an edge channel, made of instance maps")
+        raise ConfigError("`instances` is needed: this model has an edge channel, made of instance maps")
     maps = []
     for number, sample in enumerate(found.in_order[:most]):
         if isinstance(sample, Problem):  # what is measured is said, so nothing is left out of it
@@ -77,7 +77,7 @@ def folder_cases(
 def batches(maps: list[Arrays], batch_size: int) -> tuple[Arrays, ...]:
     """Single maps -> batches in turn; the last one is filled up from the beginning, so that all have one shape."""
     if not 1 <= batch_size <= MAX_BATCH:
-        raise ConfigError(f"--batch-size: {batch_size} is not in 1..{MAX_BATCH}")
+        raise ConfigError(f"`batch_size`: {batch_size} is not in 1..{MAX_BATCH}")
     count = -(-len(maps) // batch_size)
     groups = [[maps[(k * batch_size + n) % len(maps)] for n in range(batch_size)] for k in range(count)]
     return tuple({name: np.concatenate([one[name] for one in group]) for name in group[0]} for group in groups)
@@ -89,10 +89,10 @@ def checked_size(spec: GeneratorSpec, size: Size | None) -> Size:
     if size is None or size == own:
         return own
     if not spec.is_dynamic:
-        raise ConfigError(f"--size: this model runs at {own[0]}x{own[1]} alone (its style vector fixes it)")
+        raise ConfigError(f"`size`: this model runs at {own[0]}x{own[1]} alone (its style vector fixes it)")
     for part in size:
         if not spec.takes_side(part):
-            raise ConfigError(f"--size: {part} of {size[0]}x{size[1]} is not a {spec.side_rule}, as this model needs")
+            raise ConfigError(f"`size`: {part} of {size[0]}x{size[1]} is not a {spec.side_rule}, as this model needs")
     return size
 
 

@@ -287,11 +287,11 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
     for entry in result.entries:
         if entry.reason:
             style = "red" if entry.is_fault else "yellow"
-            hint = f" ({entry.hint})" if entry.hint else ""
+            hint = f" ({in_flags(entry.hint)})" if entry.hint else ""
             name = styled(f"  {entry.candidate.name}: not measured:", style)
-            console.print(line(name, f" {entry.reason}{hint}"))
+            console.print(line(name, f" {in_flags(entry.reason)}{hint}"))
     for note in result.notes:
-        console.print(styled(f"  {note}", "dim"))
+        console.print(styled(f"  {in_flags(note)}", "dim"))
     print_places(*((file.suffix.lstrip("."), file) for file in files))
     if result.measured and not any(file.suffix == ".png" for file in files):
         console.print("  no plot: matplotlib is not installed (pip install matplotlib)")

@@ -63,14 +63,14 @@ class Runtime(Protocol):
 def parse_graph_choice(text: str) -> GraphChoice:
     """Raises ConfigError, with what is allowed."""
     if text not in list(GraphChoice):
-        raise ConfigError(f"--graph: {text!r} is not one of {', '.join(GraphChoice)}")
+        raise ConfigError(f"`graph`: {text!r} is not one of {', '.join(GraphChoice)}")
     return GraphChoice(text)
 
 
 def parse_backend(text: str) -> Backend:
     """Raises ConfigError, with what is allowed."""
     if text not in list(Backend):
-        raise ConfigError(f"--backend: {text!r} is not one of {', '.join(Backend)}")
+        raise ConfigError(f"`backend`: {text!r} is not one of {', '.join(Backend)}")
     return Backend(text)
 
 

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from spade_deploy.artifact import GOLDEN_OUTPUTS, LABEL, REPORT_JSON, Artifact, Source, graph_file, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
-from spade_deploy.bench import bench, choose_candidates
+from spade_deploy.bench import BenchPlan, choose_candidates, run_plan
 from spade_deploy.engines.base import Backend
 from spade_deploy.engines.lookup import AutoRuntime
 from spade_deploy.engines.open import open_runtime
@@ -174,7 +174,7 @@ def test_a_bench_measures_no_other_artifact_than_the_one_it_judges(
     monkeypatch.setattr(Artifact, "golden", lambda self: golden)
     (artifact.path / REPORT_JSON).write_text('{"passed": false}')
     rewrite_manifest(artifact.path, artifact.manifest)
-    found = bench(artifact, candidates, cases, rounds=1, threads=1)
+    found = run_plan(artifact, BenchPlan(candidates, cases, rounds=1, threads=1))
     assert [entry.reason for entry in found.entries] == [
         f"{artifact.path}: another artifact was exported there while this one was measured"
     ]
