@@ -33,7 +33,7 @@ from PIL import Image
 
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source
 from spade_deploy.bench.machine import busy_seconds, describe_machine
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.files.atomic import write_json
 from spade_deploy.images.image_file import read_photo
 from spade_deploy.inference import InferRequest, infer
@@ -221,9 +221,11 @@ def make_artifact(folder: Path, spec: GeneratorSpec) -> Artifact:
     export_artifact(
         generator,
         folder,
-        precisions=[Precision.FP32],
-        golden_inputs={LABEL: ids, **({INSTANCE: regions} if spec.labels.has_edges else {})},
-        source=Source("benchmark", None, "train", "0" * 64),
+        ExportRequest(
+            precisions=[Precision.FP32],
+            golden_inputs={LABEL: ids, **({INSTANCE: regions} if spec.labels.has_edges else {})},
+            source=Source("benchmark", None, "train", "0" * 64),
+        ),
     )
     return Artifact.open(folder)
 

@@ -35,6 +35,7 @@ from spade_deploy.commands.console import (
     styled,
 )
 from spade_deploy.commands.data import data
+from spade_deploy.commands.export import export
 from spade_deploy.commands.infer import infer
 from spade_deploy.commands.progress import count_bar, spinner, step_bar, training_bar
 from spade_deploy.errors import SpadeError, system_error
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from spade_deploy.training.session import Session
 
 
-COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (infer, data, bench)
+COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (export, infer, data, bench)
 """The commands that are made from requests; each file in `commands/` has one or a few."""
 
 
@@ -117,7 +118,6 @@ app = typer.Typer(
 RunsDir = Annotated[Path, typer.Option("--runs", help="Folder of runs, in which the newest is looked for.")]
 DATA, NETWORK, LEARNING = "Data", "Network", "Losses and rates"
 SPEED, MEASURING = "Speed and memory", "Measuring while it trains"
-INT8 = "int8"
 JUDGES = "Judges"
 DEFAULT_RUNS = Path("runs")
 SHOWN_OF_A_RUN = (("over time", "timeline.png"), ("as a film", "samples.gif"), ("metrics", "metrics.png"))
@@ -484,78 +484,6 @@ def import_(
         out.print(f"  note: {note}")
     print_places(("checkpoint", imported.checkpoint))
     print_next("spade export --fp16")
-
-
-@app.command(rich_help_panel="The main job")
-def export(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="A run or a checkpoint; the newest if left out.", show_default=False)
-    ] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Also a graph in half precision.")] = False,
-    keep_fp32: Annotated[
-        list[str] | None,
-        typer.Option(help="A layer that stays float32 in it: up_1; may be repeated. What overflows stays anyway."),
-    ] = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="Not the run's newest checkpoint but its best (spade train --best-by).")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="The artifact's folder; RUN/artifact if left out.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Label maps to validate on and to keep as golden inputs.")] = None,
-    instances: Annotated[Path | None, typer.Option(help="Their instance maps, paired by stem.")] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", rich_help_panel=INT8, help="Also graphs with 8-bit products, of a stated quality.")
-    ] = False,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=INT8, help="Label maps to calibrate on; the data set's training labels if left out."
-        ),
-    ] = None,
-    calibrate_instances: Annotated[
-        Path | None, typer.Option(rich_help_panel=INT8, help="Their instance maps, paired by stem.")
-    ] = None,
-    calibration_count: Annotated[
-        int | None, typer.Option(rich_help_panel=INT8, help="How many of them, evenly spaced; 32 if left out.")
-    ] = None,
-    min_psnr: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=INT8,
-            help="PSNR of the image against float32, in dB: the worst layers stay float32 to reach it; 35 if left out.",
-        ),
-    ] = None,
-    runs: RunsDir = DEFAULT_RUNS,
-) -> None:
-    """Fold a checkpoint, write it as ONNX, and prove it equal to PyTorch."""
-    console = stdout()
-    with _needs("export"):
-        from spade_deploy.release.release import Int8Options, release
-
-        int8_options = Int8Options.from_flags(int8, calibrate, calibrate_instances, calibration_count, min_psnr)
-        with step_bar() as progress:
-            made = release(
-                checkpoint,
-                runs_dir=runs,
-                best=best,
-                out=out,
-                precisions=[Precision.FP32, *([Precision.FP16] if fp16 else [])],
-                keep_fp32=keep_fp32 or (),
-                labels=labels,
-                instances=instances,
-                int8=int8_options,
-                progress=progress,
-            )
-    console.print(f"exported {one_line(made.checkpoint)}")
-    print_report(made.report)
-    for note in made.notes:
-        console.print(f"  note: {note}")
-    print_places(
-        ("artifact", made.artifact.path),
-        *((graph.name, made.artifact.path_of(graph.file)) for graph in made.artifact.manifest.graphs),
-        ("report", made.artifact.path / "report.html"),
-    )
-    needs_instances = made.artifact.manifest.generator.labels.has_edges
-    print_next("spade infer labels/ out/" + (" --instances instances/" if needs_instances else ""))
 
 
 @app.command(rich_help_panel="The main job")

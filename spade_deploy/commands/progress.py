@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from spade_deploy.commands import console
 from spade_deploy.commands.console import clock_time, line, styled
+from spade_deploy.commands.flags import in_flags
 from spade_deploy.printable import one_line
 from spade_deploy.progress import NO_FIGURES, Figures, Progress, Silent
 
@@ -68,8 +69,8 @@ class _StepBar(Silent):
         self._task = bar.add_task("", total=None, count="")
 
     def step(self, what: str) -> None:
-        self._bar.console.print(f"  {what}", style="dim")
-        self._bar.reset(self._task, total=None, description=one_line(what), count="")
+        self._bar.console.print(f"  {in_flags(what)}", style="dim")
+        self._bar.reset(self._task, total=None, description=one_line(in_flags(what)), count="")
 
     def count(self, what: str, done: int, total: int, figures: Figures = NO_FIGURES) -> None:
         self._bar.update(self._task, total=total, completed=done, description=one_line(what), count=f"{done}/{total}")
@@ -149,7 +150,7 @@ class _Training(Silent):
         console.stdout().print(f"  {what}", style="dim")
 
     def note(self, text: str) -> None:
-        self._out.print(f"note: {text}")
+        self._out.print(f"note: {in_flags(text)}")
 
     def count(self, what: str, done: int, total: int, figures: Figures = NO_FIGURES) -> None:
         if figures.seconds_each is None:  # the demo counts other things, too, before it trains

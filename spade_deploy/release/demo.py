@@ -24,10 +24,10 @@ from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.pages import render as pages
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.release.release import release
+from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.runs.shipped import shipped_generator
-from spade_deploy.spec import Precision
 from spade_deploy.training.config import Setup, preset
 from spade_deploy.training.loop import FolderSource, choose_device, train
 from spade_deploy.training.steps import Learner
@@ -44,15 +44,28 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Demo:
-    """Where everything is, and how long it took."""
+    """What the demo made, and how long it took."""
 
     gallery: Path
+    """The page that shows it all."""
+
     artifact: Path
+    """The exported model's folder."""
+
     labels: Path
+    """The folder of the label maps that were painted."""
+
     photos: Path
+    """The folder of their images."""
+
     report: ValidationReport
+    """The proof of the artifact."""
+
     seconds: float
+    """How long all of it took."""
+
     training_seconds: float
+    """How long the training took."""
 
 
 def run_demo(
@@ -71,12 +84,7 @@ def run_demo(
     progress.step(f"the shipped model, trained on Earth, becomes a run: {run}")
     checkpoint = checkpoint_folder(run, 0)
     save_checkpoint(checkpoint, shipped_generator(), step=0, origin="import", source="earth, shipped", setup=setup)
-    made = release(
-        checkpoint,
-        runs_dir=out / "runs",
-        precisions=[Precision.FP32, Precision.FP16],
-        progress=progress,
-    )
+    made = release(ReleaseRequest(checkpoint, fp16=True), runs_dir=out / "runs", progress=progress)
     tiles = _shown_tiles()
     labels, photos = out / "labels", out / "photos"
     for tile in tiles:

@@ -26,7 +26,7 @@ from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.ort import runtime as ort
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ArtifactError
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.spec import LabelSpec, Precision
 from spade_deploy.validation.divergence import first_divergence
 from tests.support.generators import build_generator
@@ -140,7 +140,9 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         generator = build_generator(seed=seed, labels=LabelSpec(5), base_channels=2, hidden_channels=4)
         inputs = {LABEL: np.zeros((1, 64, 64), np.uint8)}
         source = Source("x", 1, "train", "0" * 64)
-        export_artifact(generator, folder, precisions=[Precision.FP32], golden_inputs=inputs, source=source)
+        export_artifact(
+            generator, folder, ExportRequest(precisions=[Precision.FP32], golden_inputs=inputs, source=source)
+        )
         folders.append(folder)
     return folders[0], folders[1]
 

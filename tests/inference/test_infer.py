@@ -19,7 +19,7 @@ from PIL import Image
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source, Z
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ConfigError, FolderBusyError, NotFoundError, RuntimeUnavailableError, SpadeError
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.images.image_file import image_size
 from spade_deploy.inference import InferRequest, InferSummary, infer, pipeline
@@ -871,7 +871,7 @@ def export(folder: Path, **spec_fields: Any) -> Exported:
     if spec.z_dim is not None:
         inputs[Z] = np.zeros((1, spec.z_dim), np.float32)
     source = Source("tiny", None, "train", "0" * 64)
-    export_artifact(generator, folder, precisions=[Precision.FP32], golden_inputs=inputs, source=source)
+    export_artifact(generator, folder, ExportRequest(precisions=[Precision.FP32], golden_inputs=inputs, source=source))
     return Exported(Artifact.open(folder), generator)
 
 

@@ -43,7 +43,7 @@ from spade_deploy.errors import (
 )
 from spade_deploy.export import encoder as encoder_graph
 from spade_deploy.export.encoder import DeployEncoder, proof_photos, prove_encoder, write_encoder
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.images.image_file import read_photo
 from spade_deploy.inference import InferRequest, encode_photo, infer
 from spade_deploy.labels.files import label_dtype
@@ -227,17 +227,16 @@ def test_an_export_carries_the_encoder(tmp_path: Path, monkeypatch: pytest.Monke
         "golden_inputs": {LABEL: label, Z: np.zeros((1, 2), np.float32)},
         "source": Source("tiny-001", 4, "train", "0" * 64),
         "encoder": small_encoder(generator.spec),
-        "progress": seen,
     }
     monkeypatch.setattr(encoder_graph, "ERROR_FACTOR", 0.0)
     monkeypatch.setattr(encoder_graph, "ERROR_FLOOR", 0.0)
     (tmp_path / "failed").mkdir()
     with pytest.raises(ValidationFailedError):
-        export_artifact(generator, tmp_path / "failed", **arguments)
+        export_artifact(generator, tmp_path / "failed", ExportRequest(**arguments), seen)
     assert not (tmp_path / "failed" / MANIFEST).exists(), "a failed proof leaves no artifact"
     monkeypatch.undo()
     (tmp_path / "a").mkdir()
-    exported = export_artifact(generator, tmp_path / "a", **arguments)
+    exported = export_artifact(generator, tmp_path / "a", ExportRequest(**arguments), seen)
     artifact = Artifact.open(tmp_path / "a")
     assert artifact.manifest.encoder == exported.manifest.encoder
     assert artifact.manifest.encoder is not None

@@ -18,7 +18,8 @@ from spade_deploy.cli import app
 from spade_deploy.errors import ConfigError
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.metrics.judge import Tolerance, tolerance_for
-from spade_deploy.release.release import Int8Options, Release, release
+from spade_deploy.release.release import Release, release
+from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision, RoundingError
@@ -49,9 +50,8 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, Listene
     labels, instances = write_maps(folder)
     said = Listener()
     made = release(
-        None,
+        ReleaseRequest(int8=Int8Options(True, labels, instances, min_psnr_db=43.0)),
         runs_dir=folder / "runs",
-        int8=Int8Options(labels, instances, min_psnr_db=43.0),
         progress=said,
     )
     return made, said

@@ -36,12 +36,13 @@ from spade_deploy.errors import ArtifactError, ConfigError, ExportError, NotFoun
 from spade_deploy.export import pipeline, precision
 from spade_deploy.export.build import unit_names
 from spade_deploy.export.dense_model import dtype_of
-from spade_deploy.export.pipeline import export_artifact, rounding_error, run_reference
+from spade_deploy.export.pipeline import ExportRequest, export_artifact, rounding_error, run_reference
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.metrics.judge import DiffAccumulator, Tolerance
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import release
+from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
@@ -414,11 +415,13 @@ def test_an_export_keeps_what_is_asked_beside_what_the_ranges_ask(
     exported = export_artifact(
         generator,
         tmp_path,
-        precisions=(Precision.FP16,),
-        kinds=(GraphKind.DENSE,),
-        golden_inputs=maps_of(generator.spec),
-        source=Source("small", 0, "import", "0" * 64),
-        keep_fp32=("up_3", "head_0"),
+        ExportRequest(
+            precisions=(Precision.FP16,),
+            kinds=(GraphKind.DENSE,),
+            golden_inputs=maps_of(generator.spec),
+            source=Source("small", 0, "import", "0" * 64),
+            keep_fp32=("up_3", "head_0"),
+        ),
     )
     (graph,) = exported.manifest.graphs
     assert graph.kept_fp32[1:] == ("head_0", "up_1", "up_3")
@@ -434,19 +437,18 @@ def test_release_hands_on_what_to_keep(tmp_path: Path, monkeypatch: pytest.Monke
     class HandedOnError(Exception):
         pass
 
-    def export(*_: Any, keep_fp32: Any, **__: Any) -> None:
-        asked.append(keep_fp32)
+    def export(_: Any, __: Path, request: ExportRequest, *___: Any) -> None:
+        asked.append(request.keep_fp32)
         raise HandedOnError
 
     monkeypatch.setattr(release_module, "export_artifact", export)
-    both = (Precision.FP32, Precision.FP16)
     with pytest.raises(HandedOnError):
-        release(None, runs_dir=runs, precisions=both, keep_fp32=["up_1", "fc"])
+        release(ReleaseRequest(fp16=True, keep_fp32=("up_1", "fc")), runs_dir=runs)
     assert asked == [("fc", "up_1")]
-    with pytest.raises(ConfigError, match="belongs to --fp16"):
-        release(None, runs_dir=runs, keep_fp32=["up_1"])
+    with pytest.raises(ConfigError, match="belongs to `fp16`"):
+        release(ReleaseRequest(keep_fp32=("up_1",)), runs_dir=runs)
     with pytest.raises(ConfigError, match="no part"):
-        release(None, runs_dir=runs, precisions=both, keep_fp32=["up_9"])
+        release(ReleaseRequest(fp16=True, keep_fp32=("up_9",)), runs_dir=runs)
     assert len(asked) == 1
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from spade_deploy.artifact import IMAGE, LABEL, Arrays, Graph, graph_file, one_by_one
-from spade_deploy.errors import ConfigError, MissingDependencyError
+from spade_deploy.artifact import IMAGE, Arrays, Graph, graph_file, one_by_one
+from spade_deploy.errors import MissingDependencyError
 from spade_deploy.export.build import TracedModel, build_model
 from spade_deploy.export.int8.qdq import write_int8
+from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.int8.sensitivity import (
     Batches,
     Calibration,
@@ -41,32 +42,10 @@ from spade_deploy.networks.build import Generator
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
-DEFAULT_MIN_PSNR_DB = 35.0
-DEFAULT_CALIBRATION_COUNT = 32
 RANKED_ON = 3
 """Maps, evenly spaced among the calibration maps, that each layer is measured on."""
 CHOSEN_ON = 4
 """Maps that a set of layers is measured on, besides the golden inputs."""
-
-
-def require_target(min_psnr_db: float) -> None:
-    """Raises ConfigError for what cannot be a target."""
-    if not 0 < min_psnr_db < float("inf"):
-        raise ConfigError(f"--min-psnr: {min_psnr_db:g} is not a positive number of decibels")
-
-
-@dataclass(frozen=True)
-class Int8Request:
-    """calibration: the dense graph's inputs by name, N of each. described: where they come from."""
-
-    calibration: Arrays
-    described: str
-    min_psnr_db: float = DEFAULT_MIN_PSNR_DB
-
-    def __post_init__(self) -> None:
-        require_target(self.min_psnr_db)
-        if not len(self.calibration[LABEL]):
-            raise ConfigError("int8 needs at least one label map to calibrate on")
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ from spade_deploy.errors import (
     NotFoundError,
     RuntimeUnavailableError,
 )
-from spade_deploy.export.int8.write import Int8Request
+from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.onnx_file import write_onnx
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.export.spade import DeployModel
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.labels.files import synthetic_label_maps
@@ -68,10 +68,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_artifact(
         generator,
         folder,
-        precisions=(Precision.FP32, Precision.FP16),
-        golden_inputs=maps,
-        source=Source("tiny-001", 1, "train", "0" * 64),
-        int8=Int8Request(maps, "two synthetic maps", 15.0),
+        ExportRequest(
+            precisions=(Precision.FP32, Precision.FP16),
+            golden_inputs=maps,
+            source=Source("tiny-001", 1, "train", "0" * 64),
+            int8=Int8Request(maps, "two synthetic maps", 15.0),
+        ),
     )
     return folder
 
