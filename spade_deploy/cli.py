@@ -17,12 +17,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from spade_deploy import __version__
 from spade_deploy.commands.bench import bench
+from spade_deploy.commands.build import build
 from spade_deploy.commands.console import (
     check_terminal_size,
     duration,
     finding_table,
     line,
-    print_engines,
     print_error,
     print_estimate,
     print_evaluation,
@@ -36,6 +36,7 @@ from spade_deploy.commands.console import (
 )
 from spade_deploy.commands.data import data
 from spade_deploy.commands.export import export
+from spade_deploy.commands.import_generator import import_generator
 from spade_deploy.commands.infer import infer
 from spade_deploy.commands.progress import count_bar, spinner, step_bar, training_bar
 from spade_deploy.errors import SpadeError, system_error
@@ -47,10 +48,7 @@ from spade_deploy.spec import (
     Architecture,
     Backend,
     FirstInput,
-    Flavour,
     NormType,
-    Precision,
-    ShapeProfile,
     Upsampling,
     parse_size,
 )
@@ -59,7 +57,7 @@ if TYPE_CHECKING:
     from spade_deploy.training.session import Session
 
 
-COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (export, infer, data, bench)
+COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (import_generator, export, infer, build, data, bench)
 """The commands that are made from requests; each file in `commands/` has one or a few."""
 
 
@@ -431,116 +429,6 @@ def _train(started: Session) -> None:
         *((("label maps to try", started.example_labels),) if started.example_labels else ()),
     )
     print_next("spade export --fp16")
-
-
-@app.command("import", rich_help_panel="The main job")
-def import_(
-    file: Annotated[Path, typer.Argument(help="latest_net_G.pth", show_default=False)],
-    preset: Annotated[
-        str | None, typer.Option(help="coco, ade20k or cityscapes; told by the file if left out.")
-    ] = None,
-    num_labels: Annotated[int | None, typer.Option(help="A model of none of these: its number of classes.")] = None,
-    dontcare: Annotated[bool, typer.Option("--dontcare", help="It has a channel for unknown pixels.")] = False,
-    edges: Annotated[bool, typer.Option("--edges", help="It has an edge channel.")] = False,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH that it was trained for.")] = None,
-    upsampling: Annotated[Upsampling | None, typer.Option(help="The file does not tell normal from more.")] = None,
-    norm: Annotated[
-        NormType | None, typer.Option(help="Of a file without running statistics: instance norm or not.")
-    ] = None,
-    part: Annotated[
-        str | None, typer.Option(help="Which network of a file that holds several: generator_ema.", show_default=False)
-    ] = None,
-    encoder: Annotated[
-        Path | None, typer.Option(help="latest_net_E.pth: the style encoder of a VAE, for styles of photos.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The run's name; numbered by itself otherwise.")] = None,
-    runs: RunsDir = DEFAULT_RUNS,
-) -> None:
-    """Make a run of a generator that NVIDIA released, or that their code trained."""
-    with _needs("train"):
-        from spade_deploy.runs import importer
-
-        imported = importer.import_checkpoint(
-            file,
-            importer.request_from_flags(
-                preset,
-                num_labels,
-                has_dontcare=dontcare,
-                has_edges=edges,
-                upsampling=upsampling,
-                size=parse_size(size) if size else None,
-                norm=norm,
-                part=part,
-            ),
-            runs_dir=runs,
-            name=name,
-            encoder=encoder,
-        )
-    out = stdout()
-    out.print(f"imported {one_line(file)}: {imported.described}")
-    for guess in imported.guesses:
-        out.print(f"  guessed: {guess}")
-    for note in imported.notes:
-        out.print(f"  note: {note}")
-    print_places(("checkpoint", imported.checkpoint))
-    print_next("spade export --fp16")
-
-
-@app.command(rich_help_panel="The main job")
-def build(
-    artifact: Annotated[
-        Path | None, typer.Argument(help="An artifact or a run; the newest if left out.", show_default=False)
-    ] = None,
-    precision: Annotated[Precision | None, typer.Option(help="fp16 where the artifact has it if left out.")] = None,
-    graph: Annotated[str, typer.Option(help="dense, lookup, or auto: both where both are there.")] = "auto",
-    profile: Annotated[
-        str | None,
-        typer.Option(help="MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH; one to four images of the model's size if left out."),
-    ] = None,
-    target: Annotated[
-        Flavour | None, typer.Option(help="TensorRT where it is installed, else TensorRT for RTX, if left out.")
-    ] = None,
-    compute_capability: Annotated[
-        str | None, typer.Option(help="8.9 and the like: rtx builds ahead of time, on a machine without the card.")
-    ] = None,
-    workspace: Annotated[str | None, typer.Option(help="Memory for a layer's work: 4GiB.")] = None,
-    optimization_level: Annotated[int | None, typer.Option(help="0..5: build time against speed.")] = None,
-    timing_cache: Annotated[
-        Path | None, typer.Option(help="Read and written; one in the artifact if left out.")
-    ] = None,
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Runs with later versions of the same major TensorRT.")
-    ] = False,
-    hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Runs on all cards from Ampere on, and slower.")
-    ] = False,
-    runs: RunsDir = DEFAULT_RUNS,
-) -> None:
-    """Compile an artifact's graphs into TensorRT engines, proved to have the precision asked for."""
-    from spade_deploy.artifact import Artifact
-    from spade_deploy.engines.base import parse_graph_choice
-    from spade_deploy.engines.tensorrt import build as building
-    from spade_deploy.engines.tensorrt.key import BuildOptions, parse_bytes
-    from spade_deploy.runs.folders import resolve_artifact
-
-    request = building.BuildRequest(
-        precision=precision,
-        graph=parse_graph_choice(graph),
-        profile=None if profile is None else ShapeProfile.parse(profile),
-        flavour=target,
-        compute_capability=compute_capability,
-        timing_cache=timing_cache,
-        options=BuildOptions(
-            optimization_level=optimization_level,
-            workspace_bytes=None if workspace is None else parse_bytes(workspace),
-            version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible,
-        ),
-    )
-    opened = Artifact.open(resolve_artifact(artifact, runs))
-    with step_bar() as progress:
-        found = building.build_until_interrupted(opened, request, progress)
-    print_engines(found)
 
 
 @app.command(rich_help_panel="Check")

@@ -38,8 +38,9 @@ from spade_deploy.artifact import (
 from spade_deploy.engines.base import Backend, GraphChoice, Runtime
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.ort.runtime import CPU, OrtRuntime
-from spade_deploy.engines.tensorrt.build import BuildRequest, build
+from spade_deploy.engines.tensorrt.build import build
 from spade_deploy.engines.tensorrt.library import load_library
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import stored_engines
 from spade_deploy.errors import ConfigError, NotFoundError
 from spade_deploy.export.build import build_model, model_inputs, unit_names

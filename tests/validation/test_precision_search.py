@@ -30,8 +30,8 @@ from spade_deploy.artifact import (
 )
 from spade_deploy.engines.base import Backend, Runtime
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.tensorrt.build import BuildRequest
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.errors import ArtifactError, ConfigError, ExportError, NotFoundError
 from spade_deploy.export import pipeline, precision
 from spade_deploy.export.build import unit_names

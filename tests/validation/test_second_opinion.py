@@ -23,7 +23,8 @@ from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifa
 from spade_deploy.engines.base import GraphChoice, Runtime
 from spade_deploy.engines.cuda.driver import find_gpus
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.tensorrt.build import BuildRequest, build
+from spade_deploy.engines.tensorrt.build import build
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.errors import ConfigError, InputRefusedError, MissingDependencyError, RuntimeUnavailableError
 from spade_deploy.export.build import stage_names
 from spade_deploy.export.pipeline import ExportRequest, export_artifact

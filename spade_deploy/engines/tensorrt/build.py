@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,47 +26,42 @@ from spade_deploy.artifact import (
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
 from spade_deploy.engines.tensorrt.builder import Built, build_engine
-from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
+from spade_deploy.engines.tensorrt.key import EngineKey
 from spade_deploy.engines.tensorrt.library import Library, load_library
 from spade_deploy.engines.tensorrt.proof import EngineLayer, Proof, engine_layers, proof_text, prove
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import capability_text, this_system
 from spade_deploy.engines.tensorrt.table_profile import default_profile, tensor_ranges
 from spade_deploy.errors import BuildError, ConfigError, RuntimeUnavailableError
 from spade_deploy.files.atomic import sweep
 from spade_deploy.progress import NO_FIGURES, SILENT, Figures, Progress, Silent
-from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What is asked for; None leaves the choice to `build`.
-
-    precision: fp16 where the artifact has it, else fp32. graph: auto builds every kind that the artifact has.
-    profile: one image of the model's size up to four. flavour: TensorRT where it is installed, else for RTX.
-    compute_capability: as '8.9', for TensorRT for RTX; the card that is here if left out.
-    timing_cache: a file that is read and written; by default one in the artifact.
-    """
-
-    precision: Precision | None = None
-    graph: GraphChoice = GraphChoice.AUTO
-    profile: ShapeProfile | None = None
-    flavour: Flavour | None = None
-    compute_capability: str | None = None
-    timing_cache: Path | None = None
-    options: BuildOptions = field(default_factory=BuildOptions)
+from spade_deploy.spec import Flavour, GraphKind, Precision
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """One engine in its place. was_there: an engine of exactly this key existed, and was not built again."""
+    """One engine in its place."""
 
     path: Path
+    """The engine's file."""
+
     key: EngineKey
+    """What it was built of, by and for."""
+
     proof: dict[str, Any]
+    """What it was proved to be, as the artifact keeps it."""
+
     described: str
+    """The proof in words."""
+
     bytes: int
+    """The size of the file."""
+
     seconds: float
+    """How long its build took."""
+
     was_there: bool
+    """Whether an engine of exactly this key existed, which was not built again."""
 
 
 def build(
@@ -200,12 +195,12 @@ def _target(library: Library, gpu: Gpu | None, asked: str | None) -> tuple[str, 
     if gpu is None:
         if library.flavour is Flavour.RTX:
             raise ConfigError(
-                "--compute-capability: there is no GPU here to build for",
+                "`compute_capability`: there is no GPU here to build for",
                 hint="spade build --target rtx --compute-capability 8.9 (RTX 40), 8.6 (RTX 30), 12.0 (RTX 50)",
             )
         raise RuntimeUnavailableError(
             f"{library.title} needs the GPU that it builds for, and there is none here",
-            hint="`spade doctor` says what is seen; --target rtx --compute-capability 8.9 builds ahead of time",
+            hint="`spade doctor` says what is seen; `flavour` rtx `compute_capability` 8.9 builds ahead of time",
         )
     return gpu.name, capability_text(gpu.compute_capability)
 

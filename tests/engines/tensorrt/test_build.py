@@ -21,10 +21,11 @@ from onnx import TensorProto, helper, numpy_helper
 from spade_deploy.artifact import INSTANCE, LABEL, Artifact, Source, list_engines, read_engine, write_engine, writing
 from spade_deploy.artifact.manifest import manifest_digest
 from spade_deploy.engines.base import GraphChoice
-from spade_deploy.engines.tensorrt.build import BuildRequest, _find_same, build
+from spade_deploy.engines.tensorrt.build import _find_same, build
 from spade_deploy.engines.tensorrt.builder import _open_timing_cache, _set_options, build_engine
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey, Machine
 from spade_deploy.engines.tensorrt.library import load_library
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import find_engine, this_system
 from spade_deploy.engines.tensorrt.table_profile import tensor_ranges
 from spade_deploy.errors import (
