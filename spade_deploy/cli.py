@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -28,8 +28,6 @@ from spade_deploy.commands.console import (
     print_bench,
     print_engines,
     print_error,
-    print_estimate,
-    print_evaluation,
     print_next,
     print_places,
     print_report,
@@ -41,14 +39,13 @@ from spade_deploy.commands.console import (
     training_bar,
 )
 from spade_deploy.commands.data import data
+from spade_deploy.commands.evaluate import evaluate
+from spade_deploy.commands.train import train
 from spade_deploy.errors import SpadeError, system_error
 from spade_deploy.files.atomic import beside
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.printable import one_line
-from spade_deploy.spec import Architecture, Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
-
-if TYPE_CHECKING:
-    from spade_deploy.training.session import Session
+from spade_deploy.spec import Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
 
 
 class Backend(StrEnum):
@@ -61,13 +58,6 @@ class Backend(StrEnum):
     ORT_TENSORRT = "ort-tensorrt"
 
 
-class FirstInput(StrEnum):
-    """What the generator's first layer is fed."""
-
-    SEGMAP = "segmap"
-    NOISE = "noise"
-
-
 class Resize(StrEnum):
     """What happens to label maps of another size."""
 
@@ -75,7 +65,7 @@ class Resize(StrEnum):
     NEVER = "never"
 
 
-COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (data,)
+COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (train, data, evaluate)
 """The commands that are made from requests; each file in `commands/` has one or a few."""
 
 
@@ -108,18 +98,6 @@ class _Commands(TyperGroup):
             raise typer.Exit(130) from None
 
 
-class _TrainCommand(TyperCommand):
-    """Lets --resume stand alone: then the newest run is meant."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        for index, arg in enumerate(args):
-            is_bare = index + 1 == len(args) or args[index + 1].startswith("-")
-            if arg == "--resume" and is_bare:
-                args = [*args[: index + 1], "newest", *args[index + 1 :]]
-                break
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
@@ -132,12 +110,8 @@ app = typer.Typer(
 )
 
 RunsDir = Annotated[Path, typer.Option("--runs", help="Folder of runs, in which the newest is looked for.")]
-DATA, NETWORK, LEARNING = "Data", "Network", "Losses and rates"
-SPEED, MEASURING = "Speed and memory", "Measuring while it trains"
 INT8 = "int8"
-JUDGES = "Judges"
 DEFAULT_RUNS = Path("runs")
-SHOWN_OF_A_RUN = (("over time", "timeline.png"), ("as a film", "samples.gif"), ("metrics", "metrics.png"))
 
 
 def _show_version(wanted: bool) -> None:
@@ -153,301 +127,6 @@ def _main(
     ] = False,
 ) -> None:
     show_notes()
-
-
-@app.command(cls=_TrainCommand, rich_help_panel="The main job")
-def train(
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=DATA, help="earth (embedded, for a CPU), coco, ade20k, cityscapes, facades or custom."
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(rich_help_panel=DATA, help="Folder of the data set, in the preset's official layout.")
-    ] = None,
-    labels: Annotated[Path | None, typer.Option(rich_help_panel=DATA, help="custom: folder of label maps.")] = None,
-    images: Annotated[
-        Path | None, typer.Option(rich_help_panel=DATA, help="custom: folder of photos, paired by stem.")
-    ] = None,
-    instances: Annotated[
-        Path | None, typer.Option(rich_help_panel=DATA, help="custom: folder of instance maps; adds an edge channel.")
-    ] = None,
-    num_labels: Annotated[int | None, typer.Option(rich_help_panel=DATA, help="custom: classes are 0..N-1.")] = None,
-    dontcare: Annotated[
-        bool | None,
-        typer.Option("--dontcare/--no-dontcare", rich_help_panel=DATA, help="custom: 255 in label maps means unknown."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Length of the run in steps.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Length of the run in epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(rich_help_panel=LEARNING, help="Samples a step.")] = None,
-    size: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="HEIGHTxWIDTH in pixels, such as 256x512.")
-    ] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", rich_help_panel=DATA, help="Mirror half of the samples.")
-    ] = None,
-    load_size: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="Samples are resized to this, then cropped at random.")
-    ] = None,
-    generator: Annotated[
-        Architecture | None,
-        typer.Option(rich_help_panel=NETWORK, help="spade, or a baseline of its paper: pix2pixhd, crn."),
-    ] = None,
-    vae: Annotated[
-        bool,
-        typer.Option("--vae", rich_help_panel=NETWORK, help="A style vector, and an encoder that finds it in photos."),
-    ] = False,
-    first_input: Annotated[
-        FirstInput | None,
-        typer.Option(rich_help_panel=NETWORK, help="What the first layer is fed: the segmap, or noise (an ablation)."),
-    ] = None,
-    base_channels: Annotated[
-        int | None, typer.Option(rich_help_panel=NETWORK, help="Width of the generator; the paper has 64.")
-    ] = None,
-    hidden_channels: Annotated[
-        int | None, typer.Option(rich_help_panel=NETWORK, help="Width inside SPADE; the paper has 128.")
-    ] = None,
-    kernel_size: Annotated[
-        int | None, typer.Option(rich_help_panel=NETWORK, help="Of the convolutions inside SPADE: 1, 3 or 5.")
-    ] = None,
-    norm: Annotated[NormType | None, typer.Option(rich_help_panel=NETWORK, help="Normalisation inside SPADE.")] = None,
-    spectral_norm: Annotated[
-        bool | None, typer.Option("--spectral-norm/--no-spectral-norm", rich_help_panel=NETWORK)
-    ] = None,
-    upsampling: Annotated[
-        Upsampling | None, typer.Option(rich_help_panel=NETWORK, help="Doublings: normal 5, more 6, most 7.")
-    ] = None,
-    discriminator_scales: Annotated[
-        int | None, typer.Option(rich_help_panel=NETWORK, help="Patch discriminators, each on a halved image.")
-    ] = None,
-    discriminator_layers: Annotated[
-        int | None, typer.Option(rich_help_panel=NETWORK, help="Convolutions of each before its scores.")
-    ] = None,
-    discriminator_channels: Annotated[
-        int | None, typer.Option(rich_help_panel=NETWORK, help="Width of the discriminator; the paper has 64.")
-    ] = None,
-    gan_mode: Annotated[
-        str | None, typer.Option(rich_help_panel=LEARNING, help="Adversarial loss: hinge, ls, original or wgan.")
-    ] = None,
-    discriminator_steps: Annotated[
-        int | None, typer.Option(rich_help_panel=LEARNING, help="Steps of the discriminator for one of the generator.")
-    ] = None,
-    lr_generator: Annotated[
-        float | None, typer.Option(rich_help_panel=LEARNING, help="Learning rate of the generator.")
-    ] = None,
-    lr_discriminator: Annotated[
-        float | None, typer.Option(rich_help_panel=LEARNING, help="Learning rate of the discriminator.")
-    ] = None,
-    ttur: Annotated[
-        bool, typer.Option("--ttur/--no-ttur", rich_help_panel=LEARNING, help="Two time scales, or one rate of 2e-4.")
-    ] = True,
-    betas: Annotated[str | None, typer.Option(rich_help_panel=LEARNING, help="Adam's, such as 0,0.9.")] = None,
-    decay_start: Annotated[
-        float | None,
-        typer.Option(rich_help_panel=LEARNING, help="Share of the run after which the rates fall; 1 is never."),
-    ] = None,
-    weight_l1: Annotated[
-        float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of the pixels' L1 loss.")
-    ] = None,
-    weight_kl: Annotated[
-        float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of the encoder's KL divergence (--vae).")
-    ] = None,
-    weight_feature_matching: Annotated[
-        float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of feature matching.")
-    ] = None,
-    weight_perceptual: Annotated[
-        float | None, typer.Option(rich_help_panel=LEARNING, help="Weight of the perceptual loss.")
-    ] = None,
-    perceptual: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=LEARNING, help="Perceptual loss with downloaded weights: vgg19 (paper) or vgg16."),
-    ] = None,
-    perceptual_file: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=LEARNING,
-            help="VGG16 or VGG19 weights: torchvision's, or Caffe's as .npz; switches that loss on.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(rich_help_panel=LEARNING, help="Of the weights and the order of the samples.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(rich_help_panel=DATA, help="Loading processes; 0 loads in this one.")
-    ] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
-    keep_checkpoints: Annotated[int | None, typer.Option(help="How many of the newest are kept.")] = None,
-    sample_every: Annotated[int | None, typer.Option(help="Steps between sample grids.")] = None,
-    log_every: Annotated[int | None, typer.Option(help="Steps between rows of losses.csv.")] = None,
-    device: Annotated[str | None, typer.Option(rich_help_panel=SPEED, help="auto, cpu, cuda or cuda:1.")] = None,
-    amp: Annotated[
-        str | None, typer.Option(rich_help_panel=SPEED, help="Mixed precision: off, bf16, or fp16 with a loss scaler.")
-    ] = None,
-    channels_last: Annotated[
-        bool | None,
-        typer.Option(
-            "--channels-last/--no-channels-last", rich_help_panel=SPEED, help="Memory layout; on if left out."
-        ),
-    ] = None,
-    compile_: Annotated[
-        bool | None,
-        typer.Option("--compile", rich_help_panel=SPEED, help="Through torch.compile; needs a C++ compiler."),
-    ] = None,
-    modulation: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=SPEED, help="dense, or lookup: gamma and beta once for each pattern of labels; exact."
-        ),
-    ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(rich_help_panel=SPEED, help="Compute a step's batch in N parts: less memory.")
-    ] = None,
-    ema: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=LEARNING, help="Deploy the moving average of the generator: decay, such as 0.999."
-        ),
-    ] = None,
-    deterministic: Annotated[
-        bool | None,
-        typer.Option("--deterministic", rich_help_panel=SPEED, help="Deterministic algorithms alone; slower."),
-    ] = None,
-    eval_every: Annotated[
-        int | None, typer.Option(rich_help_panel=MEASURING, help="Steps between measurements on held-out samples.")
-    ] = None,
-    eval_samples: Annotated[int | None, typer.Option(rich_help_panel=MEASURING, help="How many samples; 64.")] = None,
-    extractor: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=MEASURING, help="ONNX feature extractor: Frechet and kernel distance."),
-    ] = None,
-    segmenter: Annotated[
-        Path | None, typer.Option(rich_help_panel=MEASURING, help="ONNX segmenter: mean IoU and accuracy.")
-    ] = None,
-    best_by: Annotated[
-        str | None, typer.Option(rich_help_panel=MEASURING, help="Keep the checkpoint that is best by this metric.")
-    ] = None,
-    tensorboard: Annotated[
-        bool | None,
-        typer.Option("--tensorboard", rich_help_panel=MEASURING, help="Also write TensorBoard event files."),
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Begin with a generator's weights: a run, a checkpoint, or earth (shipped)."),
-    ] = None,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Predict memory and time of this training, and stop.")
-    ] = False,
-    name: Annotated[str | None, typer.Option(help="The run's name; numbered by itself otherwise.")] = None,
-    resume: Annotated[
-        str | None, typer.Option(metavar="[RUN]", help="Go on with a run; without a value with the newest.")
-    ] = None,
-    runs: RunsDir = DEFAULT_RUNS,
-) -> None:
-    """Train a generator; without options on the embedded Earth data, for a CPU."""
-    with _needs("train"):
-        from spade_deploy.training import request, session
-        from spade_deploy.training.processes import world as distributed
-
-        asked = request.TrainRequest(
-            data=request.DataRequest(
-                preset,
-                data,
-                labels,
-                images,
-                instances,
-                num_labels,
-                dontcare,
-                parse_size(size) if size else None,
-                parse_size(load_size) if load_size else None,
-                flip,
-            ),
-            generator={
-                "architecture": generator,
-                "base_channels": base_channels,
-                "hidden_channels": hidden_channels,
-                "kernel_size": kernel_size,
-                "norm": norm,
-                "spectral_norm": spectral_norm,
-                "upsampling": upsampling,
-            },
-            train={
-                "steps": steps,
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "lr_generator": lr_generator,
-                "lr_discriminator": lr_discriminator,
-                "betas": request.parse_betas(betas) if betas else None,
-                "decay_start": decay_start,
-                "gan_mode": gan_mode,
-                "discriminator_steps": discriminator_steps,
-                "weight_l1": weight_l1,
-                "weight_kl": weight_kl,
-                "weight_feature_matching": weight_feature_matching,
-                "weight_perceptual": weight_perceptual,
-                "perceptual_file": perceptual_file,
-                "seed": seed,
-                "workers": workers,
-                "save_every": save_every,
-                "keep_checkpoints": keep_checkpoints,
-                "sample_every": sample_every,
-                "log_every": log_every,
-                "device": device,
-                "amp": amp,
-                "channels_last": channels_last,
-                "compile": compile_,
-                "modulation": modulation,
-                "accumulate": accumulate,
-                "ema_decay": ema,
-                "init": init,
-                "deterministic": deterministic,
-                "eval_every": eval_every,
-                "eval_samples": eval_samples,
-                "extractor": extractor,
-                "segmenter": segmenter,
-                "best_by": best_by,
-                "tensorboard": tensorboard,
-            },
-            discriminator={
-                "scales": discriminator_scales,
-                "layers": discriminator_layers,
-                "base_channels": discriminator_channels,
-            },
-            ttur=ttur,
-            vae=vae,
-            first_input=first_input,
-            perceptual=perceptual,
-        )
-        if estimate:
-            print_estimate(*session.foretell(asked, runs_dir=runs, resume=resume))
-            raise typer.Exit
-        with distributed.join_world() as world:
-            _train(session.start(asked, runs_dir=runs, name=name, resume=resume, world=world))
-
-
-def _train(started: Session) -> None:
-    """Train what is ready, and say what came of it."""
-    out = stdout()
-    out.print(f"training {started.run}: {started.described}")
-    for note in started.notes:
-        out.print(f"  note: {note}")
-    with training_bar() if started.world.is_main else nullcontext(lambda _: None) as report:
-        result = started.train(report)
-    for note in result.notes:
-        out.print(f"  note: {note}")
-    for skipped in result.skipped[:5]:
-        out.print(f"  skipped: {skipped}")
-    if len(result.skipped) > 5:
-        out.print(f"  note: {len(result.skipped)} samples were skipped; all are in {result.run / 'skipped.txt'}")
-    out.print(f"trained {result.step} steps in {duration(result.seconds)}")
-    print_places(
-        ("checkpoint", result.checkpoint),
-        ("samples", result.run / "samples"),
-        ("losses", result.run / "losses.png"),
-        *((what, result.run / file) for what, file in SHOWN_OF_A_RUN if (result.run / file).is_file()),
-        *((("label maps to try", started.example_labels),) if started.example_labels else ()),
-    )
-    print_next("spade export --fp16")
 
 
 @app.command("import", rich_help_panel="The main job")
@@ -785,115 +464,6 @@ def validate(
             print_next(f"spade export --fp16 {search.flags}")
     found.require_passed()
     if found.skipped:
-        raise typer.Exit(1)
-
-
-@app.command("eval", rich_help_panel="Check")
-def eval_(
-    models: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Runs, checkpoints, artifacts or folders of images, compared in one report; the newest run if left"
-            " out.",
-            show_default=False,
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(rich_help_panel=DATA, help="Folder of the data set; the training's own if left out.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="Its layout: earth, coco, ade20k and so on.")
-    ] = None,
-    labels: Annotated[Path | None, typer.Option(rich_help_panel=DATA, help="Label maps instead of a data set.")] = None,
-    images: Annotated[Path | None, typer.Option(rich_help_panel=DATA, help="Real photos of them, by stem.")] = None,
-    instances: Annotated[
-        Path | None, typer.Option(rich_help_panel=DATA, help="Their instance maps, paired by stem.")
-    ] = None,
-    num_labels: Annotated[
-        int | None, typer.Option(rich_help_panel=DATA, help="For folders of images alone: classes are 0..N-1.")
-    ] = None,
-    dontcare: Annotated[
-        bool | None, typer.Option("--dontcare/--no-dontcare", rich_help_panel=DATA, help="And 255 means unknown.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="train, val or test; the held-out one if left out.")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option(rich_help_panel=DATA, help="HEIGHTxWIDTH instead of the models' own.")
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(rich_help_panel=DATA, help="At most so many, evenly spaced; all if left out.")
-    ] = None,
-    extractor: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=JUDGES, help="ONNX network for the Frechet and kernel distances of its features."),
-    ] = None,
-    extractor_mean: Annotated[
-        str | None, typer.Option(rich_help_panel=JUDGES, help="Its normalisation, of pixels 0..255: 127, or R,G,B.")
-    ] = None,
-    extractor_std: Annotated[str | None, typer.Option(rich_help_panel=JUDGES, help="(pixels - mean) / std.")] = None,
-    extractor_size: Annotated[
-        str | None, typer.Option(rich_help_panel=JUDGES, help="HEIGHTxWIDTH that images are resized to for it.")
-    ] = None,
-    extractor_output: Annotated[
-        str | None, typer.Option(rich_help_panel=JUDGES, help="Its output to take, where it has several.")
-    ] = None,
-    segmenter: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=JUDGES, help="ONNX segmenter: does it see in the images what was asked for?"),
-    ] = None,
-    train_segmenter: Annotated[
-        bool,
-        typer.Option(
-            "--train-segmenter", rich_help_panel=JUDGES, help="Train one on the real photos, once a data set."
-        ),
-    ] = False,
-    segmenter_steps: Annotated[int | None, typer.Option(rich_help_panel=JUDGES, help="Length of its training.")] = None,
-    styles: Annotated[
-        int, typer.Option(rich_help_panel=JUDGES, help="Images of one label map whose diversity is measured.")
-    ] = 0,
-    best: Annotated[
-        bool, typer.Option("--best", help="Of a run its best checkpoint, by --best-by of its training; not the newest.")
-    ] = False,
-    backend: Annotated[Backend, typer.Option(help="What runs the models.")] = Backend.AUTO,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of styles and of the kernel distance's subsets.")] = 0,
-    pictures: Annotated[int, typer.Option(help="Samples that the page shows.")] = 8,
-    out: Annotated[Path, typer.Option(help="Folder of evaluation.json and evaluation.html.")] = Path("evaluation"),
-    runs: RunsDir = DEFAULT_RUNS,
-) -> None:
-    """Judge models by their images of held-out label maps; several at once are compared in one report."""
-    from spade_deploy import evaluation
-    from spade_deploy.engines.base import Backend as RuntimeBackend
-
-    asked = evaluation.request_from_flags(
-        models or (),
-        evaluation.DataFlags(
-            preset, data, labels, images, instances, num_labels, dontcare, split, parse_size(size) if size else None
-        ),
-        {"mean": extractor_mean, "std": extractor_std, "size": extractor_size, "output": extractor_output},
-        samples=samples,
-        extractor=extractor,
-        segmenter=segmenter,
-        train_segmenter=train_segmenter,
-        segmenter_steps=segmenter_steps,
-        styles=styles,
-        best=best,
-        backend=RuntimeBackend(backend.value),
-        batch_size=batch_size,
-        seed=seed,
-        pictures=pictures,
-    )
-    with locked(out, "evaluating"):
-        with _needs("train,export,cpu"), step_bar() as (on_step, on_progress):
-            found = evaluation.evaluate(asked, runs_dir=runs, on_step=on_step, on_progress=on_progress)
-        print_evaluation(found, evaluation.write_report(found, out))
-    if extractor is None and segmenter is None and not train_segmenter:
-        print_next("spade eval --train-segmenter   (what the images show), --extractor FILE.onnx (how real they look)")
-    if found.all_skipped:
-        stderr().print(styled(f"{len(found.all_skipped)} files could not be used and were skipped", "red"))
-        for reason in found.all_skipped[:20]:
-            stderr().print(f"  {reason}")
         raise typer.Exit(1)
 
 

@@ -14,6 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
+from spade_deploy.settings import check_ranges, setting
+
+NETWORK = "Network"
+"""The group of the settings that say how networks are built."""
 
 Rgb = tuple[int, int, int]
 UNKNOWN_VALUE = 255
@@ -38,6 +42,13 @@ class Architecture(StrEnum):
     SPADE = "spade"
     PIX2PIXHD = "pix2pixhd"
     CRN = "crn"
+
+
+class FirstInput(StrEnum):
+    """What the generator's first layer is fed: the segmap, or noise (an ablation of the paper)."""
+
+    SEGMAP = "segmap"
+    NOISE = "noise"
 
 
 class NormType(StrEnum):
@@ -261,13 +272,18 @@ class GeneratorSpec:
     """
 
     labels: LabelSpec
-    architecture: Architecture = Architecture.SPADE
-    base_channels: int = 64
-    hidden_channels: int = 128
-    kernel_size: int = 3
-    norm: NormType = NormType.SYNC_BATCH
-    spectral_norm: bool = True
-    upsampling: Upsampling = Upsampling.NORMAL
+    architecture: Architecture = setting(
+        Architecture.SPADE,
+        help="spade, or a baseline of its paper: pix2pixhd, crn.",
+        group=NETWORK,
+        flag="generator",
+    )
+    base_channels: int = setting(64, help="Width of the generator; the paper has 64.", group=NETWORK)
+    hidden_channels: int = setting(128, help="Width inside SPADE; the paper has 128.", group=NETWORK)
+    kernel_size: int = setting(3, help="Of the convolutions inside SPADE: 1, 3 or 5.", group=NETWORK)
+    norm: NormType = setting(NormType.SYNC_BATCH, help="Normalisation inside SPADE.", group=NETWORK)
+    spectral_norm: bool = setting(True, help="Spectral norm of the convolutions.", group=NETWORK, negatable=True)
+    upsampling: Upsampling = setting(Upsampling.NORMAL, help="Doublings: normal 5, more 6, most 7.", group=NETWORK)
     z_dim: int | None = None
     height: int = 256
     width: int = 256
@@ -418,21 +434,30 @@ class GeneratorSpec:
 
 @dataclass(frozen=True)
 class DiscriminatorSpec:
-    """How the discriminator is built.
+    """How the discriminator is built: patch discriminators of 4x4 convolutions, whose channels double up to 8 times."""
 
-    scales: how many patch discriminators, each on an image half as large as the one before.
-    layers: 4x4 convolutions of each but the last, which makes the scores; all but one of them halve the image.
-    base_channels: channels of the first layer; they double up to eight times that.
-    """
-
-    scales: int = 2
-    layers: int = 4
-    base_channels: int = 64
+    scales: int = setting(
+        2,
+        help="Patch discriminators, each on a halved image.",
+        group=NETWORK,
+        flag="discriminator-scales",
+        least=1,
+        most=6,
+    )
+    layers: int = setting(
+        4, help="Convolutions of each before its scores.", group=NETWORK, flag="discriminator-layers", least=2, most=8
+    )
+    base_channels: int = setting(
+        64,
+        help="Width of the discriminator; the paper has 64.",
+        group=NETWORK,
+        flag="discriminator-channels",
+        least=1,
+        most=1024,
+    )
 
     def __post_init__(self) -> None:
-        _check_range("--discriminator-scales", self.scales, 1, 6)
-        _check_range("--discriminator-layers", self.layers, 2, 8)
-        _check_range("--discriminator-channels", self.base_channels, 1, 1024)
+        check_ranges(self)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -466,13 +491,8 @@ def parse_size(text: str) -> tuple[int, int]:
     """'256x512' -> (height, width) in pixels; '256' is square. Raises ConfigError."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(_is_extent(part) and int(part) > 0 for part in parts):
-        raise ConfigError(f"--size: {quoted(text)} is not HEIGHTxWIDTH in pixels, such as 256x512")
+        raise ConfigError(f"`size`: {quoted(text)} is not HEIGHTxWIDTH in pixels, such as 256x512")
     return int(parts[0]), int(parts[-1])
-
-
-def _check_range(flag: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{flag}: {quoted(value)} is not in {low}..{high}")
 
 
 def _is_extent(text: str) -> bool:
