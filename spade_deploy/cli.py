@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,25 +44,7 @@ from spade_deploy.errors import SpadeError, system_error
 from spade_deploy.files.atomic import beside
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.printable import one_line
-from spade_deploy.spec import Flavour, NormType, Precision, ShapeProfile, Upsampling, parse_size
-
-
-class Backend(StrEnum):
-    """What runs an artifact."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
-    ORT_TENSORRT = "ort-tensorrt"
-
-
-class Resize(StrEnum):
-    """What happens to label maps of another size."""
-
-    MODEL = "model"
-    NEVER = "never"
-
+from spade_deploy.spec import Backend, Flavour, NormType, Precision, ResizePolicy, ShapeProfile, Upsampling, parse_size
 
 COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (train, data, evaluate)
 """The commands that are made from requests; each file in `commands/` has one or a few."""
@@ -275,9 +256,9 @@ def infer(
         Backend, typer.Option(help="auto: a TensorRT engine that fits, else CUDA, else the CPU.")
     ] = Backend.AUTO,
     resize: Annotated[
-        Resize,
+        ResizePolicy,
         typer.Option(help="model: every map is resized to the model's size, nearest. never: its own size must fit."),
-    ] = Resize.MODEL,
+    ] = ResizePolicy.MODEL,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to run at instead of the model's size.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a run of the graph.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make results again that are there.")] = False,
@@ -446,15 +427,13 @@ def validate(
         for reason in found.skipped:
             stderr().print(f"  {reason}")
     if find_precision and not found.passed:
-        from spade_deploy.engines.base import Backend as RuntimeBackend
-
         with _needs("export"):
             from spade_deploy.validation.precision_search import search_failures
         with busy("searching") as tell:
             searches = search_failures(
                 opened,
                 found,
-                RuntimeBackend(backend.value),
+                backend,
                 checkpoint=checkpoint,
                 runs_dir=runs,
                 on_trial=lambda name, trial: tell(f"{name}: tried with {len(trial.kept)} layers in fp32"),

@@ -3,8 +3,9 @@
 A result is written whole or not at all; what is there already is skipped, so a run that was stopped goes on.
 """
 
-from spade_deploy.inference.infer import InferSummary, ResizePolicy, infer
+from spade_deploy.inference.infer import InferSummary, infer
 from spade_deploy.inference.plan import Failure
 from spade_deploy.inference.style import encode_photo
+from spade_deploy.spec import ResizePolicy
 
 __all__ = ["Failure", "InferSummary", "ResizePolicy", "encode_photo", "infer"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from spade_deploy.artifact import Artifact
@@ -18,16 +17,9 @@ from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
 from spade_deploy.inference.style import style_vector
 from spade_deploy.labels.pairs import find_label_maps
-from spade_deploy.spec import MAX_BATCH, GeneratorSpec, Precision
+from spade_deploy.spec import MAX_BATCH, GeneratorSpec, Precision, ResizePolicy
 
 _DROP = "leave the flag out"
-
-
-class ResizePolicy(StrEnum):
-    """Model: every map is resized to the model's size, nearest, as in training. Never: its own size must fit."""
-
-    MODEL = "model"
-    NEVER = "never"
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,9 @@ def test_version_and_help(tmp_path: Path) -> None:
 
 
 def test_the_choices_of_flags_are_those_of_the_code() -> None:
-    # The command line has its own, so that `spade --help` need not load numpy.
+    # They are defined once, where `spade --help` finds them without loading numpy.
     assert [*cli.Backend] == [*Backend]
-    assert [*cli.Resize] == [*ResizePolicy]
+    assert [*cli.ResizePolicy] == [*ResizePolicy]
 
 
 @pytest.mark.parametrize(

@@ -203,11 +203,11 @@ def test_scales_that_leave_one_pixel_are_refused() -> None:
 @pytest.mark.parametrize(
     ("flag", "make"),
     [
-        ("--base-channels: 1026", lambda: GeneratorSpec(LabelSpec(3), base_channels=1026)),
-        ("--hidden-channels: 8193", lambda: GeneratorSpec(LabelSpec(3), hidden_channels=8193)),
-        ("--size: height 32768", lambda: GeneratorSpec(LabelSpec(3), height=32768)),
-        ("z_dim: 65537", lambda: GeneratorSpec(LabelSpec(3), z_dim=65537)),
-        ("--num-labels: 4097", lambda: LabelSpec(4097)),
+        ("`base_channels`: 1026", lambda: GeneratorSpec(LabelSpec(3), base_channels=1026)),
+        ("`hidden_channels`: 8193", lambda: GeneratorSpec(LabelSpec(3), hidden_channels=8193)),
+        ("`size`: height 32768", lambda: GeneratorSpec(LabelSpec(3), height=32768)),
+        ("`z_dim`: 65537", lambda: GeneratorSpec(LabelSpec(3), z_dim=65537)),
+        ("`num_labels`: 4097", lambda: LabelSpec(4097)),
         ("`batch_size`: 4097", lambda: TrainConfig(steps=1, batch_size=4097)),
         ("`steps`: 1000000001", lambda: TrainConfig(steps=10**9 + 1)),
         ("`epochs`: 1000000001", lambda: TrainConfig(epochs=10**9 + 1)),

@@ -55,7 +55,7 @@ def test_no_ttur_is_one_rate() -> None:
         (TrainRequest(data=DataRequest(preset="earth", num_labels=3)), "`num_labels`"),
         (TrainRequest(data=DataRequest(preset="coco")), "--data"),
         (TrainRequest(data=DataRequest(preset="coco", root=Path("x"), labels=Path("y"))), "--labels"),
-        (TrainRequest(data=DataRequest(size=(100, 100))), "--size"),
+        (TrainRequest(data=DataRequest(size=(100, 100))), "`size`"),
     ],
 )
 def test_contradictions_name_the_flag(request_: TrainRequest, flag: str) -> None:

@@ -122,7 +122,7 @@ def test_profiles() -> None:
 
 @pytest.mark.parametrize("text", ["", "1x256", "1x256x256:2x256x256", "axbxc", "1x256x256x3", "²x256x256"])
 def test_what_is_no_profile_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ConfigError, match="--profile") as caught:
+    with pytest.raises(ConfigError, match="`profile`") as caught:
         ShapeProfile.parse(text)
     assert "1x256x256:4x256x256:16x512x512" in str(caught.value.hint)
 
