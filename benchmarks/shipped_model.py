@@ -27,8 +27,8 @@ from spade_deploy.labels.files import colorize
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder
 from spade_deploy.runs.shipped import SHIPPED_FOLDER, shipped_generator
-from spade_deploy.training.config import preset
 from spade_deploy.training.loop import train
+from spade_deploy.training.presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT_STEPS = 240

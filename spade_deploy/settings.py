@@ -11,8 +11,8 @@ command from it, and what else lists settings (a configuration file, the table i
         def __post_init__(self) -> None:
             check_ranges(self)
 
-The help text is the documentation of the field, so no string stands under it. It is read in `--help`, and may name
-flags.
+The help text is the documentation of the field, so no string stands under it. It names other settings in backticks, as
+errors do.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Setting:
     """The smallest value that is allowed."""
     most: float | None = None
     """The largest value that is allowed."""
+    bare: str = ""
+    """What is meant where the flag stands without a value; nothing: it needs one."""
     after: str = ""
     """The name (of its flag) of the setting that it follows in `--help`, where that one stands in another class."""
 
@@ -89,13 +91,21 @@ def check_ranges(request: Any) -> None:
             continue
         is_low = known.least is not None and not value >= known.least
         if is_low or (known.most is not None and not value <= known.most):
-            raise ConfigError(f"`{field.name}`: {quoted(value)} is not {range_of(known)}")
+            name = known.flag.replace("-", "_") or field.name
+            raise ConfigError(f"`{name}`: {quoted(value)} is not {_range(known)}")
 
 
-def range_of(known: Setting) -> str:
-    """The allowed range in words: 'in 1..4096', 'at least 1'; nothing where there is none."""
-    if known.least is not None and known.most is not None:
-        return f"in {known.least}..{known.most}"
-    if known.least is not None:
+def _range(known: Setting) -> str:
+    """The allowed range in words: 'in 1..4096', 'at least 1', 'at most 9'."""
+    if known.most is None:
         return f"at least {known.least}"
-    return "" if known.most is None else f"at most {known.most}"
+    return f"at most {known.most}" if known.least is None else f"in {known.least}..{known.most}"
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed: 256x512, 0,0.9, on."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (tuple, list)):
+        return ("x" if all(isinstance(part, int) for part in value) else ",").join(map(str, value))
+    return str(value)

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
     from spade_deploy.bench import BenchResult
     from spade_deploy.engines.tensorrt.build import BuiltEngine
-    from spade_deploy.evaluation import EvalResult
     from spade_deploy.labels.lint import LintReport
-    from spade_deploy.training.estimate import Estimate
     from spade_deploy.validation.validate import ValidationReport
 
 
@@ -127,6 +125,11 @@ def print_error(error: SpadeError) -> None:
         console.print(line(styled("next:", "bold"), f" {in_flags(error.hint)}"))
 
 
+def note(text: str) -> None:
+    """What is to be known beside a result, with the flags of the command that runs."""
+    stdout().print(f"  note: {in_flags(text)}")
+
+
 def print_places(*places: tuple[str, Path]) -> None:
     """Where results are, one a line."""
     width = max(len(what) for what, _ in places)
@@ -142,34 +145,6 @@ def print_next(command: str) -> None:
 def duration(seconds: float) -> str:
     """75.2 -> '75.2 s', 150 -> '2 min 30 s'."""
     return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
-
-
-def print_estimate(described: str, found: Estimate) -> None:
-    """What a training will need, and how that is known."""
-    out = stdout()
-    out.print(f"would train: {described}")
-    memory, foreseen = found.memory_bytes, found.foreseen
-    how = "measured in a process of its own" if found.is_measured else "foreseen from the shapes"
-    parts = f"{_gigabytes(foreseen.weights)} weights, {_gigabytes(foreseen.learning)} gradients and Adam's moments"
-    rows = [("memory", f"{_gigabytes(memory)} a process, {how}")]
-    rows.append(("foreseen", f"{_gigabytes(foreseen.total)}: {parts}, {_gigabytes(foreseen.activations)} activations"))
-    if found.free_bytes is not None:
-        verdict = "fits" if found.fits else "does NOT fit"
-        rows.append(("free", f"{_gigabytes(found.free_bytes)} on {found.device}: {verdict}"))
-    if found.seconds_per_step is not None:
-        rows.append(("time", f"{found.seconds_per_step:.2f} s a step on {found.device}"))
-        if found.seconds is not None:
-            rows[-1] = ("time", f"{rows[-1][1]}, {clock_time(found.seconds)} for {found.steps} steps")
-    for what, value in rows:
-        out.print(f"  {what:<8}  {value}")
-    for note in found.notes:
-        out.print(f"  note: {note}")
-    if found.fits is False:
-        out.print("  less memory: --accumulate N, --amp bf16, a smaller --batch-size or --size")
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
 def clock_time(seconds: float) -> str:
@@ -297,38 +272,6 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
         console.print("  no plot: matplotlib is not installed (pip install matplotlib)")
 
 
-def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
-    """A row of figures for each model, those of real photos below, what to know, the files."""
-    from rich.table import Table
-
-    from spade_deploy.evaluation.page import HEADINGS, heading, lines
-
-    console, columns = stdout(), result.measured()
-    data = result.settings["data"]
-    console.print(
-        f"{result.samples} samples of {data['preset']}, {result.settings['split']} split,"
-        f" {result.settings['height']} x {result.settings['width']}",
-        markup=False,
-    )
-    table = Table(box=None)
-    table.add_column("")
-    for name in ("images", *map(heading, columns)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in lines(result):
-        # The deviation of the kernel distance is in the report: a terminal of 80 columns has no room for it.
-        cells = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
-        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *cells)
-    console.print(table)
-    for name in columns:
-        if name not in ("l1", "psnr"):
-            console.print(styled(f"  {HEADINGS[name]}: {result.names[name]}", "dim"))
-    for note in result.notes:
-        console.print(f"  note: {note}")
-    print_places(*((file.suffix.lstrip("."), file) for file in files))
-    if not any(file.suffix == ".html" for file in files):
-        console.print("  no page: jinja2 is not installed (pip install 'spade-deploy[export]')")
-
-
 def finding_table(report: LintReport) -> Table:
     """A row for each finding."""
     from rich.table import Table
@@ -344,7 +287,7 @@ def finding_table(report: LintReport) -> Table:
             one_line(name),
             styled(finding.severity, style),
             finding.code,
-            finding.message,
+            in_flags(finding.message),
             "yes" if finding.fixable else "",
         )
     left = len(report.findings) - SHOWN_FINDINGS

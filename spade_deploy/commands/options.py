@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -29,7 +30,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import typer
 from typer.core import TyperCommand
 
-from spade_deploy.commands.flags import use_flags
+from spade_deploy.commands.flags import in_flags, use_flags
 from spade_deploy.errors import ConfigError, MissingDependencyError
 from spade_deploy.settings import Setting, asked_kind, setting, setting_of
 
@@ -60,6 +61,8 @@ class Option:
     """The type that typer converts to."""
     default: Any
     """What it is where it is not given; `inspect.Parameter.empty` where it has to be given."""
+    usual: Any
+    """The field's own default, which an option that is only asked for does not have; None where there is none."""
 
     @property
     def key(self) -> str:
@@ -71,15 +74,34 @@ class Option:
         """What is typed: --batch-size, or the name of an argument."""
         return self.key.upper() if self.setting.argument else "--" + self.key.replace("_", "-")
 
-    def parameter(self) -> inspect.Parameter:
-        """What typer makes the option of."""
-        known = self.setting
+    @property
+    def is_switch(self) -> bool:
+        """Whether it stands alone, without a value."""
+        return bool in (self.kind, *get_args(self.kind))
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it may be given several times."""
+        return any(get_origin(kind) is list for kind in (self.kind, *get_args(self.kind)))
+
+    @property
+    def takes(self) -> str:
+        """What a value of it has to be, in words, as far as its type says so."""
+        kind = next((each for each in get_args(self.kind) if each is not type(None)), self.kind)
+        kind = next(iter(get_args(kind)), kind)
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            return f"one of {', '.join(kind)}"
+        return {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(kind, "a text")
+
+    def parameter(self, table: Mapping[str, str]) -> inspect.Parameter:
+        """What typer makes the option of; table: the flags that its help names."""
+        known, text = self.setting, in_flags(self.setting.help, table)
         if known.argument:
-            info = typer.Argument(help=known.help, metavar=known.metavar, show_default=False)
+            info = typer.Argument(help=text, metavar=known.metavar, show_default=False)
         else:
             opposite = f"/--no-{self.flag.removeprefix('--')}" if known.negatable else ""
             info = typer.Option(
-                self.flag + opposite, help=known.help, metavar=known.metavar, rich_help_panel=known.group or None
+                self.flag + opposite, help=text, metavar=known.metavar, rich_help_panel=known.group or None
             )
         return inspect.Parameter(
             self.key, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=Annotated[self.kind, info]
@@ -110,12 +132,14 @@ def options_of(request: type, path: tuple[str, ...] = (), *, is_asked: bool = Fa
         if (inner := asked_kind(field)) is not None:
             yield from options_of(inner, here, is_asked=True)
         elif (known := setting_of(field)) is not None:
-            yield Option(field.name, here, known, *_kind_and_default(field, known, hints[field.name], is_asked))
+            yield Option(field.name, here, known, *_kind_and_defaults(field, known, hints[field.name], is_asked))
         elif not is_asked and dataclasses.is_dataclass(hints[field.name]):
             yield from options_of(hints[field.name], here)
 
 
-def _kind_and_default(field: dataclasses.Field[Any], known: Setting, hint: Any, is_asked: bool) -> tuple[Any, Any]:
+def _kind_and_defaults(
+    field: dataclasses.Field[Any], known: Setting, hint: Any, is_asked: bool
+) -> tuple[Any, Any, Any]:
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     kind = kinds[0] if get_origin(hint) in (Union, UnionType) else hint
     if known.parse is not None:
@@ -125,9 +149,10 @@ def _kind_and_default(field: dataclasses.Field[Any], known: Setting, hint: Any, 
     default = field.default
     if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    if is_asked or default is None or default == ():
-        return kind | None, None
-    return kind, inspect.Parameter.empty if default is dataclasses.MISSING else default
+    if default is dataclasses.MISSING and not is_asked:
+        return kind, inspect.Parameter.empty, None
+    usual = None if default is dataclasses.MISSING else default
+    return (kind | None, None, usual) if is_asked or usual in (None, ()) else (kind, usual, usual)
 
 
 def in_order(options: Sequence[Option]) -> list[Option]:
@@ -184,7 +209,8 @@ class RequestCommand(TyperCommand):
         needs: str = "",
         flags: Mapping[str, str] | None = None,
     ) -> None:
-        self._handler, self._requests, self._needs, self._extra_flags = handler, requests, needs, flags or {}
+        self.requests = requests
+        self._handler, self._needs, self._extra_flags = handler, needs, flags or {}
         self._made: list[Any] | None = None
         text = inspect.cleandoc(handler.__doc__ or "")
         super().__init__(name, help=text, rich_help_panel=panel, rich_markup_mode="rich")
@@ -192,7 +218,7 @@ class RequestCommand(TyperCommand):
     @property
     def options(self) -> list[Option]:
         """Every option and argument, in the order of the help."""
-        return in_order([option for request in self._requests() for option in options_of(request)])
+        return in_order([option for request in self.requests() for option in options_of(request)])
 
     @property
     def flags(self) -> dict[str, str]:
@@ -204,7 +230,8 @@ class RequestCommand(TyperCommand):
         """The parameters as typer has them."""
         if self._made is None:
             single = typer.Typer(add_completion=False)
-            single.command()(_with_parameters([option.parameter() for option in self.options]))
+            table = self.flags
+            single.command()(_with_parameters([option.parameter(table) for option in self.options]))
             self._made = typer.main.get_command(single).params
         return self._made
 
@@ -212,13 +239,34 @@ class RequestCommand(TyperCommand):
     def params(self, value: list[Any]) -> None:
         """The base class sets an empty list, which says nothing."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         use_flags(self.flags)
+        return super().parse_args(ctx, self.with_bare_values(args))
+
+    def with_bare_values(self, args: list[str]) -> list[str]:
+        """The command line with the value that is meant after a flag that may stand alone, and does."""
+        bare = {option.flag: option.setting.bare for option in self.options if option.setting.bare}
+        filled: list[str] = []
+        for arg, following in zip(args, [*args[1:], "-"], strict=True):
+            filled.append(arg)
+            if arg in bare and following.startswith("-"):
+                filled.append(bare[arg])
+        return filled
+
+    def flags_in(self, ctx: Any) -> dict[str, str]:
+        """What stands for each field in what this run of the command prints."""
+        return self.flags
+
+    def invoke(self, ctx: Any) -> Any:
+        use_flags(self.flags_in(ctx))
         return ctx.invoke(self._run, **ctx.params)
 
     def _run(self, **values: Any) -> None:
         with needed(self._needs):
-            self._handler(*(request_from(request, values) for request in self._requests()))
+            self._handler(*(request_from(request, values) for request in self.requests()))
+
+
+Command = TypeVar("Command", bound=RequestCommand)
 
 
 def command(
@@ -228,14 +276,15 @@ def command(
     panel: str | None = None,
     needs: str = "",
     flags: Mapping[str, str] | None = None,
-) -> Callable[[Callable[..., None]], RequestCommand]:
+    kind: type[Command] = RequestCommand,  # type: ignore[assignment]
+) -> Callable[[Callable[..., None]], Command]:
     """Makes a command of a function that takes one argument for each request; its docstring is the help.
 
     requests: imports and returns the dataclasses. panel: MAIN or CHECK. needs: the extra of this package that brings
     what the command imports (pip install 'spade-deploy[EXTRA]'). flags: what errors name beside the fields of the
-    requests, and the flag of each.
+    requests, and the flag of each. kind: a class of command that can more.
     """
-    return lambda handler: RequestCommand(name, handler, requests, panel=panel, needs=needs, flags=flags)
+    return lambda handler: kind(name, handler, requests, panel=panel, needs=needs, flags=flags)
 
 
 @contextmanager

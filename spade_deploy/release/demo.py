@@ -28,8 +28,9 @@ from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.runs.shipped import shipped_generator
-from spade_deploy.training.config import Setup, preset
+from spade_deploy.training.config import Setup
 from spade_deploy.training.loop import FolderSource, choose_device, train
+from spade_deploy.training.presets import preset
 from spade_deploy.training.steps import Learner
 from spade_deploy.validation.validate import ValidationReport
 

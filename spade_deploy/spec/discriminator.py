@@ -5,31 +5,41 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import checked_fields
+from spade_deploy.settings import check_ranges, setting
+from spade_deploy.spec.generator import NETWORK
 
 
 @dataclass(frozen=True)
 class DiscriminatorSpec:
     """How the discriminator is built: several patch discriminators, which look at the image at several scales."""
 
-    scales: int = 2
-    """How many patch discriminators there are, each on an image half as large as the one before; 1 to 6."""
+    scales: int = setting(
+        2,
+        help="Patch discriminators, each on a halved image.",
+        group=NETWORK,
+        flag="discriminator-scales",
+        least=1,
+        most=6,
+    )
 
-    layers: int = 4
-    """The 4x4 convolutions of each, without the last, which makes the scores; 2 to 8. All but one halve the image."""
+    layers: int = setting(
+        4, help="Convolutions of each before its scores.", group=NETWORK, flag="discriminator-layers", least=2, most=8
+    )
+    """They are 4x4; one more makes the scores. All but one of them halve the image."""
 
-    base_channels: int = 64
-    """Channels of the first layer, 1 to 1024; they double up to eight times that."""
+    base_channels: int = setting(
+        64,
+        help="Width of the discriminator; the paper has 64.",
+        group=NETWORK,
+        flag="discriminator-channels",
+        least=1,
+        most=1024,
+    )
+    """Channels of the first layer; they double up to eight times that."""
 
     def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("discriminator_scales", self.scales, 1, 6),
-            ("discriminator_layers", self.layers, 2, 8),
-            ("discriminator_channels", self.base_channels, 1, 1024),
-        ):
-            if not low <= value <= high:
-                raise ConfigError(f"`{name}`: {quoted(value)} is not in {low}..{high}")
+        check_ranges(self)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

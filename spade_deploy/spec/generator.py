@@ -9,9 +9,13 @@ from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import checked_fields, plain
+from spade_deploy.settings import setting
 from spade_deploy.spec.choices import Architecture, GraphKind, NormType, Upsampling
 from spade_deploy.spec.labels import LabelSpec
 from spade_deploy.spec.sizes import MAX_SIDE
+
+NETWORK = "Network"
+"""The group of the settings that say how networks are built."""
 
 MAX_BASE_CHANNELS = 1024
 """Sixteen times the paper's: the widest layer has 16,384 channels, and 9 GB of weights."""
@@ -80,25 +84,29 @@ class GeneratorSpec:
     labels: LabelSpec
     """What the label map's integers mean."""
 
-    architecture: Architecture = Architecture.SPADE
-    """Which network it is."""
+    architecture: Architecture = setting(
+        Architecture.SPADE,
+        help="spade, or a baseline of its paper: pix2pixhd, crn.",
+        group=NETWORK,
+        flag="generator",
+    )
 
-    base_channels: int = 64
+    base_channels: int = setting(64, help="Width of the generator; the paper has 64.", group=NETWORK)
     """The paper's ngf, an even number; the widest layer of every architecture has sixteen times as many."""
 
-    hidden_channels: int = 128
+    hidden_channels: int = setting(128, help="Width inside SPADE; the paper has 128.", group=NETWORK)
     """Channels inside SPADE's modulation, the paper's nhidden. No other architecture has them."""
 
-    kernel_size: int = 3
-    """Of the convolutions inside SPADE's modulation: 1, 3 or 5. No other architecture has them."""
+    kernel_size: int = setting(3, help="Of the convolutions inside SPADE: 1, 3 or 5.", group=NETWORK)
+    """No other architecture has these convolutions."""
 
-    norm: NormType = NormType.SYNC_BATCH
+    norm: NormType = setting(NormType.SYNC_BATCH, help="Normalisation inside SPADE.", group=NETWORK)
     """How features are normalised; NORMS says which architecture has what."""
 
-    spectral_norm: bool = True
+    spectral_norm: bool = setting(True, help="Spectral norm of the convolutions.", group=NETWORK, negatable=True)
     """Whether convolutions are normalised by their largest singular value; not in the cascaded refinement network."""
 
-    upsampling: Upsampling = Upsampling.NORMAL
+    upsampling: Upsampling = setting(Upsampling.NORMAL, help="Doublings: normal 5, more 6, most 7.", group=NETWORK)
     """How often SPADE and the cascaded refinement network double their coarsest features.
 
     The global generator of pix2pixHD halves and doubles four times, whatever this says.

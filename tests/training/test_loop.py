@@ -16,10 +16,11 @@ from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.runs import folders as runs
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.spec import DiscriminatorSpec, LabelSpec, NormType
-from spade_deploy.training.config import Setup, preset
+from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import StopSignal, choose_device, train
 from spade_deploy.training.perceptual import VggFeatures
+from spade_deploy.training.presets import preset
 from spade_deploy.training.records import recorder
 from spade_deploy.training.saved_setup import load_setup
 from spade_deploy.training.steps import Learner
