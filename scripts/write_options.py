@@ -33,7 +33,9 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD]
     for title, command in commands():
-        parts += [f"## {title}\n\n{command.help}\n", "\n".join(table(command)) + "\n"]
+        parts.append(f"## {title}\n\n{command.help}\n")
+        if command.options:
+            parts.append("\n".join(table(command)) + "\n")
     return "\n".join(parts)
 
 

@@ -417,7 +417,7 @@ class DiesInRoundTwo(Worker):
         if self.job.candidate.precision is Precision.FP16 and message["do"] == "run":
             self.asked += 1
             if self.asked == 3:  # the warm run, round one, round two
-                os.kill(self.process_id, signal.SIGKILL)
+                os.kill(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         return super().ask(**message)
 

@@ -472,6 +472,25 @@ def test_a_second_infer_into_the_same_folder_is_refused(plain: Artifact, tmp_pat
 
 
 @pytest.mark.usefixtures("usual_signals")
+def test_a_listener_that_raises_loses_no_image(plain: Artifact, tmp_path: Path) -> None:
+    write_labels(tmp_path / "labels", 20, (64, 32))
+    threads = threading.active_count()
+
+    class Raising(Silent):
+        def count(self, what: str, done: int, *_: Any) -> None:
+            if done == 5:
+                raise RuntimeError("the screen is gone")
+
+    with pytest.raises(RuntimeError, match="the screen is gone"):
+        infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"), Raising())
+    assert threading.active_count() == threads
+    left = names(tmp_path / "out")
+    assert 5 <= len(left) < 20
+    assert all(read(tmp_path / "out" / name).shape == (64, 32, 3) for name in left)
+    summary = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"))
+    assert (summary.skipped, summary.written) == (len(left), 20 - len(left))
+
+
 @pytest.mark.parametrize("where", ["progress", "model"])
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
     plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
