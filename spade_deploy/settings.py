@@ -11,8 +11,8 @@ command from it, and what else lists settings (a configuration file, the table i
         def __post_init__(self) -> None:
             check_ranges(self)
 
-The help text is the documentation of the field, so no string stands under it. It names other settings in backticks, as
-errors do.
+The help text is the documentation of the field: a string under it says only what `--help` leaves out. It names other
+settings by their fields in backticks, as errors do.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Setting:
     argument: bool = False
     """Whether it is given by its place on the command line, without a flag."""
     negatable: bool = False
-    """Whether a switch has an opposite, `--no-NAME`."""
+    """Whether a switch has an opposite, which has its name with "no" in front."""
     parse: Callable[[str], Any] | None = None
     """From the text that is typed to the value; raises ConfigError or ValueError. None: the type says how."""
     least: float | None = None

@@ -130,7 +130,7 @@ def read_settings(path: Path, options: Sequence[Option], command: str) -> dict[s
         where = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) is not None else ""
         problem = getattr(error, "problem", None) or reason_of(error)
         raise ConfigError(f"`config`: {path}{where} is no YAML: {problem}", hint=_FIRST_STEP.format(command)) from error
-    if root is None:
+    if root is None or root.tag == _NULL:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise _refused(path, root, "holds no settings", "write one a line, such as `batch_size: 4`")
@@ -152,7 +152,7 @@ def _text(path: Path, name: str, node: Any, option: Option) -> Any:
     import yaml
 
     if isinstance(node, yaml.ScalarNode):
-        return None if node.tag == "tag:yaml.org,2002:null" else [node.value] if option.is_list else node.value
+        return None if node.tag == _NULL else [node.value] if option.is_list else node.value
     parts: list[Any] = node.value if option.is_list and isinstance(node, yaml.SequenceNode) else [None]
     if all(isinstance(part, yaml.ScalarNode) for part in parts):
         return [part.value for part in parts]
@@ -204,4 +204,5 @@ def _unreadable(error: OSError) -> str:
     return "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason_of(error)})"
 
 
+_NULL = "tag:yaml.org,2002:null"
 _FIRST_STEP = "`{} --print-config` prints a file to begin with"

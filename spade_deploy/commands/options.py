@@ -247,7 +247,7 @@ class RequestCommand(TyperCommand):
         """The command line with the value that is meant after a flag that may stand alone, and does."""
         bare = {option.flag: option.setting.bare for option in self.options if option.setting.bare}
         filled: list[str] = []
-        for arg, following in zip(args, [*args[1:], "-"], strict=True):
+        for arg, following in zip(args, [*args, "-"][1:], strict=True):
             filled.append(arg)
             if arg in bare and following.startswith("-"):
                 filled.append(bare[arg])

@@ -76,6 +76,7 @@ class TrainConfig:
     steps: int | None = setting(None, help="Length of the run in steps.", least=1, most=10**9)
     epochs: int | None = setting(None, help="Length of the run in epochs.", least=1, most=10**9)
     batch_size: int = setting(32, help="Samples a step.", group=LEARNING, least=1, most=4096)
+    """Over all processes, and over all `accumulate` parts."""
     workers: int = setting(4, help="Loading processes; 0 loads in this one.", group=DATA, least=0, most=256)
     gan_mode: GanMode = setting(
         GanMode.HINGE, help="Adversarial loss: hinge, ls, original or wgan.", group=LEARNING, metavar=TEXT
@@ -83,13 +84,17 @@ class TrainConfig:
     discriminator_steps: int = setting(
         1, help="Steps of the discriminator for one of the generator.", group=LEARNING, least=1, most=1000
     )
+    """So the generator learns in every so many-th step."""
     lr_generator: float = setting(1e-4, help="Learning rate of the generator.", group=LEARNING)
     lr_discriminator: float = setting(4e-4, help="Learning rate of the discriminator.", group=LEARNING)
+    """Rates that differ are the two time-scale rule (TTUR)."""
     betas: tuple[float, float] = setting((0.0, 0.9), help="Adam's, such as 0,0.9.", group=LEARNING, parse=parse_betas)
     decay_start: float = setting(
         0.5, help="Share of the run after which the rates fall; 1 is never.", group=LEARNING, least=0, most=1
     )
+    """They fall linearly to zero, by steps."""
     weight_l1: float = setting(0.0, help="Weight of the pixels' L1 loss.", group=LEARNING)
+    """All weights are beside 1 for the adversarial loss."""
     weight_kl: float = setting(0.05, help="Weight of the encoder's KL divergence (`vae`).", group=LEARNING)
     weight_feature_matching: float = setting(10.0, help="Weight of feature matching.", group=LEARNING)
     weight_perceptual: float = setting(10.0, help="Weight of the perceptual loss.", group=LEARNING)
@@ -98,21 +103,26 @@ class TrainConfig:
         help="VGG16 or VGG19 weights: torchvision's, or Caffe's as .npz; switches that loss on.",
         group=LEARNING,
     )
+    """Without the file there is no perceptual loss, whatever its weight."""
     seed: int = setting(0, help="Of the weights and the order of the samples.", group=LEARNING, least=0, most=2**32 - 1)
+    """It draws the styles, too."""
     ema_decay: float | None = setting(
         None,
         help="Deploy the moving average of the generator: decay, such as 0.999.",
         group=LEARNING,
         flag="ema",
     )
+    """The average's batch-norm statistics are estimated anew. None deploys the generator that is trained."""
     save_every: int = setting(1000, help="Steps between checkpoints.", least=1, most=10**9)
     keep_checkpoints: int = setting(2, help="How many of the newest are kept.", least=1, most=10**9)
     sample_every: int = setting(1000, help="Steps between sample grids.", least=1, most=10**9)
     log_every: int = setting(10, help="Steps between rows of losses.csv.", least=1, most=10**9)
     device: str = setting("auto", help="auto, cpu, cuda or cuda:1.", group=SPEED)
+    """'auto' is CUDA where there is one, else the CPU."""
     amp: Amp = setting(
         Amp.OFF, help="Mixed precision: off, bf16, or fp16 with a loss scaler.", group=SPEED, metavar=TEXT
     )
+    """Weights, statistics and losses stay float32. This and the next three change a step by rounding alone."""
     channels_last: bool = setting(True, help="Memory layout; on if left out.", group=SPEED, negatable=True)
     compile: bool = setting(False, help="Through torch.compile; needs a C++ compiler.", group=SPEED)
     modulation: Modulation = setting(
@@ -122,18 +132,22 @@ class TrainConfig:
         metavar=TEXT,
     )
     accumulate: int = setting(1, help="Compute a step's batch in N parts: less memory.", group=SPEED)
+    """One after the other; batch norm sees a part at a time. It divides `batch_size`."""
     deterministic: bool = setting(False, help="Deterministic algorithms alone; slower.", group=SPEED)
     eval_every: int = setting(
         0, help="Steps between measurements on held-out samples.", group=MEASURING, least=0, most=10**9
     )
+    """0 measures nothing."""
     eval_samples: int = setting(64, help="How many samples; 64.", group=MEASURING, least=2, most=10**6)
     extractor: Path | None = setting(None, help="ONNX feature extractor: Frechet and kernel distance.", group=MEASURING)
     segmenter: Path | None = setting(None, help="ONNX segmenter: mean IoU and accuracy.", group=MEASURING)
     best_by: str = setting("", help="Keep the checkpoint that is best by this metric.", group=MEASURING)
+    """It is kept beside the newest ones."""
     tensorboard: bool = setting(False, help="Also write TensorBoard event files.", group=MEASURING)
     init: str = setting(
         "", help="Begin with a generator's weights: a run, a checkpoint, or earth (shipped).", metavar="RUN"
     )
+    """'' draws the weights."""
     encoder: bool = True
     """Whether a generator with a style vector gets an encoder that finds it in the photo (VAE); else it is noise."""
     ema_batches: int = 16
