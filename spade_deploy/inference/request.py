@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from spade_deploy.engines.base import parse_backend, parse_graph_choice
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
 from spade_deploy.settings import check_ranges, setting
@@ -51,5 +52,7 @@ class InferRequest:
             raise ConfigError("`size` and `resize` never contradict each other", hint="leave one of them out")
         if f".{self.image_format}" not in RESULT_SUFFIXES:
             raise ConfigError(f"`image_format`: {self.image_format!r} is not one of png, jpg")
+        parse_backend(str(self.backend))
+        parse_graph_choice(str(self.graph))
         if self.seed is not None and self.style_image is not None:
             raise ConfigError("`seed` and `style_image` contradict each other", hint="leave one of them out")

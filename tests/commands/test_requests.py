@@ -62,6 +62,8 @@ def test_no_help_text_names_a_field(name: str) -> None:
             lambda: InferRequest(*PLACE, seed=1, style_image=Path("p")),
             "--seed and --style-image contradict each other",
         ),
+        ("infer", lambda: InferRequest(*PLACE, graph="sparse"), "--graph: 'sparse' is not one of auto, dense, lookup"),
+        ("infer", lambda: InferRequest(*PLACE, backend="tpu"), "--backend: 'tpu' is not one of"),
         ("bench", lambda: BenchRequest(rounds=0), "--rounds: 0 is not in 1..1000000"),
         ("bench", lambda: BenchRequest(batch_size=0), "--batch-size: 0 is not in 1..4096"),
         ("bench", lambda: BenchRequest(threads=0), "--threads: 0 is not a positive number"),
