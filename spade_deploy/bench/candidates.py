@@ -16,18 +16,28 @@ from spade_deploy.spec import Backend, GraphChoice, GraphKind, Precision
 
 
 class Kind(StrEnum):
-    """Graph: of the artifact. Eager, compile, plain, openvino: baselines, all of the untouched module.
-
-    Bound: an ONNX file with inputs of fixed shapes, run on random numbers. It makes no image, so it is never compared
-    with one: it says how fast a part of the work alone would be.
-    """
+    """What a candidate is: a graph, a baseline (all of these run the untouched module), or a bound."""
 
     GRAPH = "graph"
+    """A graph of the artifact."""
+
     EAGER = "eager"
+    """PyTorch as it is."""
+
     COMPILE = "compile"
+    """PyTorch through torch.compile."""
+
     PLAIN = "plain"
+    """A plain ONNX export in ONNX Runtime."""
+
     OPENVINO = "openvino"
+    """The same plain export in OpenVINO."""
+
     BOUND = "bound"
+    """An ONNX file with inputs of fixed shapes, run on random numbers.
+
+    It makes no image, so its images are not judged: it says how fast a part of the work alone would be.
+    """
 
 
 BASELINES = {

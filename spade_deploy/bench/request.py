@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact
 from spade_deploy.bench.candidates import Candidate, choose_candidates
-from spade_deploy.bench.inputs import read_cases
+from spade_deploy.bench.inputs import read_cases, require_labels
 from spade_deploy.engines.base import parse_backend
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
@@ -45,10 +45,7 @@ class BenchRequest:
         check_ranges(self)
         _check_threads(self.threads)
         parse_backend(str(self.backend))
-        if self.instances is not None and self.labels is None:
-            raise ConfigError(
-                "`instances` without `labels`: the golden inputs have their own", hint="give `labels` too"
-            )
+        require_labels(self.labels, self.instances)
 
     def plan(self, artifact: Artifact, runs_dir: Path) -> BenchPlan:
         """The candidates and their label maps. Raises ConfigError, ArtifactError, NotFoundError, LabelMapError."""

@@ -29,11 +29,16 @@ CONDITIONS = (
 
 
 class Status(StrEnum):
-    """Measured; wrong: its image is not the golden one, so it has no figure; failed: it did not run."""
+    """What became of a candidate."""
 
     MEASURED = "measured"
+    """It ran, its images are right, and there are figures."""
+
     WRONG = "wrong"
+    """Its images are not the golden ones, so it has no figure."""
+
     FAILED = "failed"
+    """It did not run."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.inference.pipeline import Pipeline, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
 from spade_deploy.inference.request import InferRequest
+from spade_deploy.inference.size import checked_size
 from spade_deploy.inference.style import style_vector
 from spade_deploy.labels.pairs import find_label_maps
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, ResizePolicy
-
-_DROP = "leave the flag out"
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
     """
     spec, labels = artifact.manifest.generator, request.labels
     _check_edges(spec, request)
-    size = _target_size(spec, request)
+    size = None if request.resize == ResizePolicy.NEVER else checked_size(spec, request.size)
     reader = Reader(spec, size, style_vector(artifact, request.seed, request.style_image))
     found = find_label_maps(
         labels, request.instances, spec.labels, preset=request.preset, no_instances=request.no_instances
@@ -122,19 +121,6 @@ def _make_folder(folder: Path) -> None:
 def _check_edges(spec: GeneratorSpec, request: InferRequest) -> None:
     name = "instances" if request.instances is not None else "no_instances"
     if not spec.labels.has_edges and (request.instances is not None or request.no_instances):
-        raise ConfigError(f"`{name}`: this model has no edge channel, so instance maps mean nothing to it", hint=_DROP)
-
-
-def _target_size(spec: GeneratorSpec, request: InferRequest) -> Size | None:
-    """The size that every map is resized to, None where files keep their own."""
-    if request.resize == ResizePolicy.NEVER:
-        return None
-    own, size = (spec.height, spec.width), request.size
-    if size is None or size == own:
-        return own
-    if not spec.is_dynamic:
-        raise ConfigError(f"`size`: this model runs at {own[0]}x{own[1]} alone (its style vector fixes it)", hint=_DROP)
-    for part in size:
-        if not spec.takes_side(part):
-            raise ConfigError(f"`size`: {part} of {size[0]}x{size[1]} is not a {spec.side_rule}, as this model needs")
-    return size
+        raise ConfigError(
+            f"`{name}`: this model has no edge channel, so instance maps mean nothing to it", hint="leave the flag out"
+        )

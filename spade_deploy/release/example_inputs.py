@@ -1,6 +1,7 @@
 """The label maps that an export is proved on (golden) and that int8 is calibrated on.
 
-From a folder where one is named, else from the data set that the model was trained on, else synthetic.
+They come from a folder where one is named, else from the data set that the model was trained on; else they are
+synthetic.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None =
 
 
 def _no_generator(path: Path, loaded: object) -> CheckpointError:
-    """What there is instead."""
+    """The error for a file without a generator; it says what the file holds instead."""
     if find_parts(loaded, _ENCODER_ANCHORS):
         return CheckpointError(
             f"{path}: this is the VAE's encoder",
@@ -205,7 +205,7 @@ def _say_what_the_preset_says(
     guesses: list[str],
     notes: list[str],
 ) -> None:
-    """Of a preset that was named it is a note, of one that was guessed a guess, too."""
+    """What follows from a preset is a note where the preset was named, and a guess where the preset was guessed."""
     where = guesses if request.preset is None else notes
     if request.upsampling is None and upsampling is not Upsampling.MOST:
         where.append(
