@@ -27,7 +27,7 @@ from models import ADE20K, DATA, RESULTS, SMALL, coco_maps, make_artifact, resiz
 from peers import unique_share
 
 from spade_deploy.artifact import LABEL, Arrays
-from spade_deploy.bench import CONDITIONS, BenchResult, bench, choose_candidates
+from spade_deploy.bench import CONDITIONS, BenchPlan, BenchResult, choose_candidates, run_plan
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.files.atomic import atomic_file, write_json
@@ -132,15 +132,17 @@ def measure(point: Point, plan: Plan, asked: argparse.Namespace, work: Path) -> 
     missing: dict[str, str | None] = {}
     rounds = []
     for group in [[one] for one in candidates] if is_alone else [candidates]:
-        result = bench(
+        result = run_plan(
             artifact,
-            group,
-            [point.inputs],
-            names=[point.name],
-            rounds=asked.rounds or plan.rounds,
-            threads=asked.threads,
-            backend="cpu",
-            limit_s=asked.limit,
+            BenchPlan(
+                group,
+                [point.inputs],
+                names=[point.name],
+                rounds=asked.rounds or plan.rounds,
+                threads=asked.threads,
+                backend="cpu",
+                limit_s=asked.limit,
+            ),
         )
         if not is_alone:
             result.require_right()

@@ -33,10 +33,10 @@ from PIL import Image
 
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source
 from spade_deploy.bench.machine import busy_seconds, describe_machine
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.files.atomic import write_json
 from spade_deploy.images.image_file import read_photo
-from spade_deploy.inference import infer
+from spade_deploy.inference import InferRequest, infer
 from spade_deploy.labels.files import read_instance_map, read_label_map, synthetic_label_maps
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
@@ -164,7 +164,7 @@ def bare_seconds(setup: Setup) -> float:
 
 def infer_seconds(setup: Setup) -> float:
     shutil.rmtree(setup.out, ignore_errors=True)
-    summary = infer(setup.artifact, setup.labels, setup.out, instances=setup.instances, backend="cpu")
+    summary = infer(setup.artifact, InferRequest(setup.labels, setup.out, instances=setup.instances, backend="cpu"))
     if summary.written != len(setup.arrays):
         raise SystemExit(f"only {summary.written} images were written: {summary.failures}")
     return summary.seconds
@@ -221,9 +221,11 @@ def make_artifact(folder: Path, spec: GeneratorSpec) -> Artifact:
     export_artifact(
         generator,
         folder,
-        precisions=[Precision.FP32],
-        golden_inputs={LABEL: ids, **({INSTANCE: regions} if spec.labels.has_edges else {})},
-        source=Source("benchmark", None, "train", "0" * 64),
+        ExportRequest(
+            precisions=[Precision.FP32],
+            golden_inputs={LABEL: ids, **({INSTANCE: regions} if spec.labels.has_edges else {})},
+            source=Source("benchmark", None, "train", "0" * 64),
+        ),
     )
     return Artifact.open(folder)
 

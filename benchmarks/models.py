@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from printed import Printed
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Manifest, Source, rewrite_manifest
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.labels.files import (
     label_dtype,
     list_label_files,
@@ -73,10 +74,12 @@ def make_artifact(work: Path, spec: GeneratorSpec, maps: dict[str, Arrays]) -> A
         exported = export_artifact(
             generator,
             folder,
-            precisions=[Precision.FP32],
-            golden_inputs=golden,
-            source=Source(run.name, 0, "import", info.generator_sha256),
-            on_step=lambda text: print(f"  {text}", flush=True),
+            ExportRequest(
+                precisions=[Precision.FP32],
+                golden_inputs=golden,
+                source=Source(run.name, 0, "import", info.generator_sha256),
+            ),
+            progress=Printed(),
         )
         rewrite_manifest(folder, with_break_even(Artifact(folder, exported.manifest)))
     return Artifact.open(folder)

@@ -24,9 +24,10 @@ import numpy as np
 import onnx
 from models import ADE20K, COCO, DATA, RESULTS, SMALL, coco_maps, make_artifact, resized, synthetic_maps
 from onnx import TensorProto, helper, numpy_helper
+from printed import Printed
 
 from spade_deploy.artifact import Arrays, Artifact
-from spade_deploy.bench import BASELINES, BenchResult, Candidate, Kind, bench, choose_candidates
+from spade_deploy.bench import BASELINES, BenchPlan, BenchResult, Candidate, Kind, choose_candidates, run_plan
 from spade_deploy.files.atomic import write_json
 from spade_deploy.lookup.tables import unique_share
 from spade_deploy.spec import GeneratorSpec, GraphKind
@@ -80,21 +81,23 @@ def measure(artifact: Artifact, maps: dict[str, Arrays], size: int, asked: argpa
     floor = run / f"floor-{size}.onnx"
     write_floor(artifact.manifest.generator, size, floor)
     rounds = asked.rounds or ROUNDS_A_MAP.get(size, 1)
-    result = bench(
+    result = run_plan(
         artifact,
-        [
-            *choose_candidates(artifact, graphs=list(GraphKind), baselines=asked.baseline or ["all"]),
-            Candidate(Kind.BOUND, FLOOR, onnx=floor),
-        ],
-        list(cases.values()),
-        names=list(cases),
-        rounds=rounds * len(cases),
-        threads=asked.threads,
-        backend="cpu",
-        runs_dir=run.parent,
-        plain_onnx=run / "plain.onnx",
-        limit_s=asked.limit or LIMIT_S.get(size),
-        on_step=lambda text: print(f"  {text}", flush=True),
+        BenchPlan(
+            [
+                *choose_candidates(artifact, graphs=list(GraphKind), baselines=asked.baseline or ["all"]),
+                Candidate(Kind.BOUND, FLOOR, onnx=floor),
+            ],
+            list(cases.values()),
+            names=list(cases),
+            rounds=rounds * len(cases),
+            threads=asked.threads,
+            backend="cpu",
+            runs_dir=run.parent,
+            plain_onnx=run / "plain.onnx",
+            limit_s=asked.limit or LIMIT_S.get(size),
+        ),
+        progress=Printed(),
     )
     value = summarize(result, artifact, cases, size)
     write_json(target, value)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from printed import Printed
 
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.evaluation import EvalRequest, EvalResult, evaluate
@@ -26,8 +27,8 @@ from spade_deploy.labels.files import colorize
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder
 from spade_deploy.runs.shipped import SHIPPED_FOLDER, shipped_generator
-from spade_deploy.training.config import preset
 from spade_deploy.training.loop import train
+from spade_deploy.training.presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT_STEPS = 240
@@ -74,7 +75,7 @@ def judged(work: Path, asked: argparse.Namespace) -> EvalResult:
         segmenter_steps=asked.segmenter_steps,
         pictures=PICTURES,
     )
-    return evaluate(request, runs_dir=work, on_step=print)
+    return evaluate(request, runs_dir=work, progress=Printed())
 
 
 def weights_bytes() -> int:

@@ -16,8 +16,9 @@ from models import RESULTS
 
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.files.atomic import write_json
-from spade_deploy.training.config import PRESETS, Amp, preset
+from spade_deploy.training.config import Amp
 from spade_deploy.training.estimate import cpu_bytes, foresee
+from spade_deploy.training.presets import PRESETS, preset
 
 BATCHES = (1, 4)
 """Samples a process; the paper trained with 4 on each of 8 GPUs."""

@@ -28,6 +28,7 @@ from spade_deploy.artifact import (
     write_golden,
     write_manifest,
 )
+from spade_deploy.export.pipeline import ExportRequest
 from spade_deploy.spec import UNKNOWN_VALUE, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,9 +88,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, make_generator: Callable[
     export_artifact(
         generator,
         folder,
-        precisions=[Precision.FP32],
-        golden_inputs={LABEL: ids, INSTANCE: instances},
-        source=Source("tiny-001", 3, "train", "0" * 64),
+        ExportRequest(
+            precisions=[Precision.FP32],
+            golden_inputs={LABEL: ids, INSTANCE: instances},
+            source=Source("tiny-001", 3, "train", "0" * 64),
+        ),
     )
     return Artifact.open(folder)
 

@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 
 from models import ADE20K, DATA, SMALL, coco_maps, make_generator, resized, stacked, synthetic_maps
+from printed import Printed
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Source
 from spade_deploy.errors import SpadeError
-from spade_deploy.export.int8.write import Int8Request
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.int8.request import Int8Request
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
@@ -98,11 +99,13 @@ class Setting:
         export_artifact(
             self.generator,
             folder,
-            precisions=[Precision.FP32] if is_int8 else [Precision.FP32, Precision.FP16],
-            golden_inputs=self.golden,
-            source=Source("gpu-check", 0, "import", "0" * 64),
-            int8=Int8Request(calibration, f"{len(calibration[LABEL])} maps") if is_int8 else None,
-            on_step=lambda text: print(f"  {text}", flush=True),
+            ExportRequest(
+                precisions=[Precision.FP32] if is_int8 else [Precision.FP32, Precision.FP16],
+                golden_inputs=self.golden,
+                source=Source("gpu-check", 0, "import", "0" * 64),
+                int8=Int8Request(calibration, f"{len(calibration[LABEL])} maps") if is_int8 else None,
+            ),
+            progress=Printed(),
         )
 
 

@@ -26,10 +26,11 @@ from spade_deploy.artifact import PIXELS, Arrays
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.cuda.driver import require_gpu
 from spade_deploy.engines.cuda.open import open_device
-from spade_deploy.engines.tensorrt.build import BuildRequest, build
+from spade_deploy.engines.tensorrt.build import build
 from spade_deploy.engines.tensorrt.builder import RTX_CAPABILITIES, build_engine
 from spade_deploy.engines.tensorrt.key import BuildOptions
 from spade_deploy.engines.tensorrt.library import Library, load_library
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.runtime import TrtRuntime
 from spade_deploy.engines.tensorrt.store import capability_text
 from spade_deploy.errors import RuntimeUnavailableError, ValidationFailedError

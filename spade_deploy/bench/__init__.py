@@ -2,15 +2,18 @@
 
 from spade_deploy.bench.candidates import ALL_BASELINES, BASELINES, Candidate, Kind, choose_candidates
 from spade_deploy.bench.inputs import batches, folder_cases, golden_cases, read_cases
-from spade_deploy.bench.plot import write_result
+from spade_deploy.bench.plot import default_folder, write_result
+from spade_deploy.bench.request import DEFAULT_ROUNDS, BenchPlan, BenchRequest
 from spade_deploy.bench.result import CONDITIONS, BenchResult, Entry, Figures, Status
-from spade_deploy.bench.run import DEFAULT_ROUNDS, bench
+from spade_deploy.bench.run import bench, run_plan
 
 __all__ = [
     "ALL_BASELINES",
     "BASELINES",
     "CONDITIONS",
     "DEFAULT_ROUNDS",
+    "BenchPlan",
+    "BenchRequest",
     "BenchResult",
     "Candidate",
     "Entry",
@@ -20,8 +23,10 @@ __all__ = [
     "batches",
     "bench",
     "choose_candidates",
+    "default_folder",
     "folder_cases",
     "golden_cases",
     "read_cases",
+    "run_plan",
     "write_result",
 ]

@@ -9,25 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.engines.base import Backend, GraphChoice, parse_graph_choice
+from spade_deploy.engines.base import parse_graph_choice
 from spade_deploy.engines.tensorrt.open import has_engines
 from spade_deploy.errors import ConfigError
-from spade_deploy.spec import GraphKind, Precision
+from spade_deploy.spec import Backend, GraphChoice, GraphKind, Precision
 
 
 class Kind(StrEnum):
-    """Graph: of the artifact. Eager, compile, plain, openvino: baselines, all of the untouched module.
-
-    Bound: an ONNX file with inputs of fixed shapes, run on random numbers. It makes no image, so it is never compared
-    with one: it says how fast a part of the work alone would be.
-    """
+    """What a candidate is: a graph, a baseline (all of these run the untouched module), or a bound."""
 
     GRAPH = "graph"
+    """A graph of the artifact."""
+
     EAGER = "eager"
+    """PyTorch as it is."""
+
     COMPILE = "compile"
+    """PyTorch through torch.compile."""
+
     PLAIN = "plain"
+    """A plain ONNX export in ONNX Runtime."""
+
     OPENVINO = "openvino"
+    """The same plain export in OpenVINO."""
+
     BOUND = "bound"
+    """An ONNX file with inputs of fixed shapes, run on random numbers.
+
+    It makes no image, so its images are not judged: it says how fast a part of the work alone would be.
+    """
 
 
 BASELINES = {
@@ -41,16 +51,22 @@ ALL_BASELINES = "all"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing that is measured, in a process of its own.
-
-    precision, graph: of a graph of the artifact; baselines are fp32. onnx: of a bound, its file.
-    """
+    """One thing that is measured, in a process of its own."""
 
     kind: Kind
+    """A graph of the artifact, a baseline or a bound."""
+
     name: str
+    """For tables: 'fp16 lookup', 'PyTorch eager'."""
+
     precision: Precision = Precision.FP32
+    """Of a graph of the artifact; baselines are fp32."""
+
     graph: GraphChoice | None = None
+    """Which graph of the artifact; None for all else."""
+
     onnx: Path | None = None
+    """The file of a bound."""
 
     @property
     def is_baseline(self) -> bool:
@@ -90,7 +106,7 @@ def choose_candidates(
     if not chosen:
         raise ConfigError(
             f"{artifact.path}: there is nothing to measure",
-            hint="leave --precision and --graph out; engines are made by `spade build`",
+            hint="leave `precisions` and `graphs` out; engines are made by `spade build`",
         )
     return tuple(chosen)
 
@@ -103,7 +119,7 @@ def _baselines(names: Sequence[str]) -> list[Candidate]:
         elif name in list(BASELINES):
             kinds.append(Kind(name))
         else:
-            raise ConfigError(f"--baseline: {name!r} is not one of {', '.join(BASELINES)} or {ALL_BASELINES}")
+            raise ConfigError(f"`baselines`: {name!r} is not one of {', '.join(BASELINES)} or {ALL_BASELINES}")
     return [Candidate(kind, BASELINES[kind]) for kind in kinds]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
 from spade_deploy.errors import ConfigError, LabelMapError
 from spade_deploy.images.image_file import Size
+from spade_deploy.inference.size import checked_size
 from spade_deploy.labels.files import read_instance_map, read_label_map, resize_nearest
 from spade_deploy.labels.layouts import Problem
 from spade_deploy.labels.pairs import find_label_maps
@@ -29,9 +30,14 @@ def read_cases(
     """`folder_cases` of `labels`, or `golden_cases` where there is none."""
     if labels is not None:
         return folder_cases(artifact, labels, instances, batch_size, size, most)
-    if instances is not None:
-        raise ConfigError("--instances without --labels: the golden inputs have their own", hint="give --labels too")
+    require_labels(labels, instances)
     return golden_cases(artifact, batch_size, size)
+
+
+def require_labels(labels: Path | None, instances: Path | None) -> None:
+    """Raises ConfigError for instance maps without label maps."""
+    if instances is not None and labels is None:
+        raise ConfigError("`instances` without `labels`: the golden inputs have their own", hint="give `labels` too")
 
 
 def golden_cases(artifact: Artifact, batch_size: int = 1, size: Size | None = None) -> tuple[Arrays, ...]:
@@ -57,10 +63,10 @@ def folder_cases(
     spec = artifact.manifest.generator
     target = checked_size(spec, size)
     if not spec.labels.has_edges and instances is not None:
-        raise ConfigError("--instances: this model has no edge channel", hint="leave the flag out")
+        raise ConfigError("`instances`: this model has no edge channel", hint="leave the flag out")
     found = find_label_maps(labels, instances, spec.labels)
     if spec.labels.has_edges and instances is None and not found.has_instances:
-        raise ConfigError("--instances is needed: this model has an edge channel, made of instance maps")
+        raise ConfigError("`instances` is needed: this model has an edge channel, made of instance maps")
     maps = []
     for number, sample in enumerate(found.in_order[:most]):
         if isinstance(sample, Problem):  # what is measured is said, so nothing is left out of it
@@ -77,23 +83,10 @@ def folder_cases(
 def batches(maps: list[Arrays], batch_size: int) -> tuple[Arrays, ...]:
     """Single maps -> batches in turn; the last one is filled up from the beginning, so that all have one shape."""
     if not 1 <= batch_size <= MAX_BATCH:
-        raise ConfigError(f"--batch-size: {batch_size} is not in 1..{MAX_BATCH}")
+        raise ConfigError(f"`batch_size`: {batch_size} is not in 1..{MAX_BATCH}")
     count = -(-len(maps) // batch_size)
     groups = [[maps[(k * batch_size + n) % len(maps)] for n in range(batch_size)] for k in range(count)]
     return tuple({name: np.concatenate([one[name] for one in group]) for name in group[0]} for group in groups)
-
-
-def checked_size(spec: GeneratorSpec, size: Size | None) -> Size:
-    """The size to run at: the model's own for None. Raises ConfigError for one that the model cannot run at."""
-    own = (spec.height, spec.width)
-    if size is None or size == own:
-        return own
-    if not spec.is_dynamic:
-        raise ConfigError(f"--size: this model runs at {own[0]}x{own[1]} alone (its style vector fixes it)")
-    for part in size:
-        if not spec.takes_side(part):
-            raise ConfigError(f"--size: {part} of {size[0]}x{size[1]} is not a {spec.side_rule}, as this model needs")
-    return size
 
 
 def make_segmap(spec: GeneratorSpec, inputs: Arrays) -> NDArray[np.float32]:

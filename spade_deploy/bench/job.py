@@ -17,25 +17,40 @@ from spade_deploy.spec import GeneratorSpec
 
 @dataclass(frozen=True)
 class Job:
-    """One candidate's work.
-
-    manifest_sha256: of the artifact; another one may be exported into its folder before the worker opens it.
-    checkpoint, plain_onnx: what baselines load, where there are any. threads: of the CPU.
-    cases: .npz files of the graph's inputs, batch by batch. golden: those of the golden inputs, one by one.
-    golden_outputs: where the worker writes its answers to them, `image.npy` and `pixels.npy`.
-    """
+    """One candidate's work."""
 
     candidate: Candidate
+    """Who it is."""
+
     artifact: Path
+    """The artifact's folder."""
+
     manifest_sha256: str
+    """The artifact's; another one may be exported into its folder before the worker opens it."""
+
     spec: GeneratorSpec
+    """The model's."""
+
     backend: str
+    """What runs a graph of the artifact."""
+
     threads: int
+    """Threads on the CPU."""
+
     checkpoint: Path | None
+    """What PyTorch baselines load."""
+
     plain_onnx: Path | None
+    """What baselines of a plain export load."""
+
     cases: tuple[Path, ...]
+    """.npz files of the graph's inputs, batch by batch."""
+
     golden: tuple[Path, ...]
+    """.npz files of the golden inputs, one by one."""
+
     golden_outputs: Path
+    """Where the worker writes its `image` and `pixels` of them, as one .npz file."""
 
     def write(self, path: Path) -> None:
         value: dict[str, Any] = {

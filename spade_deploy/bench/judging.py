@@ -16,12 +16,19 @@ from spade_deploy.metrics.judge import (
 
 @dataclass(frozen=True)
 class Verdict:
-    """Errors of the image in [-1, 1] over the values that rounding does not decide; failures is empty when right."""
+    """How a candidate's images were judged, over the values that rounding does not decide."""
 
     max_abs: float | None
+    """The largest error of the image in [-1, 1]; None where it cannot be told."""
+
     mean_abs: float | None
+    """The mean error."""
+
     psnr_db: float | None
+    """PSNR against the golden image; None where there is no error at all, too."""
+
     failures: tuple[str, ...]
+    """What is wrong, a sentence each; none where the images are right."""
 
 
 def judge(artifact: Artifact, candidate: Candidate, golden: Golden, found: Arrays) -> Verdict:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from spade_deploy.artifact import Artifact
 from spade_deploy.bench.result import BenchResult
 from spade_deploy.files.atomic import atomic_file, write_json
 
 RESULT_JSON, RESULT_PNG = "bench.json", "bench.png"
+
+
+def default_folder(artifact: Artifact) -> Path:
+    """Where the result goes unless another folder is named: beside the artifact."""
+    return artifact.path.parent / "bench"
 
 
 def write_result(result: BenchResult, folder: Path) -> tuple[Path, ...]:

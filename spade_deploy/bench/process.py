@@ -1,4 +1,4 @@
-"""The parent's side of a worker: it is asked, it answers, or it is dead and the reason is told."""
+"""The parent's side of a worker: it asks, and gets an answer or the reason why the worker is dead."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ class WorkerError(SpadeError):
 
 
 class Worker:
-    """One candidate's process. imports_s, load_s, first_run_s: the parts of its cold start, once it has started."""
+    """One candidate's process.
+
+    Once it has started, `imports_s`, `load_s` and `first_run_s` are the parts of its cold start, in seconds.
+    """
 
     def __init__(self, job: Job, folder: Path) -> None:
         self.job = job
@@ -37,7 +40,7 @@ class Worker:
         job.write(folder / "job.json")
         # A cache of compiled code from an earlier run would make a cold start a warm one.
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-        # In a file: nobody need read it while the worker runs, and what a killed one said is still there.
+        # A file need not be read while the worker runs, and it still holds what a worker said that was killed.
         self._stderr = (folder / "stderr").open("w+b")
         self._born = time.perf_counter()
         # -P: a file in the current folder must not take the place of a library.
@@ -72,10 +75,6 @@ class Worker:
         except OSError as error:
             raise self._dead() from error
         return self._answer()
-
-    @property
-    def process_id(self) -> int:
-        return self._process.pid
 
     def close(self) -> None:
         if self._process.poll() is None:

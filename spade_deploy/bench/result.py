@@ -29,21 +29,33 @@ CONDITIONS = (
 
 
 class Status(StrEnum):
-    """Measured; wrong: its image is not the golden one, so it has no figure; failed: it did not run."""
+    """What became of a candidate."""
 
     MEASURED = "measured"
+    """It ran, its images are right, and there are figures."""
+
     WRONG = "wrong"
+    """Its images are not the golden ones, so it has no figure."""
+
     FAILED = "failed"
+    """It did not run."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One batch. patterns_s: of it, for finding patterns; graph: which ran, of a candidate that chooses."""
+    """One batch that was run."""
 
     round: int
+    """The number of the round, from 0."""
+
     seconds: float
+    """How long it took."""
+
     patterns_s: float | None = None
+    """Seconds of them that were spent on finding patterns."""
+
     graph: str | None = None
+    """Which graph ran, of a candidate that chooses."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,13 @@ class ColdStart:
     """Seconds from starting the process to its first image, in three parts."""
 
     imports_s: float
+    """Starting Python and importing the libraries."""
+
     load_s: float
+    """Loading the model."""
+
     first_run_s: float
+    """The first image."""
 
     @property
     def total_s(self) -> float:
@@ -61,10 +78,13 @@ class ColdStart:
 
 @dataclass(frozen=True)
 class Round:
-    """Which case every candidate ran; others: the share of the machine that other processes had, if it is known."""
+    """One round, in which every candidate ran the same case."""
 
     case: int
+    """The number of the case, from 0."""
+
     others: float | None
+    """The share of the machine that other processes had, if it is known."""
 
     @property
     def is_quiet(self) -> bool:
@@ -76,27 +96,57 @@ class Figures:
     """Of one candidate, over all rounds: latency of a batch, and what it is made of."""
 
     p50_ms: float
+    """The median latency of a batch."""
+
     p90_ms: float
+    """Nine of ten batches take less."""
+
     p99_ms: float
+    """99 of 100 batches take less."""
+
     images_per_s: float
+    """Images a second over all rounds."""
+
     patterns_p50_ms: float | None
+    """The median time for finding patterns; None where there is no need to."""
+
     lookup_share: float | None
+    """The share of batches that the lookup graph ran; None for a candidate that does not choose."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one candidate. reason: why there is no figure; verdict: None for a bound, which has no image."""
+    """What became of one candidate."""
 
     candidate: Candidate
+    """Who it is."""
+
     status: Status
+    """Whether it was measured."""
+
     runtime: str = ""
+    """What ran it, for people."""
+
     reason: str = ""
+    """Why there is no figure."""
+
     hint: str | None = None
+    """What to do about it."""
+
     verdict: Verdict | None = None
+    """How its images were judged; None for a bound, which has no image."""
+
     cold_start: ColdStart | None = None
+    """How long it took to the first image."""
+
     imports_bytes: int | None = None
+    """Physical memory after the imports."""
+
     peak_memory_bytes: int | None = None
+    """The most physical memory of its process."""
+
     runs: tuple[Run, ...] = ()
+    """Its runs, round by round."""
 
     @property
     def is_fault(self) -> bool:
@@ -106,19 +156,40 @@ class Entry:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All candidates side by side. cases: the names of the batches. digest: the artifact's manifest_sha256."""
+    """All candidates side by side."""
 
     artifact: Path
+    """The folder of the artifact."""
+
     digest: str
+    """The artifact's manifest_sha256."""
+
     batch_size: int
+    """Images a run."""
+
     height: int
+    """Of the label maps, in pixels."""
+
     width: int
+    """Of the label maps, in pixels."""
+
     threads: int
+    """Threads of every candidate on the CPU."""
+
     backend: str
+    """What was asked to run the graphs."""
+
     machine: dict[str, Any]
+    """Processor, cores, system and versions, see `describe_machine`."""
+
     cases: tuple[str, ...]
+    """The names of the batches."""
+
     rounds: tuple[Round, ...]
+    """The rounds that were done."""
+
     entries: tuple[Entry, ...]
+    """What became of each candidate, in the order that was asked for."""
 
     @property
     def measured(self) -> tuple[Entry, ...]:
@@ -146,7 +217,7 @@ class BenchResult:
                 " of the machine; ratios bear that better than times"
             )
         if len(self.rounds) < 100:
-            notes.append(f"p99 of {len(self.rounds)} rounds is little more than the slowest; --rounds 100 tells more")
+            notes.append(f"p99 of {len(self.rounds)} rounds is little more than the slowest; `rounds` 100 tells more")
         return tuple(notes)
 
     def figures(self, entry: Entry, case: int | None = None) -> Figures:

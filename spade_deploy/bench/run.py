@@ -5,26 +5,24 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spade_deploy.artifact import LABEL, Arrays, Artifact, Golden
+from spade_deploy.artifact import LABEL, Artifact, Golden
 from spade_deploy.bench.candidates import Candidate, Kind
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
 from spade_deploy.bench.judging import judge
 from spade_deploy.bench.machine import busy_seconds, describe_machine
 from spade_deploy.bench.process import Worker, WorkerError
+from spade_deploy.bench.request import BenchPlan, BenchRequest
 from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run, Status
-from spade_deploy.engines.base import Backend, parse_backend
-from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
+from spade_deploy.errors import MissingDependencyError, NotFoundError, SpadeError, reason_of
 from spade_deploy.files.atomic import scratch_folder
 from spade_deploy.machine.cores import at_most_cores, usable_cores
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
 
-DEFAULT_ROUNDS = 20
-MAX_ROUNDS = 1_000_000
 SETTLE_S = 0.02
 """Before each run: threads that wait for work spin for some milliseconds before they sleep."""
 
@@ -34,99 +32,68 @@ class _Live:
     """A candidate while it is measured."""
 
     worker: Worker
+    """Its process."""
+
     entry: Entry
+    """What is known of it so far."""
+
     runs: list[Run] = field(default_factory=list)
+    """Its runs, round by round."""
 
 
 def bench(
-    artifact: Artifact,
-    candidates: Sequence[Candidate],
-    cases: Sequence[Arrays],
-    *,
-    names: Sequence[str] | None = None,
-    rounds: int = DEFAULT_ROUNDS,
-    threads: int | None = None,
-    backend: Backend | str = Backend.AUTO,
-    checkpoint: Path | None = None,
-    runs_dir: Path = Path("runs"),
-    plain_onnx: Path | None = None,
-    limit_s: float | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_round: Callable[[int, int], None] = lambda *_: None,
+    artifact: Artifact, request: BenchRequest, *, runs_dir: Path = Path("runs"), progress: Progress = SILENT
 ) -> BenchResult:
-    """Measure candidates side by side: in each round every one of them runs the same case once.
+    """Measure an artifact's graphs side by side, and the baselines that were asked for.
 
-    cases: batches of the graph's inputs, all of one shape, run in turn. names: theirs, for the result.
-    threads: of every candidate on the CPU; the cores that may be used if None, and never more.
-    checkpoint: for baselines; looked for by the artifact's digest if None. plain_onnx: a plain export that is kept
-    between calls: read where it is there, else written. limit_s: no round begins later than this.
-    A candidate that fails or is wrong is in the result, and the others go on. Raises ConfigError, NotFoundError.
+    runs_dir: where the checkpoint of baselines is looked for. Raises ConfigError, ArtifactError, NotFoundError,
+    LabelMapError; a candidate that fails or is wrong is in the result.
     """
-    _check(candidates, cases, rounds, threads, backend)
-    threads = usable_cores() if threads is None else at_most_cores(threads, "--threads")
+    return run_plan(artifact, request.plan(artifact, runs_dir), progress)
+
+
+def run_plan(artifact: Artifact, plan: BenchPlan, progress: Progress = SILENT) -> BenchResult:
+    """Measure the candidates of a plan side by side: in each round every one of them runs the same case once.
+
+    A candidate that fails or is wrong is in the result, and the others go on. Raises NotFoundError.
+    """
+    threads = usable_cores() if plan.threads is None else at_most_cores(plan.threads, "`threads`")
     golden = artifact.golden()
     with scratch_folder("bench") as folder, ExitStack() as stack:
-        files = _Files(artifact, folder, checkpoint, runs_dir, plain_onnx, on_step)
-        jobs = _jobs(artifact, candidates, cases, golden, folder, threads, str(backend))
+        files = _Files(artifact, folder, plan, progress)
+        jobs = _jobs(artifact, plan, golden, folder, threads)
         live: list[_Live] = []
         entries: dict[Candidate, Entry] = {}
         for number, job in enumerate(jobs):
-            on_step(f"{job.candidate.name}: first image, golden inputs")
+            progress.step(f"{job.candidate.name}: first image, golden inputs")
             started = _start(files, job, artifact, golden, folder / f"worker-{number}", stack)
             if isinstance(started, _Live):
                 live.append(started)
             else:
                 entries[job.candidate] = started
-        on_step(f"{rounds} rounds of {len(live)} candidates")
-        done = _measure(live, entries, len(cases), rounds, limit_s, on_round)
+        progress.step(f"{plan.rounds} rounds of {len(live)} candidates")
+        done = _measure(live, entries, len(plan.cases), plan.rounds, plan.limit_s, progress)
         for one in live:
             if one.entry.candidate not in entries:
                 entries[one.entry.candidate] = _finish(one)
-    label = cases[0][LABEL]
+    label, names = plan.cases[0][LABEL], plan.names
     return BenchResult(
         artifact=artifact.path,
         digest=artifact.manifest.to_json()["manifest_sha256"],
         batch_size=label.shape[0],
         height=label.shape[1],
         width=label.shape[2],
-        threads=jobs[0].threads,
-        backend=str(backend),
+        threads=threads,
+        backend=str(plan.backend),
         machine=describe_machine(),
-        cases=tuple(names) if names is not None else tuple(f"case {number}" for number in range(len(cases))),
+        cases=tuple(names) if names is not None else tuple(f"case {number}" for number in range(len(plan.cases))),
         rounds=tuple(done),
-        entries=tuple(entries[candidate] for candidate in candidates),
+        entries=tuple(entries[candidate] for candidate in plan.candidates),
     )
 
 
-def _check(
-    candidates: Sequence[Candidate],
-    cases: Sequence[Arrays],
-    rounds: int,
-    threads: int | None,
-    backend: Backend | str,
-) -> None:
-    if not candidates or not cases:
-        raise ConfigError("there is nothing to measure: no candidates or no label maps")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"--threads: {threads} is not a positive number")
-    if not 1 <= rounds <= MAX_ROUNDS:
-        raise ConfigError(f"--rounds: {rounds} is not in 1..{MAX_ROUNDS}")
-    parse_backend(str(backend))
-    shapes = {case[LABEL].shape for case in cases}
-    if len(shapes) > 1:
-        raise ConfigError(f"the label maps of one bench have one shape; found {sorted(shapes)}")
-
-
-def _jobs(
-    artifact: Artifact,
-    candidates: Sequence[Candidate],
-    cases: Sequence[Arrays],
-    golden: Golden,
-    folder: Path,
-    threads: int,
-    backend: str,
-) -> list[Job]:
-    case_files = tuple(write_arrays(folder / f"case-{k}.npz", case) for k, case in enumerate(cases))
+def _jobs(artifact: Artifact, plan: BenchPlan, golden: Golden, folder: Path, threads: int) -> list[Job]:
+    case_files = tuple(write_arrays(folder / f"case-{k}.npz", case) for k, case in enumerate(plan.cases))
     count = len(golden.inputs[LABEL])
     singles = [{name: array[k : k + 1] for name, array in golden.inputs.items()} for k in range(count)]
     golden_files = tuple(write_arrays(folder / f"golden-{k}.npz", single) for k, single in enumerate(singles))
@@ -136,7 +103,7 @@ def _jobs(
             artifact=artifact.path,
             manifest_sha256=artifact.manifest.to_json()["manifest_sha256"],
             spec=artifact.manifest.generator,
-            backend=backend,
+            backend=str(plan.backend),
             threads=threads,
             checkpoint=None,
             plain_onnx=None,
@@ -144,7 +111,7 @@ def _jobs(
             golden=golden_files,
             golden_outputs=folder / f"answers-{number}.npz",
         )
-        for number, candidate in enumerate(candidates)
+        for number, candidate in enumerate(plan.candidates)
     ]
 
 
@@ -153,11 +120,19 @@ class _Files:
     """What baselines need, found or made when the first of them asks."""
 
     artifact: Artifact
+    """What is measured."""
+
     folder: Path
-    checkpoint: Path | None
-    runs_dir: Path
-    plain_onnx: Path | None
-    on_step: Callable[[str], None]
+    """Where a plain export goes that is not kept."""
+
+    plan: BenchPlan
+    """Where files are looked for."""
+
+    progress: Progress
+    """Whoever listens."""
+
+    checkpoint: Path | None = None
+    """The checkpoint, once it was found."""
 
     def give(self, job: Job) -> Job:
         """The job with its files. Raises SpadeError where a baseline's cannot be had."""
@@ -170,20 +145,25 @@ class _Files:
     def _found_checkpoint(self) -> Path:
         if importlib.util.find_spec("torch") is None:
             raise MissingDependencyError("PyTorch is not installed", hint="pip install 'spade-deploy[export]'")
+        if self.checkpoint is None:
+            self.checkpoint = self._look_for_checkpoint()
+        return self.checkpoint
+
+    def _look_for_checkpoint(self) -> Path:
+        runs_dir = self.plan.runs_dir
+        if self.plan.checkpoint is not None:
+            return resolve_checkpoint(self.plan.checkpoint, runs_dir)
         digest = self.artifact.manifest.source.generator_sha256
-        if self.checkpoint is not None:
-            return resolve_checkpoint(self.checkpoint, self.runs_dir)
-        found = find_checkpoint_by_digest(digest, near=self.artifact.path, runs_dir=self.runs_dir)
+        found = find_checkpoint_by_digest(digest, near=self.artifact.path, runs_dir=runs_dir)
         if found is None:
-            raise NotFoundError(f"the checkpoint that was exported is not in {self.runs_dir}", hint="give --checkpoint")
-        self.checkpoint = found
+            raise NotFoundError(f"the checkpoint that was exported is not in {runs_dir}", hint="give `checkpoint`")
         return found
 
     def _plain(self) -> Path:
-        path = self.plain_onnx or self.folder / "plain.onnx"
+        path = self.plan.plain_onnx or self.folder / "plain.onnx"
         if not path.exists():
             checkpoint = self._found_checkpoint()
-            self.on_step("plain export of the untouched module")
+            self.progress.step("plain export of the untouched module")
             from spade_deploy.bench.plain_export import write_plain_export
 
             write_plain_export(checkpoint, path)
@@ -210,8 +190,7 @@ def _start(
     except SpadeError as error:
         return Entry(candidate, Status.FAILED, reason=error.message, hint=error.hint)
     except Exception as error:  # an exporter raises dozens of types; only the baseline that needs it has no figure
-        lines = (str(error).strip() or "no message").splitlines()
-        return Entry(candidate, Status.FAILED, reason=f"{type(error).__name__}: {lines[0][:300]}")
+        return Entry(candidate, Status.FAILED, reason=f"{type(error).__name__}: {reason_of(error)}")
     return _Live(worker, Entry(candidate, Status.MEASURED, worker.runtime, verdict=verdict))
 
 
@@ -221,7 +200,7 @@ def _measure(
     num_cases: int,
     rounds: int,
     limit_s: float | None,
-    on_round: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[Round]:
     """Rounds that were done; a candidate that dies in one is entered as failed, and left out from then on."""
     done: list[Round] = []
@@ -230,7 +209,7 @@ def _measure(
         case = len(done) % num_cases
         others = _one_round([one for one in live if one.entry.candidate not in entries], entries, len(done), case)
         done.append(Round(case, others))
-        on_round(len(done), rounds)
+        progress.count("round", len(done), rounds)
     return done
 
 

@@ -1,4 +1,4 @@
-"""What the commands print: errors, tables, progress bars, the places of results and the next command to type.
+"""What the commands print: errors, tables, the places of results and the next command to type.
 
 rich is imported where it is used: a command that prints one line should not pay for tables.
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from spade_deploy.commands.flags import in_flags
 from spade_deploy.errors import SpadeError
 from spade_deploy.printable import one_line, printable
 
@@ -26,27 +24,8 @@ if TYPE_CHECKING:
 
     from spade_deploy.bench import BenchResult
     from spade_deploy.engines.tensorrt.build import BuiltEngine
-    from spade_deploy.evaluation import EvalResult
     from spade_deploy.labels.lint import LintReport
-    from spade_deploy.training.estimate import Estimate
-    from spade_deploy.training.loop import Progress as TrainProgress
     from spade_deploy.validation.validate import ValidationReport
-
-
-SHORT_NAMES = {
-    "adversarial": "G",
-    "feature_matching": "FM",
-    "l1": "L1",
-    "perceptual": "VGG",
-    "kl": "KL",
-    "discriminator_real": "D real",
-    "discriminator_fake": "fake",
-}
-"""Losses in the progress bar, which has one line; the log has their whole names."""
-
-
-LINE_EVERY_S = 30.0
-"""Seconds between two lines about a training whose progress goes to a file."""
 
 
 SHOWN_FINDINGS = 500
@@ -61,7 +40,7 @@ class _Notes(logging.Handler):
     """What the package has to tell without failing: a line of stderr each."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        stderr().print(f"  note: {record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
+        stderr().print(f"  note: {in_flags(record.getMessage())}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_notes() -> None:
@@ -138,19 +117,17 @@ def line(*parts: str | Text) -> Text:
     return Text.assemble(*(printable(part) if isinstance(part, str) else part for part in parts))
 
 
-@contextmanager
-def busy(what: str) -> Iterator[Callable[[str], None]]:
-    """A spinner beside what is done now; yields what changes the words."""
-    with stdout().status(styled(what, "")) as status:
-        yield lambda text: status.update(styled(one_line(text), ""))
-
-
 def print_error(error: SpadeError) -> None:
-    """One message: what happened, then what to do."""
+    """One message: what happened, then what to do, with the flags of the command that runs."""
     console = stderr()
-    console.print(line(styled("error:", "bold red"), f" {error.message}"))
+    console.print(line(styled("error:", "bold red"), f" {in_flags(error.message)}"))
     if error.hint:
-        console.print(line(styled("next:", "bold"), f" {error.hint}"))
+        console.print(line(styled("next:", "bold"), f" {in_flags(error.hint)}"))
+
+
+def note(text: str) -> None:
+    """What is to be known beside a result, with the flags of the command that runs."""
+    stdout().print(f"  note: {in_flags(text)}")
 
 
 def print_places(*places: tuple[str, Path]) -> None:
@@ -170,206 +147,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
-def print_estimate(described: str, found: Estimate) -> None:
-    """What a training will need, and how that is known."""
-    out = stdout()
-    out.print(f"would train: {described}")
-    memory, foreseen = found.memory_bytes, found.foreseen
-    how = "measured in a process of its own" if found.is_measured else "foreseen from the shapes"
-    parts = f"{_gigabytes(foreseen.weights)} weights, {_gigabytes(foreseen.learning)} gradients and Adam's moments"
-    rows = [("memory", f"{_gigabytes(memory)} a process, {how}")]
-    rows.append(("foreseen", f"{_gigabytes(foreseen.total)}: {parts}, {_gigabytes(foreseen.activations)} activations"))
-    if found.free_bytes is not None:
-        verdict = "fits" if found.fits else "does NOT fit"
-        rows.append(("free", f"{_gigabytes(found.free_bytes)} on {found.device}: {verdict}"))
-    if found.seconds_per_step is not None:
-        rows.append(("time", f"{found.seconds_per_step:.2f} s a step on {found.device}"))
-        if found.seconds is not None:
-            rows[-1] = ("time", f"{rows[-1][1]}, {clock_time(found.seconds)} for {found.steps} steps")
-    for what, value in rows:
-        out.print(f"  {what:<8}  {value}")
-    for note in found.notes:
-        out.print(f"  note: {note}")
-    if found.fits is False:
-        out.print("  less memory: --accumulate N, --amp bf16, a smaller --batch-size or --size")
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
-
-
-@contextmanager
-def training_bar(clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[TrainProgress], None]]:
-    """Steps, the time that is left, speed, memory; losses and the last metrics below.
-
-    In a file: a plain line for the first and the last step, and one every LINE_EVERY_S seconds.
-    """
-    console = stderr()
-    if console.is_terminal and not console.is_dumb_terminal:
-        with _live_training(console, clock) as report:
-            yield report
-        return
-    first: list[tuple[int, float]] = []
-    last_line = -math.inf
-
-    def write_line(progress: TrainProgress) -> None:
-        nonlocal last_line
-        now = clock()
-        first[:] = first or [(progress.step, now)]
-        for note in progress.notes:
-            console.print(f"note: {note}")
-        if progress.step == progress.steps or now - last_line >= LINE_EVERY_S:
-            last_line = now
-            parts = (
-                f"step {progress.step}/{progress.steps}",
-                f"left {clock_time(_left_s(progress, *first[0], now))}",
-                *_speeds(progress),
-                *_losses(progress),
-                *_metrics(progress),
-            )
-            console.print("  ".join(parts))
-
-    yield write_line
-
-
-@contextmanager
-def _live_training(console: Console, clock: Callable[[], float]) -> Iterator[Callable[[TrainProgress], None]]:
-    """A bar, and lines of figures below it that break between figures only, drawn anew with every step."""
-    from rich.console import Group
-    from rich.live import Live
-    from rich.progress import BarColumn, Progress, TextColumn
-    from rich.text import Text
-
-    columns = (
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        BarColumn(bar_width=12),
-        TextColumn("{task.fields[left]} left"),
-        TextColumn("{task.fields[speeds]}"),
-    )
-    bar = Progress(*columns, console=console, auto_refresh=False)
-    below = Text(no_wrap=True, overflow="ellipsis", style="dim")
-    task: list[Any] = []
-    first: list[tuple[int, float]] = []
-    with Live(Group(bar, below), console=console, refresh_per_second=4) as live:
-
-        def report(progress: TrainProgress) -> None:
-            now = clock()
-            first[:] = first or [(progress.step, now)]
-            for note in progress.notes:
-                live.console.print(f"note: {note}")
-            left = clock_time(_left_s(progress, *first[0], now))
-            fields: dict[str, Any] = {"left": left, "speeds": "  ".join(_speeds(progress))}
-            if not task:
-                task.append(bar.add_task("", total=progress.steps, completed=progress.step - 1, **fields))
-            bar.update(task[0], completed=progress.step, **fields)
-            lines = (*_filled(_losses(progress), console.width), *_filled(_metrics(progress), console.width))
-            below.plain = "\n".join(lines)
-
-        yield report
-
-
-def _left_s(progress: TrainProgress, first_step: int, first_s: float, now_s: float) -> float:
-    """Seconds to go at the pace so far, which knows of checkpoints and metrics; the first step's pace is its own."""
-    done = progress.step - first_step
-    pace = (now_s - first_s) / done if done else progress.seconds_per_step
-    return pace * (progress.steps - progress.step)
-
-
-def _speeds(progress: TrainProgress) -> tuple[str, ...]:
-    memory = (f"{progress.memory_bytes / 1e9:.1f} GB",) if progress.memory_bytes else ()
-    return f"{progress.seconds_per_step:.2f} s/step", f"{_short(progress.samples_per_second)} samples/s", *memory
-
-
-def _losses(progress: TrainProgress) -> tuple[str, ...]:
-    return tuple(f"{SHORT_NAMES.get(name, name)} {value:.2f}" for name, value in progress.losses.items())
-
-
-def _metrics(progress: TrainProgress) -> tuple[str, ...]:
-    return tuple(f"{name.replace('_', ' ')} {_short(value)}" for name, value in progress.metrics.items())
-
-
-def _filled(parts: Sequence[str], width: int) -> tuple[str, ...]:
-    """Lines of at most `width` letters, two spaces between parts; a part is never broken."""
-    lines: list[str] = []
-    for part in parts:
-        if lines and len(lines[-1]) + 2 + len(part) <= width:
-            lines[-1] += "  " + part
-        else:
-            lines.append(part)
-    return tuple(lines)
-
-
-def _short(value: float) -> str:
-    """Three digits: 0.0123, 1.23, 123, 12345."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-
-
 def clock_time(seconds: float) -> str:
     """45 -> '0:45', 3725 -> '1:02:05', 90000 -> '1 d 1 h'."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 24 * 60:
         return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h"
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
-@contextmanager
-def image_bar() -> Iterator[Callable[[int, int, float], None]]:
-    """Images done, images/s and the time that is left."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]:.1f} images/s, left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr()) as bar:
-        task: list[Any] = []
-
-        def report(done: int, total: int, rate: float) -> None:
-            if not task:
-                task.append(bar.add_task("", total=total, rate=rate))
-            bar.update(task[0], completed=done, rate=rate)
-
-        yield report
-
-
-@contextmanager
-def step_bar() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
-    """(on_step, on_progress): a line for each step, and a bar for what takes long within one; gone when it ends."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-    console = stdout()
-    described = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), described, BarColumn(), TextColumn("{task.fields[count]}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, count="")
-
-        def on_step(text: str) -> None:
-            console.print(f"  {text}", style="dim")
-            bar.reset(task, total=None, description=one_line(text), count="")
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            bar.update(task, total=total, completed=done, description=one_line(what), count=f"{done}/{total}")
-
-        yield on_step, on_progress
-
-
-@contextmanager
-def count_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Files done of files in all; gone when it ends."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=stderr(), transient=True) as bar:
-        task: list[Any] = []
-
-        def report(done: int, total: int) -> None:
-            if not task:
-                task.append(bar.add_task("", total=total))
-            bar.update(task[0], completed=done)
-
-        yield report
 
 
 def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
@@ -479,46 +262,14 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
     for entry in result.entries:
         if entry.reason:
             style = "red" if entry.is_fault else "yellow"
-            hint = f" ({entry.hint})" if entry.hint else ""
+            hint = f" ({in_flags(entry.hint)})" if entry.hint else ""
             name = styled(f"  {entry.candidate.name}: not measured:", style)
-            console.print(line(name, f" {entry.reason}{hint}"))
+            console.print(line(name, f" {in_flags(entry.reason)}{hint}"))
     for note in result.notes:
-        console.print(styled(f"  {note}", "dim"))
+        console.print(styled(f"  {in_flags(note)}", "dim"))
     print_places(*((file.suffix.lstrip("."), file) for file in files))
     if result.measured and not any(file.suffix == ".png" for file in files):
         console.print("  no plot: matplotlib is not installed (pip install matplotlib)")
-
-
-def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
-    """A row of figures for each model, those of real photos below, what to know, the files."""
-    from rich.table import Table
-
-    from spade_deploy.evaluation.page import HEADINGS, heading, lines
-
-    console, columns = stdout(), result.measured()
-    data = result.settings["data"]
-    console.print(
-        f"{result.samples} samples of {data['preset']}, {result.settings['split']} split,"
-        f" {result.settings['height']} x {result.settings['width']}",
-        markup=False,
-    )
-    table = Table(box=None)
-    table.add_column("")
-    for name in ("images", *map(heading, columns)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in lines(result):
-        # The deviation of the kernel distance is in the report: a terminal of 80 columns has no room for it.
-        cells = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
-        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *cells)
-    console.print(table)
-    for name in columns:
-        if name not in ("l1", "psnr"):
-            console.print(styled(f"  {HEADINGS[name]}: {result.names[name]}", "dim"))
-    for note in result.notes:
-        console.print(f"  note: {note}")
-    print_places(*((file.suffix.lstrip("."), file) for file in files))
-    if not any(file.suffix == ".html" for file in files):
-        console.print("  no page: jinja2 is not installed (pip install 'spade-deploy[export]')")
 
 
 def finding_table(report: LintReport) -> Table:
@@ -536,7 +287,7 @@ def finding_table(report: LintReport) -> Table:
             one_line(name),
             styled(finding.severity, style),
             finding.code,
-            finding.message,
+            in_flags(finding.message),
             "yes" if finding.fixable else "",
         )
     left = len(report.findings) - SHOWN_FINDINGS

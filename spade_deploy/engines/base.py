@@ -7,40 +7,16 @@ runs or is an error.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from enum import StrEnum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LABEL, Arrays, input_tensors, mismatch
 from spade_deploy.errors import ConfigError, InputRefusedError
-from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+from spade_deploy.spec import Backend, GeneratorSpec, GraphChoice, GraphKind, Precision
 
-if TYPE_CHECKING:
-    pass
-
-
-class Backend(StrEnum):
-    """Where an artifact runs. Auto: a TensorRT engine that fits, else CUDA where it really loads, else the CPU.
-
-    CPU and CUDA are ONNX Runtime's. TensorRT is an engine of `spade build`, of TensorRT or of TensorRT for RTX;
-    ORT_TENSORRT is ONNX Runtime's own TensorRT provider, which builds when it is first run.
-    """
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
-    ORT_TENSORRT = "ort-tensorrt"
-
-
-class GraphChoice(StrEnum):
-    """Auto: the lookup graph on a CPU where it was measured to be faster, map by map; else the dense one."""
-
-    AUTO = "auto"
-    DENSE = "dense"
-    LOOKUP = "lookup"
+__all__ = ["Backend", "GraphChoice", "Runtime", "check_inputs", "parse_backend", "parse_graph_choice"]
 
 
 class Runtime(Protocol):
@@ -87,14 +63,14 @@ class Runtime(Protocol):
 def parse_graph_choice(text: str) -> GraphChoice:
     """Raises ConfigError, with what is allowed."""
     if text not in list(GraphChoice):
-        raise ConfigError(f"--graph: {text!r} is not one of {', '.join(GraphChoice)}")
+        raise ConfigError(f"`graph`: {text!r} is not one of {', '.join(GraphChoice)}")
     return GraphChoice(text)
 
 
 def parse_backend(text: str) -> Backend:
     """Raises ConfigError, with what is allowed."""
     if text not in list(Backend):
-        raise ConfigError(f"--backend: {text!r} is not one of {', '.join(Backend)}")
+        raise ConfigError(f"`backend`: {text!r} is not one of {', '.join(Backend)}")
     return Backend(text)
 
 

@@ -5,8 +5,8 @@
 """
 
 from spade_deploy.evaluation.page import write_report
-from spade_deploy.evaluation.request import DataFlags, EvalRequest, request_from_flags
+from spade_deploy.evaluation.request import DataFlags, EvalRequest
 from spade_deploy.evaluation.result import EvalResult, Row
 from spade_deploy.evaluation.run import evaluate
 
-__all__ = ["DataFlags", "EvalRequest", "EvalResult", "Row", "evaluate", "request_from_flags", "write_report"]
+__all__ = ["DataFlags", "EvalRequest", "EvalResult", "Row", "evaluate", "write_report"]

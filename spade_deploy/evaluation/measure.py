@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +24,7 @@ from spade_deploy.metrics import (
     kernel_distance,
 )
 from spade_deploy.metrics.extractor import pooled
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is measured, images done, images in all."""
+from spade_deploy.progress import Progress
 
 STYLED_SAMPLES = 32
 """Label maps, evenly spaced, that diversity over styles is measured on."""
@@ -66,7 +64,7 @@ class Kept:
     styles: tuple[Pixels, ...] = ()
 
 
-def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], on_progress: Progress) -> Reality:
+def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], progress: Progress) -> Reality:
     """Read every sample once. Raises DatasetError where none can be used."""
     tally, chosen, skipped = _Tally(judges), list[int](), list[str]()
     started, done = time.perf_counter(), 0
@@ -74,7 +72,7 @@ def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], 
         tally.add([sample.label for sample in batch], np.stack([sample.photo for sample in batch]))
         chosen += [sample.index for sample in batch]
         done += len(batch)
-        on_progress("real photos", done, len(indices))
+        progress.count("real photos", done, len(indices))
     if not chosen:
         raise DatasetError(
             f"none of the {len(indices)} samples of the {samples.name} can be used; the first one: {skipped[0]}",
@@ -85,14 +83,14 @@ def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], 
     return Reality(samples, tuple(chosen), tuple(skipped), features, _timed(row, started))
 
 
-def measure_floor(judges: Judges, reality: Reality, others: SampleSet, on_progress: Progress) -> Row:
+def measure_floor(judges: Judges, reality: Reality, others: SampleSet, progress: Progress) -> Row:
     """Real photos of another split, as many: the distance that more of the same has."""
     tally, skipped, done, started = _Tally(judges), list[str](), 0, time.perf_counter()
     indices = evenly(len(others), len(reality.chosen))
     for batch in _batches(others, indices, judges.batch_size, skipped):
         tally.add_features(np.stack([sample.photo for sample in batch]))
         done += len(batch)
-        on_progress(f"real photos ({others.name})", done, len(indices))
+        progress.count(f"real photos ({others.name})", done, len(indices))
     row = Row(
         f"real photos ({others.name})",
         "reference",
@@ -105,7 +103,7 @@ def measure_floor(judges: Judges, reality: Reality, others: SampleSet, on_progre
 
 
 def measure_model(
-    judges: Judges, reality: Reality, model: Model, images: Images, styles: int, kept: Kept, on_progress: Progress
+    judges: Judges, reality: Reality, model: Model, images: Images, styles: int, kept: Kept, progress: Progress
 ) -> Row:
     """One model's figures. styles: images of one label map that diversity compares, 0 for none."""
     tally, errors, skipped = _Tally(judges), PixelError(), list[str]()
@@ -131,7 +129,7 @@ def measure_model(
                 diversities.append(diversity(judges.extractor.maps(variants)))
                 kept.styles = kept.styles or tuple(variants)
         done += len(batch)
-        on_progress(model.name, done, len(reality.chosen))
+        progress.count(model.name, done, len(reality.chosen))
     row = Row(
         model.name,
         str(model.kind),

@@ -8,93 +8,123 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.engines.base import Backend
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.evaluation.models import Model
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.sets import LABEL_SETS, label_set
 from spade_deploy.metrics.onnx_images import number_triple
+from spade_deploy.settings import asked_of, check_ranges, setting
 from spade_deploy.spec import LabelSpec, parse_size
+
+DATA, JUDGES = "Data", "Judges"
+"""The groups of the settings in `--help`."""
+
+
+def parse_mean(text: str) -> tuple[float, float, float]:
+    """'127' or '123.7,116.3,103.5'. Raises ConfigError."""
+    return number_triple(text, "`mean`")
+
+
+def parse_image_size(text: str) -> list[int]:
+    """'224x224' -> [224, 224], height and width in pixels. Raises ConfigError."""
+    try:
+        return list(parse_size(text))
+    except ConfigError as error:
+        raise ConfigError(f"`size`: {quoted(text)} is not HEIGHTxWIDTH in pixels, such as 224x224") from error
 
 
 @dataclass(frozen=True)
 class DataFlags:
-    """Which data, where flags say so; None is what the first model was trained on."""
+    """Which data is judged on; None is what the first model was trained on."""
 
-    preset: str | None = None
-    root: Path | None = None
-    labels: Path | None = None
-    images: Path | None = None
-    instances: Path | None = None
-    num_labels: int | None = None
-    has_dontcare: bool | None = None
-    split: str | None = None
-    size: Size | None = None
+    root: Path | None = setting(
+        None, help="Folder of the data set; the training's own if left out.", group=DATA, flag="data"
+    )
+    preset: str | None = setting(None, help="Its layout: earth, coco, ade20k and so on.", group=DATA)
+    labels: Path | None = setting(None, help="Label maps instead of a data set.", group=DATA)
+    images: Path | None = setting(None, help="Real photos of them, by stem.", group=DATA)
+    instances: Path | None = setting(None, help="Their instance maps, paired by stem.", group=DATA)
+    num_labels: int | None = setting(None, help="For folders of images alone: classes are 0..N-1.", group=DATA)
+    has_dontcare: bool | None = setting(
+        None, help="And 255 means unknown.", group=DATA, flag="dontcare", negatable=True
+    )
+    split: str | None = setting(None, help="train, val or test; the held-out one if left out.", group=DATA)
+    size: Size | None = setting(None, help="HEIGHTxWIDTH instead of the models' own.", group=DATA, parse=parse_size)
+
+
+@dataclass(frozen=True)
+class ExtractorFacts:
+    """How an extractor is fed and read, where the JSON beside it does not say so or is overruled."""
+
+    mean: tuple[float, float, float] | None = setting(
+        None,
+        help="Its normalisation, of pixels 0..255: 127, or R,G,B.",
+        group=JUDGES,
+        flag="extractor-mean",
+        parse=parse_mean,
+    )
+    std: tuple[float, float, float] | None = setting(
+        None, help="(pixels - mean) / std.", group=JUDGES, flag="extractor-std", parse=parse_mean
+    )
+    size: list[int] | None = setting(
+        None,
+        help="HEIGHTxWIDTH that images are resized to for it.",
+        group=JUDGES,
+        flag="extractor-size",
+        parse=parse_image_size,
+    )
+    output: str | None = setting(
+        None, help="Its output to take, where it has several.", group=JUDGES, flag="extractor-output"
+    )
 
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What was asked for.
+    """Which models are judged, on which data, by whom."""
 
-    models: runs, checkpoints, artifacts, folders of images; none is the newest run. best: of runs, the checkpoint that
-    was the best while they trained. samples: at most so many, evenly
-    spaced. extractor_facts: mean, std, size, output, as in the JSON beside an extractor. styles: images of one label
-    map that diversity compares, 0 for none. pictures: samples that the page shows.
-    """
-
-    models: tuple[Path, ...] = ()
+    models: tuple[Path, ...] = setting(
+        (),
+        help="Runs, checkpoints, artifacts or folders of images, compared in one report; the newest run if left out.",
+        argument=True,
+    )
     data: DataFlags = field(default_factory=DataFlags)
-    samples: int | None = None
-    extractor: Path | None = None
-    extractor_facts: Mapping[str, Any] = field(default_factory=dict)
-    segmenter: Path | None = None
-    train_segmenter: bool = False
-    segmenter_steps: int | None = None
-    styles: int = 0
-    best: bool = False
-    backend: Backend = Backend.AUTO
-    batch_size: int = 4
-    seed: int = 0
-    pictures: int = 8
+    """Which data they are judged on."""
+    samples: int | None = setting(
+        None, help="At most so many, evenly spaced; all if left out.", group=DATA, least=2, most=10**7
+    )
+    extractor: Path | None = setting(
+        None, help="ONNX network for the Frechet and kernel distances of its features.", group=JUDGES
+    )
+    extractor_facts: Mapping[str, Any] = asked_of(ExtractorFacts)
+    """The fields of ExtractorFacts that are given."""
+    segmenter: Path | None = setting(
+        None, help="ONNX segmenter: does it see in the images what was asked for?", group=JUDGES
+    )
+    train_segmenter: bool = setting(False, help="Train one on the real photos, once a data set.", group=JUDGES)
+    segmenter_steps: int | None = setting(None, help="Length of its training.", group=JUDGES)
+    styles: int = setting(0, help="Images of one label map whose diversity is measured.", group=JUDGES)
+    best: bool = setting(False, help="Of a run its best checkpoint, by `best_by` of its training; not the newest.")
+    backend: Backend = setting(Backend.AUTO, help="What runs the models.")
+    batch_size: int = setting(4, help="Images at a time.", least=1, most=4096)
+    seed: int = setting(0, help="Of styles and of the kernel distance's subsets.", least=0, most=2**32 - 1)
+    pictures: int = setting(8, help="Samples that the page shows.", least=0, most=1000)
 
     def __post_init__(self) -> None:
         if self.segmenter is not None and self.train_segmenter:
-            raise ConfigError(f"--segmenter {self.segmenter} contradicts --train-segmenter; give one of them")
+            raise ConfigError(f"`segmenter` {self.segmenter} contradicts `train_segmenter`; give one of them")
         if self.segmenter_steps is not None and not self.train_segmenter:
-            raise ConfigError(f"--segmenter-steps {self.segmenter_steps}: is for --train-segmenter alone")
+            raise ConfigError(f"`segmenter_steps` {self.segmenter_steps}: is for `train_segmenter` alone")
         if self.extractor is None and any(value is not None for value in self.extractor_facts.values()):
             name = next(name for name, value in self.extractor_facts.items() if value is not None)
-            raise ConfigError(f"--extractor-{name}: is for --extractor alone")
+            raise ConfigError(f"`extractor_{name}`: is for `extractor` alone")
         if self.styles == 1 or not 0 <= self.styles <= 100:
-            raise ConfigError(f"--styles: {self.styles} is not 0 or from 2 to 100: a single style has no diversity")
+            raise ConfigError(f"`styles`: {self.styles} is not 0 or from 2 to 100: a single style has no diversity")
         if self.styles and self.extractor is None:
             raise ConfigError(
-                f"--styles {self.styles}: diversity is a distance of features", hint="give --extractor FILE.onnx"
+                f"`styles` {self.styles}: diversity is a distance of features", hint="give `extractor` FILE.onnx"
             )
-        for flag, value, least, most in (
-            ("--samples", self.samples, 2, 10**7),
-            ("--batch-size", self.batch_size, 1, 4096),
-            ("--pictures", self.pictures, 0, 1000),
-            ("--seed", self.seed, 0, 2**32 - 1),
-        ):
-            if value is not None and not least <= value <= most:
-                raise ConfigError(f"{flag}: {value} is not in {least}..{most}")
-
-
-def request_from_flags(
-    models: Sequence[Path], data: DataFlags, extractor_flags: Mapping[str, str | None], **rest: Any
-) -> EvalRequest:
-    """What was typed; extractor_flags: the texts of --extractor-mean, -std, -size and -output. Raises ConfigError."""
-    facts: dict[str, Any] = dict(extractor_flags)
-    for name in ("mean", "std"):
-        if (text := extractor_flags.get(name)) is not None:
-            facts[name] = number_triple(text, f"--extractor-{name}")
-    if (text := extractor_flags.get("size")) is not None:
-        try:
-            facts["size"] = list(parse_size(text))
-        except ConfigError as error:
-            raise ConfigError(f"--extractor-size: {text!r} is not HEIGHTxWIDTH in pixels, such as 224x224") from error
-    return EvalRequest(tuple(models), data, extractor_facts=facts, **rest)
+        check_ranges(self)
 
 
 def chosen_data(flags: DataFlags, models: Sequence[Model]) -> tuple[DataConfig, Size, LabelSpec]:
@@ -104,7 +134,7 @@ def chosen_data(flags: DataFlags, models: Sequence[Model]) -> tuple[DataConfig, 
     sizes = {(spec.height, spec.width): model.name for model, spec in specs}
     if flags.size is None and len(sizes) > 1:
         told = ", ".join(f"{name} {size[0]} x {size[1]}" for size, name in sizes.items())
-        raise ConfigError(f"the models make images of different sizes: {told}", hint="--size HEIGHTxWIDTH is for all")
+        raise ConfigError(f"the models make images of different sizes: {told}", hint="`size` HEIGHTxWIDTH is for all")
     size = flags.size or next(iter(sizes), None)
     config = _config(flags, trained_on, size)
     size = size or config.crop_size
@@ -112,8 +142,8 @@ def chosen_data(flags: DataFlags, models: Sequence[Model]) -> tuple[DataConfig, 
         model.check_size(size)
     config = config if config.crop_size == size else replace(config, crop_size=size, load_size=size)
     if specs and (flags.num_labels is not None or flags.has_dontcare is not None):
-        flag = "--num-labels" if flags.num_labels is not None else "--dontcare"
-        raise ConfigError(f"{flag}: {specs[0][0].name} says what its labels are", hint="leave the flag out")
+        name = "num_labels" if flags.num_labels is not None else "has_dontcare"
+        raise ConfigError(f"`{name}`: {specs[0][0].name} says what its labels are", hint="leave it out")
     first = specs[0][1].labels if specs else _labels(flags, config)
     for model, spec in specs[1:]:
         labels = spec.labels
@@ -131,9 +161,9 @@ def _config(flags: DataFlags, trained_on: DataConfig | None, size: Size | None) 
     given = {name: folder for name, folder in folders.items() if folder is not None}
     if given:
         if flags.preset not in (None, "custom"):
-            raise ConfigError(f"--labels: contradicts --preset {flags.preset}", hint="leave --preset out")
+            raise ConfigError(f"`labels`: contradicts `preset` {flags.preset}", hint="leave `preset` out")
         if flags.labels is None or flags.images is None:
-            raise ConfigError("--labels and --images belong together: what was asked for, and the real photos of it")
+            raise ConfigError("`labels` and `images` belong together: what was asked for, and the real photos of it")
         return DataConfig.for_preset("custom", crop_size=size or flags.size, **given)
     if flags.preset is not None:
         return DataConfig.for_preset(flags.preset, crop_size=size or flags.size, root=flags.root)
@@ -144,7 +174,7 @@ def _config(flags: DataFlags, trained_on: DataConfig | None, size: Size | None) 
     if trained_on is None:
         raise ConfigError(
             "which data to evaluate on is not known: no model says what it was trained on",
-            hint="--labels DIR --images DIR, or --preset NAME --data DIR, or --preset earth for the embedded data",
+            hint="`labels` DIR `images` DIR, or `preset` NAME `data` DIR, or `preset` earth for the embedded data",
         )
     return trained_on
 
@@ -156,6 +186,6 @@ def _labels(flags: DataFlags, config: DataConfig) -> LabelSpec:
     if config.preset in LABEL_SETS:
         return replace(label_set(config.preset), has_edges=False)
     raise ConfigError(
-        "--num-labels is needed: folders of images do not say how many classes the label maps have",
+        "`num_labels` is needed: folders of images do not say how many classes the label maps have",
         hint="`spade check-labels DIR --num-labels N` tells whether a number fits",
     )

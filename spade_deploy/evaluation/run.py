@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from spade_deploy.evaluation.measure import (
     STYLED_SAMPLES,
     Judges,
     Kept,
-    Progress,
     Reality,
     measure_floor,
     measure_model,
@@ -25,6 +24,7 @@ from spade_deploy.evaluation.result import EvalResult, Row, Strip, StyleStrip
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import OnnxExtractor, OnnxSegmenter
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import LabelSpec
 
 SHOWN_PROBLEMS = 5
@@ -34,8 +34,7 @@ def evaluate(
     request: EvalRequest,
     *,
     runs_dir: Path = Path("runs"),
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Progress = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> EvalResult:
     """Judge every model on the same held-out samples. What a sample's files do wrong is in the result's skipped.
 
@@ -47,14 +46,14 @@ def evaluate(
     samples = open_set(config, split, labels, size)
     notes = [*_data_notes(config, split, samples, models)]
     extractor = OnnxExtractor(request.extractor, request.extractor_facts) if request.extractor else None
-    segmenter, more = _segmenter(request, config, split, labels, runs_dir, on_step, on_progress)
+    segmenter, more = _segmenter(request, config, split, labels, runs_dir, progress)
     judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size)
-    on_step(f"{described(config)}, {samples.name}: reading the real photos")
-    reality = measure_reality(judges, samples, evenly(len(samples), request.samples), on_progress)
+    progress.step(f"{described(config)}, {samples.name}: reading the real photos")
+    reality = measure_reality(judges, samples, evenly(len(samples), request.samples), progress)
     references = [reality.row] if segmenter is not None else []
-    floor, why = _floor(judges, reality, config, split, labels, size, on_progress)
+    floor, why = _floor(judges, reality, config, split, labels, size, progress)
     references += [floor] if floor is not None else []
-    rows, strips, style_strips = _judge_all(request, judges, reality, models, size, on_step, on_progress)
+    rows, strips, style_strips = _judge_all(request, judges, reality, models, size, progress)
     notes += [*more, *why, *_notes(request, rows, models, judges)]
     result = EvalResult(
         rows=tuple(rows),
@@ -78,16 +77,15 @@ def _judge_all(
     reality: Reality,
     models: Sequence[Model],
     size: Size,
-    on_step: Callable[[str], None],
-    on_progress: Progress,
+    progress: Progress,
 ) -> tuple[list[Row], tuple[Strip, ...], tuple[StyleStrip, ...]]:
     shown = [reality.chosen[place] for place in evenly(len(reality.chosen), request.pictures)]
     rows, kept = [], dict[str, Kept]()
     for model in models:
         kept[model.name] = Kept(frozenset(shown))
         with open_images(model, size, request.backend) as images:
-            on_step(f"{model.name}: {images.runtime}")
-            rows.append(measure_model(judges, reality, model, images, request.styles, kept[model.name], on_progress))
+            progress.step(f"{model.name}: {images.runtime}")
+            rows.append(measure_model(judges, reality, model, images, request.styles, kept[model.name], progress))
     strips = []
     for index in shown:
         sample = reality.samples.load(index)
@@ -104,8 +102,7 @@ def _segmenter(
     split: str,
     labels: LabelSpec,
     runs_dir: Path,
-    on_step: Callable[[str], None],
-    on_progress: Progress,
+    progress: Progress,
 ) -> tuple[OnnxSegmenter | None, tuple[str, ...]]:
     if request.segmenter is not None:
         return OnnxSegmenter(request.segmenter, labels), ()
@@ -117,12 +114,12 @@ def _segmenter(
     if request.segmenter_steps is not None:
         asked = replace(asked, steps=request.segmenter_steps)
     folder = runs_dir / f"segmenter-{config.preset}"
-    on_step(f"the segmenter of {described(config)} ({asked.steps} steps; trained once, then reused) in {folder}")
+    progress.step(f"the segmenter of {described(config)} ({asked.steps} steps; trained once, then reused) in {folder}")
     made = training.find_or_train(
         asked,
         folder,
         device=training.default_device(),
-        on_progress=lambda step, steps, loss: on_progress(f"segmenter, loss {loss:.2f}", step, steps),
+        progress=progress,
     )
     notes = (*made.notes, *(("the segmenter learned from the very photos it is used on",) * has_one_set(config)))
     return OnnxSegmenter(made.path, labels), notes
@@ -135,7 +132,7 @@ def _floor(
     split: str,
     labels: LabelSpec,
     size: Size,
-    on_progress: Progress,
+    progress: Progress,
 ) -> tuple[Row | None, tuple[str, ...]]:
     if judges.extractor is None:
         return None, ()
@@ -145,7 +142,7 @@ def _floor(
         others = open_set(config, "train", labels, size)
     except DatasetError as error:
         return None, (f"no reference row of other real photos: {error.message}",)
-    row = measure_floor(judges, reality, others, on_progress)
+    row = measure_floor(judges, reality, others, progress)
     return (row, row.skipped) if row.frechet is not None else (None, row.skipped)
 
 

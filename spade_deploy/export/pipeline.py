@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,10 +30,11 @@ from spade_deploy.artifact import (
     write_golden,
     write_manifest,
 )
-from spade_deploy.errors import ExportError
+from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.export.build import build_model, require_kind
 from spade_deploy.export.encoder import write_encoder
-from spade_deploy.export.int8.write import Int8Request, Int8Summary, write_int8_graphs
+from spade_deploy.export.int8.request import Int8Request
+from spade_deploy.export.int8.write import Int8Summary, write_int8_graphs
 from spade_deploy.export.onnx_file import OPSET, write_onnx
 from spade_deploy.export.precision import always_fp32, kept_units, measure_ranges
 from spade_deploy.export.stress_maps import StressMap
@@ -41,6 +42,7 @@ from spade_deploy.metrics.judge import FP32_FACTOR, is_undecided
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import make_segmap, to_pixels
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GraphKind, Precision, RoundingError
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -48,47 +50,69 @@ VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "numpy")
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What `export_artifact` made. int8: how the int8 graphs came about, None where there are none.
+class ExportRequest:
+    """What is exported of a generator."""
 
-    stress: the maps of the largest activations that a search found; none without a half-precision graph.
-    """
+    golden_inputs: Arrays
+    """The graph's inputs by name, N of each: the golden tensors; half precision's ranges are measured on them, too."""
+
+    source: Source
+    """Where the generator comes from, for the manifest."""
+
+    precisions: Sequence[Precision] = (Precision.FP32,)
+    """Of the graphs: fp32, fp16 or both. int8 graphs are asked for with `int8`."""
+
+    kinds: Sequence[GraphKind] | None = None
+    """Kinds of graphs; None makes all that the architecture has."""
+
+    keep_fp32: Sequence[str] = ()
+    """Units that stay float32 in half precision beside those whose ranges ask for it, see `parse_kept`."""
+
+    int8: Int8Request | None = None
+    """Adds an int8 graph of each kind, made of the fp32 graphs."""
+
+    encoder: StyleEncoder | None = None
+    """The generator's style encoder, in eval mode; it is written beside the graphs, and proved equal to what it was."""
+
+    def __post_init__(self) -> None:
+        if not self.precisions or not set(self.precisions) <= {Precision.FP32, Precision.FP16}:
+            named = ", ".join(self.precisions) or "none"
+            raise ConfigError(f"`precisions`: {named} is not fp32, fp16 or both", hint="`int8` adds int8 graphs")
+        if self.int8 is not None and Precision.FP32 not in self.precisions:
+            raise ConfigError("`int8`: its graphs are made of the fp32 graphs, which `precisions` leaves out")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_artifact` made."""
 
     manifest: Manifest
+    """The artifact's facts, as they were written."""
+
     rounding: RoundingError
+    """What float32 itself costs the model."""
+
     int8: Int8Summary | None = None
+    """How the int8 graphs came about; None where there are none."""
+
     stress: tuple[StressMap, ...] = ()
+    """The maps of the largest activations that a search found; none without a half-precision graph."""
 
 
 def export_artifact(
-    generator: Generator,
-    folder: Path,
-    *,
-    precisions: Sequence[Precision],
-    kinds: Sequence[GraphKind] | None = None,
-    golden_inputs: Arrays,
-    source: Source,
-    keep_fp32: Sequence[str] = (),
-    int8: Int8Request | None = None,
-    encoder: StyleEncoder | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    generator: Generator, folder: Path, request: ExportRequest, progress: Progress = SILENT
 ) -> Exported:
     """Write graphs, golden tensors and manifest into `folder`, an empty directory.
 
-    generator: in eval mode; it is read, never changed. golden_inputs: the graph's inputs by name, N of each; they
-    become the golden tensors, and the ranges of a half-precision graph are measured on them and on stress maps.
-    kinds: of graphs; all that the architecture has if left out.
-    keep_fp32: units that stay float32 in half precision beside those whose ranges ask for it, see `parse_kept`.
-    int8: adds an int8 graph of each kind, made of the fp32 graphs. on_progress: what, done, in all.
-    encoder: the generator's, in eval mode; it is written beside the graphs, and what is written is proved equal to it.
+    generator: in eval mode; it is read, never changed.
     Raises ExportError, MissingDependencyError, ConfigError for a kind that the architecture does not have, and
     ValidationFailedError where the encoder's proof fails.
     """
-    kinds = generator.spec.graph_kinds if kinds is None else kinds
+    kinds = generator.spec.graph_kinds if request.kinds is None else request.kinds
     for kind in kinds:
         require_kind(generator.spec, kind)
-    on_step("running the PyTorch reference in float32 and float64")
+    golden_inputs = dict(request.golden_inputs)
+    progress.step("running the PyTorch reference in float32 and float64")
     reference = run_reference(generator, golden_inputs)
     bad = int((~np.isfinite(reference[LOGITS])).any(axis=(1, 2, 3)).sum())
     if bad:
@@ -98,37 +122,37 @@ def export_artifact(
             hint="use an earlier checkpoint, or train again with lower rates",
         )
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS])
-    write_golden(folder, dict(golden_inputs), reference)
+    write_golden(folder, golden_inputs, reference)
     encoder_graph = None
-    if encoder is not None:
-        on_step("writing the style encoder, and proving it equal to the PyTorch module")
-        encoder_graph = write_encoder(encoder, generator.spec, folder / ENCODER_ONNX)
+    if request.encoder is not None:
+        progress.step("writing the style encoder, and proving it equal to the PyTorch module")
+        encoder_graph = write_encoder(request.encoder, generator.spec, folder / ENCODER_ONNX)
     kept: tuple[str, ...] = ()
     stress: tuple[StressMap, ...] = ()
-    if Precision.FP16 in precisions:
-        on_step("measuring what half precision must hold, on the golden inputs and on stress maps")
-        measured = measure_ranges(generator, kinds, dict(golden_inputs), on_progress)
-        kept, stress = kept_units(generator.spec, measured.largest, keep_fp32), (measured.hardest,)
+    if Precision.FP16 in request.precisions:
+        progress.step("measuring what half precision must hold, on the golden inputs and on stress maps")
+        measured = measure_ranges(generator, kinds, golden_inputs, progress)
+        kept, stress = kept_units(generator.spec, measured.largest, request.keep_fp32), (measured.hardest,)
     graphs = []
-    for precision, kind in itertools.product(precisions, kinds):
-        on_step(f"tracing and writing the {precision} {kind} graph")
+    for precision, kind in itertools.product(request.precisions, kinds):
+        progress.step(f"tracing and writing the {precision} {kind} graph")
         model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
         file = graph_file(precision, kind)
         write_onnx(model, folder / file)
         all_kept = (*always_fp32(generator.spec), *kept) if precision is Precision.FP16 else ()
         graphs.append(Graph(file, precision, all_kept, OPSET, kind))
     summary = None
-    if int8 is not None:
-        on_step(f"making int8 graphs of at least {int8.min_psnr_db:g} dB, calibrated on {int8.described}")
-        golden = (dict(golden_inputs), reference[IMAGE])
-        made, summary = write_int8_graphs(generator, folder, kinds, int8, golden, on_progress)
+    if (int8 := request.int8) is not None:
+        progress.step(f"making int8 graphs of at least {int8.min_psnr_db:g} dB, calibrated on {int8.described}")
+        golden = (golden_inputs, reference[IMAGE])
+        made, summary = write_int8_graphs(generator, folder, kinds, int8, golden, progress)
         graphs += made
-    on_step("hashing files and writing the manifest")
+    progress.step("hashing files and writing the manifest")
     manifest = write_manifest(
         folder,
         generator=generator.spec,
         graphs=tuple(graphs),
-        source=source,
+        source=request.source,
         versions={name: version(name) for name in VERSIONED_PACKAGES},
         rounding=rounding,
         encoder=encoder_graph,

@@ -8,7 +8,7 @@ What is made inside counts, since a product may overflow where the sum does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.export.build import TracedModel, build_model, model_inputs, unit_names
 from spade_deploy.export.stress_maps import StressMap, evaluations_for, hardest_map, stress_maps
 from spade_deploy.networks.build import Generator
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, GraphKind, NormType
 
 FP16_MAX = 65504.0
@@ -58,12 +59,11 @@ def measure_ranges(
     generator: Generator,
     kinds: Sequence[GraphKind],
     golden: Arrays,
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> MeasuredRanges:
     """The ranges of every kind of graph in one, so that all keep the same units.
 
     golden: the dense graph's inputs by name, N of each; stress maps and a search for the largest activations are added.
-    on_progress: what, done, in all.
     """
     spec = generator.spec
     evaluations = evaluations_for(spec)
@@ -77,7 +77,7 @@ def measure_ranges(
         for done, inputs in enumerate(maps, start=1):
             by_map.append(unit_ranges(model, model_inputs(model, inputs)))
             largest = _merged(largest, by_map[-1])
-            on_progress(f"measuring the ranges of the {kind} graph", done, len(maps))
+            progress.count(f"measuring the ranges of the {kind} graph", done, len(maps))
         if hardest is None:
             starts = [(one.inputs, found) for one, found in zip(stress, by_map[-len(stress) :], strict=True)]
             hardest, found = _search(model, starts, units_to_keep(largest), evaluations)

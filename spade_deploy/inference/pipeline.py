@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,10 +28,8 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.inference.plan import Failure, Job, failure
 from spade_deploy.inference.png import encode_png
 from spade_deploy.labels.files import read_instance_map, read_label_map, resize_nearest, save_pixels
+from spade_deploy.progress import Figures, Progress
 from spade_deploy.spec import GeneratorSpec
-
-Progress = Callable[[int, int, float], None]
-"""Called with images done, images in all, images a second."""
 
 # Of each kind, and never more than half the cores: they compete with a CPU session.
 _MAX_WORKERS = 4
@@ -42,11 +40,16 @@ _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ, e
 
 @dataclass(frozen=True)
 class Maps:
-    """What one label file became: network inputs of batch 1."""
+    """What one label file became."""
 
     job: Job
+    """The file, and where its image goes."""
+
     inputs: Arrays
+    """The network's inputs by name, of batch 1."""
+
     was_resized: bool
+    """Whether the file has another size."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,11 +58,16 @@ class Maps:
 
 @dataclass(frozen=True)
 class Reader:
-    """Label files -> network inputs. size: None keeps each file's own; style: 1 x z_dim for a VAE model."""
+    """Makes network inputs of label files."""
 
     spec: GeneratorSpec
+    """The model's."""
+
     size: Size | None
+    """Height and width that maps are resized to; None keeps each file's own."""
+
     style: NDArray[np.float32] | None
+    """The style vector of a VAE model, 1 x z_dim."""
 
     def read(self, job: Job) -> Maps:
         """Decode, resize and check one label map and its instance map. Runs in the decoding threads."""
@@ -73,7 +81,7 @@ class Reader:
         try:
             check_inputs(self.spec, inputs)
         except SpadeError as error:
-            way_out = "" if self.size else "; --resize model resizes it"
+            way_out = "" if self.size else "; `resize` model resizes it"
             raise LabelMapError(f"{job.label}: {error}{way_out}") from error
         return Maps(job, inputs, was_resized=label.shape != own.shape)
 
@@ -89,14 +97,26 @@ class Reader:
 
 @dataclass
 class Tally:
-    """Counts what is done, and tells."""
+    """Counts what is done, and tells the listener."""
 
     total: int
+    """Images that are to be made."""
+
     failures: list[Failure]
-    on_progress: Progress | None
+    """The label files without an image so far."""
+
+    progress: Progress
+    """Whoever listens."""
+
     written: int = 0
+    """Images that were written."""
+
     resized: int = 0
+    """Those of them whose label files had another size."""
+
     done: int = 0
+    """Label files that are finished, well or badly."""
+
     _started: float = field(default=0.0, init=False)
     _ended: float = field(default=0.0, init=False)
 
@@ -119,8 +139,8 @@ class Tally:
     def _tell(self) -> None:
         self.done += 1
         self._ended = time.perf_counter()
-        if self.on_progress is not None:
-            self.on_progress(self.done, self.total, self.written / max(self.seconds, 1e-9))
+        rate = self.written / max(self.seconds, 1e-9)
+        self.progress.count("images", self.done, self.total, Figures(per_second=rate))
 
 
 @dataclass(frozen=True)
@@ -128,9 +148,16 @@ class _Writing:
     """A result on its way to the disk. The maps it was made of are not kept."""
 
     label: Path
+    """The label map's file."""
+
     result: Path
+    """The image's file."""
+
     was_resized: bool
+    """Whether the label file had another size."""
+
     future: Future[None]
+    """The writing; it raises what kept it from being done."""
 
 
 class Pipeline:

@@ -6,20 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.errors import ConfigError, LabelMapError
+from spade_deploy.inference.request import RESULT_SUFFIXES
 from spade_deploy.inference.results import is_done
 from spade_deploy.labels.files import is_image_name
 from spade_deploy.labels.layouts import Pairing
 
-RESULT_SUFFIXES = (".png", ".jpg", ".jpeg")
-
 
 @dataclass(frozen=True)
 class Failure:
-    """A label file without a result, why, and what to do about it."""
+    """A label file without a result."""
 
     path: Path
+    """The label file."""
+
     message: str
+    """Why it has none; the file is named in it."""
+
     hint: str | None = None
+    """What to do about it."""
 
 
 def failure(path: Path, error: Exception) -> Failure:
@@ -33,28 +37,37 @@ class Job:
     """One result to make."""
 
     label: Path
+    """The label map's file."""
+
     instance: Path | None
+    """The instance map's file, where the model takes one."""
+
     result: Path
+    """The file of the image."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done.
-
-    skipped: results that are there already. failures: files that pair with nothing. left_out: photos beside them.
-    """
+    """What is to be done."""
 
     folder: Path
+    """Where the images go."""
+
     jobs: tuple[Job, ...]
+    """The images to make, in the order of the label files."""
+
     skipped: int
+    """How many images are there already."""
+
     failures: tuple[Failure, ...]
+    """Files that pair with nothing, or whose image has no place."""
+
     left_out: tuple[str, ...] = ()
+    """A sentence for each photo that lies beside its label map."""
 
 
 def make_plan(labels: Path, found: Pairing, out: Path, image_format: str, overwrite: bool) -> Plan:
     """Results for the label maps that were found in `labels`; none is opened yet. Raises ConfigError."""
-    if f".{image_format}" not in RESULT_SUFFIXES:
-        raise ConfigError(f"--format: {image_format!r} is not one of png, jpg")
     folder, named = _result_place(labels, found, out, image_format)
     named_alike: dict[str, list[Path]] = {}
     for sample in found.samples:

@@ -44,6 +44,6 @@ def is_done(result: Path, *, overwrite: bool) -> bool:
     if not begin.startswith(head[: max(1, min(size, len(head)))]):
         kind = "PNG" if head == _PNG else "JPEG"
         raise LabelMapError(
-            f"{result} is there already, and is no {kind}: it may be somebody's", hint="--overwrite replaces it"
+            f"{result} is there already, and is no {kind}: it may be somebody's", hint="`overwrite` replaces it"
         )
     return size > len(head) + len(tail) and end.endswith(tail)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
-from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, MissingDependencyError
+from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, MissingDependencyError, reason_of
 from spade_deploy.images.image_file import read_photo
 
 _DROP = "leave the flag out"
@@ -19,24 +19,22 @@ def style_vector(artifact: Artifact, seed: int | None, photo: Path | None) -> ND
     """The style that was asked for, 1 x z_dim; zeros, the mean style, by default; None for a model without styles.
 
     seed: of a standard normal style. photo: an image file; the mean of its style.
-    Raises ConfigError for what the model cannot do and for both at once, LabelMapError for a photo that cannot be read.
+    Raises ConfigError for what the model cannot do, LabelMapError for a photo that cannot be read.
     """
     z_dim = artifact.manifest.generator.z_dim
     if z_dim is None:
-        for flag, value in (("--seed", seed), ("--style-image", photo)):
+        for name, value in (("seed", seed), ("style_image", photo)):
             if value is not None:
                 raise ConfigError(
-                    f"{flag}: this model has no style vector; its output follows from the labels", hint=_DROP
+                    f"`{name}`: this model has no style vector; its output follows from the labels", hint=_DROP
                 )
         return None
-    if seed is not None and photo is not None:
-        raise ConfigError("--seed and --style-image contradict each other", hint="leave one of them out")
     if photo is not None:
         return encode_photo(artifact, photo)[0]
     if seed is None:
         return np.zeros((1, z_dim), np.float32)
     if seed < 0:
-        raise ConfigError(f"--seed: {seed} is negative")
+        raise ConfigError(f"`seed`: {seed} is negative")
     return np.random.default_rng(seed).standard_normal((1, z_dim), np.float32)
 
 
@@ -54,22 +52,22 @@ def encode_photo(artifact: Artifact, photo: Path) -> tuple[NDArray[np.float32], 
             "train": "it was trained without one, its styles are noise",
         }.get(manifest.source.origin, "none was exported with it")
         raise ConfigError(
-            f"--style-image: {artifact.path} has no style encoder ({why})",
-            hint="--seed N takes a random style; `spade train --vae` trains a model with an encoder, which its export"
+            f"`style_image`: {artifact.path} has no style encoder ({why})",
+            hint="`seed` N takes a random style; `spade train --vae` trains a model with an encoder, which its export"
             " brings along",
         )
     spec = manifest.generator
     try:
         pixels = read_photo(photo, (spec.height, spec.width))[None]
     except LabelMapError as error:
-        raise LabelMapError(f"--style-image: {error.message}", hint=error.hint) from error
+        raise LabelMapError(f"`style_image`: {error.message}", hint=error.hint) from error
     with artifact.vouched(manifest.encoder.file) as path:
         session = _session(path)
     _check_contract(path, session, artifact)
     try:
         mu, logvar = session.run([MU, LOGVAR], {PHOTO: pixels})
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ArtifactError(f"{path}: the style encoder failed on {photo}: {_first_line(error)}") from error
+        raise ArtifactError(f"{path}: the style encoder failed on {photo}: {reason_of(error)}") from error
     return mu, logvar
 
 
@@ -78,8 +76,8 @@ def _session(path: Path) -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(
-            f"--style-image: the style encoder runs in ONNX Runtime, which cannot be imported: {error}",
-            hint="pip install 'spade-deploy[cpu]'; --seed needs no encoder",
+            f"`style_image`: the style encoder runs in ONNX Runtime, which cannot be imported: {error}",
+            hint="pip install 'spade-deploy[cpu]'; `seed` needs no encoder",
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong comes back as an exception
@@ -87,7 +85,7 @@ def _session(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise ArtifactError(
-            f"{path}: ONNX Runtime cannot load the style encoder: {_first_line(error)}",
+            f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}",
             hint="pip install --upgrade onnxruntime, or `spade export` again",
         ) from error
 
@@ -100,7 +98,3 @@ def _check_contract(path: Path, session: Any, artifact: Artifact) -> None:
     )
     if found != expected:
         raise ArtifactError(f"{path}: its tensors are {found}, the manifest says {expected}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -18,10 +18,8 @@ from PIL import Image
 
 from spade_deploy.errors import ConfigError, DatasetError, SpadeError
 from spade_deploy.files.atomic import atomic_file, atomic_folder, write_text
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import LabelSpec
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 SPLITS = ("train", "val", "test")
 CREDITS = "Imagery NASA Earth Observatory (Blue Marble Next Generation), land cover NASA LP DAAC MCD12C1 v006 (IGBP)."
@@ -85,7 +83,7 @@ def cut(tile: Tile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return labels[rows, columns].copy(), photo[rows, columns].copy()
 
 
-def write_earth(out: Path, progress: Progress | None = None) -> dict[str, int]:
+def write_earth(out: Path, progress: Progress = SILENT) -> dict[str, int]:
     """Write OUT/{train,val,test}/{labels,images}/NNNN.png and OUT/README.txt; label maps are palette PNGs of ids.
 
     A second call writes only what is missing; a file of such a name with other content is refused, never replaced.
@@ -102,8 +100,7 @@ def write_earth(out: Path, progress: Progress | None = None) -> dict[str, int]:
         folder = out / tile.split
         written += _write_png(folder / "labels" / f"{tile.stem}.png", _palette_image(labels))
         written += _write_png(folder / "images" / f"{tile.stem}.png", Image.fromarray(photo))
-        if progress:
-            progress(done, len(tiles))
+        progress.count("writing", done, len(tiles))
     if not readme.exists():
         _guarded(readme, lambda: write_text(readme, text))
     return {**{split: len(earth_tiles(split)) for split in SPLITS}, "written": written}

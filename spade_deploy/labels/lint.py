@@ -7,7 +7,7 @@ An error is something that would train or infer wrongly, or not at all; a warnin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -34,10 +34,8 @@ from spade_deploy.labels.fix import (
 from spade_deploy.labels.layouts import DataConfig, Pairing, Sample, has_layout, pair_files, pair_flat, train_ids_in
 from spade_deploy.labels.palettes import moved_palette
 from spade_deploy.labels.sets import LABEL_SETS, is_label_set, label_set
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
-
-Progress = Callable[[int, int], None]
-"""Called with (files done, files in all)."""
 
 INTERPOLATED = 0.07
 """Least `interpolation_score` of a file that is called antialiased.
@@ -137,7 +135,7 @@ def lint_folder(
     preset: str = "custom",
     images_dir: Path | None = None,
     instances_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     workers: int | None = None,
 ) -> LintReport:
     """Check a flat folder of label maps, or a data set root in the preset's layout (every split that is there).
@@ -174,7 +172,7 @@ def lint_pairing(
     labels: LabelSpec,
     *,
     root: Path,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     workers: int | None = None,
 ) -> LintReport:
     """Check every label map of a pairing, with its photo and instance map; one image a thread is in memory."""
@@ -185,8 +183,7 @@ def lint_pairing(
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         for done, found in enumerate(pool.map(lambda sample: check_sample(sample, labels), samples), start=1):
             findings += found
-            if progress:
-                progress(done, len(samples))
+            progress.count("checking", done, len(samples))
     findings = _masks_judged_together(findings, labels, len(samples))
     findings = _train_ids_judged_together(findings, len(samples))
     for problem in pairing.problems:
@@ -203,9 +200,7 @@ def _train_ids_judged_together(findings: list[Finding], count: int) -> list[Find
     return [replace(found, severity=Severity.ERROR) if found.code == "train-ids" else found for found in findings]
 
 
-def fix_labels(
-    report: LintReport, out: Path, labels: LabelSpec, *, progress: Progress | None = None
-) -> list[FixResult]:
+def fix_labels(report: LintReport, out: Path, labels: LabelSpec, *, progress: Progress = SILENT) -> list[FixResult]:
     """Make a copy of the report's label maps under `out`: good files unchanged, fixable ones converted to PNG.
 
     Names relative to the report's root are kept. What cannot be fixed is refused and not copied. `out` must be new or
@@ -216,8 +211,7 @@ def fix_labels(
     results = []
     for done, path in enumerate(report.files, start=1):
         results.append(_fixed(path, report, out, labels))
-        if progress:
-            progress(done, len(report.files))
+        progress.count("fixing", done, len(report.files))
     return results
 
 

@@ -31,19 +31,28 @@ WORTH_IT = 0.97
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Measured on the CPU: medians of interleaved rounds, patterns included.
-
-    few, many: the shares of unique patterns of two maps. look_ms: what it costs to look at a map and give it up.
-    usual_shares: of the golden maps, which are of the data that the model is for.
-    """
+    """The times of two maps on the CPU: medians of interleaved rounds, the finding of patterns included."""
 
     few_share: float
+    """The share of unique patterns of the map that has few."""
+
     many_share: float
+    """The share of unique patterns of the map that has many."""
+
     few_ms: float
+    """The lookup graph's time for the map with few patterns."""
+
     many_ms: float
+    """The lookup graph's time for the map with many patterns."""
+
     dense_ms: float
+    """The dense graph's time, which is the same for all maps."""
+
     look_ms: float = 0.0
+    """What it costs to look at a map and give it up."""
+
     usual_shares: tuple[float, ...] = ()
+    """The shares of the golden maps, which are of the data that the model is for."""
 
     @property
     def crossing(self) -> float:

@@ -7,7 +7,6 @@ of its own: it shows what training looks like, and is far too short to make a be
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -18,18 +17,20 @@ from PIL import Image
 from spade_deploy.errors import SpadeError
 from spade_deploy.files.atomic import write_text
 from spade_deploy.files.locks import locked
-from spade_deploy.inference import infer
+from spade_deploy.inference import InferRequest, infer
 from spade_deploy.labels.earth import CREDITS, Tile, cut, earth_labels, earth_tiles
 from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.pages import render as pages
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.release.release import release
+from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.runs.shipped import shipped_generator
-from spade_deploy.spec import Precision
-from spade_deploy.training.config import Setup, preset
-from spade_deploy.training.loop import FolderSource, Progress, choose_device, train
+from spade_deploy.training.config import Setup
+from spade_deploy.training.loop import FolderSource, choose_device, train
+from spade_deploy.training.presets import preset
 from spade_deploy.training.steps import Learner
 from spade_deploy.validation.validate import ValidationReport
 
@@ -44,23 +45,35 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Demo:
-    """Where everything is, and how long it took."""
+    """What the demo made, and how long it took."""
 
     gallery: Path
+    """The page that shows it all."""
+
     artifact: Path
+    """The exported model's folder."""
+
     labels: Path
+    """The folder of the label maps that were painted."""
+
     photos: Path
+    """The folder of their images."""
+
     report: ValidationReport
+    """The proof of the artifact."""
+
     seconds: float
+    """How long all of it took."""
+
     training_seconds: float
+    """How long the training took."""
 
 
 def run_demo(
     out: Path,
     *,
     steps: int | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_training: Callable[[Progress], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Demo:
     """Everything in the folder `out`: runs/, labels/, photos/ and index.html. Each call makes runs of its own.
 
@@ -69,26 +82,21 @@ def run_demo(
     began = time.perf_counter()
     setup = preset("earth")
     run = new_run(out / "runs", prefix="earth")
-    on_step(f"the shipped model, trained on Earth, becomes a run: {run}")
+    progress.step(f"the shipped model, trained on Earth, becomes a run: {run}")
     checkpoint = checkpoint_folder(run, 0)
     save_checkpoint(checkpoint, shipped_generator(), step=0, origin="import", source="earth, shipped", setup=setup)
-    made = release(
-        checkpoint,
-        runs_dir=out / "runs",
-        precisions=[Precision.FP32, Precision.FP16],
-        on_step=on_step,
-    )
+    made = release(ReleaseRequest(checkpoint, fp16=True), runs_dir=out / "runs", progress=progress)
     tiles = _shown_tiles()
     labels, photos = out / "labels", out / "photos"
     for tile in tiles:
         ids, _ = cut(tile)
         labels.mkdir(parents=True, exist_ok=True)
         Image.fromarray(ids).save(labels / f"{tile.stem}.png")
-    on_step(f"running the artifact on {len(tiles)} held-out label maps")
-    summary = infer(made.artifact, labels, photos, overwrite=True)
+    progress.step(f"running the artifact on {len(tiles)} held-out label maps")
+    summary = infer(made.artifact, InferRequest(labels, photos, overwrite=True))
     if summary.failures:
         raise SpadeError(f"{summary.failures[0].path}: {summary.failures[0].message}")
-    tuned, count, training_seconds = _fine_tune(out, setup, steps, on_step, on_training)
+    tuned, count, training_seconds = _fine_tune(out, setup, steps, progress)
     gallery = out / "index.html"
     write_text(gallery, _gallery(tiles, photos, tuned, count, summary.runtime, summary.images_per_s, made.report))
     seconds = time.perf_counter() - began
@@ -99,8 +107,7 @@ def _fine_tune(
     out: Path,
     setup: Setup,
     steps: int | None,
-    on_step: Callable[[str], None],
-    on_training: Callable[[Progress], None],
+    progress: Progress,
 ) -> tuple[Path, int, float]:
     """Train the shipped model a little, in a run of its own. Returns the run, its steps, its seconds."""
     # The discriminator starts from nothing: at the preset's rates it would first undo what the generator knows.
@@ -108,15 +115,15 @@ def _fine_tune(
     if steps is None:
         seconds_per_step = _probe(setup)
         steps = max(LEAST_STEPS, min(FINE_TUNE_STEPS, int(FINE_TUNE_S / seconds_per_step)))
-        on_step(f"a training step takes {seconds_per_step:.2f} s here: {steps} steps")
+        progress.step(f"a training step takes {seconds_per_step:.2f} s here: {steps} steps")
     run = new_run(out / "runs", prefix="fine-tuned")
-    on_step(f"training it {steps} steps further in {run}")
+    progress.step(f"training it {steps} steps further in {run}")
     every = max(1, steps // 3)
     with locked(run, "training this run"):
         trained = train(
             replace(setup, train=replace(slower, steps=steps, save_every=steps, sample_every=every)),
             run=run,
-            on_progress=on_training,
+            progress=progress,
         )
     return run, trained.step, trained.seconds
 

@@ -1,6 +1,7 @@
 """The label maps that an export is proved on (golden) and that int8 is calibrated on.
 
-From a folder where one is named, else from the data set that the model was trained on, else synthetic.
+They come from a folder where one is named, else from the data set that the model was trained on; else they are
+synthetic.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ Maps = tuple[NDArray[Any], NDArray[Any] | None, str]
 
 @dataclass(frozen=True)
 class ExampleInputs:
-    """inputs: the dense graph's, by name, N of each. described: where they came from, for people."""
+    """Label maps as the dense graph takes them."""
 
     inputs: Arrays
+    """The dense graph's inputs by name, N of each."""
+
     described: str
+    """Where they came from, for people."""
 
 
 def golden_inputs(
@@ -47,9 +51,9 @@ def golden_inputs(
     Raises NotFoundError where a folder is named and holds nothing usable; broken files are left out, and counted.
     """
     if labels is not None:
-        ids, objects, described = _read_maps(spec, "--labels", labels, instances, count, is_spaced=False)
+        ids, objects, described = _read_maps(spec, "labels", labels, instances, count, is_spaced=False)
     else:
-        ids, objects, described = _data_set_maps(spec, info, open_held_out, count, seed=0, flag="--labels")
+        ids, objects, described = _data_set_maps(spec, info, open_held_out, count, seed=0, name="labels")
     return ExampleInputs(_graph_inputs(spec, ids, objects, seed=0), described)
 
 
@@ -60,12 +64,12 @@ def calibration_inputs(
     if labels is not None:
         if spec.labels.has_edges and not find_label_maps(labels, instances, spec.labels).has_instances:
             raise ConfigError(
-                "--calibrate-instances is needed: this model has an edge channel, made of instance maps",
+                "`calibrate_instances` is needed: this model has an edge channel, made of instance maps",
                 hint="spade export --int8 --calibrate DIR --calibrate-instances DIR",
             )
-        ids, objects, described = _read_maps(spec, "--calibrate", labels, instances, count, is_spaced=True)
+        ids, objects, described = _read_maps(spec, "calibrate", labels, instances, count, is_spaced=True)
     else:
-        ids, objects, described = _data_set_maps(spec, info, _open_training, count, seed=1, flag="--calibrate")
+        ids, objects, described = _data_set_maps(spec, info, _open_training, count, seed=1, name="calibrate")
     return ExampleInputs(_graph_inputs(spec, ids, objects, seed=1), f"{len(ids)} {described}")
 
 
@@ -80,7 +84,7 @@ def _data_set_maps(
     count: int,
     *,
     seed: int,
-    flag: str,
+    name: str,
 ) -> Maps:
     why = "an imported model has no data set"
     if info.data is not None:
@@ -92,11 +96,11 @@ def _data_set_maps(
         except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
             why = error.message
     ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=seed)
-    return ids, objects, f"synthetic label maps ({why}; {flag} DIR takes real ones)"
+    return ids, objects, f"synthetic label maps ({why}; `{name}` DIR takes real ones)"
 
 
 def _read_maps(
-    spec: GeneratorSpec, flag: str, folder: Path, instances: Path | None, count: int, *, is_spaced: bool
+    spec: GeneratorSpec, name: str, folder: Path, instances: Path | None, count: int, *, is_spaced: bool
 ) -> Maps:
     size = (spec.height, spec.width)
     pairing = find_label_maps(folder, instances, spec.labels)
@@ -122,7 +126,7 @@ def _read_maps(
     if not found:
         reason = f"; the first of {len(broken)} that cannot be used: {broken[0]}" if broken else ""
         raise NotFoundError(
-            f"{flag}: {folder} holds no usable label maps{reason}", hint="`spade check-labels DIR` says why"
+            f"`{name}`: {folder} holds no usable label maps{reason}", hint="`spade check-labels DIR` says why"
         )
     skipped = f" ({len(broken)} skipped, the first: {broken[0]})" if broken else ""
     instance = [entry[1] for entry in found if entry[1] is not None]

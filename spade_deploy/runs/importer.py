@@ -2,8 +2,8 @@
 (`latest_net_E.pth`) that its code trains beside them.
 
 Such a file is a bare state dict: no config. Its tensor shapes tell everything but which labels the channels stand
-for, the size it was trained for, and whether it upsamples 'normal' or 'more'; a preset, or flags, tell those. What
-neither says is guessed, and said as a guess with the flag that changes it.
+for, the size it was trained for, and whether it upsamples 'normal' or 'more'; a preset, or the request, tells those.
+What neither says is guessed, and reported as a guess with the field of the request that changes it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,10 @@ from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.runs.checkpoint import require_finite, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
+from spade_deploy.runs.import_request import RELEASED, ImportRequest
 from spade_deploy.runs.state_dicts import check_values, choose_part, completed, fill, find_parts
 from spade_deploy.runs.weight_files import load_weights
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
-
-RELEASED = {
-    # name: upsampling, height, width
-    "coco": (Upsampling.NORMAL, 256, 256),
-    "ade20k": (Upsampling.NORMAL, 256, 256),
-    "cityscapes": (Upsampling.MORE, 256, 512),
-}
-"""The presets that NVIDIA released weights for."""
 
 _GENERATOR_ANCHORS = ("head_0.conv_0.weight_orig", "head_0.conv_0.weight")
 _ENCODER_ANCHORS = ("fc_mu.weight",)
@@ -40,39 +33,20 @@ _DISCRIMINATOR_ANCHORS = ("discriminator_0.model0.0.weight",)
 
 
 @dataclass(frozen=True)
-class ImportRequest:
-    """What the file cannot tell. With a preset the rest follows from it; a flag that contradicts it is refused.
-
-    labels: what the channels stand for, where there is no preset. size: (height, width) in pixels. norm: where the file
-    has no running statistics. part: which network, where the file holds several ('generator_ema').
-    """
-
-    preset: str | None = None
-    labels: LabelSpec | None = None
-    upsampling: Upsampling | None = None
-    size: tuple[int, int] | None = None
-    norm: NormType | None = None
-    part: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.preset is not None and self.preset not in RELEASED:
-            raise ConfigError(f"--preset: {quoted(self.preset)} is not one of {', '.join(RELEASED)}")
-        if self.preset is not None and self.labels is not None:
-            raise ConfigError(f"--num-labels contradicts --preset {self.preset}, which says what the labels are")
-
-
-@dataclass(frozen=True)
 class ImportedGenerator:
-    """The generator in eval mode.
-
-    guesses: what the file does not tell and nobody said, each with the flag that says it. notes: what was changed on
-    the way. One sentence each.
-    """
+    """A generator that was read from a file."""
 
     module: SpadeGenerator
+    """The network in eval mode."""
+
     spec: GeneratorSpec
+    """How it is built."""
+
     notes: tuple[str, ...]
+    """What was changed on the way, a sentence each."""
+
     guesses: tuple[str, ...] = ()
+    """What the file does not tell and nobody said, a sentence each; it names the field that says it."""
 
 
 def read_generator_file(path: Path, request: ImportRequest) -> ImportedGenerator:
@@ -131,11 +105,11 @@ def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None =
 
 
 def _no_generator(path: Path, loaded: object) -> CheckpointError:
-    """What there is instead."""
+    """The error for a file without a generator; it says what the file holds instead."""
     if find_parts(loaded, _ENCODER_ANCHORS):
         return CheckpointError(
             f"{path}: this is the VAE's encoder",
-            hint="import latest_net_G.pth, which lies beside it, and name this file with --encoder",
+            hint="import latest_net_G.pth, which lies beside it, and name this file with `encoder`",
         )
     if find_parts(loaded, _DISCRIMINATOR_ANCHORS):
         return CheckpointError(
@@ -195,7 +169,7 @@ def _infer_spec(
         raise CheckpointError(
             f"{path}: fc makes a latent of {places:g} places, but size {size[0]}x{size[1]} with upsampling {upsampling}"
             f" has {spec.latent_height} x {spec.latent_width}",
-            hint="--size HEIGHTxWIDTH and --upsampling say what the model was trained for",
+            hint="`size` HEIGHTxWIDTH and `upsampling` say what the model was trained for",
         )
     return spec
 
@@ -207,18 +181,18 @@ def _norm(state: dict[str, Tensor], request: ImportRequest, path: Path, guesses:
         if request.norm is None:
             guesses.append(
                 "instance norm, since the file has no running statistics; a model trained with batch norm and saved"
-                " without them makes other images; change it with --norm"
+                " without them makes other images; change it with `norm`"
             )
         elif request.norm is not NormType.INSTANCE:
             raise CheckpointError(
-                f"{path}: --norm {request.norm} needs the running statistics of batch norm, and the file has none",
-                hint="save the model's whole state dict, with its buffers; or --norm instance",
+                f"{path}: `norm` {request.norm} needs the running statistics of batch norm, and the file has none",
+                hint="save the model's whole state dict, with its buffers; or `norm` instance",
             )
         return NormType.INSTANCE
     if request.norm is NormType.INSTANCE:
         raise CheckpointError(
-            f"{path}: has {quoted(statistics[0])}, statistics of batch norm, which contradicts --norm instance",
-            hint="leave --norm out",
+            f"{path}: has {quoted(statistics[0])}, statistics of batch norm, which contradicts `norm` instance",
+            hint="leave `norm` out",
         )
     return request.norm or NormType.SYNC_BATCH
 
@@ -231,19 +205,19 @@ def _say_what_the_preset_says(
     guesses: list[str],
     notes: list[str],
 ) -> None:
-    """Of a preset that was named it is a note, of one that was guessed a guess, too."""
+    """What follows from a preset is a note where the preset was named, and a guess where the preset was guessed."""
     where = guesses if request.preset is None else notes
     if request.upsampling is None and upsampling is not Upsampling.MOST:
         where.append(
             f"upsampling {upsampling}, as in the released {preset} model; the file does not tell normal from more;"
-            " change it with --upsampling"
+            " change it with `upsampling`"
         )
     elif request.upsampling not in (None, upsampling):
         notes.append(f"upsampling {request.upsampling} as asked; the released {preset} model has {upsampling}")
     if request.size is None:
         where.append(
             f"{size[0]} x {size[1]} pixels, as the released {preset} model; the file does not tell the size;"
-            " change it with --size"
+            " change it with `size`"
         )
 
 
@@ -257,20 +231,21 @@ def _labels_and_size(
 ) -> tuple[LabelSpec, Upsampling, tuple[int, int]]:
     is_most = any(key.startswith("up_4.") for key in state)
     preset = request.preset
-    if preset is None and request.labels is None:
+    if preset is None and request.label_spec is None:
         by_channels = {label_set(name).num_channels: name for name in RELEASED}
         preset = by_channels.get(channels)
         if preset is None:
             raise ConfigError(
                 f"{path}: a segmap of {channels} channels is none of the released models"
                 f" ({', '.join(f'{name} {count}' for count, name in by_channels.items())})",
-                hint="say what they are: --num-labels N [--dontcare] [--edges] --size HxW --upsampling normal|more",
+                hint="say what they are: `num_labels` N [`has_dontcare`] [`has_edges`] `size` HxW"
+                " `upsampling` normal|more",
             )
         labels = label_set(preset)
         extra = f"{', dontcare' if labels.has_dontcare else ''}{', edges' if labels.has_edges else ''}"
         guesses.append(
             f"the {channels} segmap channels are {preset}'s ({labels.num_labels} labels{extra}), since their number is;"
-            " change it with --preset, or --num-labels [--dontcare] [--edges]"
+            " change it with `preset`, or `num_labels` [`has_dontcare`] [`has_edges`]"
         )
     if preset is not None:
         labels = label_set(preset)
@@ -281,24 +256,24 @@ def _labels_and_size(
         _say_what_the_preset_says(preset, request, upsampling, size, guesses, notes)
         upsampling = request.upsampling or upsampling
     else:
-        assert request.labels is not None
-        labels = request.labels
+        assert request.label_spec is not None
+        labels = request.label_spec
         if request.size is None:
-            raise ConfigError("--size is needed: the file does not tell the size the model was trained for")
+            raise ConfigError("`size` is needed: the file does not tell the size the model was trained for")
         size = request.size
         if request.upsampling is None and not is_most:
-            raise ConfigError("--upsampling is needed: the file does not tell 'normal' from 'more'")
+            raise ConfigError("`upsampling` is needed: the file does not tell 'normal' from 'more'")
         upsampling = request.upsampling or Upsampling.MOST
     if labels.num_channels != channels:
         raise CheckpointError(
             f"{path}: the file has {channels} segmap channels, but {preset or 'these labels'} need"
             f" {labels.num_channels} ({labels.num_labels} labels, dontcare {int(labels.has_dontcare)},"
             f" edges {int(labels.has_edges)})",
-            hint="take the preset, or --num-labels, --dontcare and --edges, that the model was trained with",
+            hint="take the preset, or `num_labels`, `has_dontcare` and `has_edges`, that the model was trained with",
         )
     if is_most != (upsampling is Upsampling.MOST):
         raise CheckpointError(
-            f"{path}: the file has {'a' if is_most else 'no'} block up_4, which contradicts --upsampling {upsampling}"
+            f"{path}: the file has {'a' if is_most else 'no'} block up_4, which contradicts `upsampling` {upsampling}"
         )
     return labels, upsampling, size
 
@@ -307,7 +282,7 @@ def _with_weights(spec: GeneratorSpec, state: dict[str, Tensor], path: Path, not
     """Shapes are compared with those of a module without memory before one with memory is built."""
     with torch.device("meta"):
         blueprint = SpadeGenerator(spec)
-    given = completed(blueprint, state, path, notes, "--upsampling may be another than assumed")
+    given = completed(blueprint, state, path, notes, "`upsampling` may be another than assumed")
     module = SpadeGenerator(spec)
     fill(module, given, path, notes)
     return module
@@ -315,41 +290,24 @@ def _with_weights(spec: GeneratorSpec, state: dict[str, Tensor], path: Path, not
 
 @dataclass(frozen=True)
 class ImportResult:
-    """Where the import is, what it was taken for, and what was assumed on the way."""
+    """A generator that was imported."""
 
     checkpoint: Path
+    """The checkpoint of its run."""
+
     described: str
+    """What it was taken for, in one line."""
+
     notes: tuple[str, ...]
+    """What was changed on the way, a sentence each."""
+
     guesses: tuple[str, ...]
+    """What was guessed, a sentence each."""
 
 
-def request_from_flags(
-    preset: str | None,
-    num_labels: int | None,
-    *,
-    has_dontcare: bool,
-    has_edges: bool,
-    upsampling: Upsampling | None,
-    size: tuple[int, int] | None,
-    norm: NormType | None = None,
-    part: str | None = None,
-) -> ImportRequest:
-    """What was typed, checked. Raises ConfigError for flags that contradict each other."""
-    if num_labels is None and (has_dontcare or has_edges):
-        raise ConfigError("--dontcare and --edges say what --num-labels leaves open; give that too")
-    labels = None
-    if num_labels is not None:
-        labels = LabelSpec(num_labels, has_dontcare=has_dontcare, has_edges=has_edges)
-    return ImportRequest(preset, labels, upsampling, size, norm, part)
-
-
-def import_checkpoint(
-    file: Path, request: ImportRequest, *, runs_dir: Path, name: str | None = None, encoder: Path | None = None
-) -> ImportResult:
-    """Make a run of `file`, the newest of all, so that a bare export takes it. Raises as `read_generator_file`.
-
-    encoder: the style encoder's file (`latest_net_E.pth`) of a generator with a style vector.
-    """
+def import_checkpoint(file: Path, request: ImportRequest, *, runs_dir: Path, name: str | None = None) -> ImportResult:
+    """Make a run of `file`, the newest of all, so that a bare export takes it. Raises as `read_generator_file`."""
+    encoder = request.encoder
     found = read_generator_file(file, request)
     require_finite(found.module.state_dict(), file)
     of_encoder: list[str] = []

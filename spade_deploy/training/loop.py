@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch import nn
 
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
 from spade_deploy.machine import memory as process_memory
+from spade_deploy.progress import SILENT, Figures, Progress
 from spade_deploy.runs.checkpoint import load_generator, load_training_state
 from spade_deploy.runs.folders import checkpoint_folder, run_checkpoints
 from spade_deploy.runs.shipped import SHIPPED, shipped_generator
@@ -83,24 +84,6 @@ class BatchSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Reported after every step. losses: before their weights. Speeds are means of the last steps.
-
-    metrics: the last ones measured, empty before. memory_bytes: the most that was in use, of the GPU where one trains.
-    notes: what came up since the step before, a sentence each.
-    """
-
-    step: int
-    steps: int
-    losses: dict[str, float]
-    seconds_per_step: float
-    samples_per_second: float
-    metrics: dict[str, float] = field(default_factory=dict)
-    memory_bytes: int = 0
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """What a finished run leaves. skipped: samples that could not be read. notes: a sentence each, for the user."""
 
@@ -119,7 +102,7 @@ def train(
     run: Path,
     source: BatchSource | None = None,
     resume: Path | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Progress = SILENT,
     world: World = ALONE,
 ) -> TrainResult:
     """Train in the folder `run`, from the beginning or from the checkpoint `resume`.
@@ -154,7 +137,7 @@ def train(
             if world.is_main:
                 recorder = stack.enter_context(work.recorder(run, resume))
         try:
-            step, stopped_by, losses = _loop(work, recorder, world, on_progress)
+            step, stopped_by, losses = _loop(work, recorder, world, progress)
         except KeyboardInterrupt as error:  # the second signal
             message = f"stopped at once; what came after the last checkpoint is lost. {last_good()[0]}"
             raise TrainingInterruptedError(message, hint=hint) from error
@@ -385,7 +368,7 @@ class StopSignal:
 
 
 def _loop(
-    work: _Work, recorder: Recorder | None, world: World, on_progress: Callable[[Progress], None]
+    work: _Work, recorder: Recorder | None, world: World, progress: Progress
 ) -> tuple[int, str, dict[str, float]]:
     """Steps start+1..total, or fewer after a signal to any process. Returns the last step, the signal and the losses.
 
@@ -429,8 +412,10 @@ def _loop(
                     for message in news.skipped:
                         recorder.skip(message)
                     rate, memory = config.batch_size / seconds, peak_memory_bytes(learner.device)
-                    said = recorder.new_notes()
-                    on_progress(Progress(step, total, losses, seconds, rate, recorder.metrics, memory, said))
+                    for note in recorder.new_notes():
+                        progress.note(note)
+                    figures = Figures(rate, seconds, memory, losses, recorder.metrics)
+                    progress.count("training", step, total, figures)
             with world.together():
                 if stopped_by and recorder is not None:
                     recorder.save(step)

@@ -27,6 +27,7 @@ from spade_deploy.files.atomic import atomic_file
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import ConfusionMatrix, OnnxSegmenter
 from spade_deploy.metrics.onnx_images import METADATA_KEY
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.dataset import Batch, SampleSource, open_source, training_batches
 
@@ -36,9 +37,6 @@ _RATE = 2e-3
 _WARM_UP = 20
 _VERSION = 1
 """Of the recipe: a segmenter of another one is not reused."""
-
-Progress = Callable[[int, int, float], None]
-"""Called with the step, the steps in all, the loss."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def find_or_train(
     folder: Path,
     *,
     device: str = "cpu",
-    on_progress: Progress = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> TrainedSegmenter:
     """The segmenter of `request` in `folder`, trained now unless it is there.
 
@@ -139,7 +137,7 @@ def find_or_train(
             return TrainedSegmenter(path, facts.get("score"), was_there=True)
     source = open_source(request.data, "train", _without_edges(request.labels))
     skipped: list[str] = []
-    network = _train(request, source, torch.device(device), skipped.append, on_progress)
+    network = _train(request, source, torch.device(device), skipped.append, progress)
     facts = {
         "name": f"U-Net of {_data_name(request.data)}, {request.steps} steps",
         "mean": 127.5,
@@ -172,7 +170,7 @@ def _train(
     source: SampleSource,
     device: torch.device,
     on_skip: Callable[[str], None],
-    on_progress: Progress,
+    progress: Progress,
 ) -> SegmenterNet:
     batch_size = min(request.batch_size, len(source))
     with torch.random.fork_rng(devices=[]):
@@ -191,7 +189,7 @@ def _train(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            on_progress(step, request.steps, value)
+            progress.count(f"segmenter, loss {value:.2f}", step, request.steps)
     return network.cpu().eval()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from spade_deploy.errors import ConfigError, SpadeError, TrainingError
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.labels.earth import write_example_labels
 from spade_deploy.machine.cores import usable_cores
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.runs.folders import (
     check_name,
     is_resumable,
@@ -22,13 +22,14 @@ from spade_deploy.runs.folders import (
     run_checkpoints,
     say_damaged,
 )
-from spade_deploy.training import config as settings
-from spade_deploy.training.config import Setup
+from spade_deploy.training import presets
+from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.estimate import Estimate, estimate
-from spade_deploy.training.loop import FolderSource, Progress, TrainResult, choose_device, train
+from spade_deploy.training.loop import FolderSource, TrainResult, choose_device, train
 from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.processes.world import ALONE, World
 from spade_deploy.training.request import TrainRequest
+from spade_deploy.training.resolve import complete, new_setup, resumed_setup
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class RunLock:
         except OSError as error:
             raise TrainingError(
                 f"{run}: cannot be written ({error.strerror or error})",
-                hint="make room or choose another --runs folder",
+                hint="make room or choose another `runs` folder",
             ) from error
         self._is_held = True
 
@@ -65,19 +66,24 @@ class RunLock:
 
 @dataclass(frozen=True)
 class Session:
-    """A run that is ready to train. example_labels: the folder that was written for `spade infer`, if it was.
-
-    lock: on the run's folder, until `train` ends or `close` is called.
-    """
+    """A run that is ready to train."""
 
     setup: Setup
+    """What is trained, on which data."""
     run: Path
+    """The run's folder."""
     resume: Path | None
+    """The checkpoint that it goes on from; None for a new run."""
     source: FolderSource
+    """Where the samples come from."""
     notes: tuple[str, ...]
+    """What is to be told before it begins, a sentence each."""
     example_labels: Path | None = None
+    """The folder of label maps that was written for `spade infer`, if it was."""
     world: World = ALONE
+    """The processes that train together."""
     lock: RunLock = field(default_factory=RunLock, repr=False, compare=False)
+    """The lock on the run's folder, which is held until `train` ends or `close` is called."""
 
     def close(self) -> None:
         """Let others have the run's folder."""
@@ -90,7 +96,7 @@ class Session:
         processes = f", {self.world.size} processes" if self.world.size > 1 else ""
         return begin + _described(self.setup) + processes
 
-    def train(self, on_progress: Callable[[Progress], None]) -> TrainResult:
+    def train(self, progress: Progress = SILENT) -> TrainResult:
         """Train; a run that could not even begin leaves no folder."""
         try:
             return train(
@@ -98,7 +104,7 @@ class Session:
                 run=self.run,
                 source=self.source,
                 resume=self.resume,
-                on_progress=on_progress,
+                progress=progress,
                 world=self.world,
             )
         except SpadeError:
@@ -115,7 +121,7 @@ def _described(setup: Setup) -> str:
     config, generator, data = setup.train, setup.generator, setup.data
     length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs} epochs"
     where = "embedded" if data.root is None and data.labels_dir is None else data.root or data.labels_dir
-    precision = "" if config.amp is settings.Amp.OFF else f", {config.amp}"
+    precision = "" if config.amp is Amp.OFF else f", {config.amp}"
     return (
         f"{data.preset} data ({where}), {generator.architecture} {generator.height} x {generator.width},"
         f" base {generator.base_channels}, batch {config.batch_size}, {length}, {config.device}{precision}"
@@ -156,13 +162,13 @@ def _started(
     notes: tuple[str, ...] = ()
     with world.together():  # the data first: a wrong folder should not cost a download
         if checkpoint is None:
-            setup = with_absolute_paths(asked.setup(runs_dir, downloads=False))
+            setup = with_absolute_paths(new_setup(asked, runs_dir, downloads=False))
         else:
-            setup, notes = found_again(asked.resumed(checkpoint), checkpoint.parent.parent)
+            setup, notes = found_again(resumed_setup(asked, checkpoint), checkpoint.parent.parent)
         choose_device(setup.train.device, world)
         source = FolderSource(setup)
     if checkpoint is None:  # one process downloads what the others then find
-        setup = world.main_first(lambda: with_absolute_paths(asked.setup(runs_dir)))
+        setup = world.main_first(lambda: with_absolute_paths(new_setup(asked, runs_dir)))
     notes = (*notes, *_notes(setup, source, asked.train.get("workers")))
     if checkpoint is not None:
         return Session(setup, checkpoint.parent.parent, checkpoint, source, notes, world=world, lock=lock)
@@ -185,7 +191,7 @@ def _begun(
     lock.hold(run)
     if run_checkpoints(run):
         raise ConfigError(
-            f"--name: another process has begun {run} in this moment", hint="give the same command again to go on"
+            f"`name`: another process has begun {run} in this moment", hint="give the same command again to go on"
         )
     if setup.data.preset != "earth" or setup.data.root is not None or EXAMPLE_LABELS.exists():
         return run, None, ()
@@ -203,21 +209,33 @@ def _content(folder: Path) -> list[Path]:
         return []
 
 
-def foretell(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
+def estimate_run(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
     """The run that was asked for in one line, and what it will need; nothing is written.
 
     Weights of the perceptual loss are not downloaded for it. Raises what `start` raises, and TrainingError.
     """
-    checkpoint = _resume_point(runs_dir, None, resume, None)
-    if checkpoint is None:
-        setup = asked.setup(runs_dir, downloads=False)
-    else:
-        setup, _ = found_again(asked.resumed(checkpoint), checkpoint.parent.parent)
+    setup = _setup_alone(asked, runs_dir, resume)
     source = FolderSource(setup)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     steps = source.steps_per_epoch(setup.train.batch_size)
     found = estimate(setup, choose_device(setup.train.device), steps_per_epoch=steps, processes=processes)
     return _described(setup), replace(found, notes=(*found.notes, *_notes(setup, source, asked.train.get("workers"))))
+
+
+def complete_request(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> TrainRequest:
+    """The request with every setting of the run that was asked for; nothing is written, downloaded or read of the data.
+
+    Raises what `start` raises of settings.
+    """
+    return complete(asked, _setup_alone(asked, runs_dir, resume))
+
+
+def _setup_alone(asked: TrainRequest, runs_dir: Path, resume: str | None) -> Setup:
+    """The setup of a run that is not begun."""
+    checkpoint = _resume_point(runs_dir, None, resume, None)
+    if checkpoint is None:
+        return new_setup(asked, runs_dir, downloads=False)
+    return found_again(resumed_setup(asked, checkpoint), checkpoint.parent.parent)[0]
 
 
 def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: RunLock | None) -> Path | None:
@@ -236,10 +254,10 @@ def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: Ru
         return found
     if resume != NEWEST:
         raise ConfigError(
-            f"--name {name} contradicts --resume {resume}, which has its name",
-            hint=f"--name {name} --resume, without a value, goes on with that run or begins it",
+            f"`name` {name} contradicts `resume` {resume}, which has its name",
+            hint=f"`name` {name} `resume`, without a value, goes on with that run or begins it",
         )
-    check_name("--name", name)
+    check_name("`name`", name)
     if lock is not None and (runs_dir / name).is_dir():
         lock.hold(runs_dir / name)
     last = next((folder for folder in reversed(run_checkpoints(runs_dir / name)) if is_resumable(folder)), None)
@@ -251,9 +269,9 @@ def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: Ru
 def _notes(setup: Setup, source: FolderSource, workers: int | None) -> tuple[str, ...]:
     """workers: as many as were asked for; a preset's are no wish, and nothing to tell."""
     # The preset for the embedded data is meant to train without VGG weights: nothing to tell.
-    about_losses = () if setup.data.preset == "earth" else settings.notes(setup.train)
+    about_losses = () if setup.data.preset == "earth" else presets.notes(setup.train)
     cores = usable_cores()
     about_workers: tuple[str, ...] = ()
     if workers is not None and workers > cores:
-        about_workers = (f"--workers {workers}: only {cores} cores may be used here, so {cores} processes load",)
+        about_workers = (f"`workers` {workers}: only {cores} cores may be used here, so {cores} processes load",)
     return (*about_losses, *about_workers, *source.notes)

@@ -38,8 +38,9 @@ from spade_deploy.artifact import (
 from spade_deploy.engines.base import Backend, GraphChoice, Runtime
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.ort.runtime import CPU, OrtRuntime
-from spade_deploy.engines.tensorrt.build import BuildRequest, build
+from spade_deploy.engines.tensorrt.build import build
 from spade_deploy.engines.tensorrt.library import load_library
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import stored_engines
 from spade_deploy.errors import ConfigError, NotFoundError
 from spade_deploy.export.build import build_model, model_inputs, unit_names
@@ -55,6 +56,7 @@ from spade_deploy.metrics.judge import (
     tolerance_for,
 )
 from spade_deploy.networks.build import Generator
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
 from spade_deploy.spec import GraphKind, Precision, RoundingError
@@ -164,12 +166,12 @@ def search_failures(
     runs_dir: Path = Path("runs"),
     direction: Direction = Direction.REVERSE,
     most_trials: int = MOST_TRIALS,
-    on_trial: Callable[[str, Trial], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> dict[str, PrecisionSearch]:
     """A search for each half-precision graph that failed a validation, by the graph's name.
 
     It is judged on the golden inputs and on the stress maps that the graph failed on.
-    backend: what the validation was asked to run. on_trial: called with the graph's name too.
+    backend: what the validation was asked to run.
     Raises as `search_precision`; the dictionary is empty where no half-precision graph failed.
     """
     found = {}
@@ -186,9 +188,13 @@ def search_failures(
             runs_dir=runs_dir,
             direction=direction,
             most_trials=most_trials,
-            on_trial=partial(on_trial, graph.name),
+            on_trial=partial(_tell, progress, graph.name),
         )
     return found
+
+
+def _tell(progress: Progress, name: str, trial: Trial) -> None:
+    progress.step(f"{name}: tried with {len(trial.kept)} layers in fp32")
 
 
 def opener_like(artifact: Artifact, graph: Graph, backend: Backend) -> OpenCandidate:

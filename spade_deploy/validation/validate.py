@@ -40,6 +40,7 @@ from spade_deploy.metrics.judge import (
     logit_margin,
     tolerance_for,
 )
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
 from spade_deploy.spec import Precision, RoundingError
 from spade_deploy.validation.half_verdict import HalfJudge, HalfVerdict
@@ -179,15 +180,15 @@ def validate(
     runs_dir: Path = Path("runs"),
     backend: str = "auto",
     stress: Sequence[StressMap] = (),
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> ValidationReport:
     """Compare every graph of `artifact` with the reference, on its golden inputs or on the label maps of a folder.
 
     labels, instances: folders, paired by stem and resized to the model's size with nearest neighbour.
     checkpoint: the weights that were exported; by default they are looked for by their digest.
     stress: maps beside `stress_maps` on which real half precision is emulated, where a CPU runs an fp16 graph.
-    on_progress: called with the name of a graph, images done, images in all. Raises NotFoundError, ConfigError,
-    MissingDependencyError; a failed comparison is in the report, see `ValidationReport.require_passed`.
+    Raises NotFoundError, ConfigError, MissingDependencyError; a failed comparison is in the report, see
+    `ValidationReport.require_passed`.
     """
     reference = _open_reference(
         artifact, checkpoint, runs_dir, needs_torch=labels is not None or checkpoint is not None
@@ -213,8 +214,8 @@ def validate(
         skipped.clear()
         with open_runtime(artifact, graph.precision, backend, graph=str(graph.kind)) as runtime:
             judge = half.open(graph, runtime)
-            result = _compare(artifact, graph, runtime, reference, batches(), samples, total, judge, on_progress)
-            result = half.finish(judge, result, on_progress)
+            result = _compare(artifact, graph, runtime, reference, batches(), samples, total, judge, progress)
+            result = half.finish(judge, result, progress)
             if backend == Backend.TENSORRT:
                 result = replace(result, second_opinion=_second_opinion(artifact, graph, runtime))
         results.append(result)
@@ -259,7 +260,7 @@ def _compare(
     samples: list[SampleImages],
     total: int,
     half: HalfJudge | HalfVerdict | None,
-    on_progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> GraphResult:
     spec = artifact.manifest.generator
     names = tuple(spec.labels.name_of(label_id) for label_id in range(spec.labels.num_ids))
@@ -277,7 +278,7 @@ def _compare(
         if worst is None or error > worst[0]:
             worst = (error, inputs)
         _keep_sample(samples, index, inputs[LABEL][0], expected[PIXELS][0], graph.name, found[PIXELS][0])
-        on_progress(graph.name, index + 1, total)
+        progress.count(graph.name, index + 1, total)
     if worst is None:
         raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
     tolerance = tolerance_for(graph.precision, rounding, graph.min_psnr_db)
@@ -312,14 +313,14 @@ class _Half:
         self,
         judge: HalfJudge | HalfVerdict | None,
         result: GraphResult,
-        on_progress: Callable[[str, int, int], None],
+        progress: Progress,
     ) -> GraphResult:
         """The result with what the emulation found, on the stress maps too."""
         if not isinstance(judge, HalfJudge):
             return replace(result, half=judge)
         for done, one in enumerate(self.stress, start=1):
             judge.add_stress(one.name, one.inputs, self._images(one))
-            on_progress(f"{result.name} in real half precision, stress maps", done, len(self.stress))
+            progress.count(f"{result.name} in real half precision, stress maps", done, len(self.stress))
         verdict = judge.verdict()
         found = tuple(f"in real half precision, {why}" for why in verdict.failures)
         return replace(result, half=verdict, failures=(*result.failures, *found))

@@ -248,7 +248,7 @@ def test_fields_of_a_later_minor_version_are_ignored(artifact: Artifact) -> None
         (lambda v: v["graphs"][0].update(file="other.onnx"), "files lacks 'other.onnx'"),
         (lambda v: v["graphs"][0].update(opset="18"), "opset: '18' is of type str, not int"),
         (lambda v: v.update(created_unix_ns=True), "created_unix_ns: True is of type bool"),
-        (lambda v: v["generator"].update(kernel_size=4), "--kernel-size: 4"),
+        (lambda v: v["generator"].update(kernel_size=4), "`kernel_size`: 4"),
         (lambda v: v["generator"]["labels"].update(num_labels=400), "inputs contradicts the generator"),
         (lambda v: v["generator"]["labels"].pop("num_labels"), "'num_labels' is missing"),
         (lambda v: v["inputs"].pop(), "inputs contradicts the generator"),

@@ -19,14 +19,14 @@ from onnx import TensorProto
 
 from spade_deploy.artifact import GOLDEN_OUTPUTS, LABEL, REPORT_JSON, Artifact, Source, graph_file, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
-from spade_deploy.bench import bench, choose_candidates
+from spade_deploy.bench import BenchPlan, choose_candidates, run_plan
 from spade_deploy.engines.base import Backend
 from spade_deploy.engines.lookup import AutoRuntime
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.ort import runtime as ort
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ArtifactError
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.spec import LabelSpec, Precision
 from spade_deploy.validation.divergence import first_divergence
 from tests.support.generators import build_generator
@@ -140,7 +140,9 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         generator = build_generator(seed=seed, labels=LabelSpec(5), base_channels=2, hidden_channels=4)
         inputs = {LABEL: np.zeros((1, 64, 64), np.uint8)}
         source = Source("x", 1, "train", "0" * 64)
-        export_artifact(generator, folder, precisions=[Precision.FP32], golden_inputs=inputs, source=source)
+        export_artifact(
+            generator, folder, ExportRequest(precisions=[Precision.FP32], golden_inputs=inputs, source=source)
+        )
         folders.append(folder)
     return folders[0], folders[1]
 
@@ -174,7 +176,7 @@ def test_a_bench_measures_no_other_artifact_than_the_one_it_judges(
     monkeypatch.setattr(Artifact, "golden", lambda self: golden)
     (artifact.path / REPORT_JSON).write_text('{"passed": false}')
     rewrite_manifest(artifact.path, artifact.manifest)
-    found = bench(artifact, candidates, cases, rounds=1, threads=1)
+    found = run_plan(artifact, BenchPlan(candidates, cases, rounds=1, threads=1))
     assert [entry.reason for entry in found.entries] == [
         f"{artifact.path}: another artifact was exported there while this one was measured"
     ]

@@ -20,7 +20,16 @@ from PIL import Image
 
 from spade_deploy import bench as benching
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Artifact, Z, graph_file, rewrite_manifest
-from spade_deploy.bench import Candidate, Kind, Status, bench, choose_candidates, golden_cases, read_cases
+from spade_deploy.bench import (
+    BenchPlan,
+    Candidate,
+    Kind,
+    Status,
+    choose_candidates,
+    golden_cases,
+    read_cases,
+    run_plan,
+)
 from spade_deploy.bench import plot as plot_module
 from spade_deploy.bench import run as run_module
 from spade_deploy.bench import worker as worker_module
@@ -32,9 +41,11 @@ from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, NotFoundError, ValidationFailedError
 from spade_deploy.networks import spade as networks
+from spade_deploy.progress import SILENT
 from spade_deploy.spec import LabelSpec, Precision
 from tests.support.bench_model import small_artifact
 from tests.support.commands import spade
+from tests.support.listener import Listener
 from tests.support.stand_in import EDGES, PLAIN, STYLED, random_inputs, stand_in_artifact, stand_in_graph
 
 BOTH = [Precision.FP32, Precision.FP16]
@@ -72,8 +83,8 @@ def test_candidates_are_the_graphs_that_are_there_after_the_baselines(tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (([], [], ["caffe"]), ConfigError, "--baseline: 'caffe'.*eager, compile, plain, openvino or all"),
-        (([], ["sparse"], []), ConfigError, "--graph: 'sparse'"),
+        (([], [], ["caffe"]), ConfigError, "`baselines`: 'caffe'.*eager, compile, plain, openvino or all"),
+        (([], ["sparse"], []), ConfigError, "`graph`: 'sparse'"),
         (([], ["lookup"], []), ArtifactError, "no default lookup graph; there is: fp32 dense"),
         (([Precision.INT8], [], []), ArtifactError, "no int8 dense graph"),
     ],
@@ -91,7 +102,7 @@ def test_batches_have_one_shape() -> None:
     first, second = batches(maps, 2)
     assert first[LABEL][:, 0, 0].tolist() == [0, 1]
     assert second[LABEL][:, 0, 0].tolist() == [2, 0]
-    with pytest.raises(ConfigError, match="--batch-size: 0"):
+    with pytest.raises(ConfigError, match="`batch_size`: 0"):
         batches(maps, 0)
 
 
@@ -109,9 +120,9 @@ def test_cases_from_golden_inputs_and_from_folders(tmp_path: Path) -> None:
             Image.fromarray(np.full((20, 30), number, np.uint8)).save(folder / f"{number}.png")
     cases = read_cases(artifact, labels, instances, most=2)
     assert [int(case[LABEL].max()) for case in cases] == [0, 1]
-    with pytest.raises(ConfigError, match="--instances is needed"):
+    with pytest.raises(ConfigError, match="`instances` is needed"):
         read_cases(artifact, labels)
-    with pytest.raises(ConfigError, match="--instances without --labels"):
+    with pytest.raises(ConfigError, match="`instances` without `labels`"):
         read_cases(artifact, None, instances)
     with pytest.raises(ConfigError, match="is not a multiple of 32"):
         read_cases(artifact, size=(33, 64))
@@ -194,16 +205,13 @@ def test_figures_by_hand() -> None:
 def test_a_run_by_graphs_of_one_artifact(tmp_path: Path) -> None:
     artifact = two_graphs(tmp_path / "artifact")
     held = np.ones(50_000_000)  # 400 MB in this process, which the workers must not be charged with
-    seen: list[tuple[int, int]] = []
-    result = bench(
+    told = Listener()
+    result = run_plan(
         artifact,
-        choose_candidates(artifact),
-        golden_cases(artifact),
-        rounds=3,
-        threads=1,
-        backend="cpu",
-        on_round=lambda done, total: seen.append((done, total)),
+        BenchPlan(choose_candidates(artifact), golden_cases(artifact), rounds=3, threads=1, backend="cpu"),
+        progress=told,
     )
+    seen = [(done, total) for what, done, total in told.counts if what == "round"]
     assert held[0] == 1
     result.require_right()
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -280,7 +288,7 @@ def test_the_order_rotates_and_turns_so_that_each_candidate_comes_after_each_oth
 
     monkeypatch.setattr(run_module.time, "sleep", lambda _: None)
     candidates = [live(name) for name in "abc"]
-    done = run_module._measure(candidates, {}, 2, 6, None, lambda *_: None)
+    done = run_module._measure(candidates, {}, 2, 6, None, SILENT)
     assert [entry.case for entry in done] == [0, 1, 0, 1, 0, 1]
     rounds = ["".join(order[first : first + 3]) for first in range(0, 18, 3)]
     assert rounds == ["abc", "acb", "cab", "cba", "bca", "bac"]
@@ -345,8 +353,8 @@ def test_without_matplotlib_there_is_no_plot(tmp_path: Path, monkeypatch: pytest
 def test_impossible_settings_are_refused(tmp_path: Path, flag: str, value: object) -> None:
     artifact = stand_in_artifact(tmp_path / "artifact")
     settings: dict[str, Any] = {"rounds": 1, flag: value}
-    with pytest.raises(ConfigError, match=f"--{flag}"):
-        bench(artifact, choose_candidates(artifact), golden_cases(artifact), **settings)
+    with pytest.raises(ConfigError, match=f"`{flag}`"):
+        run_plan(artifact, BenchPlan(choose_candidates(artifact), golden_cases(artifact), **settings))
 
 
 # --- no figure for what is wrong
@@ -354,7 +362,9 @@ def test_impossible_settings_are_refused(tmp_path: Path, flag: str, value: objec
 
 def test_a_wrong_graph_has_no_figure_and_the_others_go_on(tmp_path: Path) -> None:
     artifact = two_graphs(tmp_path / "artifact", wrong=True)
-    result = bench(artifact, choose_candidates(artifact), golden_cases(artifact), rounds=2, threads=1, backend="cpu")
+    result = run_plan(
+        artifact, BenchPlan(choose_candidates(artifact), golden_cases(artifact), rounds=2, threads=1, backend="cpu")
+    )
     right, wrong = result.entries
     assert (right.status, wrong.status) == (Status.MEASURED, Status.WRONG)
     assert len(right.runs) == 2
@@ -387,7 +397,9 @@ def test_a_graph_that_does_not_load_is_a_fault(tmp_path: Path) -> None:
     (artifact.path / graph_file(Precision.FP16)).write_bytes(b"no graph")
     rewrite_manifest(artifact.path, artifact.manifest)
     artifact = Artifact.open(artifact.path)
-    result = bench(artifact, choose_candidates(artifact), golden_cases(artifact), rounds=1, threads=1, backend="cpu")
+    result = run_plan(
+        artifact, BenchPlan(choose_candidates(artifact), golden_cases(artifact), rounds=1, threads=1, backend="cpu")
+    )
     assert [entry.status for entry in result.entries] == [Status.MEASURED, Status.FAILED]
     with pytest.raises(ValidationFailedError, match=r"fp16 dense: .*cannot load it"):
         result.require_right()
@@ -405,7 +417,7 @@ class DiesInRoundTwo(Worker):
         if self.job.candidate.precision is Precision.FP16 and message["do"] == "run":
             self.asked += 1
             if self.asked == 3:  # the warm run, round one, round two
-                os.kill(self.process_id, signal.SIGKILL)
+                os.kill(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         return super().ask(**message)
 
@@ -414,7 +426,9 @@ class DiesInRoundTwo(Worker):
 def test_a_killed_worker_is_named_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "Worker", DiesInRoundTwo)
     artifact = two_graphs(tmp_path / "artifact")
-    result = bench(artifact, choose_candidates(artifact), golden_cases(artifact), rounds=4, threads=1, backend="cpu")
+    result = run_plan(
+        artifact, BenchPlan(choose_candidates(artifact), golden_cases(artifact), rounds=4, threads=1, backend="cpu")
+    )
     lives, dead = result.entries
     assert lives.status is Status.MEASURED
     assert len(lives.runs) == 4
@@ -464,7 +478,7 @@ def test_baselines_beside_the_artifacts_graphs(exported: Artifact, monkeypatch: 
     candidates = choose_candidates(exported, graphs=["dense", "lookup", "auto"], baselines=["all"])
     plain = exported.path.parent / "plain.onnx"
     cases = golden_cases(exported, 2)
-    result = bench(exported, candidates, cases, rounds=2, threads=1, backend="cpu", plain_onnx=plain)
+    result = run_plan(exported, BenchPlan(candidates, cases, rounds=2, threads=1, backend="cpu", plain_onnx=plain))
     result.require_right()
     by_name = {entry.candidate.name: entry for entry in result.entries}
     compiled, vino = by_name["torch.compile"], by_name["plain export, OpenVINO"]

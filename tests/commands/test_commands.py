@@ -15,12 +15,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from spade_deploy import __version__, cli
+from spade_deploy import __version__
 from spade_deploy.cli import app
-from spade_deploy.engines.base import Backend
 from spade_deploy.errors import system_error
 from spade_deploy.files.locks import LOCK, locked
-from spade_deploy.inference import ResizePolicy
 from spade_deploy.labels.sets import label_set
 from spade_deploy.printable import one_line
 from tests.support.commands import Mission, spade
@@ -51,12 +49,6 @@ def test_version_and_help(tmp_path: Path) -> None:
     unknown = spade("trian", cwd=tmp_path)
     assert unknown.returncode == 2
     assert "trian" in unknown.stderr
-
-
-def test_the_choices_of_flags_are_those_of_the_code() -> None:
-    # The command line has its own, so that `spade --help` need not load numpy.
-    assert [*cli.Backend] == [*Backend]
-    assert [*cli.Resize] == [*ResizePolicy]
 
 
 @pytest.mark.parametrize(

@@ -7,28 +7,26 @@ import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
 from spade_deploy.commands import console
-from spade_deploy.commands.console import clock_time, training_bar
+from spade_deploy.commands.console import clock_time
+from spade_deploy.commands.progress import spinner, step_bar, training_bar
 from spade_deploy.errors import SpadeError
 from spade_deploy.printable import one_line
-
-pytest.importorskip("torch", reason="Progress is the training's")
+from spade_deploy.progress import Figures, Progress
 
 LOSSES = {"adversarial": 0.314, "feature_matching": 12.31, "l1": 0.212, "perceptual": 3.1, "kl": 0.012}
 METRICS = {"frechet": 123.4, "kernel": 0.0312, "mean_iou": 0.312, "accuracy": 0.71, "l1": 0.2134, "psnr": 17.21}
 
 
-def progress(step: int, **changes: object) -> object:
-    from spade_deploy.training.loop import Progress
-
-    fields = {"losses": LOSSES, "seconds_per_step": 1.234, "samples_per_second": 25.93, "memory_bytes": 12_345_678_901}
-    return Progress(step=step, steps=100_000, **{**fields, **changes})  # type: ignore[arg-type]
+def report(bar: Progress, step: int, **changes: Any) -> None:
+    fields = {"losses": LOSSES, "seconds_each": 1.234, "per_second": 25.93, "memory_bytes": 12_345_678_901}
+    bar.count("training", step, 100_000, Figures(**{**fields, **changes}))
 
 
 class Clock:
@@ -42,9 +40,9 @@ class Clock:
 
 
 def test_a_file_gets_plain_lines_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    with training_bar(Clock(10.0)) as report:
+    with training_bar(Clock(10.0)) as bar:
         for step in (1, 2, 3, 4, 5, 100_000):
-            report(progress(step, metrics=METRICS if step > 4 else {}))
+            report(bar, step, metrics=METRICS if step > 4 else {})
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("/")[0] for line in lines] == ["step 1", "step 4", "step 100000"]
     assert lines[0] == (
@@ -63,9 +61,9 @@ def test_a_terminal_of_any_width_breaks_no_figure(width: int, monkeypatch: pytes
     monkeypatch.setenv("TERM", "xterm")
     terminal = Console(file=screen, force_terminal=True, width=width, highlight=False, color_system=None)
     monkeypatch.setattr(console, "stderr", lambda: terminal)
-    with training_bar(Clock(1.0)) as report:
+    with training_bar(Clock(1.0)) as bar:
         for step in (1, 99_000, 100_000):
-            report(progress(step, metrics=METRICS))
+            report(bar, step, metrics=METRICS)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     last = text.replace("\r", "").rstrip().splitlines()
     assert max(map(len, last)) <= width
@@ -76,16 +74,17 @@ def test_a_terminal_of_any_width_breaks_no_figure(width: int, monkeypatch: pytes
 
 
 def test_no_memory_is_shown_where_nothing_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
-    with training_bar() as report:
-        report(progress(1, memory_bytes=0))
+    with training_bar() as bar:
+        report(bar, 1, memory_bytes=0)
     assert "GB" not in capsys.readouterr().err
 
 
 def test_notes_are_shown_when_they_come_up(capsys: pytest.CaptureFixture[str]) -> None:
-    with training_bar(Clock(0.0)) as report:
-        report(progress(1))
-        report(SimpleNamespace(**{**vars(progress(2)), "notes": ("2 classes never occur [sea]",)}))
-        report(progress(3))
+    with training_bar(Clock(0.0)) as bar:
+        report(bar, 1)
+        bar.note("2 classes never occur [sea]")
+        report(bar, 2)
+        report(bar, 3)
     lines = capsys.readouterr().err.splitlines()
     assert lines[1:] == ["note: 2 classes never occur [sea]"]
 
@@ -167,14 +166,14 @@ def table_of(name: str) -> Table:
 
 
 def steps_of(name: str) -> None:
-    with console.step_bar() as (on_step, on_progress):
-        on_step(f"reading {name}")
-        on_progress(name, 1, 2)
+    with step_bar() as bar:
+        bar.step(f"reading {name}")
+        bar.count(name, 1, 2)
 
 
 def busy_with(name: str) -> None:
-    with console.busy("measuring") as tell:
-        tell(name)
+    with spinner("measuring") as progress:
+        progress.step(name)
         console.stdout().print(name)
 
 

@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from spade_deploy.cli import app
-from spade_deploy.training.config import PRESETS, preset
+from spade_deploy.training.presets import PRESETS, preset
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

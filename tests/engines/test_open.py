@@ -80,9 +80,9 @@ def test_cuda_by_name_is_never_a_silent_cpu_run(tmp_path: Path, capfd: pytest.Ca
 
 def test_impossible_requests(tmp_path: Path) -> None:
     artifact = stand_in_artifact(tmp_path / "a")
-    with pytest.raises(ConfigError, match="--backend: 'tpu' is not one of auto, cpu, cuda"):
+    with pytest.raises(ConfigError, match="`backend`: 'tpu' is not one of auto, cpu, cuda"):
         open_runtime(artifact, backend="tpu")
-    with pytest.raises(ConfigError, match="--threads: 0"):
+    with pytest.raises(ConfigError, match="`threads`: 0"):
         open_runtime(artifact, threads=0)
     with pytest.raises(ArtifactError, match="no fp16 dense graph"):
         open_runtime(artifact, Precision.FP16)

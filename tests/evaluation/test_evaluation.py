@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from spade_deploy import cli, evaluation
 from spade_deploy.artifact import INSTANCE, LABEL
+from spade_deploy.commands.options import options_of, request_from
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError, SpadeError
 from spade_deploy.evaluation import DataFlags, EvalRequest, EvalResult, evaluate
@@ -337,13 +338,13 @@ class TestBadInput:
         assert both.settings["height"] == 64
         with pytest.raises(ConfigError, match="40 is not a multiple of 32, as first, step 4"):
             evaluate(EvalRequest((run,), data=DataFlags(size=(40, 40))), runs_dir=tmp_path)
-        with pytest.raises(ConfigError, match="--num-labels: first, step 4 says"):
+        with pytest.raises(ConfigError, match="`num_labels`: first, step 4 says"):
             evaluate(EvalRequest((run,), data=DataFlags(num_labels=3)), runs_dir=tmp_path)
         with pytest.raises(ConfigError, match="same model as"):
             evaluate(EvalRequest((run, run)), runs_dir=tmp_path)
         with pytest.raises(ConfigError, match="which data") as caught:
             evaluate(EvalRequest((large,)), runs_dir=tmp_path)
-        assert "--preset earth" in str(caught.value.hint)
+        assert "`preset` earth" in str(caught.value.hint)
         for path, said in ((tmp_path / "none", "does not exist"), (place / "data", "neither a run")):
             with pytest.raises(NotFoundError, match=said):
                 evaluate(EvalRequest((path,)), runs_dir=tmp_path)
@@ -351,13 +352,13 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("fields", "said"),
         [
-            ({"segmenter": Path("a"), "train_segmenter": True}, "--segmenter a contradicts --train-segmenter"),
-            ({"segmenter_steps": 5}, "--segmenter-steps 5"),
-            ({"extractor_facts": {"mean": 1}}, "--extractor-mean"),
-            ({"styles": 1, "extractor": Path("e")}, "--styles: 1"),
-            ({"styles": 3}, "--styles 3"),
-            ({"samples": 1}, "--samples: 1"),
-            ({"batch_size": 0}, "--batch-size: 0"),
+            ({"segmenter": Path("a"), "train_segmenter": True}, "`segmenter` a contradicts `train_segmenter`"),
+            ({"segmenter_steps": 5}, "`segmenter_steps` 5"),
+            ({"extractor_facts": {"mean": 1}}, "`extractor_mean`"),
+            ({"styles": 1, "extractor": Path("e")}, "`styles`: 1"),
+            ({"styles": 3}, "`styles` 3"),
+            ({"samples": 1}, "`samples`: 1"),
+            ({"batch_size": 0}, "`batch_size`: 0"),
         ],
     )
     def test_flags_that_contradict(self, fields: dict[str, Any], said: str) -> None:
@@ -365,11 +366,12 @@ class TestBadInput:
             EvalRequest(**fields)
 
     def test_flags_of_the_extractor(self) -> None:
-        texts = {"mean": "1,2,3", "std": None, "size": "64x32", "output": None}
-        found = evaluation.request_from_flags((), DataFlags(), texts, extractor=Path("e"))
-        assert found.extractor_facts == {"mean": (1, 2, 3), "std": None, "size": [64, 32], "output": None}
-        with pytest.raises(ConfigError, match="--extractor-size: '64x' is not"):
-            evaluation.request_from_flags((), DataFlags(), {"size": "64x"}, extractor=Path("e"))
+        left_out = {option.key: option.default for option in options_of(EvalRequest)} | {"extractor": Path("e")}
+        texts = {"extractor_mean": "1,2,3", "extractor_size": "64x32"}
+        found = request_from(EvalRequest, {**left_out, **texts})
+        assert found.extractor_facts == {"mean": (1, 2, 3), "size": [64, 32]}
+        with pytest.raises(ConfigError, match="`extractor_size`: '64x' is not"):
+            request_from(EvalRequest, {**left_out, "extractor_size": "64x"})
 
 
 class TestData:

@@ -25,9 +25,11 @@ from spade_deploy.export import pix2pixhd
 from spade_deploy.export.build import build_model, stage_names, unit_names
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_normalized
 from spade_deploy.export.int8.qdq import quantize_weight
-from spade_deploy.export.int8.write import Int8Request, write_int8_graphs
-from spade_deploy.export.pipeline import export_artifact, rounding_error, run_reference
+from spade_deploy.export.int8.request import Int8Request
+from spade_deploy.export.int8.write import write_int8_graphs
+from spade_deploy.export.pipeline import ExportRequest, export_artifact, rounding_error, run_reference
 from spade_deploy.export.precision import parse_kept, unit_ranges, units_to_keep
+from spade_deploy.inference import InferRequest
 from spade_deploy.inference.infer import infer
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.lookup.tables import extract_patterns
@@ -36,6 +38,7 @@ from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.pix2pixhd import NormalizedConv
 from spade_deploy.networks.spade import initialize, make_segmap
 from spade_deploy.release.release import Release, release
+from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import (
@@ -184,10 +187,12 @@ def test_a_lookup_graph_is_refused_by_name(tmp_path: Path) -> None:
         export_artifact(
             trained("crn"),
             tmp_path,
-            precisions=[Precision.FP32],
-            kinds=list(GraphKind),
-            golden_inputs={},
-            source=Source("run", 0, "train", "0" * 64),
+            ExportRequest(
+                precisions=[Precision.FP32],
+                kinds=list(GraphKind),
+                golden_inputs={},
+                source=Source("run", 0, "train", "0" * 64),
+            ),
         )
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputRefusedError, match="a crn generator has no pattern tables"):
@@ -205,8 +210,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Releas
     def make(name: str) -> Release:
         runs = tmp_path_factory.mktemp("work") / "runs"
         save_checkpoint(checkpoint_folder(new_run(runs, "small"), 0), trained(name), step=0, origin="import")
-        precisions = [Precision.FP32] if name == "pix2pixhd++" else [Precision.FP32, Precision.FP16]
-        return release(None, runs_dir=runs, precisions=precisions)
+        return release(ReleaseRequest(fp16=name != "pix2pixhd++"), runs_dir=runs)
 
     return make
 
@@ -304,12 +308,12 @@ def test_infer_makes_images(made: Release, tmp_path: Path) -> None:
         ids = np.random.default_rng(number).integers(0, 5, (40, 72), dtype=np.uint8)
         Image.fromarray(ids).save(labels / f"{number}.png")
     edges = {"no_instances": True} if spec.labels.has_edges else {}
-    summary = infer(made.artifact, labels, tmp_path / "out", size=(64, 64), backend="cpu", **edges)
+    summary = infer(made.artifact, InferRequest(labels, tmp_path / "out", size=(64, 64), backend="cpu", **edges))
     assert (summary.written, summary.failures) == (2, ())
     with Image.open(tmp_path / "out" / "1.png") as image:
         assert image.size == (64, 64)
-    with pytest.raises(ConfigError, match="--size: 16 of 16x64 is not a multiple of"):
-        infer(made.artifact, labels, tmp_path / "out", size=(16, 64), backend="cpu", **edges)
+    with pytest.raises(ConfigError, match="`size`: 16 of 16x64 is not a multiple of"):
+        infer(made.artifact, InferRequest(labels, tmp_path / "out", size=(16, 64), backend="cpu", **edges))
 
 
 def test_shape_profiles_of_engines(made: Release) -> None:

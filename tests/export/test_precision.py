@@ -11,7 +11,7 @@ from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Source
 from spade_deploy.errors import ExportError
 from spade_deploy.export import pipeline, precision
 from spade_deploy.export.build import build_model, model_inputs, unit_names
-from spade_deploy.export.pipeline import export_artifact, run_reference
+from spade_deploy.export.pipeline import ExportRequest, export_artifact, run_reference
 from spade_deploy.export.precision import (
     FP16_MAX,
     HEADROOM,
@@ -186,10 +186,12 @@ def test_dense_and_lookup_keep_the_same_units(tmp_path: Path, monkeypatch: pytes
     exported = export_artifact(
         generator,
         tmp_path,
-        precisions=(Precision.FP16,),
-        golden_inputs=maps_of(generator.spec),
-        source=Source("small", 0, "import", "0" * 64),
-        keep_fp32=("fc",),
+        ExportRequest(
+            precisions=(Precision.FP16,),
+            golden_inputs=maps_of(generator.spec),
+            source=Source("small", 0, "import", "0" * 64),
+            keep_fp32=("fc",),
+        ),
     )
     assert [graph.kept_fp32[1:] for graph in exported.manifest.graphs] == [("fc", "up_1", "up_2")] * 2
     assert [one.name for one in exported.stress] == ["the largest activations found"]

@@ -19,10 +19,10 @@ from PIL import Image
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source, Z
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ConfigError, FolderBusyError, NotFoundError, RuntimeUnavailableError, SpadeError
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.images.image_file import image_size
-from spade_deploy.inference import InferSummary, infer, pipeline
+from spade_deploy.inference import InferRequest, InferSummary, infer, pipeline
 from spade_deploy.inference.png import encode_png
 from spade_deploy.labels.files import (
     list_label_files,
@@ -33,8 +33,10 @@ from spade_deploy.labels.files import (
 )
 from spade_deploy.labels.sets import label_set
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap, to_pixels
+from spade_deploy.progress import SILENT, Silent
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 from tests.support.stand_in import EDGES, PLAIN, STYLED, expected, stand_in_artifact
 
 Ids = NDArray[Any]
@@ -92,16 +94,12 @@ def styled(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 def test_every_label_map_becomes_its_image(plain: Artifact, tmp_path: Path, batch_size: int) -> None:
     maps = write_labels(tmp_path / "labels", 7, (64, 32))
-    calls: list[tuple[int, int, float]] = []
-    told: list[str] = []
+    seen = Listener()
     summary = infer(
-        plain,
-        tmp_path / "labels",
-        tmp_path / "new" / "out",
-        batch_size=batch_size,
-        on_progress=lambda *call: calls.append(call),
-        on_runtime=told.append,
+        plain, InferRequest(tmp_path / "labels", tmp_path / "new" / "out", batch_size=batch_size), progress=seen
     )
+    told = [step.rpartition(" with ")[2] for step in seen.steps]
+    calls = [(done, total) for _, done, total in seen.counts]
     assert names(tmp_path / "new" / "out") == [f"{number:03d}.png" for number in range(7)]
     for number, label in enumerate(maps):
         np.testing.assert_array_equal(read(tmp_path / "new" / "out" / f"{number:03d}.png"), pixels(PLAIN, label))
@@ -120,7 +118,7 @@ def test_sizes_are_batched_without_mixing_names(
     batches: list[tuple[int, ...]] = []
     real = OrtRuntime.run
     monkeypatch.setattr(OrtRuntime, "run", lambda self, i, o=None: batches.append(i[LABEL].shape) or real(self, i, o))
-    summary = infer(plain, labels, tmp_path / "out", batch_size=2, resize="never")
+    summary = infer(plain, InferRequest(labels, tmp_path / "out", batch_size=2, resize="never"))
     assert summary.written == 8
     # Heights in the order of the names: 32 32 64 32 32 64 32 32.
     assert batches == [(2, 32, 32), (1, 64, 32), (2, 32, 32), (1, 64, 32), (2, 32, 32)]
@@ -131,7 +129,9 @@ def test_sizes_are_batched_without_mixing_names(
 def test_instances_are_paired_by_stem(edges: Artifact, tmp_path: Path) -> None:
     maps = write_labels(tmp_path / "labels", 3, (32, 64))
     instances = write_labels(tmp_path / "instances", 3, (32, 64), num_ids=40_000, start=0)
-    summary = infer(edges, tmp_path / "labels", tmp_path / "out", instances=tmp_path / "instances", batch_size=3)
+    summary = infer(
+        edges, InferRequest(tmp_path / "labels", tmp_path / "out", instances=tmp_path / "instances", batch_size=3)
+    )
     assert summary.written == 3
     for number, (label, instance) in enumerate(zip(maps, instances, strict=True)):
         right = pixels(EDGES, label, instance.astype(np.int32))
@@ -141,7 +141,7 @@ def test_instances_are_paired_by_stem(edges: Artifact, tmp_path: Path) -> None:
 
 def test_no_instances_leaves_the_edge_channel_empty(edges: Artifact, tmp_path: Path) -> None:
     (label,) = write_labels(tmp_path / "labels", 1, (32, 64))
-    infer(edges, tmp_path / "labels", tmp_path / "out", no_instances=True)
+    infer(edges, InferRequest(tmp_path / "labels", tmp_path / "out", no_instances=True))
     np.testing.assert_array_equal(read(tmp_path / "out" / "000.png"), pixels(EDGES, label))
 
 
@@ -149,7 +149,7 @@ def test_unknown_pixels(edges: Artifact, tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     label = np.full((32, 64), 255, np.uint8)
     Image.fromarray(label).save(tmp_path / "labels" / "a.png")
-    infer(edges, tmp_path / "labels", tmp_path / "out", no_instances=True)
+    infer(edges, InferRequest(tmp_path / "labels", tmp_path / "out", no_instances=True))
     np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), pixels(EDGES, np.full_like(label, 5)))
 
 
@@ -159,7 +159,7 @@ def test_one_style_for_every_image_whatever_the_batches(styled: Artifact, tmp_pa
     z = np.random.default_rng(7).standard_normal((1, 2), np.float32)
     for seed, style in ((None, None), (7, z)):
         out = tmp_path / f"out-{seed}"
-        infer(styled, tmp_path / "labels", out, seed=seed, batch_size=batch_size)
+        infer(styled, InferRequest(tmp_path / "labels", out, seed=seed, batch_size=batch_size))
         for number, label in enumerate(maps):
             np.testing.assert_array_equal(read(out / f"{number:03d}.png"), pixels(STYLED, label, z=style))
     first, second = (read(tmp_path / name / "000.png") for name in ("out-None", "out-7"))
@@ -173,7 +173,7 @@ def test_resize_model_is_nearest_and_counted(edges: Artifact, tmp_path: Path) ->
     labels = tmp_path / "labels"
     own, other = write_labels(labels, 1, (32, 64)) + write_labels(labels, 1, (50, 75), start=1)
     instances = write_labels(tmp_path / "i", 1, (32, 64), 9) + write_labels(tmp_path / "i", 1, (50, 75), 9, start=1)
-    summary = infer(edges, labels, tmp_path / "out", instances=tmp_path / "i", batch_size=2)
+    summary = infer(edges, InferRequest(labels, tmp_path / "out", instances=tmp_path / "i", batch_size=2))
     assert (summary.written, summary.resized) == (2, 1)
     for number, (label, instance) in enumerate(zip((own, other), instances, strict=True)):
         small, small_instance = (resize_nearest(ids, (32, 64)) for ids in (label, instance))
@@ -183,7 +183,7 @@ def test_resize_model_is_nearest_and_counted(edges: Artifact, tmp_path: Path) ->
 
 def test_another_size_to_run_at(plain: Artifact, tmp_path: Path) -> None:
     (label,) = write_labels(tmp_path / "labels", 1, (64, 32))
-    summary = infer(plain, tmp_path / "labels", tmp_path / "out", size=(96, 160))
+    summary = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", size=(96, 160)))
     assert summary.resized == 1
     np.testing.assert_array_equal(read(tmp_path / "out" / "000.png"), pixels(PLAIN, resize_nearest(label, (96, 160))))
 
@@ -192,15 +192,15 @@ def test_resize_never_takes_what_fits_and_reports_the_rest(plain: Artifact, tmp_
     labels = tmp_path / "labels"
     write_labels(labels, 1, (96, 64))
     write_labels(labels, 1, (96, 65), start=1)
-    summary = infer(plain, labels, tmp_path / "out", resize="never")
+    summary = infer(plain, InferRequest(labels, tmp_path / "out", resize="never"))
     assert names(tmp_path / "out") == ["000.png"]
     assert summary.resized == 0
-    assert "width 65 is not a multiple of 32; --resize model resizes it" in summary.failures[0].message
+    assert "width 65 is not a multiple of 32; `resize` model resizes it" in summary.failures[0].message
 
 
 def test_resize_never_with_a_fixed_size(styled: Artifact, tmp_path: Path) -> None:
     write_labels(tmp_path / "labels", 1, (64, 64), num_ids=300)
-    summary = infer(styled, tmp_path / "labels", tmp_path / "out", resize="never")
+    summary = infer(styled, InferRequest(tmp_path / "labels", tmp_path / "out", resize="never"))
     assert "expected N x 32 x 32" in summary.failures[0].message
 
 
@@ -222,8 +222,9 @@ def test_bad_files_are_reported_and_the_rest_is_done(plain: Artifact, tmp_path: 
     (labels / "002.png").write_bytes(b"not an image")
     Image.fromarray(np.full((64, 32), 9, np.uint8)).save(labels / "003.png")
     Image.fromarray(np.zeros((64, 32, 3), np.uint8)).save(labels / "004.png")
-    progress: list[int] = []
-    summary = infer(plain, labels, tmp_path / "out", batch_size=4, on_progress=lambda done, *_: progress.append(done))
+    seen = Listener()
+    summary = infer(plain, InferRequest(labels, tmp_path / "out", batch_size=4), progress=seen)
+    progress = [done for _, done, _ in seen.counts]
     assert names(tmp_path / "out") == ["000.png", "005.png"]
     found = messages(summary)
     assert list(found) == ["001.png", "002.png", "003.png", "004.png"]
@@ -240,7 +241,7 @@ def test_three_bad_files_among_forty(plain: Artifact, tmp_path: Path, batch_size
     damage(labels / "007.png", lambda content: content[: len(content) // 2])
     damage(labels / "008.png", lambda content: content[:50] + bytes([content[50] ^ 0xFF]) + content[51:])
     Image.fromarray(np.full((64, 32), 5, np.uint8)).save(labels / "039.png")
-    summary = infer(plain, labels, tmp_path / "out", batch_size=batch_size)
+    summary = infer(plain, InferRequest(labels, tmp_path / "out", batch_size=batch_size))
     assert list(messages(summary)) == ["007.png", "008.png", "039.png"]
     assert (summary.total, summary.written) == (40, 37)
     for number, label in enumerate(maps):
@@ -268,7 +269,9 @@ def test_a_damaged_instance_map_costs_its_image_alone(
     write_labels(tmp_path / "labels", 2, (32, 64))
     write_labels(tmp_path / "instances", 2, (32, 64), num_ids=40_000)
     damage(tmp_path / "instances" / "000.png", harm)
-    summary = infer(edges, tmp_path / "labels", tmp_path / "out", instances=tmp_path / "instances", batch_size=2)
+    summary = infer(
+        edges, InferRequest(tmp_path / "labels", tmp_path / "out", instances=tmp_path / "instances", batch_size=2)
+    )
     assert names(tmp_path / "out") == ["001.png"]
     (failure,) = summary.failures
     assert failure.path == tmp_path / "labels" / "000.png"
@@ -278,7 +281,7 @@ def test_a_damaged_instance_map_costs_its_image_alone(
 
 def test_a_failure_says_what_to_do_next(plain: Artifact, tmp_path: Path) -> None:
     write_labels(tmp_path / "labels", 1, (64, 32), num_ids=40)
-    (failure,) = infer(plain, tmp_path / "labels", tmp_path / "out").failures
+    (failure,) = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out")).failures
     assert "check-labels" in (failure.hint or "")
 
 
@@ -298,13 +301,13 @@ def test_a_size_that_the_runtime_cannot_take_costs_its_files_alone(
 
     monkeypatch.setattr(OrtRuntime, "run", run)
     refused = 96
-    summary = infer(plain, labels, tmp_path / "out", resize="never", batch_size=2)
+    summary = infer(plain, InferRequest(labels, tmp_path / "out", resize="never", batch_size=2))
     assert (summary.total, summary.written) == (6, 4)
     assert list(messages(summary)) == ["004.png", "005.png"]
     assert "bad allocation" in summary.failures[0].message
     refused = 64
     with pytest.raises(RuntimeUnavailableError, match="bad allocation"):
-        infer(plain, labels, tmp_path / "other")
+        infer(plain, InferRequest(labels, tmp_path / "other"))
 
 
 def test_instances_that_do_not_pair(edges: Artifact, tmp_path: Path) -> None:
@@ -314,7 +317,7 @@ def test_instances_that_do_not_pair(edges: Artifact, tmp_path: Path) -> None:
     write_labels(instances, 1, (64, 64), start=1)
     write_labels(instances, 1, (32, 64), start=3)
     Image.fromarray(np.zeros((32, 64), np.uint8)).save(instances / "003.bmp")
-    summary = infer(edges, labels, tmp_path / "out", instances=instances)
+    summary = infer(edges, InferRequest(labels, tmp_path / "out", instances=instances))
     assert names(tmp_path / "out") == ["000.png"]
     found = messages(summary)
     assert "has 64 x 64 pixels, its label map 32 x 64" in found["001.png"]
@@ -326,7 +329,7 @@ def test_two_label_files_of_one_stem(plain: Artifact, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     write_labels(labels, 2, (64, 32))
     Image.fromarray(np.zeros((64, 32), np.uint8)).save(labels / "000.bmp")
-    summary = infer(plain, labels, tmp_path / "out")
+    summary = infer(plain, InferRequest(labels, tmp_path / "out"))
     assert names(tmp_path / "out") == ["001.png"]
     assert list(messages(summary)) == ["000.bmp", "000.png"]
     assert re.search(r"000 occurs 2 times: .*000\.bmp, .*000\.png", messages(summary)["000.png"])
@@ -341,16 +344,16 @@ def test_results_that_are_there_are_skipped(plain: Artifact, tmp_path: Path) -> 
     out.mkdir()
     Image.new("RGB", (32, 64), "red").save(out / "001.png")
     mine = (out / "001.png").read_bytes()
-    first = infer(plain, tmp_path / "labels", out)
+    first = infer(plain, InferRequest(tmp_path / "labels", out))
     assert (first.written, first.skipped, (out / "001.png").read_bytes()) == (2, 1, mine)
     times = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != LOCK}
     (out / "002.png").unlink()
-    second = infer(plain, tmp_path / "labels", out)
+    second = infer(plain, InferRequest(tmp_path / "labels", out))
     assert (second.written, second.skipped) == (1, 2)
     assert {name for name, at in times.items() if (out / name).stat().st_mtime_ns != at} == {"002.png"}
-    third = infer(plain, tmp_path / "labels", out)
+    third = infer(plain, InferRequest(tmp_path / "labels", out))
     assert (third.written, third.skipped, third.runtime) == (0, 3, ""), "nothing to do loads nothing"
-    last = infer(plain, tmp_path / "labels", out, overwrite=True)
+    last = infer(plain, InferRequest(tmp_path / "labels", out, overwrite=True))
     assert (last.written, last.skipped) == (3, 0)
     np.testing.assert_array_equal(read(out / "001.png"), pixels(PLAIN, maps[1]))
 
@@ -384,10 +387,10 @@ class TestWhatLiesInThePlaceOfAResult:
         write_labels(tmp_path / "labels", 3, (64, 32))
         (tmp_path / "out").mkdir()
         in_place(tmp_path / "out", kind, image_format)
-        done = infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format)
+        done = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", image_format=image_format))
         assert (done.written, done.skipped, done.failures) == (3, 0, ())
         assert read(tmp_path / "out" / f"001.{image_format}").shape == (64, 32, 3)
-        assert infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format).skipped == 3
+        assert infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", image_format=image_format)).skipped == 3
 
     @pytest.mark.parametrize(
         ("kind", "said"),
@@ -405,13 +408,15 @@ class TestWhatLiesInThePlaceOfAResult:
         write_labels(tmp_path / "labels", 3, (64, 32))
         (tmp_path / "out").mkdir()
         in_place(tmp_path / "out", kind, image_format)
-        done = infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format)
+        done = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", image_format=image_format))
         assert (done.written, done.skipped) == (2, 0)
         (found,) = done.failures
         assert said in found.message
         assert found.path.name == "001.png"
         assert found.hint is not None
-        again = infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format, overwrite=True)
+        again = infer(
+            plain, InferRequest(tmp_path / "labels", tmp_path / "out", image_format=image_format, overwrite=True)
+        )
         is_file = kind in ("somebody's", "zeros")
         assert (again.written, len(again.failures)) == ((3, 0) if is_file else (2, 1))
 
@@ -420,7 +425,7 @@ class TestWhatLiesInThePlaceOfAResult:
 def test_a_long_name_that_fits_has_its_result(plain: Artifact, tmp_path: Path, stem: str) -> None:
     write_labels(tmp_path / "labels", 2, (64, 32))
     (tmp_path / "labels" / "000.png").rename(tmp_path / "labels" / f"{stem}.png")
-    done = infer(plain, tmp_path / "labels", tmp_path / "out")
+    done = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"))
     assert (done.written, done.failures) == (2, ())
     assert names(tmp_path / "out") == sorted(["001.png", f"{stem}.png"])
 
@@ -431,7 +436,7 @@ def test_a_name_that_does_not_fit_with_its_suffix_is_reported_and_the_rest_is_do
     write_labels(tmp_path / "labels", 3, (64, 32))
     (tmp_path / "labels" / "000.png").rename(tmp_path / "labels" / ("b" * 251 + ".png"))
     for written in (2, 0):
-        done = infer(plain, tmp_path / "labels", tmp_path / "out", image_format="jpeg")
+        done = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", image_format="jpeg"))
         assert done.written == written
         (found,) = done.failures
         assert "would have a name of 256 bytes" in found.message
@@ -451,7 +456,7 @@ def test_a_path_that_is_too_long_costs_its_file_alone(
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", too_long)
-    done = infer(plain, tmp_path / "labels", tmp_path / "out")
+    done = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"))
     assert done.written == 2
     assert "001.png: its result cannot be written: File name too long" in done.failures[0].message
     assert names(tmp_path / "out") == ["000.png", "002.png"]
@@ -461,12 +466,31 @@ def test_a_second_infer_into_the_same_folder_is_refused(plain: Artifact, tmp_pat
     write_labels(tmp_path / "labels", 2, (64, 32))
     with locked(tmp_path / "out", "making other images"):
         with pytest.raises(FolderBusyError, match="making other images"):
-            infer(plain, tmp_path / "labels", tmp_path / "out")
-        assert infer(plain, tmp_path / "labels" / "001.png", tmp_path / "out").written == 1
-    assert infer(plain, tmp_path / "labels", tmp_path / "out").skipped == 1
+            infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"))
+        assert infer(plain, InferRequest(tmp_path / "labels" / "001.png", tmp_path / "out")).written == 1
+    assert infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out")).skipped == 1
 
 
 @pytest.mark.usefixtures("usual_signals")
+def test_a_listener_that_raises_loses_no_image(plain: Artifact, tmp_path: Path) -> None:
+    write_labels(tmp_path / "labels", 20, (64, 32))
+    threads = threading.active_count()
+
+    class Raising(Silent):
+        def count(self, what: str, done: int, *_: Any) -> None:
+            if done == 5:
+                raise RuntimeError("the screen is gone")
+
+    with pytest.raises(RuntimeError, match="the screen is gone"):
+        infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"), Raising())
+    assert threading.active_count() == threads
+    left = names(tmp_path / "out")
+    assert 5 <= len(left) < 20
+    assert all(read(tmp_path / "out" / name).shape == (64, 32, 3) for name in left)
+    summary = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"))
+    assert (summary.skipped, summary.written) == (len(left), 20 - len(left))
+
+
 @pytest.mark.parametrize("where", ["progress", "model"])
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
     plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -479,22 +503,26 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
         if calls[0] == 8:
             signal.raise_signal(signal.SIGINT)
 
+    class Interrupting(Silent):
+        def count(self, *_: Any) -> None:
+            interrupt()
+
     def run(*arguments: Any) -> Arrays:
         interrupt()
         return real(*arguments)
 
-    on_progress = interrupt if where == "progress" else None
+    progress = Interrupting() if where == "progress" else SILENT
     with monkeypatch.context() as patch:
         if where == "model":
             patch.setattr(OrtRuntime, "run", run)
         with pytest.raises(KeyboardInterrupt):
-            infer(plain, tmp_path / "labels", tmp_path / "out", on_progress=on_progress)
+            infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"), progress=progress)
     assert threading.active_count() == threads
     left = names(tmp_path / "out")
     assert 1 <= len(left) < 40
     assert all(name.endswith(".png") and not name.startswith(".") for name in left)
     assert all(read(tmp_path / "out" / name).shape == (64, 32, 3) for name in left)
-    summary = infer(plain, tmp_path / "labels", tmp_path / "out")
+    summary = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"))
     assert (summary.skipped, summary.written) == (len(left), 40 - len(left))
 
 
@@ -523,7 +551,7 @@ def test_ctrl_c_does_not_wait_for_what_has_not_begun(
     monkeypatch.setattr(pipeline, "_write", slow_write)
     monkeypatch.setattr(OrtRuntime, "run", run)
     with pytest.raises(KeyboardInterrupt):
-        infer(plain, tmp_path / "labels", tmp_path / "out", batch_size=4)
+        infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", batch_size=4))
     # Another one each may have begun between the signal and the order to stop.
     assert len(begun) <= at_interrupt[0] + workers()
     assert names(tmp_path / "out") == sorted(path.name for path in begun)
@@ -553,7 +581,7 @@ def test_a_full_disk_stops_with_a_clear_error(
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     monkeypatch.setattr(Image.Image, "save", save)
     with pytest.raises(SpadeError, match=r"003\.\w+ cannot be written: .*No space left on device.*; 3 of 20") as caught:
-        infer(plain, tmp_path / "labels", tmp_path / "out", image_format=image_format)
+        infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", image_format=image_format))
     assert "the same command goes on" in (caught.value.hint or "")
     assert len(saved) < 20, "it stops instead of trying every file"
     assert names(tmp_path / "out") == [f"{number:03d}.{image_format}" for number in range(3)]
@@ -593,7 +621,7 @@ def test_memory_does_not_grow_with_the_folder(
     monkeypatch.setattr(pipeline, "_write", count_write)
     if not is_bounded:
         monkeypatch.setattr(pipeline.Pipeline, "__init__", unbounded)
-    assert infer(plain, tmp_path / "labels", tmp_path / "out", size=(32, 32), batch_size=2).written == 200
+    assert infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", size=(32, 32), batch_size=2)).written == 200
     # What is read ahead, what waits to be written, and the batch that runs; measured 11 of the 12 that two cores allow.
     bound = 2 * (2 * 2 + workers()) + 2
     assert (2 < most[0] <= bound) if is_bounded else (most[0] > 5 * bound)
@@ -605,9 +633,9 @@ def test_memory_does_not_grow_with_the_folder(
 def test_a_single_file(plain: Artifact, tmp_path: Path) -> None:
     (label,) = write_labels(tmp_path / "labels", 1, (64, 32))
     file = tmp_path / "labels" / "000.png"
-    infer(plain, file, tmp_path / "folder")
-    infer(plain, file, tmp_path / "deep" / "named.png")
-    infer(plain, file, tmp_path / "labels" / "beside.png")
+    infer(plain, InferRequest(file, tmp_path / "folder"))
+    infer(plain, InferRequest(file, tmp_path / "deep" / "named.png"))
+    infer(plain, InferRequest(file, tmp_path / "labels" / "beside.png"))
     for result in (
         tmp_path / "folder" / "000.png",
         tmp_path / "deep" / "named.png",
@@ -619,13 +647,16 @@ def test_a_single_file(plain: Artifact, tmp_path: Path) -> None:
 def test_a_single_file_with_its_instance_map(edges: Artifact, tmp_path: Path) -> None:
     (label,) = write_labels(tmp_path / "labels", 1, (32, 64))
     (instance,) = write_labels(tmp_path / "other", 1, (32, 64), num_ids=40, start=9)
-    infer(edges, tmp_path / "labels" / "000.png", tmp_path / "out.png", instances=tmp_path / "other" / "009.png")
+    infer(
+        edges,
+        InferRequest(tmp_path / "labels" / "000.png", tmp_path / "out.png", instances=tmp_path / "other" / "009.png"),
+    )
     np.testing.assert_array_equal(read(tmp_path / "out.png"), pixels(EDGES, label, instance.astype(np.int32)))
 
 
 def test_jpeg(plain: Artifact, tmp_path: Path) -> None:
     Image.fromarray(np.full((64, 32), 3, np.uint8)).save(tmp_path / "a.png")
-    infer(plain, tmp_path / "a.png", tmp_path / "out", image_format="jpg")
+    infer(plain, InferRequest(tmp_path / "a.png", tmp_path / "out", image_format="jpg"))
     found = read(tmp_path / "out" / "a.jpg").astype(int)
     # One flat colour at quality 95: measured worst difference 1.
     assert np.abs(found - pixels(PLAIN, np.full((64, 32), 3, np.uint8))).max() <= 2
@@ -648,7 +679,7 @@ def test_results_never_overwrite_inputs(plain: Artifact, edges: Artifact, tmp_pa
     ):
         for overwrite in (False, True):
             with pytest.raises(ConfigError, match="is an input: results would overwrite it"):
-                infer(edges, source, out, instances=instances, overwrite=overwrite)
+                infer(edges, InferRequest(source, out, instances=instances, overwrite=overwrite))
     assert (labels / "000.png").read_bytes() == before
     assert names(labels) == names(instances) == ["000.png"]
 
@@ -656,41 +687,41 @@ def test_results_never_overwrite_inputs(plain: Artifact, edges: Artifact, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "--batch-size: 0"),
-        ({"size": (64, 50)}, "--size: 50 of 64x50 is not a multiple of 32"),
-        ({"size": (64, 0)}, "--size: 0 of 64x0"),
-        ({"size": (64, 64), "resize": "never"}, "--size and --resize never contradict"),
-        ({"resize": "crop"}, "--resize: 'crop' is not one of model, never"),
-        ({"seed": 1}, "--seed: this model has no style vector"),
-        ({"image_format": "webp"}, "--format: 'webp'"),
-        ({"instances": Path("x")}, "--instances: this model has no edge channel"),
-        ({"no_instances": True}, "--no-instances: this model has no edge channel"),
-        ({"backend": "tpu"}, "--backend: 'tpu'"),
+        ({"batch_size": 0}, "`batch_size`: 0"),
+        ({"size": (64, 50)}, "`size`: 50 of 64x50 is not a multiple of 32"),
+        ({"size": (64, 0)}, "`size`: 0 of 64x0"),
+        ({"size": (64, 64), "resize": "never"}, "`size` and `resize` never contradict"),
+        ({"resize": "crop"}, "`resize`: 'crop' is not one of model, never"),
+        ({"seed": 1}, "`seed`: this model has no style vector"),
+        ({"image_format": "webp"}, "`image_format`: 'webp'"),
+        ({"instances": Path("x")}, "`instances`: this model has no edge channel"),
+        ({"no_instances": True}, "`no_instances`: this model has no edge channel"),
+        ({"backend": "tpu"}, "`backend`: 'tpu'"),
     ],
 )
-def test_impossible_requests_name_the_flag(
+def test_impossible_requests_name_the_field(
     plain: Artifact, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     write_labels(tmp_path / "labels", 1, (64, 32))
     with pytest.raises(ConfigError) as caught:
-        infer(plain, tmp_path / "labels", tmp_path / "out", **options)
+        infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", **options))
     assert message in str(caught.value)
 
 
 def test_impossible_requests_of_other_models(edges: Artifact, styled: Artifact, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     write_labels(labels, 1, (32, 64))
-    with pytest.raises(ConfigError, match="--instances: this model has an edge channel") as caught:
-        infer(edges, labels, tmp_path / "out")
-    assert "--no-instances" in (caught.value.hint or "")
-    with pytest.raises(ConfigError, match="--instances and --no-instances contradict"):
-        infer(edges, labels, tmp_path / "out", instances=labels, no_instances=True)
+    with pytest.raises(ConfigError, match="`instances`: this model has an edge channel") as caught:
+        infer(edges, InferRequest(labels, tmp_path / "out"))
+    assert "`no_instances`" in (caught.value.hint or "")
+    with pytest.raises(ConfigError, match="`instances` and `no_instances` contradict"):
+        infer(edges, InferRequest(labels, tmp_path / "out", instances=labels, no_instances=True))
     with pytest.raises(ConfigError, match="is a file, but"):
-        infer(edges, labels, tmp_path / "out", instances=labels / "000.png")
-    with pytest.raises(ConfigError, match="--size: this model runs at 32x32 alone"):
-        infer(styled, labels, tmp_path / "out", size=(64, 64))
-    with pytest.raises(ConfigError, match="--seed: -1 is negative"):
-        infer(styled, labels, tmp_path / "out", seed=-1)
+        infer(edges, InferRequest(labels, tmp_path / "out", instances=labels / "000.png"))
+    with pytest.raises(ConfigError, match="`size`: this model runs at 32x32 alone"):
+        infer(styled, InferRequest(labels, tmp_path / "out", size=(64, 64)))
+    with pytest.raises(ConfigError, match="`seed`: -1 is negative"):
+        infer(styled, InferRequest(labels, tmp_path / "out", seed=-1))
 
 
 def test_nothing_to_work_on(plain: Artifact, edges: Artifact, tmp_path: Path) -> None:
@@ -698,17 +729,17 @@ def test_nothing_to_work_on(plain: Artifact, edges: Artifact, tmp_path: Path) ->
     write_labels(tmp_path / "labels", 1, (64, 32))
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotFoundError, match="does not exist"):
-        infer(plain, tmp_path / "missing", tmp_path / "out")
+        infer(plain, InferRequest(tmp_path / "missing", tmp_path / "out"))
     with pytest.raises(NotFoundError, match=r"--instances: .*missing does not exist"):
-        infer(edges, tmp_path / "labels", tmp_path / "out", instances=tmp_path / "missing")
+        infer(edges, InferRequest(tmp_path / "labels", tmp_path / "out", instances=tmp_path / "missing"))
     with pytest.raises(NotFoundError, match="holds no label maps"):
-        infer(plain, tmp_path / "empty", tmp_path / "out")
+        infer(plain, InferRequest(tmp_path / "empty", tmp_path / "out"))
     with pytest.raises(ConfigError, match="is a file"):
-        infer(plain, tmp_path / "labels", tmp_path / "file")
+        infer(plain, InferRequest(tmp_path / "labels", tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"written as \.png, \.jpg, \.jpeg, not as \.webp"):
-        infer(plain, tmp_path / "labels" / "000.png", tmp_path / "a.webp")
+        infer(plain, InferRequest(tmp_path / "labels" / "000.png", tmp_path / "a.webp"))
     with pytest.raises(SpadeError, match="cannot be made"):
-        infer(plain, tmp_path / "labels", tmp_path / "file" / "out")
+        infer(plain, InferRequest(tmp_path / "labels", tmp_path / "file" / "out"))
 
 
 # --- Layouts, photos beside label maps, palettes ---------------------------------------------------------------------
@@ -734,7 +765,7 @@ def test_cityscapes_official_files_get_their_own_instance_maps(tmp_path: Path) -
         ((place, place), (place, None), (tmp_path / "root", None), (tmp_path / "root", tmp_path / "root"))
     ):
         out = tmp_path / f"out{number}"
-        summary = infer(artifact, labels, out, instances=instances)
+        summary = infer(artifact, InferRequest(labels, out, instances=instances))
         assert (summary.written, summary.failures) == (2, ())
         assert names(out) == list(expectations)
         for name, right in expectations.items():
@@ -743,7 +774,7 @@ def test_cityscapes_official_files_get_their_own_instance_maps(tmp_path: Path) -
 
 def test_a_label_map_is_not_its_own_instance_map(edges: Artifact, tmp_path: Path) -> None:
     write_labels(tmp_path / "labels", 2, (32, 64))
-    summary = infer(edges, tmp_path / "labels", tmp_path / "out", instances=tmp_path / "labels")
+    summary = infer(edges, InferRequest(tmp_path / "labels", tmp_path / "out", instances=tmp_path / "labels"))
     assert summary.written == 0
     assert all("is the label map itself" in message for message in messages(summary).values())
     assert list(messages(summary)) == ["000.png", "001.png"]
@@ -756,8 +787,8 @@ def test_results_of_a_layout_never_overwrite_its_files(tmp_path: Path) -> None:
         (root / f"{split}_label").mkdir(parents=True)
         write_labels(root / f"{split}_label", 1, (32, 64))
     with pytest.raises(ConfigError, match="is an input"):
-        infer(artifact, root, root / "test_label", overwrite=True)
-    summary = infer(artifact, root, tmp_path / "out")
+        infer(artifact, InferRequest(root, root / "test_label", overwrite=True))
+    summary = infer(artifact, InferRequest(root, tmp_path / "out"))
     assert summary.written == 0  # both splits have a 000
     assert all("would be named like that of" in failure.message for failure in summary.failures)
 
@@ -767,11 +798,11 @@ def test_photos_beside_label_maps_are_left_out_and_said(plain: Artifact, tmp_pat
     write_labels(labels, 2, (64, 32))
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32, 3)).astype(np.uint8))
     photo.save(labels / "000.jpg")
-    summary = infer(plain, labels, tmp_path / "out")
+    summary = infer(plain, InferRequest(labels, tmp_path / "out"))
     assert (summary.written, summary.failures, summary.total) == (2, (), 2)
     assert summary.left_out == (f"{labels / '000.jpg'}: a photo (JPEG) beside the label map 000.png: left out",)
     photo.save(labels / "lone.jpg")
-    summary = infer(plain, labels, tmp_path / "out", overwrite=True)
+    summary = infer(plain, InferRequest(labels, tmp_path / "out", overwrite=True))
     assert "is a JPEG" in messages(summary)["lone.jpg"]
     assert "photo?" in messages(summary)["lone.jpg"]
 
@@ -781,7 +812,7 @@ def test_a_palette_that_speaks_against_its_indices_is_said(plain: Artifact, tmp_
     image = Image.fromarray(label)
     image.putpalette([grey for grey in (0, 1, 3, 4) for _ in range(3)])
     image.save(tmp_path / "labels" / "grey.png")
-    summary = infer(plain, tmp_path / "labels", tmp_path / "out")
+    summary = infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"))
     assert names(tmp_path / "out") == ["000.png"]
     assert "the palette is of greys other than their index: index 2 is the grey 3" in messages(summary)["grey.png"]
 
@@ -792,7 +823,7 @@ def test_links_that_lead_nowhere_and_pipes_are_said(plain: Artifact, tmp_path: P
     (labels / "none.png").symlink_to(tmp_path / "none")
     (labels / "zero.png").symlink_to("/dev/zero")
     os.mkfifo(labels / "pipe.png")
-    summary = infer(plain, labels, tmp_path / "out")
+    summary = infer(plain, InferRequest(labels, tmp_path / "out"))
     assert names(tmp_path / "out") == ["000.png"]
     assert list(messages(summary)) == ["none.png", "pipe.png", "zero.png"]
     assert summary.total == 4
@@ -859,7 +890,7 @@ def export(folder: Path, **spec_fields: Any) -> Exported:
     if spec.z_dim is not None:
         inputs[Z] = np.zeros((1, spec.z_dim), np.float32)
     source = Source("tiny", None, "train", "0" * 64)
-    export_artifact(generator, folder, precisions=[Precision.FP32], golden_inputs=inputs, source=source)
+    export_artifact(generator, folder, ExportRequest(precisions=[Precision.FP32], golden_inputs=inputs, source=source))
     return Exported(Artifact.open(folder), generator)
 
 
@@ -891,11 +922,9 @@ def test_a_real_export_gives_the_modules_pixels(coco_model: Exported, tmp_path: 
             Image.fromarray(array).save(tmp_path / name / f"{number}.png")
     infer(
         coco_model.artifact,
-        tmp_path / "labels",
-        tmp_path / "out",
-        instances=tmp_path / "instances",
-        batch_size=batch_size,
-        threads=1,
+        InferRequest(
+            tmp_path / "labels", tmp_path / "out", instances=tmp_path / "instances", batch_size=batch_size, threads=1
+        ),
     )
     for number, (label, region) in enumerate(zip(ids, regions, strict=True)):
         found = read(tmp_path / "out" / f"{number}.png")
@@ -915,17 +944,16 @@ def test_instance_ids_beyond_8_bits_make_edges(coco_model: Exported, tmp_path: P
     Image.fromarray(instance).save(tmp_path / "instance.png")
     infer(
         coco_model.artifact,
-        tmp_path / "label.png",
-        tmp_path / "out.png",
-        instances=tmp_path / "instance.png",
-        threads=1,
+        InferRequest(tmp_path / "label.png", tmp_path / "out.png", instances=tmp_path / "instance.png", threads=1),
     )
     found = read(tmp_path / "out.png")
     assert_same_pixels(found, coco_model.pixels(label, instance.astype(np.int32)))
     without = coco_model.pixels(label, instance.astype(np.uint8).astype(np.int32))
     with pytest.raises(AssertionError):
         assert_same_pixels(found, without)
-    infer(coco_model.artifact, tmp_path / "label.png", tmp_path / "empty.png", no_instances=True, threads=1)
+    infer(
+        coco_model.artifact, InferRequest(tmp_path / "label.png", tmp_path / "empty.png", no_instances=True, threads=1)
+    )
     assert_same_pixels(read(tmp_path / "empty.png"), without)
 
 
@@ -939,7 +967,7 @@ def test_styles_of_a_real_vae_model(vae_model: Exported, tmp_path: Path, batch_s
     seeded = np.random.default_rng(11).standard_normal((1, 16), np.float32)
     for seed, right, wrong in ((None, mean, seeded), (11, seeded, mean)):
         out = tmp_path / f"out-{seed}"
-        infer(vae_model.artifact, tmp_path / "labels", out, seed=seed, batch_size=batch_size, threads=1)
+        infer(vae_model.artifact, InferRequest(tmp_path / "labels", out, seed=seed, batch_size=batch_size, threads=1))
         for number, label in enumerate(ids):
             found = read(out / f"{number}.png")
             assert_same_pixels(found, vae_model.pixels(label, z=right))
@@ -954,7 +982,9 @@ def test_styles_of_a_real_vae_model(vae_model: Exported, tmp_path: Path, batch_s
 def test_coco_stuff_samples(shared_folder: Path, coco_model: Exported, tmp_path: Path) -> None:
     labels, instances = (shared_folder / "data" / "coco_stuff_sample" / f"train_{kind}" for kind in ("label", "inst"))
     files = list_label_files(labels)
-    summary = infer(coco_model.artifact, labels, tmp_path / "out", instances=instances, batch_size=4, threads=1)
+    summary = infer(
+        coco_model.artifact, InferRequest(labels, tmp_path / "out", instances=instances, batch_size=4, threads=1)
+    )
     assert summary.failures == ()
     assert summary.written == summary.resized == len(files) == 13
     spec = coco_model.generator.spec
@@ -968,9 +998,11 @@ def test_coco_stuff_samples(shared_folder: Path, coco_model: Exported, tmp_path:
 def test_coco_stuff_samples_that_must_fit(shared_folder: Path, coco_model: Exported, tmp_path: Path) -> None:
     """640 x 480 is a size that the model can run at; 640 x 427 and the like are not."""
     labels, instances = (shared_folder / "data" / "coco_stuff_sample" / f"train_{kind}" for kind in ("label", "inst"))
-    summary = infer(coco_model.artifact, labels, tmp_path / "out", instances=instances, resize="never", threads=1)
+    summary = infer(
+        coco_model.artifact, InferRequest(labels, tmp_path / "out", instances=instances, resize="never", threads=1)
+    )
     fit = [path.name for path in list_label_files(labels) if not any(side % 32 for side in image_size(path))]
     assert names(tmp_path / "out") == fit
     assert (len(fit), len(summary.failures), summary.resized) == (5, 8, 0)
-    assert all("is not a multiple of 32; --resize model resizes it" in failure.message for failure in summary.failures)
+    assert all("is not a multiple of 32; `resize` model resizes it" in failure.message for failure in summary.failures)
     assert {read(tmp_path / "out" / name).shape for name in fit} == {(480, 640, 3)}

@@ -43,14 +43,15 @@ from spade_deploy.errors import (
 )
 from spade_deploy.export import encoder as encoder_graph
 from spade_deploy.export.encoder import DeployEncoder, proof_photos, prove_encoder, write_encoder
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.images.image_file import read_photo
-from spade_deploy.inference import encode_photo, infer
+from spade_deploy.inference import InferRequest, encode_photo, infer
 from spade_deploy.labels.files import label_dtype
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import initialize
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 from tests.support.stand_in import PLAIN, STYLED, expected, random_inputs, stand_in_artifact
 
 WIDE = replace(STYLED, height=32, width=64)
@@ -219,29 +220,28 @@ def test_an_encoder_that_cannot_be_exported(wide_file: Path, tmp_path: Path) -> 
 def test_an_export_carries_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = build_generator(labels=LabelSpec(5), base_channels=2, hidden_channels=4, height=32, width=32, z_dim=2)
     label = np.zeros((1, 32, 32), np.uint8)
-    steps: list[str] = []
+    seen = Listener()
     arguments: dict[str, Any] = {
         "precisions": (Precision.FP32,),
         "kinds": (GraphKind.DENSE,),
         "golden_inputs": {LABEL: label, Z: np.zeros((1, 2), np.float32)},
         "source": Source("tiny-001", 4, "train", "0" * 64),
         "encoder": small_encoder(generator.spec),
-        "on_step": steps.append,
     }
     monkeypatch.setattr(encoder_graph, "ERROR_FACTOR", 0.0)
     monkeypatch.setattr(encoder_graph, "ERROR_FLOOR", 0.0)
     (tmp_path / "failed").mkdir()
     with pytest.raises(ValidationFailedError):
-        export_artifact(generator, tmp_path / "failed", **arguments)
+        export_artifact(generator, tmp_path / "failed", ExportRequest(**arguments), seen)
     assert not (tmp_path / "failed" / MANIFEST).exists(), "a failed proof leaves no artifact"
     monkeypatch.undo()
     (tmp_path / "a").mkdir()
-    exported = export_artifact(generator, tmp_path / "a", **arguments)
+    exported = export_artifact(generator, tmp_path / "a", ExportRequest(**arguments), seen)
     artifact = Artifact.open(tmp_path / "a")
     assert artifact.manifest.encoder == exported.manifest.encoder
     assert artifact.manifest.encoder is not None
     assert ENCODER_ONNX in artifact.manifest.files
-    assert any("proving" in step for step in steps)
+    assert any("proving" in step for step in seen.steps)
 
 
 def test_the_manifest_names_and_vouches_for_the_encoder(styled: Artifact, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_manifest_that_contradicts_itself(tmp_path: Path) -> None:
 
 def test_a_photo_gives_the_image_its_style(styled: Artifact, photo: Path, tmp_path: Path) -> None:
     label = write_label(tmp_path / "labels")
-    infer(styled, tmp_path / "labels", tmp_path / "out", style_image=photo)
+    infer(styled, InferRequest(tmp_path / "labels", tmp_path / "out", style_image=photo))
     mu = encoded(small_encoder(), read_photo(photo, (32, 32))[None])[0]
     right = expected(STYLED, {LABEL: label[None], Z: mu})[PIXELS][0]
     mean = expected(STYLED, {LABEL: label[None], Z: np.zeros_like(mu)})[PIXELS][0]
@@ -326,27 +326,27 @@ def test_the_encoded_photo_is_the_modules(styled: Artifact, photo: Path) -> None
 def test_a_model_without_an_encoder_says_why_and_what_to_do(tmp_path: Path, photo: Path, origin: str, why: str) -> None:
     artifact = stand_in_artifact(tmp_path / "a", STYLED)
     manifest = replace(artifact.manifest, source=replace(artifact.manifest.source, origin=origin))
-    with pytest.raises(ConfigError, match=f"--style-image: .* no style encoder .*{why}") as caught:
+    with pytest.raises(ConfigError, match=f"`style_image`: .* no style encoder .*{why}") as caught:
         encode_photo(replace(artifact, manifest=manifest), photo)
-    assert "--seed N" in (caught.value.hint or "")
+    assert "`seed` N" in (caught.value.hint or "")
 
 
 def test_styles_that_are_refused(styled: Artifact, tmp_path: Path, photo: Path) -> None:
     write_label(tmp_path / "labels")
     plain = stand_in_artifact(tmp_path / "plain", PLAIN)
     for artifact, arguments, message in (
-        (plain, {"style_image": photo}, "--style-image: this model has no style vector"),
-        (plain, {"seed": 3}, "--seed: this model has no style vector"),
-        (styled, {"style_image": photo, "seed": 3}, "--seed and --style-image contradict"),
-        (styled, {"seed": -1}, "--seed: -1 is negative"),
+        (plain, {"style_image": photo}, "`style_image`: this model has no style vector"),
+        (plain, {"seed": 3}, "`seed`: this model has no style vector"),
+        (styled, {"style_image": photo, "seed": 3}, "`seed` and `style_image` contradict"),
+        (styled, {"seed": -1}, "`seed`: -1 is negative"),
     ):
         with pytest.raises(ConfigError, match=message):
-            infer(artifact, tmp_path / "labels", tmp_path / "out", **arguments)  # type: ignore[arg-type]
-    with pytest.raises(LabelMapError, match=r"--style-image: .*there is no such file"):
-        infer(styled, tmp_path / "labels", tmp_path / "out", style_image=tmp_path / "absent.jpg")
+            infer(artifact, InferRequest(tmp_path / "labels", tmp_path / "out", **arguments))  # type: ignore[arg-type]
+    with pytest.raises(LabelMapError, match=r"`style_image`: .*there is no such file"):
+        infer(styled, InferRequest(tmp_path / "labels", tmp_path / "out", style_image=tmp_path / "absent.jpg"))
     (tmp_path / "noise.jpg").write_bytes(b"noise")
-    with pytest.raises(LabelMapError, match=r"--style-image: .*the photo is not an image file"):
-        infer(styled, tmp_path / "labels", tmp_path / "out", style_image=tmp_path / "noise.jpg")
+    with pytest.raises(LabelMapError, match=r"`style_image`: .*the photo is not an image file"):
+        infer(styled, InferRequest(tmp_path / "labels", tmp_path / "out", style_image=tmp_path / "noise.jpg"))
     assert not (tmp_path / "out").exists(), "all of it before anything is written"
 
 
@@ -366,7 +366,7 @@ def test_an_encoder_file_that_does_not_load_or_is_another_graph(tmp_path: Path, 
 
 def test_without_onnx_runtime(styled: Artifact, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(MissingDependencyError, match="--style-image") as caught:
+    with pytest.raises(MissingDependencyError, match="`style_image`") as caught:
         encode_photo(styled, photo)
     assert "spade-deploy[cpu]" in (caught.value.hint or "")
     with pytest.raises(MissingDependencyError, match="proved in ONNX Runtime"):

@@ -321,7 +321,7 @@ def test_shapes_that_cannot_be(tmp_path: Path, shape: Any) -> None:
 
 
 def test_an_absurd_spec_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--base-channels: 1000+\.\.\.0+ is not an even number in 2\.\.1024"):
+    with pytest.raises(ConfigError, match=r"`base_channels`: 1000+\.\.\.0+ is not an even number in 2\.\.1024"):
         replace(PLAIN, base_channels=10**400)
 
 

@@ -28,6 +28,7 @@ from spade_deploy.labels.lint import (
 from spade_deploy.labels.palettes import moved_palette
 from spade_deploy.labels.sets import label_set
 from spade_deploy.spec import LabelSpec
+from tests.support.listener import Listener
 
 FACADES = label_set("facades")
 COCO = label_set("coco")
@@ -342,11 +343,10 @@ def test_a_data_set_root_is_checked_in_every_split(save: Save, ids: np.ndarray, 
         save(ids, f"root/{split}_label/a.png")
         save(np.zeros((48, 64, 3), np.uint8), f"root/{split}_img/a.jpg")
     bad = save(colorize(ids, FACADES), "root/test_label/b.png")
-    calls: list[tuple[int, int]] = []
-    report = lint_folder(
-        tmp_path / "root", FACADES, preset="facades", progress=lambda *call: calls.append(call), workers=2
-    )
+    seen = Listener()
+    report = lint_folder(tmp_path / "root", FACADES, preset="facades", progress=seen, workers=2)
     assert len(report.files) == 3
+    calls = [(done, total) for what, done, total in seen.counts if what == "checking"]
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert {(found.path, found.code) for found in report.findings} == {(bad, "rgb"), (bad, "missing-photo")}
     results = fix_labels(report, tmp_path / "out", FACADES)

@@ -18,6 +18,7 @@ from spade_deploy.release import break_even as measuring
 from spade_deploy.release import release as releasing
 from spade_deploy.release.break_even import MARGIN, BreakEven, measure_break_even
 from spade_deploy.release.release import release
+from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GraphKind, LabelSpec, Precision
@@ -57,7 +58,7 @@ def test_a_model_of_one_class_is_exported(tmp_path: Path, labels: LabelSpec) -> 
     run = new_run(tmp_path / "runs", "one")
     generator = build_generator(labels=labels, base_channels=2, hidden_channels=4)
     save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
-    made = release(None, runs_dir=tmp_path / "runs")
+    made = release(ReleaseRequest(), runs_dir=tmp_path / "runs")
     assert made.report.passed
     share = made.artifact.graph(kind=GraphKind.LOOKUP).break_even_share
     assert share is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,13 +18,15 @@ from spade_deploy.cli import app
 from spade_deploy.errors import ConfigError
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.metrics.judge import Tolerance, tolerance_for
-from spade_deploy.release.release import Int8Options, Release, release
+from spade_deploy.release.release import Release, release
+from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision, RoundingError
 from spade_deploy.validation.divergence import RELATIVE_LIMIT, first_divergence
 from spade_deploy.validation.validate import validate
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 
 SPEC = GeneratorSpec(LabelSpec(7, has_dontcare=True, has_edges=True), base_channels=8, height=64, width=64)
 
@@ -43,22 +44,20 @@ def write_maps(folder: Path, count: int = 5, seed: int = 0) -> tuple[Path, Path]
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, list[Any]]:
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, Listener]:
     folder = tmp_path_factory.mktemp("work")
     save_checkpoint(checkpoint_folder(new_run(folder / "runs", "tiny"), 0), build_generator(), step=0, origin="import")
     labels, instances = write_maps(folder)
-    said: list[Any] = []
+    said = Listener()
     made = release(
-        None,
+        ReleaseRequest(int8=Int8Options(True, labels, instances, min_psnr_db=43.0)),
         runs_dir=folder / "runs",
-        int8=Int8Options(labels, instances, min_psnr_db=43.0),
-        on_step=said.append,
-        on_progress=lambda *args: said.append(args),
+        progress=said,
     )
     return made, said
 
 
-def test_the_report_says_how_int8_came_about(released: tuple[Release, list[Any]]) -> None:
+def test_the_report_says_how_int8_came_about(released: tuple[Release, Listener]) -> None:
     made, said = released
     assert [result.name for result in made.report.results] == ["fp32", "fp32 lookup", "int8", "int8 lookup"]
     facts = (made.artifact.report() or {})["int8"]
@@ -71,14 +70,14 @@ def test_the_report_says_how_int8_came_about(released: tuple[Release, list[Any]]
     assert "43 dB" in page
     for graph in (graph for graph in made.artifact.manifest.graphs if graph.precision is Precision.INT8):
         assert graph.min_psnr_db == 43
-    assert any("calibrated on 5 label maps" in text for text in said if isinstance(text, str))
-    assert any(entry[0] == "measuring each layer in int8" for entry in said if isinstance(entry, tuple))
+    assert any("calibrated on 5 label maps" in text for text in said.steps)
+    assert any(entry[0] == "measuring each layer in int8" for entry in said.counts)
     for result in made.report.results[2:]:
         assert result.tolerance == Tolerance(min_psnr_db=43.0)
         assert 43 <= (result.diff.psnr_db or 0) < 60
 
 
-def test_a_wrong_int8_graph_fails_and_is_named(released: tuple[Release, list[Any]], tmp_path: Path) -> None:
+def test_a_wrong_int8_graph_fails_and_is_named(released: tuple[Release, Listener], tmp_path: Path) -> None:
     made, _ = released
     runs = made.artifact.path.parents[1]
     generator = load_generator(made.checkpoint).module
@@ -105,7 +104,7 @@ def test_a_wrong_int8_graph_fails_and_is_named(released: tuple[Release, list[Any
 
 
 def test_right_graphs_stay_under_the_divergence_limit(
-    released: tuple[Release, list[Any]], monkeypatch: pytest.MonkeyPatch
+    released: tuple[Release, Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _ = released
     generator = load_generator(made.checkpoint).module
@@ -139,5 +138,5 @@ def test_int8_has_no_tolerance_without_a_target() -> None:
         tolerance_for(Precision.INT8, rounding)
 
 
-def test_json_without_infinity(released: tuple[Release, list[Any]]) -> None:
+def test_json_without_infinity(released: tuple[Release, Listener]) -> None:
     json.dumps(released[0].artifact.report(), allow_nan=False)

@@ -26,7 +26,8 @@ from spade_deploy.runs.folders import (
     read_checkpoint_info,
 )
 from spade_deploy.spec import GeneratorSpec, LabelSpec
-from spade_deploy.training.config import TrainConfig, preset
+from spade_deploy.training.config import TrainConfig
+from spade_deploy.training.presets import preset
 from spade_deploy.training.saved_setup import load_setup
 
 SPEC = GeneratorSpec(LabelSpec(3), base_channels=2, hidden_channels=4, height=32, width=32)

@@ -25,7 +25,6 @@ from spade_deploy.runs.importer import (
     import_checkpoint,
     read_encoder_file,
     read_generator_file,
-    request_from_flags,
 )
 from spade_deploy.spec import LabelSpec, NormType, Upsampling
 from tests.support.commands import spade
@@ -133,9 +132,9 @@ def test_the_preset_is_told_by_the_channels_and_said(name: str, tmp_path: Path) 
     said = " | ".join(found.guesses)
     upsampling, height, width = RELEASED[name]
     for guess in (
-        rf"the \d+ segmap channels are {name}'s .* change it with --preset, or --num-labels",
-        rf"upsampling {upsampling}, as in the released {name} model; .* change it with --upsampling",
-        rf"{height} x {width} pixels, .* change it with --size",
+        rf"the \d+ segmap channels are {name}'s .* change it with `preset`, or `num_labels`",
+        rf"upsampling {upsampling}, as in the released {name} model; .* change it with `upsampling`",
+        rf"{height} x {width} pixels, .* change it with `size`",
     ):
         assert re.search(guess, said), said
     assert len(found.guesses) == 3
@@ -166,7 +165,9 @@ def test_files_older_than_pytorch_1_lack_weight_v(tmp_path: Path) -> None:
     generator = build_generator(labels=LabelSpec(9), **SMALL)
     state = {key: value for key, value in generator.state_dict().items() if not key.endswith(("_v", "_tracked"))}
     state["up_0.conv_0.weight"] = state["up_0.conv_0.weight_orig"] / 2  # those files hold it as a buffer
-    found = read_generator_file(saved(state, tmp_path), ImportRequest(None, LabelSpec(9), Upsampling.NORMAL, (64, 64)))
+    found = read_generator_file(
+        saved(state, tmp_path), ImportRequest(labels=LabelSpec(9), upsampling=Upsampling.NORMAL, size=(64, 64))
+    )
     # The vector that is missing is computed again, in float32: measured 6e-8.
     require_equal(state, found.module, within=64 * FLOAT32_EPS)
     assert any("weight_v" in note for note in found.notes)
@@ -197,10 +198,10 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="151 segmap channels, but coco need 184"):
         read_generator_file(path, ImportRequest(preset="coco"))
     with pytest.raises(CheckpointError, match="no block up_4"):
-        read_generator_file(path, ImportRequest(None, LabelSpec(151), Upsampling.MOST, (128, 128)))
-    with pytest.raises(ConfigError, match="--size is needed"):
+        read_generator_file(path, ImportRequest(labels=LabelSpec(151), upsampling=Upsampling.MOST, size=(128, 128)))
+    with pytest.raises(ConfigError, match="`size` is needed"):
         read_generator_file(path, ImportRequest(labels=LabelSpec(151)))
-    with pytest.raises(ConfigError, match="--upsampling is needed"):
+    with pytest.raises(ConfigError, match="`upsampling` is needed"):
         read_generator_file(path, ImportRequest(labels=LabelSpec(151), size=(256, 256)))
     vae = saved(released("coco", 256).state_dict(), tmp_path)
     with pytest.raises(CheckpointError, match="64 places, but size 256x512"):
@@ -208,10 +209,10 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     odd = saved(build_generator(labels=LabelSpec(9), **SMALL).state_dict(), tmp_path)
     with pytest.raises(ConfigError, match="9 channels is none of the released"):
         read_generator_file(odd, ImportRequest())
-    with pytest.raises(ConfigError, match="contradicts --preset"):
-        request_from_flags("coco", 5, has_dontcare=False, has_edges=False, upsampling=None, size=None)
-    with pytest.raises(ConfigError, match="--num-labels"):
-        request_from_flags(None, None, has_dontcare=True, has_edges=False, upsampling=None, size=None)
+    with pytest.raises(ConfigError, match="contradicts `preset`"):
+        ImportRequest("coco", 5)
+    with pytest.raises(ConfigError, match="`num_labels`"):
+        ImportRequest(has_dontcare=True)
 
 
 def test_damaged_states_are_named(tmp_path: Path) -> None:
@@ -297,7 +298,7 @@ def test_an_encoder_is_imported_beside_its_generator(tmp_path: Path) -> None:
     state = encoder_state()
     old = {f"module.{key}": tensor for key, tensor in state.items() if not key.endswith("weight_v")}
     generator, encoder = write_pair(tmp_path, old)
-    result = import_checkpoint(generator, ImportRequest("ade20k"), runs_dir=tmp_path / "runs", encoder=encoder)
+    result = import_checkpoint(generator, ImportRequest("ade20k", encoder=encoder), runs_dir=tmp_path / "runs")
     assert "style vector and its encoder" in result.described
     loaded = load_generator(result.checkpoint).encoder
     assert loaded is not None
@@ -340,8 +341,8 @@ def test_what_is_asked_for_is_no_guess(tmp_path: Path) -> None:
     path = saved(state, tmp_path)
     named = read_generator_file(path, ImportRequest(preset="cityscapes"))
     assert named.guesses == ()
-    assert any("upsampling more, as in the released" in note and "--upsampling" in note for note in named.notes)
-    assert any("256 x 512 pixels" in note and "--size" in note for note in named.notes)
+    assert any("upsampling more, as in the released" in note and "`upsampling`" in note for note in named.notes)
+    assert any("256 x 512 pixels" in note and "`size`" in note for note in named.notes)
     told = read_generator_file(path, ImportRequest(preset="cityscapes", upsampling=Upsampling.NORMAL, size=(256, 512)))
     assert told.guesses == ()
     assert told.spec.upsampling is Upsampling.NORMAL
@@ -351,15 +352,15 @@ def test_a_norm_without_statistics_is_a_guess(tmp_path: Path) -> None:
     """Instance norm, or batch norm whose buffers were not saved: both leave no tensor."""
     generator = build_generator(labels=LabelSpec(9), norm=NormType.INSTANCE, **SMALL)
     path = saved(generator.state_dict(), tmp_path)
-    request = ImportRequest(None, LabelSpec(9), Upsampling.NORMAL, (64, 64))
+    request = ImportRequest(labels=LabelSpec(9), upsampling=Upsampling.NORMAL, size=(64, 64))
     (guess,) = read_generator_file(path, request).guesses
-    assert re.search("instance norm, since .* no running statistics; .* change it with --norm", guess)
+    assert re.search("instance norm, since .* no running statistics; .* change it with `norm`", guess)
     assert read_generator_file(path, replace(request, norm=NormType.INSTANCE)).guesses == ()
-    with pytest.raises(CheckpointError, match="--norm batch needs the running statistics"):
+    with pytest.raises(CheckpointError, match="`norm` batch needs the running statistics"):
         read_generator_file(path, replace(request, norm=NormType.BATCH))
     batch = build_generator(labels=LabelSpec(9), **SMALL)
     path = saved(batch.state_dict(), tmp_path)
-    with pytest.raises(CheckpointError, match="contradicts --norm instance"):
+    with pytest.raises(CheckpointError, match="contradicts `norm` instance"):
         read_generator_file(path, replace(request, norm=NormType.INSTANCE))
     assert read_generator_file(path, replace(request, norm=NormType.BATCH)).spec.norm is NormType.BATCH
 

@@ -14,7 +14,7 @@ from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.spade import make_segmap
 from spade_deploy.runs.shipped import SHIPPED, SHIPPED_FOLDER, shipped_generator, write_shipped
 from spade_deploy.spec import GeneratorSpec, LabelSpec
-from spade_deploy.training.config import preset
+from spade_deploy.training.presets import preset
 
 SPEC = GeneratorSpec(LabelSpec(3), base_channels=2, hidden_channels=4, height=32, width=32)
 LIMIT_BYTES = 12_000_000

@@ -18,7 +18,7 @@ from spade_deploy.spec import LabelSpec, Upsampling
 from tests.support.generators import build_generator
 
 LABELS = LabelSpec(5)
-REQUEST = ImportRequest(None, LABELS, Upsampling.NORMAL, (32, 32))
+REQUEST = ImportRequest(labels=LABELS, upsampling=Upsampling.NORMAL, size=(32, 32))
 SMALL = {"labels": LABELS, "base_channels": 2, "hidden_channels": 4, "height": 32, "width": 32, "training_steps": 1}
 WEIGHT = "up_1.conv_0.weight_orig"
 
@@ -120,7 +120,7 @@ class TestSeveralNetworks:
         assert "--part" in guess
 
     def test_the_other_on_request(self, state: State, tmp_path: Path) -> None:
-        wanted = ImportRequest(None, LABELS, Upsampling.NORMAL, (32, 32), part="state_dict.generator")
+        wanted = ImportRequest(labels=LABELS, upsampling=Upsampling.NORMAL, size=(32, 32), part="state_dict.generator")
         found = read(self.content(state), tmp_path, wanted)
         assert is_same(found, state)
         assert found.guesses == ()

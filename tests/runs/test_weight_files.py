@@ -32,7 +32,7 @@ from spade_deploy.training.perceptual import load_vgg
 from tests.support.generators import build_generator
 
 LABELS = LabelSpec(5)
-REQUEST = ImportRequest(None, LABELS, Upsampling.NORMAL, (32, 32))
+REQUEST = ImportRequest(labels=LABELS, upsampling=Upsampling.NORMAL, size=(32, 32))
 SMALL = {"labels": LABELS, "base_channels": 2, "hidden_channels": 4, "height": 32, "width": 32, "training_steps": 1}
 PEAK_MB = 900
 """What a process that imports a file of a few MB may take; the import of PyTorch itself takes 250."""

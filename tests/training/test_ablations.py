@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spade_deploy.artifact import LABEL, Artifact, Source, Z
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
@@ -59,10 +59,12 @@ def test_an_ablation_trains_exports_and_validates(fields: dict[str, Any], tmp_pa
     export_artifact(
         loaded.module,
         folder,
-        precisions=[Precision.FP32],
-        kinds=[GraphKind.DENSE],
-        golden_inputs=inputs,
-        source=Source("run", 1, "train", loaded.info.generator_sha256),
+        ExportRequest(
+            precisions=[Precision.FP32],
+            kinds=[GraphKind.DENSE],
+            golden_inputs=inputs,
+            source=Source("run", 1, "train", loaded.info.generator_sha256),
+        ),
     )
     report = validate(Artifact.open(folder), checkpoint=checkpoint, runs_dir=tmp_path, backend="cpu")
     report.require_passed()

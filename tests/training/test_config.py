@@ -12,28 +12,29 @@ from spade_deploy.errors import ConfigError
 from spade_deploy.evaluation import EvalRequest
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec, NormType, Upsampling, parse_size
-from spade_deploy.training.config import PRESETS, Setup, TrainConfig, custom_setup, notes, preset, without_ttur
+from spade_deploy.training.config import Setup, TrainConfig
+from spade_deploy.training.presets import PRESETS, custom_setup, notes, preset, without_ttur
 
 
 @pytest.mark.parametrize(
     ("flag", "changes"),
     [
-        ("--steps, --epochs: neither", {"steps": None}),
-        ("--steps, --epochs: both", {"epochs": 3}),
-        ("--steps", {"steps": 0}),
-        ("--batch-size", {"batch_size": 0}),
-        ("--lr-generator", {"lr_generator": 0.0}),
-        ("--lr-discriminator", {"lr_discriminator": float("nan")}),
-        ("--betas", {"betas": (0.0, 1.0)}),
-        ("--decay-start", {"decay_start": 1.5}),
-        ("--weight-l1", {"weight_l1": -1.0}),
-        ("--weight-feature-matching", {"weight_feature_matching": float("inf")}),
-        ("--perceptual-file", {"perceptual_file": Path("x.pth"), "weight_perceptual": 0.0}),
-        ("--seed", {"seed": -1}),
-        ("--workers", {"workers": -1}),
-        ("--save-every", {"save_every": 0}),
-        ("--keep-checkpoints", {"keep_checkpoints": 0}),
-        ("--device", {"device": "tpu"}),
+        ("`steps`, `epochs`: neither", {"steps": None}),
+        ("`steps`, `epochs`: both", {"epochs": 3}),
+        ("`steps`", {"steps": 0}),
+        ("`batch_size`", {"batch_size": 0}),
+        ("`lr_generator`", {"lr_generator": 0.0}),
+        ("`lr_discriminator`", {"lr_discriminator": float("nan")}),
+        ("`betas`", {"betas": (0.0, 1.0)}),
+        ("`decay_start`", {"decay_start": 1.5}),
+        ("`weight_l1`", {"weight_l1": -1.0}),
+        ("`weight_feature_matching`", {"weight_feature_matching": float("inf")}),
+        ("`perceptual_file`", {"perceptual_file": Path("x.pth"), "weight_perceptual": 0.0}),
+        ("`seed`", {"seed": -1}),
+        ("`workers`", {"workers": -1}),
+        ("`save_every`", {"save_every": 0}),
+        ("`keep_checkpoints`", {"keep_checkpoints": 0}),
+        ("`device`", {"device": "tpu"}),
     ],
 )
 def test_impossible_settings_are_refused_by_flag(flag: str, changes: dict[str, Any]) -> None:
@@ -43,7 +44,7 @@ def test_impossible_settings_are_refused_by_flag(flag: str, changes: dict[str, A
 
 @pytest.mark.parametrize("changes", [{"scales": 0}, {"layers": 1}, {"base_channels": 0}])
 def test_impossible_discriminators_are_refused(changes: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="--discriminator-"):
+    with pytest.raises(ConfigError, match="`discriminator_"):
         DiscriminatorSpec(**changes)
 
 
@@ -125,7 +126,7 @@ def test_earth_needs_nothing_and_every_preset_survives_json(tmp_path: Path) -> N
 def test_size_goes_to_the_data_and_the_generator() -> None:
     setup = preset("earth", size=(64, 64))
     assert (setup.generator.height, setup.generator.width) == setup.data.crop_size == (64, 64)
-    with pytest.raises(ConfigError, match="--size"):
+    with pytest.raises(ConfigError, match="`size`"):
         replace(setup, generator=preset("earth").generator)
 
 
@@ -160,7 +161,7 @@ def test_without_ttur_is_the_older_recipe() -> None:
 
 
 def test_a_perceptual_loss_that_is_not_computed_is_told() -> None:
-    assert "--perceptual-file" in notes(TrainConfig(steps=1))[0]
+    assert "`perceptual_file`" in notes(TrainConfig(steps=1))[0]
     assert notes(TrainConfig(steps=1, weight_perceptual=0.0)) == ()
     assert notes(TrainConfig(steps=1, perceptual_file=Path("x"))) == ()
 
@@ -168,9 +169,9 @@ def test_a_perceptual_loss_that_is_not_computed_is_told() -> None:
 @pytest.mark.parametrize(
     ("norm", "batch", "accumulate", "size", "flag"),
     [
-        (NormType.SYNC_BATCH, 1, 1, 32, "--batch-size"),
-        (NormType.BATCH, 4, 4, 32, "--batch-size"),
-        (NormType.INSTANCE, 4, 1, 32, "--size"),
+        (NormType.SYNC_BATCH, 1, 1, 32, "`batch_size`"),
+        (NormType.BATCH, 4, 4, 32, "`batch_size`"),
+        (NormType.INSTANCE, 4, 1, 32, "`size`"),
         (NormType.SYNC_BATCH, 2, 1, 32, None),
         (NormType.SYNC_BATCH, 1, 1, 64, None),
         (NormType.INSTANCE, 1, 1, 64, None),
@@ -195,32 +196,32 @@ def test_scales_that_leave_one_pixel_are_refused() -> None:
         if scales == 5:
             Setup(train, earth.generator, earth.data)
             continue
-        with pytest.raises(ConfigError, match=r"--discriminator-scales: 6 halve 32 x 32"):
+        with pytest.raises(ConfigError, match=r"`discriminator_scales`: 6 halve 32 x 32"):
             Setup(train, earth.generator, earth.data)
 
 
 @pytest.mark.parametrize(
     ("flag", "make"),
     [
-        ("--base-channels: 1026", lambda: GeneratorSpec(LabelSpec(3), base_channels=1026)),
-        ("--hidden-channels: 8193", lambda: GeneratorSpec(LabelSpec(3), hidden_channels=8193)),
-        ("--size: height 32768", lambda: GeneratorSpec(LabelSpec(3), height=32768)),
-        ("z_dim: 65537", lambda: GeneratorSpec(LabelSpec(3), z_dim=65537)),
-        ("--num-labels: 4097", lambda: LabelSpec(4097)),
-        ("--batch-size: 4097", lambda: TrainConfig(steps=1, batch_size=4097)),
-        ("--steps: 1000000001", lambda: TrainConfig(steps=10**9 + 1)),
-        ("--epochs: 1000000001", lambda: TrainConfig(epochs=10**9 + 1)),
-        ("--workers: 257", lambda: TrainConfig(steps=1, workers=257)),
-        ("--keep-checkpoints: 1000000001", lambda: TrainConfig(steps=1, keep_checkpoints=10**9 + 1)),
-        ("--eval-samples: 1000001", lambda: TrainConfig(steps=1, eval_samples=10**6 + 1)),
-        ("--seed: 4294967296", lambda: TrainConfig(steps=1, seed=2**32)),
-        ("--discriminator-channels: 1025", lambda: DiscriminatorSpec(base_channels=1025)),
-        ("--size: '9", lambda: parse_size("9" * 5000)),
-        ("--size: '64x", lambda: parse_size("64x" + "1" * 10)),
-        ("--batch-size: 4097", lambda: EvalRequest(batch_size=4097)),
-        ("--samples: 10000001", lambda: EvalRequest(samples=10**7 + 1)),
-        ("--pictures: 1001", lambda: EvalRequest(pictures=1001)),
-        ("--seed: 4294967296", lambda: EvalRequest(seed=2**32)),
+        ("`base_channels`: 1026", lambda: GeneratorSpec(LabelSpec(3), base_channels=1026)),
+        ("`hidden_channels`: 8193", lambda: GeneratorSpec(LabelSpec(3), hidden_channels=8193)),
+        ("`size`: height 32768", lambda: GeneratorSpec(LabelSpec(3), height=32768)),
+        ("`z_dim`: 65537", lambda: GeneratorSpec(LabelSpec(3), z_dim=65537)),
+        ("`num_labels`: 4097", lambda: LabelSpec(4097)),
+        ("`batch_size`: 4097", lambda: TrainConfig(steps=1, batch_size=4097)),
+        ("`steps`: 1000000001", lambda: TrainConfig(steps=10**9 + 1)),
+        ("`epochs`: 1000000001", lambda: TrainConfig(epochs=10**9 + 1)),
+        ("`workers`: 257", lambda: TrainConfig(steps=1, workers=257)),
+        ("`keep_checkpoints`: 1000000001", lambda: TrainConfig(steps=1, keep_checkpoints=10**9 + 1)),
+        ("`eval_samples`: 1000001", lambda: TrainConfig(steps=1, eval_samples=10**6 + 1)),
+        ("`seed`: 4294967296", lambda: TrainConfig(steps=1, seed=2**32)),
+        ("`discriminator_channels`: 1025", lambda: DiscriminatorSpec(base_channels=1025)),
+        ("`size`: '9", lambda: parse_size("9" * 5000)),
+        ("`size`: '64x", lambda: parse_size("64x" + "1" * 10)),
+        ("`batch_size`: 4097", lambda: EvalRequest(batch_size=4097)),
+        ("`samples`: 10000001", lambda: EvalRequest(samples=10**7 + 1)),
+        ("`pictures`: 1001", lambda: EvalRequest(pictures=1001)),
+        ("`seed`: 4294967296", lambda: EvalRequest(seed=2**32)),
     ],
 )
 def test_sizes_have_an_upper_bound(flag: str, make: Callable[[], object]) -> None:

@@ -16,13 +16,15 @@ from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.runs import folders as runs
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.spec import DiscriminatorSpec, LabelSpec, NormType
-from spade_deploy.training.config import Setup, preset
+from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.loop import Progress, StopSignal, choose_device, train
+from spade_deploy.training.loop import StopSignal, choose_device, train
 from spade_deploy.training.perceptual import VggFeatures
+from spade_deploy.training.presets import preset
 from spade_deploy.training.records import recorder
 from spade_deploy.training.saved_setup import load_setup
 from spade_deploy.training.steps import Learner
+from tests.support.listener import Listener
 from tests.support.training_runs import Noise, equal, halting, new_run, rows, setup_of, weights
 
 
@@ -214,9 +216,9 @@ class TestFailing:
 
 class TestRecords:
     def test_everything_is_in_the_run_folder(self, tmp_path: Path) -> None:
-        run, seen = new_run(tmp_path / "run"), []
+        run, seen = new_run(tmp_path / "run"), Listener()
         setup = setup_of(steps=5, save_every=1, keep_checkpoints=2, sample_every=2, log_every=2)
-        result = train(setup, run=run, source=Noise(), on_progress=seen.append)
+        result = train(setup, run=run, source=Noise(), progress=seen)
         assert [folder.name for folder in runs.run_checkpoints(run)] == ["step_00000004", "step_00000005"]
         assert not list((run / "checkpoints").glob(".*")), "nothing of the older ones is left"
         assert sorted(path.name for path in (run / "samples").iterdir()) == [
@@ -235,10 +237,11 @@ class TestRecords:
             assert image.size[0] > 800
         with Image.open(run / "samples" / "step_00000005.png") as image:
             assert image.size == (3 * 32 + 8, 4 * 32 + 12)
-        assert [progress.step for progress in seen] == [1, 2, 3, 4, 5]
-        last: Progress = seen[-1]
-        assert (last.steps, last.losses) == (5, result.losses)
-        assert last.samples_per_second == pytest.approx(2 / last.seconds_per_step)
+        assert [step for _, step, _ in seen.counts] == [1, 2, 3, 4, 5]
+        _, _, steps = seen.counts[-1]
+        last = seen.figures[-1]
+        assert (steps, last.losses) == (5, result.losses)
+        assert last.per_second == pytest.approx(2 / last.seconds_each)
 
     def test_samples_do_not_disturb_training(self, tmp_path: Path) -> None:
         train(setup_of(sample_every=1), run=new_run(tmp_path / "often"), source=Noise())

@@ -6,12 +6,14 @@ import pytest
 
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.spec import NormType
-from spade_deploy.training.config import preset
+from spade_deploy.training import resolve
+from spade_deploy.training.presets import preset
 from spade_deploy.training.request import DataRequest, TrainRequest
+from spade_deploy.training.resolve import new_setup, resumed_setup
 
 
 def test_nothing_asked_is_the_earth_preset() -> None:
-    assert TrainRequest().setup() == preset("earth")
+    assert new_setup(TrainRequest()) == preset("earth")
 
 
 def test_what_is_asked_is_changed_and_nothing_else() -> None:
@@ -20,7 +22,7 @@ def test_what_is_asked_is_changed_and_nothing_else() -> None:
         generator={"norm": NormType.INSTANCE, "kernel_size": None},
         train={"epochs": 2, "steps": None, "seed": 7},
     )
-    setup, base = asked.setup(), preset("earth", size=(64, 64))
+    setup, base = new_setup(asked), preset("earth", size=(64, 64))
     assert setup.generator.norm is NormType.INSTANCE
     assert setup.generator.kernel_size == base.generator.kernel_size
     assert (setup.train.epochs, setup.train.steps, setup.train.seed) == (2, None, 7)
@@ -29,58 +31,55 @@ def test_what_is_asked_is_changed_and_nothing_else() -> None:
 
 
 def test_folders_mean_a_data_set_of_ones_own(tmp_path: Path) -> None:
-    setup = TrainRequest(
-        data=DataRequest(labels=tmp_path, images=tmp_path, instances=tmp_path, num_labels=5, has_dontcare=True)
-    ).setup()
+    data = DataRequest(labels=tmp_path, images=tmp_path, instances=tmp_path, num_labels=5, has_dontcare=True)
+    setup = new_setup(TrainRequest(data))
     labels = setup.generator.labels
     assert (labels.num_labels, labels.has_dontcare, labels.has_edges) == (5, True, True)
     assert setup.data.preset == "custom"
     (tmp_path / "train" / "instances").mkdir(parents=True)
-    rooted = TrainRequest(data=DataRequest(root=tmp_path, num_labels=5)).setup()
+    rooted = new_setup(TrainRequest(data=DataRequest(root=tmp_path, num_labels=5)))
     assert rooted.generator.labels.has_edges
     assert rooted.data.root == tmp_path
 
 
 def test_no_ttur_is_one_rate() -> None:
-    setup = TrainRequest(ttur=False).setup()
+    setup = new_setup(TrainRequest(ttur=False))
     assert setup.train.lr_generator == setup.train.lr_discriminator == 2e-4
 
 
 @pytest.mark.parametrize(
     ("request_", "flag"),
     [
-        (TrainRequest(train={"steps": 1, "epochs": 1}), "--steps"),
-        (TrainRequest(data=DataRequest(labels=Path("x"))), "--num-labels"),
-        (TrainRequest(data=DataRequest(preset="earth", num_labels=3)), "--num-labels"),
+        (TrainRequest(train={"steps": 1, "epochs": 1}), "`steps`"),
+        (TrainRequest(data=DataRequest(labels=Path("x"))), "`num_labels`"),
+        (TrainRequest(data=DataRequest(preset="earth", num_labels=3)), "`num_labels`"),
         (TrainRequest(data=DataRequest(preset="coco")), "--data"),
         (TrainRequest(data=DataRequest(preset="coco", root=Path("x"), labels=Path("y"))), "--labels"),
-        (TrainRequest(data=DataRequest(size=(100, 100))), "--size"),
+        (TrainRequest(data=DataRequest(size=(100, 100))), "`size`"),
     ],
 )
 def test_contradictions_name_the_flag(request_: TrainRequest, flag: str) -> None:
     with pytest.raises(ConfigError, match=flag):
-        request_.setup()
+        new_setup(request_)
 
 
 @pytest.mark.parametrize(
     ("asked", "flag"),
     [
-        (TrainRequest(train={"batch_size": 3}), "--batch-size"),
-        (TrainRequest(generator={"norm": NormType.BATCH}), "--norm"),
-        (TrainRequest(data=DataRequest(has_dontcare=True)), "--dontcare"),
-        (TrainRequest(ttur=False), "--no-ttur"),
+        (TrainRequest(train={"batch_size": 3}), "`batch_size`"),
+        (TrainRequest(generator={"norm": NormType.BATCH}), "`norm`"),
+        (TrainRequest(data=DataRequest(has_dontcare=True)), "`has_dontcare`"),
+        (TrainRequest(ttur=False), "`no_ttur`"),
     ],
 )
 def test_a_resumed_run_keeps_what_a_step_depends_on(
     asked: TrainRequest, flag: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spade_deploy.training import request
-
-    monkeypatch.setattr(request, "load_setup", lambda _: preset("earth"))
+    monkeypatch.setattr(resolve, "load_setup", lambda _: preset("earth"))
     with pytest.raises(CheckpointError, match=flag):
-        asked.resumed(Path("checkpoint"))
+        resumed_setup(asked, Path("checkpoint"))
     same = TrainRequest(DataRequest("earth"), train={"batch_size": 4}, generator={"base_channels": 16})
-    assert same.resumed(Path("checkpoint")) == preset("earth")
-    longer = TrainRequest(train={"steps": 900, "save_every": 9}).resumed(Path("checkpoint"))
+    assert resumed_setup(same, Path("checkpoint")) == preset("earth")
+    longer = resumed_setup(TrainRequest(train={"steps": 900, "save_every": 9}), Path("checkpoint"))
     assert (longer.train.steps, longer.train.save_every) == (900, 9)
     assert longer.generator == preset("earth").generator

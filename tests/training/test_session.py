@@ -220,7 +220,7 @@ class TestSmallPrint:
         cores = usable_cores()
         begun = start(request(tmp_path, workers=cores + 7), runs_dir=tmp_path / "runs")
         begun.close()
-        assert f"--workers {cores + 7}: only {cores} cores may be used here, so {cores} processes load" in begun.notes
+        assert f"`workers` {cores + 7}: only {cores} cores may be used here, so {cores} processes load" in begun.notes
         enough = start(request(tmp_path, workers=1), runs_dir=tmp_path / "runs")
         enough.close()
         assert not any("--workers" in note for note in enough.notes)

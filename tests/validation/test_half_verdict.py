@@ -43,6 +43,7 @@ from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.metrics.judge import psnr_db
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import Release, release
+from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GraphKind, Precision
@@ -79,7 +80,7 @@ class Case:
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     runs = tmp_path_factory.mktemp("work") / "runs"
     save_checkpoint(checkpoint_folder(new_run(runs, "large"), 0), with_a_large_output(), step=0, origin="import")
-    made = release(None, runs_dir=runs, precisions=[Precision.FP16])
+    made = release(ReleaseRequest(fp16=True, fp32=False), runs_dir=runs)
     generator = load_generator(made.checkpoint).module
     folder = made.artifact.path.with_name("careless")
     folder.mkdir()
@@ -315,7 +316,7 @@ def quick_export(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """`release` gets the careless artifact's files instead of a trace of its own, which takes long."""
     from spade_deploy.export.pipeline import Exported
 
-    def export(_: Any, folder: Path, **__: Any) -> Exported:
+    def export(_: Any, folder: Path, *__: Any) -> Exported:
         for path in case.careless.path.rglob("*"):
             if path.is_file():
                 (folder / path.relative_to(case.careless.path)).parent.mkdir(exist_ok=True)
@@ -329,7 +330,7 @@ def quick_export(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_release_that_overflows_is_refused_with_the_way_out(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "artifact"
     with pytest.raises(ValidationFailedError, match="conv_img overflows") as caught:
-        release(None, runs_dir=case.runs, out=out, precisions=[Precision.FP16])
+        release(ReleaseRequest(out=out, fp16=True, fp32=False), runs_dir=case.runs)
     assert "--keep-fp32 conv_img" in str(caught.value.hint)
     assert not out.exists()
     assert (tmp_path / "artifact.failed" / "report.json").is_file()
@@ -344,7 +345,7 @@ def test_a_release_that_could_not_be_emulated_is_refused(
 
     monkeypatch.setattr(half_verdict, "EmulatedGraph", refuses)
     with pytest.raises(ExportError, match="ONNX Runtime does not round"):
-        release(None, runs_dir=case.runs, out=tmp_path / "artifact", precisions=[Precision.FP16])
+        release(ReleaseRequest(out=tmp_path / "artifact", fp16=True, fp32=False), runs_dir=case.runs)
     assert not (tmp_path / "artifact").exists()
 
 

@@ -30,18 +30,19 @@ from spade_deploy.artifact import (
 )
 from spade_deploy.engines.base import Backend, Runtime
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.tensorrt.build import BuildRequest
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.errors import ArtifactError, ConfigError, ExportError, NotFoundError
 from spade_deploy.export import pipeline, precision
 from spade_deploy.export.build import unit_names
 from spade_deploy.export.dense_model import dtype_of
-from spade_deploy.export.pipeline import export_artifact, rounding_error, run_reference
+from spade_deploy.export.pipeline import ExportRequest, export_artifact, rounding_error, run_reference
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.metrics.judge import DiffAccumulator, Tolerance
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import release
+from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
@@ -58,6 +59,7 @@ from spade_deploy.validation.precision_search import (
 )
 from spade_deploy.validation.validate import GraphResult, ValidationReport
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 from tests.support.stand_in import stand_in_artifact
 
 UNITS = tuple(f"unit_{number}" for number in range(14))
@@ -336,7 +338,7 @@ def test_only_half_precision_that_failed_is_searched(
         samples=(),
     )
     asked: list[dict[str, Any]] = []
-    said: list[tuple[str, Trial]] = []
+    said = Listener()
     answer = find_layers_to_keep(UNITS, needing("unit_3"))
 
     def search(_: Artifact, *, on_trial: Callable[[Trial], None], **options: Any) -> PrecisionSearch:
@@ -345,12 +347,10 @@ def test_only_half_precision_that_failed_is_searched(
         return answer
 
     monkeypatch.setattr(precision_search, "search_precision", search)
-    found = search_failures(
-        artifact, report, Backend.CPU, runs_dir=runs, on_trial=lambda name, trial: said.append((name, trial))
-    )
+    found = search_failures(artifact, report, Backend.CPU, runs_dir=runs, progress=said)
     assert found == {"fp16 lookup": answer}
     assert [(options["kind"], options["runs_dir"]) for options in asked] == [(GraphKind.LOOKUP, runs)]
-    assert said == [("fp16 lookup", answer.trials[0])]
+    assert said.steps == [f"fp16 lookup: tried with {len(answer.trials[0].kept)} layers in fp32"]
 
 
 def test_a_trial_runs_where_the_graph_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,11 +415,13 @@ def test_an_export_keeps_what_is_asked_beside_what_the_ranges_ask(
     exported = export_artifact(
         generator,
         tmp_path,
-        precisions=(Precision.FP16,),
-        kinds=(GraphKind.DENSE,),
-        golden_inputs=maps_of(generator.spec),
-        source=Source("small", 0, "import", "0" * 64),
-        keep_fp32=("up_3", "head_0"),
+        ExportRequest(
+            precisions=(Precision.FP16,),
+            kinds=(GraphKind.DENSE,),
+            golden_inputs=maps_of(generator.spec),
+            source=Source("small", 0, "import", "0" * 64),
+            keep_fp32=("up_3", "head_0"),
+        ),
     )
     (graph,) = exported.manifest.graphs
     assert graph.kept_fp32[1:] == ("head_0", "up_1", "up_3")
@@ -435,19 +437,18 @@ def test_release_hands_on_what_to_keep(tmp_path: Path, monkeypatch: pytest.Monke
     class HandedOnError(Exception):
         pass
 
-    def export(*_: Any, keep_fp32: Any, **__: Any) -> None:
-        asked.append(keep_fp32)
+    def export(_: Any, __: Path, request: ExportRequest, *___: Any) -> None:
+        asked.append(request.keep_fp32)
         raise HandedOnError
 
     monkeypatch.setattr(release_module, "export_artifact", export)
-    both = (Precision.FP32, Precision.FP16)
     with pytest.raises(HandedOnError):
-        release(None, runs_dir=runs, precisions=both, keep_fp32=["up_1", "fc"])
+        release(ReleaseRequest(fp16=True, keep_fp32=("up_1", "fc")), runs_dir=runs)
     assert asked == [("fc", "up_1")]
-    with pytest.raises(ConfigError, match="belongs to --fp16"):
-        release(None, runs_dir=runs, keep_fp32=["up_1"])
+    with pytest.raises(ConfigError, match="belongs to `fp16`"):
+        release(ReleaseRequest(keep_fp32=("up_1",)), runs_dir=runs)
     with pytest.raises(ConfigError, match="no part"):
-        release(None, runs_dir=runs, precisions=both, keep_fp32=["up_9"])
+        release(ReleaseRequest(fp16=True, keep_fp32=("up_9",)), runs_dir=runs)
     assert len(asked) == 1
 
 

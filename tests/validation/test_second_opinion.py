@@ -23,10 +23,11 @@ from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifa
 from spade_deploy.engines.base import GraphChoice, Runtime
 from spade_deploy.engines.cuda.driver import find_gpus
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.tensorrt.build import BuildRequest, build
+from spade_deploy.engines.tensorrt.build import build
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.errors import ConfigError, InputRefusedError, MissingDependencyError, RuntimeUnavailableError
 from spade_deploy.export.build import stage_names
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.lookup.tables import lookup_tensors
 from spade_deploy.metrics.judge import Tolerance, tolerance_for
@@ -57,9 +58,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     export_artifact(
         generator,
         folder,
-        precisions=(Precision.FP32,),
-        golden_inputs={LABEL: ids.astype(np.uint8), INSTANCE: objects.astype(np.int32)},
-        source=Source("tiny-001", 1, "train", "0" * 64),
+        ExportRequest(
+            precisions=(Precision.FP32,),
+            golden_inputs={LABEL: ids.astype(np.uint8), INSTANCE: objects.astype(np.int32)},
+            source=Source("tiny-001", 1, "train", "0" * 64),
+        ),
     )
     torch.set_num_threads(before)
     return Artifact.open(folder)

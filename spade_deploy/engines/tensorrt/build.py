@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,60 +26,56 @@ from spade_deploy.artifact import (
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
 from spade_deploy.engines.tensorrt.builder import Built, build_engine
-from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
+from spade_deploy.engines.tensorrt.key import EngineKey
 from spade_deploy.engines.tensorrt.library import Library, load_library
 from spade_deploy.engines.tensorrt.proof import EngineLayer, Proof, engine_layers, proof_text, prove
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import capability_text, this_system
 from spade_deploy.engines.tensorrt.table_profile import default_profile, tensor_ranges
 from spade_deploy.errors import BuildError, ConfigError, RuntimeUnavailableError
 from spade_deploy.files.atomic import sweep
-from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What is asked for; None leaves the choice to `build`.
-
-    precision: fp16 where the artifact has it, else fp32. graph: auto builds every kind that the artifact has.
-    profile: one image of the model's size up to four. flavour: TensorRT where it is installed, else for RTX.
-    compute_capability: as '8.9', for TensorRT for RTX; the card that is here if left out.
-    timing_cache: a file that is read and written; by default one in the artifact.
-    """
-
-    precision: Precision | None = None
-    graph: GraphChoice = GraphChoice.AUTO
-    profile: ShapeProfile | None = None
-    flavour: Flavour | None = None
-    compute_capability: str | None = None
-    timing_cache: Path | None = None
-    options: BuildOptions = field(default_factory=BuildOptions)
+from spade_deploy.progress import NO_FIGURES, SILENT, Figures, Progress, Silent
+from spade_deploy.spec import Flavour, GraphKind, Precision
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """One engine in its place. was_there: an engine of exactly this key existed, and was not built again."""
+    """One engine in its place."""
 
     path: Path
+    """The engine's file."""
+
     key: EngineKey
+    """What it was built of, by and for."""
+
     proof: dict[str, Any]
+    """What it was proved to be, as the artifact keeps it."""
+
     described: str
+    """The proof in words."""
+
     bytes: int
+    """The size of the file."""
+
     seconds: float
+    """How long its build took."""
+
     was_there: bool
+    """Whether an engine of exactly this key existed, which was not built again."""
 
 
 def build(
     artifact: Artifact,
     request: BuildRequest,
     *,
-    on_phase: Callable[[str, str, int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
     stop: threading.Event | None = None,
 ) -> tuple[BuiltEngine, ...]:
     """Build engines and write them into the artifact.
 
-    on_phase: called with the graph's name, what the builder does, steps done, steps in all; from the builder's threads.
-    stop: set it to end the build early. Raises BuildError, BuildInterruptedError, ConfigError, ArtifactError,
-    MissingDependencyError, RuntimeUnavailableError; engines that were finished before stay.
+    `progress` is told from the builder's threads. `stop` ends the build early when it is set.
+    Raises BuildError, BuildInterruptedError, ConfigError, ArtifactError, MissingDependencyError,
+    RuntimeUnavailableError; engines that were finished before stay.
     """
     spec = artifact.manifest.generator
     library = load_library(request.flavour)
@@ -117,7 +113,7 @@ def build(
                     compute_capability=request.compute_capability,
                     timing_cache=read_timing_cache(cache),
                     keep_cache=partial(write_timing_cache, cache),
-                    on_phase=partial(on_phase, graph.name),
+                    progress=_GraphProgress(progress, graph.name),
                     stop=stop,
                 )
             is_for_this_card = gpu is not None and request.compute_capability in (
@@ -131,12 +127,12 @@ def build(
 
 
 def build_until_interrupted(
-    artifact: Artifact, request: BuildRequest, on_phase: Callable[[str, str, int, int], None]
+    artifact: Artifact, request: BuildRequest, progress: Progress = SILENT
 ) -> tuple[BuiltEngine, ...]:
     """`build`, which Ctrl-C ends at the builder's next step: a signal does not reach into TensorRT by itself."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(build, artifact, request, on_phase=on_phase, stop=stop)
+        running = pool.submit(build, artifact, request, progress=progress, stop=stop)
         while True:
             try:
                 return running.result(timeout=0.1)
@@ -145,6 +141,17 @@ def build_until_interrupted(
                     raise
             except KeyboardInterrupt:
                 stop.set()
+
+
+class _GraphProgress(Silent):
+    """Puts the graph's name before what the builder says that it does."""
+
+    def __init__(self, progress: Progress, graph: str) -> None:
+        self._progress = progress
+        self._graph = graph
+
+    def count(self, what: str, done: int, total: int, figures: Figures = NO_FIGURES) -> None:
+        self._progress.count(f"{self._graph}: {what}", done, total)
 
 
 def read_engine_layers(library: Library, engine: bytes) -> list[EngineLayer]:
@@ -188,12 +195,12 @@ def _target(library: Library, gpu: Gpu | None, asked: str | None) -> tuple[str, 
     if gpu is None:
         if library.flavour is Flavour.RTX:
             raise ConfigError(
-                "--compute-capability: there is no GPU here to build for",
+                "`compute_capability`: there is no GPU here to build for",
                 hint="spade build --target rtx --compute-capability 8.9 (RTX 40), 8.6 (RTX 30), 12.0 (RTX 50)",
             )
         raise RuntimeUnavailableError(
             f"{library.title} needs the GPU that it builds for, and there is none here",
-            hint="`spade doctor` says what is seen; --target rtx --compute-capability 8.9 builds ahead of time",
+            hint="`spade doctor` says what is seen; `flavour` rtx `compute_capability` 8.9 builds ahead of time",
         )
     return gpu.name, capability_text(gpu.compute_capability)
 

@@ -17,10 +17,8 @@ from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messa
 from spade_deploy.engines.tensorrt.proof import TypedLayer, typed_layers
 from spade_deploy.engines.tensorrt.table_profile import Shape
 from spade_deploy.errors import ArtifactError, BuildError, BuildInterruptedError, ConfigError
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import Flavour
-
-OnPhase = Callable[[str, int, int], None]
-"""What is done now, steps done, steps in all."""
 
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """What TensorRT for RTX builds for; it refuses data-centre cards of 9.0 and 10.0."""
@@ -43,7 +41,7 @@ def build_engine(
     compute_capability: str | None = None,
     timing_cache: bytes | None = None,
     keep_cache: Callable[[bytes], None] = lambda _: None,
-    on_phase: OnPhase = lambda *_: None,
+    progress: Progress = SILENT,
     stop: threading.Event | None = None,
 ) -> Built:
     """Build one engine of an ONNX file.
@@ -72,7 +70,7 @@ def build_engine(
     _set_options(library, config, options, compute_capability)
     _add_profile(builder, network, config, ranges)
     cache = None if library.flavour is Flavour.RTX else _open_timing_cache(config, timing_cache)
-    monitor = _make_monitor(trt, on_phase, stop)
+    monitor = _make_monitor(trt, progress, stop)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if cache is not None:
@@ -178,7 +176,7 @@ def _parser_error(error: Any) -> str:
     return f"{error.desc()}{where}"
 
 
-def _make_monitor(trt: Any, on_phase: OnPhase, stop: threading.Event | None) -> Any:
+def _make_monitor(trt: Any, progress: Progress, stop: threading.Event | None) -> Any:
     """The builder calls it from threads of its own; a step that answers False ends the build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -190,16 +188,16 @@ def _make_monitor(trt: Any, on_phase: OnPhase, stop: threading.Event | None) -> 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with self._lock:
                 self._steps[phase_name] = num_steps
-                on_phase(phase_name, 0, num_steps)
+                progress.count(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             with self._lock:
-                on_phase(phase_name, step + 1, self._steps.get(phase_name, step + 1))
+                progress.count(phase_name, step + 1, self._steps.get(phase_name, step + 1))
             return stop is None or not stop.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             with self._lock:
                 total = self._steps.pop(phase_name, 0)
-                on_phase(phase_name, total, total)
+                progress.count(phase_name, total, total)
 
     return Monitor()

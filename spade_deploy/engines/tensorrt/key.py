@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from spade_deploy.errors import ArtifactError, ConfigError, quoted, reason_of
+from spade_deploy.settings import setting
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 
 OPTIMIZATION_LEVELS = range(6)
@@ -21,35 +22,37 @@ _CAPABILITY = re.compile(r"\d{1,3}(\.\d{1,3})?")
 _VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){2}\D?.{0,40}")
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """What the builder is told besides the profile; None leaves it to TensorRT.
-
-    optimization_level: 0..5, TensorRT's default is 3. workspace_bytes: memory that a layer may use for its work.
-    version_compatible: runs with later versions of the same major TensorRT. hardware_compatible: runs on all cards
-    from Ampere on.
-    """
-
-    optimization_level: int | None = None
-    workspace_bytes: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-
-    def __post_init__(self) -> None:
-        if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:
-            raise ConfigError(f"--optimization-level: {self.optimization_level} is not in 0..5")
-        if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
-            raise ConfigError(f"--workspace: {self.workspace_bytes} bytes are under 1 MiB; write it as 4GiB or 512MiB")
-
-
-def parse_bytes(text: str, flag: str = "--workspace") -> int:
-    """'4GiB', '512MiB' or a number of bytes. Raises ConfigError, which names the flag."""
+def parse_bytes(text: str) -> int:
+    """'4GiB', '512MiB' or a number of bytes. Raises ConfigError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[KMGT]i?B?|B)", text.strip(), flags=re.IGNORECASE)
     if found is None:
-        raise ConfigError(f"{flag}: {text!r} is no amount of memory", hint=f"{flag} 4GiB, {flag} 512MiB")
+        raise ConfigError(
+            f"`workspace_bytes`: {text!r} is no amount of memory",
+            hint="`workspace_bytes` 4GiB, `workspace_bytes` 512MiB",
+        )
     unit = found[2].upper()
     power = "BKMGT".index(unit[0]) if unit else 0
     return int(float(found[1]) * (1024 if "I" in unit or power == 0 else 1000) ** power)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the builder is told besides the profile; None leaves it to TensorRT, whose optimization level is 3."""
+
+    optimization_level: int | None = setting(None, help="0..5: build time against speed.", after="compute_capability")
+    workspace_bytes: int | None = setting(
+        None, help="Memory for a layer's work: 4GiB.", flag="workspace", parse=parse_bytes, after="compute_capability"
+    )
+    version_compatible: bool = setting(False, help="Runs with later versions of the same major TensorRT.")
+    hardware_compatible: bool = setting(False, help="Runs on all cards from Ampere on, and slower.")
+
+    def __post_init__(self) -> None:
+        if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:
+            raise ConfigError(f"`optimization_level`: {self.optimization_level} is not in 0..5")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
+            raise ConfigError(
+                f"`workspace_bytes`: {self.workspace_bytes} bytes are under 1 MiB; write it as 4GiB or 512MiB"
+            )
 
 
 @dataclass(frozen=True)

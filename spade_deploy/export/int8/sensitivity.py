@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from spade_deploy.errors import ExportError
 from spade_deploy.export.int8.qdq import activation_scale, quantize_weight
 from spade_deploy.metrics.judge import IMAGE_RANGE, psnr_db
+from spade_deploy.progress import SILENT, Progress
 
 Images = NDArray[np.float32]
 Batches = Sequence[Sequence[Tensor]]
 """One image's inputs each, in the order that the model takes them."""
-Progress = Callable[[int, int], None]
 
 MIN_INT8_SHARE = 0.5
 """A graph is called int8 from this share of its multiply-adds on."""
@@ -89,8 +89,13 @@ def layer_of(module: str) -> str:
     return module.removesuffix(".0").removesuffix(".projection").removesuffix(".linear").removesuffix(".conv")
 
 
-def calibrate(model: nn.Module, batches: Batches, on_progress: Progress = lambda *_: None) -> Calibration:
-    """Run `model` on each map and watch the inputs of its products. Raises ExportError where one is not finite."""
+def calibrate(
+    model: nn.Module, batches: Batches, progress: Progress = SILENT, what: str = "calibrating"
+) -> Calibration:
+    """Run `model` on each map and watch the inputs of its products. Raises ExportError where one is not finite.
+
+    `what` is the name of this work for `progress`.
+    """
     ranges: dict[str, float] = {}
     work: dict[str, int] = {}
 
@@ -117,12 +122,12 @@ def calibrate(model: nn.Module, batches: Batches, on_progress: Progress = lambda
     images = []
     try:
         for done, inputs in enumerate(batches):
-            on_progress(done, len(batches))
+            progress.count(what, done, len(batches))
             images.append(_image(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
-    on_progress(len(batches), len(batches))
+    progress.count(what, len(batches), len(batches))
     for name, largest in ranges.items():
         if not math.isfinite(largest):
             raise ExportError(
@@ -157,18 +162,19 @@ def rank_layers(
     calibration: Calibration,
     batches: Batches,
     expected: Images,
-    on_progress: Progress = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> tuple[LayerDamage, ...]:
     """The damage of each layer alone, worst first. expected: the model's float32 images of `batches`."""
+    what = "measuring each layer in int8"
     layers = list(dict.fromkeys(map(layer_of, calibration.ranges)))
     total = sum(calibration.work.values())
     found = []
     for done, layer in enumerate(layers):
-        on_progress(done, len(layers))
+        progress.count(what, done, len(layers))
         error = simulated_error(model, calibration.ranges, {layer}, batches, expected)
         work = sum(work for name, work in calibration.work.items() if layer_of(name) == layer)
         found.append(LayerDamage(layer, error, work / total))
-    on_progress(len(layers), len(layers))
+    progress.count(what, len(layers), len(layers))
     return tuple(sorted(found, key=lambda entry: -entry.mean_square))
 
 

@@ -7,7 +7,7 @@ inputs, and more layers are kept should that fall short.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from spade_deploy.artifact import IMAGE, LABEL, Arrays, Graph, graph_file, one_by_one
-from spade_deploy.errors import ConfigError, MissingDependencyError
+from spade_deploy.artifact import IMAGE, Arrays, Graph, graph_file, one_by_one
+from spade_deploy.errors import MissingDependencyError
 from spade_deploy.export.build import TracedModel, build_model
 from spade_deploy.export.int8.qdq import write_int8
+from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.int8.sensitivity import (
     Batches,
     Calibration,
@@ -38,36 +39,13 @@ from spade_deploy.export.int8.sensitivity import (
 from spade_deploy.export.onnx_file import OPSET
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.networks.build import Generator
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
-DEFAULT_MIN_PSNR_DB = 35.0
-DEFAULT_CALIBRATION_COUNT = 32
 RANKED_ON = 3
 """Maps, evenly spaced among the calibration maps, that each layer is measured on."""
 CHOSEN_ON = 4
 """Maps that a set of layers is measured on, besides the golden inputs."""
-
-Progress = Callable[[str, int, int], None]
-
-
-def require_target(min_psnr_db: float) -> None:
-    """Raises ConfigError for what cannot be a target."""
-    if not 0 < min_psnr_db < float("inf"):
-        raise ConfigError(f"--min-psnr: {min_psnr_db:g} is not a positive number of decibels")
-
-
-@dataclass(frozen=True)
-class Int8Request:
-    """calibration: the dense graph's inputs by name, N of each. described: where they come from."""
-
-    calibration: Arrays
-    described: str
-    min_psnr_db: float = DEFAULT_MIN_PSNR_DB
-
-    def __post_init__(self) -> None:
-        require_target(self.min_psnr_db)
-        if not len(self.calibration[LABEL]):
-            raise ConfigError("int8 needs at least one label map to calibrate on")
 
 
 @dataclass(frozen=True)
@@ -142,16 +120,16 @@ def write_int8_graphs(
     kinds: Sequence[GraphKind],
     request: Int8Request,
     golden: tuple[Arrays, Images],
-    on_progress: Progress = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> tuple[tuple[Graph, ...], Int8Summary]:
     """Write an int8 graph of each kind into `folder`, where its fp32 graph is already.
 
-    golden: the golden inputs and the reference's images of them. on_progress: what, done, in all.
+    golden: the golden inputs and the reference's images of them.
     Raises ExportError where the target is out of reach, MissingDependencyError without ONNX Runtime.
     """
     _onnxruntime()  # before the minutes of work
     model = build_model(generator)
-    calibration, ranking, choice = _plan(model, request, golden, on_progress)
+    calibration, ranking, choice = _plan(model, request, golden, progress)
     summary = Int8Summary(request.min_psnr_db, request.described, len(calibration.images), ranking, choice)
     graphs, qualities = [], []
     for kind in kinds:
@@ -159,8 +137,8 @@ def write_int8_graphs(
         if kind is GraphKind.LOOKUP:
             lookup = build_model(generator, kind)
             tables = _batches(generator.spec, kind, request.calibration)
-            ranges = calibrate(lookup, tables, _named(on_progress, f"calibrating the {kind} graph")).ranges
-        maker = _Maker(folder, kind, generator.spec, ranges, request, calibration.images, golden, on_progress)
+            ranges = calibrate(lookup, tables, progress, f"calibrating the {kind} graph").ranges
+        maker = _Maker(folder, kind, generator.spec, ranges, request, calibration.images, golden, progress)
         quality = maker.make(choice.kept, ranking)
         made = {layer_of(module) for module in ranges} - set(quality.kept)
         stays = tuple(layer for layer in dict.fromkeys(map(layer_of, calibration.work)) if layer not in made)
@@ -173,17 +151,17 @@ def write_int8_graphs(
 
 
 def _plan(
-    model: TracedModel, request: Int8Request, golden: tuple[Arrays, Images], on_progress: Progress
+    model: TracedModel, request: Int8Request, golden: tuple[Arrays, Images], progress: Progress
 ) -> tuple[Calibration, tuple[LayerDamage, ...], Choice]:
     batches = _batches(model.spec, GraphKind.DENSE, request.calibration)
-    calibration = calibrate(model, batches, _named(on_progress, "calibrating"))
+    calibration = calibrate(model, batches, progress)
     few, chosen = _spaced(len(batches), RANKED_ON), _spaced(len(batches), CHOSEN_ON)
     ranking = rank_layers(
         model,
         calibration,
         [batches[index] for index in few],
         calibration.images[few],
-        _named(on_progress, "measuring each layer in int8"),
+        progress,
     )
     sets = [
         ([batches[index] for index in chosen], calibration.images[chosen]),
@@ -194,7 +172,7 @@ def _plan(
     def psnr_without(kept: Collection[str]) -> float:
         nonlocal tried
         tried += 1
-        on_progress("choosing the layers that stay float32", tried, len(ranking).bit_length() + 2)
+        progress.count("choosing the layers that stay float32", tried, len(ranking).bit_length() + 2)
         layers = {entry.layer for entry in ranking} - set(kept)
         return min(as_db(simulated_error(model, calibration.ranges, layers, *each)) for each in sets)
 
@@ -212,7 +190,7 @@ class _Maker:
     request: Int8Request
     expected: Images
     golden: tuple[Arrays, Images]
-    on_progress: Progress
+    progress: Progress
 
     def make(self, kept: Sequence[str], ranking: Sequence[LayerDamage]) -> GraphQuality:
         """Raises ExportError where too few layers would be left."""
@@ -229,22 +207,22 @@ class _Maker:
         target = self.folder / graph_file(Precision.INT8, self.kind)
         write_int8(self.folder / graph_file(Precision.FP32, self.kind), target, ranges)
         session = _onnxruntime().InferenceSession(str(target), _quiet_options(), providers=["CPUExecutionProvider"])
-        report = _named(self.on_progress, f"checking the int8 {self.kind} graph")
         total = len(self.expected) + len(self.golden[1])
-        seen = self._images(session, self.request.calibration, report, 0, total)
+        seen = self._images(session, self.request.calibration, 0, total)
         calibration = mean_square_error(seen, self.expected)
-        seen = self._images(session, self.golden[0], report, len(self.expected), total)
+        seen = self._images(session, self.golden[0], len(self.expected), total)
         golden = mean_square_error(seen, self.golden[1])
-        report(total, total)
+        self._tell(total, total)
         name = "int8" if self.kind is GraphKind.DENSE else f"int8 {self.kind}"
         return GraphQuality(name, tuple(kept), as_db(calibration), as_db(golden))
 
-    def _images(
-        self, session: Any, inputs: Arrays, report: Callable[[int, int], None], done: int, total: int
-    ) -> Iterator[Images]:
+    def _images(self, session: Any, inputs: Arrays, done: int, total: int) -> Iterator[Images]:
         for index, one in enumerate(one_by_one(inputs)):
-            report(done + index, total)
+            self._tell(done + index, total)
             yield session.run([IMAGE], graph_inputs(self.spec, self.kind, one))[0]
+
+    def _tell(self, done: int, total: int) -> None:
+        self.progress.count(f"checking the int8 {self.kind} graph", done, total)
 
 
 def _batches(spec: GeneratorSpec, kind: GraphKind, inputs: Arrays) -> Batches:
@@ -256,10 +234,6 @@ def _batches(spec: GeneratorSpec, kind: GraphKind, inputs: Arrays) -> Batches:
 
 def _spaced(total: int, count: int) -> list[int]:
     return sorted({index * total // count for index in range(count)})
-
-
-def _named(on_progress: Progress, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: on_progress(what, done, total)
 
 
 def _finite(value: float) -> float | None:

@@ -21,10 +21,11 @@ from onnx import TensorProto, helper, numpy_helper
 from spade_deploy.artifact import INSTANCE, LABEL, Artifact, Source, list_engines, read_engine, write_engine, writing
 from spade_deploy.artifact.manifest import manifest_digest
 from spade_deploy.engines.base import GraphChoice
-from spade_deploy.engines.tensorrt.build import BuildRequest, _find_same, build
+from spade_deploy.engines.tensorrt.build import _find_same, build
 from spade_deploy.engines.tensorrt.builder import _open_timing_cache, _set_options, build_engine
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey, Machine
 from spade_deploy.engines.tensorrt.library import load_library
+from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import find_engine, this_system
 from spade_deploy.engines.tensorrt.table_profile import tensor_ranges
 from spade_deploy.errors import (
@@ -36,16 +37,18 @@ from spade_deploy.errors import (
     NotFoundError,
     RuntimeUnavailableError,
 )
-from spade_deploy.export.int8.write import Int8Request
+from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.onnx_file import write_onnx
-from spade_deploy.export.pipeline import export_artifact
+from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.export.spade import DeployModel
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.labels.files import synthetic_label_maps
+from spade_deploy.progress import Silent
 from spade_deploy.spec import Flavour, GraphKind, LabelSpec, Precision, ShapeProfile
 from tests.support.commands import spade
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 from tests.support.stand_in import stand_in_artifact
 
 pytestmark = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
@@ -66,10 +69,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_artifact(
         generator,
         folder,
-        precisions=(Precision.FP32, Precision.FP16),
-        golden_inputs=maps,
-        source=Source("tiny-001", 1, "train", "0" * 64),
-        int8=Int8Request(maps, "two synthetic maps", 15.0),
+        ExportRequest(
+            precisions=(Precision.FP32, Precision.FP16),
+            golden_inputs=maps,
+            source=Source("tiny-001", 1, "train", "0" * 64),
+            int8=Int8Request(maps, "two synthetic maps", 15.0),
+        ),
     )
     return folder
 
@@ -83,8 +88,8 @@ def artifact(exported: Path, tmp_path: Path) -> Artifact:
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_every_precision_and_kind_builds_and_is_proved(artifact: Artifact, precision: Precision) -> None:
-    phases: list[tuple[str, str, int, int]] = []
-    built = build(artifact, replace(RTX, precision=precision), on_phase=lambda *phase: phases.append(phase))
+    seen = Listener()
+    built = build(artifact, replace(RTX, precision=precision), progress=seen)
     assert [engine.key.kind for engine in built] == [GraphKind.DENSE, GraphKind.LOOKUP]
     for engine in built:
         assert engine.key.precision is precision
@@ -94,6 +99,7 @@ def test_every_precision_and_kind_builds_and_is_proved(artifact: Artifact, preci
         if precision is not Precision.INT8:  # some of an int8 graph's layers are kept fp32
             assert engine.proof["asked"] == engine.proof["total"]
         assert engine.bytes == engine.path.stat().st_size > 100_000
+    phases = [(*what.split(": ", 1), done, total) for what, done, total in seen.counts]
     assert {name for name, *_ in phases} == {f"{precision}", f"{precision} lookup"}
     assert all(0 <= done <= total for _, _, done, total in phases)
     entries = list_engines(artifact)
@@ -305,8 +311,13 @@ def test_a_timing_cache_of_another_card_is_replaced_by_an_empty_one(content: byt
 
 def test_a_build_can_be_ended_early_and_leaves_nothing_half_written(artifact: Artifact) -> None:
     stop = threading.Event()
+
+    class Stopping(Silent):
+        def count(self, *_: object) -> None:
+            stop.set()
+
     with pytest.raises(BuildInterruptedError, match="interrupted"):
-        build(artifact, RTX, on_phase=lambda *_: stop.set(), stop=stop)
+        build(artifact, RTX, progress=Stopping(), stop=stop)
     assert not list((artifact.path / "engines").glob("*.engine"))
 
 
@@ -420,15 +431,17 @@ def test_ctrl_c_ends_a_build_with_one_message(artifact: Artifact, tmp_path: Path
     script = f"""
 import os, signal, threading
 from pathlib import Path
-from spade_deploy import build as building
+from spade_deploy.engines.tensorrt import build as building
 from spade_deploy.cli import main
+from spade_deploy.progress import Silent
 real = building.build
-def slow(*args, on_phase, stop, **kw):
-    def tell(*phase):
-        os.kill(os.getpid(), signal.SIGINT)
-        stop.wait(20)
-        on_phase(*phase)
-    return real(*args, on_phase=tell, stop=stop, **kw)
+def slow(*args, progress, stop, **kw):
+    class Interrupting(Silent):
+        def count(self, *counted):
+            os.kill(os.getpid(), signal.SIGINT)
+            stop.wait(20)
+            progress.count(*counted)
+    return real(*args, progress=Interrupting(), stop=stop, **kw)
 building.build = slow
 import sys
 sys.argv = ["spade", "build", {str(artifact.path)!r}, "--target", "rtx", "--compute-capability", "8.9"]

@@ -122,7 +122,7 @@ def test_profiles() -> None:
 
 @pytest.mark.parametrize("text", ["", "1x256", "1x256x256:2x256x256", "axbxc", "1x256x256x3", "²x256x256"])
 def test_what_is_no_profile_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ConfigError, match="--profile") as caught:
+    with pytest.raises(ConfigError, match="`profile`") as caught:
         ShapeProfile.parse(text)
     assert "1x256x256:4x256x256:16x512x512" in str(caught.value.hint)
 
@@ -150,14 +150,14 @@ def test_amounts_of_memory(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "much", "-4GiB", "4 PiB", "4GiBs"])
 def test_no_amounts_of_memory(text: str) -> None:
-    with pytest.raises(ConfigError, match="--workspace"):
+    with pytest.raises(ConfigError, match="`workspace_bytes`"):
         parse_bytes(text)
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ConfigError, match="--optimization-level: 6"):
+    with pytest.raises(ConfigError, match="`optimization_level`: 6"):
         BuildOptions(optimization_level=6)
-    with pytest.raises(ConfigError, match="--workspace: 4 bytes"):
+    with pytest.raises(ConfigError, match="`workspace_bytes`: 4 bytes"):
         BuildOptions(workspace_bytes=4)
 
 

@@ -18,11 +18,12 @@ from spade_deploy.engines.tensorrt import open as trt_open
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
 from spade_deploy.engines.tensorrt.store import this_system
 from spade_deploy.errors import ArtifactError, InputRefusedError, NotFoundError, RuntimeUnavailableError
-from spade_deploy.inference import infer
+from spade_deploy.inference import InferRequest, infer
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 from spade_deploy.validation.validate import validate
 from tests.support.fake_tensorrt import GOOD_ENGINE, FakeTensorRT
+from tests.support.listener import Listener
 from tests.support.recording_device import RecordingDevice
 from tests.support.stand_in import PLAIN, expected, random_inputs, stand_in_artifact
 
@@ -152,8 +153,9 @@ def write_labels(folder: Path, sizes: list[tuple[int, int]]) -> Path:
 def test_infer_runs_a_folder_through_the_engine(artifact: Artifact, card: RecordingDevice, tmp_path: Path) -> None:
     add_engine(artifact)
     labels = write_labels(tmp_path / "labels", [(PLAIN.height, PLAIN.width)] * 5)
-    names: list[str] = []
-    summary = infer(artifact, labels, tmp_path / "out", backend="tensorrt", batch_size=2, on_runtime=names.append)
+    seen = Listener()
+    summary = infer(artifact, InferRequest(labels, tmp_path / "out", backend="tensorrt", batch_size=2), progress=seen)
+    names = [step.rpartition(" with ")[2] for step in seen.steps]
     assert (summary.written, names) == (5, ["TensorRT 9.9.9, fp16"])
     for path in labels.iterdir():
         inputs = {LABEL: np.array(Image.open(path))[None]}
@@ -167,7 +169,7 @@ def test_a_map_outside_the_profile_is_reported_and_the_rest_is_done(
     add_engine(artifact)
     own, other = (PLAIN.height, PLAIN.width), (PLAIN.height, 2 * PLAIN.width)
     labels = write_labels(tmp_path / "labels", [own, other, own, own, other, own, other])
-    summary = infer(artifact, labels, tmp_path / "out", backend="tensorrt", resize="never")
+    summary = infer(artifact, InferRequest(labels, tmp_path / "out", backend="tensorrt", resize="never"))
     assert summary.written == 4
     assert sorted(failure.path.name for failure in summary.failures) == ["1.png", "4.png", "6.png"]
     assert "outside" in summary.failures[0].message
@@ -180,7 +182,7 @@ def test_at_one_size_for_all_a_profile_that_is_too_small_ends_the_run(
     add_engine(artifact)
     labels = write_labels(tmp_path / "labels", [(PLAIN.height, PLAIN.width)] * 4)
     with pytest.raises(InputRefusedError, match="outside"):
-        infer(artifact, labels, tmp_path / "out", backend="tensorrt", batch_size=3)
+        infer(artifact, InferRequest(labels, tmp_path / "out", backend="tensorrt", batch_size=3))
 
 
 def test_validate_compares_the_graphs_that_have_an_engine(artifact: Artifact, card: RecordingDevice) -> None:

@@ -24,6 +24,7 @@ from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.export.int8 import sensitivity
 from spade_deploy.export.int8 import write as int8
 from spade_deploy.export.int8.qdq import activation_scale, insert_pairs, quantize_weight, write_int8
+from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.int8.sensitivity import (
     LayerDamage,
     as_db,
@@ -35,7 +36,7 @@ from spade_deploy.export.int8.sensitivity import (
     products,
     simulated_error,
 )
-from spade_deploy.export.int8.write import Int8Request, _batches, write_int8_graphs
+from spade_deploy.export.int8.write import _batches, write_int8_graphs
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.onnx_file import OPSET, write_onnx
 from spade_deploy.export.pipeline import run_reference
@@ -483,7 +484,7 @@ def test_a_target_out_of_reach_fails(folder: Path) -> None:
 @pytest.mark.parametrize("target", [0.0, -3.0, float("nan"), float("inf")])
 def test_impossible_requests_are_refused(target: float) -> None:
     spec = build_generator().spec
-    with pytest.raises(ConfigError, match="--min-psnr"):
+    with pytest.raises(ConfigError, match="`min_psnr_db`"):
         Int8Request(maps(spec, 1, 0), "", target)
     with pytest.raises(ConfigError, match="at least one label map"):
         Int8Request({LABEL: np.zeros((0, 64, 64), np.uint8)}, "")

@@ -30,6 +30,7 @@ from spade_deploy.training.records.class_counts import ClassCounts
 from spade_deploy.training.records.plots import read_losses
 from spade_deploy.training.records.recorder import Recorder
 from spade_deploy.training.steps import Learner
+from tests.support.listener import Listener
 from tests.support.training_runs import LABELS, Noise, Scripted, halting, measured, new_run, setup_of
 
 
@@ -53,8 +54,8 @@ def steps_kept(run: Path) -> list[int]:
 class TestMetrics:
     @pytest.mark.usefixtures("with_plots")
     def test_rows_plot_and_the_best_beside_the_newest(self, tmp_path: Path) -> None:
-        run, source, seen = new_run(tmp_path / "run"), Scripted([3.0, 1.0, 2.0, 1.5]), []
-        result = train(measured(steps=4), run=run, source=source, on_progress=seen.append)
+        run, source, seen = new_run(tmp_path / "run"), Scripted([3.0, 1.0, 2.0, 1.5]), Listener()
+        result = train(measured(steps=4), run=run, source=source, progress=seen)
         table = read_losses(run / "metrics.csv")
         assert list(table) == ["step", "distance", "other", "seconds"]
         assert table["step"].tolist() == [1, 2, 3, 4]
@@ -68,7 +69,7 @@ class TestMetrics:
         assert runs.resolve_checkpoint(run, tmp_path) == runs.checkpoint_folder(run, 4)
         assert runs.resolve_checkpoint(run, tmp_path, best=True) == runs.checkpoint_folder(run, 2)
         assert runs.resolve_checkpoint(None, tmp_path, best=True) == runs.checkpoint_folder(run, 2)
-        assert seen[-1].metrics == {"distance": 1.5, "other": 1.0}
+        assert seen.figures[-1].metrics == {"distance": 1.5, "other": 1.0}
         assert result.notes == (), "every plot was drawn"
         with Image.open(run / "metrics.png") as image:
             assert image.size[0] > 800

@@ -1,0 +1,114 @@
+"""What is asked of a bench, and the plan that follows from it: who runs, on what, how often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.artifact import LABEL, Arrays, Artifact
+from spade_deploy.bench.candidates import Candidate, choose_candidates
+from spade_deploy.bench.inputs import read_cases, require_labels
+from spade_deploy.engines.base import parse_backend
+from spade_deploy.errors import ConfigError
+from spade_deploy.images.image_file import Size
+from spade_deploy.settings import check_ranges, setting
+from spade_deploy.spec import MAX_BATCH, Backend, Precision, parse_size
+
+DEFAULT_ROUNDS = 20
+MAX_ROUNDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """Which graphs of an artifact, and which baselines, are measured on which label maps."""
+
+    labels: Path | None = setting(None, help="Label maps to run; the golden inputs if left out.")
+    instances: Path | None = setting(None, help="Their instance maps, paired by stem.")
+    precisions: tuple[Precision, ...] = setting(
+        (), help="May be repeated; all that are there if left out.", flag="precision"
+    )
+    graphs: tuple[str, ...] = setting(
+        (), help="dense, lookup or auto; may be repeated; all graphs if left out.", flag="graph"
+    )
+    baselines: tuple[str, ...] = setting(
+        (), help="eager, compile, plain, openvino or all; may be repeated.", flag="baseline"
+    )
+    backend: Backend | str = setting(Backend.AUTO, help="What runs the graphs; baselines run on the CPU.")
+    batch_size: int = setting(1, help="Images a run of the graph.", least=1, most=MAX_BATCH)
+    size: Size | None = setting(None, help="HEIGHTxWIDTH to run at instead of the model's size.", parse=parse_size)
+    threads: int | None = setting(None, help="Of every candidate; one a core if left out.")
+    rounds: int = setting(DEFAULT_ROUNDS, help="In each, every candidate runs one batch.", least=1, most=MAX_ROUNDS)
+    checkpoint: Path | None = setting(None, help="For baselines; found by its digest if left out.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        _check_threads(self.threads)
+        parse_backend(str(self.backend))
+        require_labels(self.labels, self.instances)
+
+    def plan(self, artifact: Artifact, runs_dir: Path) -> BenchPlan:
+        """The candidates and their label maps. Raises ConfigError, ArtifactError, NotFoundError, LabelMapError."""
+        candidates = choose_candidates(artifact, self.precisions, self.graphs, self.baselines, self.backend)
+        most = self.rounds * self.batch_size
+        cases = read_cases(artifact, self.labels, self.instances, self.batch_size, self.size, most=most)
+        return BenchPlan(
+            candidates,
+            cases,
+            rounds=self.rounds,
+            threads=self.threads,
+            backend=self.backend,
+            checkpoint=self.checkpoint,
+            runs_dir=runs_dir,
+        )
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What a bench does: in each round every candidate runs the same case once."""
+
+    candidates: Sequence[Candidate]
+    """Who is measured."""
+
+    cases: Sequence[Arrays]
+    """Batches of the graph's inputs, all of one shape, run in turn."""
+
+    names: Sequence[str] | None = None
+    """The names of the cases in the result; by default their numbers."""
+
+    rounds: int = DEFAULT_ROUNDS
+    """How many rounds there are, at most."""
+
+    threads: int | None = None
+    """Threads of every candidate on the CPU; None takes the cores that may be used, and there are never more."""
+
+    backend: Backend | str = Backend.AUTO
+    """What runs the artifact's graphs."""
+
+    checkpoint: Path | None = None
+    """What baselines load; None looks for it by the artifact's digest."""
+
+    runs_dir: Path = Path("runs")
+    """Where it is looked for."""
+
+    plain_onnx: Path | None = None
+    """A plain export that is kept between calls: it is read where it is there, else written."""
+
+    limit_s: float | None = None
+    """No round but the first begins later than this, in seconds."""
+
+    def __post_init__(self) -> None:
+        if not self.candidates or not self.cases:
+            raise ConfigError("there is nothing to measure: no candidates or no label maps")
+        _check_threads(self.threads)
+        if not 1 <= self.rounds <= MAX_ROUNDS:
+            raise ConfigError(f"`rounds`: {self.rounds} is not in 1..{MAX_ROUNDS}")
+        parse_backend(str(self.backend))
+        shapes = {case[LABEL].shape for case in self.cases}
+        if len(shapes) > 1:
+            raise ConfigError(f"the label maps of one bench have one shape; found {sorted(shapes)}")
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise ConfigError(f"`threads`: {threads} is not a positive number")

@@ -1,0 +1,31 @@
+"""`spade animate`: make a GIF or MP4 of a run's sample grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.commands.console import print_places, stdout
+from spade_deploy.commands.options import CHECK, RunsFolder, command
+from spade_deploy.settings import setting
+
+
+@dataclass(frozen=True)
+class AnimateRequest:
+    """Which run is animated, and how."""
+
+    run: Path | None = setting(None, help="A run; the one with the newest checkpoint if left out.", argument=True)
+    out: Path | None = setting(None, help="A .gif or .mp4 file; RUN/samples.gif if left out.")
+    fps: float | None = setting(None, help="Sample grids a second; about 8 s in all if left out.")
+
+
+@command("animate", panel=CHECK, requests=lambda: (AnimateRequest, RunsFolder))
+def animate(asked: AnimateRequest, place: RunsFolder) -> None:
+    """Make a GIF or MP4 of a run's sample grids: the same label maps, painted better and better."""
+    from spade_deploy.runs.folders import newest_checkpoint
+    from spade_deploy.training.records.animation import animate as make_animation
+
+    run = asked.run if asked.run is not None else newest_checkpoint(place.runs).parent.parent
+    made = make_animation(run, asked.out if asked.out is not None else run / "samples.gif", asked.fps)
+    stdout().print(f"{made.frames} of {made.grids} sample grids, {made.fps:.3g} a second")
+    print_places(("animation", made.path))

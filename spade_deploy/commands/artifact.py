@@ -1,0 +1,28 @@
+"""What several commands begin with: the artifact that they work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spade_deploy.commands.options import RunsFolder
+from spade_deploy.settings import setting
+
+if TYPE_CHECKING:
+    from spade_deploy.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class ArtifactPlace:
+    """Which artifact a command works on."""
+
+    artifact: Path | None = setting(None, help="An artifact or a run; the newest if left out.", argument=True)
+
+
+def open_artifact(path: Path | None, place: RunsFolder) -> Artifact:
+    """The artifact at `path`, or the newest of the runs. Raises NotFoundError, ArtifactError."""
+    from spade_deploy.artifact import Artifact
+    from spade_deploy.runs.folders import resolve_artifact
+
+    return Artifact.open(resolve_artifact(path, place.runs))

@@ -1,0 +1,35 @@
+"""`spade demo`: all of it in one command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.commands.console import duration, print_next, print_places, print_report, stdout
+from spade_deploy.commands.options import MAIN, command
+from spade_deploy.commands.progress import training_bar
+from spade_deploy.files.locks import locked
+from spade_deploy.settings import setting
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """Where the demo goes, and how long it trains."""
+
+    out: Path = setting(Path("demo"), help="Folder of the demo.")
+    steps: int | None = setting(None, help="Length of the training at its end.")
+
+
+@command("demo", panel=MAIN, requests=lambda: (DemoRequest,), needs="train,export,cpu")
+def demo(asked: DemoRequest) -> None:
+    """Do all of it with the shipped Earth model: export, proof, photos of unseen label maps, training, one gallery."""
+    from spade_deploy.release.demo import run_demo
+
+    with locked(asked.out, "running the demo"), training_bar() as progress:
+        made = run_demo(asked.out, steps=asked.steps, progress=progress)
+    print_report(made.report)
+    stdout().print(f"the demo took {duration(made.seconds)}, {duration(made.training_seconds)} of it training")
+    print_places(
+        ("gallery", made.gallery), ("artifact", made.artifact), ("photos", made.photos), ("label maps", made.labels)
+    )
+    print_next(f"open {made.gallery} in a browser; then, in a folder of your own: spade train")

@@ -1,0 +1,38 @@
+"""What is asked of a build: which graphs become engines, for which shapes and for which card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spade_deploy.engines.base import parse_graph_choice
+from spade_deploy.engines.tensorrt.key import BuildOptions
+from spade_deploy.settings import setting
+from spade_deploy.spec import Flavour, GraphChoice, Precision, ShapeProfile
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Which engines are built; None leaves the choice to `build`."""
+
+    precision: Precision | None = setting(None, help="fp16 where the artifact has it if left out.")
+    graph: GraphChoice = setting(
+        GraphChoice.AUTO, help="dense, lookup, or auto: both where both are there.", parse=parse_graph_choice
+    )
+    profile: ShapeProfile | None = setting(
+        None,
+        help="MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH; one to four images of the model's size if left out.",
+        parse=ShapeProfile.parse,
+    )
+    flavour: Flavour | None = setting(
+        None, help="TensorRT where it is installed, else TensorRT for RTX, if left out.", flag="target"
+    )
+    compute_capability: str | None = setting(
+        None, help="8.9 and the like: rtx builds ahead of time, on a machine without the card."
+    )
+    options: BuildOptions = field(default_factory=BuildOptions)
+    """What the builder is told besides."""
+
+    timing_cache: Path | None = setting(
+        None, help="Read and written; one in the artifact if left out.", after="optimization_level"
+    )

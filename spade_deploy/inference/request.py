@@ -1,0 +1,58 @@
+"""What is asked of `infer`: which label maps, where the images go, and what runs how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.engines.base import parse_backend, parse_graph_choice
+from spade_deploy.errors import ConfigError
+from spade_deploy.images.image_file import Size
+from spade_deploy.settings import check_ranges, setting
+from spade_deploy.spec import MAX_BATCH, Backend, Precision, ResizePolicy, parse_size
+
+RESULT_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A folder of label maps (or a data set in its layout, or one file), and how images are made of it."""
+
+    labels: Path = setting(help="A folder of label maps, or one of them.", argument=True)
+    out: Path = setting(help="Where the photos go.", argument=True)
+    instances: Path | None = setting(None, help="Instance maps, paired by stem, for a model with an edge channel.")
+    no_instances: bool = setting(False, help="Leave the edge channel empty.")
+    preset: str | None = setting(
+        None, help="The data set whose layout LABELS has; what the model was trained on if left out."
+    )
+    precision: Precision | None = setting(None, help="fp16 on a GPU, fp32 on a CPU if left out.")
+    backend: Backend | str = setting(Backend.AUTO, help="auto: a TensorRT engine that fits, else CUDA, else the CPU.")
+    resize: ResizePolicy | str = setting(
+        ResizePolicy.MODEL,
+        help="model: every map is resized to the model's size, nearest. never: its own size must fit.",
+    )
+    size: Size | None = setting(None, help="HEIGHTxWIDTH to run at instead of the model's size.", parse=parse_size)
+    batch_size: int = setting(1, help="Images a run of the graph.", least=1, most=MAX_BATCH)
+    overwrite: bool = setting(False, help="Make results again that are there.")
+    seed: int | None = setting(
+        None, help="Of a random style, for a model with a style vector; its mean style if left out."
+    )
+    style_image: Path | None = setting(None, help="A photo whose style is taken, for a model with a style encoder.")
+    image_format: str = setting("png", help="png or jpg.", flag="format")
+    threads: int | None = setting(None, help="Of the CPU; one a core if left out.")
+    graph: str = setting("auto", help="dense, lookup, or auto: lookup where it was measured to be faster.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.instances is not None and self.no_instances:
+            raise ConfigError("`instances` and `no_instances` contradict each other")
+        if self.resize not in list(ResizePolicy):
+            raise ConfigError(f"`resize`: {str(self.resize)!r} is not one of {', '.join(ResizePolicy)}")
+        if self.resize == ResizePolicy.NEVER and self.size is not None:
+            raise ConfigError("`size` and `resize` never contradict each other", hint="leave one of them out")
+        if f".{self.image_format}" not in RESULT_SUFFIXES:
+            raise ConfigError(f"`image_format`: {self.image_format!r} is not one of png, jpg")
+        parse_backend(str(self.backend))
+        parse_graph_choice(str(self.graph))
+        if self.seed is not None and self.style_image is not None:
+            raise ConfigError("`seed` and `style_image` contradict each other", hint="leave one of them out")

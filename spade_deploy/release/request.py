@@ -1,0 +1,80 @@
+"""What is asked of a release: the checkpoint, the precisions, and the label maps that it is proved on.
+
+Nothing here needs PyTorch, so that `spade export --help` does not either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spade_deploy.errors import ConfigError
+from spade_deploy.export.int8.request import require_target
+from spade_deploy.settings import setting
+from spade_deploy.spec import Precision
+
+_INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """Whether int8 graphs are made, on which label maps they are calibrated, and how good they must be."""
+
+    wanted: bool = setting(
+        False, help="Also graphs with 8-bit products, of a stated quality.", flag="int8", group=_INT8
+    )
+    calibrate: Path | None = setting(
+        None, help="Label maps to calibrate on; the data set's training labels if left out.", group=_INT8
+    )
+    calibrate_instances: Path | None = setting(None, help="Their instance maps, paired by stem.", group=_INT8)
+    calibration_count: int | None = setting(None, help="How many of them, evenly spaced; 32 if left out.", group=_INT8)
+    min_psnr_db: float | None = setting(
+        None,
+        help="PSNR of the image against float32, in dB: the worst layers stay float32 to reach it; 35 if left out.",
+        flag="min-psnr",
+        group=_INT8,
+    )
+
+    def __post_init__(self) -> None:
+        if not self.wanted:
+            for name in ("calibrate", "calibrate_instances", "calibration_count", "min_psnr_db"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"`{name}`: belongs to `int8`", hint="add `int8`, or leave it out")
+        if self.min_psnr_db is not None:
+            require_target(self.min_psnr_db)
+        if self.calibration_count is not None and self.calibration_count < 1:
+            raise ConfigError(f"`calibration_count`: {self.calibration_count} is not a positive number")
+        if self.calibrate_instances is not None and self.calibrate is None:
+            raise ConfigError("`calibrate_instances`: needs `calibrate`, the label maps that they belong to")
+
+
+@dataclass(frozen=True)
+class ReleaseRequest:
+    """Which checkpoint becomes an artifact, with which graphs, and where."""
+
+    checkpoint: Path | None = setting(None, help="A run or a checkpoint; the newest if left out.", argument=True)
+    fp16: bool = setting(False, help="Also a graph in half precision.")
+    keep_fp32: tuple[str, ...] = setting(
+        (), help="A layer that stays float32 in it: up_1; may be repeated. What overflows stays anyway."
+    )
+    best: bool = setting(False, help="Not the run's newest checkpoint but its best (spade train --best-by).")
+    out: Path | None = setting(None, help="The artifact's folder; RUN/artifact if left out.")
+    labels: Path | None = setting(None, help="Label maps to validate on and to keep as golden inputs.")
+    instances: Path | None = setting(None, help="Their instance maps, paired by stem.")
+    int8: Int8Options = field(default_factory=Int8Options)
+    """Whether and how int8 graphs are made."""
+
+    fp32: bool = True
+    """Whether there are graphs in single precision; the command always makes them."""
+
+    def __post_init__(self) -> None:
+        if self.keep_fp32 and not self.fp16:
+            raise ConfigError("`keep_fp32`: belongs to `fp16`", hint="add `fp16`, or leave it out")
+        if not (self.fp32 or self.fp16):
+            raise ConfigError("`fp32` and `fp16` are both off: an artifact has a graph at least")
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions of the graphs; those of int8 are made of the others."""
+        asked = ((Precision.FP32, self.fp32), (Precision.FP16, self.fp16))
+        return tuple(precision for precision, is_asked in asked if is_asked)

@@ -1,0 +1,52 @@
+"""What is asked of an import: what the file of a generator does not tell. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.errors import ConfigError, quoted
+from spade_deploy.settings import setting
+from spade_deploy.spec import LabelSpec, NormType, Upsampling, parse_size
+
+RELEASED = {
+    # name: upsampling, height, width
+    "coco": (Upsampling.NORMAL, 256, 256),
+    "ade20k": (Upsampling.NORMAL, 256, 256),
+    "cityscapes": (Upsampling.MORE, 256, 512),
+}
+"""The presets that NVIDIA released weights for."""
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What the file cannot tell; the rest follows from a preset, and what contradicts the preset is refused."""
+
+    preset: str | None = setting(None, help="coco, ade20k or cityscapes; told by the file if left out.")
+    num_labels: int | None = setting(None, help="A model of none of these: its number of classes.")
+    has_dontcare: bool = setting(False, help="It has a channel for unknown pixels.", flag="dontcare")
+    has_edges: bool = setting(False, help="It has an edge channel.", flag="edges")
+    size: tuple[int, int] | None = setting(None, help="HEIGHTxWIDTH that it was trained for.", parse=parse_size)
+    upsampling: Upsampling | None = setting(None, help="The file does not tell normal from more.")
+    norm: NormType | None = setting(None, help="Of a file without running statistics: instance norm or not.")
+    part: str | None = setting(None, help="Which network of a file that holds several: generator_ema.")
+    encoder: Path | None = setting(None, help="latest_net_E.pth: the style encoder of a VAE, for styles of photos.")
+    labels: LabelSpec | None = None
+    """What the channels stand for, with names and colours; in Python, in the place of `num_labels`."""
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in RELEASED:
+            raise ConfigError(f"`preset`: {quoted(self.preset)} is not one of {', '.join(RELEASED)}")
+        if self.num_labels is None and (self.has_dontcare or self.has_edges):
+            raise ConfigError("`has_dontcare` and `has_edges` say what `num_labels` leaves open; give that too")
+        if self.num_labels is not None and self.labels is not None:
+            raise ConfigError("`num_labels` contradicts `labels`, which says what the labels are")
+        if self.label_spec is not None and self.preset is not None:
+            raise ConfigError(f"`num_labels` contradicts `preset` {self.preset}, which says what the labels are")
+
+    @property
+    def label_spec(self) -> LabelSpec | None:
+        """What the channels stand for; None where the preset, or the file, tells it."""
+        if self.num_labels is None:
+            return self.labels
+        return LabelSpec(self.num_labels, has_dontcare=self.has_dontcare, has_edges=self.has_edges)

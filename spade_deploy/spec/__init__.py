@@ -1,0 +1,53 @@
+"""The frozen facts of a model: what its labels mean, how its generator is built, in which precision and size it runs.
+
+Every dataclass checks itself when it is made, so an object that exists is one that can be built. `to_json` and
+`from_json` are exact inverses; checkpoints and the artifact's manifest hold what they write. The enums are here, too:
+the command line offers them without loading NumPy.
+"""
+
+from spade_deploy.spec.choices import (
+    Architecture,
+    Backend,
+    FirstInput,
+    Flavour,
+    GraphChoice,
+    GraphKind,
+    NormType,
+    Precision,
+    ResizePolicy,
+    Upsampling,
+)
+from spade_deploy.spec.discriminator import DiscriminatorSpec
+from spade_deploy.spec.generator import NETWORK, NORMS, PIX2PIXHD_HALVINGS, BlockSpec, GeneratorSpec
+from spade_deploy.spec.labels import UNKNOWN_VALUE, LabelSpec, Rgb
+from spade_deploy.spec.profile import Extent, ShapeProfile
+from spade_deploy.spec.rounding import RoundingError
+from spade_deploy.spec.sizes import MAX_BATCH, MAX_SIDE, parse_size
+
+__all__ = [
+    "MAX_BATCH",
+    "MAX_SIDE",
+    "NETWORK",
+    "NORMS",
+    "PIX2PIXHD_HALVINGS",
+    "UNKNOWN_VALUE",
+    "Architecture",
+    "Backend",
+    "BlockSpec",
+    "DiscriminatorSpec",
+    "Extent",
+    "FirstInput",
+    "Flavour",
+    "GeneratorSpec",
+    "GraphChoice",
+    "GraphKind",
+    "LabelSpec",
+    "NormType",
+    "Precision",
+    "ResizePolicy",
+    "Rgb",
+    "RoundingError",
+    "ShapeProfile",
+    "Upsampling",
+    "parse_size",
+]

@@ -1,0 +1,102 @@
+"""The choices of the package, an enum each: networks, graphs, precisions, and what runs them.
+
+Each is defined here alone, and the command line offers it as it is.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Architecture(StrEnum):
+    """Which network: SPADE, or one of the baselines that its paper compares it with.
+
+    spade: Park et al. 2019. pix2pixhd: the global generator of Wang et al. 2018. crn: the cascaded refinement network
+    of Chen and Koltun 2017.
+    """
+
+    SPADE = "spade"
+    PIX2PIXHD = "pix2pixhd"
+    CRN = "crn"
+
+
+class NormType(StrEnum):
+    """How features are normalised. Only layer norm, which is the cascaded refinement network's, has parameters.
+
+    Batch and sync batch differ in training only.
+    """
+
+    BATCH = "batch"
+    SYNC_BATCH = "sync_batch"
+    INSTANCE = "instance"
+    LAYER = "layer"
+
+
+class Upsampling(StrEnum):
+    """How often the generator doubles its latent: normal 5, more 6, most 7 times."""
+
+    NORMAL = "normal"
+    MORE = "more"
+    MOST = "most"
+
+    @property
+    def doublings(self) -> int:
+        return {"normal": 5, "more": 6, "most": 7}[self.value]
+
+
+class FirstInput(StrEnum):
+    """What the generator's first layer is fed: the label map itself, or noise."""
+
+    SEGMAP = "segmap"
+    NOISE = "noise"
+
+
+class Precision(StrEnum):
+    """The type of a graph's weights and activations."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class GraphKind(StrEnum):
+    """Dense: convolutions of one-hot maps, as trained. Lookup: a table row for each pattern of labels, gathered."""
+
+    DENSE = "dense"
+    LOOKUP = "lookup"
+
+
+class GraphChoice(StrEnum):
+    """Auto: the lookup graph on a CPU where it was measured to be faster, map by map; else the dense one."""
+
+    AUTO = "auto"
+    DENSE = "dense"
+    LOOKUP = "lookup"
+
+
+class Backend(StrEnum):
+    """Where an artifact runs. Auto: a TensorRT engine that fits, else CUDA where it really loads, else the CPU.
+
+    CPU and CUDA are ONNX Runtime's. TensorRT is an engine of `spade build`, of TensorRT or of TensorRT for RTX;
+    ORT_TENSORRT is ONNX Runtime's own TensorRT provider, which builds when it is first run.
+    """
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    ORT_TENSORRT = "ort-tensorrt"
+
+
+class Flavour(StrEnum):
+    """Which library an engine is for: TensorRT, or TensorRT for RTX. Neither loads the other's engines."""
+
+    TENSORRT = "tensorrt"
+    RTX = "rtx"
+
+
+class ResizePolicy(StrEnum):
+    """Model: every map is resized to the model's size, nearest, as in training. Never: its own size must fit."""
+
+    MODEL = "model"
+    NEVER = "never"

@@ -1,0 +1,274 @@
+"""How a generator is built: everything that its tensor shapes follow from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from spade_deploy.errors import ConfigError, quoted
+from spade_deploy.fields import checked_fields, plain
+from spade_deploy.settings import setting
+from spade_deploy.spec.choices import Architecture, GraphKind, NormType, Upsampling
+from spade_deploy.spec.labels import LabelSpec
+from spade_deploy.spec.sizes import MAX_SIDE
+
+NETWORK = "Network"
+"""The group of the settings that say how networks are built."""
+
+MAX_BASE_CHANNELS = 1024
+"""Sixteen times the paper's: the widest layer has 16,384 channels, and 9 GB of weights."""
+
+MAX_HIDDEN_CHANNELS = 8192
+MAX_STYLE_LENGTH = 65_536
+
+PIX2PIXHD_HALVINGS = 4
+"""How often the global generator halves the segmap before its residual blocks."""
+
+NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
+    {
+        Architecture.SPADE: (NormType.SYNC_BATCH, NormType.BATCH, NormType.INSTANCE),
+        Architecture.PIX2PIXHD: (NormType.INSTANCE, NormType.SYNC_BATCH, NormType.BATCH),
+        Architecture.CRN: (NormType.LAYER,),
+    }
+)
+"""The normalisations that each architecture can be built with, its paper's first."""
+
+_FOREIGN: Mapping[Architecture, tuple[str, ...]] = MappingProxyType(
+    {
+        Architecture.SPADE: (),
+        Architecture.PIX2PIXHD: ("hidden_channels", "kernel_size", "upsampling", "z_dim"),
+        Architecture.CRN: ("hidden_channels", "kernel_size", "z_dim"),
+    }
+)
+"""Fields that mean nothing for an architecture."""
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One residual block of SPADE's generator."""
+
+    name: str
+    """What the trained weights call it, such as `up_0`."""
+
+    in_channels: int
+    """Channels of its input."""
+
+    out_channels: int
+    """Channels of its output."""
+
+    stride: int
+    """Output pixels of the generator per pixel of this block's features."""
+
+    doubles: bool
+    """Whether the features are doubled in height and width before the block."""
+
+    @property
+    def middle_channels(self) -> int:
+        return min(self.in_channels, self.out_channels)
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether the shortcut is learned: it is where the number of channels changes."""
+        return self.in_channels != self.out_channels
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """How a generator is built: everything that its tensor shapes follow from.
+
+    A field that means nothing for an architecture has to be at its default; `with_architecture` puts it there.
+    """
+
+    labels: LabelSpec
+    """What the label map's integers mean."""
+
+    architecture: Architecture = setting(
+        Architecture.SPADE,
+        help="spade, or a baseline of its paper: pix2pixhd, crn.",
+        group=NETWORK,
+        flag="generator",
+    )
+
+    base_channels: int = setting(64, help="Width of the generator; the paper has 64.", group=NETWORK)
+    """The paper's ngf, an even number; the widest layer of every architecture has sixteen times as many."""
+
+    hidden_channels: int = setting(128, help="Width inside SPADE; the paper has 128.", group=NETWORK)
+    """Channels inside SPADE's modulation, the paper's nhidden. No other architecture has them."""
+
+    kernel_size: int = setting(3, help="Of the convolutions inside SPADE: 1, 3 or 5.", group=NETWORK)
+    """No other architecture has these convolutions."""
+
+    norm: NormType = setting(NormType.SYNC_BATCH, help="Normalisation inside SPADE.", group=NETWORK)
+    """How features are normalised; NORMS says which architecture has what."""
+
+    spectral_norm: bool = setting(True, help="Spectral norm of the convolutions.", group=NETWORK, negatable=True)
+    """Whether convolutions are normalised by their largest singular value; not in the cascaded refinement network."""
+
+    upsampling: Upsampling = setting(Upsampling.NORMAL, help="Doublings: normal 5, more 6, most 7.", group=NETWORK)
+    """How often SPADE and the cascaded refinement network double their coarsest features.
+
+    The global generator of pix2pixHD halves and doubles four times, whatever this says.
+    """
+
+    z_dim: int | None = None
+    """The length of SPADE's style vector, 256 in the paper. None: the first layer is fed the label map."""
+
+    height: int = 256
+    """The height in pixels that the model was trained for, a multiple of the stride."""
+
+    width: int = 256
+    """The width in pixels that the model was trained for, a multiple of the stride."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.base_channels <= MAX_BASE_CHANNELS or self.base_channels % 2:
+            raise ConfigError(
+                f"`base_channels`: {quoted(self.base_channels)} is not an even number in 2..{MAX_BASE_CHANNELS}"
+            )
+        if not 1 <= self.hidden_channels <= MAX_HIDDEN_CHANNELS:
+            raise ConfigError(f"`hidden_channels`: {quoted(self.hidden_channels)} is not in 1..{MAX_HIDDEN_CHANNELS}")
+        if self.kernel_size not in (1, 3, 5):
+            raise ConfigError(f"`kernel_size`: {quoted(self.kernel_size)} is not 1, 3 or 5")
+        if self.z_dim is not None and not 1 <= self.z_dim <= MAX_STYLE_LENGTH:
+            raise ConfigError(f"`z_dim`: {quoted(self.z_dim)} is not in 1..{MAX_STYLE_LENGTH}")
+        self._check_architecture()
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size > MAX_SIDE:
+                raise ConfigError(f"`size`: {name} {quoted(size)} is more than {MAX_SIDE} pixels")
+            if not self.takes_side(size):
+                how = f"upsampling {self.upsampling} doubles {self.upsampling.doublings} times"
+                if self.architecture is Architecture.PIX2PIXHD:
+                    how = f"{self.architecture} halves {PIX2PIXHD_HALVINGS} times"
+                raise ConfigError(f"`size`: {name} {quoted(size)} is not a {self.side_rule} ({how})")
+
+    def _check_architecture(self) -> None:
+        """Refuses what the architecture does not have."""
+        hint = "leave the option out; in Python, `with_architecture` resets what an architecture does not have"
+        allowed = NORMS[self.architecture]
+        if self.norm not in allowed:
+            raise ConfigError(
+                f"`architecture` {self.architecture} contradicts `norm` {self.norm}; it has {', '.join(allowed)}",
+                hint=hint,
+            )
+        for name in _FOREIGN[self.architecture]:
+            value = getattr(self, name)
+            if value != _default(name):
+                raise ConfigError(
+                    f"`architecture` {self.architecture} contradicts {_named(name, value)}; it has nothing of the kind",
+                    hint=hint,
+                )
+        if self.architecture is Architecture.CRN and self.spectral_norm:
+            raise ConfigError(
+                f"`architecture` {self.architecture} contradicts `spectral_norm`; its layer norm bounds the features",
+                hint=hint,
+            )
+
+    @property
+    def doublings(self) -> int:
+        """How often the coarsest features are doubled on the way to the image."""
+        return PIX2PIXHD_HALVINGS if self.architecture is Architecture.PIX2PIXHD else self.upsampling.doublings
+
+    @property
+    def stride(self) -> int:
+        """Output pixels per latent pixel, a pixel of the coarsest features: 2^doublings."""
+        return 1 << self.doublings
+
+    @property
+    def least_side(self) -> int:
+        """The least height and width in pixels: a latent pixel, or two where it is padded with its reflection."""
+        return 2 * self.stride if self.architecture is Architecture.PIX2PIXHD else self.stride
+
+    def takes_side(self, size: int) -> bool:
+        """Whether a height or width in pixels runs, as far as the architecture goes."""
+        return size >= self.least_side and size % self.stride == 0
+
+    @property
+    def side_rule(self) -> str:
+        """What `takes_side` asks for, in words: 'multiple of 32'."""
+        return f"multiple of {self.stride}" + (f" from {self.least_side} on" if self.least_side > self.stride else "")
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // self.stride
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // self.stride
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether one set of weights serves every size: not with a style vector, whose layer is fully connected."""
+        return self.z_dim is None
+
+    @property
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """SPADE's residual blocks in the order they run; figure 4 of the paper. None in another architecture."""
+        if self.architecture is not Architecture.SPADE:
+            return ()
+        upsampling = self.upsampling
+        doubles = [False, True, upsampling is not Upsampling.NORMAL, *[True] * 4]
+        names = ["head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3"]
+        if upsampling is Upsampling.MOST:
+            names, doubles = [*names, "up_4"], [*doubles, True]
+        blocks, stride, width = [], self.stride, 16 * self.base_channels
+        for name, doubled in zip(names, doubles, strict=True):
+            stride = stride // 2 if doubled else stride
+            out = width // 2 if name.startswith("up_") else width
+            blocks.append(BlockSpec(name, width, out, stride, doubled))
+            width = out
+        return tuple(blocks)
+
+    @property
+    def graph_kinds(self) -> tuple[GraphKind, ...]:
+        """The graphs that can be made of it: gamma and beta, what the lookup graph looks up, are SPADE's alone."""
+        return tuple(GraphKind) if self.architecture is Architecture.SPADE else (GraphKind.DENSE,)
+
+    def with_labels(self, labels: LabelSpec) -> GeneratorSpec:
+        return replace(self, labels=labels)
+
+    def with_architecture(self, architecture: Architecture) -> GeneratorSpec:
+        """Another architecture for the same labels and size, as its own paper builds it; the same one is unchanged.
+
+        What the two share stays: base_channels, and upsampling where both have it. What the new one does not have is
+        reset, the norm is its paper's, and spectral norm is SPADE's alone until it is asked for.
+        """
+        if architecture is self.architecture:
+            return self
+        reset = {name: _default(name) for name in ("hidden_channels", "kernel_size", "z_dim")}
+        if Architecture.PIX2PIXHD in (architecture, self.architecture):
+            reset["upsampling"] = _default("upsampling")
+        is_spade = architecture is Architecture.SPADE
+        return replace(self, **reset, architecture=architecture, norm=NORMS[architecture][0], spectral_norm=is_spade)
+
+    def to_json(self) -> dict[str, Any]:
+        """SPADE itself is not named: versions that knew no other architecture still read the file."""
+        value = plain(self)
+        if self.architecture is Architecture.SPADE:
+            del value["architecture"]
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any) -> GeneratorSpec:
+        """Raises ConfigError where a field is missing, unknown or of another type."""
+        known = checked_fields(cls, value, "generator spec")
+        known["labels"] = LabelSpec.from_json(known["labels"])
+        for name, kind in (("architecture", Architecture), ("norm", NormType), ("upsampling", Upsampling)):
+            if name in known:
+                try:
+                    known[name] = kind(known[name])
+                except ValueError as error:
+                    allowed = ", ".join(kind)
+                    raise ConfigError(
+                        f"generator spec: {name} {quoted(known[name])} is not one of {allowed}"
+                    ) from error
+        return cls(**known)
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in fields(GeneratorSpec) if field.name == name)
+
+
+def _named(name: str, value: object) -> str:
+    # Nobody types the style vector's length: another setting asks for one.
+    return "`z_dim`" if name == "z_dim" else f"`{name}` {value}"

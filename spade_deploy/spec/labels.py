@@ -1,0 +1,82 @@
+"""What the integers of a label map mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from spade_deploy.errors import ConfigError, quoted
+from spade_deploy.fields import checked_fields, plain, typed
+
+Rgb = tuple[int, int, int]
+
+UNKNOWN_VALUE = 255
+"""The value that label files use for 'unknown'."""
+
+
+@dataclass(frozen=True)
+class LabelSpec:
+    """What the integers of a label map mean, and what the network makes of them."""
+
+    num_labels: int
+    """How many classes there are, 1 to 4096; the ids 0 to num_labels - 1 stand for them."""
+
+    has_dontcare: bool = False
+    """Whether unknown pixels, 255 in files, have a channel of their own, with the id `num_labels`."""
+
+    has_edges: bool = False
+    """Whether the network's last channel is the edge map of an instance map."""
+
+    names: tuple[str, ...] = ()
+    """The name of each id, that of unknown pixels included; or empty."""
+
+    palette: tuple[Rgb, ...] = ()
+    """The colour of each id, that of unknown pixels included, RGB in 0..255; or empty."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_labels <= 4096:
+            raise ConfigError(f"`num_labels`: {quoted(self.num_labels)} is not in 1..4096")
+        for name, entries in (("names", self.names), ("palette", self.palette)):
+            if entries and len(entries) != self.num_ids:
+                raise ConfigError(
+                    f"label {name}: {len(entries)} entries for {self.num_ids} ids"
+                    f" ({self.num_labels} labels{' and dontcare' if self.has_dontcare else ''})"
+                )
+        for color in self.palette:
+            if len(color) != 3 or not all(0 <= part <= 255 for part in color):
+                raise ConfigError(f"label palette: {quoted(color)} is not three numbers in 0..255")
+
+    @property
+    def num_ids(self) -> int:
+        """How many ids the network's input may hold: 0 to num_ids - 1."""
+        return self.num_labels + int(self.has_dontcare)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the segmap: ids, then the edge channel."""
+        return self.num_ids + int(self.has_edges)
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id that 255 in a file becomes, or None where unknown pixels are an error."""
+        return self.num_labels if self.has_dontcare else None
+
+    def name_of(self, label_id: int) -> str:
+        return self.names[label_id] if self.names else f"label {label_id}"
+
+    def to_json(self) -> dict[str, Any]:
+        return plain(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> LabelSpec:
+        """Raises ConfigError where a field is missing, unknown or of another type."""
+        known = checked_fields(cls, value, "label spec")
+        known["names"] = tuple(typed(known.get("names", []), list, "label spec: names"))
+        palette = typed(known.get("palette", []), list, "label spec: palette")
+        known["palette"] = tuple(tuple(typed(color, list, "label spec: palette")) for color in palette)
+        for color in known["palette"]:
+            for part in color:
+                typed(part, int, "label spec: palette")
+        for name in known["names"]:
+            typed(name, str, "label spec: names")
+        return cls(**known)

@@ -1,0 +1,76 @@
+"""Below the commands texts name a setting by its field, in backticks: the command that runs puts its flag there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from spade_deploy.commands.flags import in_flags, use_flags
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "spade_deploy"
+FLAG = re.compile(r"(?<![\w-])--(?!(?:help|gpus|upgrade|force-reinstall|logdir)\b)[a-z]")
+"""A flag of ours; --help is every command's, and the others are those of docker, pip and tensorboard."""
+
+COMMAND_LINE = re.compile(r"`(?:spade|torchrun|python|pip|docker|trtexec) [^`]*`|^(?:spade|torchrun|python) [^;,(]*")
+"""A whole command line, in backticks or at the beginning, is a next step to type, flags and all."""
+
+
+def texts_with_flags(source: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of every string in a module that holds a flag outside of a whole command line."""
+    tree = ast.parse(source)
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            # What is filled in may stand inside of a command line: `spade train --resume {run}`.
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            text = node.value
+        else:
+            continue
+        if FLAG.search(COMMAND_LINE.sub("", " ".join(text.split()))):
+            yield node.lineno, text
+
+
+def test_no_text_below_the_commands_has_a_flag() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text[:100]!r}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.parent != PACKAGE / "commands" and path.name not in ("cli.py", "__main__.py")
+        for line, text in texts_with_flags(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "name the field in backticks:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ('raise ConfigError(f"--seed: {seed} is no number")', 1),
+        ('"""Where --init looks."""', 1),
+        ('hint = "take fewer samples, or --size 64"', 1),
+        ('hint = f"go on with `spade train --resume {run}`"', 0),
+        ('hint = "`spade export\\n --fp16` makes it, `pip install --upgrade x` that"', 0),
+        ('hint = "`spade export` and --fp16"', 1),
+        ('hint = "spade build --target rtx"', 0),
+        ('hint = "spade check-labels DIR --fix OUT converts them; --ignore mask hides them"', 1),
+        ('hint = "pip install --upgrade onnxruntime, or run it with --gpus all"', 0),
+        ('text = "`seed`: -- and a--b, 3 --- 4"', 0),
+    ],
+)
+def test_the_check_finds_flags_and_leaves_command_lines(source: str, count: int) -> None:
+    assert len(list(texts_with_flags(source))) == count
+
+
+def test_names_in_backticks_become_flags_and_all_else_stays() -> None:
+    table = {"batch_size": "--batch-size", "data.root": "--data", "no_flip": "--no-flip"}
+    text = "`batch_size`: 3 and `data.root`, `no_flip`; `spade train --seed 1`, `unknown`, batch_size, `Batch_Size`"
+    assert in_flags(text, table) == (
+        "--batch-size: 3 and --data, --no-flip; `spade train --seed 1`, `unknown`, batch_size, `Batch_Size`"
+    )
+    use_flags(table)
+    assert in_flags("`batch_size`") == "--batch-size"
+    use_flags({})
+    assert in_flags("`batch_size`") == "`batch_size`"
