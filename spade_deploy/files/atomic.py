@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
+
+from spade_deploy.files.reading import sha256_of_bytes
 
 NAME_MAX_BYTES = 255
 """Of one name, in bytes, on every file system of today; a Chinese character takes three of them."""
@@ -134,7 +135,7 @@ def beside(path: Path, suffix: str) -> Path:
     room = NAME_MAX_BYTES - 1 - len(os.fsencode(suffix))
     name = path.name
     if len(os.fsencode(name)) > room:
-        name = f"{_cut(name, room - 17)}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+        name = f"{_cut(name, room - 17)}~{sha256_of_bytes(os.fsencode(name))[:16]}"
     return path.with_name(f".{name}{suffix}")
 
 
@@ -260,7 +261,7 @@ def _place() -> str:
         space = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         space = 0
-    return hashlib.sha256(f"{socket.gethostname()}/{space}".encode()).hexdigest()[:8]
+    return sha256_of_bytes(f"{socket.gethostname()}/{space}".encode())[:8]
 
 
 def _started(pid: int) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
-from spade_deploy.fields import checked_fields
+from spade_deploy.fields import from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class DiscriminatorSpec:
                 raise ConfigError(f"`{name}`: {quoted(value)} is not in {low}..{high}")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> DiscriminatorSpec:
         """Raises ConfigError where a field is unknown or of another type."""
-        return cls(**checked_fields(cls, value, "discriminator spec"))
+        return from_json(cls, value, "discriminator spec")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
-from spade_deploy.fields import checked_fields, plain
+from spade_deploy.fields import from_json, to_json
 from spade_deploy.spec.choices import Architecture, GraphKind, NormType, Upsampling
 from spade_deploy.spec.labels import LabelSpec
 from spade_deploy.spec.sizes import MAX_SIDE
@@ -235,7 +235,7 @@ class GeneratorSpec:
 
     def to_json(self) -> dict[str, Any]:
         """SPADE itself is not named: versions that knew no other architecture still read the file."""
-        value = plain(self)
+        value = to_json(self)
         if self.architecture is Architecture.SPADE:
             del value["architecture"]
         return value
@@ -243,18 +243,7 @@ class GeneratorSpec:
     @classmethod
     def from_json(cls, value: Any) -> GeneratorSpec:
         """Raises ConfigError where a field is missing, unknown or of another type."""
-        known = checked_fields(cls, value, "generator spec")
-        known["labels"] = LabelSpec.from_json(known["labels"])
-        for name, kind in (("architecture", Architecture), ("norm", NormType), ("upsampling", Upsampling)):
-            if name in known:
-                try:
-                    known[name] = kind(known[name])
-                except ValueError as error:
-                    allowed = ", ".join(kind)
-                    raise ConfigError(
-                        f"generator spec: {name} {quoted(known[name])} is not one of {allowed}"
-                    ) from error
-        return cls(**known)
+        return from_json(cls, value, "generator spec")
 
 
 def _default(name: str) -> Any:
@@ -262,5 +251,5 @@ def _default(name: str) -> Any:
 
 
 def _named(name: str, value: object) -> str:
-    # Nobody types the style vector's length: another setting asks for one.
-    return "`z_dim`" if name == "z_dim" else f"`{name}` {value}"
+    # A request does not ask for the style vector's length, but for one of the two ways of having a style vector.
+    return "`vae` or `first_input` noise" if name == "z_dim" else f"`{name}` {value}"

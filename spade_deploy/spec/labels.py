@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
-from spade_deploy.fields import checked_fields, plain, typed
+from spade_deploy.fields import from_json, to_json
 
 Rgb = tuple[int, int, int]
 
@@ -65,18 +65,9 @@ class LabelSpec:
         return self.names[label_id] if self.names else f"label {label_id}"
 
     def to_json(self) -> dict[str, Any]:
-        return plain(self)
+        return to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> LabelSpec:
         """Raises ConfigError where a field is missing, unknown or of another type."""
-        known = checked_fields(cls, value, "label spec")
-        known["names"] = tuple(typed(known.get("names", []), list, "label spec: names"))
-        palette = typed(known.get("palette", []), list, "label spec: palette")
-        known["palette"] = tuple(tuple(typed(color, list, "label spec: palette")) for color in palette)
-        for color in known["palette"]:
-            for part in color:
-                typed(part, int, "label spec: palette")
-        for name in known["names"]:
-            typed(name, str, "label spec: names")
-        return cls(**known)
+        return from_json(cls, value, "label spec")

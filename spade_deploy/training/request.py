@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.fields import chosen
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.runs.folders import resolve_checkpoint
@@ -20,7 +21,6 @@ from spade_deploy.training.config import (
     GanMode,
     Modulation,
     Setup,
-    chosen,
     custom_setup,
     preset,
     without_ttur,

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from spade_deploy.files import atomic
-from spade_deploy.runs.folders import BEST_JSON, CHECKPOINTS, read_checkpoint_info, run_checkpoints
+from spade_deploy.runs import BEST_JSON, CHECKPOINTS, read_checkpoint_info, run_checkpoints
 
 SET_ASIDE = "set_aside"
 _LEFTOVER = re.compile(r"\.step_\d+\.[^.]+\.tmp")  # as version 0.1.0 and older named it
