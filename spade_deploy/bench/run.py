@@ -63,7 +63,7 @@ def bench(
     A candidate that fails or is wrong is in the result, and the others go on. Raises ConfigError, NotFoundError.
     """
     _check(candidates, cases, rounds, threads, backend)
-    threads = usable_cores() if threads is None else at_most_cores(threads, "--threads")
+    threads = usable_cores() if threads is None else at_most_cores(threads, "threads")
     golden = artifact.golden()
     with scratch_folder("bench") as folder, ExitStack() as stack:
         files = _Files(artifact, folder, checkpoint, runs_dir, plain_onnx, on_step)

@@ -21,7 +21,7 @@ from spade_deploy.errors import CheckpointError, ConfigError, MissingDependencyE
 from spade_deploy.fields import of_type
 from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import read_json
-from spade_deploy.images.image_file import opened
+from spade_deploy.images.opened import opened
 from spade_deploy.training.records.plots import GRID_GAP_PX, Pixels
 
 GIF_BYTES = 5_000_000
