@@ -40,8 +40,8 @@ from spade_deploy.commands.console import (
     training_bar,
 )
 from spade_deploy.errors import SpadeError, system_error
-from spade_deploy.files.atomic import beside
 from spade_deploy.files.locks import LOCK, locked
+from spade_deploy.files.temporary import beside
 from spade_deploy.printable import one_line
 from spade_deploy.spec import (
     Architecture,

@@ -28,9 +28,10 @@ from spade_deploy.artifact.manifest import (
 )
 from spade_deploy.artifact.tensors import golden_tensors, input_tensors, mismatch
 from spade_deploy.errors import ArtifactError, quoted
-from spade_deploy.files.atomic import bring_back, write_json
+from spade_deploy.files.atomic import write_json
 from spade_deploy.files.onnx_data import external_files
 from spade_deploy.files.reading import sha256_of
+from spade_deploy.files.temporary import bring_back
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
 ENCODER_ONNX = "encoder.onnx"

@@ -11,8 +11,9 @@ from spade_deploy.artifact.engines import FOLDER, TIMING_CACHE, visible, whole_e
 from spade_deploy.artifact.folder import Artifact
 from spade_deploy.artifact.manifest import MANIFEST, read_manifest
 from spade_deploy.errors import ArtifactError, ConfigError
-from spade_deploy.files.atomic import atomic_file, beside, bring_back, is_temporary
+from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.locks import LOCK, locked
+from spade_deploy.files.temporary import beside, bring_back, is_temporary
 
 _LITTER = (LOCK, ".DS_Store")
 

@@ -19,7 +19,7 @@ from spade_deploy.bench.process import Worker, WorkerError
 from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run, Status
 from spade_deploy.engines.base import Backend, parse_backend
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError, reason_of
-from spade_deploy.files.atomic import scratch_folder
+from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.machine.cores import at_most_cores, usable_cores
 from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
 
