@@ -24,8 +24,8 @@ from spade_deploy.evaluation import EvalRequest, EvalResult, evaluate
 from spade_deploy.files.atomic import write_json
 from spade_deploy.labels.earth import earth_labels
 from spade_deploy.labels.files import colorize
+from spade_deploy.runs import checkpoint_folder
 from spade_deploy.runs.checkpoint import save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder
 from spade_deploy.runs.shipped import SHIPPED_FOLDER, shipped_generator
 from spade_deploy.training.loop import train
 from spade_deploy.training.presets import preset

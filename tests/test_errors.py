@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from spade_deploy.errors import SpadeError, printable, quoted, reason_of
+from spade_deploy.errors import SpadeError, quoted, reason_of
+from spade_deploy.printable import printable
 
 
 def test_a_message_can_be_printed_anywhere() -> None:

@@ -18,7 +18,7 @@ from spade_deploy.bench.process import Worker, WorkerError
 from spade_deploy.bench.request import BenchPlan, BenchRequest
 from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run, Status
 from spade_deploy.errors import MissingDependencyError, NotFoundError, SpadeError, reason_of
-from spade_deploy.files.atomic import scratch_folder
+from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.machine.cores import at_most_cores, usable_cores
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
@@ -57,7 +57,7 @@ def run_plan(artifact: Artifact, plan: BenchPlan, progress: Progress = SILENT) -
 
     A candidate that fails or is wrong is in the result, and the others go on. Raises NotFoundError.
     """
-    threads = usable_cores() if plan.threads is None else at_most_cores(plan.threads, "`threads`")
+    threads = usable_cores() if plan.threads is None else at_most_cores(plan.threads, "threads")
     golden = artifact.golden()
     with scratch_folder("bench") as folder, ExitStack() as stack:
         files = _Files(artifact, folder, plan, progress)

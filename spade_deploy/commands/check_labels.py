@@ -11,8 +11,8 @@ from spade_deploy.commands.console import finding_table, line, print_next, stdou
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import CHECK, command
 from spade_deploy.commands.progress import count_bar
-from spade_deploy.files.atomic import beside
 from spade_deploy.files.locks import LOCK, locked
+from spade_deploy.files.temporary import beside
 from spade_deploy.printable import one_line
 
 if TYPE_CHECKING:

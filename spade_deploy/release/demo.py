@@ -25,8 +25,8 @@ from spade_deploy.pages import render as pages
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.release.release import release
 from spade_deploy.release.request import ReleaseRequest
+from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.training.config import Setup
 from spade_deploy.training.loop import FolderSource, choose_device, train

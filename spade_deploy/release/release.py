@@ -29,8 +29,9 @@ from spade_deploy.release.break_even import measure_break_even
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
+from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.runs.checkpoint import load_generator
-from spade_deploy.runs.folders import ARTIFACT, CheckpointInfo, resolve_checkpoint
+from spade_deploy.runs.records import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, GraphKind
 from spade_deploy.validation.validate import ValidationReport, validate
 

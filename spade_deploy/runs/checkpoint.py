@@ -27,15 +27,8 @@ from spade_deploy.files.atomic import atomic_folder, write_json
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
-from spade_deploy.runs.folders import (
-    CHECKPOINT_JSON,
-    DISCRIMINATOR_FILE,
-    ENCODER_FILE,
-    GENERATOR_FILE,
-    OPTIMIZERS_FILE,
-    CheckpointInfo,
-    read_checkpoint_info,
-)
+from spade_deploy.runs.layout import CHECKPOINT_JSON, DISCRIMINATOR_FILE, ENCODER_FILE, GENERATOR_FILE, OPTIMIZERS_FILE
+from spade_deploy.runs.records import CheckpointInfo, read_checkpoint_info
 from spade_deploy.runs.weight_files import load_weights
 from spade_deploy.runs.weights_file import read_tensor_count
 from spade_deploy.spec import GeneratorSpec

@@ -366,9 +366,8 @@ class Learner:
         except Exception as error:
             if not self.setup.train.compile or not type(error).__module__.startswith("torch."):
                 raise
-            first = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"--compile: torch.compile does not work here ({first})",
+                f"--compile: torch.compile does not work here ({reason_of(error)})",
                 hint="it needs a C++ compiler (and Triton on a GPU); train without --compile",
             ) from error
 

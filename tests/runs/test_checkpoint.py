@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from spade_deploy.errors import CheckpointError
 from spade_deploy.networks.spade import SpadeGenerator
-from spade_deploy.runs.checkpoint import TrainingState, is_finite, load_generator, load_training_state, save_checkpoint
-from spade_deploy.runs.folders import (
+from spade_deploy.runs import (
     CHECKPOINT_JSON,
     DISCRIMINATOR_FILE,
     GENERATOR_FILE,
@@ -25,6 +24,7 @@ from spade_deploy.runs.folders import (
     find_checkpoint_by_digest,
     read_checkpoint_info,
 )
+from spade_deploy.runs.checkpoint import TrainingState, is_finite, load_generator, load_training_state, save_checkpoint
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.config import TrainConfig
 from spade_deploy.training.presets import preset

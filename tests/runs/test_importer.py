@@ -17,15 +17,10 @@ from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.labels.sets import label_set
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import make_segmap
+from spade_deploy.runs import newest_checkpoint, read_checkpoint_info
 from spade_deploy.runs.checkpoint import load_generator
-from spade_deploy.runs.folders import newest_checkpoint, read_checkpoint_info
-from spade_deploy.runs.importer import (
-    RELEASED,
-    ImportRequest,
-    import_checkpoint,
-    read_encoder_file,
-    read_generator_file,
-)
+from spade_deploy.runs.import_request import RELEASED, ImportRequest
+from spade_deploy.runs.importer import import_checkpoint, read_encoder_file, read_generator_file
 from spade_deploy.spec import LabelSpec, NormType, Upsampling
 from tests.support.commands import spade
 from tests.support.exactness import FLOAT32_EPS, TIMES, rounding_limit

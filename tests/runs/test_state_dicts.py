@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from spade_deploy.errors import CheckpointError, ConfigError
-from spade_deploy.runs.importer import ImportedGenerator, ImportRequest, read_encoder_file, read_generator_file
+from spade_deploy.runs.import_request import ImportRequest
+from spade_deploy.runs.importer import ImportedGenerator, read_encoder_file, read_generator_file
 from spade_deploy.spec import LabelSpec, Upsampling
 from tests.support.generators import build_generator
 
