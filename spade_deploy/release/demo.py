@@ -26,7 +26,7 @@ from spade_deploy.progress import SILENT, Progress
 from spade_deploy.release.release import release
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
-from spade_deploy.runs.checkpoint import save_checkpoint
+from spade_deploy.runs.checkpoint import Imported, save_checkpoint
 from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.training.config import Setup
 from spade_deploy.training.loop import FolderSource, choose_device, train
@@ -84,8 +84,20 @@ def run_demo(
     run = new_run(out / "runs", prefix="earth")
     progress.step(f"the shipped model, trained on Earth, becomes a run: {run}")
     checkpoint = checkpoint_folder(run, 0)
+<<<<<<< HEAD
     save_checkpoint(checkpoint, shipped_generator(), step=0, origin="import", source="earth, shipped", setup=setup)
     made = release(ReleaseRequest(checkpoint, fp16=True), runs_dir=out / "runs", progress=progress)
+=======
+    save_checkpoint(
+        checkpoint, shipped_generator(), step=0, origin="import", imported=Imported("earth, shipped"), setup=setup
+    )
+    made = release(
+        checkpoint,
+        runs_dir=out / "runs",
+        precisions=[Precision.FP32, Precision.FP16],
+        on_step=on_step,
+    )
+>>>>>>> fields
     tiles = _shown_tiles()
     labels, photos = out / "labels", out / "photos"
     for tile in tiles:
