@@ -28,6 +28,7 @@ from spade_deploy.engines.cuda.driver import require_gpu
 from spade_deploy.engines.cuda.open import open_device
 from spade_deploy.engines.tensorrt.build import BuildRequest, build
 from spade_deploy.engines.tensorrt.builder import RTX_CAPABILITIES, build_engine
+from spade_deploy.engines.tensorrt.engine import EngineModel
 from spade_deploy.engines.tensorrt.key import BuildOptions
 from spade_deploy.engines.tensorrt.library import Library, load_library
 from spade_deploy.engines.tensorrt.runtime import TrtRuntime
@@ -153,7 +154,8 @@ class _BatchSize:
         self._book.note(f"proof of {name}, batch {self._size}", built.described)
         content = built.path.read_bytes()
         device = open_device()
-        runtime = TrtRuntime(library, content, spec, precision, kind, profile, device=device, owns_device=True)
+        model = EngineModel(spec, precision, kind, profile)
+        runtime = TrtRuntime(library, content, model, device=device, owns_device=True)
         self._runtimes.append(runtime)
         errors, wrong = judged(artifact, precision, kind, runtime, self._size)
         self._figures[name] = {**errors, "build_s": built.seconds, "engine_bytes": float(built.bytes)}

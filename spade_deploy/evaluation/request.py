@@ -88,7 +88,7 @@ def request_from_flags(
     facts: dict[str, Any] = dict(extractor_flags)
     for name in ("mean", "std"):
         if (text := extractor_flags.get(name)) is not None:
-            facts[name] = number_triple(text, f"--extractor-{name}")
+            facts[name] = number_triple(text, f"extractor_{name}")
     if (text := extractor_flags.get("size")) is not None:
         try:
             facts["size"] = list(parse_size(text))

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from spade_deploy import __version__
-from spade_deploy.engines.ort import runtime as ort
+from spade_deploy.engines.ort import session as ort
 from spade_deploy.errors import SpadeError
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from spade_deploy import __version__
 from spade_deploy.cli import app
-from spade_deploy.engines.ort import runtime as ort
+from spade_deploy.engines.ort import session as ort
 from spade_deploy.inspection import doctor
 from spade_deploy.inspection.doctor import Check, Status, diagnose
 

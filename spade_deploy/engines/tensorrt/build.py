@@ -16,21 +16,19 @@ from spade_deploy.artifact import (
     Graph,
     engine_name,
     engine_path,
-    read_timing_cache,
     timing_cache_path,
     whole_engines,
     write_engine,
-    write_timing_cache,
     writing,
 )
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
+from spade_deploy.engines.input_shapes import default_profile, tensor_ranges
 from spade_deploy.engines.tensorrt.builder import Built, build_engine
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
 from spade_deploy.engines.tensorrt.library import Library, load_library
 from spade_deploy.engines.tensorrt.proof import EngineLayer, Proof, engine_layers, proof_text, prove
 from spade_deploy.engines.tensorrt.store import capability_text, this_system
-from spade_deploy.engines.tensorrt.table_profile import default_profile, tensor_ranges
 from spade_deploy.errors import BuildError, ConfigError, RuntimeUnavailableError
 from spade_deploy.files.atomic import sweep
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
@@ -38,34 +36,42 @@ from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What is asked for; None leaves the choice to `build`.
-
-    precision: fp16 where the artifact has it, else fp32. graph: auto builds every kind that the artifact has.
-    profile: one image of the model's size up to four. flavour: TensorRT where it is installed, else for RTX.
-    compute_capability: as '8.9', for TensorRT for RTX; the card that is here if left out.
-    timing_cache: a file that is read and written; by default one in the artifact.
-    """
+    """What is to be built."""
 
     precision: Precision | None = None
+    """The precision of the graph. None takes fp16 where the artifact has it, else fp32."""
     graph: GraphChoice = GraphChoice.AUTO
+    """The kind of graph; `auto` builds every kind that the artifact has."""
     profile: ShapeProfile | None = None
+    """The sizes that the engine takes. None takes one image of the model's size up to four."""
     flavour: Flavour | None = None
+    """Which TensorRT builds. None takes TensorRT where it is installed, else TensorRT for RTX."""
     compute_capability: str | None = None
+    """What TensorRT for RTX builds for, as '8.9'. None is the card that is here."""
     timing_cache: Path | None = None
+    """The file that keeps what the builder timed. None is one in the artifact."""
     options: BuildOptions = field(default_factory=BuildOptions)
+    """What else the builder is told."""
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """One engine in its place. was_there: an engine of exactly this key existed, and was not built again."""
+    """One engine in its place."""
 
     path: Path
+    """The engine's file."""
     key: EngineKey
+    """What it was built of, by and for."""
     proof: dict[str, Any]
+    """The proof of its precision, as `Proof.to_json` writes it."""
     described: str
+    """The proof as a sentence."""
     bytes: int
+    """The size of the file."""
     seconds: float
+    """How long the build took."""
     was_there: bool
+    """An engine of exactly this key existed, and was not built again."""
 
 
 def build(
@@ -115,8 +121,7 @@ def build(
                     tensor_ranges(spec, graph.kind, profile),
                     request.options,
                     compute_capability=request.compute_capability,
-                    timing_cache=read_timing_cache(cache),
-                    keep_cache=partial(write_timing_cache, cache),
+                    timing_cache=cache,
                     on_phase=partial(on_phase, graph.name),
                     stop=stop,
                 )
@@ -188,12 +193,13 @@ def _target(library: Library, gpu: Gpu | None, asked: str | None) -> tuple[str, 
     if gpu is None:
         if library.flavour is Flavour.RTX:
             raise ConfigError(
-                "--compute-capability: there is no GPU here to build for",
+                "`compute_capability`: there is no GPU here to build for",
                 hint="spade build --target rtx --compute-capability 8.9 (RTX 40), 8.6 (RTX 30), 12.0 (RTX 50)",
             )
         raise RuntimeUnavailableError(
             f"{library.title} needs the GPU that it builds for, and there is none here",
-            hint="`spade doctor` says what is seen; --target rtx --compute-capability 8.9 builds ahead of time",
+            hint="`spade doctor` says what is seen; `spade build --target rtx --compute-capability 8.9` builds ahead of"
+            " time",
         )
     return gpu.name, capability_text(gpu.compute_capability)
 

@@ -23,30 +23,31 @@ _VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){2}\D?.{0,40}")
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the builder is told besides the profile; None leaves it to TensorRT.
-
-    optimization_level: 0..5, TensorRT's default is 3. workspace_bytes: memory that a layer may use for its work.
-    version_compatible: runs with later versions of the same major TensorRT. hardware_compatible: runs on all cards
-    from Ampere on.
-    """
+    """What the builder is told besides the profile."""
 
     optimization_level: int | None = None
+    """How hard the builder tries, 0..5. None leaves it to TensorRT, whose default is 3."""
     workspace_bytes: int | None = None
+    """The memory that a layer may use for its work. None leaves it to TensorRT."""
     version_compatible: bool = False
+    """Whether the engine runs with later versions of the same major TensorRT."""
     hardware_compatible: bool = False
+    """Whether the engine runs on all cards from Ampere on."""
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:
-            raise ConfigError(f"--optimization-level: {self.optimization_level} is not in 0..5")
+            raise ConfigError(f"`optimization_level`: {self.optimization_level} is not in 0..5")
         if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
-            raise ConfigError(f"--workspace: {self.workspace_bytes} bytes are under 1 MiB; write it as 4GiB or 512MiB")
+            raise ConfigError(
+                f"`workspace_bytes`: {self.workspace_bytes} bytes are under 1 MiB; write it as 4GiB or 512MiB"
+            )
 
 
-def parse_bytes(text: str, flag: str = "--workspace") -> int:
-    """'4GiB', '512MiB' or a number of bytes. Raises ConfigError, which names the flag."""
+def parse_bytes(text: str, field: str = "workspace_bytes") -> int:
+    """'4GiB', '512MiB' or a number of bytes. Raises ConfigError, which names the field."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[KMGT]i?B?|B)", text.strip(), flags=re.IGNORECASE)
     if found is None:
-        raise ConfigError(f"{flag}: {text!r} is no amount of memory", hint=f"{flag} 4GiB, {flag} 512MiB")
+        raise ConfigError(f"`{field}`: {text!r} is no amount of memory", hint=f"`{field}` 4GiB, `{field}` 512MiB")
     unit = found[2].upper()
     power = "BKMGT".index(unit[0]) if unit else 0
     return int(float(found[1]) * (1024 if "I" in unit or power == 0 else 1000) ** power)
@@ -54,22 +55,28 @@ def parse_bytes(text: str, flag: str = "--workspace") -> int:
 
 @dataclass(frozen=True)
 class EngineKey:
-    """One engine's identity.
-
-    onnx_sha256: of the graph. version: of TensorRT. gpu: its name, or the name of the compute capability that it was
-    built for ahead of time. compute_capability: '8.9'. system: 'linux-x86_64'.
-    """
+    """One engine's identity: all that must be the same for another build to give the same engine."""
 
     onnx_sha256: str
+    """The digest of the graph's file."""
     flavour: Flavour
+    """Which TensorRT built it."""
     version: str
+    """The version of that TensorRT."""
     gpu: str
+    """The name of the card, or of the compute capability that it was built for ahead of time."""
     compute_capability: str
+    """The card's, as '8.9'."""
     system: str
+    """The operating system and processor, as 'linux-x86_64'."""
     precision: Precision
+    """The precision of the graph."""
     kind: GraphKind
+    """The kind of the graph."""
     profile: ShapeProfile
+    """The sizes that it takes."""
     options: BuildOptions
+    """What the builder was told."""
 
     @property
     def digest(self) -> str:
@@ -117,13 +124,18 @@ def _options(value: Any) -> BuildOptions:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where an engine is to run: what of its key must be true there."""
+    """Where an engine is to run, in the words of an engine's key."""
 
     flavour: Flavour
+    """The TensorRT that is there."""
     version: str
+    """Its version."""
     gpu: str
+    """The card's name."""
     compute_capability: str
+    """The card's, as '8.9'."""
     system: str
+    """The operating system and processor."""
 
 
 def differences(key: EngineKey, onnx_sha256: str, machine: Machine) -> list[str]:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from spade_deploy.artifact import IMAGE, LABEL, Arrays, Graph, graph_file, one_by_one
-from spade_deploy.errors import ConfigError, MissingDependencyError
+from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
+from spade_deploy.errors import ConfigError
 from spade_deploy.export.build import TracedModel, build_model
 from spade_deploy.export.int8.qdq import write_int8
 from spade_deploy.export.int8.sensitivity import (
@@ -149,7 +150,8 @@ def write_int8_graphs(
     golden: the golden inputs and the reference's images of them. on_progress: what, done, in all.
     Raises ExportError where the target is out of reach, MissingDependencyError without ONNX Runtime.
     """
-    _onnxruntime()  # before the minutes of work
+    # Before the minutes of work.
+    load_onnxruntime("--int8 measures its graphs in ONNX Runtime, which", hint=INSTALL)
     model = build_model(generator)
     calibration, ranking, choice = _plan(model, request, golden, on_progress)
     summary = Int8Summary(request.min_psnr_db, request.described, len(calibration.images), ranking, choice)
@@ -228,7 +230,7 @@ class _Maker:
         ranges = {module: largest for module, largest in self.ranges.items() if layer_of(module) not in kept}
         target = self.folder / graph_file(Precision.INT8, self.kind)
         write_int8(self.folder / graph_file(Precision.FP32, self.kind), target, ranges)
-        session = _onnxruntime().InferenceSession(str(target), _quiet_options(), providers=["CPUExecutionProvider"])
+        session = open_session(target)
         report = _named(self.on_progress, f"checking the int8 {self.kind} graph")
         total = len(self.expected) + len(self.golden[1])
         seen = self._images(session, self.request.calibration, report, 0, total)
@@ -265,20 +267,3 @@ def _named(on_progress: Progress, what: str) -> Callable[[int, int], None]:
 def _finite(value: float) -> float | None:
     """JSON has no infinity."""
     return value if np.isfinite(value) else None
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--int8 measures its graphs in ONNX Runtime, which cannot be imported: {error}",
-            hint="pip install 'spade-deploy[cpu]'",
-        ) from error
-    return onnxruntime
-
-
-def _quiet_options() -> Any:
-    options = _onnxruntime().SessionOptions()
-    options.log_severity_level = 4  # what goes wrong comes back as an exception
-    return options

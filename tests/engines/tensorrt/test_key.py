@@ -150,14 +150,14 @@ def test_amounts_of_memory(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "much", "-4GiB", "4 PiB", "4GiBs"])
 def test_no_amounts_of_memory(text: str) -> None:
-    with pytest.raises(ConfigError, match="--workspace"):
+    with pytest.raises(ConfigError, match="`workspace_bytes`"):
         parse_bytes(text)
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ConfigError, match="--optimization-level: 6"):
+    with pytest.raises(ConfigError, match="`optimization_level`: 6"):
         BuildOptions(optimization_level=6)
-    with pytest.raises(ConfigError, match="--workspace: 4 bytes"):
+    with pytest.raises(ConfigError, match="`workspace_bytes`: 4 bytes"):
         BuildOptions(workspace_bytes=4)
 
 
