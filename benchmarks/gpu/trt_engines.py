@@ -16,13 +16,12 @@ import torch
 
 from gpu.graphs import judged
 from gpu.numerics import Reference, copy_of, segmap_of
-from gpu.plain import IMAGE, SEGMAP, write_plain
+from gpu.plain import SEGMAP, write_plain
 from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
 from gpu.timing import Measured, Work, cuda_timer, host_timer, measure_interleaved, median_ratio, spread
 from gpu.trt_device import DeviceEngine
-from spade_deploy.artifact import IMAGE as OUR_IMAGE
-from spade_deploy.artifact import PIXELS, Arrays
+from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Arrays
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.cuda.driver import require_gpu
 from spade_deploy.engines.cuda.open import open_device
@@ -186,7 +185,7 @@ class _BatchSize:
             segmap.copy_(segmap_of(setting, one, dtype).expand(shape))
             engine.run()
             image = engine.outputs[IMAGE][:1].float()
-            return {OUR_IMAGE: image.cpu().numpy(), PIXELS: to_pixels(image).cpu().numpy()}
+            return {IMAGE: image.cpu().numpy(), PIXELS: to_pixels(image).cpu().numpy()}
 
         errors, _ = self._reference.judge(run, precision)  # a baseline's error is told, not judged
         segmap.copy_(segmap_of(setting, self._inputs, dtype))
@@ -232,7 +231,7 @@ def launched(engine: DeviceEngine) -> tuple[Callable[[], object], str]:
 
 def throughput(runtime: TrtRuntime, inputs: Arrays) -> float:
     """Images a second over a stream of batches, copies overlapping; the median of three streams."""
-    batch = len(inputs["label"])
+    batch = len(inputs[LABEL])
 
     def stream() -> None:
         for _ in runtime.run_many([inputs] * STREAM_LENGTH, [PIXELS]):
