@@ -40,11 +40,14 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """(pixels - mean) / std for RGB pixels 0..255, after resizing to `size` (height, width); None is their own size."""
+    """(pixels - mean) / std for RGB pixels 0..255, after resizing."""
 
     mean: Triple
+    """What is taken off red, green and blue."""
     std: Triple
+    """What red, green and blue are divided by."""
     size: tuple[int, int] | None = None
+    """Height and width that images are resized to; None leaves them as they are."""
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -105,6 +108,7 @@ class ImageModel:
             ("flags", {name: value for name, value in given.items() if value is not None}),
         )
         self.facts: dict[str, Any] = {}
+        """All that is known of the file."""
         for _, facts in sources:
             self.facts.update(facts)
         for name in ("name", "output"):
