@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z, label_type
+from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z
 from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError, InputRefusedError
 
@@ -26,7 +26,7 @@ def make_images(
     spec = runtime.spec
     label = _integers(labels, "labels")
     is_one = label.ndim == 2
-    inputs: Arrays = {LABEL: _converted(label[None] if is_one else label, label_type(spec), "labels")}
+    inputs: Arrays = {LABEL: _converted(label[None] if is_one else label, spec.labels.id_type, "labels")}
     if spec.labels.has_edges:
         objects = np.zeros(label.shape, np.int32) if instances is None else _integers(instances, "instances")
         if objects.shape != label.shape:

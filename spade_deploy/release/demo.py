@@ -84,20 +84,10 @@ def run_demo(
     run = new_run(out / "runs", prefix="earth")
     progress.step(f"the shipped model, trained on Earth, becomes a run: {run}")
     checkpoint = checkpoint_folder(run, 0)
-<<<<<<< HEAD
-    save_checkpoint(checkpoint, shipped_generator(), step=0, origin="import", source="earth, shipped", setup=setup)
-    made = release(ReleaseRequest(checkpoint, fp16=True), runs_dir=out / "runs", progress=progress)
-=======
     save_checkpoint(
         checkpoint, shipped_generator(), step=0, origin="import", imported=Imported("earth, shipped"), setup=setup
     )
-    made = release(
-        checkpoint,
-        runs_dir=out / "runs",
-        precisions=[Precision.FP32, Precision.FP16],
-        on_step=on_step,
-    )
->>>>>>> fields
+    made = release(ReleaseRequest(checkpoint, fp16=True), runs_dir=out / "runs", progress=progress)
     tiles = _shown_tiles()
     labels, photos = out / "labels", out / "photos"
     for tile in tiles:

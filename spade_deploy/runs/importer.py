@@ -20,9 +20,8 @@ from spade_deploy.files.locks import locked
 from spade_deploy.labels.sets import label_set
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import SpadeGenerator
-from spade_deploy.runs.checkpoint import require_finite, save_checkpoint
-from spade_deploy.runs.import_request import RELEASED, ImportRequest
 from spade_deploy.runs.checkpoint import Imported, save_checkpoint
+from spade_deploy.runs.import_request import RELEASED, ImportRequest
 from spade_deploy.runs.layout import checkpoint_folder, new_run
 from spade_deploy.runs.state_dicts import check_values, choose_part, completed, fill, find_parts
 from spade_deploy.runs.tensors import require_finite

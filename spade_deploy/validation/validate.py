@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph, Z, one_by_one
 from spade_deploy.engines.base import Backend, Runtime
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.ort.runtime import CPU, OrtRuntime
+from spade_deploy.engines.ort.runtime import OrtRuntime
+from spade_deploy.engines.ort.session import CPU
 from spade_deploy.engines.tensorrt.open import has_engines
 from spade_deploy.errors import (
     ConfigError,

@@ -36,10 +36,12 @@ class DeviceLibrary(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Work in order. handle: the CUstream, as TensorRT takes it."""
+    """Work in order."""
 
     handle: int
+    """The CUstream, as TensorRT takes it."""
     raw: Any
+    """The library's own object."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,7 @@ class Event:
     """A point in a stream, which other streams or the host wait for."""
 
     raw: Any
+    """The library's own object."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +57,11 @@ class DeviceMemory:
     """Memory of the GPU, aligned to 256 bytes or more."""
 
     address: int
+    """Where it begins on the GPU."""
     size_bytes: int
+    """How much it is."""
     raw: Any = None
+    """The library's own object."""
 
 
 class PinnedMemory:
@@ -82,6 +88,7 @@ class CapturedGraph:
     """What was put on a stream while it was captured, to be launched as one."""
 
     raw: Any
+    """The library's own object."""
 
 
 Handle = Stream | Event | DeviceMemory | PinnedMemory | CapturedGraph

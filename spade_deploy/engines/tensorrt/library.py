@@ -26,11 +26,14 @@ TITLES = {Flavour.TENSORRT: "TensorRT", Flavour.RTX: "TensorRT for RTX"}
 
 @dataclass(frozen=True)
 class Library:
-    """An imported TensorRT. module: its Python bindings."""
+    """An imported TensorRT."""
 
     module: ModuleType
+    """Its Python bindings."""
     flavour: Flavour
+    """TensorRT, or TensorRT for RTX."""
     version: str
+    """The version, as the bindings tell it."""
 
     @property
     def title(self) -> str:
