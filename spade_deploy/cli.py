@@ -735,19 +735,18 @@ def validate(
 ) -> None:
     """Compare every graph of an artifact with the untouched PyTorch module, or with its golden outputs."""
     from spade_deploy.artifact import Artifact
+    from spade_deploy.engines.base import Backend as RuntimeBackend
     from spade_deploy.files.atomic import write_json
     from spade_deploy.runs.folders import resolve_artifact
+    from spade_deploy.validation.request import ValidationRequest
     from spade_deploy.validation.validate import validate as run_validate
 
+    request = ValidationRequest(labels, instances, checkpoint, runs, RuntimeBackend(backend.value))
     opened = Artifact.open(resolve_artifact(artifact, runs))
     with busy("validating") as tell:
         found = run_validate(
             opened,
-            labels=labels,
-            instances=instances,
-            checkpoint=checkpoint,
-            runs_dir=runs,
-            backend=backend,
+            request,
             on_progress=lambda precision, done, total: tell(f"validating {precision}: {done} of {total}"),
         )
     print_report(found, by_class=True)
@@ -759,17 +758,13 @@ def validate(
         for reason in found.skipped:
             stderr().print(f"  {reason}")
     if find_precision and not found.passed:
-        from spade_deploy.engines.base import Backend as RuntimeBackend
-
         with _needs("export"):
             from spade_deploy.validation.precision_search import search_failures
         with busy("searching") as tell:
             searches = search_failures(
                 opened,
                 found,
-                RuntimeBackend(backend.value),
-                checkpoint=checkpoint,
-                runs_dir=runs,
+                request,
                 on_trial=lambda name, trial: tell(f"{name}: tried with {len(trial.kept)} layers in fp32"),
             )
         for name, search in searches.items():
@@ -962,7 +957,7 @@ def check_labels(
 ) -> None:
     """Find label maps that would train or infer wrongly; --fix converts what can be converted."""
     from spade_deploy.labels import lint as label_lint
-    from spade_deploy.labels.fix import FixAction
+    from spade_deploy.labels.fix import FixAction, fix_labels
 
     labels = label_lint.labels_to_check(preset, num_labels, has_dontcare=dontcare, palette=palette)
     with count_bar("checking") as report:
@@ -977,7 +972,7 @@ def check_labels(
     is_clean = not found.errors
     if fix is not None:
         with locked(fix, "writing label maps", file=beside(fix, LOCK)), count_bar("fixing") as report:
-            fixed = label_lint.fix_labels(found, fix, labels, progress=report)
+            fixed = fix_labels(found, fix, labels, progress=report)
         refused = [result for result in fixed if result.target is None]
         for result in fixed:
             if result.action != FixAction.COPIED:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spade_deploy.bench.candidates import Candidate, Kind
-from spade_deploy.bench.judging import Verdict
+from spade_deploy.bench.judging import CandidateVerdict
 from spade_deploy.errors import ValidationFailedError
 from spade_deploy.spec import GraphKind, Precision
 
@@ -92,7 +92,7 @@ class Entry:
     runtime: str = ""
     reason: str = ""
     hint: str | None = None
-    verdict: Verdict | None = None
+    verdict: CandidateVerdict | None = None
     cold_start: ColdStart | None = None
     imports_bytes: int | None = None
     peak_memory_bytes: int | None = None

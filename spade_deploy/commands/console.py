@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from spade_deploy.bench import BenchResult
     from spade_deploy.engines.tensorrt.build import BuiltEngine
     from spade_deploy.evaluation import EvalResult
-    from spade_deploy.labels.lint import LintReport
+    from spade_deploy.labels.findings import LintReport
     from spade_deploy.training.estimate import Estimate
     from spade_deploy.training.loop import Progress as TrainProgress
-    from spade_deploy.validation.validate import ValidationReport
+    from spade_deploy.validation.report import ValidationReport
 
 
 SHORT_NAMES = {

@@ -17,7 +17,8 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.inference.pipeline import Pipeline, Progress, Reader, Tally
 from spade_deploy.inference.plan import Failure, make_plan
 from spade_deploy.inference.style import style_vector
-from spade_deploy.labels.pairs import find_label_maps
+from spade_deploy.labels.find import find_label_maps
+from spade_deploy.labels.pairs import require_instances
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec, Precision
 
 _DROP = "leave the flag out"
@@ -96,11 +97,9 @@ def infer(
     _check_instance_flags(spec, instances, no_instances)
     reader = Reader(spec, _target_size(spec, resize, size), style_vector(artifact, seed, style_image))
     found = find_label_maps(labels, instances, spec.labels, preset=preset, no_instances=no_instances)
-    if spec.labels.has_edges and instances is None and not no_instances and not found.has_instances:
-        raise ConfigError(
-            "--instances: this model has an edge channel, made of instance maps",
-            hint="give their folder, or --no-instances to leave the edge channel empty (looks worse)",
-        )
+    if instances is None and not no_instances:
+        hint = "give their folder, or `no_instances` to leave the edge channel empty (looks worse)"
+        require_instances(found, spec.labels, "`instances`", hint)
     plan = make_plan(labels, found, out, image_format, overwrite)
     tally = Tally(len(plan.jobs), list(plan.failures), on_progress)
     runtime_name = ""

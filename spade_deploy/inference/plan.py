@@ -8,7 +8,7 @@ from pathlib import Path
 from spade_deploy.errors import ConfigError, LabelMapError
 from spade_deploy.inference.results import is_done
 from spade_deploy.labels.files import is_image_name
-from spade_deploy.labels.layouts import Pairing
+from spade_deploy.labels.pairs import Pairing
 
 RESULT_SUFFIXES = (".png", ".jpg", ".jpeg")
 

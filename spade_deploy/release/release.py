@@ -25,6 +25,7 @@ from spade_deploy.artifact import (
     rewrite_manifest,
     writing,
 )
+from spade_deploy.engines.base import Backend
 from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.export.int8.write import (
     DEFAULT_CALIBRATION_COUNT,
@@ -38,14 +39,16 @@ from spade_deploy.export.precision import parse_kept
 from spade_deploy.files.atomic import atomic_folder, write_json, write_text
 from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
-from spade_deploy.metrics.judge import Tolerance
+from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.pages import render as pages
 from spade_deploy.release.break_even import measure_break_even
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.folders import ARTIFACT, resolve_checkpoint
 from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind, Precision
-from spade_deploy.validation.validate import ValidationReport, validate
+from spade_deploy.validation.report import ValidationReport
+from spade_deploy.validation.request import ValidationRequest
+from spade_deploy.validation.validate import validate
 
 GOLDEN_COUNT = 4
 LARGE_PARAMETERS = 40_000_000
@@ -177,10 +180,7 @@ def release(
         on_step("validating every graph against the untouched PyTorch module")
         report = validate(
             Artifact.open(folder),
-            checkpoint=checkpoint,
-            runs_dir=runs_dir,
-            backend="cpu",
-            stress=exported.stress,
+            ValidationRequest(checkpoint=checkpoint, runs_dir=runs_dir, backend=Backend.CPU, stress=exported.stress),
             on_progress=on_progress,
         )
         _require_emulated(report)

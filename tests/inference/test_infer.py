@@ -680,7 +680,7 @@ def test_impossible_requests_name_the_flag(
 def test_impossible_requests_of_other_models(edges: Artifact, styled: Artifact, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     write_labels(labels, 1, (32, 64))
-    with pytest.raises(ConfigError, match="--instances: this model has an edge channel") as caught:
+    with pytest.raises(ConfigError, match="`instances`: this model has an edge channel") as caught:
         infer(edges, labels, tmp_path / "out")
     assert "--no-instances" in (caught.value.hint or "")
     with pytest.raises(ConfigError, match="--instances and --no-instances contradict"):
