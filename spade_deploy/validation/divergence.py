@@ -28,7 +28,7 @@ from spade_deploy.networks.spade import make_segmap
 from spade_deploy.spec import GraphKind, Precision
 
 RELATIVE_LIMIT = {Precision.FP32: 1e-3, Precision.FP16: 0.1, Precision.INT8: 0.3}
-"""Root mean square error over root mean square value. Right graphs stay far under it (tests/test_divergence.py);
+"""Root mean square error over root mean square value. Right graphs stay far under it (tests/validation/test_validate.py);
 float rounding alone can never pass it."""
 
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph, input_tensors, one_by_one
+from spade_deploy.artifact import IMAGE, LOGITS, PIXELS, Arrays, Artifact, Graph, input_tensors, one_by_one
 from spade_deploy.engines.base import Backend, Runtime, check_inputs
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.errors import ConfigError, MissingDependencyError
+from spade_deploy.metrics.judge import mismatch_of
 from spade_deploy.metrics.tolerances import Tolerance, is_undecided, logit_margin, tolerance_for
 
 OLDEST = (0, 53, 4)
@@ -107,12 +108,6 @@ def polygraphy_compare(
         raise ConfigError(f"{candidate.name} and {reference.name} are of different models: there is nothing to compare")
     check_inputs(reference.spec, inputs)
     statistic, limits = _limits(tolerance)
-    judge = comparator.SimpleCompareFunc(
-        atol=limits,
-        rtol=dict.fromkeys(limits, 0.0),
-        check_error_stat=statistic,
-    )
-    count = len(inputs[LABEL])
     feeds = [OrderedDict(one) for one in one_by_one(inputs)]
     runners = [
         make_runner(runtime, f"{role}: {runtime.name}", undecided)
@@ -120,27 +115,35 @@ def polygraphy_compare(
     ]
     with logger.verbosity(logger.CRITICAL):  # it would print every step
         results = comparator.Comparator.run(runners, data_loader=feeds)
-        with np.errstate(all="ignore"):  # of infinities, which it counts as a failure
-            # A mean is over all images, as in a tolerance; a maximum holds for every one. Of outputs with different
-            # shapes Polygraphy only says False, and has no mean.
-            (judged,) = comparator.Comparator.compare_accuracy(
-                results, compare_func=judge, check_average=statistic == "mean"
-            )
-            (by_image,) = judged.values()
-            has_shapes = not any(isinstance(result, bool) for image in by_image for result in image.values())
-            verdicts = [judged.average_results()] if statistic == "mean" and has_shapes else by_image
-    outputs = tuple(
+        by_image = [(dict(one), dict(other)) for one, other in zip(results[0][1], results[1][1], strict=True)]
+        if any(mismatch_of(one, other) is not None for one, other in by_image):
+            # Of outputs with different shapes Polygraphy has no figures.
+            outputs = tuple(OutputVerdict(name, False, np.inf, np.inf, statistic, limits[name]) for name in limits)
+        else:
+            outputs = _compared(comparator.Comparator, results, statistic, limits)
+    return ComparatorVerdict(version, reference.name, candidate.name, len(feeds), outputs)
+
+
+def _compared(comparator: Any, results: Any, statistic: str, limits: dict[str, float]) -> tuple[OutputVerdict, ...]:
+    judge = _module("comparator").SimpleCompareFunc(
+        atol=limits, rtol=dict.fromkeys(limits, 0.0), check_error_stat=statistic
+    )
+    with np.errstate(all="ignore"):  # of infinities, which it counts as a failure
+        # A mean is over all images, as in a tolerance; a maximum holds for every one.
+        (judged,) = comparator.compare_accuracy(results, compare_func=judge, check_average=statistic == "mean")
+        (by_image,) = judged.values()
+        verdicts = [judged.average_results()] if statistic == "mean" else by_image
+    return tuple(
         OutputVerdict(
             name,
             all(bool(verdict[name]) for verdict in verdicts),
-            float(np.max([getattr(image[name], "max_absdiff", np.inf) for image in by_image])),
-            float(np.mean([getattr(image[name], "mean_absdiff", np.inf) for image in by_image])),
+            float(np.max([image[name].max_absdiff for image in by_image])),
+            float(np.mean([image[name].mean_absdiff for image in by_image])),
             statistic,
             limit,
         )
         for name, limit in limits.items()
     )
-    return ComparatorVerdict(version, reference.name, candidate.name, count, outputs)
 
 
 def make_runner(runtime: Runtime, name: str, undecided: NDArray[np.bool_] | None = None) -> Any:

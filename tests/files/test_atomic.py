@@ -25,7 +25,7 @@ def hidden(folder: Path) -> list[str]:
 
 def of_a_dead_process(folder: Path, name: str, ending: str = ".tmp") -> Path:
     """A temporary name in the form of a process that is gone."""
-    script = f"from spade_deploy import atomic; print(atomic._temporary_name({name!r}, {ending!r}))"
+    script = f"from spade_deploy.files import atomic; print(atomic._temporary_name({name!r}, {ending!r}))"
     return folder / subprocess.check_output([sys.executable, "-c", script], text=True).strip()
 
 
@@ -173,7 +173,7 @@ class TestReplacing:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from spade_deploy import atomic
+from spade_deploy.files import atomic
 path, stage = Path(sys.argv[1]), sys.argv[2]
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if stage == "after exchange":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 PROBE_MODEL = base64.b64decode(
     "CAg6OwoQCgF4EgF5IghJZGVudGl0eRIFcHJvYmVaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAN"
 )
-"""y = Identity(x), one float32: the smallest model, to see what loads. tests/engines/test_ort.py makes it."""
+"""y = Identity(x), one float32: the smallest model, to see what loads. tests/engines/ort/test_runtime.py makes it."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class OrtRuntime:
     ) -> Arrays:
         """Run a lookup graph on pattern tables that are already there, such as those of one map for several styles.
 
-        tables: as `patterns.lookup_tensors` has them. is_checked: they come straight from `extract_patterns`.
+        tables: as `tables.lookup_tensors` has them. is_checked: they come straight from `extract_patterns`.
         Raises InputRefusedError, by tensor name, for tables that do not belong to this graph.
         """
         if self.kind is not GraphKind.LOOKUP:

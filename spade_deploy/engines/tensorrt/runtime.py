@@ -90,7 +90,7 @@ class TrtRuntime:
     ) -> Arrays:
         """Run a lookup engine on pattern tables that are already there, such as those of one map for several styles.
 
-        tables: as `patterns.lookup_tensors` has them. is_checked: they come straight from `extract_patterns`.
+        tables: as `tables.lookup_tensors` has them. is_checked: they come straight from `extract_patterns`.
         Raises InputRefusedError, by tensor name, for tables that do not belong to this graph or its profile.
         """
         if self.kind is not GraphKind.LOOKUP:

@@ -420,7 +420,7 @@ def test_ctrl_c_ends_a_build_with_one_message(artifact: Artifact, tmp_path: Path
     script = f"""
 import os, signal, threading
 from pathlib import Path
-from spade_deploy import build as building
+from spade_deploy.engines.tensorrt import build as building
 from spade_deploy.cli import main
 real = building.build
 def slow(*args, on_phase, stop, **kw):

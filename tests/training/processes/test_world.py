@@ -356,9 +356,9 @@ class TestLosing:
         ours, theirs = socket.socketpair()
         code = (
             "import socket, sys, time\n"
-            "from spade_deploy.training import lifeline\n"
-            "lifeline.GRACE_S = 0.1\n"
-            "line = lifeline.Lifeline({1: socket.socket(fileno=int(sys.argv[1]))}, 0, 2)\n"
+            "from spade_deploy.training.processes import peers\n"
+            "peers.GRACE_S = 0.1\n"
+            "line = peers.Lifeline({1: socket.socket(fileno=int(sys.argv[1]))}, 0, 2)\n"
             "line.last_words = lambda: 'Step 3 is saved'\n"
             "time.sleep(100)\n"
         )
