@@ -38,17 +38,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Model:
-    """One thing to judge, not yet loaded.
-
-    name: for people, unique in a report. spec: None of a folder of images. data: what it was trained on, if known.
-    """
+    """One thing to judge, not yet loaded."""
 
     path: Path
     kind: Kind
     name: str
+    """For people; unique in a report."""
     spec: GeneratorSpec | None = None
+    """None for a folder of images."""
     data: DataConfig | None = None
+    """The data set that it was trained on; None where that is not known."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """Step, origin and digest of its weights, for the report."""
 
     @property
     def z_dim(self) -> int | None:
@@ -69,9 +70,10 @@ class Model:
 
 
 class Images(ExitStack, ABC):
-    """A model that is loaded: a context manager. runtime: what really runs, for people."""
+    """A model that is loaded; a context manager."""
 
     runtime: str
+    """What really runs, for people."""
 
     @abstractmethod
     def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
@@ -81,8 +83,7 @@ class Images(ExitStack, ABC):
 def find_models(paths: Sequence[Path], runs_dir: Path, *, best: bool = False) -> list[Model]:
     """What each path is; without paths the newest run. Names are made unique.
 
-    best: of a run its best checkpoint by the metric it was trained to keep, not its newest.
-
+    best: of a run, take the checkpoint that was the best by the metric it was trained to keep, not its newest.
     Raises NotFoundError, ConfigError, and CheckpointError or ArtifactError for what is damaged.
     """
     models = [_find(path, runs_dir, best) for path in paths] if paths else [_newest(runs_dir, best)]

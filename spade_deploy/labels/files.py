@@ -175,10 +175,11 @@ def colorize(label_ids: LabelIds, labels: LabelSpec) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files of a folder by name. skipped: those with an image's name that are no files, and what they are."""
+    """The image files of a folder, by name."""
 
     files: tuple[Path, ...]
     skipped: tuple[tuple[Path, str], ...]
+    """What has an image's name and is no file, and what it is."""
 
 
 def list_images(folder: Path) -> Listing:

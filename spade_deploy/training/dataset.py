@@ -25,7 +25,7 @@ from spade_deploy.training.loader import loaded
 from spade_deploy.training.records.data_record import DataRecord
 
 _ORDER, _AUGMENT = 0, 1
-"""Domains of the random numbers. They lead the seed: NumPy takes (seed, epoch) and (seed, epoch, 0) for the same."""
+"""What random numbers are for. It leads the seed: NumPy takes (seed, epoch) and (seed, epoch, 0) for the same."""
 
 Key = tuple[int, int, int]
 """(epoch, position in the epoch, index of the sample)."""
@@ -156,10 +156,7 @@ def augmented(arrays: SampleArrays, crop_size: Size, flip: bool, rng: np.random.
 
 
 def open_held_out(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, str]:
-    """The evaluation split and its name; where the data set has none on disk, the training split.
-
-    Raises DatasetError where that is missing too.
-    """
+    """The evaluation split, else the training split, and its name. Raises DatasetError where both are missing."""
     try:
         return open_source(config, config.evaluation_split, labels), config.evaluation_split
     except DatasetError:

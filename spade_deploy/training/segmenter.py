@@ -43,17 +43,16 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class SegmenterRequest:
-    """What a segmenter is trained on, and how. held_out: the split that it is scored on.
-
-    width: channels of the finest level; each of the three below has twice as many as the one above it.
-    """
+    """What a segmenter is trained on, and how."""
 
     data: DataConfig
     labels: LabelSpec
     held_out: str
+    """The split that it is scored on."""
     steps: int = DEFAULT_STEPS
     batch_size: int = 8
     width: int = 16
+    """Channels of the finest level; each of the three levels below has twice as many as the one above it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,15 +76,15 @@ class SegmenterRequest:
 
 @dataclass(frozen=True)
 class TrainedSegmenter:
-    """Where it is. score: miou and accuracy on held-out real photos, None where the data set has none.
-
-    was_there: nothing was trained. notes: a sentence each.
-    """
+    """A segmenter that can be used now."""
 
     path: Path
     score: dict[str, Any] | None
+    """Its miou and accuracy on held-out real photos; None where the data set has none."""
     was_there: bool
+    """Whether it was there before, and nothing was trained."""
     notes: tuple[str, ...] = ()
+    """A sentence each: what the score must not be read without."""
 
 
 class SegmenterNet(nn.Module):
