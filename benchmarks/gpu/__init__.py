@@ -1,1 +1,1 @@
-"""The steps of gpu_check.py, and what they share."""
+"""The steps of benchmarks/gpu_check.py, and what they share."""

@@ -38,7 +38,10 @@ class Goal:
 
 
 def file_name(gpu: Gpu, is_quick: bool) -> str:
-    """'gpu-nvidia-h100-80gb-hbm3.json'; what --quick writes never takes the place of a real result."""
+    """'gpu-CARD.json', where CARD is nvidia-h100-80gb-hbm3, for example.
+
+    What --quick writes never takes the place of a real result.
+    """
     card = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     return f"gpu-{card}{'-quick' if is_quick else ''}.json"
 

@@ -32,36 +32,44 @@ STYLED_SAMPLES = 32
 
 @dataclass(frozen=True)
 class Judges:
-    """What looks at the images. seed: of styles and subsets."""
+    """What looks at the images, and how."""
 
     extractor: OnnxExtractor | None
+    """Of features; None: no distances are measured."""
     segmenter: OnnxSegmenter | None
+    """Of classes; None: no classes are looked for."""
     num_labels: int
     seed: int = 0
+    """Of the random styles, and of the random subsets of the kernel distance."""
     batch_size: int = 4
+    """Images that are made and looked at together."""
 
 
 @dataclass(frozen=True)
 class Reality:
-    """The held-out samples that can be used, and what the judges say of their photos.
-
-    chosen: their indices. skipped: a sentence for each that cannot be used.
-    """
+    """The held-out samples that can be used, and what the judges say of their photos."""
 
     samples: SampleSet
     chosen: tuple[int, ...]
+    """The indices of the samples that can be used."""
     skipped: tuple[str, ...]
+    """A sentence for each sample that cannot be used."""
     features: NDArray[np.float64] | None
+    """Of the photos, a row each; None without an extractor."""
     row: Row
+    """The figures of the photos themselves."""
 
 
 @dataclass
 class Kept:
-    """Images for the page: of the samples in `wanted`, by index; styles: one label map's."""
+    """The images of one model that the page shows."""
 
     wanted: frozenset[int]
+    """The indices of the samples whose images are kept."""
     images: dict[int, Pixels] = field(default_factory=dict)
+    """By the sample's index."""
     styles: tuple[Pixels, ...] = ()
+    """One label map in several styles."""
 
 
 def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], progress: Progress) -> Reality:

@@ -38,17 +38,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Model:
-    """One thing to judge, not yet loaded.
-
-    name: for people, unique in a report. spec: None of a folder of images. data: what it was trained on, if known.
-    """
+    """One thing to judge, not yet loaded."""
 
     path: Path
     kind: Kind
     name: str
+    """For people; unique in a report."""
     spec: GeneratorSpec | None = None
+    """None for a folder of images."""
     data: DataConfig | None = None
+    """The data set that it was trained on; None where that is not known."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """Step, origin and digest of its weights, for the report."""
 
     @property
     def z_dim(self) -> int | None:
@@ -61,17 +62,18 @@ class Model:
             return
         if not spec.is_dynamic:
             raise ConfigError(
-                f"--size: {self.name} makes {spec.height} x {spec.width} alone (its style vector fixes it)"
+                f"`size`: {self.name} makes {spec.height} x {spec.width} alone (its style vector fixes it)"
             )
         for side in size:
             if not spec.takes_side(side):
-                raise ConfigError(f"--size: {side} is not a {spec.side_rule}, as {self.name} needs")
+                raise ConfigError(f"`size`: {side} is not a {spec.side_rule}, as {self.name} needs")
 
 
 class Images(ExitStack, ABC):
-    """A model that is loaded: a context manager. runtime: what really runs, for people."""
+    """A model that is loaded; a context manager."""
 
     runtime: str
+    """What really runs, for people."""
 
     @abstractmethod
     def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
@@ -81,8 +83,7 @@ class Images(ExitStack, ABC):
 def find_models(paths: Sequence[Path], runs_dir: Path, *, best: bool = False) -> list[Model]:
     """What each path is; without paths the newest run. Names are made unique.
 
-    best: of a run its best checkpoint by the metric it was trained to keep, not its newest.
-
+    best: of a run, take the checkpoint that was the best by the metric it was trained to keep, not its newest.
     Raises NotFoundError, ConfigError, and CheckpointError or ArtifactError for what is damaged.
     """
     models = [_find(path, runs_dir, best) for path in paths] if paths else [_newest(runs_dir, best)]
@@ -124,7 +125,7 @@ def _find(path: Path, runs_dir: Path, best: bool) -> Model:
     folder = path.parent if path.is_file() and path.name in _MARKS else path
     is_run = (folder / runs.CHECKPOINTS).is_dir()
     if best and not is_run:
-        raise ConfigError(f"--best: {path} is no run: only a run has a best checkpoint", hint="leave --best out")
+        raise ConfigError(f"`best`: {path} is no run: only a run has a best checkpoint", hint="leave `best` out")
     if (folder / runs.MANIFEST_JSON).is_file():
         return _artifact(runs.resolve_artifact(folder, runs_dir), runs_dir)
     if any((folder / name).exists() for name in (runs.CHECKPOINTS, runs.CHECKPOINT_JSON, runs.GENERATOR_FILE)):
@@ -163,7 +164,7 @@ def _data_of(info: runs.CheckpointInfo) -> DataConfig | None:
         return None
     try:
         return DataConfig.from_json(info.data)
-    except ConfigError:  # of another version: then the command asks for --data
+    except ConfigError:  # of another version: then the command asks which data to use
         return None
 
 
@@ -182,10 +183,10 @@ class _CheckpointImages(Images):
                 hint="pip install 'spade-deploy[train]', or evaluate the artifact that `spade export` makes of it",
             ) from error
         if backend not in (Backend.AUTO, Backend.CPU, Backend.CUDA):
-            raise ConfigError(f"--backend: {backend} runs artifacts; {path} is a checkpoint")
+            raise ConfigError(f"`backend`: {backend} runs artifacts; {path} is a checkpoint")
         has_cuda = torch.cuda.is_available()
         if backend is Backend.CUDA and not has_cuda:
-            raise ConfigError(f"--backend: PyTorch {torch.__version__} sees no CUDA device", hint="use --backend cpu")
+            raise ConfigError(f"`backend`: PyTorch {torch.__version__} sees no CUDA device", hint="use `backend` cpu")
         self._name = str(path)
         self._device = torch.device("cuda" if has_cuda and backend is not Backend.CPU else "cpu")
         loaded = load_generator(path)

@@ -32,10 +32,11 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as it is shown; the best of its column is marked."""
+    """A figure as it is shown."""
 
     text: str
     is_best: bool = False
+    """Whether it is the best of its column."""
 
     @property
     def short(self) -> str:
@@ -49,7 +50,9 @@ class Line:
 
     name: str
     is_reference: bool
+    """Whether the figures are of real photos, not of a model."""
     images: int
+    """How many images the figures are of."""
     cells: tuple[Cell, ...]
 
 
@@ -99,7 +102,7 @@ def write_report(result: EvalResult, out: Path) -> tuple[Path, ...]:
             (out / HTML_FILE).unlink(missing_ok=True)  # an older page beside newer figures would mislead
     except OSError as error:
         raise SpadeError(
-            f"{out}: the report cannot be written ({error})", hint="choose another folder: --out"
+            f"{out}: the report cannot be written ({error})", hint="choose another folder: `out`"
         ) from error
     return tuple(files)
 

@@ -18,26 +18,34 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One model's figures, or those of real photos (kind 'reference'); None was not measured.
-
-    skipped: a sentence for each sample that it has no image of. facts: what the model is, and what ran it.
-    """
+    """The figures of one model, or of real photos. A figure that is None was not measured."""
 
     name: str
     kind: str
+    """As of `models.Kind`, or 'reference' for real photos."""
     path: Path | None
+    """None for real photos."""
     images: int
+    """How many images the figures are of."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """What the model is, and what ran it."""
     skipped: tuple[str, ...] = ()
+    """A sentence for each sample that there is no image of."""
     frechet: FrechetDistance | None = None
     kernel: KernelDistance | None = None
     miou: float | None = None
+    """Mean intersection over union of the classes that occur, 0..1."""
     accuracy: float | None = None
+    """Share of the pixels whose class the segmenter finds, 0..1."""
     classes: tuple[ClassScore, ...] = ()
     diversity: float | None = None
+    """Mean distance of two styles of one label map, see `metrics.diversity`."""
     l1: float | None = None
+    """Mean absolute difference from the photo, black to white being 1."""
     psnr: float | None = None
+    """Against the photo, in dB."""
     seconds: float = 0.0
+    """How long the measuring took."""
 
     def figure(self, name: str) -> float | None:
         """A figure of `HIGHER_IS_BETTER`, as one number."""
@@ -64,11 +72,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Strip:
-    """One sample for the page: its label map, each model's image by the model's name, the photo."""
+    """One sample for the page."""
 
     stem: str
     label: LabelIds
     images: dict[str, Pixels]
+    """By the name of the model that made it."""
     photo: Pixels
 
 
@@ -77,26 +86,31 @@ class StyleStrip:
     """One label map in several styles of one model."""
 
     name: str
+    """The model's."""
     stem: str
+    """The label map's."""
     images: tuple[Pixels, ...]
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """A report. names: what each figure is called with what it was measured with.
-
-    skipped: samples that nobody was judged on, since their label map or photo cannot be used. settings: everything
-    else that the figures depend on.
-    """
+    """The report of one evaluation."""
 
     rows: tuple[Row, ...]
+    """One for each model."""
     references: tuple[Row, ...]
+    """What real photos reach."""
     labels: LabelSpec
     names: dict[str, str]
+    """What each figure is called, with what it was measured with."""
     settings: dict[str, Any]
+    """Everything else that the figures depend on."""
     samples: int
+    """How many samples all models were judged on."""
     skipped: tuple[str, ...]
+    """A sentence for each sample that no model was judged on, since its label map or photo cannot be used."""
     notes: tuple[str, ...]
+    """What the figures must not be read without."""
     strips: tuple[Strip, ...] = ()
     style_strips: tuple[StyleStrip, ...] = ()
 

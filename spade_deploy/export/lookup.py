@@ -144,7 +144,7 @@ class LookupBlock(nn.Module):
 class LookupModel(nn.Module):
     """Pattern tables (and style) -> (pixels, image).
 
-    Inputs are those of `patterns.lookup_tensors`, in that order, all int32 but the style: latent N x h x w x 9 (not
+    Inputs are those of `tables.lookup_tensors`, in that order, all int32 but the style: latent N x h x w x 9 (not
     with a VAE); for each level from the coarsest on codes U x k*k, patterns P x k*k, index N x H/s x W/s; then
     z N x z_dim float32 for a VAE. Outputs, and what fp16, keep_fp32 and dtype mean: see `DenseModel`.
     """

@@ -1,7 +1,7 @@
 """The module that is traced for the global generator of pix2pixHD. The trained module stays untouched.
 
-It differs from `training.pix2pixhd` in these ways, exact up to float rounding: spectral norm is folded, batch norm is
-folded into the convolution before it (`fold.py`), and the segmap is made inside the graph. Instance norm stays, with
+It differs from `networks/pix2pixhd.py` in these ways, exact up to float rounding: spectral norm is folded, batch norm
+is folded into the convolution before it (`fold.py`), and the segmap is made inside the graph. Instance norm stays, with
 float32 statistics. Every unit and every named value has the name of the trained layer that computes it.
 """
 

@@ -28,11 +28,14 @@ LabelIds = NDArray[Any]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 """What is listed as an image; formats among them that are not read (TIFF, GIF) get an error instead of silence."""
 FOLDER = "a folder"
-CHECK_HINT = "spade check-labels DIR shows every such file; --fix OUT converts those that can be converted"
+CHECK_HINT = (
+    "spade check-labels DIR shows every such file;"
+    " spade check-labels DIR --fix OUT converts those that can be converted"
+)
 
 PALETTE_HINT = (
-    "spade check-labels DIR --fix OUT takes the colours; where the indices are meant, --ignore palette-order --fix OUT"
-    " writes those"
+    "spade check-labels DIR --fix OUT takes the colours; where the indices are meant, spade check-labels DIR"
+    " --ignore palette-order --fix OUT writes those"
 )
 
 _SHOWN_IDS = 5
@@ -172,10 +175,11 @@ def colorize(label_ids: LabelIds, labels: LabelSpec) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files of a folder by name. skipped: those with an image's name that are no files, and what they are."""
+    """The image files of a folder, by name."""
 
     files: tuple[Path, ...]
     skipped: tuple[tuple[Path, str], ...]
+    """What has an image's name and is no file, and what it is."""
 
 
 def list_images(folder: Path) -> Listing:

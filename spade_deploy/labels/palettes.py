@@ -20,15 +20,14 @@ _SHARE = 0.5  # of the used colours, at least so many are the label set's at oth
 
 @dataclass(frozen=True)
 class MovedPalette:
-    """A palette whose colours speak against its indices.
-
-    mapping: index -> what the colours say, a file value (255 is unknown); of the indices in use.
-    is_certain: the colours give legal ids all, so that reading by index would be wrong; else it is worth a look.
-    """
+    """A palette whose colours speak against its indices."""
 
     mapping: dict[int, int]
+    """Each index in use, and the file value that its colour says (255 is unknown)."""
     is_certain: bool
+    """Whether all colours give legal ids, so that reading by index would be wrong; else it is worth a look."""
     is_grey: bool
+    """Whether the colours are greys, which then are the ids."""
     labels: LabelSpec
 
     @property

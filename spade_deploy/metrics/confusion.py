@@ -13,11 +13,13 @@ from spade_deploy.errors import ConfigError
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class that occurs. share: of the pixels that count. iou: intersection over union, 0..1."""
+    """The score of one class that occurs."""
 
     label_id: int
     share: float
+    """Of the pixels that count."""
     iou: float
+    """Intersection over union, 0..1."""
 
 
 class ConfusionMatrix:

@@ -24,16 +24,20 @@ MAX_SUBSET = 1000
 
 @dataclass(frozen=True)
 class FrechetDistance:
-    """Squared distance of two Gaussians. images: of each set. caveat: what the value must not be read without."""
+    """The squared distance of two Gaussians."""
 
     value: float
+    """The sum of the two terms."""
     mean_term: float
     covariance_term: float
     images: tuple[int, int]
+    """How many there are of each set."""
     dimensions: int
+    """How many features an image has."""
 
     @property
     def caveat(self) -> str | None:
+        """What the value must not be read without; None where nothing is to be said."""
         fewest = min(self.images)
         if fewest > self.dimensions:
             return None
@@ -45,12 +49,16 @@ class FrechetDistance:
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Squared maximum mean discrepancy: mean and standard deviation over `subsets` subsets of `subset_size` rows."""
+    """The squared maximum mean discrepancy, over random subsets of both sets."""
 
     value: float
+    """The mean over the subsets."""
     std: float
+    """The standard deviation over the subsets."""
     subsets: int
+    """How many subsets there are."""
     subset_size: int
+    """How many rows a subset has."""
 
 
 def frechet_distance(a: Features, b: Features) -> FrechetDistance:

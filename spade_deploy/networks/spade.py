@@ -67,7 +67,7 @@ class Spade(nn.Module):
     def forward(self, x: Tensor, segmap: Tensor, level: LevelTables | None = None) -> Tensor:
         """x: N x C x h x w; segmap: N x L x H x W of any size, picked at the nearest pixel.
 
-        level: the segmap's patterns at h x w, to compute the same with; see `shortcut.py`.
+        level: the segmap's patterns at h x w, to compute the same with; see `modulation.py`.
         """
         normalized: Tensor = self.param_free_norm(x)
         if level is not None:

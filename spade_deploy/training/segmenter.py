@@ -41,25 +41,24 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class SegmenterRequest:
-    """What a segmenter is trained on, and how. held_out: the split that it is scored on.
-
-    width: channels of the finest level; each of the three below has twice as many as the one above it.
-    """
+    """What a segmenter is trained on, and how."""
 
     data: DataConfig
     labels: LabelSpec
     held_out: str
+    """The split that it is scored on."""
     steps: int = DEFAULT_STEPS
     batch_size: int = 8
     width: int = 16
+    """Channels of the finest level; each of the three levels below has twice as many as the one above it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for flag, value, most in (("--segmenter-steps", self.steps, 10**7), ("batch size", self.batch_size, 4096)):
+        for name, value, most in (("segmenter_steps", self.steps, 10**7), ("batch_size", self.batch_size, 4096)):
             if not 1 <= value <= most:
-                raise ConfigError(f"{flag}: {value} is not in 1..{most}")
+                raise ConfigError(f"`{name}`: {value} is not in 1..{most}")
         if self.data.crop_size[0] < 16 or self.data.crop_size[1] < 16:
-            raise ConfigError(f"--train-segmenter: {self.data.crop_size} pixels are fewer than 16 x 16")
+            raise ConfigError(f"`train_segmenter`: {self.data.crop_size} pixels are fewer than 16 x 16")
 
     @property
     def digest(self) -> str:
@@ -75,15 +74,15 @@ class SegmenterRequest:
 
 @dataclass(frozen=True)
 class TrainedSegmenter:
-    """Where it is. score: miou and accuracy on held-out real photos, None where the data set has none.
-
-    was_there: nothing was trained. notes: a sentence each.
-    """
+    """A segmenter that can be used now."""
 
     path: Path
     score: dict[str, Any] | None
+    """Its miou and accuracy on held-out real photos; None where the data set has none."""
     was_there: bool
+    """Whether it was there before, and nothing was trained."""
     notes: tuple[str, ...] = ()
+    """A sentence each: what the score must not be read without."""
 
 
 class SegmenterNet(nn.Module):
@@ -160,7 +159,7 @@ def find_or_train(
             _save(program, temporary, {**facts, "score": score})
     except OSError as error:
         raise TrainingError(
-            f"{path}: cannot be written ({error})", hint="make room, or choose another --runs"
+            f"{path}: cannot be written ({error})", hint="make room, or choose another `runs_dir`"
         ) from error
     return TrainedSegmenter(path, score, was_there=False, notes=(*notes, *note))
 
@@ -185,7 +184,7 @@ def _train(
             loss = _loss(network, next(batches), request.labels.num_labels, device)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise TrainingError(f"--train-segmenter: in step {step} the loss is {value}; nothing was saved")
+                raise TrainingError(f"`train_segmenter`: in step {step} the loss is {value}; nothing was saved")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -29,17 +29,19 @@ from spade_deploy.networks.spade import make_segmap
 from spade_deploy.spec import GraphKind, Precision
 
 RELATIVE_LIMIT = {Precision.FP32: 1e-3, Precision.FP16: 0.1, Precision.INT8: 0.3}
-"""Root mean square error over root mean square value. Right graphs stay far under it (tests/test_divergence.py);
-float rounding alone can never pass it."""
+"""Root mean square error over root mean square value. Right graphs stay far under it
+(tests/validation/test_validate.py); float rounding alone can never pass it."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first value past the limit. relative_error: RMS of the error over RMS of the reference's value."""
+    """The first value past the limit."""
 
     tensor: str
     relative_error: float
+    """The root mean square of the error over that of the reference's value."""
     max_abs: float
+    """The largest error."""
 
 
 def first_divergence(

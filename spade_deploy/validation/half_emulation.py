@@ -47,10 +47,12 @@ _MOVES = frozenset(
 
 @dataclass(frozen=True)
 class Emulated:
-    """outputs: by name. overflows: the tensors that hold infinity or NaN, in the order they are computed."""
+    """What a graph computes in real half precision."""
 
     outputs: Arrays
+    """By name."""
     overflows: tuple[str, ...]
+    """The tensors that hold infinity or NaN, in the order they are computed."""
 
 
 class EmulatedGraph:

@@ -62,7 +62,7 @@ def test_not_a_number_counts_as_too_large() -> None:
 
 @pytest.fixture(autouse=True)
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six changes instead of sixty, and maps of six classes: the search itself is tests/test_stress_maps.py."""
+    """Six changes instead of sixty, and maps of six classes: the search itself is tests/export/test_stress_maps.py."""
     monkeypatch.setattr(precision, "evaluations_for", lambda _: 6)
 
 

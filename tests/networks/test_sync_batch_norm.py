@@ -1,4 +1,4 @@
-"""SyncBatchNorm2d in one process; what it does in two is in test_distributed.py, beside its networks."""
+"""SyncBatchNorm2d in one process; what it does in two is in tests/training/processes/test_world.py."""
 
 import copy
 

@@ -1,6 +1,6 @@
 """One of several processes: `python -m tests.support.two_processes SCENARIO FOLDER`, started by
-training/processes/test_world.py with its place in the environment, as torchrun sets it. What a scenario finds it saves
-in FOLDER, for the test to compare with one process.
+tests/training/processes/test_world.py with its place in the environment, as torchrun sets it. What a scenario finds it
+saves in FOLDER, for the test to compare with one process.
 """
 
 from __future__ import annotations

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from spade_deploy import runs
 from spade_deploy.errors import ConfigError, TrainingError
+from spade_deploy.labels.samples import SampleArrays
 from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
 from spade_deploy.spec import NormType
 from spade_deploy.training import dataset, loop, session
-from spade_deploy.training.dataset import Arrays, Shard
+from spade_deploy.training.dataset import Shard
 from spade_deploy.training.loop import choose_device
 from spade_deploy.training.processes import peers as lifeline
 from spade_deploy.training.processes.peers import Lifeline
@@ -355,9 +356,9 @@ class TestLosing:
         ours, theirs = socket.socketpair()
         code = (
             "import socket, sys, time\n"
-            "from spade_deploy.training import lifeline\n"
-            "lifeline.GRACE_S = 0.1\n"
-            "line = lifeline.Lifeline({1: socket.socket(fileno=int(sys.argv[1]))}, 0, 2)\n"
+            "from spade_deploy.training.processes import peers\n"
+            "peers.GRACE_S = 0.1\n"
+            "line = peers.Lifeline({1: socket.socket(fileno=int(sys.argv[1]))}, 0, 2)\n"
             "line.last_words = lambda: 'Step 3 is saved'\n"
             "time.sleep(100)\n"
         )
@@ -515,10 +516,10 @@ class Numbers:
     def stem(self, index: int) -> str:
         return str(index)
 
-    def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
+    def load(self, index: int, rng: np.random.Generator | None) -> SampleArrays:
         assert rng is not None
         label = np.full((2, 2), index, np.uint8)
-        return Arrays(label, None, rng.integers(0, 256, (2, 2, 3), np.uint8))
+        return SampleArrays(label, None, rng.integers(0, 256, (2, 2, 3), np.uint8))
 
 
 class Where(Numbers):
