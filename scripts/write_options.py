@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 
 from spade_deploy.cli import COMMANDS
 from spade_deploy.commands.flags import in_flags
-from spade_deploy.commands.options import Option, RequestCommand
+from spade_deploy.commands.options import RequestCommand
+from spade_deploy.commands.request_options import Option
 from spade_deploy.settings import as_typed
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"

@@ -15,7 +15,8 @@ from typing import Any
 import typer
 
 from spade_deploy.commands.flags import in_flags, use_flags
-from spade_deploy.commands.options import Option, RequestCommand, options_of
+from spade_deploy.commands.options import RequestCommand
+from spade_deploy.commands.request_options import Option, options_of
 from spade_deploy.errors import ConfigError, quoted, reason_of
 from spade_deploy.files.reading import read_regular
 from spade_deploy.printable import one_line, printable

@@ -16,25 +16,21 @@ models, whose import alone takes longer than `spade --help` may; dataclass-click
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
-from spade_deploy.commands.flags import in_flags, use_flags
-from spade_deploy.errors import ConfigError, MissingDependencyError
-from spade_deploy.settings import Setting, asked_kind, setting, setting_of
-
-Request = TypeVar("Request")
+from spade_deploy.commands.flags import use_flags
+from spade_deploy.commands.request_options import Option, flag_table, in_order, options_of, request_from
+from spade_deploy.errors import MissingDependencyError
+from spade_deploy.settings import setting
 
 MAIN, CHECK = "The main job", "Check"
 """The headings of `spade --help`."""
@@ -45,155 +41,6 @@ class RunsFolder:
     """Where a command looks for runs."""
 
     runs: Path = setting(Path("runs"), help="Folder of runs, in which the newest is looked for.")
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option or argument of a command: a field of a request, and how it is typed."""
-
-    field: str
-    """The name of the field."""
-    path: tuple[str, ...]
-    """The fields that lead to it, from the request on; the last is `field`."""
-    setting: Setting
-    """What the field was declared with."""
-    kind: Any
-    """The type that typer converts to."""
-    default: Any
-    """What it is where it is not given; `inspect.Parameter.empty` where it has to be given."""
-    usual: Any
-    """The field's own default, which an option that is only asked for does not have; None where there is none."""
-
-    @property
-    def key(self) -> str:
-        """Its name as a parameter and in a configuration file."""
-        return (self.setting.flag or self.field).replace("-", "_")
-
-    @property
-    def flag(self) -> str:
-        """What is typed: --batch-size, or the name of an argument."""
-        return self.key.upper() if self.setting.argument else "--" + self.key.replace("_", "-")
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether it stands alone, without a value."""
-        return bool in (self.kind, *get_args(self.kind))
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it may be given several times."""
-        return any(get_origin(kind) is list for kind in (self.kind, *get_args(self.kind)))
-
-    @property
-    def takes(self) -> str:
-        """What a value of it has to be, in words, as far as its type says so."""
-        kind = next((each for each in get_args(self.kind) if each is not type(None)), self.kind)
-        kind = next(iter(get_args(kind)), kind)
-        if isinstance(kind, type) and issubclass(kind, Enum):
-            return f"one of {', '.join(kind)}"
-        return {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(kind, "a text")
-
-    def parameter(self, table: Mapping[str, str]) -> inspect.Parameter:
-        """What typer makes the option of; table: the flags that its help names."""
-        known, text = self.setting, in_flags(self.setting.help, table)
-        if known.argument:
-            info = typer.Argument(help=text, metavar=known.metavar, show_default=False)
-        else:
-            opposite = f"/--no-{self.flag.removeprefix('--')}" if known.negatable else ""
-            info = typer.Option(
-                self.flag + opposite, help=text, metavar=known.metavar, rich_help_panel=known.group or None
-            )
-        return inspect.Parameter(
-            self.key, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=Annotated[self.kind, info]
-        )
-
-    def value_of(self, typed: Any) -> Any:
-        """The field's value from what typer made of the text. Raises ConfigError that names the field."""
-        if typed is None or self.setting.parse is None:
-            return tuple(typed) if isinstance(typed, list) else typed
-        try:
-            return self.setting.parse(typed)
-        except ConfigError as error:
-            # The text may be that of a parser for several settings (sizes), which names one of them.
-            message = re.sub(r"^`\w+`", f"`{self.key}`", error.message)
-            raise ConfigError(message, hint=error.hint) from error
-        except ValueError as error:
-            raise ConfigError(f"`{self.key}`: {error}") from error
-
-
-def options_of(request: type, path: tuple[str, ...] = (), *, is_asked: bool = False) -> Iterator[Option]:
-    """Every option that a request has, those of the requests in it among them.
-
-    is_asked: none has a default, since only what is given is asked for.
-    """
-    hints = get_type_hints(request)
-    for field in dataclasses.fields(request):
-        here = (*path, field.name)
-        if (inner := asked_kind(field)) is not None:
-            yield from options_of(inner, here, is_asked=True)
-        elif (known := setting_of(field)) is not None:
-            yield Option(field.name, here, known, *_kind_and_defaults(field, known, hints[field.name], is_asked))
-        elif not is_asked and dataclasses.is_dataclass(hints[field.name]):
-            yield from options_of(hints[field.name], here)
-
-
-def _kind_and_defaults(
-    field: dataclasses.Field[Any], known: Setting, hint: Any, is_asked: bool
-) -> tuple[Any, Any, Any]:
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    kind = kinds[0] if get_origin(hint) in (Union, UnionType) else hint
-    if known.parse is not None:
-        kind = str
-    elif get_origin(kind) is tuple:
-        kind = list[get_args(kind)[0]]  # type: ignore[misc]
-    default = field.default
-    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    if default is dataclasses.MISSING and not is_asked:
-        return kind, inspect.Parameter.empty, None
-    usual = None if default is dataclasses.MISSING else default
-    return (kind | None, None, usual) if is_asked or usual in (None, ()) else (kind, usual, usual)
-
-
-def in_order(options: Sequence[Option]) -> list[Option]:
-    """The options as `--help` lists them: as they are declared, but for those that follow another one (`after`)."""
-    ordered = [option for option in options if not option.setting.after]
-    for option in options:
-        if option.setting.after:
-            ordered.insert(1 + [other.key for other in ordered].index(option.setting.after), option)
-    return ordered
-
-
-def flag_table(options: Sequence[Option]) -> dict[str, str]:
-    """What `flags.in_flags` replaces: the names of the options, of their fields, and `no_NAME` of switches."""
-    table = {option.key: option.flag for option in options}
-    for option in options:
-        for name in (option.field, ".".join(option.path)):
-            table.setdefault(name, option.flag)
-        if option.setting.negatable:
-            table[f"no_{option.key}"] = f"--no-{option.flag.removeprefix('--')}"
-    return table
-
-
-def request_from(request: type[Request], values: Mapping[str, Any]) -> Request:
-    """The request, of the values by the names of the options. Raises ConfigError for a value that it refuses."""
-    found: dict[str, Any] = {}
-    for option in options_of(request):
-        place = found
-        for name in option.path[:-1]:
-            place = place.setdefault(name, {})
-        place[option.field] = option.value_of(values[option.key])
-    return _made(request, found)
-
-
-def _made(request: type[Request], found: Mapping[str, Any]) -> Request:
-    hints, given = get_type_hints(request), dict(found)
-    for field in dataclasses.fields(request):  # type: ignore[arg-type]
-        if asked_kind(field) is not None:
-            given[field.name] = {name: value for name, value in given[field.name].items() if value is not None}
-        elif field.name in given and setting_of(field) is None:
-            given[field.name] = _made(hints[field.name], given[field.name])
-    return request(**given)
 
 
 class RequestCommand(TyperCommand):
@@ -215,9 +62,9 @@ class RequestCommand(TyperCommand):
         text = inspect.cleandoc(handler.__doc__ or "")
         super().__init__(name, help=text, rich_help_panel=panel, rich_markup_mode="rich")
 
-    @property
+    @cached_property
     def options(self) -> list[Option]:
-        """Every option and argument, in the order of the help."""
+        """Every option and argument, in the order in which the help lists them."""
         return in_order([option for request in self.requests() for option in options_of(request)])
 
     @property
@@ -282,7 +129,8 @@ def command(
 
     requests: imports and returns the dataclasses. panel: MAIN or CHECK. needs: the extra of this package that brings
     what the command imports (pip install 'spade-deploy[EXTRA]'). flags: what errors name beside the fields of the
-    requests, and the flag of each. kind: a class of command that can more.
+    requests, and the flag of each. kind: the class of the command, such as one that
+    also reads a configuration file.
     """
     return lambda handler: kind(name, handler, requests, panel=panel, needs=needs, flags=flags)
 

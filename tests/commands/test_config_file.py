@@ -19,7 +19,8 @@ from spade_deploy.commands import train as training_command
 from spade_deploy.commands.config_file import MAX_CONFIG_BYTES, ConfigCommand, as_yaml
 from spade_deploy.commands.evaluate import evaluate
 from spade_deploy.commands.flags import in_flags
-from spade_deploy.commands.options import command, options_of, request_from
+from spade_deploy.commands.options import command
+from spade_deploy.commands.request_options import options_of, request_from
 from spade_deploy.errors import ConfigError
 from spade_deploy.evaluation.request import EvalRequest
 from spade_deploy.spec import Architecture, NormType, Upsampling

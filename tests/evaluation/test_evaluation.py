@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from spade_deploy import cli, evaluation
 from spade_deploy.artifact import INSTANCE, LABEL
-from spade_deploy.commands.options import options_of, request_from
+from spade_deploy.commands.request_options import options_of, request_from
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError, SpadeError
 from spade_deploy.evaluation import DataFlags, EvalRequest, EvalResult, evaluate
