@@ -244,6 +244,14 @@ MAX_BATCH = 4096
 
 PIX2PIXHD_HALVINGS = 4
 """How often the global generator halves the segmap before its residual blocks."""
+PIX2PIXHD_BLOCKS = 9
+"""How many residual blocks the global generator has, all at its coarsest resolution."""
+PIX2PIXHD_EDGE_KERNEL = 7
+"""The kernel size of the global generator's first and last convolution."""
+
+CRN_WIDTHS = (16, 16, 16, 16, 16, 8, 8, 2)
+"""Feature maps of the published refinement modules at 4, 8, ... 512 rows, in base channels: 1024 to 128 for a base of
+64."""
 
 
 @dataclass(frozen=True)
@@ -369,6 +377,22 @@ class GeneratorSpec:
             blocks.append(BlockSpec(name, width, out, stride, doubled))
             width = out
         return tuple(blocks)
+
+    @property
+    def refinement_widths(self) -> tuple[int, ...]:
+        """Feature maps of each module of the cascaded refinement network, coarsest first; empty for another one.
+
+        They are those of the published network with as many doublings: 'more' begins at 4 rows for 256, as it did, and
+        'normal' at 8, without its coarsest module.
+        """
+        if self.architecture is not Architecture.CRN:
+            return ()
+        first = 1 if self.upsampling is Upsampling.NORMAL else 0
+        return tuple(self.base_channels * width for width in CRN_WIDTHS[first : first + self.doublings + 1])
+
+    def has(self, field: str) -> bool:
+        """Whether a field means something for the architecture: `hidden_channels` does for SPADE alone."""
+        return field not in _FOREIGN[self.architecture]
 
     @property
     def graph_kinds(self) -> tuple[GraphKind, ...]:

@@ -29,7 +29,7 @@ from spade_deploy.runs.folders import (
     run_checkpoints,
 )
 from spade_deploy.runs.weights_file import TensorCount, parameter_count, read_tensor_count
-from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
+from spade_deploy.spec import GeneratorSpec, LabelSpec
 
 Rows = tuple[tuple[str, str], ...]
 
@@ -320,7 +320,7 @@ def _spec_rows(spec: GeneratorSpec) -> Rows:
         ("size", f"{spec.height} x {spec.width} (height x width), runs at {sizes}"),
         *_shape_rows(spec),
         ("norm", f"{spec.norm}{', spectral norm' if spec.spectral_norm else ''}"),
-        *((("style vector", style),) if spec.architecture is Architecture.SPADE else ()),
+        *((("style vector", style),) if spec.has("z_dim") else ()),
         ("parameters", _millions(parameter_count(spec))),
     )
 
@@ -328,10 +328,10 @@ def _spec_rows(spec: GeneratorSpec) -> Rows:
 def _shape_rows(spec: GeneratorSpec) -> Rows:
     """Widths and doublings, as far as the architecture has them."""
     width = f"{spec.base_channels} base"
-    if spec.architecture is Architecture.SPADE:
+    if spec.has("hidden_channels"):
         width += f", {spec.hidden_channels} hidden, kernel {spec.kernel_size}"
     doublings = ("upsampling", f"{spec.upsampling}: {spec.doublings} doublings")
-    return (*((doublings,) if spec.architecture is not Architecture.PIX2PIXHD else ()), ("channels", width))
+    return (*((doublings,) if spec.has("upsampling") else ()), ("channels", width))
 
 
 def _names(labels: LabelSpec) -> str:

@@ -44,7 +44,7 @@ from spade_deploy.release.break_even import measure_break_even
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.folders import ARTIFACT, resolve_checkpoint
-from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind, Precision
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 from spade_deploy.validation.validate import ValidationReport, validate
 
 GOLDEN_COUNT = 4
@@ -299,7 +299,6 @@ def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str,
     if encoder is not None:
         style += f", photos' by {encoder.file} (max error {encoder.max_error:.2g}, allowed {encoder.tolerance:.2g})"
     extras = [name for name, is_there in (("dontcare", labels.has_dontcare), ("edges", labels.has_edges)) if is_there]
-    is_spade = spec.architecture is Architecture.SPADE
     return [
         ("architecture", spec.architecture),
         ("labels", f"{labels.num_labels}" + (f" + {' + '.join(extras)}" if extras else "")),
@@ -309,14 +308,14 @@ def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str,
         ),
         *_shape_facts(spec),
         ("norm", f"{spec.norm}{', spectral' if spec.spectral_norm else ''}"),
-        *([("style vector", style)] if is_spade else []),
+        *([("style vector", style)] if spec.has("z_dim") else []),
     ]
 
 
 def _shape_facts(spec: GeneratorSpec) -> list[tuple[str, str]]:
     """Widths and doublings, as far as the architecture has them."""
     width = f"base {spec.base_channels}"
-    if spec.architecture is Architecture.SPADE:
+    if spec.has("hidden_channels"):
         width += f", hidden {spec.hidden_channels}, kernel {spec.kernel_size}"
     doublings = [("upsampling", f"{spec.upsampling} ({spec.doublings} doublings)")]
-    return [*(doublings if spec.architecture is not Architecture.PIX2PIXHD else []), ("channels", width)]
+    return [*(doublings if spec.has("upsampling") else []), ("channels", width)]
