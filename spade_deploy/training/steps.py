@@ -29,7 +29,7 @@ from spade_deploy.files.reading import sha256_of
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.discriminator import Features, MultiscaleDiscriminator, at_least_float32
 from spade_deploy.networks.encoder import StyleEncoder, reparameterize
-from spade_deploy.networks.modulation import TrainingTables, training_tables
+from spade_deploy.networks.modulation import TrainingLookup, training_lookup
 from spade_deploy.networks.spade import initialize, make_segmap, to_pixels
 from spade_deploy.runs.checkpoint import TrainingState, check_tensors
 from spade_deploy.training import losses
@@ -338,11 +338,11 @@ class Learner:
             return torch.zeros(count, length, device=self.device)
         return self._styles(_SAMPLE_STYLE, count, style_seed + 1)
 
-    def _tables(self, part: Batch) -> tuple[TrainingTables, ...]:
+    def _tables(self, part: Batch) -> tuple[TrainingLookup, ...]:
         """The distinct patterns of the label maps, where the modulation looks them up."""
         if self.setup.train.modulation is Modulation.DENSE:
             return ()
-        return (training_tables(self.setup.generator, part.label, part.instance).to(self.device),)
+        return (training_lookup(self.setup.generator, part.label, part.instance).to(self.device),)
 
     def _segmap(self, batch: Batch) -> Tensor:
         labels = self.setup.generator.labels
