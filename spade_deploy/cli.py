@@ -339,7 +339,7 @@ def train(
     """Train a generator; without options on the embedded Earth data, for a CPU."""
     with _needs("train"):
         from spade_deploy.training import request, session
-        from spade_deploy.training.processes import world as distributed
+        from spade_deploy.training.processes import join as distributed
 
         asked = request.TrainRequest(
             data=request.DataRequest(
@@ -1105,8 +1105,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
-        if (lifeline := sys.modules.get("spade_deploy.training.processes.peers")) is not None:
-            lifeline.end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        if (peers := sys.modules.get("spade_deploy.training.processes.peers")) is not None:
+            peers.end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise
 
 

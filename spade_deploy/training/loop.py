@@ -146,7 +146,7 @@ def train(
 
     began = time.perf_counter()
     hint = _resume_hint(run, world)
-    with world.noticing_losses(last_good), named_shortage(last_good), ExitStack() as stack:
+    with world.noticing_lost_peers(last_good), named_shortage(last_good), ExitStack() as stack:
         with world.together():
             work = _prepare(setup, run, source, resume, world)
         work.learner.connect(world)

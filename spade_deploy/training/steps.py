@@ -38,7 +38,8 @@ from spade_deploy.training.dataset import Batch
 from spade_deploy.training.ema import GeneratorAverage
 from spade_deploy.training.host_memory import keep_freed_memory
 from spade_deploy.training.perceptual import PerceptualLoss, load_vgg
-from spade_deploy.training.processes.world import ALONE, World, parallel, without_averaging
+from spade_deploy.training.processes.averaging import parallel, without_averaging
+from spade_deploy.training.processes.world import ALONE, World
 
 _STYLE_NOISE, _SAMPLE_STYLE = 1, 2
 """Domains of the random numbers that styles are drawn with."""
