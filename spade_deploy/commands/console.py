@@ -174,7 +174,7 @@ def print_estimate(described: str, found: Estimate) -> None:
     """What a training will need, and how that is known."""
     out = stdout()
     out.print(f"would train: {described}")
-    memory, foreseen = found.memory_bytes, found.foreseen
+    memory, foreseen = found.memory_bytes, found.from_shapes
     how = "measured in a process of its own" if found.is_measured else "foreseen from the shapes"
     parts = f"{_gigabytes(foreseen.weights)} weights, {_gigabytes(foreseen.learning)} gradients and Adam's moments"
     rows = [("memory", f"{_gigabytes(memory)} a process, {how}")]

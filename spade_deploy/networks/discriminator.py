@@ -84,6 +84,17 @@ class MultiscaleDiscriminator(nn.Module):
         return fakes, reals
 
 
+class Comparison(nn.Module):
+    """A discriminator's `compare` as a forward pass, for what averages gradients after a module's forward pass."""
+
+    def __init__(self, discriminator: MultiscaleDiscriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, segmap: Tensor, fake: Tensor, real: Tensor) -> tuple[Features, Features]:
+        return self.discriminator.compare(segmap, fake, real)
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """Half-precision values become float32; others stay as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

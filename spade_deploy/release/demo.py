@@ -29,7 +29,9 @@ from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.spec import Precision
 from spade_deploy.training.config import Setup, preset
-from spade_deploy.training.loop import FolderSource, Progress, choose_device, train
+from spade_deploy.training.device import choose_device
+from spade_deploy.training.loop import Progress, train
+from spade_deploy.training.source import FolderSource
 from spade_deploy.training.steps import Learner
 from spade_deploy.validation.validate import ValidationReport
 

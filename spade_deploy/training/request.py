@@ -25,8 +25,8 @@ from spade_deploy.training.config import (
     preset,
     without_ttur,
 )
-from spade_deploy.training.loop import MAY_CHANGE
 from spade_deploy.training.perceptual import fetch_vgg
+from spade_deploy.training.resume import MAY_CHANGE
 from spade_deploy.training.saved_setup import load_setup
 
 

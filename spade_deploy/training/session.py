@@ -24,11 +24,13 @@ from spade_deploy.runs.folders import (
 )
 from spade_deploy.training import config as settings
 from spade_deploy.training.config import Setup
+from spade_deploy.training.device import choose_device
 from spade_deploy.training.estimate import Estimate, estimate
-from spade_deploy.training.loop import FolderSource, Progress, TrainResult, choose_device, train
+from spade_deploy.training.loop import Progress, TrainResult, train
 from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.processes.world import ALONE, World
 from spade_deploy.training.request import TrainRequest
+from spade_deploy.training.source import FolderSource
 
 _LOG = logging.getLogger(__name__)
 

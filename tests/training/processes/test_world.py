@@ -29,7 +29,7 @@ from spade_deploy.runs import folders as runs
 from spade_deploy.spec import NormType
 from spade_deploy.training import dataset, loop, session
 from spade_deploy.training.dataset import Arrays, Shard
-from spade_deploy.training.loop import choose_device
+from spade_deploy.training.device import choose_device
 from spade_deploy.training.processes import peers
 from spade_deploy.training.processes.join import join_world, place_in_world
 from spade_deploy.training.processes.peers import PeerWatch
