@@ -19,9 +19,8 @@ from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import make_segmap
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.folders import newest_checkpoint, read_checkpoint_info
+from spade_deploy.runs.import_request import RELEASED, ImportRequest
 from spade_deploy.runs.importer import (
-    RELEASED,
-    ImportRequest,
     import_checkpoint,
     read_encoder_file,
     read_generator_file,
@@ -198,9 +197,9 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
         read_generator_file(path, ImportRequest(preset="coco"))
     with pytest.raises(CheckpointError, match="no block up_4"):
         read_generator_file(path, ImportRequest(None, LabelSpec(151), Upsampling.MOST, (128, 128)))
-    with pytest.raises(ConfigError, match="--size is needed"):
+    with pytest.raises(ConfigError, match="`size` is needed"):
         read_generator_file(path, ImportRequest(labels=LabelSpec(151)))
-    with pytest.raises(ConfigError, match="--upsampling is needed"):
+    with pytest.raises(ConfigError, match="`upsampling` is needed"):
         read_generator_file(path, ImportRequest(labels=LabelSpec(151), size=(256, 256)))
     vae = saved(released("coco", 256).state_dict(), tmp_path)
     with pytest.raises(CheckpointError, match="64 places, but size 256x512"):
@@ -208,9 +207,9 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     odd = saved(build_generator(labels=LabelSpec(9), **SMALL).state_dict(), tmp_path)
     with pytest.raises(ConfigError, match="9 channels is none of the released"):
         read_generator_file(odd, ImportRequest())
-    with pytest.raises(ConfigError, match="contradicts --preset"):
+    with pytest.raises(ConfigError, match="contradicts `preset`"):
         request_from_flags("coco", 5, has_dontcare=False, has_edges=False, upsampling=None, size=None)
-    with pytest.raises(ConfigError, match="--num-labels"):
+    with pytest.raises(ConfigError, match="`num_labels`"):
         request_from_flags(None, None, has_dontcare=True, has_edges=False, upsampling=None, size=None)
 
 
@@ -355,11 +354,11 @@ def test_a_norm_without_statistics_is_a_guess(tmp_path: Path) -> None:
     (guess,) = read_generator_file(path, request).guesses
     assert re.search("instance norm, since .* no running statistics; .* change it with --norm", guess)
     assert read_generator_file(path, replace(request, norm=NormType.INSTANCE)).guesses == ()
-    with pytest.raises(CheckpointError, match="--norm batch needs the running statistics"):
+    with pytest.raises(CheckpointError, match="`norm` batch needs the running statistics"):
         read_generator_file(path, replace(request, norm=NormType.BATCH))
     batch = build_generator(labels=LabelSpec(9), **SMALL)
     path = saved(batch.state_dict(), tmp_path)
-    with pytest.raises(CheckpointError, match="contradicts --norm instance"):
+    with pytest.raises(CheckpointError, match="contradicts `norm` instance"):
         read_generator_file(path, replace(request, norm=NormType.INSTANCE))
     assert read_generator_file(path, replace(request, norm=NormType.BATCH)).spec.norm is NormType.BATCH
 
