@@ -1,4 +1,4 @@
-"""The memory of a training step, preset by preset, as `spade train --estimate` foresees it from the tensors' shapes.
+"""The memory of a training step, preset by preset, as `spade train --estimate` estimates it from the tensors' shapes.
 
 Nothing is computed and nothing timed, so it may run beside anything. With the perceptual loss (VGG19) but for earth.
 
@@ -17,8 +17,8 @@ from models import RESULTS
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.files.atomic import write_json
 from spade_deploy.training.config import Amp
-from spade_deploy.training.estimate import cpu_bytes, foresee
 from spade_deploy.training.presets import PRESETS, preset
+from spade_deploy.training.step_memory import cpu_bytes, estimate_memory
 
 BATCHES = (1, 4)
 """Samples a process; the paper trained with 4 on each of 8 GPUs."""
@@ -46,7 +46,7 @@ def row(name: str, batch_size: int, amp: Amp) -> dict[str, Any]:
     setup = preset(name, None if name == "earth" else Path("data"))
     # The file is never read: that there is one counts VGG19 in.
     perceptual = None if name == "earth" else Path("vgg19")
-    memory = foresee(
+    memory = estimate_memory(
         replace(setup, train=replace(setup.train, batch_size=batch_size, amp=amp, perceptual_file=perceptual))
     )
     return {

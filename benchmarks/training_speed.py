@@ -35,7 +35,7 @@ from spade_deploy.files.atomic import write_json
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.lookup.tables import extract_patterns
 from spade_deploy.machine.cores import usable_cores
-from spade_deploy.networks.modulation import TrainingTables
+from spade_deploy.networks.modulation import TrainingLookup
 from spade_deploy.networks.spade import initialize
 from spade_deploy.spec import DiscriminatorSpec, LabelSpec
 from spade_deploy.training.config import Amp, Modulation, Setup
@@ -262,7 +262,7 @@ def _share(setup: Setup, batch: Batch) -> float:
 def _counting(name: str, counts: dict[str, int]) -> Callable[..., None]:
     def count(module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         counts[name] = counts.get(name, 0) + any(
-            isinstance(value, TrainingTables) for value in [*inputs, *named.values()]
+            isinstance(value, TrainingLookup) for value in [*inputs, *named.values()]
         )
 
     return count

@@ -27,13 +27,14 @@ from torch.nn import functional
 
 from spade_deploy.files.atomic import atomic_file, write_json
 from spade_deploy.labels.earth import cut, earth_labels, earth_tiles
-from spade_deploy.networks.pix2pixhd import EDGE_KERNEL, NormalizedConv, mirrored_conv
+from spade_deploy.networks.pix2pixhd import NormalizedConv, mirrored_conv
 from spade_deploy.networks.spade import Spade, initialize, make_segmap
-from spade_deploy.spec import Architecture, GeneratorSpec, NormType
+from spade_deploy.spec import PIX2PIXHD_EDGE_KERNEL, Architecture, GeneratorSpec, NormType
 
 ROOT = Path(__file__).resolve().parents[1]
 WATER, FOREST, BARREN = 0, 2, 16
 SIDE, CHANNELS, SEED = 128, 32, 0
+KERNEL = PIX2PIXHD_EDGE_KERNEL
 BORDER = 2
 """Pixels at each side that SPADE's zero padding reaches; drawn, but in no figure."""
 STEPS, BATCH, CROP, RATE = 300, 8, 48, 0.01
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for (name, ids), of, picture in zip(maps.items(), features, pictures[key], strict=True)
         }
     value = {
-        "layers": f"{EDGE_KERNEL} x {EDGE_KERNEL} convolution with reflection padding, instance norm; then SPADE",
+        "layers": f"{KERNEL} x {KERNEL} convolution with reflection padding, instance norm; then SPADE",
         "channels": CHANNELS,
         "training": f"{asked.steps} steps of Adam, rate {RATE}, {BATCH} crops of {CROP} px; seed {SEED}",
         "features": "root mean square over pixels and channels, without the border",
@@ -85,7 +86,7 @@ class Painter(nn.Module):
         torch.manual_seed(SEED)
         labels = earth_labels()
         spec = GeneratorSpec(labels, hidden_channels=CHANNELS, norm=NormType.INSTANCE)
-        first = mirrored_conv(labels.num_channels, CHANNELS, EDGE_KERNEL, bias=False)
+        first = mirrored_conv(labels.num_channels, CHANNELS, KERNEL, bias=False)
         self.first = NormalizedConv(spec.with_architecture(Architecture.PIX2PIXHD), first)
         self.spade = Spade(spec, CHANNELS) if has_spade else None
         self.paint = nn.Conv2d(CHANNELS, 3, 1)

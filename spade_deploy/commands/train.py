@@ -55,7 +55,7 @@ def _requests() -> tuple[type, ...]:
 def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFolder) -> None:
     """Train a generator; without options on the embedded Earth data, for a CPU."""
     from spade_deploy.training import session
-    from spade_deploy.training.processes import world as distributed
+    from spade_deploy.training.processes.join import join_world
 
     runs = place.runs
     if file.print_config:
@@ -65,7 +65,7 @@ def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFol
     if call.estimate:
         print_estimate(*session.estimate_run(asked, runs_dir=runs, resume=call.resume))
         return
-    with distributed.join_world() as world:
+    with join_world() as world:
         _train(session.start(asked, runs_dir=runs, name=call.name, resume=call.resume, world=world))
 
 
@@ -98,11 +98,11 @@ def print_estimate(described: str, found: Estimate) -> None:
     """What a training will need, and how that is known."""
     out = stdout()
     out.print(f"would train: {described}")
-    memory, foreseen = found.memory_bytes, found.foreseen
-    how = "measured in a process of its own" if found.is_measured else "foreseen from the shapes"
-    parts = f"{_gigabytes(foreseen.weights)} weights, {_gigabytes(foreseen.learning)} gradients and Adam's moments"
+    memory, shapes = found.memory_bytes, found.from_shapes
+    how = "measured in a process of its own" if found.is_measured else "estimated from the shapes"
+    parts = f"{_gigabytes(shapes.weights)} weights, {_gigabytes(shapes.learning)} gradients and Adam's moments"
     rows = [("memory", f"{_gigabytes(memory)} a process, {how}")]
-    rows.append(("foreseen", f"{_gigabytes(foreseen.total)}: {parts}, {_gigabytes(foreseen.activations)} activations"))
+    rows.append(("shapes", f"{_gigabytes(shapes.total)}: {parts}, {_gigabytes(shapes.activations)} activations"))
     if found.free_bytes is not None:
         verdict = "fits" if found.fits else "does NOT fit"
         rows.append(("free", f"{_gigabytes(found.free_bytes)} on {found.device}: {verdict}"))

@@ -1,8 +1,10 @@
-"""Which module is traced for which architecture and kind of graph, and the names of its parts."""
+"""What is exported for each architecture: the module that is traced, and the names of its parts."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -16,11 +18,35 @@ from spade_deploy.export.pix2pixhd import DeployGlobal, pix2pixhd_stages, pix2pi
 from spade_deploy.export.spade import DeployModel, spade_stages, spade_units
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.networks.build import Generator
-from spade_deploy.networks.crn import CascadedRefinementNetwork
-from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind
 
 TracedModel = DenseModel | LookupModel
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What is exported for one architecture."""
+
+    models: Mapping[GraphKind, Callable[..., TracedModel]]
+    """The module that is traced for each kind of graph: made of the trained generator, `fp16`, `keep_fp32`, `dtype`."""
+
+    units: Callable[[GeneratorSpec], list[str]]
+    """The names of the parts that have a precision of their own, in the order they run."""
+
+    stages: Callable[[GeneratorSpec], list[str]]
+    """The names of the values that the traced model and the trained generator both compute, in that order."""
+
+
+DEPLOYED: Mapping[Architecture, Deployed] = MappingProxyType(
+    {
+        Architecture.SPADE: Deployed(
+            {GraphKind.DENSE: DeployModel, GraphKind.LOOKUP: LookupModel}, spade_units, spade_stages
+        ),
+        Architecture.PIX2PIXHD: Deployed({GraphKind.DENSE: DeployGlobal}, pix2pixhd_units, pix2pixhd_stages),
+        Architecture.CRN: Deployed({GraphKind.DENSE: DeployCascade}, crn_units, crn_stages),
+    }
+)
+"""What is exported for each architecture of `networks.build.NETWORKS`."""
 
 
 def build_model(
@@ -31,27 +57,23 @@ def build_model(
     keep_fp32: Collection[str] = (),
     dtype: torch.dtype = torch.float32,
 ) -> TracedModel:
-    """The module that is traced; what fp16, keep_fp32 and dtype mean, see `DenseModel`.
+    """The module that is traced; `DenseModel` says what fp16, keep_fp32 and dtype mean.
 
     Raises ConfigError for a kind that the architecture does not have, ExportError for weights that do not fold.
     """
     require_kind(generator.spec, kind)
-    if isinstance(generator, SpadeGenerator):
-        build = LookupModel if kind is GraphKind.LOOKUP else DeployModel
-        return build(generator, fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
-    if isinstance(generator, CascadedRefinementNetwork):
-        return DeployCascade(generator, fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
-    return DeployGlobal(generator, fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
+    build = DEPLOYED[generator.spec.architecture].models[kind]
+    return build(generator, fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
 
 
 def model_inputs(model: TracedModel, inputs: Arrays) -> list[Tensor]:
-    """A dense graph's inputs by name -> what `model` takes."""
+    """What `model` takes, made of a dense graph's inputs by name."""
     kind = GraphKind.LOOKUP if isinstance(model, LookupModel) else GraphKind.DENSE
     return [torch.from_numpy(array.copy()) for array in graph_inputs(model.spec, kind, inputs).values()]
 
 
 def require_kind(spec: GeneratorSpec, kind: GraphKind) -> None:
-    """Raises ConfigError where there is no such graph of an architecture."""
+    """Raises ConfigError where an architecture has no graph of that kind."""
     if kind not in spec.graph_kinds:
         raise ConfigError(
             f"a {kind} graph cannot be made of a {spec.architecture} generator: it looks up gamma and beta, which"
@@ -62,21 +84,9 @@ def require_kind(spec: GeneratorSpec, kind: GraphKind) -> None:
 
 def unit_names(spec: GeneratorSpec) -> list[str]:
     """Every part that has a precision of its own, in the order they run."""
-    match spec.architecture:
-        case Architecture.SPADE:
-            return spade_units(spec)
-        case Architecture.PIX2PIXHD:
-            return pix2pixhd_units(spec)
-        case Architecture.CRN:
-            return crn_units(spec)
+    return DEPLOYED[spec.architecture].units(spec)
 
 
 def stage_names(spec: GeneratorSpec) -> list[str]:
     """Values that the traced model and the trained generator both compute, in the order they are computed."""
-    match spec.architecture:
-        case Architecture.SPADE:
-            return spade_stages(spec)
-        case Architecture.PIX2PIXHD:
-            return pix2pixhd_stages(spec)
-        case Architecture.CRN:
-            return crn_stages(spec)
+    return DEPLOYED[spec.architecture].stages(spec)

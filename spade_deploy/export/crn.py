@@ -1,9 +1,9 @@
 """The module that is traced for the cascaded refinement network. The trained module stays untouched.
 
-Nothing folds: it has no spectral norm, and layer norm depends on its input. Layer norm is written out, with float32
-statistics: a mean over a whole sample is the largest sum of all networks here, and the runtimes' own operator for it is
-made for one channel. The segmap is made inside the graph. Every unit and every named value has the name of the trained
-layer that computes it.
+Nothing folds: the network has no spectral norm, and layer norm depends on its input. Layer norm is written out with
+float32 statistics, since its mean runs over a whole sample, the largest sum of all networks here, and the runtimes' own
+operator is made for one channel. The segmap is made inside the graph. Every unit and every named value has the name of
+the trained layer that computes it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DeployLayerNorm(nn.Module):
 
 
 class DeployRefinement(nn.Module):
-    """As `RefinementModule`."""
+    """What is traced for a `RefinementModule`."""
 
     def __init__(self, module: RefinementModule) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class DeployCascade(DenseModel):
             unit = self.get_submodule(name)
             dtype = dtype_of(unit)
             here = seen.pop().to(dtype)
-            # Doubled first, cast then: what `precision.py` sees enter a unit is what is cast.
+            # The features are doubled first and cast then: `precision.py` sees what a unit takes in as it is cast.
             x = unit(here if x is None else torch.cat([doubled(x).to(dtype), here], dim=1))
         assert x is not None  # there is a module at least
         logits: Tensor = self.conv_img(x.to(dtype_of(self.conv_img)))

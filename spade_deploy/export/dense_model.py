@@ -1,4 +1,4 @@
-"""What every dense graph shares, whatever the architecture: label ids in, one-hot and edge map inside, pixels out."""
+"""What the dense graphs of all architectures share: label ids in, one-hot and edge map inside, pixels out."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class DenseModel(nn.Module):
 
     label: N x H x W uint8 or int32. instance: N x H x W int32, iff the spec has edges. z: N x z_dim float32, iff the
     spec has a style vector. pixels: N x H x W x 3 uint8, truncated. image: N x 3 x H x W float32 in [-1, 1].
-    fp16: units not named in `keep_fp32` hold and compute half precision; inputs and outputs stay as they are, and
-    tanh, the conversion to pixels, and the statistics of instance and layer norm stay float32.
-    dtype: of all other units.
+    fp16: units that are not named in `keep_fp32` hold and compute half precision; inputs and outputs stay as they are,
+    and tanh, the conversion to pixels, and the statistics of instance and layer norm stay float32.
+    dtype: the type of all other units.
     """
 
     ids: Tensor
@@ -30,7 +30,7 @@ class DenseModel(nn.Module):
         self.register_buffer("ids", torch.arange(spec.labels.num_ids, dtype=torch.float32).view(1, -1, 1, 1), False)
 
     def set_types(self, units: Iterable[str], *, fp16: bool, keep_fp32: Collection[str], dtype: torch.dtype) -> None:
-        """Round the folded weights, which are float64, once; eval mode."""
+        """Round the folded weights, which are float64, once, each unit to its type; then go to eval mode."""
         for name in units:
             half = fp16 and name not in keep_fp32
             self.get_submodule(name).to(torch.float16 if half else dtype)
@@ -53,16 +53,19 @@ class DenseModel(nn.Module):
 
 
 def to_outputs(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The last convolution's N x 3 x H x W -> (pixels, image), as `DeployModel` returns them."""
+    """The last convolution's N x 3 x H x W -> (pixels, image), as `DenseModel` returns them."""
     image = torch.tanh(logits if logits.dtype is torch.float64 else logits.float())
-    # floor is what a cast to uint8 does; written out, since runtimes differ in how they round a cast.
-    # The cast is last: TensorRT knows uint8 as a network's input and output, not in between.
+    # A cast to uint8 would truncate, too, but runtimes differ in how they round a cast: floor is written out.
+    # The cast comes last, since TensorRT knows uint8 as a network's input and output, and not in between.
     pixels = ((image + 1) / 2 * 255).clamp(0, 255).floor().permute(0, 2, 3, 1)
     return pixels.to(torch.uint8), image
 
 
 def edge_map(instance: Tensor) -> Tensor:
-    """N x H x W int32 -> N x 1 x H x W float32: 1 where a 4-neighbour has another id. Without in-place writes."""
+    """N x H x W int32 -> N x 1 x H x W float32: 1 where a 4-neighbour has another id.
+
+    `networks.spade.edge_map` computes the same with writes in place, which a graph cannot have.
+    """
     across = (instance[:, :, 1:] != instance[:, :, :-1]).float()
     down = (instance[:, 1:, :] != instance[:, :-1, :]).float()
     sides = [

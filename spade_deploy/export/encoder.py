@@ -1,10 +1,10 @@
 """The style encoder as an ONNX file, proved equal to the PyTorch module before anything else may use it.
 
-The spectral norm is folded into the convolutions (`fold.fold_conv`); the instance norm stays, as it depends on the
-photo. It is written out, the mean of a map as the mean of its rows' means: ONNX Runtime's own InstanceNormalization
-adds up the 16,384 pixels of a map one after the other, and the style had ten times the rounding error. Scaling the
-pixels and the bilinear resize to the encoder's own size are part of the graph. It runs once a photo and in float32
-alone: half precision would save milliseconds and cost the style's accuracy.
+The spectral norm is folded into the convolutions (`fold.fold_conv`); the instance norm stays, since it depends on the
+photo. It is written out, with the mean of a map as the mean of its rows' means: ONNX Runtime's own
+InstanceNormalization adds up the 16,384 pixels of a map one after the other, and the style had ten times the rounding
+error. The graph also scales the pixels and resizes them to the encoder's own size. It runs once for each photo, and in
+float32 alone: half precision would save milliseconds and cost the style's accuracy.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from spade_deploy.spec import GeneratorSpec, LabelSpec
 
 ERROR_FACTOR = 4.0
 ERROR_FLOOR = 5e-7
-"""Allowed is this factor of the module's own rounding error plus this share of the largest output, a few units in
-the last place. Measured worst: 0.36 of what is allowed, of 19 encoders with 2 to 64 base channels and weights of two
-sizes."""
+"""An exported encoder may differ by this factor of the module's own rounding error plus this share of the largest
+output, which is a few units in the last place. The worst of 19 encoders, with 2 to 64 base channels and weights of two
+sizes, took 0.36 of what is allowed."""
 
 
 class DeployEncoder(nn.Module):
@@ -88,8 +88,8 @@ def write_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> Enc
 def prove_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> EncoderGraph:
     """Run the file and the untouched module on the same photos, in a batch and one alone. Raises as `write_encoder`.
 
-    Allowed is a small multiple of the rounding error that the module itself has, float32 against float64, so that the
-    limit fits the weights, and a floor in units of the largest output.
+    They may differ by a small multiple of the module's own rounding error (float32 against float64), so that the limit
+    fits the weights, and by a small share of the largest output.
     """
     photos = proof_photos(spec)
     expected, exact = _run_module(encoder, photos, torch.float32), _run_module(encoder, photos, torch.float64)
@@ -156,7 +156,7 @@ def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path) -> None:
         node.metadata_props.clear()  # the exporting machine's paths
     for value in program.model.graph.inputs:
         value.metadata_props.clear()
-    program.model.graph.metadata_props.clear()  # written from sets: the same model would be other bytes each time
+    program.model.graph.metadata_props.clear()  # they come from sets, so that each export would have other bytes
     program.model.producer_name = "spade-deploy"
     program.save(str(path), external_data=False)
 

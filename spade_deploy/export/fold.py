@@ -47,10 +47,13 @@ from spade_deploy.networks.spade import Spade
 
 @dataclass(frozen=True)
 class ConvWeights:
-    """weight: out x in x k x k, of a transposed convolution in x out x k x k; bias: out. Both float64."""
+    """The weights of a convolution in float64."""
 
     weight: Tensor
+    """out x in x k x k; of a transposed convolution in x out x k x k."""
+
     bias: Tensor
+    """One number for each output channel."""
 
 
 def fold_conv(conv: nn.Module) -> ConvWeights:

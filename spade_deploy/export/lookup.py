@@ -1,7 +1,7 @@
-"""The module that is traced for the lookup graph: pattern tables in, pixels out. The same function as `DeployModel`.
+"""The module that is traced for the lookup graph: pattern tables in, pixels out. It computes what `DeployModel` does.
 
-gamma' and beta' of a pixel depend on the labels of a (2k - 1) x (2k - 1) window alone, and a label map has far fewer
-distinct windows than pixels. So, at each resolution (`lookup/tables.py` makes the tables):
+gamma' and beta' of a pixel depend on nothing but the labels of a (2k - 1) x (2k - 1) window, and a label map has far
+fewer distinct windows than pixels. So, at each resolution (`lookup/tables.py` makes the tables):
 
     hidden row of a k x k window     relu(bias + sum over taps t of table[t, code at t])     one for each row of `codes`
     gamma', beta' of a larger window [hidden rows of its k x k taps] W' + b'                 one for each of `patterns`
@@ -11,10 +11,10 @@ A convolution of a one-hot map is such a sum of table rows; outside the image th
 zeros, and so is the hidden map, a hidden row of zeros. With an edge channel a code is (label, edge), and its table row
 is the sum of both.
 
-Rows are gathered channels last, so between the 3 x 3 convolutions everything is N x H x W x C: a transpose of
-gamma' and beta' would cost more than all products of tables. Doubling a feature map is a broadcast inside the
-modulation; the map of twice the size is never made. The learned shortcut's 1 x 1 convolution is a matrix product,
-and its beta' goes through it beforehand (`fold.fold_shortcut`).
+Rows are gathered with their channels last, so between the 3 x 3 convolutions everything is N x H x W x C: a transpose
+of gamma' and beta' would cost more than all products of tables. A feature map is doubled by a broadcast inside the
+modulation, so that the map of twice the size is never made. The learned shortcut's 1 x 1 convolution is a matrix
+product, and its beta' goes through it beforehand (`fold.fold_shortcut`).
 
 Sub-modules carry the trained names as in `DeployModel`, and the units of precision are the same.
 """
@@ -41,7 +41,7 @@ from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS, Spade, SpadeBlock
 from spade_deploy.spec import BlockSpec, GeneratorSpec, LabelSpec, NormType
 
 OUTPUTS_NCHW = ("conv_0", "conv_1", "conv_img")
-"""Layers whose values are N x C x H x W in this module too; all others have their channels last."""
+"""Layers whose values are N x C x H x W in this module, too; all others have their channels last."""
 
 
 class WindowSum(nn.Module):
@@ -75,7 +75,7 @@ class PatternProduct(nn.Module):
 
 
 class LookupSpade(nn.Module):
-    """x gamma' + beta' (x normalized by the caller where batch norm is not folded), channels last."""
+    """x gamma' + beta', channels last. Where no batch norm is folded, the caller has normalised x."""
 
     def __init__(self, layer: Spade) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class LookupShortcut(nn.Module):
 
 
 class LookupBlock(nn.Module):
-    """A residual block: N x h x w x C -> N x H x W x C', both channels last, H = 2 h where the block doubles."""
+    """A residual block: N x h x w x C -> N x H x W x C', both with channels last; H = 2 h where the block doubles."""
 
     def __init__(self, block: SpadeBlock, spec: BlockSpec, norm: NormType) -> None:
         super().__init__()
@@ -116,7 +116,9 @@ class LookupBlock(nn.Module):
         x, windows = x.to(dtype), [part.to(dtype) for part in windows]
         batch, height, width, channels = x.shape
         small_index = index
-        if self.doubles:  # every value of x stands for 2 x 2 pixels: an axis of one for the rows, one for the columns
+        if (
+            self.doubles
+        ):  # every value of x stands for 2 x 2 pixels: it gets an axis of size one for the rows and one for the columns
             x = x.view(batch, height, 1, width, 1, channels)
             small_index = index.view(batch, height, 2, width, 2)
         normalized = self._normalize(x)
@@ -130,7 +132,7 @@ class LookupBlock(nn.Module):
         return result
 
     def _normalize(self, x: Tensor) -> Tensor:
-        """Instance norm. A map and the same map doubled have the same statistics."""
+        """Instance norm. It comes before the map is doubled, since a doubled map has the same statistics."""
         if not self.normalizes:
             return x
         # The sums of squares of a half-precision map overflow: the statistics are always float32.
@@ -144,9 +146,9 @@ class LookupBlock(nn.Module):
 class LookupModel(nn.Module):
     """Pattern tables (and style) -> (pixels, image).
 
-    Inputs are those of `tables.lookup_tensors`, in that order, all int32 but the style: latent N x h x w x 9 (not
-    with a VAE); for each level from the coarsest on codes U x k*k, patterns P x k*k, index N x H/s x W/s; then
-    z N x z_dim float32 for a VAE. Outputs, and what fp16, keep_fp32 and dtype mean: see `DenseModel`.
+    Inputs are those of `lookup.tables.lookup_tensors`, in that order, all int32 but the style: latent N x h x w x 9
+    (not with a VAE); for each level from the coarsest on codes U x k*k, patterns P x k*k, index N x H/s x W/s; then
+    z N x z_dim float32 for a VAE. `DenseModel` says what the outputs, fp16, keep_fp32 and dtype are.
     """
 
     def __init__(
@@ -213,9 +215,9 @@ class _StyleMap(nn.Module):
 
 
 def _code_table(weight: Tensor, labels: LabelSpec) -> tuple[Tensor, int]:
-    """Rows of a one-hot convolution's weight out x L x k x k, a block of rows for each tap; and the rows of a block.
+    """A one-hot convolution's weight out x L x k x k as a table with a block of rows for each tap; the rows of a block.
 
-    Within a block: a row for each code, then one of zeros for 'outside the image'.
+    A block has a row for each code, then a row of zeros for 'outside the image'.
     """
     by_tap = weight.permute(2, 3, 1, 0).flatten(0, 1)  # k*k x L x out
     ids = by_tap[:, : labels.num_ids]
@@ -245,7 +247,7 @@ def _spread(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def _merge(x: Tensor) -> Tensor:
-    """N x h x 2 x w x 2 x C -> N x 2h x 2w x C; four axes stay as they are."""
+    """N x h x 2 x w x 2 x C -> N x 2h x 2w x C; a map with four axes stays as it is."""
     return x.flatten(3, 4).flatten(1, 2) if x.dim() == 6 else x
 
 

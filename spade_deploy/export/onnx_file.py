@@ -31,15 +31,15 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def write_onnx(model: TracedModel, path: Path) -> None:
     """Trace `model` and write it to `path`. Raises ExportError with the exporter's own words where that fails.
 
-    Inputs and outputs are those of the module. The batch is dynamic; height and width are dynamic multiples of the
+    Inputs and outputs are those of the module. The batch is dynamic; so are height and width, as multiples of the
     spec's stride, except with a VAE; so are the numbers of patterns of a lookup graph. Values that the trained
-    generator also computes carry its layers' names (`up_0.conv_1`), which is how a validation names the first one
+    generator also computes have the names of its layers (`up_0.conv_1`), so that a validation can name the first one
     that diverges.
     """
     spec = model.spec
     is_lookup = isinstance(model, LookupModel)
     inputs, names, shapes = _example_tables(spec) if is_lookup else _example_inputs(spec)
-    # One entry a parameter of `forward`; those after a star are one tuple.
+    # There is one entry for each parameter of `forward`; the arguments after a star are one tuple.
     after_star = shapes if is_lookup else shapes[1:]
     dynamic = (*shapes[: len(shapes) - len(after_star)], *([tuple(after_star)] if after_star else []))
     try:
@@ -114,13 +114,13 @@ def _name_stages(onnx_model: Any, model: TracedModel) -> None:
         if scopes:
             last_value[scopes[-1]] = node.outputs[0]
             if node.op_type == "MatMul" and node.inputs[1].is_initializer():
-                # The exporter transposes the weight of such a product, and forgets whose it is.
+                # The exporter transposes the weight of such a product, and loses its name.
                 node.inputs[1].name = f"{scopes[-1]}.weight"
-        # What remains would put the exporting machine's paths and stack traces into every artifact.
+        # They would put the exporting machine's paths and stack traces into every artifact.
         node.metadata_props.clear()
     for value in onnx_model.graph.inputs:
         value.metadata_props.clear()
-    onnx_model.graph.metadata_props.clear()  # written from sets: the same model would be other bytes each time
+    onnx_model.graph.metadata_props.clear()  # they come from sets, so that each export would have other bytes
     _forget_inner_shapes(onnx_model)
     stages = model_stages(model)
     missing = [name for name in stages if name not in last_value]
@@ -133,13 +133,13 @@ def _name_stages(onnx_model: Any, model: TracedModel) -> None:
 
 
 def model_stages(model: TracedModel) -> list[str]:
-    """The named values of a model's graph. A lookup model makes no `norm_s`: its shortcut is one step."""
+    """The named values of a model's graph. A lookup model makes no `norm_s`: its learned shortcut is one step."""
     names = stage_names(model.spec)
     return [name for name in names if not name.endswith("norm_s")] if isinstance(model, LookupModel) else names
 
 
 def _forget_inner_shapes(onnx_model: Any) -> None:
-    # Shapes of inner values are every runtime's own to infer. Written down, they make ONNX Runtime reuse buffers by
+    # Every runtime infers the shapes of inner values itself. Where the file has them, ONNX Runtime reuses buffers by
     # symbol, and a client that tries the graph at 1 x 1 (polygraphy's default) gets a failure instead of an image.
     outputs = {value.name for value in onnx_model.graph.outputs}
     for node in onnx_model.graph:
@@ -160,8 +160,7 @@ def _scopes(node: Any) -> list[str]:
 
 @contextmanager
 def quiet_export() -> Iterator[None]:
-    """Without the exporter's warnings about what is not installed."""
-    # The exporter logs a warning for every torchvision operator when torchvision is not installed.
+    """A block without the exporter's warnings: it logs one for every torchvision operator if that is not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

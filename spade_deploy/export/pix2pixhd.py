@@ -1,8 +1,8 @@
 """The module that is traced for the global generator of pix2pixHD. The trained module stays untouched.
 
-It differs from `networks/pix2pixhd.py` in these ways, exact up to float rounding: spectral norm is folded, batch norm
-is folded into the convolution before it (`fold.py`), and the segmap is made inside the graph. Instance norm stays, with
-float32 statistics. Every unit and every named value has the name of the trained layer that computes it.
+It differs from `networks/pix2pixhd.py` in these ways, which are exact up to float rounding: spectral norm is folded,
+batch norm is folded into the convolution before it (`fold.py`), and the segmap is made inside the graph. Instance norm
+stays, with float32 statistics. Every unit and every named value has the name of the trained layer that computes it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def pix2pixhd_stages(spec: GeneratorSpec) -> list[str]:
 
 
 def deploy_normalized(layer: NormalizedConv) -> nn.Module:
-    """One convolution where the norm folds into it, else the convolution and the norm."""
+    """One convolution where the norm folds into it; otherwise the convolution and the norm."""
     if isinstance(layer.norm, nn.InstanceNorm2d):
         return DeployInstanceConv(make_like(layer.conv, fold_conv(layer.conv), bias=False))
     return make_like(layer.conv, fold_normalized(layer), bias=True)

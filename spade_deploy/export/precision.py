@@ -1,8 +1,8 @@
 """Which parts of a half-precision graph must stay float32: those whose values half precision cannot hold.
 
-The ranges are measured, not guessed: the float32 deploy model runs on real label maps and on stress maps
-(`export/stress_maps.py`) while every tensor is watched that a unit takes in or that any operator inside it makes.
-What goes in counts, since it is cast: the unit before may stay float32 and put out more than half precision holds.
+The ranges are measured, not guessed. The float32 deploy model runs on real label maps and on stress maps
+(`export/stress_maps.py`), and every tensor is watched that a unit takes in or that an operator inside it makes. What a
+unit takes in counts, since it is cast: the unit before may stay float32 and put out more than half precision holds.
 What is made inside counts, since a product may overflow where the sum does not.
 """
 
@@ -27,19 +27,19 @@ from spade_deploy.spec import GeneratorSpec, GraphKind, NormType
 
 FP16_MAX = 65504.0
 HEADROOM = 8.0
-"""Label maps that were not measured may reach further: a unit stays float32 from FP16_MAX / HEADROOM on."""
+"""A unit stays float32 if its values reach FP16_MAX / HEADROOM: other label maps may make larger ones."""
 
 
 def always_fp32(spec: GeneratorSpec) -> tuple[str, ...]:
-    """What stays float32 in every half-precision graph, for people."""
+    """What stays float32 in every half-precision graph, in words."""
     statistics = {NormType.INSTANCE: ("instance norm statistics",), NormType.LAYER: ("layer norm statistics",)}
     return ("tanh and the conversion to pixels", *statistics.get(spec.norm, ()))
 
 
 def unit_ranges(model: TracedModel, inputs: Sequence[Tensor]) -> dict[str, float]:
-    """The largest magnitude of any weight of each unit, of what it takes in and of what it makes, for these inputs.
+    """The largest magnitude in each unit: of its weights, of what it takes in and of what it makes, for these inputs.
 
-    model: in float32. inputs: what it takes.
+    model: in float32. inputs: what `model` takes.
     """
     ranges = {name: _largest(model.get_submodule(name).parameters()) for name in unit_names(model.spec)}
     with _watched_units(model, ranges), torch.no_grad():
@@ -49,10 +49,13 @@ def unit_ranges(model: TracedModel, inputs: Sequence[Tensor]) -> dict[str, float
 
 @dataclass(frozen=True)
 class MeasuredRanges:
-    """largest: by unit, over all kinds of graph and all maps. hardest: the worst map that the search found."""
+    """What half precision must hold."""
 
     largest: Mapping[str, float]
+    """The largest magnitude in each unit, over all kinds of graph and all maps."""
+
     hardest: StressMap
+    """The worst map that the search found."""
 
 
 def measure_ranges(
@@ -90,7 +93,7 @@ def measure_ranges(
 def _search(
     model: TracedModel, starts: Sequence[tuple[Arrays, dict[str, float]]], kept: Sequence[str], evaluations: int
 ) -> tuple[StressMap, dict[str, float]]:
-    """Climb from the worst stress map, by the largest value of any unit that would be half as it looks so far."""
+    """Search from the worst stress map for the largest value in any unit that is not in `kept`."""
     ranges: dict[str, float] = {}
 
     def worst(found: Mapping[str, float]) -> float:
@@ -118,9 +121,9 @@ def kept_units(spec: GeneratorSpec, ranges: Mapping[str, float], asked: Iterable
     if wanted.issuperset(units):
         largest = max(ranges.values(), key=lambda value: (value != value, value))
         raise ExportError(
-            f"--fp16: half precision can hold no part of this model: values reach {largest:.3g}, and up to"
+            f"`fp16`: half precision can hold no part of this model: values reach {largest:.3g}, and up to"
             f" {FP16_MAX / HEADROOM:.0f} are safe ({FP16_MAX:.0f} with a headroom of {HEADROOM:g})",
-            hint="export without --fp16: the fp32 graphs run everywhere",
+            hint="export without `fp16`: the fp32 graphs run everywhere",
         )
     return tuple(name for name in units if name in wanted)
 
@@ -137,12 +140,12 @@ def parse_kept(spec: GeneratorSpec, names: Iterable[str]) -> tuple[str, ...]:
     if unknown:
         inside = unknown[0].split(".")[0]
         raise ConfigError(
-            f"--keep-fp32: {unknown[0]!r} is no part with a precision of its own; allowed are {', '.join(units)}",
-            hint=f"it lies in {inside}: --keep-fp32 {inside}" if inside in units else None,
+            f"`keep_fp32`: {unknown[0]!r} is no part with a precision of its own; allowed are {', '.join(units)}",
+            hint=f"it lies in {inside}: `keep_fp32` {inside}" if inside in units else None,
         )
     if len(wanted) == len(units):
         raise ConfigError(
-            "--keep-fp32: all parts are named, and nothing is left for half precision", hint="drop --fp16"
+            "`keep_fp32`: all parts are named, and nothing is left for half precision", hint="drop `fp16`"
         )
     return tuple(name for name in units if name in wanted)
 
@@ -164,7 +167,7 @@ def _watched_units(model: TracedModel, ranges: dict[str, float]) -> Iterator[Non
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees what a unit takes in and the result of every operator in it, and books the largest magnitude on it."""
+    """Sees what a unit takes in and what every operator in it makes, and keeps the unit's largest magnitude."""
 
     def __init__(self, ranges: dict[str, float]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
 """The module that is traced for SPADE: label ids in, pixels out, everything folded. The trained module stays untouched.
 
-It differs from `training.networks` in these ways, all exact up to float rounding:
+It differs from `networks/spade.py` in these ways, all exact up to float rounding:
 - spectral and batch norm are folded (`fold.py`);
 - gamma and beta of a layer are one convolution, and the `mlp_shared` of all layers at one resolution are one;
 - the label map is picked at a stride before the one-hot, instead of resizing the segmap: nearest resizing at an
@@ -9,7 +9,7 @@ It differs from `training.networks` in these ways, all exact up to float roundin
 
 Sub-modules carry the names of the trained ones (`up_0`, `up_0.norm_1`, `up_0.conv_s`), and each computes what its
 namesake computes, so that values of the graph can be compared with the reference one by one.
-A *unit* is a part with a precision of its own: `fc`, a level of hidden maps, a block, or `conv_img`.
+A *unit* is a part that has a precision of its own: `fc`, a level of hidden maps, a block, or `conv_img`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class DeployModel(DenseModel):
             count = 3 if block.has_shortcut else 2
             mine, hidden[stride] = hidden[stride][:count], hidden[stride][count:]
             x = self.get_submodule(block.name)(x, mine)
-        # The cast is last before a unit begins: what `precision.py` sees enter is what is cast.
+        # The cast is the last thing before a unit begins: `precision.py` sees what a unit takes in as it is cast.
         logits: Tensor = self.conv_img(functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(self.conv_img)))
         return logits
 

@@ -1,8 +1,8 @@
-"""Label maps unlike any photo's, on which a half-precision graph must hold, too: NumPy alone, the same each time.
+"""Label maps that are unlike those of photos, on which a half-precision graph must work, too.
 
-Nobody knows what a deployed model will be fed: an empty map, one class, a map that a mistake filled with noise. The
-ranges that decide what stays float32 are measured on these maps beside the golden ones, and half precision is emulated
-on them.
+Nobody knows what a deployed model will get: an empty map, one class, a map that a mistake filled with noise. The ranges
+that decide what stays float32 are measured on these maps beside the golden ones, and half precision is emulated on
+them. The maps are made with NumPy alone, and are the same each time.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ from spade_deploy.labels.files import label_dtype
 from spade_deploy.spec import GeneratorSpec
 
 MOST_CLASSES = 24
-"""Maps of one class each; of more classes, as many evenly spaced ones."""
+"""The most maps of one class each; where there are more classes, evenly spaced ones are taken."""
 LATENT_SIDE = 4
-"""Stress maps are this many latent pixels high and wide, where the model takes any size: each has a pixel in the
-middle that the border does not reach at the fine levels, and one that it does."""
+"""Latent pixels of each side of a stress map, where the model takes any size. In the middle there are then pixels that
+the border does not reach at the fine levels, and pixels that it does."""
 MOST_EVALUATIONS = 60
 LEAST_EVALUATIONS = 8
 SEARCH_WORK = 16 * 64**2 * 128**2
-"""Channels squared times pixels, summed over the evaluations of a search: 16 of a full-size model at 128 x 128."""
+"""The most work of a search, as channels squared times pixels: 16 evaluations of a full-size model at 128 x 128."""
 
 
 @dataclass(frozen=True)
 class StressMap:
-    """inputs: of the dense graph by name, one of each."""
+    """A stress map."""
 
     name: str
+    """What it is, in words."""
+
     inputs: Arrays
+    """The inputs of the dense graph by name, one of each."""
 
 
 def stress_maps(spec: GeneratorSpec, *, classes: int = MOST_CLASSES) -> tuple[StressMap, ...]:
-    """Noise, two checkerboards, every class, and one class each. classes: as many of the last kind at most.
+    """Noise, two checkerboards, a map of every class, and maps of one class each, of which there are at most `classes`.
 
     A map has the model's size where that is fixed, else LATENT_SIDE latent pixels a side or less.
     """
@@ -49,7 +52,7 @@ def stress_maps(spec: GeneratorSpec, *, classes: int = MOST_CLASSES) -> tuple[St
     noise = rng.integers(0, ids, (height, width))
     fine, coarse = (
         _checkerboard(rng, ids, rows, columns, cell) for cell in (1, spec.stride)
-    )  # the coarse one alternates in the latent map, where a fine one is picked at one of its two colours
+    )  # in the latent map the coarse one alternates, too; of the fine one a single colour is picked there
     every = _every_class(ids, rows, columns, height, width)
     one = sorted({index * ids // min(ids, classes) for index in range(min(ids, classes))})
     found = [("noise", noise), ("checkerboard", fine), ("coarse checkerboard", coarse), ("every class", every)]
@@ -58,7 +61,7 @@ def stress_maps(spec: GeneratorSpec, *, classes: int = MOST_CLASSES) -> tuple[St
 
 
 def stress_size(spec: GeneratorSpec) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Height and width of a stress map in pixels."""
     if not spec.is_dynamic:
         return spec.height, spec.width
     side = max(spec.least_side, LATENT_SIDE * spec.stride)
@@ -68,10 +71,10 @@ def stress_size(spec: GeneratorSpec) -> tuple[int, int]:
 def hardest_map(
     spec: GeneratorSpec, start: Arrays, score: Callable[[Arrays], float], evaluations: int, *, seed: int = 0
 ) -> tuple[StressMap, float]:
-    """The map of the largest score that a short climb finds: changes at random, each kept where the score grows.
+    """The map of the largest score that a short search finds: it changes a map at random while the score grows.
 
-    start: the inputs that it begins from, one of each. Returns the map and its score, which is at least that of
-    `start`. A score that is not a number ends the climb: nothing is larger.
+    start: the inputs that the search begins with, one of each. Returns the map and its score, which is at least that of
+    `start`. A score that is not a number ends the search, since nothing is larger.
     """
     rng = np.random.default_rng(seed)
     best, reached = start, score(start)
@@ -86,21 +89,21 @@ def hardest_map(
 
 
 def evaluations_for(spec: GeneratorSpec) -> int:
-    """How long a climb may be, so that one of a full-size model at a fixed size takes no longer than another."""
+    """How many maps a search may try, so that it takes about as long for every model."""
     height, width = stress_size(spec)
     affordable = SEARCH_WORK // (spec.base_channels**2 * height * width)
     return max(LEAST_EVALUATIONS, min(MOST_EVALUATIONS, affordable))
 
 
 def _checkerboard(rng: np.random.Generator, ids: int, rows: Any, columns: Any, cell: int) -> NDArray[Any]:
-    """Two classes by turns, another pair in each column of four cells."""
+    """Two alternating classes, another pair in each column of four cells."""
     pairs = rng.integers(0, ids, (2, columns.max() // (4 * cell) + 1))
     board: NDArray[Any] = pairs[(rows // cell + columns // cell) % 2, columns // (4 * cell)]
     return board
 
 
 def _every_class(ids: int, rows: Any, columns: Any, height: int, width: int) -> NDArray[Any]:
-    """A grid of patches; as many as there are classes, and one class a patch as far as pixels suffice."""
+    """A grid of patches, one for each class as far as there are enough pixels."""
     across = int(np.ceil(np.sqrt(ids)))
     patch: NDArray[Any] = (rows * across // height) * across + columns * across // width
     return patch % ids
@@ -116,7 +119,7 @@ def _inputs(spec: GeneratorSpec, rng: np.random.Generator, label: NDArray[Any]) 
 
 
 def _mutated(spec: GeneratorSpec, rng: np.random.Generator, inputs: Arrays) -> Arrays:
-    """One rectangle of any size gets one class, or noise, or two classes by turns; so does its instance map."""
+    """The inputs with one rectangle of any size changed to one class, to noise, or to two alternating classes."""
     label = inputs[LABEL][0].copy()
     height, width = label.shape
     rows, columns = (np.sort(rng.integers(0, side + 1, 2)) for side in (height, width))
@@ -135,7 +138,7 @@ def _mutated(spec: GeneratorSpec, rng: np.random.Generator, inputs: Arrays) -> A
         instance[part] = rng.integers(0, 3, instance[part].shape) if rng.integers(2) else 0
         changed[INSTANCE] = instance[None]
     if Z in inputs and rng.integers(2):
-        # Half of the style anew: a normal draw stays what an encoder may answer.
+        # About half of the style's numbers are drawn anew; it stays a style that an encoder may give.
         fresh = rng.standard_normal(inputs[Z].shape).astype(np.float32)
         changed[Z] = np.where(rng.random(fresh.shape) < 0.5, fresh, inputs[Z]).astype(np.float32)
     return changed

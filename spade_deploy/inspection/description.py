@@ -9,7 +9,7 @@ from typing import Any
 
 from spade_deploy.printable import printable
 from spade_deploy.runs.weights_file import parameter_count
-from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
+from spade_deploy.spec import GeneratorSpec, LabelSpec
 
 Rows = tuple[tuple[str, str], ...]
 """Facts: what, and its value."""
@@ -70,7 +70,7 @@ def spec_rows(spec: GeneratorSpec) -> Rows:
         ("size", f"{spec.height} x {spec.width} (height x width), runs at {sizes}"),
         *_shape_rows(spec),
         ("norm", f"{spec.norm}{', spectral norm' if spec.spectral_norm else ''}"),
-        *((("style vector", style),) if spec.architecture is Architecture.SPADE else ()),
+        *((("style vector", style),) if spec.has("z_dim") else ()),
         ("parameters", millions(parameter_count(spec))),
     )
 
@@ -78,10 +78,10 @@ def spec_rows(spec: GeneratorSpec) -> Rows:
 def _shape_rows(spec: GeneratorSpec) -> Rows:
     """Widths and doublings, as far as the architecture has them."""
     width = f"{spec.base_channels} base"
-    if spec.architecture is Architecture.SPADE:
+    if spec.has("hidden_channels"):
         width += f", {spec.hidden_channels} hidden, kernel {spec.kernel_size}"
     doublings = ("upsampling", f"{spec.upsampling}: {spec.doublings} doublings")
-    return (*((doublings,) if spec.architecture is not Architecture.PIX2PIXHD else ()), ("channels", width))
+    return (*((doublings,) if spec.has("upsampling") else ()), ("channels", width))
 
 
 def _names(labels: LabelSpec) -> str:

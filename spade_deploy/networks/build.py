@@ -1,6 +1,19 @@
-"""Which module a spec asks for: SPADE, or a baseline of its paper behind the same trainer, exporter and validator."""
+"""The registry of architectures: which network a spec asks for.
+
+An architecture is
+
+1. a member of `spec.Architecture`, with its norms in `spec.NORMS` and the fields that mean nothing for it beside them;
+2. its network in a file of this package, and a line in `NETWORKS`;
+3. the module that is exported for it in the file of the same name in `export/`, and a line in `export.build.DEPLOYED`;
+4. a line in `runs.weights_file.PARAMETER_COUNTS`, for `spade inspect`, which runs without PyTorch.
+
+All three tables have the same keys (`tests/networks/test_build.py`), and everything else asks the tables.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from spade_deploy.networks.crn import CascadedRefinementNetwork
 from spade_deploy.networks.pix2pixhd import GlobalGenerator
@@ -10,16 +23,19 @@ from spade_deploy.spec import Architecture, GeneratorSpec
 Generator = SpadeGenerator | GlobalGenerator | CascadedRefinementNetwork
 """segmap N x L x H x W (and SPADE's style vector) -> image N x 3 x H x W in [-1, 1].
 
-Each has its `spec`, and its last convolution is `conv_img`, whose output the image is the tanh of.
+Each has its `spec`, and its last convolution is `conv_img`: the image is the tanh of what that convolution puts out.
 """
+
+NETWORKS: Mapping[Architecture, Callable[[GeneratorSpec], Generator]] = MappingProxyType(
+    {
+        Architecture.SPADE: SpadeGenerator,
+        Architecture.PIX2PIXHD: GlobalGenerator,
+        Architecture.CRN: CascadedRefinementNetwork,
+    }
+)
+"""The network of each architecture."""
 
 
 def build_generator(spec: GeneratorSpec) -> Generator:
     """The network of a spec with PyTorch's initial weights, in train mode."""
-    match spec.architecture:
-        case Architecture.SPADE:
-            return SpadeGenerator(spec)
-        case Architecture.PIX2PIXHD:
-            return GlobalGenerator(spec)
-        case Architecture.CRN:
-            return CascadedRefinementNetwork(spec)
+    return NETWORKS[spec.architecture](spec)

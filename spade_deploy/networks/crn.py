@@ -1,8 +1,8 @@
 """The cascaded refinement network (Chen and Koltun, "Photographic Image Synthesis with Cascaded Refinement Networks",
 ICCV 2017), a baseline that SPADE's paper compares with.
 
-A module a resolution, from the coarsest up; each sees the segmap again at its own resolution. Ours ends in tanh where
-the published one is linear, so that every architecture keeps the same contract.
+It has one module for each resolution, from the coarsest up, and each module sees the segmap again at its own
+resolution. Ours ends in tanh where the published one is linear, so that every architecture keeps the same contract.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS
-from spade_deploy.spec import GeneratorSpec, Upsampling
-
-WIDTHS = (16, 16, 16, 16, 16, 8, 8, 2)
-"""Feature maps of the published modules at 4, 8, ... 512 rows, in base channels: 1024 down to 128 for a base of 64."""
+from spade_deploy.spec import GeneratorSpec
 
 
 class RefinementModule(nn.Module):
@@ -57,14 +54,8 @@ class CascadedRefinementNetwork(nn.Module):
 
 
 def module_widths(spec: GeneratorSpec) -> dict[str, int]:
-    """The modules in the order they run, with the feature maps that come out.
-
-    Their widths are those of the published network with as many doublings: 'more' begins at 4 rows for 256, as it did,
-    and 'normal' at 8, without its coarsest module.
-    """
-    first = 1 if spec.upsampling is Upsampling.NORMAL else 0
-    widths = WIDTHS[first : first + spec.doublings + 1]
-    return {f"refine_{index}": spec.base_channels * width for index, width in enumerate(widths)}
+    """The modules in the order they run, each with the number of feature maps that it puts out."""
+    return {f"refine_{index}": width for index, width in enumerate(spec.refinement_widths)}
 
 
 def pyramid(segmap: Tensor, halvings: int) -> list[Tensor]:

@@ -33,7 +33,7 @@ class PatchDiscriminator(nn.Module):
             stride = 1 if index == spec.layers - 1 else 2
             self.layers.append(
                 nn.Sequential(
-                    # No bias: the instance norm would take it away again.
+                    # It has no bias, which the instance norm would remove again.
                     spectral_norm(_convolution(width, wider, stride=stride, bias=False)),
                     nn.InstanceNorm2d(wider),
                     nn.LeakyReLU(LEAKY_SLOPE),
@@ -70,9 +70,10 @@ class MultiscaleDiscriminator(nn.Module):
         return features
 
     def compare(self, segmap: Tensor, fake: Tensor, real: Tensor) -> tuple[Features, Features]:
-        """Features of fake and of real images of the same label maps, in one batch.
+        """Features of fake and of real images of the same label maps.
 
-        One pass, so that both meet the same spectral norm: each forward pass in train mode moves its u and v.
+        Both go through in one batch, so that both see the same spectral norm: each forward pass in train mode changes
+        its u and v.
         """
         both = self(torch.cat([segmap, segmap]), torch.cat([fake, real]))
         for scale in both:
@@ -83,8 +84,19 @@ class MultiscaleDiscriminator(nn.Module):
         return fakes, reals
 
 
+class Comparison(nn.Module):
+    """A discriminator's `compare` as a forward pass, for what averages gradients after a module's forward pass."""
+
+    def __init__(self, discriminator: MultiscaleDiscriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, segmap: Tensor, fake: Tensor, real: Tensor) -> tuple[Features, Features]:
+        return self.discriminator.compare(segmap, fake, real)
+
+
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half-precision values as float32; others as they are."""
+    """Half-precision values become float32; others stay as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 

@@ -1,4 +1,4 @@
-"""The style encoder of the VAE (Park et al., CVPR 2019, section 3 and appendix A): a photo -> where its style lies.
+"""The style encoder of the VAE (Park et al., CVPR 2019, section 3 and appendix A): it finds the style of a photo.
 
 Layer names are those of the released code (`layer1.0` is a convolution, `layer1.1` its norm; `fc_mu`, `fc_var`), so
 that weights of either load by name. This module is the reference that the exported encoder is proved equal to.
@@ -14,7 +14,7 @@ from spade_deploy.networks.spade import LEAKY_SLOPE
 from spade_deploy.networks.spectral_norm import spectral_norm
 
 PHOTO_SIZE = 256
-"""Pixels of each side that the encoder sees, whatever the photo's size and aspect are."""
+"""Height and width of what the encoder sees, in pixels; a photo of any size and aspect is resized to it."""
 WIDTHS = (1, 2, 4, 8, 8, 8)
 """Output channels of the layers, in base channels; each halves the map."""
 LAYERS = tuple(f"layer{number}" for number in range(1, len(WIDTHS) + 1))
@@ -24,8 +24,7 @@ LAST_SIZE = PHOTO_SIZE >> len(WIDTHS)
 class StyleEncoder(nn.Module):
     """photo -> mean and log variance of its style; appendix A of the paper.
 
-    z_dim, base_channels: those of the generator that takes the style; 256 and 64 in the paper, which are 10.46 M
-    parameters.
+    z_dim, base_channels: those of the generator that takes the style. The paper's 256 and 64 make 10.46 M parameters.
     """
 
     def __init__(self, z_dim: int, base_channels: int = 64) -> None:
@@ -35,7 +34,7 @@ class StyleEncoder(nn.Module):
         channels = 3
         for name, width in zip(LAYERS, WIDTHS, strict=True):
             wider = width * base_channels
-            # No bias: the instance norm would take it away again.
+            # It has no bias, which the instance norm would remove again.
             convolution = spectral_norm(nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False))
             self.add_module(name, nn.Sequential(convolution, nn.InstanceNorm2d(wider)))
             channels = wider

@@ -1,18 +1,20 @@
-"""gamma and beta of a training step, once for each distinct pattern of labels: the same function, the same gradients.
+"""Lookup in training: gamma and beta are computed once for each distinct window of labels, with the same gradients.
 
-gamma and beta of a pixel depend on the labels of the (2k - 1) x (2k - 1) window around it alone, and a batch of label
-maps has fewer distinct windows than pixels. `lookup/tables.py` finds them, once a batch; then, at each resolution,
+gamma and beta of a pixel depend on nothing but the labels of the (2k - 1) x (2k - 1) window around it, and a batch of
+label maps has fewer distinct windows than pixels. `lookup/tables.py` finds them, once a batch; then, at each
+resolution,
 
     hidden row of a k x k window    relu(bias + the weight's rows at the window's inputs that are 1)
     gamma, beta of a larger window  [hidden rows of its k x k taps] W + b, a matrix product
     gamma, beta of a pixel          the row of its window, gathered
 
-The gradient of a gather is a sum over the pixels that took the row. A `Gather` has those pixels in order, so that it
-is a sum of runs, the fastest of PyTorch's many ways on a CPU, and never depends on the order of threads. Rows are
-gathered with their channels last, which is how a channels_last feature map lies in memory.
+The gradient of a gather is a sum over the pixels that took the row. A `Gather` keeps those pixels sorted by row, so
+that each sum runs over neighbours: this is the fastest of PyTorch's ways to add on a CPU, and its result does not
+depend on the order of threads. Rows are gathered with their channels last, as a channels_last feature map lies in
+memory.
 
-Which is faster, this or convolutions, depends on the labels and the machine: a map whose every pixel has a window of
-its own gains nothing. `training_tables` leaves out the levels where that is so, and they are convolved.
+Whether this is faster than convolutions depends on the labels and the machine: a map whose every pixel has its own
+window gains nothing. `training_lookup` leaves out the levels where that is so, and they are convolved.
 """
 
 from __future__ import annotations
@@ -32,19 +34,21 @@ from spade_deploy.lookup.windows import LevelPatterns
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 
 MAX_SHARE = 0.5
-"""Patterns over pixels of a level; beyond that its convolutions are as fast."""
+"""The most distinct windows of a level, as a share of its pixels: beyond that its convolutions are as fast."""
 
 
 @dataclass(frozen=True)
 class Gather:
-    """Which row each place takes, and the inverse of it.
-
-    index: M integers in 0..R-1. order: the M places, those of row 0 first. offsets: R, where in `order` a row begins.
-    """
+    """Which of R rows each of M places takes, and which places took each row."""
 
     index: Tensor
+    """The row that each place takes: M integers in 0..R-1."""
+
     order: Tensor
+    """The M places sorted by their rows, those of row 0 first."""
+
     offsets: Tensor
+    """Where the places of each row begin in `order`: R integers."""
 
     @classmethod
     def of(cls, index: NDArray[Any], rows: int) -> Gather:
@@ -62,26 +66,29 @@ class Gather:
         return table.index_select(0, self.index)
 
     def sums(self, values: Tensor) -> Tensor:
-        """M x C -> R x C: for each row, the sum over the places that took it. Half precision adds up in float32."""
+        """M x C -> R x C: for each row, the sum over the places that took it. Half precision is added in float32."""
         return functional.embedding_bag(self.order, values, self.offsets, mode="sum")
 
 
 @dataclass(frozen=True)
-class LevelTables:
-    """The distinct windows of one resolution, U small and P large ones.
-
-    inputs: rows of the one-hot convolution's weight as k*k*L x hidden, those of window 0 first. starts: U, where in
-    `inputs` a window begins. taps: for each large window its k*k small ones; row U is outside the image.
-    pixels: for each pixel its large window.
-    """
+class LevelLookup:
+    """The distinct windows of one resolution, U small and P large ones."""
 
     inputs: Tensor
+    """For each small window, rows of the one-hot convolution's weight as k*k*L x hidden; those of window 0 first."""
+
     starts: Tensor
+    """Where the rows of each small window begin in `inputs`: U integers."""
+
     taps: Gather
+    """The k*k small windows of each large one; row U stands for what is outside the image."""
+
     pixels: Gather
+    """The large window of each pixel."""
 
     @classmethod
-    def of(cls, labels: LabelSpec, level: LevelPatterns, outside: int) -> LevelTables:
+    def of(cls, labels: LabelSpec, level: LevelPatterns, outside: int) -> LevelLookup:
+        """The windows of a level; `outside` is the code of a place outside the image."""
         inputs, starts = _ones(labels, level.codes, outside)
         return cls(
             torch.from_numpy(inputs),
@@ -90,8 +97,8 @@ class LevelTables:
             Gather.of(level.index, len(level.patterns)),
         )
 
-    def to(self, device: torch.device) -> LevelTables:
-        return LevelTables(
+    def to(self, device: torch.device) -> LevelLookup:
+        return LevelLookup(
             self.inputs.to(device, non_blocking=True),
             self.starts.to(device, non_blocking=True),
             self.taps.to(device),
@@ -100,40 +107,41 @@ class LevelTables:
 
 
 @dataclass(frozen=True)
-class TrainingTables:
-    """The windows of a batch of label maps, by stride of their level. A level that is missing is convolved."""
+class TrainingLookup:
+    """The distinct windows of a batch of label maps."""
 
-    levels: Mapping[int, LevelTables]
+    levels: Mapping[int, LevelLookup]
+    """The windows of each level by its stride. A level that is missing is convolved."""
 
-    def to(self, device: torch.device) -> TrainingTables:
-        return TrainingTables({stride: level.to(device) for stride, level in self.levels.items()})
+    def to(self, device: torch.device) -> TrainingLookup:
+        return TrainingLookup({stride: level.to(device) for stride, level in self.levels.items()})
 
 
-def training_tables(
+def training_lookup(
     spec: GeneratorSpec, label: Tensor, instance: Tensor | None = None, *, max_share: float = MAX_SHARE
-) -> TrainingTables:
-    """The tables of a batch's label and instance maps N x H x W, found on the CPU, and left there: see `to`.
+) -> TrainingLookup:
+    """The distinct windows of a batch's label and instance maps N x H x W. They are found on the CPU and stay there.
 
-    max_share: a level with more patterns than this share of its pixels is left out; 1.0 leaves none out.
+    max_share: a level with more windows than this share of its pixels is left out; 1.0 leaves none out.
     Raises InputRefusedError for sizes that are no multiple of the spec's stride and ids that the spec does not know.
     """
     maps = [None if values is None else values.cpu().numpy() for values in (label, instance)]
     assert maps[0] is not None
     tables = extract_patterns(spec, maps[0], maps[1] if spec.labels.has_edges else None)
     assert tables is not None  # no share was set at which it gives up
-    return TrainingTables(
+    return TrainingLookup(
         {
-            stride: LevelTables.of(spec.labels, level, num_codes(spec))
+            stride: LevelLookup.of(spec.labels, level, num_codes(spec))
             for stride, level in tables.levels.items()
             if len(level.patterns) <= max_share * level.index.size
         }
     )
 
 
-def modulate(normalized: Tensor, shared: nn.Conv2d, gamma: nn.Conv2d, beta: nn.Conv2d, level: LevelTables) -> Tensor:
-    """normalized * (1 + gamma) + beta, N x C x h x w, as convolutions of the one-hot map would have it.
+def modulate(normalized: Tensor, shared: nn.Conv2d, gamma: nn.Conv2d, beta: nn.Conv2d, level: LevelLookup) -> Tensor:
+    """normalized * (1 + gamma) + beta, N x C x h x w: what the convolutions of the one-hot map would compute.
 
-    shared, gamma, beta: the convolutions of a SPADE layer, of which only the weights are used.
+    shared, gamma, beta: the convolutions of a SPADE layer; their weights are used, and they never run.
     """
     table = shared.weight.permute(2, 3, 1, 0).flatten(0, 2)  # k*k*L x hidden
     hidden = functional.embedding_bag(level.inputs, table, level.starts, mode="sum") + _bias(shared)
@@ -152,7 +160,7 @@ def modulate(normalized: Tensor, shared: nn.Conv2d, gamma: nn.Conv2d, beta: nn.C
 
 
 class _Take(torch.autograd.Function):
-    """R x C -> M x C: the rows of a table, by a `Gather`."""
+    """R x C -> M x C: the rows that a `Gather` takes from a table."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, gather: Gather) -> Tensor:
@@ -166,7 +174,10 @@ class _Take(torch.autograd.Function):
 
 
 class _Modulation(torch.autograd.Function):
-    """x * scale[pixel] + shift[pixel] with tables of rows; what is gathered from them is not kept for the gradient."""
+    """x * scale[pixel] + shift[pixel], where scale and shift are tables of rows.
+
+    The gathered rows are not kept for the backward pass: they are gathered again.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, pixels: Gather) -> Tensor:
@@ -191,9 +202,10 @@ def _take(table: Tensor, gather: Gather) -> Tensor:
 
 
 def _ones(labels: LabelSpec, codes: NDArray[np.int32], outside: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(The inputs of the convolution that are 1 in each window, where each window's begin).
+    """The inputs of the one-hot convolution that are 1 in each window, and where the inputs of each window begin.
 
-    An input is numbered tap * num_channels + channel; a tap outside the image has none, one on an edge has two.
+    An input has the number tap * num_channels + channel. A tap outside the image has no input that is 1, a tap on an
+    edge has two.
     """
     taps = np.arange(codes.shape[1], dtype=np.int64) * labels.num_channels
     is_inside = codes != outside
@@ -208,7 +220,7 @@ def _ones(labels: LabelSpec, codes: NDArray[np.int32], outside: int) -> tuple[ND
 
 
 def _matrix_dtype(values: Tensor) -> torch.dtype:
-    """What a matrix product of these values computes in: the type of automatic mixed precision where that is on."""
+    """The type that a matrix product of these values computes in; with mixed precision on, it is that type."""
     kind = values.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
 

@@ -13,16 +13,14 @@ from torch.nn import functional
 
 from spade_deploy.networks.spade import parameter_free_norm
 from spade_deploy.networks.spectral_norm import spectral_norm
-from spade_deploy.spec import PIX2PIXHD_HALVINGS, GeneratorSpec, NormType
+from spade_deploy.spec import PIX2PIXHD_BLOCKS, PIX2PIXHD_EDGE_KERNEL, PIX2PIXHD_HALVINGS, GeneratorSpec, NormType
 
-EDGE_KERNEL = 7
-"""Kernel of the first and the last convolution."""
-BLOCK_NAMES = tuple(f"block_{index}" for index in range(9))
+BLOCK_NAMES = tuple(f"block_{index}" for index in range(PIX2PIXHD_BLOCKS))
 """The residual blocks at the coarsest resolution."""
 
 
 class NormalizedConv(nn.Module):
-    """norm(conv(x)), with a learned scale and offset a channel where it is batch norm: as published.
+    """norm(conv(x)); batch norm has a learned scale and offset for each channel, as published.
 
     The convolution has no bias, which the norm would take away again.
     """
@@ -61,7 +59,7 @@ class GlobalGenerator(nn.Module):
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.spec = spec
-        first = mirrored_conv(spec.labels.num_channels, spec.base_channels, EDGE_KERNEL, bias=False)
+        first = mirrored_conv(spec.labels.num_channels, spec.base_channels, PIX2PIXHD_EDGE_KERNEL, bias=False)
         self.conv_in = NormalizedConv(spec, first)
         for name, width in down_widths(spec).items():
             halving = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
@@ -71,7 +69,7 @@ class GlobalGenerator(nn.Module):
         for name, width in up_widths(spec).items():
             doubling = nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1, bias=False)
             self.add_module(name, NormalizedConv(spec, doubling))
-        self.conv_img = mirrored_conv(spec.base_channels, 3, EDGE_KERNEL, bias=True)
+        self.conv_img = mirrored_conv(spec.base_channels, 3, PIX2PIXHD_EDGE_KERNEL, bias=True)
 
     def forward(self, segmap: Tensor, z: Tensor | None = None) -> Tensor:
         """segmap: N x L x H x W, H and W multiples of 16 from 32 on. z: None. Returns N x 3 x H x W in [-1, 1]."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.networks.modulation import LevelTables, TrainingTables, modulate
+from spade_deploy.networks.modulation import LevelLookup, TrainingLookup, modulate
 from spade_deploy.networks.spectral_norm import spectral_norm
 from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
@@ -34,7 +34,7 @@ def make_segmap(label: Tensor, instance: Tensor | None, labels: LabelSpec) -> Te
 
 
 def edge_map(instance: Tensor) -> Tensor:
-    """N x H x W object ids -> N x 1 x H x W float32: 1 where a 4-neighbour has another id (both sides marked)."""
+    """N x H x W object ids -> N x 1 x H x W float32: 1 where a 4-neighbour has another id; both sides are marked."""
     edges = torch.zeros_like(instance, dtype=torch.bool)
     differs = instance[:, :, 1:] != instance[:, :, :-1]
     edges[:, :, 1:] |= differs
@@ -64,10 +64,10 @@ class Spade(nn.Module):
         self.mlp_gamma = nn.Conv2d(spec.hidden_channels, channels, spec.kernel_size, padding=padding)
         self.mlp_beta = nn.Conv2d(spec.hidden_channels, channels, spec.kernel_size, padding=padding)
 
-    def forward(self, x: Tensor, segmap: Tensor, level: LevelTables | None = None) -> Tensor:
+    def forward(self, x: Tensor, segmap: Tensor, level: LevelLookup | None = None) -> Tensor:
         """x: N x C x h x w; segmap: N x L x H x W of any size, picked at the nearest pixel.
 
-        level: the segmap's patterns at h x w, to compute the same with; see `modulation.py`.
+        level: the segmap's distinct windows at h x w, where gamma and beta are to be looked up (`modulation.py`).
         """
         normalized: Tensor = self.param_free_norm(x)
         if level is not None:
@@ -95,8 +95,8 @@ class SpadeBlock(nn.Module):
             self.conv_s = wrap(nn.Conv2d(in_channels, out_channels, 1, bias=False))
             self.norm_s = Spade(spec, in_channels)
 
-    def forward(self, x: Tensor, segmap: Tensor, level: LevelTables | None = None) -> Tensor:
-        # No activation on the shortcut.
+    def forward(self, x: Tensor, segmap: Tensor, level: LevelLookup | None = None) -> Tensor:
+        # There is no activation on the shortcut.
         shortcut = self.conv_s(self.norm_s(x, segmap, level)) if self.has_shortcut else x
         y = self.conv_0(functional.leaky_relu(self.norm_0(x, segmap, level), LEAKY_SLOPE))
         y = self.conv_1(functional.leaky_relu(self.norm_1(y, segmap, level), LEAKY_SLOPE))
@@ -120,11 +120,11 @@ class SpadeGenerator(nn.Module):
             self.add_module(block.name, SpadeBlock(spec, block.in_channels, block.out_channels))
         self.conv_img = nn.Conv2d(spec.blocks[-1].out_channels, 3, 3, padding=1)
 
-    def forward(self, segmap: Tensor, z: Tensor | None = None, tables: TrainingTables | None = None) -> Tensor:
+    def forward(self, segmap: Tensor, z: Tensor | None = None, lookup: TrainingLookup | None = None) -> Tensor:
         """segmap: N x L x H x W, H and W multiples of the spec's stride (and its own size with a VAE).
 
-        z: N x z_dim, needed by the VAE variant alone. tables: the segmap's patterns, where gamma and beta are to be
-        computed once a pattern; the result is the same. Returns N x 3 x H x W in [-1, 1].
+        z: N x z_dim, needed by the VAE variant alone. lookup: the segmap's distinct windows, where gamma and beta are
+        to be looked up; the result is the same. Returns N x 3 x H x W in [-1, 1].
         """
         spec = self.spec
         if spec.z_dim is None:
@@ -137,7 +137,7 @@ class SpadeGenerator(nn.Module):
         for block in spec.blocks:
             if block.doubles:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
-            level = None if tables is None else tables.levels.get(block.stride)
+            level = None if lookup is None else lookup.levels.get(block.stride)
             x = self.get_submodule(block.name)(x, segmap, level)
         return torch.tanh(self.conv_img(functional.leaky_relu(x, LEAKY_SLOPE)))
 

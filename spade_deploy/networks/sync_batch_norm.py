@@ -1,7 +1,7 @@
-"""Batch norm whose statistics are those of all processes' samples together, on a CPU (gloo) as on GPUs (nccl).
+"""Batch norm with the statistics of all processes' samples together, on CPUs (gloo) and on GPUs (nccl).
 
-PyTorch's own nn.SyncBatchNorm refuses tensors of a CPU, so what it computes could not be proved without several GPUs.
-Here one code serves both, and the tests hold two processes against one.
+PyTorch's own nn.SyncBatchNorm refuses tensors of a CPU, so that testing it would need several GPUs. Here the same code
+serves both, and the tests compare two processes with one.
 
 **Forward.** Process r has n_r values a channel, their mean m_r and the sum S_r of their squared deviations from it.
 One all-gather of (n_r, m_r, S_r) gives each process the statistics of the union (Chan, Golub and LeVeque, "Updating
@@ -9,7 +9,7 @@ formulae and a pairwise algorithm for computing sample variances", 1979):
 
     n = sum n_r     m = sum n_r m_r / n     S = sum S_r + sum n_r (m_r - m)^2     y = (x - m) / sqrt(S / n + eps)
 
-No difference of two large sums is taken, so a mean far from zero costs no digits, and the n_r may differ.
+No difference of two large sums is taken, so that a mean far from zero costs no digits; the n_r may differ.
 
 **Backward.** m and S depend on every process's x. With g = dL/dy, x^ = y, and L the sum of all processes' losses:
 
@@ -38,9 +38,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """N x C x H x W, N may differ between the processes; half precision is normalised with float32 statistics.
+        """input: N x C x H x W; N may differ between the processes. Half precision gets float32 statistics.
 
-        Raises ValueError where all processes together have one value a channel: its deviation would be zero.
+        Raises ValueError where all processes together have a single value in each channel: its deviation would be zero.
         """
         if not (self.training and _has_peers()):
             return super().forward(input)
@@ -73,7 +73,7 @@ class _Normalize(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             own_mean, own_deviations, own_count = _own_statistics(x)
             mean, deviations, count = _combined(own_mean, own_deviations, own_count)
-            # Only then is the total in question; asking for it makes the host wait for a GPU.
+            # The total is asked for only where it may be too small: the host waits for a GPU to answer.
             if own_count < 2 and count.item() < 2:
                 raise ValueError(f"batch norm needs 2 values a channel over all processes, and got {count.item():.0f}")
             variance = deviations / count
@@ -101,19 +101,19 @@ def _has_peers() -> bool:
 
 
 def _own_statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and sum of squared deviations of each channel, in float32 or, of float64, in float64; how many values."""
+    """Each channel's mean and sum of squared deviations, and how many values it has. Float32, or float64 of float64."""
     count = x.numel() // x.shape[1]
     zeros = torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     if not count:  # a process without samples
         return zeros, zeros, 0
-    # What nn.BatchNorm2d itself calls: the sums are float32 whatever x is, and on a CPU it takes a tenth of var_mean's
-    # time. The running statistics that it would move, from zeros here, say in which type it answers.
+    # This is what nn.BatchNorm2d itself calls. The sums are float32 whatever x is, and on a CPU it takes a tenth of
+    # var_mean's time. The zeros are running statistics that it would update; their type is the type of its result.
     mean, variance = torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)
     return mean, variance * count, count
 
 
 def _combined(mean: Tensor, deviations: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The three of all processes together. Every process adds in the same order and so gets the same bits."""
+    """Mean, deviations and count of all processes together; each process adds in the same order and gets the same."""
     own = torch.cat([mean, deviations, mean.new_tensor([count])])
     rows = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
     distributed.all_gather(rows, own)
@@ -126,5 +126,5 @@ def _combined(mean: Tensor, deviations: Tensor, count: int) -> tuple[Tensor, Ten
 
 
 def _spread(values: Tensor) -> Tensor:
-    """One value a channel, as it meets N x C x H x W."""
+    """One value for each channel, C -> 1 x C x 1 x 1."""
     return values[None, :, None, None]

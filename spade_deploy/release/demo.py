@@ -29,8 +29,10 @@ from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import Imported, save_checkpoint
 from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.training.config import Setup
-from spade_deploy.training.loop import FolderSource, choose_device, train
+from spade_deploy.training.device import choose_device
+from spade_deploy.training.loop import train
 from spade_deploy.training.presets import preset
+from spade_deploy.training.source import FolderSource
 from spade_deploy.training.steps import Learner
 from spade_deploy.validation.report import ValidationReport
 

@@ -15,7 +15,7 @@ from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.pages import render as pages
-from spade_deploy.spec import Architecture, GeneratorSpec
+from spade_deploy.spec import GeneratorSpec
 from spade_deploy.validation.report import ValidationReport
 
 MAX_AMPLIFICATION = 64
@@ -87,7 +87,6 @@ def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str,
     if encoder is not None:
         style += f", photos' by {encoder.file} (max error {encoder.max_error:.2g}, allowed {encoder.tolerance:.2g})"
     extras = [name for name, is_there in (("dontcare", labels.has_dontcare), ("edges", labels.has_edges)) if is_there]
-    is_spade = spec.architecture is Architecture.SPADE
     return [
         ("architecture", spec.architecture),
         ("labels", f"{labels.num_labels}" + (f" + {' + '.join(extras)}" if extras else "")),
@@ -97,14 +96,14 @@ def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str,
         ),
         *_shape_facts(spec),
         ("norm", f"{spec.norm}{', spectral' if spec.spectral_norm else ''}"),
-        *([("style vector", style)] if is_spade else []),
+        *([("style vector", style)] if spec.has("z_dim") else []),
     ]
 
 
 def _shape_facts(spec: GeneratorSpec) -> list[tuple[str, str]]:
     """Widths and doublings, as far as the architecture has them."""
     width = f"base {spec.base_channels}"
-    if spec.architecture is Architecture.SPADE:
+    if spec.has("hidden_channels"):
         width += f", hidden {spec.hidden_channels}, kernel {spec.kernel_size}"
     doublings = [("upsampling", f"{spec.upsampling} ({spec.doublings} doublings)")]
-    return [*(doublings if spec.architecture is not Architecture.PIX2PIXHD else []), ("channels", width)]
+    return [*(doublings if spec.has("upsampling") else []), ("channels", width)]

@@ -30,17 +30,20 @@ _DEPTH = 5
 
 @dataclass(frozen=True)
 class Part:
-    """One network in a file. place: where it stands, 'state_dict.netG.', '' where it is all there is.
-
-    tensors: by the network's own names. left_out: names of what stands beside it and is not of it.
-    """
+    """One network in a file."""
 
     place: str
+    """The prefix of its names in the file: 'state_dict.netG.'; '' where there is none."""
+
     tensors: dict[str, Tensor]
+    """Its tensors by the network's own names."""
+
     left_out: tuple[str, ...]
+    """The names of entries beside it that do not belong to it."""
 
     @property
     def described(self) -> str:
+        """Its place, in words."""
         return f"'{self.place.rstrip('.')}'" if self.place else "the file's own level"
 
 
@@ -70,7 +73,7 @@ def find_parts(loaded: Any, anchors: tuple[str, ...]) -> list[Part]:
 
 
 def _dictionaries(value: Any, place: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Dictionaries with names, at any level, names without what wraps modules."""
+    """Every dictionary of tensors at any level, with its place; its names are without what wraps modules."""
     if not isinstance(value, dict) or not depth:
         return
     named = {plain_name(key): entry for key, entry in value.items() if isinstance(key, str)}
@@ -92,19 +95,23 @@ def plain_name(key: str) -> str:
 
 
 def choose_part(parts: list[Part], wanted: str | None, path: Path, guesses: list[str], notes: list[str]) -> Part:
-    """The one that is asked for, or the first, said as a guess. Raises ConfigError for one that is not there."""
+    """The network with the place `wanted`, else the first one, which is then a guess.
+
+    guesses, notes: the lists that sentences are added to. Raises ConfigError for a place that is not there.
+    """
     if wanted is not None:
         named = [part for part in parts if part.place.strip(".") == wanted.strip(".")]
         if not named:
             there = ", ".join(part.described for part in parts[:8])
-            hint = f"there is {there}" if len(parts) > 1 else f"leave --part out: there is {there} alone"
-            raise ConfigError(f"--part: {quoted(wanted)} is not in {path}", hint=hint)
+            hint = f"there is {there}" if len(parts) > 1 else f"leave `part` out: there is {there} alone"
+            raise ConfigError(f"`part`: {quoted(wanted)} is not in {path}", hint=hint)
         chosen = named[0]
     else:
         chosen = parts[0]
     others = [part for part in parts if part is not chosen]
     if others and wanted is None:
         rest = ", ".join(part.described for part in others[:4])
+        # Guesses are saved in the checkpoint and read much later, so they name the flag of `spade import`.
         guesses.append(f"{chosen.described} of the {len(parts)} generators in the file is meant, not {rest}"
                        "; change it with --part NAME")  # fmt: skip
     if chosen.place:
@@ -117,7 +124,7 @@ def choose_part(parts: list[Part], wanted: str | None, path: Path, guesses: list
 
 
 def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises CheckpointError for a tensor that is no plain array of real numbers."""
+    """Raises CheckpointError that names a tensor which is no plain array of real numbers."""
     for key, value in tensors.items():
         problem = _problem(value)
         if problem is None and key.endswith("num_batches_tracked"):
@@ -151,7 +158,11 @@ def _type(value: Tensor) -> str:
 def completed(
     blueprint: nn.Module, state: dict[str, Tensor], path: Path, notes: list[str], hint: str
 ) -> dict[str, Tensor]:
-    """The tensors that `blueprint` has, of its shapes. Raises CheckpointError where some are missing or too many."""
+    """The file's tensors as `blueprint` has them, by name and shape.
+
+    What older versions of PyTorch did not save is computed, and a sentence is added to `notes`. Raises CheckpointError
+    where tensors are missing, unknown or of another shape; `hint` is its next step.
+    """
     expected = blueprint.state_dict()
     given = dict(state)
     for key in [key for key in given if key.endswith(".weight") and f"{key}_orig" in given]:
@@ -187,7 +198,7 @@ def completed(
 
 
 def fill(module: nn.Module, given: dict[str, Tensor], path: Path, notes: list[str]) -> None:
-    """Puts the tensors into the module, in its types. Raises CheckpointError for NaN and infinity."""
+    """Put the tensors into the module, in the module's types. Raises CheckpointError for NaN and infinity."""
     own = module.state_dict()
     kinds = sorted({_type(given[key]) for key, tensor in own.items() if given[key].dtype != tensor.dtype})
     converted = {}
@@ -200,3 +211,9 @@ def fill(module: nn.Module, given: dict[str, Tensor], path: Path, notes: list[st
     if any(given[key].dtype != tensor.dtype for key, tensor in own.items() if tensor.is_floating_point()):
         notes.append(f"weights were converted to float32 from {', '.join(kinds)}")
     module.load_state_dict(converted)
+
+
+def first_names(loaded: object) -> str:
+    """The first names in a file, for an error that says what there is instead."""
+    names = list(loaded)[:3] if isinstance(loaded, dict) else []
+    return ", ".join(quoted(name) for name in names) or "nothing"

@@ -1,6 +1,6 @@
-"""Weight files that other people's code wrote: what kind of file one is, and what is in it, without running any of it.
+"""Weight files that other people's code wrote: which kind of file it is, and what it holds. Nothing in it is executed.
 
-A file is looked at before a library opens it. So a web page or a Git LFS pointer is called what it is, and one of a few
+A file is looked at before a library opens it. A web page or a Git LFS pointer is called what it is, and a file of a few
 kB whose tensors would take gigabytes is refused before they are made: PyTorch stores tensors without compression, so
 that what a file unpacks to is about as large as the file.
 """
@@ -51,14 +51,14 @@ _CUT_OFF = re.compile(
     "unexpected EOF|PytorchStreamReader|unpickling stack underflow|unpack requires a buffer|record size"
 )
 _ALIASES = 4
-"""How often the tensors of a file may be its size all together: several names may stand for the same memory."""
+"""All tensors of a file together may be this many times its size: several names may stand for the same memory."""
 _SLACK_BYTES = 1 << 20
 
 
 def load_weights(path: Path, expected: str) -> Any:
-    """What a .pth, .pt or .safetensors file holds, on the CPU: tensors in dictionaries, as they were nested.
+    """What a .pth, .pt or .safetensors file holds, on the CPU: tensors in dictionaries, nested as they were saved.
 
-    Which of the two formats it is follows from the content, not from the name. Nothing in the file is executed.
+    The content says which of the two formats it is, not the name. Nothing in the file is executed.
     expected: what the user should have given, for the hint. Raises CheckpointError.
     """
     head, size = _look_at(path, expected)
@@ -89,7 +89,7 @@ def _look_at(path: Path, expected: str) -> tuple[bytes, int]:
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
-    """Eight bytes of length, then JSON."""
+    """Whether a file begins as safetensors does: eight bytes of length, then JSON."""
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8
 
 
@@ -108,7 +108,7 @@ def _type_error(error: Exception) -> str:
 
 
 def _refuse_other_kinds(path: Path, head: bytes, size: int, expected: str) -> None:
-    """Names what is no weight file of PyTorch's."""
+    """Raises CheckpointError that names what a file is, if it is no weight file of PyTorch's."""
     kind = _other_kind(path, head, size)
     if kind is not None:
         what, hint = kind
@@ -142,7 +142,7 @@ def _other_kind(path: Path, head: bytes, size: int) -> tuple[str, str] | None:
 
 
 def _other_model(path: Path, head: bytes, size: int) -> tuple[str, str] | None:
-    """Tar archives, TensorFlow's files and ONNX, which have no number of their own at the beginning."""
+    """What a tar archive, a file of TensorFlow's or an ONNX file is: their first bytes are not enough to tell."""
     # PyTorch's own files are zip archives or start with a pickled number: neither is a tar.
     if head[257:262] == b"ustar" or (not head.startswith(b"\x80") and tarfile.is_tarfile(path)):
         return _tar_kind(path)
@@ -189,7 +189,7 @@ def _other_pickle_or_text(head: bytes) -> tuple[str, str] | None:
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """PyTorch's zip archive: whole, not compressed, and not larger inside than outside."""
+    """Raises CheckpointError unless a zip archive is PyTorch's, whole, not compressed, and no larger inside."""
     try:
         with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
@@ -215,10 +215,10 @@ def _check_archive(path: Path, size: int) -> None:
 
 def _unpickled(path: Path) -> Any:
     try:
-        # The stream, not the path: of a path PyTorch takes the suffix for the format.
+        # PyTorch gets the stream and not the path: it would take the path's suffix for the format.
         with open_regular(path) as stream, warnings.catch_warnings(action="ignore"):  # about how an old one was pickled
             return torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:  # on noise the unpickler raises nearly anything
+    except Exception as error:  # the unpickler raises nearly anything on damaged bytes
         text = str(error)
         found = _REFUSED_GLOBAL.search(text)
         if found is not None:
@@ -236,7 +236,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _check_sizes(path: Path, loaded: Any, size: int) -> None:
-    """Refuses tensors that stand for more memory than the file has: repeated rows (a stride of 0), shared storages."""
+    """Raises CheckpointError for tensors that stand for far more memory than the file has, such as repeated rows."""
     total, seen, waiting = 0, set[int](), [loaded]
     while waiting:
         value = waiting.pop()

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from spade_deploy.errors import CheckpointError, quoted, reason_of
 from spade_deploy.files.reading import open_regular, parse_json
-from spade_deploy.spec import PIX2PIXHD_HALVINGS, Architecture, GeneratorSpec, NormType, Upsampling
+from spade_deploy.spec import (
+    PIX2PIXHD_BLOCKS,
+    PIX2PIXHD_EDGE_KERNEL,
+    PIX2PIXHD_HALVINGS,
+    Architecture,
+    BlockSpec,
+    GeneratorSpec,
+    NormType,
+)
 
 MAX_HEADER_BYTES = 16 << 20
 """Of a safetensors file. The format allows 100 MB; a generator's is some 30 kB."""
@@ -31,13 +41,7 @@ class TensorCount:
 
 def parameter_count(spec: GeneratorSpec) -> int:
     """Trained numbers of a generator, from its spec alone: the weights and biases of convolutions and norms."""
-    match spec.architecture:
-        case Architecture.SPADE:
-            return _spade_count(spec)
-        case Architecture.PIX2PIXHD:
-            return _pix2pixhd_count(spec)
-        case Architecture.CRN:
-            return _crn_count(spec)
+    return PARAMETER_COUNTS[spec.architecture](spec)
 
 
 def _spade_count(spec: GeneratorSpec) -> int:
@@ -49,21 +53,17 @@ def _spade_count(spec: GeneratorSpec) -> int:
     def spade(features: int) -> int:
         return convolution(channels, hidden, kernel) + 2 * convolution(hidden, features, kernel)
 
-    def block(inputs: int, outputs: int) -> int:
-        middle = min(inputs, outputs)
-        shortcut = inputs * outputs + spade(inputs) if inputs != outputs else 0
+    def residual(block: BlockSpec) -> int:
+        inputs, middle, outputs = block.in_channels, block.middle_channels, block.out_channels
         main = convolution(inputs, middle, 3) + convolution(middle, outputs, 3) + spade(inputs) + spade(middle)
-        return main + shortcut
+        return main + (inputs * outputs + spade(inputs) if block.has_shortcut else 0)
 
-    widths = [16 * spec.base_channels] * 3
-    for _ in range(5 if spec.upsampling is Upsampling.MOST else 4):
-        widths.append(widths[-1] // 2)
-    blocks = block(widths[0], widths[0]) + sum(map(block, widths, widths[1:]))
+    widest = spec.blocks[0].in_channels
     if spec.z_dim is None:
-        first = convolution(channels, widths[0], 3)
+        first = convolution(channels, widest, 3)
     else:
-        first = (spec.z_dim + 1) * widths[0] * spec.latent_height * spec.latent_width
-    return first + blocks + convolution(widths[-1], 3, 3)
+        first = (spec.z_dim + 1) * widest * spec.latent_height * spec.latent_width
+    return first + sum(map(residual, spec.blocks)) + convolution(spec.blocks[-1].out_channels, 3, 3)
 
 
 def _pix2pixhd_count(spec: GeneratorSpec) -> int:
@@ -75,24 +75,30 @@ def _pix2pixhd_count(spec: GeneratorSpec) -> int:
         # Batch norm has a scale and an offset, instance norm nothing; neither convolution has a bias.
         return inputs * outputs * size * size + (0 if spec.norm is NormType.INSTANCE else 2 * outputs)
 
-    ends = convolution(spec.labels.num_channels, base, 7) + base * 3 * 49 + 3
+    kernel = PIX2PIXHD_EDGE_KERNEL
+    ends = convolution(spec.labels.num_channels, base, kernel) + base * 3 * kernel**2 + 3
     down = sum(convolution(narrow, 2 * narrow, 3) for narrow in widths[:-1])
     up = sum(convolution(2 * narrow, narrow, 3) for narrow in widths[:-1])
-    return ends + down + 18 * convolution(wide, wide, 3) + up
+    return ends + down + 2 * PIX2PIXHD_BLOCKS * convolution(wide, wide, 3) + up
 
 
 def _crn_count(spec: GeneratorSpec) -> int:
-    widths = {
-        Upsampling.NORMAL: (16, 16, 16, 16, 8, 8),
-        Upsampling.MORE: (16, 16, 16, 16, 16, 8, 8),
-        Upsampling.MOST: (16, 16, 16, 16, 16, 8, 8, 2),
-    }[spec.upsampling]
     count, before = 0, 0
-    for width in (spec.base_channels * width for width in widths):
+    for width in spec.refinement_widths:
         # Two convolutions without a bias, each with a norm that has a scale and an offset.
         count += ((before + spec.labels.num_channels) + width) * width * 9 + 4 * width
         before = width
     return count + 3 * before + 3
+
+
+PARAMETER_COUNTS: Mapping[Architecture, Callable[[GeneratorSpec], int]] = MappingProxyType(
+    {
+        Architecture.SPADE: _spade_count,
+        Architecture.PIX2PIXHD: _pix2pixhd_count,
+        Architecture.CRN: _crn_count,
+    }
+)
+"""How the parameters of each architecture are counted; `networks/build.py` says what else an architecture needs."""
 
 
 def read_tensor_count(path: Path) -> TensorCount:

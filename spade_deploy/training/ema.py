@@ -1,10 +1,10 @@
 """The exponential moving average of the generator: smoother than any single step, and what is deployed.
 
-Weights are averaged (Polyak; with a decay as in Karras et al., "Progressive Growing of GANs", 2018). The decay warms
-up: with a constant one the first weights, which mean nothing, would still be a fifth of the average after 1.5 / (1 -
-decay) steps, and the images pale. Statistics are not averaged: the mean of batch-norm statistics belongs to no network.
-So before the average is used its statistics are estimated anew, on the same batches each time, which also moves
-spectral norm's u and v to the averaged weights.
+Weights are averaged (Polyak; with a decay as in Karras et al., "Progressive Growing of GANs", 2018). The decay grows to
+its value: were it constant, the first weights, which mean nothing, would still be a fifth of the average after 1.5 / (1
+- decay) steps, and the images would be pale. Statistics are not averaged, since the mean of batch-norm statistics
+belongs to no network. Instead they are estimated on the averaged weights before these are used, on the same batches
+each time; that also moves spectral norm's u and v to the averaged weights.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.spec import GeneratorSpec, NormType
 
 Inputs = tuple[Tensor, Tensor | None]
-"""A generator's input: a segmap, and z with a style vector."""
+"""A generator's input: a segmap, and z where it has a style vector."""
 
 
 class GeneratorAverage:
-    """module: the averaged generator, in eval mode. Made with the weights that `trained` has now."""
+    """The averaged generator, `module`, in eval mode. It begins with the weights that `trained` has now."""
 
     def __init__(self, trained: Generator, decay: float) -> None:
         self.decay = decay
@@ -36,7 +36,7 @@ class GeneratorAverage:
 
     @torch.no_grad()
     def update(self, trained: Generator) -> None:
-        """average <- d average + (1 - d) trained, of each parameter; d = min(decay, (1 + n) / (10 + n)) in update n."""
+        """average <- d average + (1 - d) trained for each parameter; d = min(decay, (1 + n) / (10 + n)) in update n."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averaged = [parameter.data for parameter in self.module.parameters()]
@@ -51,7 +51,7 @@ class GeneratorAverage:
 
     @torch.no_grad()
     def estimate_statistics(self, batches: Sequence[Inputs]) -> None:
-        """Mean and variance of every batch norm as the mean over `batches`; nothing is done where no weight changed."""
+        """Set every batch norm's statistics to their mean over `batches`, unless no weight has changed since."""
         if not self._is_stale:
             return
         norms = [module for module in self.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -71,7 +71,7 @@ class GeneratorAverage:
 
 
 def _twin(spec: GeneratorSpec) -> Generator:
-    """A generator with the same tensors whose batch norm never waits for other processes: one alone estimates."""
+    """A generator with the same tensors, whose batch norm never waits for other processes: one of them estimates."""
     module = build_generator(replace(spec, norm=NormType.BATCH) if spec.norm is NormType.SYNC_BATCH else spec)
     module.spec = spec
     return module

@@ -1,7 +1,7 @@
-"""Metrics while a generator learns: the same held-out samples each time, so that one step can be compared with another.
+"""Metrics while a generator learns, on the same held-out samples each time, so that steps can be compared.
 
-What is compared is what a checkpoint deploys. The figures are of few samples: they order the checkpoints of a run, and
-`spade eval` on all of the held-out data says how good the chosen one is.
+What is measured is the generator that a checkpoint deploys. The figures come from few samples: they order the
+checkpoints of a run, and `spade eval` on all of the held-out data says how good the chosen one is.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ WITH_SEGMENTER = ("miou", "accuracy")
 class Evaluator:
     """Measures a generator on `eval_samples` evenly spaced samples of `held_out`, or as many as there are.
 
-    l1 and psnr always; frechet and kernel with `setup.train.extractor`, miou and accuracy with its segmenter.
-    The samples are read, and their photos' features computed, when first needed, and kept.
+    It always measures l1 and psnr; frechet and kernel with `setup.train.extractor`, miou and accuracy with its
+    segmenter. The samples and their photos' features are read and computed when they are first needed, and kept.
     Raises NotFoundError, ConfigError, MissingDependencyError for an extractor or a segmenter that cannot be used.
     """
 
@@ -57,10 +57,10 @@ class Evaluator:
     def direction(self, name: str) -> str:
         """'lower' or 'higher': which values of a metric are better. Raises ConfigError for one that is not computed."""
         if name not in self.names:
-            needed = {**dict.fromkeys(WITH_EXTRACTOR, "--extractor"), **dict.fromkeys(WITH_SEGMENTER, "--segmenter")}
+            needed = {**dict.fromkeys(WITH_EXTRACTOR, "extractor"), **dict.fromkeys(WITH_SEGMENTER, "segmenter")}
             raise ConfigError(
-                f"--best-by: {name!r} is not measured; measured are {', '.join(self.names)}",
-                hint=f"{name} needs {needed[name]} FILE.onnx" if name in needed else None,
+                f"`best_by`: {name!r} is not measured; measured are {', '.join(self.names)}",
+                hint=f"{name} needs `{needed[name]}` FILE.onnx" if name in needed else None,
             )
         return "higher" if HIGHER_IS_BETTER[name] else "lower"
 
@@ -85,7 +85,7 @@ class Evaluator:
 
     def _real_features(self) -> NDArray[np.float64]:
         if self._real is None:
-            assert self._extractor is not None  # asked for with one alone
+            assert self._extractor is not None  # the caller has one
             photos = (photo_pixels(batch.photo) for batch in self._batches())
             self._real = np.concatenate([self._extractor.features(pixels) for pixels in photos])
         return self._real
@@ -104,6 +104,7 @@ class Evaluator:
 def photo_pixels(photo: Tensor) -> NDArray[np.uint8]:
     """N x 3 x H x W in [-1, 1] -> N x H x W x 3: the very pixels that were read.
 
-    Rounded. `to_pixels` truncates, as it should with what a generator made, and a photo would lose 1 here and there.
+    They are rounded. `to_pixels` truncates, which is right for what a generator made; some pixels of a photo would lose
+    1 by it.
     """
     return ((photo + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()

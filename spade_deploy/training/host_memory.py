@@ -1,7 +1,8 @@
-"""Keep memory that was freed, on a CPU: glibc gives every block above 32 MB back to the system at once.
+"""Freed memory stays with the process: glibc would give every block above 32 MB back to the system at once.
 
-The next operation then gets new pages, each of which the system clears when it is touched: for the full-resolution
-tensors of a 256 x 256 generator that costs up to three times the operation itself. The peak stays what it was.
+The next operation would then get new pages, each of which the system clears when it is touched. For the full-resolution
+tensors of a 256 x 256 generator on a CPU that costs up to three times the operation itself. The peak of memory stays
+what it was.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _NEVER = (1 << 31) - 1
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc; other systems and libraries are left alone."""
+    """Tell glibc to keep what is freed; nothing is done on other systems and with other C libraries."""
     if not sys.platform.startswith("linux"):
         return
     with suppress(OSError, AttributeError):  # another C library

@@ -1,4 +1,4 @@
-"""The losses. Each is a mean over samples and pixels, so that its weight depends on neither the batch nor the size.
+"""The losses. Each is a mean over samples and pixels, so that its weight does not depend on the batch or the size.
 
 The adversarial losses, with d the discriminator's scores, real those of photos and fake those of generated images:
 
@@ -9,9 +9,9 @@ The adversarial losses, with d the discriminator's scores, real those of photos 
 | original | E[softplus(-d)] | E[softplus(-d)] | E[softplus(d)] | Goodfellow et al., GANs, 2014; d is a logit |
 | wgan | -E[d] | -E[d] | E[d] | Arjovsky et al., "Wasserstein GAN", ICML 2017 |
 
-A Wasserstein critic must be bounded in slope, else its loss falls without end. Here the spectral norm of the
-discriminator's inner convolutions is all that bounds it (no clipping, no gradient penalty, as in the 2019 code), and
-its first and last convolutions have none: such a run wants its discriminator's loss watched.
+A Wasserstein critic must be bounded in slope, else its loss falls without end. As in the 2019 code there is no clipping
+and no gradient penalty: only the spectral norm of the discriminator's inner convolutions bounds it, and its first and
+last convolutions have none. Watch the discriminator's loss in such a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spade_deploy.training.config import GanMode
 
 
 def generator_loss(mode: GanMode, fake: Features) -> Tensor:
-    """What the generator minimises: its images' scores should pass for those of photos. The mean over the scales."""
+    """What the generator minimises, so that its images are scored as photos are: the mean over the scales."""
     return torch.stack([_wants_to_pass(mode, scale[-1]) for scale in fake]).mean()
 
 
@@ -38,7 +38,7 @@ def discriminator_losses(mode: GanMode, fake: Features, real: Features) -> tuple
 
 
 def _wants_to_pass(mode: GanMode, score: Tensor) -> Tensor:
-    # The hinge is the discriminator's alone: beyond its margin the generator would get no gradient.
+    # Only the discriminator has the hinge: beyond its margin the generator would get no gradient.
     return -score.mean() if mode is GanMode.HINGE else _calls_real(mode, score)
 
 
@@ -67,9 +67,9 @@ def _calls_fake(mode: GanMode, score: Tensor) -> Tensor:
 
 
 def feature_matching(fake: Features, real: Features) -> Tensor:
-    """L1 between the discriminator's features of fake and real, all but the score: summed over layers, mean of scales.
+    """L1 between the discriminator's features of fake and real images: the sum over layers, the mean over scales.
 
-    The real features are a target: no gradient flows through them.
+    The scores do not count. The real features are a target: no gradient flows through them.
     """
     per_scale = [
         torch.stack([functional.l1_loss(f, r.detach()) for f, r in zip(fakes[:-1], reals[:-1], strict=True)]).sum()
@@ -79,7 +79,7 @@ def feature_matching(fake: Features, real: Features) -> Tensor:
 
 
 def pixel_l1(fake: Tensor, real: Tensor) -> Tensor:
-    """Mean absolute difference of the pixels; images in [-1, 1], so 2 at most."""
+    """The mean absolute difference of the pixels: at most 2, since images are in [-1, 1]."""
     return functional.l1_loss(fake, real)
 
 

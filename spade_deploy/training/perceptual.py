@@ -4,7 +4,7 @@ Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016), with pix2
 The weights are torchvision's, which `fetch_vgg` downloads, or a file: a state dict with `features.N.weight` and `.bias`
 (classifier weights in it are ignored), or the .npz of the network as it was first published (`_from_caffe`). Images in
 [-1, 1] are first normalised with ImageNet's mean and deviation, as torchvision's networks were trained; some older code
-leaves this out, so losses are not comparable with theirs.
+leaves this out, so losses cannot be compared with those of that code.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from spade_deploy.runs.weight_files import load_weights
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
-"""Of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1."""
+"""The weights of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1."""
 
 _BLOCK_CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {"VGG16": (2, 2, 3, 3), "VGG19": (2, 2, 4, 4)}
-"""Convolutions of the blocks before the fifth, of which only the first is needed."""
+"""Convolutions of the first four blocks; of the fifth only the first convolution is needed."""
 _HINT = "use the weights of vgg16 or vgg19 as torchvision publishes them (not the _bn variants)"
 
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
@@ -47,7 +47,10 @@ class Published:
     """A weight file of torchvision's."""
 
     url: str
+    """Where it can be downloaded."""
+
     sha256: str
+    """The digest of the file."""
 
     @property
     def file_name(self) -> str:
@@ -64,8 +67,9 @@ PUBLISHED = {
         "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
     ),
 }
-"""What `fetch_vgg` knows, about 550 MB each."""
+"""The files that `fetch_vgg` knows, about 550 MB each."""
 CONNECT_TIMEOUT_S = 30.0
+"""How long a download waits for the other side."""
 
 
 class VggFeatures(nn.Module):
@@ -132,20 +136,20 @@ def fetch_vgg(name: str, cache: Path | None = None) -> Path:
     Raises ConfigError for another name, CheckpointError where there is no way to the file or it is another one.
     """
     if name not in PUBLISHED:
-        raise ConfigError(f"--perceptual: {name!r} is not one of {', '.join(PUBLISHED)}")
+        raise ConfigError(f"`perceptual`: {name!r} is not one of {', '.join(PUBLISHED)}")
     published = PUBLISHED[name]
     folder = Path(torch.hub.get_dir()) / "checkpoints" if cache is None else cache
     path = folder / published.file_name
     by_hand = (
-        f"download {published.url} on a machine that can, and put it at {path}, or anywhere with --perceptual-file;"
-        " --weight-perceptual 0 trains without"
+        f"download {published.url} on a machine that can, and put it at {path}, or anywhere with `perceptual_file`;"
+        " `weight_perceptual` 0 trains without"
     )
     if not path.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _connections_give_up():
                 torch.hub.download_url_to_file(published.url, str(path), published.sha256, progress=sys.stderr.isatty())
-        except RuntimeError as error:  # torch.hub's word for a digest that differs
+        except RuntimeError as error:  # torch.hub raises it for a digest that differs
             raise CheckpointError(
                 f"{published.url}: what came is not the file that was published ({reason_of(error)})", hint=by_hand
             ) from error
@@ -170,7 +174,7 @@ def fetch_vgg(name: str, cache: Path | None = None) -> Path:
 
 @contextmanager
 def _connections_give_up() -> Iterator[None]:
-    """torch.hub opens its connections without a time limit: a network that swallows packets would hold it for good."""
+    """A block in which connections have a time limit: torch.hub sets none, and some networks never answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
     try:
@@ -180,7 +184,7 @@ def _connections_give_up() -> Iterator[None]:
 
 
 def load_vgg(path: Path) -> VggFeatures:
-    """The network in a file; which VGG it is follows from the keys.
+    """The network in a file. The keys say which VGG it is.
 
     path: .pth (loaded weights_only) or .safetensors with torchvision's keys, or .npz with `conv1_1.w`, `conv1_1.b`, ...
 
@@ -206,7 +210,7 @@ def load_vgg(path: Path) -> VggFeatures:
 
 
 def _architecture(path: Path, tensors: dict[str, Tensor]) -> str:
-    """The fourth block tells: VGG16 has a convolution at 17 where VGG19 has one at 16."""
+    """'VGG16' or 'VGG19', by the fourth block: VGG16 has a convolution at 17 where VGG19 has one at 16."""
     if not any(key.startswith("features.") for key in tensors):
         some = ", ".join(quoted(key) for key in sorted(tensors)[:3]) or "none at all"
         raise CheckpointError(f"{path}: no key begins with 'features.'; its keys are {some}...", hint=_HINT)
@@ -253,8 +257,8 @@ def _from_caffe(path: Path, original: dict[str, Tensor]) -> dict[str, Tensor]:
 
         W'[:, c] = 255 sigma_c W[:, c]          b' = b + sum over c and taps of W[:, c] (255 mu_c - m_c)
 
-    computed in float64. One difference is left, at the border: zero padding is x = 0 there and t = 0 here, that is
-    x = 255 mu - m = -0.005, -0.499 and -0.409 of 255 in red, green and blue.
+    computed in float64. One difference is left, at the border: zero padding is x = 0 there and t = 0 here, which means
+    x = 255 mu - m, or -0.005, -0.499 and -0.409 of 255 in red, green and blue.
     """
     blocks = {16: (2, 2, 3, 3, 1), 19: (2, 2, 4, 4, 1)}[19 if "conv3_4.w" in original else 16]
     converted, index = {}, 0

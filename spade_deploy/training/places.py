@@ -1,4 +1,4 @@
-"""Where a run's data and files lie: absolute paths in what is saved, found again where run and data were moved."""
+"""Where a run's data and files lie: saved as absolute paths, and found again where run and data were moved."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from spade_deploy.errors import NotFoundError
 from spade_deploy.training.config import Setup
 from spade_deploy.training.records.data_record import place_of_run
 
-_DATA = {"root": "--data", "labels_dir": "--labels", "images_dir": "--images", "instances_dir": "--instances"}
-_FILES = {"perceptual_file": "--perceptual-file", "extractor": "--extractor", "segmenter": "--segmenter"}
+_DATA = {"root": "root", "labels_dir": "labels", "images_dir": "images", "instances_dir": "instances"}
+"""The paths in `DataConfig`, each with the field of the request that sets it."""
+_FILES = ("perceptual_file", "extractor", "segmenter")
+"""The paths in `TrainConfig`; the request has the same names."""
 
 
 def with_absolute_paths(setup: Setup) -> Setup:
-    """The same files, whatever the current folder will be when the run is resumed or exported."""
-    return _with_paths(setup, lambda flag, path: path.absolute())
+    """The setup with absolute paths, so that the run can be resumed and exported from any folder."""
+    return _with_paths(setup, lambda field, path: path.absolute())
 
 
 def found_again(setup: Setup, run: Path) -> tuple[Setup, tuple[str, ...]]:
-    """The setup of a run to resume with paths that exist, and a sentence for each that is another than before.
+    """The setup of a run to resume, with paths that exist, and a sentence for each path that is a new one.
 
-    A path that is gone is looked for where it lay relative to the run, and one that an older run saved as relative in
-    the folder that holds the runs. Raises NotFoundError that names the flag of one that is nowhere.
+    A path that is gone is looked for where it lay relative to the run. A relative path, which older versions saved, is
+    looked for in the folder that holds RUNS. Raises NotFoundError that names the field of a path that is nowhere.
     """
     notes: list[str] = []
 
-    def find(flag: str, path: Path) -> Path:
+    def find(field: str, path: Path) -> Path:
         if path.exists():
             return path.absolute()
         for candidate in _candidates(path, run.absolute()):
             if candidate.exists():
-                notes.append(f"{path} is not there any more; it is taken from {candidate} ({flag})")
+                notes.append(f"{path} is not there any more; it is taken from {candidate} (`{field}`)")
                 return candidate
         where = "" if path.is_absolute() else f" from {Path.cwd()}"
         raise NotFoundError(
             f"{run}: was trained with {path}, which does not exist{where}",
-            hint=f"say where it is now: spade train --resume {shlex.quote(str(run))} {flag} PATH",
+            hint=f"say where it is now: spade train --resume {shlex.quote(str(run))} `{field}` PATH",
         )
 
     return _with_paths(setup, find), tuple(notes)
@@ -48,7 +50,7 @@ def found_again(setup: Setup, run: Path) -> tuple[Setup, tuple[str, ...]]:
 
 def _candidates(path: Path, run: Path) -> list[Path]:
     if not path.is_absolute():
-        return [folder / path for folder in run.parents[1:2]]  # of RUNS/NAME what holds RUNS: where it was typed
+        return [folder / path for folder in run.parents[1:2]]  # the run is RUNS/NAME: this is the folder with RUNS
     before = place_of_run(run)
     if before is None or not before.is_absolute():
         return []
@@ -57,9 +59,9 @@ def _candidates(path: Path, run: Path) -> list[Path]:
 
 def _with_paths(setup: Setup, change: Callable[[str, Path], Path]) -> Setup:
     data: dict[str, Any] = {
-        name: change(flag, path) for name, flag in _DATA.items() if (path := getattr(setup.data, name)) is not None
+        name: change(asked, path) for name, asked in _DATA.items() if (path := getattr(setup.data, name)) is not None
     }
     train: dict[str, Any] = {
-        name: change(flag, path) for name, flag in _FILES.items() if (path := getattr(setup.train, name)) is not None
+        name: change(name, path) for name in _FILES if (path := getattr(setup.train, name)) is not None
     }
     return replace(setup, data=replace(setup.data, **data), train=replace(setup.train, **train))

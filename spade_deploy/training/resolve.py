@@ -14,10 +14,10 @@ from spade_deploy.runs.shipped import SHIPPED
 from spade_deploy.settings import as_typed, setting_of
 from spade_deploy.spec import DiscriminatorSpec, FirstInput, GeneratorSpec, LabelSpec
 from spade_deploy.training.config import STYLE_LENGTH, PerceptualNetwork, Setup, TrainConfig
-from spade_deploy.training.loop import MAY_CHANGE
 from spade_deploy.training.perceptual import fetch_vgg
 from spade_deploy.training.presets import PAPER_PRESETS, custom_setup, preset, without_ttur
 from spade_deploy.training.request import DataRequest, TrainRequest
+from spade_deploy.training.resume import MAY_CHANGE
 from spade_deploy.training.saved_setup import load_setup
 
 _FOLDERS = {"root": "root", "labels": "labels_dir", "images": "images_dir", "instances": "instances_dir"}

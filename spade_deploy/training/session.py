@@ -24,12 +24,14 @@ from spade_deploy.runs import (
 )
 from spade_deploy.training import presets
 from spade_deploy.training.config import Amp, Setup
+from spade_deploy.training.device import choose_device
 from spade_deploy.training.estimate import Estimate, estimate
-from spade_deploy.training.loop import FolderSource, TrainResult, choose_device, train
+from spade_deploy.training.loop import TrainResult, train
 from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.processes.world import ALONE, World
 from spade_deploy.training.request import TrainRequest
 from spade_deploy.training.resolve import complete, new_setup, resumed_setup
+from spade_deploy.training.source import FolderSource
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What PyTorch raises where memory runs out, in a dozen wordings, becomes one error that says so and what helps."""
+"""PyTorch says in a dozen wordings that memory ran out: they become one error that says so, and what helps."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _SHARED = re.compile(
 _WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: [^.]*|exited unexpectedly)")
 
 LESS = (
-    "take a smaller --batch-size or --size, --accumulate N, --amp bf16, or --base-channels;"
+    "take a smaller `batch_size` or `size`, `accumulate` N, `amp` bf16, or `base_channels`;"
     " `spade train ... --estimate` tells before what is needed"
 )
 LESS_SHARED = (
-    "--workers 0 loads in the training process; in a container give shared memory more room (docker run --shm-size 8g)"
+    "`workers` 0 loads in the training process; in a container give shared memory more room (docker run --shm-size 8g)"
 )
-FEWER = "take fewer --workers (0 loads in the training process), or make memory free"
+FEWER = "take fewer `workers` (0 loads in the training process), or make memory free"
 
 
 def shortage(error: BaseException) -> tuple[str, str] | None:
-    """What ran out and what helps, where that is what an error is about; else None."""
+    """What ran out and what helps, if an error says that something ran out; otherwise None."""
     text = str(error)
     line = " ".join(text.split())
     short = line if len(line) <= 160 else line[:157] + "..."
@@ -43,7 +43,7 @@ def shortage(error: BaseException) -> tuple[str, str] | None:
         if error.errno == errno.ENOMEM:
             return f"memory ran out ({short})", LESS
         if error.errno == errno.EMFILE:
-            return f"this process may open no more files ({short})", "raise the limit with `ulimit -n`, or --workers 0"
+            return f"this process may open no more files ({short})", "raise the limit with `ulimit -n`, or `workers` 0"
     if _SHARED.search(text):
         return f"the shared memory that loading processes hand samples over in ran out ({short})", LESS_SHARED
     if found := _WORKER.search(text):
@@ -55,7 +55,7 @@ def shortage(error: BaseException) -> tuple[str, str] | None:
 
 @contextmanager
 def named_shortage(last_good: Callable[[], tuple[str, str]]) -> Iterator[None]:
-    """A block in which running out of memory is a TrainingError. last_good: says first what is saved."""
+    """A block in which running out of memory is a TrainingError. last_good: its first text says what is saved."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:

@@ -204,6 +204,6 @@ def test_where_nothing_is_left_for_half_that_is_said() -> None:
         ExportError, match=r"no part of this model: values reach 1e\+06, and up to 8188 are safe"
     ) as caught:
         kept_units(spec, ranges, ())
-    assert "without --fp16" in str(caught.value.hint)
+    assert "without `fp16`" in str(caught.value.hint)
     assert kept_units(spec, {**ranges, "fc": 1.0}, ()) == tuple(unit_names(spec)[1:])
     assert kept_units(spec, dict.fromkeys(ranges, 1.0), ("up_3", "fc")) == ("fc", "up_3")

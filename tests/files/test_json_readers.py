@@ -34,8 +34,8 @@ from spade_deploy.networks.spade import SpadeGenerator  # noqa: E402
 from spade_deploy.runs.checkpoint import TrainingState, save_checkpoint  # noqa: E402
 from spade_deploy.runs.shipped import shipped_generator, write_shipped  # noqa: E402
 from spade_deploy.training.presets import preset  # noqa: E402
-from spade_deploy.training.records.animation import _image_size  # noqa: E402
 from spade_deploy.training.records.class_counts import ClassCounts  # noqa: E402
+from spade_deploy.training.records.timeline import _image_size  # noqa: E402
 from spade_deploy.training.saved_setup import load_setup  # noqa: E402
 
 LABELS = LabelSpec(3, names=("sea", "land", "ice"), palette=((0, 0, 1), (0, 1, 0), (1, 0, 0)))

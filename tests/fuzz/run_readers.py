@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spade_deploy.runs import best_checkpoint, newest_artifact, newest_checkpoint, read_best, resolve_checkpoint
-from spade_deploy.training.records.plots import read_losses
+from spade_deploy.training.records.csv_log import read_columns
 
 from .bytes_damage import damage_bytes
 from .case import Case
@@ -44,7 +44,7 @@ def small_files(case: Case) -> None:
     if name in ("config.json", "sample"):
         case.watch.command("animate", run, "--out", case.out / "film.gif")
     if name == "losses.csv":
-        case.watch.call("read_losses", _read_table, run / name)
+        case.watch.call("read_columns", _read_table, run / name)
     if name != "sample":
         case.watch.command("inspect", run)
     if name in ("classes.json", "losses.csv", "metrics.csv") and case.rng.random() < 0.25:
@@ -56,7 +56,7 @@ def small_files(case: Case) -> None:
 def _read_table(path: Path) -> object:
     """What a plot reads; the trainer calls it behind a guard for OSError and ValueError."""
     try:
-        return read_losses(path)
+        return read_columns(path)
     except (OSError, ValueError):
         return None
 

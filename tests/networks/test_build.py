@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from spade_deploy.errors import ConfigError
-from spade_deploy.networks.build import build_generator
+from spade_deploy.export.build import DEPLOYED
+from spade_deploy.networks.build import NETWORKS, build_generator
 from spade_deploy.networks.spade import initialize, make_segmap
-from spade_deploy.runs.weights_file import parameter_count
+from spade_deploy.runs.weights_file import PARAMETER_COUNTS, parameter_count
 from spade_deploy.spec import NORMS, Architecture, GeneratorSpec, GraphKind, LabelSpec, NormType, Upsampling
 
 LABELS = LabelSpec(5, has_dontcare=True, has_edges=True)
@@ -39,6 +40,28 @@ VARIANTS = {
     "crn, most": tiny(Architecture.CRN, upsampling=Upsampling.MOST, height=128, width=128),
 }
 each_variant = pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS)
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_every_architecture_is_complete(architecture: Architecture) -> None:
+    spec = tiny(architecture)
+    assert spec.norm is NORMS[architecture][0]
+    assert spec.has("base_channels")
+    network, deployed = NETWORKS[architecture], DEPLOYED[architecture]
+    assert set(deployed.models) == set(spec.graph_kinds)
+    assert PARAMETER_COUNTS[architecture](spec) > 0
+    # A network and what is exported for it stand in files of the same name.
+    dense = deployed.models[GraphKind.DENSE]
+    assert network.__module__.rpartition(".")[2] == dense.__module__.rpartition(".")[2]
+    trained, traced = network(spec).eval(), dense(build_generator(spec).eval())
+    for name in deployed.units(spec):
+        traced.get_submodule(name)
+    named = {name for name, _ in trained.named_modules()}
+    assert set(deployed.stages(spec)) <= named
+
+
+def test_no_table_knows_another_architecture() -> None:
+    assert set(NETWORKS) == set(DEPLOYED) == set(PARAMETER_COUNTS) == set(NORMS) == set(Architecture)
 
 
 @each_variant

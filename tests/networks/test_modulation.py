@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spade_deploy.errors import InputRefusedError
-from spade_deploy.networks.modulation import Gather, TrainingTables, training_tables
+from spade_deploy.networks.modulation import Gather, TrainingLookup, training_lookup
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap
 from spade_deploy.spec import LabelSpec, NormType
 from tests.support.generators import build_generator, random_inputs
@@ -36,7 +36,7 @@ def regions(labels: LabelSpec, count: int = 2, height: int = 64, width: int = 64
 
 
 def passed(
-    generator: SpadeGenerator, label: Tensor, instance: Tensor, tables: TrainingTables | None
+    generator: SpadeGenerator, label: Tensor, instance: Tensor, tables: TrainingLookup | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The images and the gradients of every parameter and of the style, of a copy of the generator."""
     module, spec = copy.deepcopy(generator), generator.spec
@@ -87,7 +87,7 @@ def test_images_and_gradients_are_those_of_the_convolutions(fields: dict[str, An
         fields = {**fields, "upsampling": type(made().spec.upsampling)(fields["upsampling"])}
     generator = made(**fields)
     label, instance = regions(generator.spec.labels, 2, generator.spec.height, generator.spec.width)
-    tables = training_tables(generator.spec, label, instance, max_share=1.0)
+    tables = training_lookup(generator.spec, label, instance, max_share=1.0)
     assert set(tables.levels) == {block.stride for block in generator.spec.blocks}
     found, expected = (passed(generator, label, instance, used) for used in (tables, None))
     assert expected[0].std() > 0.01  # images that are no constant
@@ -99,11 +99,11 @@ def test_wrong_tables_are_seen(spoil: str) -> None:
     generator = made()
     spec = generator.spec
     label, instance = regions(spec.labels)
-    tables = training_tables(spec, label, instance, max_share=1.0)
+    tables = training_lookup(spec, label, instance, max_share=1.0)
     if spoil == "another batch":
-        wrong = training_tables(spec, label.flip(0), instance.flip(0), max_share=1.0)
+        wrong = training_lookup(spec, label.flip(0), instance.flip(0), max_share=1.0)
     elif spoil == "no edges":
-        wrong = training_tables(spec, label, torch.zeros_like(instance), max_share=1.0)
+        wrong = training_lookup(spec, label, torch.zeros_like(instance), max_share=1.0)
     else:
         level = tables.levels[1]
         rows = len(level.starts)
@@ -115,7 +115,7 @@ def test_wrong_tables_are_seen(spoil: str) -> None:
             index = level.pixels.index.clone()
             index[1000] = (index[1000] + 1) % len(level.pixels.offsets)
             level = replace(level, pixels=Gather.of(index.numpy(), len(level.pixels.offsets)))
-        wrong = TrainingTables({**tables.levels, 1: level})
+        wrong = TrainingLookup({**tables.levels, 1: level})
     expected = passed(generator, label, instance, None)
     assert difference(passed(generator, label, instance, wrong), expected) > 1e-4
 
@@ -123,10 +123,10 @@ def test_wrong_tables_are_seen(spoil: str) -> None:
 def test_a_wrong_inverse_spoils_gradients_alone() -> None:
     generator = made()
     label, instance = regions(generator.spec.labels)
-    tables = training_tables(generator.spec, label, instance, max_share=1.0)
+    tables = training_lookup(generator.spec, label, instance, max_share=1.0)
     level = tables.levels[1]
     wrong = replace(level, pixels=replace(level.pixels, order=level.pixels.order.roll(1)))
-    found = passed(generator, label, instance, TrainingTables({**tables.levels, 1: wrong}))
+    found = passed(generator, label, instance, TrainingLookup({**tables.levels, 1: wrong}))
     expected = passed(generator, label, instance, None)
     assert torch.allclose(found[0], expected[0], rtol=0, atol=2e-12)
     assert difference(found, expected) > 1e-3
@@ -136,15 +136,15 @@ def test_levels_with_many_patterns_are_convolved_and_nothing_changes() -> None:
     generator = made()
     spec = generator.spec
     label, instance = regions(spec.labels)
-    everywhere = training_tables(spec, label, instance, max_share=1.0)
-    some = training_tables(spec, label, instance, max_share=0.5)
+    everywhere = training_lookup(spec, label, instance, max_share=1.0)
+    some = training_lookup(spec, label, instance, max_share=0.5)
     shares = {s: len(level.pixels.offsets) / len(level.pixels.index) for s, level in everywhere.levels.items()}
     assert set(some.levels) == {stride for stride, share in shares.items() if share <= 0.5}
     assert 0 < len(some.levels) < len(shares)
     found, expected = (passed(generator, label, instance, used) for used in (some, None))
     assert difference(found, expected) < 2e-11
     noise, instances, _ = random_inputs(spec, 1)
-    assert not training_tables(spec, noise, instances, max_share=0.5).levels
+    assert not training_lookup(spec, noise, instances, max_share=0.5).levels
 
 
 def test_in_half_precision_the_error_is_that_of_the_convolutions() -> None:
@@ -152,7 +152,7 @@ def test_in_half_precision_the_error_is_that_of_the_convolutions() -> None:
     generator = made().eval()
     spec = generator.spec
     label, instance = regions(spec.labels)
-    tables = training_tables(spec, label, instance, max_share=1.0)
+    tables = training_lookup(spec, label, instance, max_share=1.0)
     segmap = make_segmap(label, instance, spec.labels)
     with torch.no_grad():
         exact = generator(segmap.double())
@@ -176,4 +176,4 @@ def test_a_gather_and_its_sums_are_inverse() -> None:
 def test_ids_that_the_model_does_not_know_are_refused() -> None:
     spec = made(labels=LabelSpec(3)).spec
     with pytest.raises(InputRefusedError, match="id 3 is out of range"):
-        training_tables(spec, torch.full((1, 64, 64), 3))
+        training_lookup(spec, torch.full((1, 64, 64), 3))

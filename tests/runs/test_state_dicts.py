@@ -125,7 +125,7 @@ class TestSeveralNetworks:
         found = read(self.content(state), tmp_path, wanted)
         assert is_same(found, state)
         assert found.guesses == ()
-        with pytest.raises(ConfigError, match="--part: 'x' is not in"):
+        with pytest.raises(ConfigError, match="`part`: 'x' is not in"):
             read(self.content(state), tmp_path, ImportRequest(part="x"))
 
     def test_one_state_under_two_names_is_one(self, state: State, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import train
-from spade_deploy.training.records import recorder, run_folder
-from spade_deploy.training.records.recorder import Measures
+from spade_deploy.training.records import measurements, recorder, run_folder
+from spade_deploy.training.records.measurements import Measures
 from tests.support.training_runs import Noise, setup_of
 
 KILLED = 9
@@ -51,7 +51,7 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "after measuring": (Measured, "evaluate", "after"),
     "before the mark of the best": (recorder.Recorder, "_keep_if_best", "before"),
     "after the mark of the best": (recorder.Recorder, "_keep_if_best", "after"),
-    "before the plot of metrics": (recorder, "plot_metrics", "before"),
+    "before the plot of metrics": (measurements, "plot_metrics", "before"),
     "before the timeline": (recorder, "save_timeline", "before"),
     "before the animation": (recorder, "save_gif", "before"),
 }

@@ -28,8 +28,10 @@ from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
 from spade_deploy.training.loop import train
 from spade_deploy.training.losses import feature_matching, generator_loss
-from spade_deploy.training.processes import peers as lifeline
-from spade_deploy.training.processes.world import News, World, join_world, parallel, without_averaging
+from spade_deploy.training.processes import peers
+from spade_deploy.training.processes.averaging import parallel, without_averaging
+from spade_deploy.training.processes.join import join_world
+from spade_deploy.training.processes.world import News, World
 from spade_deploy.training.records.data_record import DataRecord
 from spade_deploy.training.steps import Learner
 
@@ -315,7 +317,7 @@ def main(scenario: str, folder: Path) -> None:
             SCENARIOS[scenario](world, folder)
     except SpadeError as error:
         print(f"error: {error.message}\nnext: {error.hint}", file=sys.stderr)
-        lifeline.end_process(error.exit_code)
+        peers.end_process(error.exit_code)
         sys.exit(error.exit_code)
 
 

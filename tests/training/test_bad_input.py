@@ -25,8 +25,8 @@ from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.spec import DiscriminatorSpec
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import train
-from spade_deploy.training.records import plots, recorder
-from spade_deploy.training.records.plots import read_losses
+from spade_deploy.training.records import csv_log, measurements, recorder
+from spade_deploy.training.records.csv_log import read_columns
 from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.session import Session, start
 from spade_deploy.training.steps import Learner
@@ -42,7 +42,7 @@ def _few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if "losses.png" not in request.node.name:
         monkeypatch.setattr(recorder, "plot_losses", lambda *_: None)
     if "metrics.png" not in request.node.name:
-        monkeypatch.setattr(recorder, "plot_metrics", lambda *_: None)
+        monkeypatch.setattr(measurements, "plot_metrics", lambda *_: None)
 
 
 class TestFolders:
@@ -216,9 +216,9 @@ class TestFullDisk:
     @needs_full
     def test_rows_wait_until_there_is_room(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """In steps 2 to 4 the disk takes nothing; no row is missing in the end."""
-        write, logs = plots.LossLog.write, list[Any]()
+        write, logs = csv_log.CsvLog.write, list[Any]()
 
-        def sometimes(self: plots.LossLog, values: dict[str, float]) -> None:
+        def sometimes(self: csv_log.CsvLog, values: dict[str, float]) -> None:
             real = self._file
             if 2 <= values["step"] <= 4:
                 self._file = FULL.open("ab", buffering=0)
@@ -230,10 +230,10 @@ class TestFullDisk:
                     self._file.close()
                 self._file = real
 
-        monkeypatch.setattr(plots.LossLog, "write", sometimes)
+        monkeypatch.setattr(csv_log.CsvLog, "write", sometimes)
         run = new_run(tmp_path / "run")
         result = train(setup_of(save_every=6), run=run, source=Noise())
-        assert read_losses(run / "losses.csv")["step"].tolist() == [1, 2, 3, 4, 5, 6]
+        assert read_columns(run / "losses.csv")["step"].tolist() == [1, 2, 3, 4, 5, 6]
         assert [note[:30] for note in result.notes] == ["step 4: losses.csv failed and "]
 
     def test_tensorboard(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ class TestFullDisk:
         result = train(setup_of(tensorboard=True), run=new_run(tmp_path / "run"), source=Noise())
         assert result.step == 6
         assert calls == ["scalars"]
-        assert result.notes == ("step 1: TensorBoard failed and training went on ([Errno 28] No space left on device)",)
+        assert result.notes == ("step 1: TensorBoard failed and training went on (No space left on device)",)
 
 
 class TestNotFinite:
@@ -298,8 +298,8 @@ class TestNotFinite:
         run = new_run(tmp_path / "run")
         with pytest.raises(TrainingError, match=rf"in step 4 the loss {loss} is inf.*step_00000003") as caught:
             train(setup_of(), run=run, source=Noise())
-        assert "--lr-generator" in str(caught.value.hint)
-        assert read_losses(run / "losses.csv")["step"].tolist() == [1, 2, 3]
+        assert "`lr_generator`" in str(caught.value.hint)
+        assert read_columns(run / "losses.csv")["step"].tolist() == [1, 2, 3]
 
 
 class TestStateOfAnotherSpec:

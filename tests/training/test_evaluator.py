@@ -140,12 +140,12 @@ def test_which_way_is_better(judges: dict[str, Path], tmp_path: Path) -> None:
         "l1": "lower",
         "psnr": "higher",
     }
-    with pytest.raises(ConfigError, match="--best-by: 'fid' is not measured; measured are frechet, kernel"):
+    with pytest.raises(ConfigError, match="`best_by`: 'fid' is not measured; measured are frechet, kernel"):
         evaluator.direction("fid")
     plain = Evaluator(setup_of(), Painted())
     assert plain.names == ("l1", "psnr")
     with pytest.raises(ConfigError, match="'miou' is not measured") as caught:
         plain.direction("miou")
-    assert "--segmenter" in str(caught.value.hint)
+    assert "`segmenter`" in str(caught.value.hint)
     with pytest.raises(NotFoundError, match="`extractor`"):
         Evaluator(setup_of(extractor=tmp_path / "none.onnx"), Painted())

@@ -18,12 +18,14 @@ from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.spec import DiscriminatorSpec, LabelSpec, NormType
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.loop import StopSignal, choose_device, train
+from spade_deploy.training.device import choose_device
+from spade_deploy.training.loop import train
 from spade_deploy.training.perceptual import VggFeatures
 from spade_deploy.training.presets import preset
 from spade_deploy.training.records import recorder
 from spade_deploy.training.saved_setup import load_setup
 from spade_deploy.training.steps import Learner
+from spade_deploy.training.stop_signal import StopSignal
 from tests.support.listener import Listener
 from tests.support.training_runs import Noise, equal, halting, new_run, rows, setup_of, weights
 
@@ -170,7 +172,7 @@ class TestFailing:
         assert [row[0] for row in rows(run)] == ["step", "1", "2", "3", "4"]
         load_generator(runs.newest_checkpoint(tmp_path))
 
-    @pytest.mark.parametrize(("at", "hint"), [(1, "no rate has moved a weight yet"), (2, "lower --lr-generator")])
+    @pytest.mark.parametrize(("at", "hint"), [(1, "no rate has moved a weight yet"), (2, "lower `lr_generator`")])
     def test_the_hint_tells_rates_from_what_the_run_began_with(self, tmp_path: Path, at: int, hint: str) -> None:
         def spoil(step: int, batch: Batch) -> Batch:
             return replace(batch, photo=batch.photo * float("nan")) if step == at else batch
@@ -258,7 +260,7 @@ class TestRecords:
         assert "perceptual" in rows(run)[0]
         assert result.losses["perceptual"] > 0
         for path in (tmp_path / "other.pth", None):
-            with pytest.raises(CheckpointError, match="--perceptual-file's SHA-256"):
+            with pytest.raises(CheckpointError, match="`perceptual_file`'s SHA-256"):
                 train(setup_of(perceptual_file=path), run=run, source=Noise(), resume=result.checkpoint)
 
     def test_one_forward_of_the_generator_a_step(self, tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_devices() -> None:
     assert choose_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
         assert choose_device("auto").type == "cpu"
-        with pytest.raises(ConfigError, match="--device: cuda is not here"):
+        with pytest.raises(ConfigError, match="`device`: cuda is not here"):
             choose_device("cuda")
-    with pytest.raises(ConfigError, match="--device: cuda:99"):
+    with pytest.raises(ConfigError, match="`device`: cuda:99"):
         choose_device("cuda:99")

@@ -366,7 +366,7 @@ def test_a_dead_address_says_the_way_out(tmp_path: Path, monkeypatch: pytest.Mon
             fetch_vgg("vgg19", tmp_path / "cache")
     place = str(tmp_path / "cache" / "vgg.pth")
     assert "Connection refused" in caught.value.message
-    for part in (url, place, "--perceptual-file", "--weight-perceptual 0"):
+    for part in (url, place, "`perceptual_file`", "`weight_perceptual` 0"):
         assert part in (caught.value.hint or "")
     assert list((tmp_path / "cache").iterdir()) == []
 

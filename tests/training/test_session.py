@@ -16,7 +16,7 @@ from spade_deploy.errors import CheckpointError, FolderBusyError, LabelMapError,
 from spade_deploy.files.locks import locked
 from spade_deploy.machine.cores import usable_cores
 from spade_deploy.training import session
-from spade_deploy.training.records import recorder
+from spade_deploy.training.records import measurements, recorder
 from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.session import NEWEST, Session, start
 from tests.support.paths import ROOT
@@ -24,8 +24,13 @@ from tests.support.paths import ROOT
 
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("plot_losses", "plot_metrics", "save_timeline", "save_gif"):
-        monkeypatch.setattr(recorder, name, lambda *_: None)
+    for module, name in (
+        (recorder, "plot_losses"),
+        (measurements, "plot_metrics"),
+        (recorder, "save_timeline"),
+        (recorder, "save_gif"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_: None)
 
 
 def write_samples(root: Path, *names: str) -> None:
@@ -187,7 +192,7 @@ class TestPlaces:
         again = start(TrainRequest(train={"steps": 2}), runs_dir=tmp_path / "after" / "runs", resume=NEWEST)
         labels = tmp_path / "after" / "labels"
         assert again.notes[0] == (
-            f"{tmp_path / 'before' / 'labels'} is not there any more; it is taken from {labels} (--labels)"
+            f"{tmp_path / 'before' / 'labels'} is not there any more; it is taken from {labels} (`labels`)"
         )
         assert again.train(lambda _: None).step == 2
 

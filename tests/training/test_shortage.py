@@ -44,7 +44,7 @@ def test_each_wording_is_known(error: Exception, what: str) -> None:
     found = shortage(error)
     assert found is not None
     assert found[0].startswith(what)
-    assert "--workers" in found[1] or "--batch-size" in found[1]
+    assert "`workers`" in found[1] or "`batch_size`" in found[1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape '[2]' is invalid"), ValueError("x"), OSError(2, "No such file")])
@@ -68,7 +68,7 @@ def test_a_step_that_needs_too_much_names_the_last_good_checkpoint(
         TrainingError, match=r"memory ran out \(a single tensor of 1,125,899.9 GB was .*00003"
     ) as caught:
         train(setup_of(), run=new_run(tmp_path / "run"), source=Noise())
-    for flag in ("--batch-size", "--size", "--accumulate", "--estimate"):
+    for flag in ("`batch_size`", "`size`", "`accumulate`", "--estimate"):
         assert flag in str(caught.value.hint)
 
 

@@ -32,20 +32,25 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class Int8Weight:
-    """values: int8, of the weight's shape. scales: float32, one for each index of `axis`."""
+    """A weight in int8."""
 
     values: NDArray[np.int8]
+    """The quantised numbers, of the weight's shape."""
+
     scales: NDArray[np.float32]
+    """What the numbers are multiplied by, one scale for each index of `axis`."""
+
     axis: int
+    """The axis of the output channels."""
 
     def dequantized(self) -> NDArray[np.float32]:
-        """What the graph computes with."""
+        """The weight that the graph computes with."""
         product: NDArray[np.float32] = self.values.astype(np.float32) * _along(self.scales, self.axis, self.values.ndim)
         return product
 
 
 def activation_scale(largest: float) -> np.float32:
-    """The scale for magnitudes up to `largest`; 1 where nothing but zero was seen."""
+    """The scale for magnitudes up to `largest`; 1 where only zeros were seen."""
     scale = np.float32(largest / LEVELS)
     return scale if scale >= _TINY else np.float32(1)
 
@@ -115,14 +120,14 @@ def insert_pairs(model: ModelProto, ranges: Mapping[str, float]) -> None:
 
 
 class _Pairs:
-    """Makes the pairs, each value's once, and collects their constants."""
+    """Makes the pairs, one for each value, and collects their constants."""
 
     def __init__(self) -> None:
         self.constants: list[TensorProto] = [numpy_helper.from_array(np.array(0, np.int8), _ZERO)]
         self._activations: dict[tuple[str, float], str] = {}
 
     def activation(self, node: NodeProto, scale: np.float32, layer: str) -> list[NodeProto]:
-        """Quantise `node`'s first input."""
+        """The nodes that quantise `node`'s first input; none where that value is quantised already."""
         value = node.input[0]
         known = self._activations.get((value, float(scale)))
         name = f"{layer}.input"
@@ -140,7 +145,7 @@ class _Pairs:
         ]
 
     def weight(self, node: NodeProto, weight: Int8Weight) -> list[NodeProto]:
-        """Replace `node`'s second input."""
+        """The node that makes `node`'s second input of its int8 weight."""
         name = node.input[1]
         node.input[1] = f"{name}.dequantized"
         zeros = np.zeros(weight.scales.shape, np.int8)

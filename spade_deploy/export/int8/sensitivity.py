@@ -34,29 +34,34 @@ MIN_INT8_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was seen while a model ran on the calibration maps, by module.
-
-    ranges: the largest magnitude of each product's input. work: multiply-adds for one map, of the products and of what
-    multiplies in float32 alone. images: the model's
-    own images, N x 3 x H x W.
-    """
+    """What was seen while a model ran on the calibration maps."""
 
     ranges: Mapping[str, float]
+    """The largest magnitude of the input of each module that can be int8."""
+
     work: Mapping[str, int]
+    """Multiply-adds of each module for one map; also of modules that compute in float32 alone."""
+
     images: Images
+    """The model's own images, N x 3 x H x W."""
 
 
 @dataclass(frozen=True)
 class LayerDamage:
-    """One layer in int8 and all others in float32. mean_square: of the error of images in [-1, 1]."""
+    """What one layer in int8 costs while all others are float32."""
 
     layer: str
+    """The layer's name."""
+
     mean_square: float
+    """The mean square error of images in [-1, 1]."""
+
     work_share: float
+    """The layer's share of all multiply-adds."""
 
     @property
     def grey_levels(self) -> float:
-        """Root mean square error of a colour value, of 255."""
+        """The root mean square error of a colour value, which goes up to 255."""
         return math.sqrt(self.mean_square) * 255 / 2
 
     @property
@@ -67,11 +72,16 @@ class LayerDamage:
 
 @dataclass(frozen=True)
 class Choice:
-    """The layers that stay float32, worst first; PSNR with none of them and with all of them kept."""
+    """The layers that stay float32, and what that brings."""
 
     kept: tuple[str, ...]
+    """Their names, worst first."""
+
     plain_psnr_db: float
+    """The PSNR with none of them kept."""
+
     psnr_db: float
+    """The PSNR with all of them kept."""
 
 
 def products(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -188,7 +198,7 @@ def simulated_error(
 
 
 def mean_square_error(images: Iterator[Images], expected: Images) -> float:
-    """Of as many images of N = 1 as `expected` holds; the largest possible one where they are not finite."""
+    """The mean square error of images of N = 1 against `expected`; the largest possible one if it is not finite."""
     errors = [
         float(np.mean((found[0].astype(np.float64) - image) ** 2))
         for found, image in zip(images, expected, strict=True)
@@ -225,29 +235,29 @@ def choose_layers(
 def most_kept(ranking: Sequence[LayerDamage]) -> int:
     """How many of the worst layers may stay float32 in a graph that is still called int8."""
     shares = np.cumsum([entry.work_share for entry in ranking])
-    # All shares together are less than 1 where some layers are float32 in any case.
+    # The shares add up to less than 1 where some modules compute in float32 alone.
     return int(np.sum(shares <= max(0.0, shares[-1] - MIN_INT8_SHARE) + 1e-12))
 
 
 def out_of_reach(target_db: float, reached_db: float, kept: int, ranking: Sequence[LayerDamage]) -> ExportError:
     """The target is missed although as many layers as possible stay float32."""
     return ExportError(
-        f"--min-psnr {target_db:g}: int8 reaches {reached_db:.1f} dB with {kept} of {len(ranking)} layers kept in"
+        f"`min_psnr_db` {target_db:g}: int8 reaches {reached_db:.1f} dB with {kept} of {len(ranking)} layers kept in"
         f" float32; with more of them, less than {MIN_INT8_SHARE:.0%} of the multiply-adds would be int8",
-        hint=f"--min-psnr {math.floor(reached_db)} is within reach, or deploy --fp16 without --int8"
+        hint=f"`min_psnr_db` {math.floor(reached_db)} is within reach, or deploy `fp16` without `int8`"
         if reached_db >= 1
-        else "deploy --fp16 without --int8",
+        else "deploy `fp16` without `int8`",
     )
 
 
 def as_db(mean_square: float) -> float:
-    """`compare.psnr_db`, infinite for no error at all."""
+    """The PSNR of a mean square error; infinite where there is no error at all."""
     found = psnr_db(mean_square)
     return math.inf if found is None else found
 
 
 def _rounded(x: Tensor, scale: float) -> Tensor:
-    # By division, as QuantizeLinear does; torch's own fake quantisation multiplies by 1 / scale.
+    # It divides, as QuantizeLinear does; torch's own fake quantisation multiplies by 1 / scale.
     return torch.clamp(torch.round(x / scale), -128, 127) * scale
 
 

@@ -1,8 +1,8 @@
-"""int8 graphs in order: calibrate, rank the layers, choose those that stay float32, write, and check what was written.
+"""How int8 graphs are made: calibrate, rank the layers, choose those that stay float32, write, and check the file.
 
-The ranking is measured once, on the dense model; the lookup graph keeps the same layers, with ranges of its own, since
-its shortcut multiplies other values. Every graph is then run in ONNX Runtime on all calibration maps and on the golden
-inputs, and more layers are kept should that fall short.
+The ranking is measured once, on the dense model. The lookup graph keeps the same layers, with ranges of its own, since
+its learned shortcuts multiply other values. Every graph then runs in ONNX Runtime on all calibration maps and on the
+golden inputs, and more layers stay float32 if it misses its target.
 """
 
 from __future__ import annotations
@@ -50,38 +50,56 @@ CHOSEN_ON = 4
 
 @dataclass(frozen=True)
 class GraphQuality:
-    """An int8 graph in ONNX Runtime against float32, in dB; infinite where there is no difference."""
+    """How close an int8 graph in ONNX Runtime comes to float32."""
 
     graph: str
+    """The graph, in words."""
+
     kept: tuple[str, ...]
+    """The layers that stay float32 though they could be int8."""
+
     calibration_psnr_db: float
+    """The PSNR on the calibration maps; infinite where there is no difference."""
+
     golden_psnr_db: float
+    """The PSNR on the golden inputs; infinite where there is no difference."""
 
 
 @dataclass(frozen=True)
 class Int8Summary:
-    """What the report says of the int8 graphs. ranking: worst first. choice: of the dense graph, simulated."""
+    """What the report says of the int8 graphs."""
 
     min_psnr_db: float
+    """The PSNR that every graph must reach."""
+
     calibration: str
+    """Where the calibration maps come from, in words."""
+
     maps: int
+    """How many calibration maps there are."""
+
     ranking: tuple[LayerDamage, ...]
+    """What each layer in int8 costs, worst first."""
+
     choice: Choice
+    """The layers that stay float32 in the dense graph, by simulation."""
+
     graphs: tuple[GraphQuality, ...] = field(default=())
+    """What the graphs reach that were written."""
 
     @property
     def kept(self) -> frozenset[str]:
-        """Layers that stay float32 in any graph though they could be int8."""
+        """Layers that stay float32 in at least one graph though they could be int8."""
         return frozenset(self.choice.kept).union(*(graph.kept for graph in self.graphs))
 
     @property
     def ranked_on(self) -> int:
-        """Maps that each layer was measured on."""
+        """How many maps each layer was measured on."""
         return min(RANKED_ON, self.maps)
 
     @property
     def int8_share(self) -> float:
-        """Of the dense graph's multiply-adds."""
+        """The share of the dense graph's multiply-adds that is int8."""
         return sum(entry.work_share for entry in self.ranking if entry.layer not in self.kept)
 
     def to_json(self) -> dict[str, Any]:
@@ -238,5 +256,5 @@ def _spaced(total: int, count: int) -> list[int]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """None for infinity, which JSON does not have."""
     return value if np.isfinite(value) else None

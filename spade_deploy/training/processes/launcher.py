@@ -1,6 +1,7 @@
-"""torchrun, as the processes see it that it started: where it is killed, nobody tells them, and they would train on.
+"""A process that torchrun started notices when torchrun is killed: nobody else would tell it, and it would train on.
 
-A process whose parent ends gets another one. torchrun is the parent, or an ancestor where a script stands between.
+When a process ends, the system gives its children another parent. torchrun is the parent of this process, or an
+ancestor where a script stands between them, so a parent that has changed means that torchrun or that script is gone.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ _NAMES = (b"torchrun", b"torch.distributed.run", b"torch/distributed/run", b"tor
 
 
 class Launcher:
-    """The processes between this one and torchrun. is_lost: whether one of them is gone."""
+    """The ancestors of this process up to torchrun. `is_lost` is True once one of them is gone."""
 
     def __init__(self) -> None:
         self.is_lost = False
-        self._line = _line_to_torchrun()
+        self._ancestors = _ancestors_to_torchrun()
 
     def look(self) -> bool:
-        """Whether one of them is gone now."""
-        parents = [os.getppid(), *(_parent(pid) for pid in self._line[:-1])]
-        self.is_lost = self.is_lost or parents != self._line
+        """Whether one of the ancestors is gone now."""
+        parents = [os.getppid(), *(_parent(pid) for pid in self._ancestors[:-1])]
+        self.is_lost = self.is_lost or parents != self._ancestors
         return self.is_lost
 
 
 @contextmanager
 def watched_launcher(environment: Mapping[str, str]) -> Iterator[Launcher | None]:
-    """A block in which the end of torchrun is a SIGTERM, which it sends itself where it can; None without torchrun."""
+    """A block in which this process gets SIGTERM when torchrun is gone; torchrun sends that itself where it can.
+
+    Yields None where torchrun did not start this process.
+    """
     if "TORCHELASTIC_RUN_ID" not in environment:
         yield None
         return
@@ -45,7 +49,7 @@ def watched_launcher(environment: Mapping[str, str]) -> Iterator[Launcher | None
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    thread = threading.Thread(target=watch, name="launcher", daemon=True)
+    thread = threading.Thread(target=watch, name="launcher watch", daemon=True)
     thread.start()
     try:
         yield launcher
@@ -54,15 +58,15 @@ def watched_launcher(environment: Mapping[str, str]) -> Iterator[Launcher | None
         thread.join()
 
 
-def _line_to_torchrun() -> list[int]:
-    """The parent, its parent, ..., torchrun; the parent alone where the system does not tell which one is torchrun."""
-    line = [os.getppid()]
-    while not _is_torchrun(line[-1]):
-        above = _parent(line[-1])
+def _ancestors_to_torchrun() -> list[int]:
+    """The parent, its parent, ..., torchrun; the parent alone where the system does not say which one is torchrun."""
+    ancestors = [os.getppid()]
+    while not _is_torchrun(ancestors[-1]):
+        above = _parent(ancestors[-1])
         if above <= 1:
-            return line[:1]
-        line.append(above)
-    return line
+            return ancestors[:1]
+        ancestors.append(above)
+    return ancestors
 
 
 def _is_torchrun(pid: int) -> bool:
@@ -74,7 +78,7 @@ def _is_torchrun(pid: int) -> bool:
 
 
 def _parent(pid: int) -> int:
-    """0 where there is no such process, or the system does not tell."""
+    """The process's parent; 0 where there is no such process, or the system does not say."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(facts.rpartition(")")[2].split()[1])

@@ -1,8 +1,9 @@
-"""A connection between process 0 and each other one, whose end tells that a process is gone.
+"""Every process learns at once when another one of its group is gone, and who it was.
 
-gloo notices a dead peer when it next talks to it; nccl waits for its timeout in a call that nothing interrupts. The
-operating system knows at once: it closes the connections of a process that ends, however it ends, and keep-alive probes
-find within a minute a host that lost its power. Process 0 tells the others who was lost.
+Process 0 has a connection to each of its peers. The operating system closes the connections of a process that ends,
+however it ends, and keep-alive probes find within a minute a host that lost its power; process 0 then tells the others
+who was lost. PyTorch alone would be late: gloo notices a dead peer when it next talks to it, and nccl waits for its
+timeout in a call that nothing interrupts.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 
-from spade_deploy.errors import TrainingError
+from spade_deploy.errors import TrainingError, reason_of
 
 GRACE_S = 20.0
-"""How long the training has to end by itself once a process is lost, before it is ended."""
+"""How long a process may take to end by itself once a peer is lost; then it is ended."""
 
 _BYE, _LOST = b"bye", b"lost "
 _MESSAGE_BYTES = 4096
@@ -32,48 +33,48 @@ _abandoned = threading.Event()
 
 
 def abandon_group() -> None:
-    """Remember that this process has a process group that lost a member, and that cannot be taken down any more."""
+    """Remember that this process's group lost a member: the group can no longer be taken down."""
     _abandoned.set()
 
 
 def end_process(code: int) -> None:
-    """End this process with `code`, at once, where it has abandoned a process group; otherwise return.
+    """End this process at once with the exit code `code` if it abandoned its group; otherwise return.
 
-    PyTorch's threads that wait for the lost process are still there. Python's usual end destroys what they use, and
-    then C++ ends the process by SIGABRT instead of by its exit code: seldom, and only on a busy machine.
+    PyTorch's threads still wait for the lost process. Python's usual end destroys what these threads use, and then C++
+    sometimes ends the process with SIGABRT instead of its exit code; this was seen on a busy machine.
     """
     if not _abandoned.is_set():
         return
-    atexit._run_exitfuncs()  # workers are stopped, temporary files go: as at a usual end
+    atexit._run_exitfuncs()  # stops workers and removes temporary files, as a usual end does
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-class Lifeline:
-    """The connections of this process, watched by a thread; `peers` has one a rank.
+class PeerWatch:
+    """This process's connections to its peers, watched by a thread; `peers` has one for each rank.
 
-    last_words: asked for what else to say before this process is ended because it did not end by itself.
-    all_know: whether the processes have agreed to stop; what is raised from then on is no news to them.
+    final_message: returns what to print, beside who was lost, when this process has to be ended.
+    all_are_stopping: whether the processes have agreed to stop; the others already know of an error raised after that.
     """
 
     def __init__(self, peers: Mapping[int, socket.socket], rank: int, size: int) -> None:
-        self.last_words: Callable[[], str] = str
-        self.all_know = False
+        self.final_message: Callable[[], str] = str
+        self.all_are_stopping = False
         self._rank, self._size = rank, size
         self._peers = dict(peers)
         self._reason = ""
         self._lost, self._over = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="peer watch", daemon=True)
         self._thread.start()
 
-    def loss(self, wait_s: float = 0.0) -> str:
-        """Who was lost and how, a sentence without its full stop; '' where nobody was within `wait_s` seconds."""
+    def lost_peer(self, wait_s: float = 0.0) -> str:
+        """Who was lost and how, a sentence without its full stop; '' where nobody is lost within `wait_s` seconds."""
         self._lost.wait(wait_s)
         return self._reason
 
     def close(self, failure: str = "") -> None:
-        """Leave. failure: why, where the others do not know of it; they stop as well then."""
+        """Leave the group. failure: why this process fails, if its peers do not know; it makes them stop, too."""
         self._over.set()
         self._tell(_LOST + f"{_name(self._rank, self._size)} failed: {failure}".encode() if failure else _BYE)
         for peer in self._peers.values():
@@ -85,7 +86,7 @@ class Lifeline:
 
     def _tell(self, message: bytes) -> None:
         for peer in self._peers.values():
-            with suppress(OSError):  # gone itself
+            with suppress(OSError):  # that peer is gone itself
                 peer.sendall(message[:_MESSAGE_BYTES])
 
     def _watch(self) -> None:
@@ -113,30 +114,32 @@ class Lifeline:
         self._lost.set()
         if not self._over.wait(GRACE_S):
             # The main thread is in a call that waits for the lost process: no exception reaches it there.
-            print(f"error: {self._reason}. {self.last_words()}", file=sys.stderr, flush=True)
+            print(f"error: {self._reason}. {self.final_message()}", file=sys.stderr, flush=True)
             os._exit(TrainingError.exit_code)
 
 
-def connect(rank: int, size: int, host: str, timeout_s: float, share: Callable[[str], str]) -> Lifeline:
-    """Called by every process. share: gives each of them what process 0 calls it with; host: where process 0 is.
+def connect(rank: int, size: int, host: str, timeout_s: float, share: Callable[[str], str]) -> PeerWatch:
+    """Connect this process to its peers; every process of the group calls it.
 
+    host: where process 0 is. share: returns in every process the text that process 0 calls it with.
     Raises TrainingError where they do not reach each other within `timeout_s` seconds.
     """
     try:
         if rank == 0:
-            return Lifeline(_accepted(size, timeout_s, share), rank, size)
+            return PeerWatch(_accepted(size, timeout_s, share), rank, size)
         port, token = share("").split()
         peer = socket.create_connection((host, int(port)), timeout_s)
         peer.sendall(f"{token}{rank:0{_RANK_BYTES}d}".encode())
-        return Lifeline({0: _kept_alive(peer)}, rank, size)
+        return PeerWatch({0: _kept_alive(peer)}, rank, size)
     except OSError as error:
         raise TrainingError(
-            f"{_name(rank, size)} cannot connect to process 0 on {host} ({error})",
+            f"{_name(rank, size)} cannot connect to process 0 on {host} ({reason_of(error)})",
             hint="the hosts must reach each other on every port; MASTER_ADDR is the host of process 0",
         ) from error
 
 
 def _accepted(size: int, timeout_s: float, share: Callable[[str], str]) -> dict[int, socket.socket]:
+    """The connections of process 0 to all other ranks."""
     token = secrets.token_hex(_TOKEN_BYTES)
     peers: dict[int, socket.socket] = {}
     with closing(_server(size)) as server:
@@ -148,14 +151,14 @@ def _accepted(size: int, timeout_s: float, share: Callable[[str], str]) -> dict[
             said = peer.recv(len(token) + _RANK_BYTES, socket.MSG_WAITALL)
             if said.startswith(token.encode()):
                 peers[int(said[len(token) :])] = _kept_alive(peer)
-            else:  # somebody scans ports
+            else:  # a stranger, such as one that scans ports
                 peer.close()
     return peers
 
 
 def _server(size: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
-        with suppress(OSError):  # IPv6 is compiled in and switched off
+        with suppress(OSError):  # this Python has IPv6, and the host has switched it off
             return socket.create_server(("", 0), family=socket.AF_INET6, backlog=size, dualstack_ipv6=True)
     return socket.create_server(("", 0), backlog=size)
 
@@ -164,13 +167,13 @@ def _kept_alive(peer: socket.socket) -> socket.socket:
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEP_ALIVE.items():
-        if hasattr(socket, name):  # not on every system
+        if hasattr(socket, name):  # some systems lack it
             peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return peer
 
 
 def _received(peer: socket.socket) -> bytes:
-    """What a process said last; empty where its connection ended without a word."""
+    """What a peer said last; empty where its connection ended without a word."""
     try:
         return peer.recv(_MESSAGE_BYTES)
     except OSError:

@@ -1,4 +1,4 @@
-"""How often each class occurs in what a run trains on: what no sample has, the model cannot learn to paint."""
+"""How often each class occurs in what a run trains on: a class that no sample has cannot be learned."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _SHOWN = 8
 class ClassCounts:
     """Pixels and samples of each class, counted while batches go by, after cropping.
 
-    table: ids x 2 int64: a class's pixels, and the samples that have it. samples: counted in all.
-    first_step, last_step: of the batches that were counted. Tables of several processes add up.
+    table: ids x 2 int64, the pixels of each class and the samples that have it. samples: how many were counted.
+    first_step, last_step: the steps whose batches were counted.
     """
 
     def __init__(self, labels: LabelSpec, start: int = 0) -> None:
@@ -41,7 +41,7 @@ class ClassCounts:
         self.last_step += 1
 
     def missing(self) -> tuple[str, ...]:
-        """Names of the classes that no sample had; none where nothing was counted."""
+        """The names of the classes that no sample had; empty where nothing was counted."""
         if not self.samples:
             return ()
         return tuple(self.labels.name_of(index) for index in torch.nonzero(self.table[:, 0] == 0).flatten().tolist())
@@ -76,7 +76,7 @@ class ClassCounts:
         write_json(run / CLASSES_JSON, {**steps, "samples": self.samples, "pixels": pixels, "classes": classes})
 
     def state(self) -> dict[str, Any]:
-        """What `resumed` goes on from: plain values and a tensor."""
+        """What `resumed` continues from: plain values and a tensor."""
         return {
             "table": self.table.clone(),
             "samples": self.samples,
@@ -86,9 +86,9 @@ class ClassCounts:
 
     @classmethod
     def resumed(cls, run: Path, labels: LabelSpec, start: int, state: Mapping[str, Any] | None = None) -> ClassCounts:
-        """Go on counting after step `start` of a run; from zero where what is known counts another number of steps.
+        """Continue to count after step `start` of a run; begin at zero where the counts end at another step.
 
-        state: what the checkpoint has; without it, as in older ones, classes.json tells.
+        state: what the checkpoint has; older checkpoints have none, and classes.json is read instead.
         """
         counts = cls(labels, start)
         try:

@@ -1,7 +1,7 @@
-"""Which files a run is trained on, so that a resumed run is told when they are others.
+"""Which files a run is trained on, so that a resumed run notices when they have changed.
 
-The names of the samples decide their order, and with it what every step sees: the checkpoint holds their digest. What
-the files hold is judged by size and time alone: reading them all would take as long as an epoch.
+The names of the samples decide their order, and with it what every step sees, so the checkpoint holds their digest.
+Whether a file has changed is judged by its size and time alone: reading all files would take as long as an epoch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ Stamp = tuple[int, int]
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The training samples in their order. stamps: of each sample's files; folders: where they lie."""
+    """The training samples in their order."""
 
     names: tuple[str, ...] = ()
+    """The name of each sample."""
+
     stamps: tuple[tuple[Stamp, ...], ...] = ()
+    """The stamps of each sample's files."""
+
     folders: tuple[str, ...] = ()
+    """The folders that the files lie in."""
 
     @classmethod
     def of_files(cls, samples: Sequence[tuple[str, tuple[Path, ...]]]) -> DataRecord:
-        """samples: name and files of each. A file that cannot be looked at has a stamp of its own."""
+        """The record of samples, each given by name and files. A file that cannot be looked at has the stamp -1, -1."""
         folders = dict.fromkeys(str(path.parent.absolute()) for _, paths in samples for path in paths)
         stamps = tuple(tuple(_stamp(path) for path in paths) for _, paths in samples)
         return cls(tuple(name for name, _ in samples), stamps, tuple(folders))
@@ -45,7 +50,7 @@ class DataRecord:
 
     @property
     def contents_sha256(self) -> str:
-        """Of the names and the sizes of all files."""
+        """The digest of the names and of the sizes of all files."""
         return _sha256([*self.names, *(str(size) for stamps in self.stamps for size, _ in stamps)])
 
     def write(self, run: Path) -> None:
@@ -59,7 +64,7 @@ class DataRecord:
 
     @classmethod
     def read(cls, run: Path) -> DataRecord | None:
-        """What `write` left; None where there is nothing that can be read."""
+        """The record that `write` wrote; None where there is none, or it is damaged."""
         try:
             value = read_json(run / DATA_JSON)
             names = tuple(str(name) for name, *_ in value["samples"])
@@ -70,7 +75,7 @@ class DataRecord:
 
 
 def place_of_run(run: Path) -> Path | None:
-    """Where a run lay when it was last trained, None where nothing tells."""
+    """Where a run lay when it was last trained; None where that is not recorded."""
     try:
         return Path(read_json(run / DATA_JSON)["run"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -78,8 +83,8 @@ def place_of_run(run: Path) -> Path | None:
 
 
 def refuse_other_samples(checkpoint: Path, saved: Any, now: DataRecord) -> None:
-    """saved: the identity that the checkpoint holds. Raises CheckpointError that names the samples that differ."""
-    if not isinstance(saved, dict) or saved == now.identity:  # older checkpoints have none
+    """Raises CheckpointError that names the samples that differ. saved: the identity that the checkpoint holds."""
+    if not isinstance(saved, dict) or saved == now.identity:  # older checkpoints hold none
         return
     was, count = saved.get("count"), len(now.names)
     counts = f"were {was} and are {count} now" if was != count else f"are {count} as before, but other ones"
@@ -97,11 +102,11 @@ def refuse_other_samples(checkpoint: Path, saved: Any, now: DataRecord) -> None:
 
 
 def changed_samples(run: Path, now: DataRecord) -> str:
-    """A sentence on the samples whose files are not what the run was last trained on; '' where there are none."""
+    """A sentence on the samples whose files have changed since the run was last trained; '' where none has."""
     before = DataRecord.read(run)
     if before is None or before.names != now.names:
         return ""
-    # Copying a data set changes its files' times, writing a file where it lies changes what it holds.
+    # A copied data set has files of new times and the same content: times count only in the same folders.
     stayed = before.folders == now.folders
     changed = [
         name

@@ -1,10 +1,8 @@
-"""What a run leaves to look at: losses and metrics as CSV and as plots, and the sample grids."""
+"""The plots of a run: losses.png and metrics.png, drawn from the logs."""
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -12,70 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.errors import MissingDependencyError, reason_of
-from spade_deploy.files.atomic import atomic_file, write_text
-from spade_deploy.files.reading import read_regular
-from spade_deploy.labels.files import colorize, save_pixels
-from spade_deploy.spec import LabelSpec
-
-Pixels = NDArray[np.uint8]
-Columns = dict[str, NDArray[np.float64]]
+from spade_deploy.errors import MissingDependencyError
+from spade_deploy.files.atomic import atomic_file
+from spade_deploy.training.records.csv_log import read_columns
 
 RATES = ("lr_generator", "lr_discriminator")
-GRID_GAP_PX = 4
+"""The columns of losses.csv that are learning rates."""
+
 _MAX_POINTS = 2000
-_MAX_CSV_BYTES = 1 << 30
-
-
-class LossLog:
-    """losses.csv or metrics.csv: a header, then a row of numbers for each logged step, which is in the file at once.
-
-    Opening an existing file keeps its rows up to `last_step`: what an interrupted run logged after its last checkpoint
-    will be computed again. What a full disk does not take is kept and goes first the next time: no row is lost, none is
-    left in half for good.
-    """
-
-    def __init__(self, path: Path, columns: tuple[str, ...], last_step: int) -> None:
-        self.columns = columns
-        kept = _rows_until(path, columns, last_step) if last_step else []
-        write_text(path, "".join(",".join(row) + "\n" for row in [list(columns), *kept]))
-        self._file = path.open("ab", buffering=0)
-        self._pending = b""
-
-    def write(self, values: dict[str, float]) -> None:
-        """Append a row. Numbers are written so that reading gives the same float again. Raises OSError."""
-        # float: NumPy's own numbers have a repr that says so.
-        numbers = (values[name] for name in self.columns)
-        cells = (repr(number if isinstance(number, int) else float(number)) for number in numbers)
-        self._pending += (",".join(cells) + "\n").encode()
-        self._write_pending()
-
-    def close(self) -> None:
-        """Raises OSError where rows are left that the disk does not take."""
-        with self._file:
-            self._write_pending()
-
-    def _write_pending(self) -> None:
-        while self._pending:
-            self._pending = self._pending[self._file.write(self._pending) :]
-
-
-def read_losses(path: Path) -> Columns:
-    """The columns of a losses.csv; a last row that was cut off is left out. Raises OSError and ValueError."""
-    rows = read_rows(path)
-    header = rows[0] if rows else []
-    numbers = [row for row in map(_numbers, rows[1:]) if row is not None and len(row) == len(header)]
-    table = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(header))
-    return {name: table[:, index] for index, name in enumerate(header)}
-
-
-def read_rows(path: Path) -> list[list[str]]:
-    """The cells of a log, row by row. Raises OSError, and ValueError where it is no CSV."""
-    text = read_regular(path, _MAX_CSV_BYTES).decode("utf-8")
-    try:
-        return list(csv.reader(io.StringIO(text, newline="")))
-    except csv.Error as error:
-        raise ValueError(f"{path}: is no CSV ({reason_of(error)})") from error
 
 
 def require_matplotlib() -> None:
@@ -90,7 +32,7 @@ def plot_losses(losses_csv: Path, target: Path) -> None:
     """Draw losses.csv as a PNG: generator losses, discriminator losses and learning rates, one above the other."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    columns = read_losses(losses_csv)
+    columns = read_columns(losses_csv)
     steps = columns["step"]
     mine = [name for name in columns if name not in ("step", "seconds", "adversarial", "kl", *RATES)]
     matching = [name for name in mine if not name.startswith("discriminator")]
@@ -126,7 +68,7 @@ def plot_losses(losses_csv: Path, target: Path) -> None:
 
 def plot_metrics(metrics_csv: Path, target: Path, best: tuple[str, int] | None = None) -> None:
     """Draw metrics.csv as a PNG, a panel for each metric. best: the metric and the step of the best checkpoint."""
-    columns = read_losses(metrics_csv)
+    columns = read_columns(metrics_csv)
     names = [name for name in columns if name not in ("step", "seconds")]
     figure, axes = _figure(len(names), 1.7)
     for index, (axis, name) in enumerate(zip(axes, names, strict=True)):
@@ -141,27 +83,6 @@ def plot_metrics(metrics_csv: Path, target: Path, best: tuple[str, int] | None =
     axes[-1].set_xlabel("step")
     with atomic_file(target) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def save_sample_grid(target: Path, labels: LabelSpec, label: NDArray[Any], generated: Pixels, photo: Pixels) -> None:
-    """Write `sample_grid` as a PNG."""
-    save_pixels(target, sample_grid(labels, label, generated, photo))
-
-
-def sample_grid(labels: LabelSpec, label: NDArray[Any], generated: Pixels, photo: Pixels) -> Pixels:
-    """One row a sample: label map in its colours | generated | photo. label N x H x W, the others N x H x W x 3.
-
-    GRID_GAP_PX white pixels lie between the images.
-    """
-    colours = colorize(label, labels)
-    height, width = label.shape[1:]
-    tall, wide = height + GRID_GAP_PX, width + GRID_GAP_PX
-    grid = np.full((len(label) * tall - GRID_GAP_PX, 3 * wide - GRID_GAP_PX, 3), 255, np.uint8)
-    for row, images in enumerate(zip(colours, generated, photo, strict=True)):
-        for column, image in enumerate(images):
-            top, left = row * tall, column * wide
-            grid[top : top + height, left : left + width] = image
-    return grid
 
 
 def smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -199,25 +120,3 @@ def _draw(
     axis.plot(steps[::stride], values[::stride], color=color, linewidth=0.7, alpha=0.3)
     mean = smoothed(values, max(1, len(values) // 25))
     axis.plot(steps[::stride], mean[::stride], color=color, linewidth=1.6, label=label)
-
-
-def _rows_until(path: Path, columns: tuple[str, ...], last_step: int) -> list[list[str]]:
-    """Rows of an existing log up to a step; of a log with other columns, or of none, nothing is kept.
-
-    Raises OSError for what is there and cannot be read: it is not to be written over.
-    """
-    try:
-        rows = read_rows(path)
-    except (FileNotFoundError, ValueError):
-        return []
-    if not rows or tuple(rows[0]) != columns:
-        return []
-    whole = [(row, numbers) for row in rows[1:] if (numbers := _numbers(row)) and len(numbers) == len(columns)]
-    return [row for row, numbers in whole if numbers[0] <= last_step]
-
-
-def _numbers(row: list[str]) -> list[float] | None:
-    try:
-        return [float(cell) for cell in row]
-    except ValueError:
-        return None

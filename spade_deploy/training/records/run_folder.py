@@ -1,4 +1,4 @@
-"""What goes from a run's folder: old checkpoints, what a killed process left, and steps that are no longer its own."""
+"""What is removed from a run's folder: old checkpoints, leftovers of killed processes, and steps that were given up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prune(run: Path, count: int, kept: Collection[Path]) -> None:
 
 
 def sweep(run: Path) -> None:
-    """Remove what killed processes left: of a checkpoint it is as large as one, and nothing reads it."""
+    """Remove what killed processes left: parts of checkpoints are as large as checkpoints, and nothing reads them."""
     for folder in (run, run / CHECKPOINTS, run / "samples"):
         temporary.sweep(folder)
     for folder in (run / CHECKPOINTS).glob(".step_*"):
@@ -33,10 +33,10 @@ def sweep(run: Path) -> None:
 
 
 def set_aside_later(run: Path, step: int) -> str:
-    """Move the checkpoints of later steps than `step`, and what was made of them, out of the way of a run that goes on
-    from there: inside a run the last step counts as the newest, and theirs are of a training that was given up.
+    """Move the checkpoints and sample grids of later steps than `step` out of the way of a run that resumes there.
 
-    Returns a sentence on what was moved where, '' where there was nothing. Raises OSError.
+    In a run the last step counts as the newest checkpoint, and these belong to a training that was given up. Returns a
+    sentence on what was moved where, '' where there was nothing. Raises OSError.
     """
     later = [folder for folder in run_checkpoints(run) if read_checkpoint_info(folder).step > step]
     if not later:

@@ -19,34 +19,34 @@ def require_tensorboard() -> None:
     """Raises MissingDependencyError now, not when the first event is written."""
     if importlib.util.find_spec("tensorboard") is None:
         raise MissingDependencyError(
-            "tensorboard is not installed; --tensorboard needs it",
-            hint="pip install 'spade-deploy[tensorboard]', or train without --tensorboard",
+            "tensorboard is not installed; `tensorboard` needs it",
+            hint="pip install 'spade-deploy[tensorboard]', or train without `tensorboard`",
         )
 
 
 class Board:
-    """Writes RUN/tensorboard/. Look at it with `tensorboard --logdir RUNS`.
+    """Writes RUN/tensorboard/, which `tensorboard --logdir RUNS` shows.
 
     start: events after this step, which an interrupted run left behind, are hidden.
-    Every call reaches the disk before it returns, so a disk that is full is an OSError here and now.
+    Every call writes to the disk before it returns, so that a full disk is an OSError of that call.
     """
 
     def __init__(self, run: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # The package is untyped in part, and absent where no one asked for it.
+        # The package is untyped in part, and it is only installed where TensorBoard is wanted.
         self._writer: Any = SummaryWriter(  # type: ignore[no-untyped-call, unused-ignore]
             str(run / FOLDER), purge_step=start + 1 if start else None
         )
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """One curve each, named `group/name`."""
+        """Add a point to one curve for each value; the curves are named `group/name`."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
         self._writer.flush()
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
-        """H x W x 3 uint8."""
+        """Add an image, H x W x 3 uint8."""
         self._writer.add_image(name, pixels, step, dataformats="HWC")
         self._writer.flush()
 

@@ -412,7 +412,7 @@ def test_as_few_layers_as_needed_are_kept(needed: int) -> None:
     assert (choice.plain_psnr_db, choice.psnr_db) == (30.0, 30.0 + needed)
     assert len(asked) == len(set(asked)) <= 5
     assert most_kept(ranking) == 5
-    with pytest.raises(ExportError, match=r"--min-psnr 36: int8 reaches 35.0 dB with 5 of 10 layers kept"):
+    with pytest.raises(ExportError, match=r"`min_psnr_db` 36: int8 reaches 35.0 dB with 5 of 10 layers kept"):
         choose_layers(ranking, psnr_without, 36.0)
 
 
@@ -475,9 +475,11 @@ def test_the_worst_layers_stay_float32_where_the_target_asks_for_it(folder: Path
 
 def test_a_target_out_of_reach_fails(folder: Path) -> None:
     # Measured: 58 dB with as many layers kept as may be.
-    with pytest.raises(ExportError, match=r"--min-psnr 80: int8 reaches [45]\d\.\d dB with \d+ of 44 layers") as caught:
+    with pytest.raises(
+        ExportError, match=r"`min_psnr_db` 80: int8 reaches [45]\d\.\d dB with \d+ of 44 layers"
+    ) as caught:
         write(folder, 80.0)
-    assert re.search(r"--min-psnr [45]\d is within reach", str(caught.value.hint))
+    assert re.search(r"`min_psnr_db` [45]\d is within reach", str(caught.value.hint))
     assert not list(folder.glob("*int8*"))
 
 

@@ -30,10 +30,11 @@ from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
 from spade_deploy.spec import NormType
 from spade_deploy.training import dataset, loop, session
 from spade_deploy.training.dataset import Shard
-from spade_deploy.training.loop import choose_device
-from spade_deploy.training.processes import peers as lifeline
-from spade_deploy.training.processes.peers import Lifeline
-from spade_deploy.training.processes.world import ALONE, News, World, join_world, place_in_world
+from spade_deploy.training.device import choose_device
+from spade_deploy.training.processes import peers
+from spade_deploy.training.processes.join import join_world, place_in_world
+from spade_deploy.training.processes.peers import PeerWatch
+from spade_deploy.training.processes.world import ALONE, News, World
 from spade_deploy.training.request import DataRequest, TrainRequest
 from tests.support import two_processes
 from tests.support.paths import ROOT
@@ -316,35 +317,38 @@ class TestLosing:
     """The connections between the processes, without their networks."""
 
     @pytest.fixture
-    def lines(self) -> Iterator[list[Lifeline]]:
+    def watches(self) -> Iterator[list[PeerWatch]]:
         """Those of three processes."""
         pairs = [socket.socketpair(), socket.socketpair()]
-        lines = [Lifeline({1: pairs[0][0], 2: pairs[1][0]}, 0, 3)]
-        lines += [Lifeline({0: pairs[0][1]}, 1, 3), Lifeline({0: pairs[1][1]}, 2, 3)]
-        yield lines
-        for line in lines:
-            line.close()
+        watches = [PeerWatch({1: pairs[0][0], 2: pairs[1][0]}, 0, 3)]
+        watches += [PeerWatch({0: pairs[0][1]}, 1, 3), PeerWatch({0: pairs[1][1]}, 2, 3)]
+        yield watches
+        for watch in watches:
+            watch.close()
 
-    def test_who_leaves_well_is_not_missed(self, lines: list[Lifeline]) -> None:
-        lines[2].close()
-        lines[0].close()
-        assert [line.loss(0.2) for line in lines] == ["", "", ""]
+    def test_who_leaves_well_is_not_missed(self, watches: list[PeerWatch]) -> None:
+        watches[2].close()
+        watches[0].close()
+        assert [watch.lost_peer(0.2) for watch in watches] == ["", "", ""]
 
-    def test_everyone_learns_who_failed_and_why(self, lines: list[Lifeline]) -> None:
-        lines[2].close("the disk is gone")
-        assert [line.loss(60) for line in lines[:2]] == ["process 2 of 3 failed: the disk is gone"] * 2
+    def test_everyone_learns_who_failed_and_why(self, watches: list[PeerWatch]) -> None:
+        watches[2].close("the disk is gone")
+        assert [watch.lost_peer(60) for watch in watches[:2]] == ["process 2 of 3 failed: the disk is gone"] * 2
 
-    def test_everyone_learns_who_ended_without_a_word(self, lines: list[Lifeline]) -> None:
-        lines[1]._peers[0].shutdown(socket.SHUT_WR)  # as the system does when a process is killed
+    def test_everyone_learns_who_ended_without_a_word(self, watches: list[PeerWatch]) -> None:
+        watches[1]._peers[0].shutdown(socket.SHUT_WR)  # as the system does when a process is killed
         sentence = "process 1 of 3 ended without a word: it was killed, or its host is gone"
-        assert lines[0].loss(60) == lines[2].loss(60) == sentence
+        assert watches[0].lost_peer(60) == watches[2].lost_peer(60) == sentence
 
-    def test_the_loss_is_what_the_error_is_about(self, lines: list[Lifeline]) -> None:
-        world = World(0, 3, 0, lines[0])
-        with pytest.raises(RuntimeError, match="a bug"), world.noticing_losses(lambda: ("Step 3 is saved", "go on")):
+    def test_the_loss_is_what_the_error_is_about(self, watches: list[PeerWatch]) -> None:
+        world = World(0, 3, 0, watches[0])
+        with (
+            pytest.raises(RuntimeError, match="a bug"),
+            world.noticing_lost_peers(lambda: ("Step 3 is saved", "go on")),
+        ):
             raise torch.OutOfMemoryError("a bug of our own, and nobody is lost")
-        lines[1].close("it is broken")
-        with pytest.raises(TrainingError) as caught, world.noticing_losses(lambda: ("Step 3 is saved", "go on")):
+        watches[1].close("it is broken")
+        with pytest.raises(TrainingError) as caught, world.noticing_lost_peers(lambda: ("Step 3 is saved", "go on")):
             raise RuntimeError("Connection closed by peer")
         assert (caught.value.message, caught.value.hint) == (
             "process 1 of 3 failed: it is broken. Step 3 is saved",
@@ -358,8 +362,8 @@ class TestLosing:
             "import socket, sys, time\n"
             "from spade_deploy.training.processes import peers\n"
             "peers.GRACE_S = 0.1\n"
-            "line = peers.Lifeline({1: socket.socket(fileno=int(sys.argv[1]))}, 0, 2)\n"
-            "line.last_words = lambda: 'Step 3 is saved'\n"
+            "watch = peers.PeerWatch({1: socket.socket(fileno=int(sys.argv[1]))}, 0, 2)\n"
+            "watch.final_message = lambda: 'Step 3 is saved'\n"
             "time.sleep(100)\n"
         )
         arguments = [sys.executable, "-c", code, str(theirs.fileno())]
@@ -384,21 +388,21 @@ class TestLosing:
             return text
 
         with ThreadPoolExecutor(3) as pool:
-            main = pool.submit(lifeline.connect, 0, 3, "127.0.0.1", 60, share)
+            main = pool.submit(peers.connect, 0, 3, "127.0.0.1", 60, share)
             port, token = told.get(timeout=60).split()
             with socket.create_connection(("127.0.0.1", int(port))) as stranger:
                 stranger.sendall(b"x" * 40)  # is not let in
-                first = pool.submit(lifeline.connect, 1, 3, "127.0.0.1", 60, lambda _: told.get(timeout=60))
-                second = pool.submit(lifeline.connect, 2, 3, "127.0.0.1", 60, lambda _: f"{port} {token}")
-                lines = [future.result(60) for future in (main, first, second)]
-        lines[2].close("as a test")
-        assert lines[0].loss(60) == lines[1].loss(60) == "process 2 of 3 failed: as a test"
-        for line in lines[:2]:
-            line.close()
+                first = pool.submit(peers.connect, 1, 3, "127.0.0.1", 60, lambda _: told.get(timeout=60))
+                second = pool.submit(peers.connect, 2, 3, "127.0.0.1", 60, lambda _: f"{port} {token}")
+                watches = [future.result(60) for future in (main, first, second)]
+        watches[2].close("as a test")
+        assert watches[0].lost_peer(60) == watches[1].lost_peer(60) == "process 2 of 3 failed: as a test"
+        for watch in watches[:2]:
+            watch.close()
 
     def test_a_host_that_cannot_be_reached_is_named(self) -> None:
         with pytest.raises(TrainingError, match=r"process 1 of 2 cannot connect to process 0 on 127\.0\.0\.1"):
-            lifeline.connect(1, 2, "127.0.0.1", 5, lambda _: f"{free_port()} token")
+            peers.connect(1, 2, "127.0.0.1", 5, lambda _: f"{free_port()} token")
 
 
 class TestPlaces:

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from spade_deploy.errors import CheckpointError, ConfigError, LabelMapError, MissingDependencyError, NotFoundError
+from spade_deploy.labels.files import save_pixels
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.records import animation
-from spade_deploy.training.records.animation import animate, sample_grids, save_gif, save_timeline
-from spade_deploy.training.records.plots import save_sample_grid
+from spade_deploy.training.records.animation import animate, save_gif
+from spade_deploy.training.records.sample_grid import sample_grid, sample_grids, sample_path
+from spade_deploy.training.records.timeline import save_timeline
 
 LABELS = LabelSpec(2, palette=((200, 40, 30), (20, 60, 200)))
 PHOTO = 90
@@ -25,7 +27,7 @@ def make_run(folder: Path, steps: list[int], size: tuple[int, int] = (32, 48), r
     photo = np.full((rows, height, width, 3), PHOTO, np.uint8)
     for step in steps:
         generated = np.full_like(photo, step)
-        save_sample_grid(folder / "samples" / f"step_{step:08d}.png", LABELS, label, generated, photo)
+        save_pixels(sample_path(folder, step), sample_grid(LABELS, label, generated, photo))
     (folder / "config.json").write_text(json.dumps({"generator": {"height": height, "width": width}}))
     return folder
 
@@ -155,13 +157,13 @@ class TestRefusals:
 
     def test_other_files_and_speeds(self, tmp_path: Path) -> None:
         run = make_run(tmp_path, [10, 20])
-        with pytest.raises(ConfigError, match=r"--out: .*a\.avi is not \.gif or \.mp4"):
+        with pytest.raises(ConfigError, match=r"`out`: .*a\.avi is not \.gif or \.mp4"):
             animate(run, tmp_path / "a.avi")
         for fps in (0.0, -1.0, 1000.0, float("nan")):
-            with pytest.raises(ConfigError, match="--fps"):
+            with pytest.raises(ConfigError, match="`fps`"):
                 animate(run, tmp_path / "a.gif", fps)
         (tmp_path / "file").write_text("")
-        with pytest.raises(ConfigError, match=r"--out: .* cannot be written"):
+        with pytest.raises(ConfigError, match=r"`out`: .* cannot be written"):
             animate(run, tmp_path / "file" / "a.gif")
 
     def test_mp4_without_its_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

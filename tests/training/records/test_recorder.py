@@ -25,9 +25,9 @@ from spade_deploy.spec import LabelSpec
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import train
-from spade_deploy.training.records import recorder, tensorboard
+from spade_deploy.training.records import measurements, recorder, tensorboard
 from spade_deploy.training.records.class_counts import ClassCounts
-from spade_deploy.training.records.plots import read_losses
+from spade_deploy.training.records.csv_log import read_columns
 from spade_deploy.training.records.recorder import Recorder
 from spade_deploy.training.steps import Learner
 from tests.support.listener import Listener
@@ -39,7 +39,7 @@ def _few_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Plots cost more than everything else here: they are drawn where a test asks for them."""
     if "with_plots" not in request.fixturenames:
         monkeypatch.setattr(recorder, "plot_losses", lambda *_: None)
-        monkeypatch.setattr(recorder, "plot_metrics", lambda *_: None)
+        monkeypatch.setattr(measurements, "plot_metrics", lambda *_: None)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ class TestMetrics:
     def test_rows_plot_and_the_best_beside_the_newest(self, tmp_path: Path) -> None:
         run, source, seen = new_run(tmp_path / "run"), Scripted([3.0, 1.0, 2.0, 1.5]), Listener()
         result = train(measured(steps=4), run=run, source=source, progress=seen)
-        table = read_losses(run / "metrics.csv")
+        table = read_columns(run / "metrics.csv")
         assert list(table) == ["step", "distance", "other", "seconds"]
         assert table["step"].tolist() == [1, 2, 3, 4]
         assert table["distance"].tolist() == [3.0, 1.0, 2.0, 1.5]
@@ -84,7 +84,7 @@ class TestMetrics:
     def test_only_when_due_and_at_the_end(self, tmp_path: Path) -> None:
         run = new_run(tmp_path / "run")
         train(measured(steps=5, eval_every=2, best_by=""), run=run, source=Scripted([3.0, 1.0, 2.0]))
-        assert read_losses(run / "metrics.csv")["step"].tolist() == [2, 4, 5]
+        assert read_columns(run / "metrics.csv")["step"].tolist() == [2, 4, 5]
         assert not (run / runs.BEST_JSON).exists()
         assert steps_kept(run) == [5]
 
@@ -99,7 +99,7 @@ class TestMetrics:
         source = Scripted([2.0, ConfigError("the segmenter has 5 classes"), 1.0])
         result = train(measured(steps=3), run=run, source=source)
         assert result.notes == ("step 2: the measurement failed and training went on (the segmenter has 5 classes)",)
-        assert read_losses(run / "metrics.csv")["step"].tolist() == [1, 3]
+        assert read_columns(run / "metrics.csv")["step"].tolist() == [1, 3]
         assert runs.best_checkpoint(run).name == "step_00000003"
 
     def test_measuring_does_not_disturb_training(self, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ class TestResumedMetrics:
 
     def test_rows_go_on_and_the_best_is_remembered(self, tmp_path: Path) -> None:
         run, notes = self.resume(tmp_path, measured(steps=6), [4.0, 5.0, 6.0])
-        assert read_losses(run / "metrics.csv")["distance"].tolist() == [1, 2, 3, 4, 5, 6]
+        assert read_columns(run / "metrics.csv")["distance"].tolist() == [1, 2, 3, 4, 5, 6]
         assert runs.best_checkpoint(run).name == "step_00000001"
         assert steps_kept(run) == [1, 6]
         assert notes == ()
@@ -151,8 +151,8 @@ class TestResumedMetrics:
         run = new_run(tmp_path / "run")
         first = train(measured(steps=2), run=run, source=Scripted([1.0, 2.0]))
         train(measured(steps=3), run=run, source=Other([3.0]), resume=first.checkpoint)
-        assert read_losses(run / "metrics.csv")["distance"].tolist() == [3.0]
-        assert read_losses(run / "metrics_until_00000002.csv")["distance"].tolist() == [1.0, 2.0]
+        assert read_columns(run / "metrics.csv")["distance"].tolist() == [3.0]
+        assert read_columns(run / "metrics_until_00000002.csv")["distance"].tolist() == [1.0, 2.0]
 
 
 class TestOrder:

@@ -12,7 +12,7 @@ import pytest
 from spade_deploy.errors import MissingDependencyError
 from spade_deploy.training.loop import train
 from spade_deploy.training.records import recorder, tensorboard
-from spade_deploy.training.records.plots import read_losses
+from spade_deploy.training.records.csv_log import read_columns
 from spade_deploy.training.records.tensorboard import Board, require_tensorboard
 from tests.support.training_runs import Noise, new_run, setup_of
 
@@ -63,7 +63,7 @@ def test_everything_that_is_recorded_is_on_the_board(tmp_path: Path, writers: li
         *(f"loss/{name}" for name in result.losses),
         *("rate/lr_generator", "rate/lr_discriminator", "speed/samples_per_second"),
     }
-    logged = read_losses(run / "losses.csv")
+    logged = read_columns(run / "losses.csv")
     assert [(step, value) for tag, value, step in writer.scalars if tag == "loss/l1"] == list(
         zip(logged["step"], logged["l1"], strict=True)
     )

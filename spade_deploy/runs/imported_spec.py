@@ -1,0 +1,176 @@
+"""The spec of a generator whose file is a bare state dict: what the shapes tell, what the request says, and guesses.
+
+The tensor shapes tell everything but which labels the channels stand for, the size that the model was trained for, and
+whether it upsamples 'normal' or 'more'. A preset or the request tells those. What neither says is guessed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spade_deploy.errors import CheckpointError, ConfigError, quoted
+from spade_deploy.labels.sets import label_set
+from spade_deploy.runs.import_request import RELEASED, ImportRequest
+from spade_deploy.runs.state_dicts import first_names
+from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
+
+
+class ImportedSpec:
+    """Finds the spec of `state`, a generator's tensors under its own names, from the file `path`.
+
+    notes: what was changed on the way. guesses: what the file does not tell and nobody said. One sentence each, both
+    filled by `find`. Guesses are saved in the checkpoint and read much later, so they name the flags of `spade import`.
+    """
+
+    def __init__(self, state: dict[str, Tensor], request: ImportRequest, path: Path) -> None:
+        self.notes: list[str] = []
+        self.guesses: list[str] = []
+        self._state, self._request, self._path = state, request, path
+
+    def find(self) -> GeneratorSpec:
+        """Raises CheckpointError where the file is no SPADE generator or contradicts the request, ConfigError where the
+        request leaves something open that the file cannot tell."""
+        state = self._state
+        is_spectral = "head_0.conv_0.weight_orig" in state
+        wide = self._shape("head_0.conv_0.weight_orig" if is_spectral else "head_0.conv_0.weight", 4)[0]
+        hidden, channels, kernel, _ = self._shape("head_0.norm_0.mlp_shared.0.weight", 4)
+        if wide % 16 or not wide:
+            raise CheckpointError(f"{self._path}: head_0 has {wide} channels, which is not 16 times the base channels")
+        if "fc.weight" not in state:
+            self._shape("fc.weight", 4)
+        is_vae = state["fc.weight"].dim() == 2
+        labels, upsampling, size = self._labels_and_size(channels)
+        spec = GeneratorSpec(
+            labels=labels,
+            base_channels=wide // 16,
+            hidden_channels=hidden,
+            kernel_size=kernel,
+            norm=self._norm(),
+            spectral_norm=is_spectral,
+            upsampling=upsampling,
+            z_dim=self._shape("fc.weight", 2)[1] if is_vae else None,
+            height=size[0],
+            width=size[1],
+        )
+        if is_vae and state["fc.weight"].shape[0] != wide * spec.latent_height * spec.latent_width:
+            places = state["fc.weight"].shape[0] / wide
+            raise CheckpointError(
+                f"{self._path}: fc makes a latent of {places:g} places, but size {size[0]}x{size[1]} with upsampling"
+                f" {upsampling} has {spec.latent_height} x {spec.latent_width}",
+                hint="`size` HEIGHTxWIDTH and `upsampling` say what the model was trained for",
+            )
+        return spec
+
+    def _shape(self, key: str, dims: int) -> torch.Size:
+        state = self._state
+        if key not in state or state[key].dim() != dims:
+            found = f"has {state[key].dim()} dimensions, not {dims}" if key in state else "is missing"
+            raise CheckpointError(
+                f"{self._path}: tensor {key!r} {found}: this is no SPADE generator",
+                hint=f"expected a latest_net_G.pth; this file begins with {first_names(state)}",
+            )
+        return state[key].shape
+
+    def _norm(self) -> NormType:
+        """The norm, by the running statistics in the file.
+
+        Instance norm has none, but nor has batch norm whose statistics were not saved: without them instance norm is
+        what is left, and it is a guess unless the request says so.
+        """
+        wanted = self._request.norm
+        statistics = [key for key in self._state if key.endswith(("running_mean", "running_var"))]
+        if not statistics:
+            if wanted is None:
+                self.guesses.append(
+                    "instance norm, since the file has no running statistics; a model trained with batch norm and saved"
+                    " without them makes other images; change it with --norm"
+                )
+            elif wanted is not NormType.INSTANCE:
+                raise CheckpointError(
+                    f"{self._path}: `norm` {wanted} needs the running statistics of batch norm, and the file has none",
+                    hint="save the model's whole state dict, with its buffers; or `norm` instance",
+                )
+            return NormType.INSTANCE
+        if wanted is NormType.INSTANCE:
+            raise CheckpointError(
+                f"{self._path}: has {quoted(statistics[0])}, statistics of batch norm, which contradicts `norm`"
+                " instance",
+                hint="leave `norm` out",
+            )
+        return wanted or NormType.SYNC_BATCH
+
+    def _labels_and_size(self, channels: int) -> tuple[LabelSpec, Upsampling, tuple[int, int]]:
+        is_most = any(key.startswith("up_4.") for key in self._state)  # this upsampling has a block more
+        request = self._request
+        preset = request.preset
+        if preset is None and request.labels is None:
+            preset = self._guessed_preset(channels)
+        if preset is not None:
+            labels, upsampling, size = self._by_preset(preset, is_most)
+        else:
+            assert request.labels is not None
+            labels = request.labels
+            if request.size is None:
+                raise ConfigError("`size` is needed: the file does not tell the size the model was trained for")
+            size = request.size
+            if request.upsampling is None and not is_most:
+                raise ConfigError("`upsampling` is needed: the file does not tell 'normal' from 'more'")
+            upsampling = request.upsampling or Upsampling.MOST
+        if labels.num_channels != channels:
+            raise CheckpointError(
+                f"{self._path}: the file has {channels} segmap channels, but {preset or 'these labels'} need"
+                f" {labels.num_channels} ({labels.num_labels} labels, dontcare {int(labels.has_dontcare)},"
+                f" edges {int(labels.has_edges)})",
+                hint="take the preset, or `num_labels`, `has_dontcare` and `has_edges`, that the model was trained"
+                " with",
+            )
+        if is_most != (upsampling is Upsampling.MOST):
+            raise CheckpointError(
+                f"{self._path}: the file has {'a' if is_most else 'no'} block up_4, which contradicts `upsampling`"
+                f" {upsampling}"
+            )
+        return labels, upsampling, size
+
+    def _guessed_preset(self, channels: int) -> str:
+        """The released model that has as many channels."""
+        by_channels = {label_set(name).num_channels: name for name in RELEASED}
+        preset = by_channels.get(channels)
+        if preset is None:
+            raise ConfigError(
+                f"{self._path}: a segmap of {channels} channels is none of the released models"
+                f" ({', '.join(f'{name} {count}' for count, name in by_channels.items())})",
+                hint="say what they are: `num_labels` N [`has_dontcare`] [`has_edges`] `size` HxW"
+                " `upsampling` normal|more",
+            )
+        labels = label_set(preset)
+        extra = f"{', dontcare' if labels.has_dontcare else ''}{', edges' if labels.has_edges else ''}"
+        self.guesses.append(
+            f"the {channels} segmap channels are {preset}'s ({labels.num_labels} labels{extra}), since their number is;"
+            " change it with --preset, or --num-labels [--dontcare] [--edges]"
+        )
+        return preset
+
+    def _by_preset(self, preset: str, is_most: bool) -> tuple[LabelSpec, Upsampling, tuple[int, int]]:
+        """What a preset says, as far as the request does not say otherwise; what it says is told."""
+        request = self._request
+        released, height, width = RELEASED[preset]
+        upsampling = Upsampling.MOST if is_most else released
+        size = request.size or (height, width)
+        # Of a preset that was named this is a note; of one that was guessed it is a guess, too.
+        told = self.guesses if request.preset is None else self.notes
+        if request.upsampling is None and upsampling is not Upsampling.MOST:
+            told.append(
+                f"upsampling {upsampling}, as in the released {preset} model; the file does not tell normal from more;"
+                " change it with --upsampling"
+            )
+        elif request.upsampling not in (None, upsampling):
+            self.notes.append(f"upsampling {request.upsampling} as asked; the released {preset} model has {upsampling}")
+        if request.size is None:
+            told.append(
+                f"{size[0]} x {size[1]} pixels, as the released {preset} model; the file does not tell the size;"
+                " change it with --size"
+            )
+        return label_set(preset), request.upsampling or upsampling, size

@@ -1,0 +1,73 @@
+"""The device that trains: which one it is, its memory, and whether it repeats its results exactly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from spade_deploy.errors import ConfigError
+from spade_deploy.machine import memory as process_memory
+from spade_deploy.training.processes.world import ALONE, World
+
+
+def choose_device(name: str, world: World = ALONE) -> torch.device:
+    """The device of that name; 'auto' is CUDA where there is one.
+
+    Of several processes each has the GPU of its number on its host. Raises ConfigError for a device that is not here.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if has_cuda else "cpu"
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if world.size > 1:
+        if device.index is not None:
+            raise ConfigError(
+                f"`device`: {name} is one GPU for {world.size} processes; each needs its own",
+                hint="leave `device` out, and choose GPUs with CUDA_VISIBLE_DEVICES",
+            )
+        device = torch.device("cuda", world.local_rank)
+    count = torch.cuda.device_count() if has_cuda else 0
+    if (device.index or 0) >= count:
+        seen = f"PyTorch {torch.__version__} sees {count} CUDA devices"
+        if world.size > 1 and count:
+            raise ConfigError(
+                f"`device`: process {world.rank} is number {world.local_rank} on its host and has no GPU there; {seen}",
+                hint=f"torchrun --nproc-per-node {count}, or `device` cpu",
+            )
+        raise ConfigError(
+            f"`device`: {device if world.size > 1 else name} is not here; {seen}",
+            hint="use `device` cpu, or install a PyTorch built for CUDA and its driver",
+        )
+    if world.size > 1:
+        torch.cuda.set_device(device)
+    return device
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: of the GPU on CUDA, else its resident set; 0 if that is unknown."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_memory.peak_memory_bytes() or 0
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of the device that can still be taken; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    table = Path("/proc/meminfo")
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0][1]) * 1024 if found else None
+
+
+def set_determinism(wanted: bool) -> None:
+    """Whether PyTorch computes the same bits each time, at the cost of speed."""
+    if wanted:
+        # cuBLAS reads it when it is first used; without it PyTorch refuses to be deterministic on CUDA.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if wanted or torch.are_deterministic_algorithms_enabled():  # the call imports PyTorch's compiler: only where needed
+        torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = not wanted

@@ -1,0 +1,133 @@
+"""The metrics of a run: metrics.csv, metrics.png, and which checkpoint is the best by one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from spade_deploy.errors import CheckpointError
+from spade_deploy.files.atomic import write_json
+from spade_deploy.runs.layout import BEST_JSON, checkpoint_folder
+from spade_deploy.runs.records import Best, read_best
+from spade_deploy.training.config import TrainConfig
+from spade_deploy.training.dataset import Batch
+from spade_deploy.training.records.csv_log import CsvLog, read_columns, read_rows
+from spade_deploy.training.records.messages import RunMessages
+from spade_deploy.training.records.plots import plot_metrics
+
+METRICS_CSV = "metrics.csv"
+
+
+class Measures(Protocol):
+    """What measures a generator on held-out samples."""
+
+    def evaluate(self, generate: Callable[[Batch], Tensor]) -> dict[str, float]: ...
+
+    def direction(self, name: str) -> str:
+        """'lower' or 'higher': which is better. Raises ConfigError for a metric that is not measured."""
+        ...
+
+
+def measured_with(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the figures of two runs must have in common to be compared; it is saved in best.json."""
+    files = {"extractor": config.extractor, "segmenter": config.segmenter}
+    held_out = {"held_out": facts["held_out"]} if facts.get("held_out") else {}
+    return {
+        "samples": config.eval_samples,
+        **held_out,
+        **{name: path.name if path else "" for name, path in files.items()},
+    }
+
+
+class MetricLog:
+    """metrics.csv and metrics.png of a run that goes on after step `start`. The file is opened at the first row."""
+
+    def __init__(self, run: Path, start: int, messages: RunMessages) -> None:
+        self._run, self._start, self._messages = run, start, messages
+        self._path = run / METRICS_CSV
+        self._log: CsvLog | None = None
+
+    def write(self, step: int, found: dict[str, float], seconds: float) -> None:
+        """Add a row of metrics, which took `seconds` to measure. A failure becomes a message."""
+        with self._messages.optional(METRICS_CSV):
+            if self._log is None:
+                self._log = self._open(("step", *found, "seconds"))
+            row = {name: found.get(name, math.nan) for name in self._log.columns}
+            self._log.write({**row, "step": step, "seconds": seconds})
+
+    def steps(self) -> set[float]:
+        """The steps that the log has a row of."""
+        try:
+            return set(read_columns(self._path).get("step", ()))
+        except (OSError, ValueError):  # there is none yet, or it is damaged: the step is measured again
+            return set()
+
+    def plot(self, best: Best | None) -> None:
+        """Draw the log, with a star at the best checkpoint. A failure becomes a message."""
+        if not self.steps():
+            return
+        with self._messages.optional("metrics.png"):
+            plot_metrics(self._path, self._run / "metrics.png", (best.metric, best.step) if best is not None else None)
+
+    def close(self) -> None:
+        """A failure becomes a message."""
+        if self._log is not None:
+            with self._messages.optional(METRICS_CSV):
+                self._log.close()
+
+    def _open(self, columns: tuple[str, ...]) -> CsvLog:
+        """Rows of other metrics, which a resumed run may measure, stay in a file of their own."""
+        if self._start and self._path.is_file():
+            try:
+                header = next(iter(read_rows(self._path)), [])
+            except ValueError:
+                header = []
+            if tuple(header) != columns:
+                self._path.rename(self._path.with_name(f"metrics_until_{self._start:08d}.csv"))
+        return CsvLog(self._path, columns, self._start)
+
+
+class BestCheckpoint:
+    """The best checkpoint of a run by one metric, and best.json, which names it.
+
+    best: the best so far; None where there is none that was measured in the same way. marked_step: the step of the
+    checkpoint that best.json names, which is never removed. measured_with: what figures must share to be compared.
+    """
+
+    def __init__(self, run: Path, metric: str, measured_with: dict[str, Any], messages: RunMessages) -> None:
+        self.best: Best | None = None
+        self.marked_step: int | None = None
+        self.measured_with = measured_with
+        self._run, self._metric, self._messages = run, metric, messages
+
+    def remember(self) -> None:
+        """Find the best so far of a resumed run; a message says where it was measured in another way."""
+        try:
+            best = read_best(self._run)
+        except CheckpointError as error:
+            self._messages.say("best", f"the best checkpoint so far is forgotten: {error.message}")
+            return
+        if best is None or not checkpoint_folder(self._run, best.step).is_dir():
+            return
+        self.marked_step = best.step
+        # Older versions wrote fewer facts: those that are missing count as equal.
+        same = all(best.measured_with.get(name, value) == value for name, value in self.measured_with.items())
+        if same and best.metric == self._metric:
+            self.best = best
+        else:
+            about = f"the best checkpoint so far, by {best.described}, was measured in another way"
+            self._messages.say("best", about)
+
+    def is_beaten_by(self, found: Best) -> bool:
+        """Whether `found` is better than the best so far."""
+        return self.best is None or found.is_better_than(self.best)
+
+    def mark(self, found: Best) -> None:
+        """Name a checkpoint, which is there, in best.json. A failure becomes a message."""
+        with self._messages.optional(BEST_JSON):
+            write_json(self._run / BEST_JSON, found.to_json())
+            self.best, self.marked_step = found, found.step

@@ -1,0 +1,120 @@
+"""Where a run's batches come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from copy import copy
+from dataclasses import replace
+from itertools import islice
+from typing import Protocol
+
+from spade_deploy.training import dataset
+from spade_deploy.training.config import Setup
+from spade_deploy.training.dataset import WHOLE, Batch, Shard
+from spade_deploy.training.records.data_record import DataRecord
+from spade_deploy.training.records.measurements import Measures
+
+
+class BatchSource(Protocol):
+    """Where samples come from. Their order depends on `seed` alone; the first `start_step` batches are left out."""
+
+    def steps_per_epoch(self, batch_size: int) -> int: ...
+
+    def batches(
+        self, *, batch_size: int, seed: int, start_step: int, workers: int, on_skip: Callable[[str], None]
+    ) -> Generator[Batch, None, None]: ...
+
+    def samples(self, count: int) -> Batch: ...
+
+    def record(self) -> DataRecord:
+        """The training samples, which a resumed run must find again."""
+        ...
+
+    def held_out_sha256(self) -> str:
+        """The digest of the held-out samples: figures of other ones do not compare. '' where it is not known."""
+        ...
+
+    def evaluator(self, setup: Setup) -> Measures: ...
+
+    def sharded(self, shard: Shard) -> BatchSource:
+        """The same batches with the samples of one process alone; called only where there are several processes."""
+        ...
+
+
+class FolderSource:
+    """The samples of a setup's data set. `notes` says what the user should know about it, a sentence each."""
+
+    def __init__(self, setup: Setup) -> None:
+        data, labels = setup.data, setup.generator.labels
+        self._shard = WHOLE
+        self._training = dataset.open_source(data, "train", labels)
+        self._held_out, split = dataset.open_held_out(data, labels)
+        self.notes = _unpaired(getattr(self._training, "problems", ()))
+        if split != data.evaluation_split:
+            where = data.root or data.labels_dir
+            self.notes += (f"{where} has no {data.evaluation_split} split: sample grids show training samples",)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return dataset.steps_per_epoch(self._training, batch_size)
+
+    def batches(
+        self, *, batch_size: int, seed: int, start_step: int, workers: int, on_skip: Callable[[str], None]
+    ) -> Generator[Batch, None, None]:
+        yield from dataset.training_batches(
+            self._training,
+            batch_size=batch_size,
+            seed=seed,
+            start_step=start_step,
+            workers=workers,
+            on_skip=on_skip,
+            shard=self._shard,
+        )
+
+    def sharded(self, shard: Shard) -> FolderSource:
+        """The same source, whose batches have the samples of one process alone."""
+        other = copy(self)
+        other._shard = shard
+        return other
+
+    def samples(self, count: int) -> Batch:
+        label, instance, photo = dataset.validation_labels(self._held_out, count)
+        return Batch(label, instance, photo, stems=())
+
+    def record(self) -> DataRecord:
+        """The training samples, in the order that batches are drawn from."""
+        return self._training.record()
+
+    def held_out_sha256(self) -> str:
+        """The digest of the held-out samples' names and their files' sizes."""
+        return self._held_out.record().contents_sha256
+
+    def evaluator(self, setup: Setup) -> Measures:
+        """Raises ConfigError, MissingDependencyError for an extractor or a segmenter that cannot be used."""
+        from spade_deploy.training.evaluator import Evaluator
+
+        return Evaluator(setup, self._held_out)
+
+
+def first_batches(source: BatchSource, setup: Setup) -> list[Batch]:
+    """The label maps of the first batches of the first epoch, without their photos; the same for a resumed run."""
+    config = setup.train
+    batches = source.batches(
+        batch_size=config.batch_size // config.accumulate,
+        seed=config.seed,
+        start_step=0,
+        workers=0,
+        on_skip=lambda _: None,
+    )
+    with closing(batches):
+        return [replace(batch, photo=batch.photo[:0]) for batch in islice(batches, config.ema_batches)]
+
+
+def _unpaired(problems: tuple[str, ...], shown: int = 5) -> tuple[str, ...]:
+    if not problems:
+        return ()
+    rest = f"; and {len(problems) - shown} more, which `spade check-labels` lists" if len(problems) > shown else ""
+    what = (
+        "1 file pairs with nothing and is" if len(problems) == 1 else f"{len(problems)} files pair with nothing and are"
+    )
+    return (f"{what} left out: {'; '.join(problems[:shown])}{rest}",)

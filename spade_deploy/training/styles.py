@@ -1,0 +1,23 @@
+"""The random numbers that styles are made of: they follow from the seed, the purpose and the step alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+STYLE_NOISE, SAMPLE_STYLE = 1, 2
+"""What styles are drawn for: a step, and sample grids. Each purpose has numbers of its own."""
+
+
+def normal_styles(seed: int, purpose: int, step: int, count: int, length: int) -> Tensor:
+    """Standard normal styles, count x length, on the CPU."""
+    numbers = torch.Generator().manual_seed(_mixed(seed, purpose, step))
+    return torch.randn(count, length, generator=numbers)
+
+
+def _mixed(seed: int, purpose: int, step: int) -> int:
+    """One 63-bit seed made of three numbers, such that neighbouring steps have nothing in common."""
+    digest = hashlib.blake2b(f"{seed} {purpose} {step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
