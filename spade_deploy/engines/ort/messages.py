@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from spade_deploy.engines.cuda.driver import find_gpus
-from spade_deploy.errors import RuntimeUnavailableError, SpadeError
+from spade_deploy.errors import RuntimeUnavailableError, SpadeError, line_of
 
 PROBE_MODEL = base64.b64decode(
     "CAg6OwoQCgF4EgF5IghJZGVudGl0eRIFcHJvYmVaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAN"
@@ -139,15 +139,10 @@ def unavailable(provider: str, said: str) -> SpadeError:
     if meaning is not None:
         return RuntimeUnavailableError(f"{_does_not_load(provider)}: {meaning.sentence}", hint=meaning.hint)
     return RuntimeUnavailableError(
-        f"{_does_not_load(provider)}: {_last_line(said)}",
+        f"{_does_not_load(provider)}: {line_of(said, last=True) or 'it gave no reason'}",
         hint="`spade doctor` says what is missing; `backend` cpu runs without it",
     )
 
 
 def _does_not_load(provider: str) -> str:
     return f"ONNX Runtime's {provider} does not load here"
-
-
-def _last_line(text: str) -> str:
-    """The last line of a log: what was said before it is what led to it."""
-    return (text.strip() or "it gave no reason").splitlines()[-1][:300]

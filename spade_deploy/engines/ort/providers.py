@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import Artifact, Graph
 from spade_deploy.engines.cuda.driver import Gpu
+from spade_deploy.engines.input_shapes import Shape, tensor_ranges
 from spade_deploy.engines.ort.session import CUDA, TENSORRT
-from spade_deploy.engines.tensorrt.table_profile import Shape, tensor_ranges
 from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError, reason_of
 from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, ShapeProfile

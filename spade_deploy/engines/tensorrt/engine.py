@@ -9,8 +9,8 @@ import numpy as np
 
 from spade_deploy.artifact import TensorInfo, input_tensors, output_tensors
 from spade_deploy.engines.cuda.device import DeviceMemory
+from spade_deploy.engines.input_shapes import Shape, tensor_ranges
 from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messages
-from spade_deploy.engines.tensorrt.table_profile import Shape, tensor_ranges
 from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, reason_of
 from spade_deploy.lookup.tables import lookup_tensors
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, Precision, ShapeProfile
