@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from spade_deploy import __version__
 from spade_deploy.commands.animate import animate
 from spade_deploy.commands.bench import bench
 from spade_deploy.commands.build import build
@@ -29,6 +28,7 @@ from spade_deploy.commands.inspect import doctor, inspect
 from spade_deploy.commands.train import train
 from spade_deploy.commands.validate import validate
 from spade_deploy.errors import SpadeError, system_error
+from spade_deploy.version import __version__
 
 COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
     train,

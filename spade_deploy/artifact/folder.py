@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from spade_deploy import __version__
 from spade_deploy.artifact.golden import Golden, read_arrays
 from spade_deploy.artifact.manifest import (
     EXPORT_AGAIN,
@@ -33,6 +32,7 @@ from spade_deploy.files.onnx_data import external_files
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.files.temporary import bring_back
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
+from spade_deploy.version import __version__
 
 ENCODER_ONNX = "encoder.onnx"
 REPORT_JSON = "report.json"
@@ -57,12 +57,13 @@ class Artifact:
     """The files whose bytes were compared with the manifest, and which files they were then."""
 
     @classmethod
-    def open(cls, path: Path) -> Artifact:
+    def open(cls, path: Path | str) -> Artifact:
         """Read the manifest and compare every file with it.
 
         Raises ArtifactError where anything is missing, damaged or out of place, NewerArtifactError for a format
         that this version does not read.
         """
+        path = Path(path)
         bring_back(path)
         try:
             manifest = read_manifest(path)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spade_deploy import __version__
 from spade_deploy.artifact.tensors import TensorInfo, encoder_tensors, input_rule, input_tensors, output_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError, quoted, reason_of
 from spade_deploy.fields import Count, Sha256, digest_of, from_json, of_type, parse, to_json
 from spade_deploy.files.reading import MAX_JSON_BYTES
 from spade_deploy.files.reading import read_json as read_json_file
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
+from spade_deploy.version import __version__
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -5,7 +5,7 @@ from spade_deploy.bench.inputs import batches, folder_cases, golden_cases, read_
 from spade_deploy.bench.plot import default_folder, write_result
 from spade_deploy.bench.request import DEFAULT_ROUNDS, BenchPlan, BenchRequest
 from spade_deploy.bench.result import CONDITIONS, BenchResult, Entry, Figures, Status
-from spade_deploy.bench.run import bench, run_plan
+from spade_deploy.bench.run import bench_artifact, run_plan
 
 __all__ = [
     "ALL_BASELINES",
@@ -21,7 +21,7 @@ __all__ = [
     "Kind",
     "Status",
     "batches",
-    "bench",
+    "bench_artifact",
     "choose_candidates",
     "default_folder",
     "folder_cases",

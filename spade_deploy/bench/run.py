@@ -41,15 +41,19 @@ class _Live:
     """Its runs, round by round."""
 
 
-def bench(
-    artifact: Artifact, request: BenchRequest, *, runs_dir: Path = Path("runs"), progress: Progress = SILENT
+def bench_artifact(
+    artifact: Artifact,
+    request: BenchRequest | None = None,
+    *,
+    runs_dir: Path = Path("runs"),
+    progress: Progress = SILENT,
 ) -> BenchResult:
-    """Measure an artifact's graphs side by side, and the baselines that were asked for.
+    """Measure an artifact's graphs side by side, and the baselines that are asked for, each in a process of its own.
 
     runs_dir: where the checkpoint of baselines is looked for. Raises ConfigError, ArtifactError, NotFoundError,
     LabelMapError; a candidate that fails or is wrong is in the result.
     """
-    return run_plan(artifact, request.plan(artifact, runs_dir), progress)
+    return run_plan(artifact, (request or BenchRequest()).plan(artifact, runs_dir), progress)
 
 
 def run_plan(artifact: Artifact, plan: BenchPlan, progress: Progress = SILENT) -> BenchResult:

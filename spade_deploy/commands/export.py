@@ -23,10 +23,10 @@ def _requests() -> tuple[type, ...]:
 @command("export", panel=MAIN, requests=_requests, needs="export")
 def export(asked: ReleaseRequest, place: RunsFolder) -> None:
     """Fold a checkpoint, write it as ONNX, and prove it equal to PyTorch."""
-    from spade_deploy.release.release import release
+    from spade_deploy.release.release import export_checkpoint
 
     with step_bar() as progress:
-        made = release(asked, runs_dir=place.runs, progress=progress)
+        made = export_checkpoint(asked, runs_dir=place.runs, progress=progress)
     out, artifact = stdout(), made.artifact
     out.print(f"exported {one_line(made.checkpoint)}")
     print_report(made.report)

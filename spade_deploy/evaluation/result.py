@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spade_deploy import __version__
 from spade_deploy.errors import SpadeError
 from spade_deploy.evaluation.models import Pixels
 from spade_deploy.labels.files import LabelIds
 from spade_deploy.metrics import HIGHER_IS_BETTER, ClassScore, FrechetDistance, KernelDistance
 from spade_deploy.spec import LabelSpec
+from spade_deploy.version import __version__
 
 FORMAT = 1
 

@@ -15,11 +15,11 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-from spade_deploy import __version__
 from spade_deploy.engines.cuda.driver import find_gpus
 from spade_deploy.engines.ort import session as ort
 from spade_deploy.errors import RuntimeUnavailableError, SpadeError
 from spade_deploy.machine.cores import usable_cores
+from spade_deploy.version import __version__
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 """What this package runs on, and the newest that it is tested on."""

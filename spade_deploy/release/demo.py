@@ -23,7 +23,7 @@ from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.pages import render as pages
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.release.release import release
+from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import Imported, save_checkpoint
@@ -89,7 +89,7 @@ def run_demo(
     save_checkpoint(
         checkpoint, shipped_generator(), step=0, origin="import", imported=Imported("earth, shipped"), setup=setup
     )
-    made = release(ReleaseRequest(checkpoint, fp16=True), runs_dir=out / "runs", progress=progress)
+    made = export_checkpoint(ReleaseRequest(checkpoint, fp16=True), runs_dir=out / "runs", progress=progress)
     tiles = _shown_tiles()
     labels, photos = out / "labels", out / "photos"
     for tile in tiles:

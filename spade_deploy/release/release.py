@@ -64,7 +64,9 @@ class Release:
     """What became of the engines of the artifact that was there before, a sentence each."""
 
 
-def release(request: ReleaseRequest, *, runs_dir: Path, progress: Progress = SILENT) -> Release:
+def export_checkpoint(
+    request: ReleaseRequest | None = None, *, runs_dir: Path = Path("runs"), progress: Progress = SILENT
+) -> Release:
     """Export a checkpoint and validate what was written.
 
     An artifact that is there is replaced as a whole, and only by one that passed; one that fails is kept beside it as
@@ -72,6 +74,7 @@ def release(request: ReleaseRequest, *, runs_dir: Path, progress: Progress = SIL
     first label maps of the folder that the request names, else of the run's held-out samples, else synthetic.
     Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError, FolderBusyError.
     """
+    request = request or ReleaseRequest()
     checkpoint = resolve_checkpoint(request.checkpoint, runs_dir, best=request.best)
     progress.step(f"loading {checkpoint}")
     loaded = load_generator(checkpoint)

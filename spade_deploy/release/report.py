@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from spade_deploy import __version__
 from spade_deploy.artifact import EncoderGraph, Graph
 from spade_deploy.export.int8.write import Int8Summary
 from spade_deploy.labels.files import colorize
@@ -17,6 +16,7 @@ from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.pages import render as pages
 from spade_deploy.spec import GeneratorSpec
 from spade_deploy.validation.report import ValidationReport
+from spade_deploy.version import __version__
 
 MAX_AMPLIFICATION = 64
 """A difference is shown at most so many times as large."""

@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-import spade_deploy
 from spade_deploy.errors import CheckpointError, quoted, reason_of
 from spade_deploy.files.atomic import atomic_folder, write_json
 from spade_deploy.files.reading import sha256_of
@@ -31,6 +30,7 @@ from spade_deploy.runs.records import CheckpointInfo, read_checkpoint_info
 from spade_deploy.runs.tensors import DAMAGED_HINT, check_digest, check_tensors, load_tensors, save_tensors
 from spade_deploy.runs.weight_files import load_weights
 from spade_deploy.spec import GeneratorSpec
+from spade_deploy.version import __version__
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def save_checkpoint(
             train=setup.train.to_json() if setup is not None else None,
             data=setup.data.to_json() if setup is not None else None,
             guesses=None if imported is None else list(imported.guesses) or None,
-            versions={"spade-deploy": spade_deploy.__version__, "torch": str(torch.__version__)},
+            versions={"spade-deploy": __version__, "torch": str(torch.__version__)},
         )
         write_json(temporary / CHECKPOINT_JSON, info.to_json())
     return info

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spade_deploy import __version__
 from spade_deploy.artifact import (
     FORMAT_VERSION,
     GOLDEN_INPUTS,
@@ -40,6 +39,7 @@ from spade_deploy.artifact.manifest import manifest_digest
 from spade_deploy.errors import ArtifactError, NewerArtifactError, SpadeError
 from spade_deploy.labels.files import label_dtype
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
+from spade_deploy.version import __version__
 from tests.support.stand_in import (
     CREATED_UNIX_NS,
     EDGES,

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from spade_deploy import __version__
 from spade_deploy.cli import app
 from spade_deploy.errors import system_error
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.labels.sets import label_set
 from spade_deploy.printable import one_line
+from spade_deploy.version import __version__
 from tests.support.commands import Mission, spade
 from tests.support.generators import build_generator
 

@@ -38,7 +38,7 @@ from spade_deploy.metrics.tolerances import tolerance_for
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.pix2pixhd import NormalizedConv
 from spade_deploy.networks.spade import initialize, make_segmap
-from spade_deploy.release.release import Release, release
+from spade_deploy.release.release import Release, export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
@@ -212,7 +212,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Releas
     def make(name: str) -> Release:
         runs = tmp_path_factory.mktemp("work") / "runs"
         save_checkpoint(checkpoint_folder(new_run(runs, "small"), 0), trained(name), step=0, origin="import")
-        return release(ReleaseRequest(fp16=name != "pix2pixhd++"), runs_dir=runs)
+        return export_checkpoint(ReleaseRequest(fp16=name != "pix2pixhd++"), runs_dir=runs)
 
     return make
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from spade_deploy import __version__
 from spade_deploy.cli import app
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
 from spade_deploy.engines.ort import session as ort
 from spade_deploy.inspection import doctor
 from spade_deploy.inspection.doctor import Check, Status, diagnose
+from spade_deploy.version import __version__
 
 
 def pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -17,7 +17,7 @@ from spade_deploy.engines.open import open_runtime
 from spade_deploy.release import break_even as measuring
 from spade_deploy.release import release as releasing
 from spade_deploy.release.break_even import MARGIN, BreakEven, measure_break_even
-from spade_deploy.release.release import release
+from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import save_checkpoint
@@ -58,7 +58,7 @@ def test_a_model_of_one_class_is_exported(tmp_path: Path, labels: LabelSpec) -> 
     run = new_run(tmp_path / "runs", "one")
     generator = build_generator(labels=labels, base_channels=2, hidden_channels=4)
     save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
-    made = release(ReleaseRequest(), runs_dir=tmp_path / "runs")
+    made = export_checkpoint(ReleaseRequest(), runs_dir=tmp_path / "runs")
     assert made.report.passed
     share = made.artifact.graph(kind=GraphKind.LOOKUP).break_even_share
     assert share is not None

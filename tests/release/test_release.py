@@ -24,7 +24,7 @@ from spade_deploy.artifact import (
 from spade_deploy.errors import ConfigError, ExportError, FolderBusyError, NotFoundError, ValidationFailedError
 from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.release import release as release_module
-from spade_deploy.release.release import release
+from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run, resolve_artifact
 from spade_deploy.runs.checkpoint import save_checkpoint
@@ -50,12 +50,14 @@ def artifact(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return release(ReleaseRequest(out=tmp_path_factory.mktemp("out") / "artifact"), runs_dir=runs).artifact.path
+    return export_checkpoint(
+        ReleaseRequest(out=tmp_path_factory.mktemp("out") / "artifact"), runs_dir=runs
+    ).artifact.path
 
 
 def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None:
     seen = Listener()
-    made = release(ReleaseRequest(), runs_dir=runs, progress=seen)
+    made = export_checkpoint(ReleaseRequest(), runs_dir=runs, progress=seen)
     assert made.artifact.path == runs / "tiny" / "artifact" == resolve_artifact(None, runs)
     files = set(made.artifact.manifest.files)
     assert {
@@ -88,7 +90,7 @@ def test_a_network_that_makes_nan_is_called_that(tmp_path: Path) -> None:
     run = new_run(tmp_path / "runs", "wild")
     save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
     with pytest.raises(ExportError, match=r"the network itself makes NaN or infinity of \d+ of \d+ golden label maps"):
-        release(ReleaseRequest(), runs_dir=tmp_path / "runs")
+        export_checkpoint(ReleaseRequest(), runs_dir=tmp_path / "runs")
     assert not (run / "artifact").exists()
 
 
@@ -106,7 +108,7 @@ def test_a_failed_release_leaves_the_old_artifact_and_the_evidence(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "artifact"
-    release(ReleaseRequest(out=out), runs_dir=runs)
+    export_checkpoint(ReleaseRequest(out=out), runs_dir=runs)
     before = (out / "manifest.json").read_bytes()
 
     def impossible(*_: Any) -> Tolerance:
@@ -114,7 +116,7 @@ def test_a_failed_release_leaves_the_old_artifact_and_the_evidence(
 
     monkeypatch.setattr(validation, "tolerance_for", impossible)
     with pytest.raises(ValidationFailedError, match="SSIM"):
-        release(ReleaseRequest(out=out), runs_dir=runs)
+        export_checkpoint(ReleaseRequest(out=out), runs_dir=runs)
     assert (out / "manifest.json").read_bytes() == before
     failed = Artifact.open(tmp_path / "artifact.failed")
     assert failed.report() is not None
@@ -130,12 +132,12 @@ def test_golden_inputs_from_a_folder(runs: Path, tmp_path: Path) -> None:
     labels.mkdir()
     ids = np.arange(64 * 64).reshape(64, 64) % 3
     Image.fromarray(ids.astype(np.uint8)).save(labels / "a.png")
-    made = release(ReleaseRequest(out=tmp_path / "out", labels=labels), runs_dir=runs)
+    made = export_checkpoint(ReleaseRequest(out=tmp_path / "out", labels=labels), runs_dir=runs)
     np.testing.assert_array_equal(made.artifact.golden().inputs["label"], ids[None])
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(NotFoundError, match="holds no label maps"):
-        release(ReleaseRequest(out=tmp_path / "out", labels=empty), runs_dir=runs)
+        export_checkpoint(ReleaseRequest(out=tmp_path / "out", labels=empty), runs_dir=runs)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -160,7 +162,7 @@ class TestWhatIsReplaced:
             (tmp_path / "out" / name).write_text(text)
         before = files_in(tmp_path)
         with pytest.raises(ConfigError, match=r"--out: .*out exists and is no artifact: it will not be replaced"):
-            release(ReleaseRequest(out=tmp_path / "out"), runs_dir=runs)
+            export_checkpoint(ReleaseRequest(out=tmp_path / "out"), runs_dir=runs)
         assert files_in(tmp_path) == before
 
     @pytest.mark.parametrize("name", ["NOTES.md", "golden/mine.npz", "engines/mine.json", "sub/.git/HEAD"])
@@ -169,7 +171,7 @@ class TestWhatIsReplaced:
         (artifact / name).write_text("mine")
         before = files_in(artifact)
         with pytest.raises(ConfigError, match=rf"holds files that are not of its artifact: .*\({name}\)"):
-            release(ReleaseRequest(out=artifact), runs_dir=runs)
+            export_checkpoint(ReleaseRequest(out=artifact), runs_dir=runs)
         assert files_in(artifact) == before
 
     def test_a_link_to_files_elsewhere_stays(self, artifact: Path, runs: Path, tmp_path: Path) -> None:
@@ -177,12 +179,12 @@ class TestWhatIsReplaced:
         (tmp_path / "data" / "a").write_text("mine")
         (artifact / "data").symlink_to(tmp_path / "data")
         with pytest.raises(ConfigError, match=r"\(data\)"):
-            release(ReleaseRequest(out=artifact), runs_dir=runs)
+            export_checkpoint(ReleaseRequest(out=artifact), runs_dir=runs)
         assert (tmp_path / "data" / "a").read_text() == "mine"
 
     def test_an_artifact_whose_graph_is_damaged_is_exported_again(self, artifact: Path, runs: Path) -> None:
         (artifact / "generator.fp32.onnx").write_bytes(b"x")
-        release(ReleaseRequest(out=artifact), runs_dir=runs)
+        export_checkpoint(ReleaseRequest(out=artifact), runs_dir=runs)
         Artifact.open(artifact)
 
     def test_a_folder_named_failed_of_somebody_else_stays(
@@ -193,7 +195,7 @@ class TestWhatIsReplaced:
         (failed / "photo.png").write_text("mine")
         monkeypatch.setattr(validation, "tolerance_for", lambda *_: Tolerance(min_ssim=2.0))
         with pytest.raises(ValidationFailedError):
-            release(ReleaseRequest(out=artifact), runs_dir=runs)
+            export_checkpoint(ReleaseRequest(out=artifact), runs_dir=runs)
         assert files_in(failed) == {"photo.png": b"mine"}
         Artifact.open(artifact.with_name("artifact.failed-2"))
         assert free_place(failed) == artifact.with_name("artifact.failed-2")  # an artifact: the next one's place
@@ -201,7 +203,7 @@ class TestWhatIsReplaced:
     def test_a_second_process_is_refused(self, artifact: Path, runs: Path) -> None:
         before = files_in(artifact)
         with writing(artifact, "building engines"), pytest.raises(FolderBusyError, match="building engines"):
-            release(ReleaseRequest(out=artifact), runs_dir=runs)
+            export_checkpoint(ReleaseRequest(out=artifact), runs_dir=runs)
         assert files_in(artifact) == before
 
 
@@ -221,7 +223,7 @@ class TestEngines:
         self.engine(opened, "fp32.dense.damaged", digest)
         (artifact / "engines" / "fp32.dense.damaged.engine").write_bytes(b"x")
         (artifact / "engines" / "rtx-timing.cache").write_bytes(b"times")
-        made = release(ReleaseRequest(out=artifact), runs_dir=runs)
+        made = export_checkpoint(ReleaseRequest(out=artifact), runs_dir=runs)
         assert made.artifact.manifest.files["generator.fp32.onnx"].sha256 == digest  # the same weights, the same bytes
         (kept,) = list_engines(made.artifact)
         assert (kept.name, read_engine(made.artifact, kept)) == ("fp32.dense.same", content)
@@ -238,7 +240,7 @@ class TestEngines:
 
 def test_nothing_to_export_names_the_commands(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError) as caught:
-        release(ReleaseRequest(), runs_dir=tmp_path / "runs")
+        export_checkpoint(ReleaseRequest(), runs_dir=tmp_path / "runs")
     assert "spade train" in str(caught.value.hint)
 
 

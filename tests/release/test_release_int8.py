@@ -18,7 +18,7 @@ from spade_deploy.cli import app
 from spade_deploy.errors import ConfigError
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.metrics.tolerances import Tolerance, tolerance_for
-from spade_deploy.release.release import Release, release
+from spade_deploy.release.release import Release, export_checkpoint
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
@@ -50,7 +50,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, Listene
     save_checkpoint(checkpoint_folder(new_run(folder / "runs", "tiny"), 0), build_generator(), step=0, origin="import")
     labels, instances = write_maps(folder)
     said = Listener()
-    made = release(
+    made = export_checkpoint(
         ReleaseRequest(int8=Int8Options(True, labels, instances, min_psnr_db=43.0)),
         runs_dir=folder / "runs",
         progress=said,

@@ -43,7 +43,7 @@ from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.metrics.differences import psnr_db
 from spade_deploy.metrics.tolerances import STRESS_MIN_PSNR_DB
 from spade_deploy.release import release as release_module
-from spade_deploy.release.release import Release, release
+from spade_deploy.release.release import Release, export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
@@ -83,7 +83,7 @@ class Case:
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     runs = tmp_path_factory.mktemp("work") / "runs"
     save_checkpoint(checkpoint_folder(new_run(runs, "large"), 0), with_a_large_output(), step=0, origin="import")
-    made = release(ReleaseRequest(fp16=True, fp32=False), runs_dir=runs)
+    made = export_checkpoint(ReleaseRequest(fp16=True, fp32=False), runs_dir=runs)
     generator = load_generator(made.checkpoint).module
     folder = made.artifact.path.with_name("careless")
     folder.mkdir()
@@ -332,7 +332,7 @@ def quick_export(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_release_that_overflows_is_refused_with_the_way_out(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "artifact"
     with pytest.raises(ValidationFailedError, match="conv_img overflows") as caught:
-        release(ReleaseRequest(out=out, fp16=True, fp32=False), runs_dir=case.runs)
+        export_checkpoint(ReleaseRequest(out=out, fp16=True, fp32=False), runs_dir=case.runs)
     assert "--keep-fp32 conv_img" in str(caught.value.hint)
     assert not out.exists()
     assert (tmp_path / "artifact.failed" / "report.json").is_file()
@@ -347,7 +347,7 @@ def test_a_release_that_could_not_be_emulated_is_refused(
 
     monkeypatch.setattr(half_precision, "EmulatedGraph", refuses)
     with pytest.raises(ExportError, match="ONNX Runtime does not round"):
-        release(ReleaseRequest(out=tmp_path / "artifact", fp16=True, fp32=False), runs_dir=case.runs)
+        export_checkpoint(ReleaseRequest(out=tmp_path / "artifact", fp16=True, fp32=False), runs_dir=case.runs)
     assert not (tmp_path / "artifact").exists()
 
 

@@ -42,7 +42,7 @@ from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.metrics.differences import DiffAccumulator
 from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.release import release as release_module
-from spade_deploy.release.release import release
+from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
@@ -443,12 +443,12 @@ def test_release_hands_on_what_to_keep(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(release_module, "export_artifact", export)
     with pytest.raises(HandedOnError):
-        release(ReleaseRequest(fp16=True, keep_fp32=("up_1", "fc")), runs_dir=runs)
+        export_checkpoint(ReleaseRequest(fp16=True, keep_fp32=("up_1", "fc")), runs_dir=runs)
     assert asked == [("fc", "up_1")]
     with pytest.raises(ConfigError, match="belongs to `fp16`"):
-        release(ReleaseRequest(keep_fp32=("up_1",)), runs_dir=runs)
+        export_checkpoint(ReleaseRequest(keep_fp32=("up_1",)), runs_dir=runs)
     with pytest.raises(ConfigError, match="no part"):
-        release(ReleaseRequest(fp16=True, keep_fp32=("up_9",)), runs_dir=runs)
+        export_checkpoint(ReleaseRequest(fp16=True, keep_fp32=("up_9",)), runs_dir=runs)
     assert len(asked) == 1
 
 

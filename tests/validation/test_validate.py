@@ -18,7 +18,7 @@ from spade_deploy.artifact import LABEL, Artifact, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, ValidationFailedError
 from spade_deploy.metrics.tolerances import tolerance_for
-from spade_deploy.release.release import Release, release
+from spade_deploy.release.release import Release, export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
@@ -36,7 +36,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """A small generator with an edge channel, exported in both precisions through the whole release."""
     runs = tmp_path_factory.mktemp("work") / "runs"
     save_checkpoint(checkpoint_folder(new_run(runs, "small"), 0), build_generator(), step=0, origin="import")
-    return release(ReleaseRequest(fp16=True), runs_dir=runs)
+    return export_checkpoint(ReleaseRequest(fp16=True), runs_dir=runs)
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_a_model_that_saturates_is_judged_where_rounding_does_not_decide(tmp_pat
     runs = tmp_path / "runs"
     generator = build_generator(training_steps=0, gain=0.02)
     save_checkpoint(checkpoint_folder(new_run(runs, "fresh"), 0), generator, step=0, origin="import")
-    made = release(ReleaseRequest(fp16=True), runs_dir=runs)
+    made = export_checkpoint(ReleaseRequest(fp16=True), runs_dir=runs)
     assert made.report.passed
     assert made.report.rounding.logit_max > 1e3
     artifact = made.artifact.path
