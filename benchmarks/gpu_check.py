@@ -33,7 +33,7 @@ from gpu.records import Book, Outcome, read_outcome, run_step
 from gpu.report import describe, exit_code, file_name, merged, table, to_json
 
 from spade_deploy.engines.cuda.driver import require_gpu
-from spade_deploy.errors import MissingDependencyError, SpadeError
+from spade_deploy.errors import MissingDependencyError, SpadeError, line_of
 from spade_deploy.files.atomic import write_json
 from spade_deploy.spec import GraphKind, Precision
 
@@ -94,7 +94,7 @@ def how_it_died(code: int, said: str) -> str:
     """Why a step's process ended without a result, '' where it ended well."""
     if code == 0:
         return ""
-    last = (said.strip() or "it said nothing").splitlines()[-1][:300]
+    last = line_of(said, last=True) or "it said nothing"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     return f"its process {how}: {last}"
 

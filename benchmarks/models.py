@@ -26,8 +26,8 @@ from spade_deploy.labels.files import (
 )
 from spade_deploy.networks.spade import SpadeGenerator, initialize, make_segmap
 from spade_deploy.release.break_even import measure_break_even
+from spade_deploy.runs import checkpoint_folder
 from spade_deploy.runs.checkpoint import save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder
 from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec, GraphKind, LabelSpec, Precision
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -41,8 +41,8 @@ from spade_deploy.commands.data import data
 from spade_deploy.commands.evaluate import evaluate
 from spade_deploy.commands.train import train
 from spade_deploy.errors import SpadeError, system_error
-from spade_deploy.files.atomic import beside
 from spade_deploy.files.locks import LOCK, locked
+from spade_deploy.files.temporary import beside
 from spade_deploy.printable import one_line
 from spade_deploy.spec import Backend, Flavour, NormType, Precision, ResizePolicy, ShapeProfile, Upsampling, parse_size
 

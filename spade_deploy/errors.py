@@ -33,12 +33,20 @@ def quoted(value: object) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a library failed, in one line of at most 240 characters, without terminal codes: to stand in parentheses."""
+    """Why a library failed, in one line as `line_of` makes it; the error's type where it does not say why."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = _ANSI.sub("", text).strip().splitlines()
+    return line_of(text) or type(error).__name__
+
+
+def line_of(text: str, *, last: bool = False) -> str:
+    """The first line of what a library said, or the last one, at most 240 characters without terminal codes.
+
+    It is empty where nothing was said.
+    """
+    lines = _ANSI.sub("", text).strip().splitlines() or [""]
     if len(lines) > 1 and lines[0].endswith(":"):  # what PyTorch says of tensors that do not fit begins so
         lines[0] += f" {lines[1].strip()}"
-    line = printable(lines[0]) if lines else type(error).__name__
+    line = printable(lines[-1] if last else lines[0])
     return line if len(line) <= _MOST_OF_A_REASON else f"{line[: _MOST_OF_A_REASON - 3]}..."
 
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError, SpadeError
+from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError, SpadeError, reason_of
 from spade_deploy.files.atomic import write_json
 
 
@@ -125,5 +125,5 @@ def read_outcome(step: str, path: Path, died: str) -> Outcome:
 
 def error_text(error: BaseException) -> str:
     """An exception in one line: its message where it is one for people, else with its type."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    said = reason_of(error)
     return said if isinstance(error, SpadeError) else f"{type(error).__name__}: {said}"

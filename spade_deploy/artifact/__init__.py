@@ -28,12 +28,11 @@ from spade_deploy.artifact.folder import (
     REPORT_HTML,
     REPORT_JSON,
     Artifact,
-    Golden,
     graph_file,
     rewrite_manifest,
-    write_golden,
     write_manifest,
 )
+from spade_deploy.artifact.golden import Golden, write_golden
 from spade_deploy.artifact.manifest import (
     FORMAT_VERSION,
     GOLDEN_INPUTS,

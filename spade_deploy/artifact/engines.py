@@ -7,39 +7,70 @@ made later and on another machine. A digest finds damage; it is no signature, an
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from spade_deploy.artifact.folder import Artifact
 from spade_deploy.artifact.manifest import manifest_digest, read_json
-from spade_deploy.errors import ArtifactError, quoted, reason_of
+from spade_deploy.errors import ArtifactError, ConfigError, quoted, reason_of
+from spade_deploy.fields import Count, Sha256, from_json, matching
 from spade_deploy.files.atomic import atomic_file, write_json
-from spade_deploy.files.reading import read_regular
+from spade_deploy.files.reading import read_regular, sha256_of_bytes
 
 FOLDER = "engines"
 TIMING_CACHE = "timing.cache"
 FORMAT_VERSION = 1
 MAX_ENGINE_BYTES = 8 << 30
 MAX_TIMING_CACHE_BYTES = 1 << 30
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = matching(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", "a file name of letters, digits, '_', '-' and '.'")
 
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """What an engine's manifest says. key: `EngineKey.to_json`. proof: `Proof.to_json`. seconds: it took to build."""
+    """What an engine's manifest says."""
 
-    name: str
+    name: Annotated[str, _NAME]
+    """The name of the engine's files without their suffix."""
+
     key: dict[str, Any]
+    """What it was built of, by and for, as `EngineKey.to_json` writes it."""
+
     proof: dict[str, Any]
-    sha256: str
-    bytes: int
+    """Which precision its layers have, as `Proof.to_json` writes it."""
+
+    sha256: Sha256
+    """The SHA-256 of the engine."""
+
+    bytes: Count
+    """Its size."""
+
     seconds: float
+    """How long it took to build."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The types of what `Proof.to_json` writes of a layer, as far as it is there."""
+
+    name: str = ""
+    kind: str = ""
+    types: tuple[str, ...] = ()
+    covers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """The types of what `Proof.to_json` writes, as far as it is there."""
+
+    precision: str = ""
+    total: Count = 0
+    asked: Count = 0
+    reached: Count = 0
+    of_engine: bool = False
+    layers: tuple[_Layer, ...] = ()
 
 
 def visible(folder: Path, suffix: str) -> list[Path]:
@@ -61,7 +92,7 @@ def write_engine(
     manifest.unlink(missing_ok=True)  # between the two writes there is no engine
     with atomic_file(folder / f"{name}.engine") as temporary:
         temporary.write_bytes(engine)
-    facts = {"sha256": hashlib.sha256(engine).hexdigest(), "bytes": len(engine), "seconds": seconds}
+    facts = {"sha256": sha256_of_bytes(engine), "bytes": len(engine), "seconds": seconds}
     value = {"format_version": FORMAT_VERSION, "name": name, **facts, "key": key, "proof": proof}
     value = json.loads(json.dumps(value))  # as it will be read: the digest is over that
     write_json(manifest, {**value, "manifest_sha256": manifest_digest(value)})
@@ -95,7 +126,7 @@ def read_engine(artifact: Artifact, entry: EngineEntry) -> bytes:
         content = read_regular(path, MAX_ENGINE_BYTES)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {reason_of(error)}", hint=again) from error
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
+    if sha256_of_bytes(content) != entry.sha256:
         raise ArtifactError(f"{path}: its sha256 is not the one in its manifest", hint=again)
     return content
 
@@ -113,7 +144,7 @@ def read_timing_cache(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise ArtifactError(
-            f"--timing-cache: {path} cannot be read ({reason_of(error)})",
+            f"`timing_cache`: {path} cannot be read ({reason_of(error)})",
             hint="delete it, or name another file: it only makes builds faster",
         ) from error
 
@@ -136,50 +167,20 @@ def _read_entry(path: Path) -> EngineEntry:
             f"{path}: format {quoted(value.get('format_version'))}; this version reads {FORMAT_VERSION}",
             hint="`spade build` makes the engine again",
         )
-    fields = [value.get(field) for field in ("name", "key", "proof", "sha256", "bytes", "seconds")]
-    entry = EngineEntry(*fields)  # type: ignore[arg-type]  # every one is checked in the next lines
-    is_right = (
-        isinstance(entry.name, str)
-        and entry.name == path.stem
-        and _NAME.fullmatch(entry.name)
-        and isinstance(entry.key, dict)
-        and _is_proof(entry.proof)
-        and isinstance(entry.sha256, str)
-        and _SHA256.fullmatch(entry.sha256)
-        and _is_count(entry.bytes)
-        and isinstance(entry.seconds, (int, float))
-        and not isinstance(entry.seconds, bool)
-    )
-    if not is_right:
-        raise ArtifactError(f"{path} is no engine manifest", hint="`spade build` makes the engine again")
+    try:
+        entry = from_json(EngineEntry, value, ignore_unknown=True)
+        from_json(_Proof, entry.proof, "proof", ignore_unknown=True)
+    except ConfigError as error:
+        raise ArtifactError(
+            f"{path} is no engine manifest: {reason_of(error)}", hint="`spade build` makes the engine again"
+        ) from error
+    if entry.name != path.stem:
+        raise ArtifactError(
+            f"{path} is the engine manifest of {quoted(entry.name)}", hint="`spade build` makes the engine again"
+        )
     if value.get("manifest_sha256") != manifest_digest(value):
         raise ArtifactError(
             f"{path}: the engine manifest is damaged: its content is not what was written, the digest differs",
             hint=f"`spade build` makes the engine again; where it is of another card or version, delete {path}",
         )
     return entry
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_proof(value: Any) -> bool:
-    """Whether what is there of a proof is of the types that `Proof.to_json` writes."""
-    if not isinstance(value, dict):
-        return False
-    layers = value.get("layers", [])
-    return (
-        all(_is_count(value[name]) for name in ("total", "asked", "reached") if name in value)
-        and isinstance(value.get("precision", ""), str)
-        and isinstance(value.get("of_engine", False), bool)
-        and isinstance(layers, list)
-        and all(isinstance(layer, dict) and _is_layer(layer) for layer in layers)
-    )
-
-
-def _is_layer(layer: dict[str, Any]) -> bool:
-    lists = [layer.get(name, []) for name in ("types", "covers")]
-    return all(isinstance(layer.get(name, ""), str) for name in ("name", "kind")) and all(
-        isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists
-    )

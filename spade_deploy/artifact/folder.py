@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import json
 import time
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from spade_deploy import __version__
+from spade_deploy.artifact.golden import Golden, read_arrays
 from spade_deploy.artifact.manifest import (
     EXPORT_AGAIN,
     GOLDEN_INPUTS,
@@ -31,26 +26,17 @@ from spade_deploy.artifact.manifest import (
     read_manifest,
     require_safe_name,
 )
-from spade_deploy.artifact.tensors import Arrays, TensorInfo, golden_tensors, input_tensors, mismatch
-from spade_deploy.errors import ArtifactError, quoted, reason_of
-from spade_deploy.files.atomic import atomic_file, bring_back, write_json
+from spade_deploy.artifact.tensors import golden_tensors, input_tensors, mismatch
+from spade_deploy.errors import ArtifactError, quoted
+from spade_deploy.files.atomic import write_json
 from spade_deploy.files.onnx_data import external_files
-from spade_deploy.files.reading import open_regular, sha256_of
+from spade_deploy.files.reading import sha256_of
+from spade_deploy.files.temporary import bring_back
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
 
 ENCODER_ONNX = "encoder.onnx"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
-
-MAX_GOLDEN_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Inputs, and what the untouched PyTorch module made of them."""
-
-    inputs: Arrays
-    outputs: Arrays
 
 
 Identity = tuple[int, ...]
@@ -59,14 +45,16 @@ Identity = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact that was checked as a whole when it was opened; what is used later is compared again, see `vouched`.
-
-    hashed: the files whose bytes were compared with the manifest, and what they were then.
-    """
+    """An artifact that was checked as a whole when it was opened; what is used later is compared again (`vouched`)."""
 
     path: Path
+    """The folder."""
+
     manifest: Manifest
+    """What its manifest says."""
+
     hashed: dict[str, Identity] = field(default_factory=dict, compare=False, repr=False)
+    """The files whose bytes were compared with the manifest, and which files they were then."""
 
     @classmethod
     def open(cls, path: Path) -> Artifact:
@@ -101,13 +89,13 @@ class Artifact:
         spec = self.manifest.generator
         if kind not in spec.graph_kinds:
             raise ArtifactError(
-                f"{self.path}: a {spec.architecture} generator has no {kind} graph", hint="leave --graph out"
+                f"{self.path}: a {spec.architecture} generator has no {kind} graph", hint="leave `graph` out"
             )
         there = ", ".join(f"{graph.precision} {graph.kind}" for graph in self.manifest.graphs)
         flag = f" --{precision}" if precision not in (None, Precision.FP32) else ""
         raise ArtifactError(
             f"{self.path}: there is no {precision or 'default'} {kind} graph; there is: {there}",
-            hint=f"`spade export{flag}` makes one, or leave --precision out",
+            hint=f"`spade export{flag}` makes one, or leave `precision` out",
         )
 
     def path_of(self, file: str) -> Path:
@@ -180,9 +168,9 @@ class Artifact:
         """The golden tensors, their names, types and shapes checked against the spec."""
         spec = self.manifest.generator
         with self.vouched(GOLDEN_INPUTS) as path:
-            inputs = _read_arrays(path, input_tensors(spec))
+            inputs = read_arrays(path, input_tensors(spec))
         with self.vouched(GOLDEN_OUTPUTS) as path:
-            outputs = _read_arrays(path, golden_tensors(spec))
+            outputs = read_arrays(path, golden_tensors(spec))
         problem = mismatch(input_tensors(spec) + golden_tensors(spec), {**inputs, **outputs})
         if problem:
             raise ArtifactError(f"{self.path}: golden {problem}", hint=EXPORT_AGAIN)
@@ -199,17 +187,6 @@ class Artifact:
 def graph_file(precision: Precision, kind: GraphKind = GraphKind.DENSE) -> str:
     """The file name of a graph: generator.fp32.onnx, generator.lookup.fp32.onnx."""
     return f"generator.{precision}.onnx" if kind is GraphKind.DENSE else f"generator.{kind}.{precision}.onnx"
-
-
-def write_golden(folder: Path, inputs: Arrays, outputs: Arrays) -> None:
-    """Write the golden tensors as .npz; `write_manifest` comes after it."""
-    for name, arrays in ((GOLDEN_INPUTS, inputs), (GOLDEN_OUTPUTS, outputs)):
-        with atomic_file(folder / name) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for tensor, array in arrays.items():
-                info = zipfile.ZipInfo(f"{tensor}.npy")  # without the time: the same tensors are the same bytes
-                info.compress_type = zipfile.ZIP_DEFLATED
-                with archive.open(info, "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def write_manifest(
@@ -243,8 +220,7 @@ def write_manifest(
         files=files,
         encoder=encoder,
     )
-    # Through the reader, so that what is written can be read.
-    value = json.loads(json.dumps(manifest.to_json()))
+    value = manifest.to_json()  # through the reader, so that what is written can be read
     manifest = parse_manifest(folder, value)
     write_json(folder / MANIFEST, value)
     return manifest
@@ -291,29 +267,3 @@ def _check_file(path: Path, fact: FileFact) -> None:
         raise ArtifactError(
             f"{path} is damaged: sha256 {digest[:16]}..., {fact.sha256[:16]}... was written", hint=EXPORT_AGAIN
         )
-
-
-def _read_arrays(path: Path, tensors: tuple[TensorInfo, ...]) -> Arrays:
-    """An .npz without np.load: sizes are known and bounded before anything is decompressed or allocated."""
-    try:
-        with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            total = sum(info.file_size for info in members.values())
-            if total > MAX_GOLDEN_BYTES:
-                raise ValueError(f"{total} bytes when unpacked, {MAX_GOLDEN_BYTES} are the most that is read")
-            if set(members) != {tensor.name for tensor in tensors}:
-                raise ValueError(f"it holds {quoted(sorted(members))}")
-            return {tensor.name: _parse_array(archive.read(members[tensor.name])) for tensor in tensors}
-    except Exception as error:  # zipfile and the header's parser raise a dozen kinds for damaged bytes
-        raise ArtifactError(f"{path} is damaged: {reason_of(error)}", hint=EXPORT_AGAIN) from error
-
-
-def _parse_array(content: bytes) -> NDArray[Any]:
-    stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_fortran, dtype = read_header(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    data = np.frombuffer(content, dtype, offset=stream.tell())
-    return data.reshape(shape, order="F" if is_fortran else "C").copy()  # writable, as PyTorch wants it

@@ -11,8 +11,9 @@ from spade_deploy.artifact.engines import FOLDER, TIMING_CACHE, visible, whole_e
 from spade_deploy.artifact.folder import Artifact
 from spade_deploy.artifact.manifest import MANIFEST, read_manifest
 from spade_deploy.errors import ArtifactError, ConfigError
-from spade_deploy.files.atomic import atomic_file, beside, bring_back, is_temporary
+from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.locks import LOCK, locked
+from spade_deploy.files.temporary import beside, bring_back, is_temporary
 
 _LITTER = (LOCK, ".DS_Store")
 
@@ -61,12 +62,12 @@ def require_replaceable(target: Path) -> None:
         foreign = foreign_files(target)
     except ArtifactError as error:
         raise ConfigError(
-            f"--out: {target} exists and is no artifact: it will not be replaced ({error.message})", hint=hint
+            f"`out`: {target} exists and is no artifact: it will not be replaced ({error.message})", hint=hint
         ) from error
     if foreign:
         shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise ConfigError(
-            f"--out: {target} holds files that are not of its artifact: it will not be replaced ({shown})", hint=hint
+            f"`out`: {target} holds files that are not of its artifact: it will not be replaced ({shown})", hint=hint
         )
 
 

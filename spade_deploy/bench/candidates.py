@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from spade_deploy.artifact import Artifact
 from spade_deploy.engines.base import Backend, GraphChoice, parse_graph_choice
 from spade_deploy.engines.tensorrt.open import has_engines
 from spade_deploy.errors import ConfigError
+from spade_deploy.fields import from_json, to_json
 from spade_deploy.spec import GraphKind, Precision
 
 
@@ -57,17 +58,11 @@ class Candidate:
         return self.kind in BASELINES
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "onnx": None if self.onnx is None else str(self.onnx)}
+        return to_json(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Candidate:
-        return cls(
-            Kind(value["kind"]),
-            value["name"],
-            Precision(value["precision"]),
-            None if value["graph"] is None else GraphChoice(value["graph"]),
-            None if value["onnx"] is None else Path(value["onnx"]),
-        )
+    def from_json(cls, value: Any) -> Candidate:
+        return from_json(cls, value, "candidate")
 
 
 def choose_candidates(

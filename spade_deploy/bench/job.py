@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from spade_deploy.artifact import Arrays
 from spade_deploy.bench.candidates import Candidate
+from spade_deploy.fields import from_json, to_json
 from spade_deploy.files.atomic import write_json
 from spade_deploy.files.reading import open_regular, read_json
 from spade_deploy.spec import GeneratorSpec
@@ -38,37 +38,11 @@ class Job:
     golden_outputs: Path
 
     def write(self, path: Path) -> None:
-        value: dict[str, Any] = {
-            "candidate": self.candidate.to_json(),
-            "artifact": str(self.artifact),
-            "manifest_sha256": self.manifest_sha256,
-            "spec": self.spec.to_json(),
-            "backend": self.backend,
-            "threads": self.threads,
-            "checkpoint": _text(self.checkpoint),
-            "plain_onnx": _text(self.plain_onnx),
-            "cases": [str(case) for case in self.cases],
-            "golden": [str(case) for case in self.golden],
-            "golden_outputs": str(self.golden_outputs),
-        }
-        write_json(path, value)
+        write_json(path, to_json(self))
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        value = read_json(path)
-        return cls(
-            candidate=Candidate.from_json(value["candidate"]),
-            artifact=Path(value["artifact"]),
-            manifest_sha256=value["manifest_sha256"],
-            spec=GeneratorSpec.from_json(value["spec"]),
-            backend=value["backend"],
-            threads=value["threads"],
-            checkpoint=_path(value["checkpoint"]),
-            plain_onnx=_path(value["plain_onnx"]),
-            cases=tuple(map(Path, value["cases"])),
-            golden=tuple(map(Path, value["golden"])),
-            golden_outputs=Path(value["golden_outputs"]),
-        )
+        return from_json(cls, read_json(path), "job")
 
 
 def write_arrays(path: Path, arrays: Arrays) -> Path:
@@ -81,11 +55,3 @@ def read_arrays(path: Path) -> Arrays:
     """The inverse of `write_arrays`."""
     with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from spade_deploy.bench.job import Job
-from spade_deploy.errors import SpadeError
+from spade_deploy.errors import SpadeError, line_of
 
 ANSWER_LIMIT_S = 900.0
 """torch.compile takes minutes before the first image of a large model."""
@@ -119,5 +119,5 @@ class Worker:
             more = ", as the system does where memory runs out" if code == -9 else ""
             return WorkerError(f"its process was killed by signal {-code}{more}")
         self._stderr.seek(0)
-        said = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-        return WorkerError(f"its process ended with code {code}" + (f": {said[-1][:300]}" if said else ""))
+        said = line_of(self._stderr.read().decode("utf-8", "replace"), last=True)
+        return WorkerError(f"its process ended with code {code}" + (f": {said}" if said else ""))

@@ -18,8 +18,8 @@ from spade_deploy.bench.machine import busy_seconds, describe_machine
 from spade_deploy.bench.process import Worker, WorkerError
 from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run, Status
 from spade_deploy.engines.base import Backend, parse_backend
-from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
-from spade_deploy.files.atomic import scratch_folder
+from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError, reason_of
+from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.machine.cores import at_most_cores, usable_cores
 from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
 
@@ -63,7 +63,7 @@ def bench(
     A candidate that fails or is wrong is in the result, and the others go on. Raises ConfigError, NotFoundError.
     """
     _check(candidates, cases, rounds, threads, backend)
-    threads = usable_cores() if threads is None else at_most_cores(threads, "--threads")
+    threads = usable_cores() if threads is None else at_most_cores(threads, "threads")
     golden = artifact.golden()
     with scratch_folder("bench") as folder, ExitStack() as stack:
         files = _Files(artifact, folder, checkpoint, runs_dir, plain_onnx, on_step)
@@ -210,8 +210,7 @@ def _start(
     except SpadeError as error:
         return Entry(candidate, Status.FAILED, reason=error.message, hint=error.hint)
     except Exception as error:  # an exporter raises dozens of types; only the baseline that needs it has no figure
-        lines = (str(error).strip() or "no message").splitlines()
-        return Entry(candidate, Status.FAILED, reason=f"{type(error).__name__}: {lines[0][:300]}")
+        return Entry(candidate, Status.FAILED, reason=f"{type(error).__name__}: {reason_of(error)}")
     return _Live(worker, Entry(candidate, Status.MEASURED, worker.runtime, verdict=verdict))
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from spade_deploy.errors import SpadeError
+from spade_deploy.errors import SpadeError, reason_of
 from spade_deploy.machine.memory import memory_bytes, peak_memory_bytes
 
 
@@ -25,8 +25,7 @@ def main() -> int:
     except SpadeError as error:
         _say(answers, error=error.message, hint=error.hint)
     except Exception as error:  # whatever a library raises: the others are measured all the same
-        lines = (str(error).strip() or "no message").splitlines()
-        _say(answers, error=f"{type(error).__name__}: {lines[0][:300]}", hint=None)
+        _say(answers, error=f"{type(error).__name__}: {reason_of(error)}", hint=None)
     else:
         return 0
     return 1

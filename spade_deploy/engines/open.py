@@ -34,7 +34,7 @@ def open_runtime(
     graph = parse_graph_choice(str(graph))
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads: {threads} is not a positive number")
-    threads = None if threads is None else at_most_cores(threads, "--threads")
+    threads = None if threads is None else at_most_cores(threads, "threads")
     from spade_deploy.engines.ort import runtime as ort
     from spade_deploy.engines.tensorrt.open import has_engines, open_engine
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spade_deploy import runs
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
 from spade_deploy.engines.base import Backend
 from spade_deploy.engines.open import open_runtime
@@ -21,7 +22,6 @@ from spade_deploy.evaluation.data import Sample
 from spade_deploy.images.image_file import Size, read_photo
 from spade_deploy.labels.files import duplicate_stems, is_image_name, list_label_files
 from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.runs import folders as runs
 from spade_deploy.spec import GeneratorSpec
 
 Pixels = NDArray[np.uint8]

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from spade_deploy.errors import FolderBusyError
-from spade_deploy.files.reading import read_regular
+from spade_deploy.files.reading import read_json
 
 LOCK = ".lock"
 
@@ -57,7 +57,7 @@ def locked(folder: Path, doing: str, *, file: Path | None = None) -> Iterator[No
 
 def _holder(path: Path) -> str:
     try:
-        facts = json.loads(read_regular(path, 1 << 16))
+        facts = read_json(path, 1 << 16)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["since"]))
         return f"process {int(facts['pid'])} on {facts['host']!s}, {facts['doing']!s}, since {since}"
     except (OSError, ValueError, TypeError, KeyError, OverflowError):

@@ -35,20 +35,34 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 @dataclass(frozen=True)
 class PngFacts:
-    """The header and what matters of the other chunks.
-
-    transparency: the tRNS chunk. frames: of an animation, else 1. exif, xmp: metadata, empty where there is none.
-    """
+    """The header, and what matters of the other chunks."""
 
     width: int
+    """In pixels."""
+
     height: int
+    """In pixels."""
+
     bit_depth: int
+    """Bits of a sample: 1, 2, 4, 8 or 16."""
+
     color_type: int
+    """One of the colour types, such as RGB."""
+
     is_interlaced: bool
+    """Whether the pixels come in Adam7's seven passes."""
+
     transparency: bytes = b""
+    """The tRNS chunk."""
+
     frames: int = 1
+    """How many images an animation has; 1 of all others."""
+
     exif: bytes = b""
+    """Metadata as EXIF; empty where there is none."""
+
     xmp: bytes = b""
+    """Metadata as XMP; empty where there is none."""
 
     @property
     def grey_scale(self) -> int:

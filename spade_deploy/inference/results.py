@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from spade_deploy.errors import LabelMapError
-from spade_deploy.files.atomic import NAME_MAX_BYTES
 from spade_deploy.files.reading import open_regular
+from spade_deploy.files.temporary import NAME_MAX_BYTES
 
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"

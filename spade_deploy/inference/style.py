@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
-from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, MissingDependencyError
+from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, MissingDependencyError, reason_of
 from spade_deploy.images.image_file import read_photo
 
 _DROP = "leave the flag out"
@@ -69,7 +69,7 @@ def encode_photo(artifact: Artifact, photo: Path) -> tuple[NDArray[np.float32], 
     try:
         mu, logvar = session.run([MU, LOGVAR], {PHOTO: pixels})
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ArtifactError(f"{path}: the style encoder failed on {photo}: {_first_line(error)}") from error
+        raise ArtifactError(f"{path}: the style encoder failed on {photo}: {reason_of(error)}") from error
     return mu, logvar
 
 
@@ -87,7 +87,7 @@ def _session(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise ArtifactError(
-            f"{path}: ONNX Runtime cannot load the style encoder: {_first_line(error)}",
+            f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}",
             hint="pip install --upgrade onnxruntime, or `spade export` again",
         ) from error
 
@@ -100,7 +100,3 @@ def _check_contract(path: Path, session: Any, artifact: Artifact) -> None:
     )
     if found != expected:
         raise ArtifactError(f"{path}: its tensors are {found}, the manifest says {expected}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -16,7 +16,7 @@ from spade_deploy.engines.tensorrt.proof import proof_text
 from spade_deploy.errors import ArtifactError, CheckpointError, NotFoundError, SpadeError, reason_of
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.printable import printable
-from spade_deploy.runs.folders import (
+from spade_deploy.runs import (
     ARTIFACT,
     CHECKPOINT_JSON,
     CHECKPOINTS,

@@ -6,11 +6,12 @@ Only names are looked at here; no file is opened. What does not pair is reported
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import ConfigError, DatasetError
+from spade_deploy.fields import from_json, to_json
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.files import FOLDER, is_image_name, what_else
 
@@ -103,19 +104,12 @@ class DataConfig:
         return self.splits[1]
 
     def to_json(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: _jsonable(value) for name, value in values.items()}
+        return to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> DataConfig:
         """Raises ConfigError where a field is unknown or of another type."""
-        if not isinstance(value, dict):
-            raise ConfigError(f"data config: {type(value).__name__} is not an object")
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(value) - known)
-        if unknown:
-            raise ConfigError(f"data config: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        return cls(**{name: _from_jsonable(name, entry) for name, entry in value.items()})
+        return from_json(cls, value, "data config")
 
 
 @dataclass(frozen=True)
@@ -456,23 +450,3 @@ def _nothing_pairs(config: DataConfig, split: str) -> DatasetError:
     if config.preset == "cityscapes" and config.root and (other := train_ids_in(config.root)) is not None:
         hint = f"{other.name} holds train ids (0..18); needed are the label ids of {CITYSCAPES_LABELS[1:]}"
     return DatasetError(f"no {split} samples for the preset {config.preset}. Looked for {looked}", hint=hint)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _from_jsonable(name: str, value: Any) -> Any:
-    if name == "preset" and isinstance(value, str):
-        return value
-    if name == "flip" and isinstance(value, bool):
-        return value
-    if name in ("load_size", "crop_size"):
-        is_size = isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value)
-        if is_size:
-            return tuple(value)
-    elif name not in ("preset", "flip") and (value is None or isinstance(value, str)):
-        return None if value is None else Path(value)
-    raise ConfigError(f"data config: {name} cannot be {value!r}")

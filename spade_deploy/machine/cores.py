@@ -15,10 +15,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def at_most_cores(asked: int, flag: str) -> int:
-    """`asked` threads or processes, but no more than there are cores: more only wait for each other. Says so."""
+def at_most_cores(asked: int, name: str) -> int:
+    """How many threads or processes to take: `asked`, but no more than there are cores, since more only wait.
+
+    name: the setting that asks for them, for the warning where there are fewer cores.
+    """
     cores = usable_cores()
     if asked <= cores:
         return asked
-    _LOG.warning("%s %d: only %d cores may be used here, so %d are taken", flag, asked, cores, cores)
+    _LOG.warning("`%s` %d: only %d cores may be used here, so %d are taken", name, asked, cores, cores)
     return cores

@@ -22,7 +22,6 @@ from spade_deploy.errors import (
     ConfigError,
     MissingDependencyError,
     NotFoundError,
-    SpadeError,
     quoted,
     reason_of,
 )
@@ -121,7 +120,7 @@ class ImageModel:
                 found.append(np.asarray(self._session.run([output], {self._input: fed})[0]))
             except Exception as error:  # onnxruntime's exceptions share no base class
                 raise ConfigError(
-                    f"{self.flag} {self.path}: failed on images of {fed.shape[2]} x {fed.shape[3]}: {_line(error)}"
+                    f"{self.flag} {self.path}: failed on images of {fed.shape[2]} x {fed.shape[3]}: {reason_of(error)}"
                 ) from error
         rows = np.concatenate(found)
         if len(rows) != len(pixels):
@@ -196,7 +195,7 @@ def _open(path: Path, flag: str) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ConfigError(f"{flag} {path}: ONNX Runtime cannot load it: {_line(error)}") from error
+        raise ConfigError(f"{flag} {path}: ONNX Runtime cannot load it: {reason_of(error)}") from error
 
 
 def _image_input(session: Any, path: Path, flag: str) -> tuple[str, tuple[int | None, int | None]]:
@@ -250,9 +249,3 @@ def _integers(value: Any, where: str) -> tuple[int, int]:
     if not is_pair or not all(isinstance(side, int) and not isinstance(side, bool) for side in value):
         raise ConfigError(f"{where} is {quoted(value)}, not [height, width]")
     return int(value[0]), int(value[1])
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, SpadeError):
-        return error.message
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

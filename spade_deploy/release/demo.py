@@ -24,8 +24,8 @@ from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.pages import render as pages
 from spade_deploy.release.release import release
-from spade_deploy.runs.checkpoint import save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run
+from spade_deploy.runs import checkpoint_folder, new_run
+from spade_deploy.runs.checkpoint import Imported, save_checkpoint
 from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.spec import Precision
 from spade_deploy.training.config import Setup
@@ -72,7 +72,9 @@ def run_demo(
     run = new_run(out / "runs", prefix="earth")
     on_step(f"the shipped model, trained on Earth, becomes a run: {run}")
     checkpoint = checkpoint_folder(run, 0)
-    save_checkpoint(checkpoint, shipped_generator(), step=0, origin="import", source="earth, shipped", setup=setup)
+    save_checkpoint(
+        checkpoint, shipped_generator(), step=0, origin="import", imported=Imported("earth, shipped"), setup=setup
+    )
     made = release(
         checkpoint,
         runs_dir=out / "runs",

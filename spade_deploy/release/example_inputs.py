@@ -23,7 +23,7 @@ from spade_deploy.labels.files import (
 )
 from spade_deploy.labels.layouts import DataConfig, Problem
 from spade_deploy.labels.pairs import find_label_maps
-from spade_deploy.runs.folders import CheckpointInfo
+from spade_deploy.runs import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.dataset import SampleSource, open_held_out, open_source, validation_labels
 

@@ -42,8 +42,8 @@ from spade_deploy.metrics.judge import Tolerance
 from spade_deploy.pages import render as pages
 from spade_deploy.release.break_even import measure_break_even
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
+from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.runs.checkpoint import load_generator
-from spade_deploy.runs.folders import ARTIFACT, resolve_checkpoint
 from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind, Precision
 from spade_deploy.validation.validate import ValidationReport, validate
 

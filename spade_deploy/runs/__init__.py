@@ -1,1 +1,66 @@
-"""Run folders, checkpoints, and weights that come from elsewhere."""
+"""Run folders, checkpoints, and weights that come from elsewhere.
+
+What is offered here needs no PyTorch: the layout of run folders, what they say, and the search in them. Weights are in
+`checkpoint` (our own), `importer` (those of others) and `shipped` (the model that comes with the package).
+"""
+
+from spade_deploy.runs.folders import (
+    MAKE_CHECKPOINT,
+    best_checkpoint,
+    damaged_checkpoints,
+    find_checkpoint_by_digest,
+    is_resumable,
+    newest_artifact,
+    newest_checkpoint,
+    newest_run_to_resume,
+    resolve_artifact,
+    resolve_checkpoint,
+    run_checkpoints,
+    say_damaged,
+)
+from spade_deploy.runs.layout import (
+    ARTIFACT,
+    BEST_JSON,
+    CHECKPOINT_JSON,
+    CHECKPOINTS,
+    DISCRIMINATOR_FILE,
+    ENCODER_FILE,
+    GENERATOR_FILE,
+    MANIFEST_JSON,
+    OPTIMIZERS_FILE,
+    check_name,
+    checkpoint_folder,
+    new_run,
+)
+from spade_deploy.runs.records import Best, CheckpointInfo, read_best, read_checkpoint_info
+
+__all__ = [
+    "ARTIFACT",
+    "BEST_JSON",
+    "CHECKPOINTS",
+    "CHECKPOINT_JSON",
+    "DISCRIMINATOR_FILE",
+    "ENCODER_FILE",
+    "GENERATOR_FILE",
+    "MAKE_CHECKPOINT",
+    "MANIFEST_JSON",
+    "OPTIMIZERS_FILE",
+    "Best",
+    "CheckpointInfo",
+    "best_checkpoint",
+    "check_name",
+    "checkpoint_folder",
+    "damaged_checkpoints",
+    "find_checkpoint_by_digest",
+    "is_resumable",
+    "new_run",
+    "newest_artifact",
+    "newest_checkpoint",
+    "newest_run_to_resume",
+    "read_best",
+    "read_checkpoint_info",
+    "resolve_artifact",
+    "resolve_checkpoint",
+    "run_checkpoints",
+    "say_damaged",
+]

@@ -11,15 +11,14 @@ import errno
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, cast
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 import spade_deploy
 from spade_deploy.errors import CheckpointError, quoted, reason_of
@@ -27,41 +26,50 @@ from spade_deploy.files.atomic import atomic_folder, write_json
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
-from spade_deploy.runs.folders import (
-    CHECKPOINT_JSON,
-    DISCRIMINATOR_FILE,
-    ENCODER_FILE,
-    GENERATOR_FILE,
-    OPTIMIZERS_FILE,
-    CheckpointInfo,
-    read_checkpoint_info,
-)
+from spade_deploy.runs.layout import CHECKPOINT_JSON, DISCRIMINATOR_FILE, ENCODER_FILE, GENERATOR_FILE, OPTIMIZERS_FILE
+from spade_deploy.runs.records import CheckpointInfo, read_checkpoint_info
+from spade_deploy.runs.tensors import DAMAGED_HINT, check_digest, check_tensors, load_tensors, save_tensors
 from spade_deploy.runs.weight_files import load_weights
-from spade_deploy.runs.weights_file import read_tensor_count
 from spade_deploy.spec import GeneratorSpec
-
-DAMAGED_HINT = "the folder was damaged or copied in part; use another checkpoint"
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What resuming needs beside the generator. `rest` holds plain values and tensors only."""
+    """What resuming needs beside the generator."""
 
     discriminator: Mapping[str, Tensor]
+    """The discriminator's state dict."""
+
     rest: Mapping[str, Any]
+    """The optimisers, the random state, what was counted: plain values and tensors only."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Where weights come from that were not trained here."""
+
+    source: str
+    """The name of the file, or what else says it."""
+
+    guesses: tuple[str, ...] = ()
+    """What the import took for granted, one sentence each."""
 
 
 @dataclass(frozen=True)
 class LoadedGenerator:
-    """A generator as it was saved: on the CPU, in eval mode, verified against the recorded digest.
-
-    encoder: the style encoder of a VAE, None where the checkpoint has none.
-    """
+    """A generator as it was saved, verified against the recorded digest."""
 
     module: Generator
+    """The network, on the CPU and in eval mode."""
+
     spec: GeneratorSpec
+    """How it is built."""
+
     info: CheckpointInfo
+    """What the checkpoint says of itself."""
+
     encoder: StyleEncoder | None = None
+    """The style encoder of a VAE; None where the checkpoint has none."""
 
 
 class Jsonable(Protocol):
@@ -86,16 +94,15 @@ def save_checkpoint(
     *,
     step: int,
     origin: str,
-    source: str = "",
+    imported: Imported | None = None,
     setup: Settings | None = None,
     state: TrainingState | None = None,
     encoder: StyleEncoder | None = None,
-    guesses: Sequence[str] = (),
 ) -> CheckpointInfo:
     """Write a checkpoint; a folder of that name is replaced as a whole. Raises OSError where it cannot be written.
 
-    origin: 'train' or 'import'; source: the imported file's name; guesses: what was guessed of it.
-    setup and state: of a run that can be resumed.
+    origin: 'train' or 'import'. imported: where weights come from that were not trained here. setup and state: of a
+    run that can be resumed.
     """
     with atomic_folder(folder) as temporary:
         try:
@@ -116,10 +123,10 @@ def save_checkpoint(
             discriminator_sha256=sha256_of(temporary / DISCRIMINATOR_FILE) if state is not None else "",
             optimizers_sha256=sha256_of(temporary / OPTIMIZERS_FILE) if state is not None else "",
             encoder_sha256=sha256_of(temporary / ENCODER_FILE) if encoder is not None else "",
-            source=source,
+            source="" if imported is None else imported.source,
             train=setup.train.to_json() if setup is not None else None,
             data=setup.data.to_json() if setup is not None else None,
-            guesses=list(guesses) or None,
+            guesses=None if imported is None else list(imported.guesses) or None,
             versions={"spade-deploy": spade_deploy.__version__, "torch": str(torch.__version__)},
         )
         write_json(temporary / CHECKPOINT_JSON, info.to_json())
@@ -152,7 +159,7 @@ def load_training_state(checkpoint: Path) -> TrainingState:
     info = resumable_info(checkpoint)
     discriminator = load_tensors(checkpoint / DISCRIMINATOR_FILE, info.discriminator_sha256)
     path = checkpoint / OPTIMIZERS_FILE
-    _check_digest(path, info.optimizers_sha256)
+    check_digest(path, info.optimizers_sha256)
     try:
         rest = load_weights(path, OPTIMIZERS_FILE)
     except CheckpointError as error:
@@ -181,21 +188,6 @@ def resumable_info(checkpoint: Path) -> CheckpointInfo:
         why = "it was imported" if info.origin == "import" else "it has no training state"
         raise CheckpointError(f"{checkpoint}: cannot be resumed, {why}", hint="start a new run with `spade train`")
     return info
-
-
-def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path) -> None:
-    """Raises CheckpointError that names the tensors which are missing, not known, or of another shape or type."""
-    problems = [f"{name} is missing" for name in own if name not in found]
-    problems += [f"{quoted(name)[1:-1]} is not known" for name in found if name not in own]
-    for name, tensor in own.items():
-        if name in found and (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype):
-            problems.append(f"{name} is {_kind(found[name])} and should be {_kind(tensor)}")
-    if problems:
-        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise CheckpointError(
-            f"{where}: does not fit its spec: {'; '.join(problems[:4])}{more}",
-            hint=f"compare {CHECKPOINT_JSON} beside it, or use another checkpoint",
-        )
 
 
 def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> Generator:
@@ -249,54 +241,3 @@ def _as_os_error(error: SafetensorError, where: Path) -> OSError:
     if code is None:
         return OSError(errno.EIO, reason_of(error), str(where))
     return OSError(int(code[1]), os.strerror(int(code[1])), str(where))
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, in their own types."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
-
-
-def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError where it has another SHA-256, cannot be read, or
-    holds what is no finite number."""
-    _check_digest(path, sha256)
-    read_tensor_count(path)  # its header, bounded and checked
-    try:
-        tensors = dict(safetensors.torch.load_file(path))
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})", hint=DAMAGED_HINT) from error
-    require_finite(tensors, path)
-    return tensors
-
-
-def require_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Raises CheckpointError that names the first tensor which has NaN or infinity: so would all that it computes."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{where}: {name} has values that are not finite (NaN or infinity): the network would make NaN of every"
-                " label map",
-                hint="the training that wrote it had diverged; use an earlier checkpoint",
-            )
-
-
-def _check_digest(path: Path, recorded: str) -> None:
-    try:
-        found = sha256_of(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})", hint=DAMAGED_HINT) from error
-    if found != recorded:
-        raise CheckpointError(
-            f"{path}: its SHA-256 begins {found[:12]}, {CHECKPOINT_JSON} says {recorded[:12]}", hint=DAMAGED_HINT
-        )
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def is_finite(module: nn.Module) -> bool:
-    """Whether every parameter and statistic of a module is a finite number."""
-    floating = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in floating]).all())

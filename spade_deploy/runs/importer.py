@@ -20,9 +20,10 @@ from spade_deploy.files.locks import locked
 from spade_deploy.labels.sets import label_set
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import SpadeGenerator
-from spade_deploy.runs.checkpoint import require_finite, save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run
+from spade_deploy.runs.checkpoint import Imported, save_checkpoint
+from spade_deploy.runs.layout import checkpoint_folder, new_run
 from spade_deploy.runs.state_dicts import check_values, choose_part, completed, fill, find_parts
+from spade_deploy.runs.tensors import require_finite
 from spade_deploy.runs.weight_files import load_weights
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
 
@@ -361,7 +362,12 @@ def import_checkpoint(
     try:
         with locked(run, "importing a model into it"):
             save_checkpoint(
-                folder, found.module, step=0, origin="import", source=file.name, encoder=style, guesses=found.guesses
+                folder,
+                found.module,
+                step=0,
+                origin="import",
+                imported=Imported(file.name, tuple(found.guesses)),
+                encoder=style,
             )
     except BaseException:  # a full disk, Ctrl-C: a run without a checkpoint is of no use to anybody
         shutil.rmtree(run, ignore_errors=True)

@@ -15,7 +15,7 @@ from spade_deploy.errors import CheckpointError, ConfigError, reason_of
 from spade_deploy.files.atomic import write_json
 from spade_deploy.files.reading import read_json, sha256_of
 from spade_deploy.networks.build import Generator, build_generator
-from spade_deploy.runs.checkpoint import check_tensors, load_tensors, save_tensors
+from spade_deploy.runs.tensors import check_tensors, load_tensors, save_tensors
 from spade_deploy.spec import GeneratorSpec
 
 SHIPPED_FOLDER = Path(__file__).parents[1] / "data" / "models"

@@ -18,17 +18,29 @@ from spade_deploy.spec.choices import (
     Upsampling,
 )
 from spade_deploy.spec.discriminator import DiscriminatorSpec
-from spade_deploy.spec.generator import NETWORK, NORMS, PIX2PIXHD_HALVINGS, BlockSpec, GeneratorSpec
+from spade_deploy.spec.generator import (
+    CRN_WIDTHS,
+    NETWORK,
+    NORMS,
+    PIX2PIXHD_BLOCKS,
+    PIX2PIXHD_EDGE_KERNEL,
+    PIX2PIXHD_HALVINGS,
+    BlockSpec,
+    GeneratorSpec,
+)
 from spade_deploy.spec.labels import UNKNOWN_VALUE, LabelSpec, Rgb
 from spade_deploy.spec.profile import Extent, ShapeProfile
 from spade_deploy.spec.rounding import RoundingError
 from spade_deploy.spec.sizes import MAX_BATCH, MAX_SIDE, parse_size
 
 __all__ = [
+    "CRN_WIDTHS",
     "MAX_BATCH",
     "MAX_SIDE",
     "NETWORK",
     "NORMS",
+    "PIX2PIXHD_BLOCKS",
+    "PIX2PIXHD_EDGE_KERNEL",
     "PIX2PIXHD_HALVINGS",
     "UNKNOWN_VALUE",
     "Architecture",

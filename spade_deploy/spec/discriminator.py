@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from spade_deploy.fields import checked_fields
+from spade_deploy.fields import from_json, to_json
 from spade_deploy.settings import check_ranges, setting
 from spade_deploy.spec.generator import NETWORK
 
@@ -42,9 +42,9 @@ class DiscriminatorSpec:
         check_ranges(self)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> DiscriminatorSpec:
         """Raises ConfigError where a field is unknown or of another type."""
-        return cls(**checked_fields(cls, value, "discriminator spec"))
+        return from_json(cls, value, "discriminator spec")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
-from spade_deploy.fields import checked_fields, plain
+from spade_deploy.fields import from_json, to_json
 from spade_deploy.settings import setting
 from spade_deploy.spec.choices import Architecture, GraphKind, NormType, Upsampling
 from spade_deploy.spec.labels import LabelSpec
@@ -25,6 +25,14 @@ MAX_STYLE_LENGTH = 65_536
 
 PIX2PIXHD_HALVINGS = 4
 """How often the global generator halves the segmap before its residual blocks."""
+PIX2PIXHD_BLOCKS = 9
+"""How many residual blocks the global generator has, all at its coarsest resolution."""
+PIX2PIXHD_EDGE_KERNEL = 7
+"""The kernel size of the global generator's first and last convolution."""
+
+CRN_WIDTHS = (16, 16, 16, 16, 16, 8, 8, 2)
+"""Feature maps of the published refinement modules at 4, 8, ... 512 rows, in base channels: 1024 to 128 for a base of
+64."""
 
 NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
     {
@@ -220,6 +228,22 @@ class GeneratorSpec:
         return tuple(blocks)
 
     @property
+    def refinement_widths(self) -> tuple[int, ...]:
+        """Feature maps of each module of the cascaded refinement network, coarsest first; empty for another one.
+
+        They are those of the published network with as many doublings: 'more' begins at 4 rows for 256, as it did, and
+        'normal' at 8, without its coarsest module.
+        """
+        if self.architecture is not Architecture.CRN:
+            return ()
+        first = 1 if self.upsampling is Upsampling.NORMAL else 0
+        return tuple(self.base_channels * width for width in CRN_WIDTHS[first : first + self.doublings + 1])
+
+    def has(self, field: str) -> bool:
+        """Whether a field means something for the architecture: `hidden_channels` does for SPADE alone."""
+        return field not in _FOREIGN[self.architecture]
+
+    @property
     def graph_kinds(self) -> tuple[GraphKind, ...]:
         """The graphs that can be made of it: gamma and beta, what the lookup graph looks up, are SPADE's alone."""
         return tuple(GraphKind) if self.architecture is Architecture.SPADE else (GraphKind.DENSE,)
@@ -243,7 +267,7 @@ class GeneratorSpec:
 
     def to_json(self) -> dict[str, Any]:
         """SPADE itself is not named: versions that knew no other architecture still read the file."""
-        value = plain(self)
+        value = to_json(self)
         if self.architecture is Architecture.SPADE:
             del value["architecture"]
         return value
@@ -251,18 +275,7 @@ class GeneratorSpec:
     @classmethod
     def from_json(cls, value: Any) -> GeneratorSpec:
         """Raises ConfigError where a field is missing, unknown or of another type."""
-        known = checked_fields(cls, value, "generator spec")
-        known["labels"] = LabelSpec.from_json(known["labels"])
-        for name, kind in (("architecture", Architecture), ("norm", NormType), ("upsampling", Upsampling)):
-            if name in known:
-                try:
-                    known[name] = kind(known[name])
-                except ValueError as error:
-                    allowed = ", ".join(kind)
-                    raise ConfigError(
-                        f"generator spec: {name} {quoted(known[name])} is not one of {allowed}"
-                    ) from error
-        return cls(**known)
+        return from_json(cls, value, "generator spec")
 
 
 def _default(name: str) -> Any:
@@ -270,5 +283,5 @@ def _default(name: str) -> Any:
 
 
 def _named(name: str, value: object) -> str:
-    # Nobody types the style vector's length: another setting asks for one.
-    return "`z_dim`" if name == "z_dim" else f"`{name}` {value}"
+    # A request does not ask for the style vector's length, but for one of the two ways of having a style vector.
+    return "`vae` or `first_input` noise" if name == "z_dim" else f"`{name}` {value}"

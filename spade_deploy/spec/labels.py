@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
-from spade_deploy.fields import checked_fields, plain, typed
+from spade_deploy.fields import from_json, to_json
 
 Rgb = tuple[int, int, int]
 
@@ -52,6 +52,11 @@ class LabelSpec:
         return self.num_labels + int(self.has_dontcare)
 
     @property
+    def id_type(self) -> str:
+        """The type of an array or tensor of ids: 'uint8' where every id fits, else 'int32'."""
+        return "uint8" if self.num_ids <= 256 else "int32"
+
+    @property
     def num_channels(self) -> int:
         """Channels of the segmap: ids, then the edge channel."""
         return self.num_ids + int(self.has_edges)
@@ -65,18 +70,9 @@ class LabelSpec:
         return self.names[label_id] if self.names else f"label {label_id}"
 
     def to_json(self) -> dict[str, Any]:
-        return plain(self)
+        return to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> LabelSpec:
         """Raises ConfigError where a field is missing, unknown or of another type."""
-        known = checked_fields(cls, value, "label spec")
-        known["names"] = tuple(typed(known.get("names", []), list, "label spec: names"))
-        palette = typed(known.get("palette", []), list, "label spec: palette")
-        known["palette"] = tuple(tuple(typed(color, list, "label spec: palette")) for color in palette)
-        for color in known["palette"]:
-            for part in color:
-                typed(part, int, "label spec: palette")
-        for name in known["names"]:
-            typed(name, str, "label spec: names")
-        return cls(**known)
+        return from_json(cls, value, "label spec")

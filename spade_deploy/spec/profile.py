@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
+from spade_deploy.fields import of_type
 from spade_deploy.spec.sizes import is_number
 
 Extent = tuple[int, int, int]
@@ -43,6 +45,14 @@ class ShapeProfile:
             )
         extents = [(int(batch), int(height), int(width)) for batch, height, width in parts]
         return cls(*(extents if len(extents) == 3 else extents * 3))
+
+    def to_json(self) -> str:
+        return str(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> ShapeProfile:
+        """Raises ConfigError for what is no text that `parse` reads."""
+        return cls.parse(of_type(value, str, "profile"))
 
     def contains(self, batch: int, height: int, width: int) -> bool:
         sizes = zip(self.least, (batch, height, width), self.most, strict=True)

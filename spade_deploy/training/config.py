@@ -5,15 +5,15 @@ A setting is never corrected: it is refused, or done. `presets.py` has the setti
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
+from spade_deploy.fields import from_json, to_json
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.settings import check_ranges, setting
 from spade_deploy.spec import Architecture, DiscriminatorSpec, GeneratorSpec, NormType
@@ -210,24 +210,12 @@ class TrainConfig:
         return 1.0 if step <= constant else (total - step + 1) / (total - constant + 1)
 
     def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        return plain
+        return to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> TrainConfig:
         """Raises ConfigError where a field is unknown or of another type."""
-        known = _checked_fields(cls, value, "train config")
-        if "betas" in known:
-            known["betas"] = tuple(float(_typed(beta, (int, float), "train config: betas")) for beta in known["betas"])
-        for name in ("perceptual_file", "extractor", "segmenter"):
-            if known.get(name) is not None:
-                known[name] = Path(known[name])
-        for name, kind in (("gan_mode", GanMode), ("amp", Amp), ("modulation", Modulation)):
-            if name in known:
-                known[name] = chosen(kind, known[name], f"train config: {name}")
-        if "discriminator" in known:
-            known["discriminator"] = DiscriminatorSpec.from_json(known["discriminator"])
-        return cls(**known)
+        return from_json(cls, value, "train config")
 
 
 @dataclass(frozen=True)
@@ -290,62 +278,9 @@ class Setup:
         return self.generator.z_dim is not None and self.train.encoder
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "train": self.train.to_json(),
-            "generator": self.generator.to_json(),
-            "data": self.data.to_json(),
-        }
+        return to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> Setup:
         """Raises ConfigError where a part is missing or wrong."""
-        parts = _typed(value, (dict,), "setup")
-        for name in ("train", "generator", "data"):
-            if name not in parts:
-                raise ConfigError(f"setup: {name!r} is missing")
-        return cls(
-            TrainConfig.from_json(parts["train"]),
-            GeneratorSpec.from_json(parts["generator"]),
-            DataConfig.from_json(parts["data"]),
-        )
-
-
-def chosen(kind: type[StrEnum], value: Any, what: str) -> StrEnum:
-    """The member of an enum from its value. Raises ConfigError that names what it is for and what is allowed."""
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise ConfigError(f"{what}: {quoted(value)} is not one of {', '.join(kind)}") from error
-
-
-_FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "bool": (bool,),
-    "float | None": (int, float, type(None)),
-    "GanMode": (str,),
-    "Amp": (str,),
-    "Modulation": (str,),
-    "int | None": (int, type(None)),
-    "Path | None": (str, type(None)),
-    "tuple[float, float]": (list, tuple),
-}
-
-
-def _checked_fields(cls: type, value: Any, what: str) -> dict[str, Any]:
-    known: dict[str, Any] = dict(_typed(value, (dict,), what))
-    types = {entry.name: str(entry.type) for entry in fields(cls)}
-    unknown = sorted(set(known) - set(types))
-    if unknown:
-        raise ConfigError(f"{what}: unknown field {quoted(unknown[0])}; known are {', '.join(types)}")
-    for name, entry in known.items():
-        if types[name] in _FIELD_TYPES:
-            _typed(entry, _FIELD_TYPES[types[name]], f"{what}: {name}")
-    return known
-
-
-def _typed(value: Any, kinds: tuple[type, ...], what: str) -> Any:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ConfigError(f"{what}: {quoted(value)} is of type {type(value).__name__}")
-    return value
+        return from_json(cls, value, "setup")

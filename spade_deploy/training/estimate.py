@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spade_deploy.errors import SpadeError, TrainingError
+from spade_deploy.errors import SpadeError, TrainingError, line_of
 from spade_deploy.labels.files import label_dtype, synthetic_label_maps
 from spade_deploy.training.config import Amp, Modulation, Setup
 from spade_deploy.training.dataset import Batch
@@ -267,8 +267,7 @@ def _measured(setup: Setup, device: torch.device, steps: int) -> dict[str, Any] 
         return None if answer.get("out_of_memory") else answer
     if done.returncode == -9:  # the system ends who takes too much
         return None
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    raise TrainingError(f"--estimate: a step failed: {reason}")
+    raise TrainingError(f"--estimate: a step failed: {line_of(done.stderr, last=True) or 'no message'}")
 
 
 def _answer(request: Any) -> dict[str, Any]:

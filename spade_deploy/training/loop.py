@@ -29,8 +29,8 @@ from torch import nn
 
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
 from spade_deploy.machine import memory as process_memory
+from spade_deploy.runs import checkpoint_folder, run_checkpoints
 from spade_deploy.runs.checkpoint import load_generator, load_training_state
-from spade_deploy.runs.folders import checkpoint_folder, run_checkpoints
 from spade_deploy.runs.shipped import SHIPPED, shipped_generator
 from spade_deploy.training import dataset
 from spade_deploy.training.config import Setup

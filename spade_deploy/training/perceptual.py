@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from spade_deploy.errors import CheckpointError, ConfigError, quoted, reason_of
 from spade_deploy.files.reading import open_regular, sha256_of
-from spade_deploy.runs.checkpoint import require_finite
 from spade_deploy.runs.state_dicts import check_values
+from spade_deploy.runs.tensors import require_finite
 from spade_deploy.runs.weight_files import load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -10,7 +10,13 @@ from typing import Any
 from spade_deploy.images.image_file import Size
 from spade_deploy.settings import asked_of, setting
 from spade_deploy.spec import NETWORK, DiscriminatorSpec, FirstInput, GeneratorSpec, parse_size
-from spade_deploy.training.config import DATA, LEARNING, TEXT, PerceptualNetwork, TrainConfig
+from spade_deploy.training.config import (
+    DATA,
+    LEARNING,
+    TEXT,
+    PerceptualNetwork,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True)

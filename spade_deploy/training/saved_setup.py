@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from spade_deploy.errors import CheckpointError, ConfigError, reason_of
-from spade_deploy.runs.checkpoint import DAMAGED_HINT, resumable_info
-from spade_deploy.runs.folders import CHECKPOINT_JSON
+from spade_deploy.runs import CHECKPOINT_JSON
+from spade_deploy.runs.checkpoint import resumable_info
+from spade_deploy.runs.tensors import DAMAGED_HINT
 from spade_deploy.training.config import Setup
 
 

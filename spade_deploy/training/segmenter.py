@@ -6,7 +6,6 @@ is expected to reach more, and what the score leaves out cannot be judged.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ from torch.nn import functional
 
 from spade_deploy.errors import ConfigError, DatasetError, ExportError, LabelMapError, TrainingError, reason_of
 from spade_deploy.files.atomic import atomic_file
+from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import ConfusionMatrix, OnnxSegmenter
 from spade_deploy.metrics.onnx_images import METADATA_KEY
@@ -72,7 +72,7 @@ class SegmenterRequest:
             "labels": self.labels.to_json(),
             **{name: getattr(self, name) for name in ("held_out", "steps", "batch_size", "width", "seed")},
         }
-        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        return sha256_of_bytes(json.dumps(value, sort_keys=True).encode())
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def find_or_train(
         "size": list(request.data.crop_size),
         "output": "logits",
         "labels": [request.labels.name_of(n) for n in range(request.labels.num_labels)],
-        "labels_sha256": hashlib.sha256(json.dumps(request.labels.to_json()).encode()).hexdigest(),
+        "labels_sha256": sha256_of_bytes(json.dumps(request.labels.to_json()).encode()),
         "request_sha256": request.digest,
         "trained_on": f"{len(source)} real photos of the train split of {_data_name(request.data)}",
         "steps": request.steps,

@@ -13,7 +13,7 @@ from spade_deploy.errors import ConfigError, SpadeError, TrainingError, reason_o
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.labels.earth import write_example_labels
 from spade_deploy.machine.cores import usable_cores
-from spade_deploy.runs.folders import (
+from spade_deploy.runs import (
     check_name,
     is_resumable,
     new_run,
@@ -257,7 +257,7 @@ def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: Ru
             f"`name` {name} contradicts `resume` {resume}, which has its name",
             hint=f"`name` {name} `resume`, without a value, goes on with that run or begins it",
         )
-    check_name("`name`", name)
+    check_name(name)
     if lock is not None and (runs_dir / name).is_dir():
         lock.hold(runs_dir / name)
     last = next((folder for folder in reversed(run_checkpoints(runs_dir / name)) if is_resumable(folder)), None)

@@ -31,7 +31,8 @@ from spade_deploy.networks.discriminator import Features, MultiscaleDiscriminato
 from spade_deploy.networks.encoder import StyleEncoder, reparameterize
 from spade_deploy.networks.modulation import TrainingTables, training_tables
 from spade_deploy.networks.spade import initialize, make_segmap, to_pixels
-from spade_deploy.runs.checkpoint import TrainingState, check_tensors
+from spade_deploy.runs.checkpoint import TrainingState
+from spade_deploy.runs.tensors import check_tensors
 from spade_deploy.training import losses
 from spade_deploy.training.config import Amp, Modulation, Setup
 from spade_deploy.training.dataset import Batch
@@ -366,9 +367,8 @@ class Learner:
         except Exception as error:
             if not self.setup.train.compile or not type(error).__module__.startswith("torch."):
                 raise
-            first = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"--compile: torch.compile does not work here ({first})",
+                f"--compile: torch.compile does not work here ({reason_of(error)})",
                 hint="it needs a C++ compiler (and Triton on a GPU); train without --compile",
             ) from error
 

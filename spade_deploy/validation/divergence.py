@@ -20,8 +20,8 @@ from spade_deploy.artifact import INSTANCE, LABEL, Graph, Z
 from spade_deploy.errors import ArtifactError
 from spade_deploy.export.build import stage_names
 from spade_deploy.export.lookup import OUTPUTS_NCHW
-from spade_deploy.files.atomic import scratch_folder
 from spade_deploy.files.onnx_data import external_files
+from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.networks.build import Generator
 from spade_deploy.networks.spade import make_segmap

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import Arrays
-from spade_deploy.errors import ArtifactError, MissingDependencyError, RuntimeUnavailableError
+from spade_deploy.errors import ArtifactError, MissingDependencyError, RuntimeUnavailableError, reason_of
 
 _MOVES = frozenset(
     [
@@ -78,14 +78,14 @@ class EmulatedGraph:
         try:
             self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise ArtifactError(f"{path}: half precision cannot be emulated on it: {_first_line(error)}") from error
+            raise ArtifactError(f"{path}: half precision cannot be emulated on it: {reason_of(error)}") from error
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Emulated:
         """inputs: the graph's own, by name."""
         try:
             found = self._session.run([*self._outputs, *map(_sum_of, self.watched)], dict(inputs))
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise RuntimeUnavailableError(f"half precision could not be emulated: {_first_line(error)}") from error
+            raise RuntimeUnavailableError(f"half precision could not be emulated: {reason_of(error)}") from error
         outputs = dict(zip(self._outputs, found, strict=False))
         sums = zip(self.watched, found[len(self._outputs) :], strict=True)
         return Emulated(outputs, tuple(name for name, total in sums if not np.isfinite(total)))
@@ -150,7 +150,7 @@ def _element_types(model: Any, path: Path) -> dict[str, int]:
     try:
         seen = onnx.shape_inference.infer_shapes(light).graph
     except Exception as error:  # onnx's exceptions share no base class
-        raise ArtifactError(f"{path}: half precision cannot be emulated on it: {_first_line(error)}") from error
+        raise ArtifactError(f"{path}: half precision cannot be emulated on it: {reason_of(error)}") from error
     types = {v.name: v.type.tensor_type.elem_type for v in (*seen.value_info, *seen.input, *seen.output)}
     for node in model.graph.node:
         for name in node.output:
@@ -279,7 +279,3 @@ def _copy(node: Any) -> Any:
 
 def _sum_of(tensor: str) -> str:
     return f"{tensor}/sum"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -46,7 +46,7 @@ from spade_deploy.export.build import build_model, model_inputs, unit_names
 from spade_deploy.export.onnx_file import write_onnx
 from spade_deploy.export.pipeline import run_reference
 from spade_deploy.export.stress_maps import StressMap
-from spade_deploy.files.atomic import scratch_folder
+from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.metrics.judge import (
     Judge,

@@ -25,6 +25,7 @@ from spade_deploy.artifact import (
     Graph,
     Z,
     folder,
+    golden,
     graph_file,
     input_rule,
     input_tensors,
@@ -84,8 +85,8 @@ def test_open_reads_what_was_written(tmp_path: Path, spec: GeneratorSpec) -> Non
     assert found.versions["spade_deploy"] == __version__
     assert (found.source.run, found.source.step, found.source.origin) == ("tiny-001", 40, "train")
     assert set(found.files) == {graph_file(FP32), graph_file(FP16), GOLDEN_INPUTS, GOLDEN_OUTPUTS}
-    golden, inputs = artifact.golden(), random_inputs(spec)
-    for found_arrays, right in ((golden.inputs, inputs), (golden.outputs, golden_outputs(spec, inputs))):
+    found, inputs = artifact.golden(), random_inputs(spec)
+    for found_arrays, right in ((found.inputs, inputs), (found.outputs, golden_outputs(spec, inputs))):
         assert list(found_arrays) == list(right)
         for name, array in right.items():
             assert found_arrays[name].dtype == array.dtype
@@ -378,7 +379,7 @@ def test_golden_tensors_are_never_unpickled(artifact: Artifact) -> None:
 
 
 def test_golden_tensors_that_would_unpack_to_too_much(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "MAX_GOLDEN_BYTES", 1000)
+    monkeypatch.setattr(golden, "MAX_GOLDEN_BYTES", 1000)
     with pytest.raises(ArtifactError, match="bytes when unpacked, 1000 are the most"):
         artifact.golden()
 

@@ -115,7 +115,17 @@ def test_what_is_not_typed_is_the_default_or_not_asked() -> None:
 
 def test_the_help_has_groups_defaults_and_order() -> None:
     text = run("--help").text
-    for part in ("Try it.", "How many.", "What is read.", "Looks", "<red|blue>", "[default: red]", "--fast", "--no-fast", "[default: 3]"):
+    for part in (
+        "Try it.",
+        "How many.",
+        "What is read.",
+        "Looks",
+        "<red|blue>",
+        "[default: red]",
+        "--fast",
+        "--no-fast",
+        "[default: 3]",
+    ):
         assert part in text, part
     assert re.search(r"--no-fast.*<bool>", text)
     assert "64" not in text, "what is only asked for has no default"

@@ -36,8 +36,8 @@ from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.pix2pixhd import NormalizedConv
 from spade_deploy.networks.spade import initialize, make_segmap
 from spade_deploy.release.release import Release, release
+from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import (
     Architecture,
     GeneratorSpec,

@@ -22,7 +22,7 @@ from spade_deploy.errors import ArtifactError, CheckpointError, ConfigError, Spa
 from spade_deploy.files.reading import MAX_JSON_BYTES, parse_json
 from spade_deploy.inspection.describe import Description, inspect_path
 from spade_deploy.metrics.extractor import OnnxExtractor
-from spade_deploy.runs.folders import read_best
+from spade_deploy.runs import read_best
 from spade_deploy.runs.weights_file import read_tensor_count
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, LabelSpec, Precision, ShapeProfile
 from tests.support.onnx_judges import extractor_file

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from spade_deploy.runs.folders import best_checkpoint, newest_artifact, newest_checkpoint, read_best, resolve_checkpoint
+from spade_deploy.runs import best_checkpoint, newest_artifact, newest_checkpoint, read_best, resolve_checkpoint
 from spade_deploy.training.records.plots import read_losses
 
 from .bytes_damage import damage_bytes

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from spade_deploy.runs import read_checkpoint_info
 from spade_deploy.runs.checkpoint import load_generator, load_training_state
-from spade_deploy.runs.folders import read_checkpoint_info
 from spade_deploy.training.perceptual import load_vgg
 
 from .case import Case

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from spade_deploy.errors import LabelMapError
-from spade_deploy.images.image_file import MAX_FILE_BYTES, check_photo, image_size, photo_size, read_photo, read_samples
+from spade_deploy.images.image_file import check_photo, image_size, photo_size, read_photo, read_samples
+from spade_deploy.images.opened import MAX_FILE_BYTES
 from spade_deploy.labels.files import read_instance_map, read_label_map
 from spade_deploy.labels.fix import FixAction
 from spade_deploy.labels.lint import check_label_file, fix_labels, lint_folder

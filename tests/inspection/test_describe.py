@@ -18,8 +18,8 @@ from spade_deploy.artifact import MANIFEST, REPORT_JSON, write_manifest
 from spade_deploy.errors import ArtifactError, CheckpointError, ConfigError, NotFoundError
 from spade_deploy.inspection.describe import Description, inspect_path
 from spade_deploy.networks.spade import SpadeGenerator
+from spade_deploy.runs import CHECKPOINT_JSON, GENERATOR_FILE, checkpoint_folder
 from spade_deploy.runs.checkpoint import save_checkpoint
-from spade_deploy.runs.folders import CHECKPOINT_JSON, GENERATOR_FILE, checkpoint_folder
 from spade_deploy.runs.weights_file import parameter_count, read_tensor_count
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Precision, Upsampling
 from tests.support.stand_in import EDGES, PLAIN, STYLED, stand_in_artifact

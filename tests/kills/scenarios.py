@@ -22,8 +22,8 @@ from PIL import Image
 
 from spade_deploy.artifact import Artifact, list_engines, read_engine
 from spade_deploy.errors import SpadeError
+from spade_deploy.runs import read_checkpoint_info
 from spade_deploy.runs.checkpoint import load_generator, load_training_state
-from spade_deploy.runs.folders import read_checkpoint_info
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = ("--size", "64x64", "--base-channels", "2", "--generator", "crn")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError, SpadeError
-from spade_deploy.images.image_file import MAX_PIXELS, image_size, read_photo
+from spade_deploy.images.image_file import image_size, read_photo
+from spade_deploy.images.opened import MAX_PIXELS
 from spade_deploy.labels.files import (
     colorize,
     duplicate_stems,

@@ -17,8 +17,8 @@ def test_no_more_than_there_are(
     asked: int, taken: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cores, "usable_cores", lambda: 2)
-    assert cores.at_most_cores(asked, "--threads") == taken
-    told = f"--threads {asked}: only 2 cores may be used here, so 2 are taken"
+    assert cores.at_most_cores(asked, "threads") == taken
+    told = f"`threads` {asked}: only 2 cores may be used here, so 2 are taken"
     assert caplog.messages == ([told] if asked > 2 else [])
 
 
@@ -37,4 +37,4 @@ def test_a_runtime_takes_no_more(
     with open_runtime(artifact, backend=Backend.CPU, threads=1000):
         pass
     assert given == [cores.usable_cores()]
-    assert caplog.messages[0].startswith("--threads 1000: only ")
+    assert caplog.messages[0].startswith("`threads` 1000: only ")

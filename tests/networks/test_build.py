@@ -136,17 +136,17 @@ def test_another_architecture_for_the_same_data(architecture: Architecture) -> N
 @pytest.mark.parametrize(
     ("architecture", "fields", "flag"),
     [
-        (Architecture.PIX2PIXHD, {"kernel_size": 5}, "--generator pix2pixhd contradicts --kernel-size 5"),
-        (Architecture.PIX2PIXHD, {"hidden_channels": 64}, "--hidden-channels 64"),
-        (Architecture.PIX2PIXHD, {"upsampling": Upsampling.MORE}, "--upsampling more"),
-        (Architecture.PIX2PIXHD, {"z_dim": 8}, "--vae"),
-        (Architecture.PIX2PIXHD, {"norm": NormType.LAYER}, "--norm layer; it has instance, sync_batch, batch"),
-        (Architecture.CRN, {"kernel_size": 1}, "--generator crn contradicts --kernel-size 1"),
-        (Architecture.CRN, {"hidden_channels": 64}, "--hidden-channels 64"),
-        (Architecture.CRN, {"z_dim": 8}, "--vae"),
-        (Architecture.CRN, {"norm": NormType.BATCH}, "--norm batch; it has layer"),
-        (Architecture.CRN, {"spectral_norm": True}, "--generator crn contradicts --spectral-norm"),
-        (Architecture.SPADE, {"norm": NormType.LAYER}, "--generator spade contradicts --norm layer"),
+        (Architecture.PIX2PIXHD, {"kernel_size": 5}, "`architecture` pix2pixhd contradicts `kernel_size` 5"),
+        (Architecture.PIX2PIXHD, {"hidden_channels": 64}, "`hidden_channels` 64"),
+        (Architecture.PIX2PIXHD, {"upsampling": Upsampling.MORE}, "`upsampling` more"),
+        (Architecture.PIX2PIXHD, {"z_dim": 8}, "`vae`"),
+        (Architecture.PIX2PIXHD, {"norm": NormType.LAYER}, "`norm` layer; it has instance, sync_batch, batch"),
+        (Architecture.CRN, {"kernel_size": 1}, "`architecture` crn contradicts `kernel_size` 1"),
+        (Architecture.CRN, {"hidden_channels": 64}, "`hidden_channels` 64"),
+        (Architecture.CRN, {"z_dim": 8}, "`vae`"),
+        (Architecture.CRN, {"norm": NormType.BATCH}, "`norm` batch; it has layer"),
+        (Architecture.CRN, {"spectral_norm": True}, "`architecture` crn contradicts `spectral_norm`"),
+        (Architecture.SPADE, {"norm": NormType.LAYER}, "`architecture` spade contradicts `norm` layer"),
     ],
 )
 def test_what_an_architecture_does_not_have_is_refused(

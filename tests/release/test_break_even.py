@@ -18,8 +18,8 @@ from spade_deploy.release import break_even as measuring
 from spade_deploy.release import release as releasing
 from spade_deploy.release.break_even import MARGIN, BreakEven, measure_break_even
 from spade_deploy.release.release import release
+from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GraphKind, LabelSpec, Precision
 from tests.support.bench_model import small_artifact
 from tests.support.generators import build_generator

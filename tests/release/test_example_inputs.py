@@ -11,7 +11,7 @@ from PIL import Image
 from spade_deploy.artifact import INSTANCE, LABEL
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
-from spade_deploy.runs.folders import CheckpointInfo
+from spade_deploy.runs import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 
 SPEC = GeneratorSpec(LabelSpec(7, has_dontcare=True, has_edges=True), base_channels=8, height=64, width=64)

@@ -25,8 +25,8 @@ from spade_deploy.errors import ConfigError, ExportError, FolderBusyError, NotFo
 from spade_deploy.metrics.judge import Tolerance
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import release
+from spade_deploy.runs import checkpoint_folder, new_run, resolve_artifact
 from spade_deploy.runs.checkpoint import save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run, resolve_artifact
 from spade_deploy.spec import LabelSpec, Precision
 from spade_deploy.validation import validate as validation
 from tests.support.generators import build_generator

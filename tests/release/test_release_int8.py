@@ -20,8 +20,8 @@ from spade_deploy.errors import ConfigError
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.metrics.judge import Tolerance, tolerance_for
 from spade_deploy.release.release import Int8Options, Release, release
+from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision, RoundingError
 from spade_deploy.validation.divergence import RELATIVE_LIMIT, first_divergence
 from spade_deploy.validation.validate import validate

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from spade_deploy.errors import CheckpointError
 from spade_deploy.networks.spade import SpadeGenerator
-from spade_deploy.runs.checkpoint import TrainingState, is_finite, load_generator, load_training_state, save_checkpoint
-from spade_deploy.runs.folders import (
+from spade_deploy.runs import (
     CHECKPOINT_JSON,
     DISCRIMINATOR_FILE,
     GENERATOR_FILE,
@@ -25,6 +24,8 @@ from spade_deploy.runs.folders import (
     find_checkpoint_by_digest,
     read_checkpoint_info,
 )
+from spade_deploy.runs.checkpoint import Imported, TrainingState, load_generator, load_training_state, save_checkpoint
+from spade_deploy.runs.tensors import is_finite
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.config import TrainConfig
 from spade_deploy.training.presets import preset
@@ -40,7 +41,7 @@ def make(folder: Path, state: TrainingState | None = STATE, origin: str = "train
     with torch.no_grad():
         module(torch.rand(2, 3, 32, 32))  # statistics and spectral vectors that are not those of a fresh module
     setup = replace(preset("earth", size=(32, 32)), train=TrainConfig(steps=5)) if state is not None else None
-    save_checkpoint(folder, module, step=7, origin=origin, setup=setup, state=state, source="x.pth")
+    save_checkpoint(folder, module, step=7, origin=origin, setup=setup, state=state, imported=Imported("x.pth"))
     return module
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spade_deploy import runs
 from spade_deploy.errors import ArtifactError, CheckpointError, ConfigError, NotFoundError
-from spade_deploy.runs import folders as runs
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 
 SPEC = GeneratorSpec(LabelSpec(3), base_channels=4, hidden_channels=8, height=32, width=32)
@@ -66,7 +66,7 @@ class TestNewRun:
 
     def test_a_name_that_is_taken_is_refused_with_the_way_to_continue_it(self, tmp_path: Path) -> None:
         runs.new_run(tmp_path, "mine")
-        with pytest.raises(ConfigError, match=r"--name.*mine exists") as caught:
+        with pytest.raises(ConfigError, match=r"`name`.*mine exists") as caught:
             runs.new_run(tmp_path, "mine")
         assert caught.value.hint is not None
         assert "--resume" in caught.value.hint
@@ -75,7 +75,7 @@ class TestNewRun:
         "name", ["", ".hidden", "..", "a/b", "a\\b", "/abs", "-flag", "a b", "x" * 101, "new\nline"]
     )
     def test_names_that_are_no_plain_folder_names(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(ConfigError, match="--name"):
+        with pytest.raises(ConfigError, match="`name`"):
             runs.new_run(tmp_path / "runs", name)
         assert not (tmp_path / "runs").exists()
 

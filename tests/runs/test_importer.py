@@ -17,8 +17,8 @@ from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.labels.sets import label_set
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import make_segmap
+from spade_deploy.runs import newest_checkpoint, read_checkpoint_info
 from spade_deploy.runs.checkpoint import load_generator
-from spade_deploy.runs.folders import newest_checkpoint, read_checkpoint_info
 from spade_deploy.runs.importer import (
     RELEASED,
     ImportRequest,

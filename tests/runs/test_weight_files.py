@@ -22,8 +22,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from spade_deploy import runs
 from spade_deploy.errors import CheckpointError
-from spade_deploy.runs import folders as runs
 from spade_deploy.runs.checkpoint import TrainingState, load_training_state, save_checkpoint
 from spade_deploy.runs.importer import ImportRequest, read_encoder_file, read_generator_file
 from spade_deploy.runs.weight_files import load_weights

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from spade_deploy import runs
 from spade_deploy.errors import (
     ConfigError,
 )
 from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.runs import folders as runs
 from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec
 from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.dataset import Batch

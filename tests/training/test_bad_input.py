@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from spade_deploy import runs
 from spade_deploy.errors import CheckpointError, DatasetError, TrainingError
 from spade_deploy.files import atomic
-from spade_deploy.runs import folders as runs
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.spec import DiscriminatorSpec
 from spade_deploy.training.dataset import Batch

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spade_deploy.runs import folders as runs
+from spade_deploy import runs
 from spade_deploy.training.loop import train
 from tests.support.killed_runs import POINTS, Measured, setup
 from tests.support.paths import ROOT

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from spade_deploy import runs
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingError, TrainingInterruptedError
 from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.runs import folders as runs
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.spec import DiscriminatorSpec, LabelSpec, NormType
 from spade_deploy.training.config import Setup

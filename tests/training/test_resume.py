@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spade_deploy.runs import folders as runs
+from spade_deploy import runs
 from spade_deploy.spec import NormType
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.dataset import Batch

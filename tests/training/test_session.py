@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spade_deploy import runs
 from spade_deploy.errors import CheckpointError, FolderBusyError, LabelMapError, NotFoundError
 from spade_deploy.files.locks import locked
 from spade_deploy.machine.cores import usable_cores
-from spade_deploy.runs import folders as runs
 from spade_deploy.training import session
 from spade_deploy.training.records import recorder
 from spade_deploy.training.request import DataRequest, TrainRequest

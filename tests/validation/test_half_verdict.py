@@ -43,8 +43,8 @@ from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.metrics.judge import psnr_db
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import Release, release
+from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GraphKind, Precision
 from spade_deploy.validation import half_verdict, precision_search
 from spade_deploy.validation.half_emulation import EmulatedGraph

@@ -42,8 +42,8 @@ from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.metrics.judge import DiffAccumulator, Tolerance
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import release
+from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 from spade_deploy.validation import precision_search
 from spade_deploy.validation.bisection import Direction, PrecisionSearch, Trial, find_layers_to_keep

@@ -19,8 +19,8 @@ from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, ValidationFailedError
 from spade_deploy.metrics.judge import tolerance_for
 from spade_deploy.release.release import Release, release
+from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
-from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GraphKind, Precision
 from spade_deploy.validation import validate as validation
 from spade_deploy.validation.divergence import RELATIVE_LIMIT, first_divergence

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.engines.cuda.driver import Gpu
-from spade_deploy.errors import RuntimeUnavailableError, SpadeError
+from spade_deploy.errors import RuntimeUnavailableError, SpadeError, reason_of
 
 Bytes = NDArray[np.uint8]
 STREAM_CAPTURE_THREAD_LOCAL = 1
@@ -163,11 +163,6 @@ def driver_errors(device: str, doing: str) -> Iterator[None]:
         raise
     except Exception as error:  # neither library's exceptions have a public base class of their own
         raise RuntimeUnavailableError(
-            f"{device}: cannot {doing}: {first_line(error)}",
+            f"{device}: cannot {doing}: {reason_of(error)}",
             hint="after a fault of a kernel every later call fails: start the process again; `nvidia-smi` says more",
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, at most 300 characters of it; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from spade_deploy.artifact import Artifact, Graph
 from spade_deploy.engines.cuda.driver import Gpu
 from spade_deploy.engines.tensorrt.table_profile import Shape, tensor_ranges
 from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError
+from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, ShapeProfile
 
 CPU = "CPUExecutionProvider"
@@ -152,7 +152,7 @@ def cache_key(artifact: Artifact, graph: Graph, gpu: Gpu, profile: ShapeProfile 
         "precision": graph.precision,
         "profile": None if profile is None else str(profile),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return sha256_of_bytes(json.dumps(facts, sort_keys=True).encode())
 
 
 def loaded_tensorrt() -> str | None:

@@ -34,6 +34,8 @@ from spade_deploy.errors import (
     MissingDependencyError,
     RuntimeUnavailableError,
     SpadeError,
+    line_of,
+    reason_of,
 )
 from spade_deploy.lookup.tables import check_tables, graph_inputs, level_names, lookup_tensors, modulated_channels
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
@@ -152,7 +154,7 @@ class OrtRuntime:
         shapes = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in inputs.items())
         meaning = explain(str(error)) if self._binding is not None else None
         return RuntimeUnavailableError(
-            f"{self.name} failed on {shapes}: {meaning.sentence if meaning else _first_line(error)}",
+            f"{self.name} failed on {shapes}: {meaning.sentence if meaning else reason_of(error)}",
             hint=meaning.hint if meaning else "where memory ran out, a smaller --batch-size or --size helps",
         )
 
@@ -227,9 +229,9 @@ def _open_session(
                 )
         except Exception as error:  # onnxruntime's exceptions share no base class
             if provider != CPU:
-                raise _unavailable(provider, str(error) if explain(str(error)) else _first_line(error)) from error
+                raise _unavailable(provider, str(error) if explain(str(error)) else reason_of(error)) from error
             raise ArtifactError(
-                f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}",
+                f"{path}: ONNX Runtime {ort.__version__} cannot load it: {reason_of(error)}",
                 hint=f"the graph is of opset {graph.opset}: pip install --upgrade onnxruntime, or `spade export` again",
             ) from error
 
@@ -291,7 +293,7 @@ def _unavailable(provider: str, said: str) -> SpadeError:
     if meaning is not None:
         return RuntimeUnavailableError(f"{_does_not_load(provider)}: {meaning.sentence}", hint=meaning.hint)
     return RuntimeUnavailableError(
-        f"{_does_not_load(provider)}: {_last_line(said)}",
+        f"{_does_not_load(provider)}: {line_of(said, last=True) or 'it gave no reason'}",
         hint="`spade doctor` says what is missing; --backend cpu runs without it",
     )
 
@@ -302,12 +304,3 @@ def _does_not_load(provider: str) -> str:
 
 def _short(provider: str) -> str:
     return "TensorRT" if provider == TENSORRT else provider.removesuffix("ExecutionProvider")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
-def _last_line(text: str) -> str:
-    """Of a log: what was said before is what led to it."""
-    return (text.strip() or "it gave no reason").splitlines()[-1][:300]

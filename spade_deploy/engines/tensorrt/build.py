@@ -32,7 +32,7 @@ from spade_deploy.engines.tensorrt.proof import EngineLayer, Proof, engine_layer
 from spade_deploy.engines.tensorrt.store import capability_text, this_system
 from spade_deploy.engines.tensorrt.table_profile import default_profile, tensor_ranges
 from spade_deploy.errors import BuildError, ConfigError, RuntimeUnavailableError
-from spade_deploy.files.atomic import sweep
+from spade_deploy.files.temporary import sweep
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 
 

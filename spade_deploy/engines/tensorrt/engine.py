@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from spade_deploy.artifact import TensorInfo, input_tensors, output_tensors
-from spade_deploy.engines.cuda.device import DeviceMemory, first_line
+from spade_deploy.engines.cuda.device import DeviceMemory
 from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messages
 from spade_deploy.engines.tensorrt.table_profile import Shape, tensor_ranges
-from spade_deploy.errors import ArtifactError, RuntimeUnavailableError
+from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, reason_of
 from spade_deploy.lookup.tables import lookup_tensors
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, ShapeProfile
 
@@ -100,7 +100,7 @@ class Engine:
 
     def failed(self, what: str, error: Exception | None = None) -> RuntimeUnavailableError:
         """The error, with TensorRT's own words."""
-        said = self._messages.take() or (first_line(error) if error else NO_REASON)
+        said = self._messages.take() or (reason_of(error) if error else NO_REASON)
         return RuntimeUnavailableError(
             f"{self.title} {what}: {said}",
             hint="where memory ran out, an engine of a smaller --profile helps; else `spade build` it again",
@@ -113,7 +113,7 @@ class Engine:
         except Exception as raised:  # as above
             engine, error = None, raised
         if engine is None:
-            said = self._messages.take() or (first_line(error) if error else NO_REASON)
+            said = self._messages.take() or (reason_of(error) if error else NO_REASON)
             raise ArtifactError(f"{self.title} cannot load the engine: {said}", hint=_REBUILD) from error
         return engine
 

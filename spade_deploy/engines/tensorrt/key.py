@@ -6,19 +6,18 @@ make another engine.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from spade_deploy.errors import ArtifactError, ConfigError, quoted, reason_of
+from spade_deploy.errors import ArtifactError, ConfigError, reason_of
+from spade_deploy.fields import digest_of, from_json, matching, to_json
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 
 OPTIMIZATION_LEVELS = range(6)
-_CAPABILITY = re.compile(r"\d{1,3}(\.\d{1,3})?")
-_VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){2}\D?.{0,40}")
+Capability = Annotated[str, matching(r"\d{1,3}(\.\d{1,3})?", "a compute capability, such as 8.9")]
+Version = Annotated[str, matching(r"\d{1,6}(\.\d{1,6}){2}\D?.{0,40}", "a version, such as 10.8.0")]
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class BuildOptions:
         if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
             raise ConfigError(f"--workspace: {self.workspace_bytes} bytes are under 1 MiB; write it as 4GiB or 512MiB")
 
+    @classmethod
+    def from_json(cls, value: Any) -> BuildOptions:
+        """Raises ConfigError, also for an option that this version does not know: it may change what is built."""
+        return from_json(cls, value, "options")
+
 
 def parse_bytes(text: str, flag: str = "--workspace") -> int:
     """'4GiB', '512MiB' or a number of bytes. Raises ConfigError, which names the flag."""
@@ -62,9 +66,9 @@ class EngineKey:
 
     onnx_sha256: str
     flavour: Flavour
-    version: str
+    version: Version
     gpu: str
-    compute_capability: str
+    compute_capability: Capability
     system: str
     precision: Precision
     kind: GraphKind
@@ -73,46 +77,21 @@ class EngineKey:
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON, as hexadecimal."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """The SHA-256 of the key, as hexadecimal."""
+        return digest_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "profile": str(self.profile)}
+        return to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> EngineKey:
         """Raises ArtifactError for what is no key."""
         try:
-            given = {name: value[name] for name in (field.name for field in fields(cls))}
-            options = _options(given.pop("options"))
-            texts = {name: given[name] for name in ("onnx_sha256", "version", "gpu", "compute_capability", "system")}
-            if not all(isinstance(text, str) for text in texts.values()):
-                raise TypeError(f"not all of {', '.join(texts)} are texts")
-            for name, pattern in (("version", _VERSION), ("compute_capability", _CAPABILITY)):
-                if not pattern.fullmatch(texts[name]):
-                    raise ValueError(f"{name} is {quoted(texts[name])}")
-            return cls(
-                **texts,
-                flavour=Flavour(given["flavour"]),
-                precision=Precision(given["precision"]),
-                kind=GraphKind(given["kind"]),
-                profile=ShapeProfile.parse(given["profile"]),
-                options=options,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+            return from_json(cls, value, ignore_unknown=True)
+        except ConfigError as error:
             raise ArtifactError(
                 f"an engine's key cannot be read: {reason_of(error)}", hint="`spade build` makes the engine again"
             ) from error
-
-
-def _options(value: Any) -> BuildOptions:
-    options = BuildOptions(**value)
-    numbers = (options.optimization_level, options.workspace_bytes)
-    flags = (options.version_compatible, options.hardware_compatible)
-    if not all(number is None or type(number) is int for number in numbers) or not all(type(f) is bool for f in flags):
-        raise TypeError(f"options are {quoted(value)}")
-    return options
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from spade_deploy.engines.cuda.driver import require_gpu
-from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError
+from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError, line_of, reason_of
 from spade_deploy.spec import Flavour
 
 MODULES = {Flavour.TENSORRT: "tensorrt", Flavour.RTX: "tensorrt_rtx"}
@@ -65,7 +65,7 @@ def load_library(flavour: Flavour | None = None, *, gpu: Callable[[], object] = 
         module = _import_lazily_bound(name)
     except (ImportError, OSError, RuntimeError) as error:
         raise RuntimeUnavailableError(
-            f"{title} is installed but does not load: {(str(error) or repr(error)).splitlines()[0]}",
+            f"{title} is installed but does not load: {reason_of(error)}",
             hint="its libraries must be of the CUDA version that the driver runs: `spade doctor` has both",
         ) from error
     version = str(module.__version__)
@@ -94,7 +94,7 @@ def make_messages(trt: Any) -> Any:
         def take(self) -> str:
             """The first error since the last time, from which the others follow; empty where there was none."""
             errors, self.errors = self.errors, []
-            return errors[0].splitlines()[0][:500] if errors and errors[0] else ""
+            return line_of(errors[0]) if errors else ""
 
     return Messages()
 

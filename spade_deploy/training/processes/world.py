@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spade_deploy.errors import ConfigError, SpadeError, TrainingError
+from spade_deploy.errors import ConfigError, SpadeError, TrainingError, reason_of
 from spade_deploy.training.dataset import Shard
 from spade_deploy.training.processes import peers as lifeline
 from spade_deploy.training.processes.launcher import LOST, Launcher, watched_launcher
@@ -283,7 +283,7 @@ def _joined(place: World) -> World:
     except (RuntimeError, ValueError, OSError) as error:
         raise TrainingError(
             f"process {place.rank} of {place.size} does not meet the others at {host}:{port}"
-            f" within {timeout_s:.0f} s ({str(error).strip().splitlines()[0]})",
+            f" within {timeout_s:.0f} s ({reason_of(error)})",
             hint="start all of them with torchrun; every host must reach that port",
         ) from error
     line = lifeline.connect(place.rank, place.size, host, timeout_s, place.from_main)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from spade_deploy.errors import CheckpointError, ConfigError, MissingDependencyError, NotFoundError, reason_of
+from spade_deploy.fields import of_type
 from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import read_json
-from spade_deploy.images.image_file import opened
+from spade_deploy.images.opened import opened
 from spade_deploy.training.records.plots import GRID_GAP_PX, Pixels
 
 GIF_BYTES = 5_000_000
@@ -215,10 +216,11 @@ def _pixels(path: Path) -> Pixels:
 def _image_size(run: Path) -> tuple[int, int]:
     path = run / "config.json"
     try:
-        spec = read_json(path)["generator"]
-        return int(spec["height"]), int(spec["width"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        spec = of_type(read_json(path).get("generator"), dict, "generator")
+        height, width = (of_type(spec.get(side), int, f"generator: {side}") for side in ("height", "width"))
+    except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: does not tell the size of the run's images ({reason_of(error)})") from error
+    return height, width
 
 
 def _column(path: Path, column: int, height: int, width: int) -> list[Pixels]:

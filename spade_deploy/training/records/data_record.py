@@ -6,7 +6,6 @@ the files hold is judged by size and time alone: reading them all would take as 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from spade_deploy.errors import CheckpointError
 from spade_deploy.files.atomic import write_text
-from spade_deploy.files.reading import MAX_JSON_BYTES, read_regular
+from spade_deploy.files.reading import read_json, sha256_of_bytes
 
 DATA_JSON = "data.json"
 _SHOWN = 3
@@ -62,7 +61,7 @@ class DataRecord:
     def read(cls, run: Path) -> DataRecord | None:
         """What `write` left; None where there is nothing that can be read."""
         try:
-            value = json.loads(read_regular(run / DATA_JSON, MAX_JSON_BYTES))
+            value = read_json(run / DATA_JSON)
             names = tuple(str(name) for name, *_ in value["samples"])
             stamps = tuple(tuple((int(size), int(time)) for size, time in rest) for _, *rest in value["samples"])
             return cls(names, stamps, tuple(map(str, value["folders"])))
@@ -73,7 +72,7 @@ class DataRecord:
 def place_of_run(run: Path) -> Path | None:
     """Where a run lay when it was last trained, None where nothing tells."""
     try:
-        return Path(json.loads(read_regular(run / DATA_JSON, MAX_JSON_BYTES))["run"])
+        return Path(read_json(run / DATA_JSON)["run"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -134,7 +133,4 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _sha256(parts: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()
+    return sha256_of_bytes(b"".join(part.encode("utf-8", "surrogatepass") + b"\0" for part in parts))

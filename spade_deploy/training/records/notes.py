@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from spade_deploy.errors import reason_of
+
 
 class Notes:
     """One sentence about each thing; the last one said about it counts. step: the one that is recorded now."""
@@ -35,5 +37,4 @@ class Notes:
         try:
             yield
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.say(what, f"step {self.step}: {what} failed and training went on ({reason})")
+            self.say(what, f"step {self.step}: {what} failed and training went on ({reason_of(error)})")

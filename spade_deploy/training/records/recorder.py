@@ -25,8 +25,9 @@ from spade_deploy.errors import CheckpointError, TrainingError
 from spade_deploy.files.atomic import write_json, write_text
 from spade_deploy.labels.files import save_pixels
 from spade_deploy.networks.spade import to_pixels
-from spade_deploy.runs.checkpoint import TrainingState, is_finite, save_checkpoint
-from spade_deploy.runs.folders import BEST_JSON, Best, checkpoint_folder, read_best
+from spade_deploy.runs import BEST_JSON, Best, checkpoint_folder, read_best
+from spade_deploy.runs.checkpoint import TrainingState, save_checkpoint
+from spade_deploy.runs.tensors import is_finite
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.records.animation import save_gif, save_timeline
 from spade_deploy.training.records.class_counts import CLASSES_JSON, ClassCounts

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from spade_deploy.files import atomic
-from spade_deploy.runs.folders import BEST_JSON, CHECKPOINTS, read_checkpoint_info, run_checkpoints
+from spade_deploy.files import atomic, temporary
+from spade_deploy.runs import BEST_JSON, CHECKPOINTS, read_checkpoint_info, run_checkpoints
 
 SET_ASIDE = "set_aside"
 _LEFTOVER = re.compile(r"\.step_\d+\.[^.]+\.tmp")  # as version 0.1.0 and older named it
@@ -26,7 +26,7 @@ def prune(run: Path, count: int, kept: Collection[Path]) -> None:
 def sweep(run: Path) -> None:
     """Remove what killed processes left: of a checkpoint it is as large as one, and nothing reads it."""
     for folder in (run, run / CHECKPOINTS, run / "samples"):
-        atomic.sweep(folder)
+        temporary.sweep(folder)
     for folder in (run / CHECKPOINTS).glob(".step_*"):
         if _LEFTOVER.fullmatch(folder.name):
             shutil.rmtree(folder, ignore_errors=True)

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from spade_deploy import runs
 from spade_deploy.errors import ConfigError, TrainingError
 from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
-from spade_deploy.runs import folders as runs
 from spade_deploy.spec import NormType
 from spade_deploy.training import dataset, loop, session
 from spade_deploy.training.dataset import Arrays, Shard

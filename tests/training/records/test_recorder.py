@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spade_deploy import runs
 from spade_deploy.errors import (
     CheckpointError,
     ConfigError,
@@ -19,7 +20,6 @@ from spade_deploy.errors import (
     TrainingInterruptedError,
 )
 from spade_deploy.runs import checkpoint
-from spade_deploy.runs import folders as runs
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.config import Setup
@@ -208,7 +208,7 @@ class TestBest:
     @pytest.mark.parametrize("wrong", [{"step": -1}, {"value": "low"}, {"direction": "up"}, {"measured_with": None}])
     def test_a_damaged_mark_is_named(self, tmp_path: Path, wrong: dict[str, Any]) -> None:
         (tmp_path / runs.BEST_JSON).write_text(json.dumps(self.best(**wrong)))
-        with pytest.raises(CheckpointError, match=rf"best\.json: {next(iter(wrong))} is"):
+        with pytest.raises(CheckpointError, match=rf"best\.json: {next(iter(wrong))}"):
             runs.read_best(tmp_path)
         (tmp_path / runs.BEST_JSON).write_text("{")
         with pytest.raises(CheckpointError, match="cannot be read as JSON"):
@@ -217,7 +217,7 @@ class TestBest:
     def test_a_checkpoint_has_no_best(self, tmp_path: Path) -> None:
         (tmp_path / runs.CHECKPOINT_JSON).write_text("{}")
         for path in (tmp_path, tmp_path / runs.CHECKPOINT_JSON):
-            with pytest.raises(ConfigError, match=r"--best: .* is a checkpoint already"):
+            with pytest.raises(ConfigError, match=r"`best`: .* is a checkpoint already"):
                 runs.resolve_checkpoint(path, tmp_path, best=True)
 
 

@@ -1,0 +1,194 @@
+"""Opening image files that somebody else made, so that none of them takes the memory, hangs or ends the process.
+
+A regular file alone is opened; its format is told by its first bytes and not by its suffix; its size is bounded before
+anything is decoded; and whatever goes wrong inside Pillow becomes a LabelMapError that names the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL.ImageFile import ImageFile
+
+from spade_deploy.errors import LabelMapError, SpadeError, reason_of
+from spade_deploy.files.reading import open_regular
+from spade_deploy.images import png_file
+from spade_deploy.images.headers import (
+    MAX_JPEG_SCANS,
+    MAX_RLE_BYTES,
+    exif_orientation,
+    hexadecimal_exif,
+    is_run_length_bmp,
+    jpeg_scans,
+    refuse_slow_jpeg,
+    webp_chunks,
+    webp_size,
+)
+from spade_deploy.images.png_file import PngFacts
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+MAX_PIXELS = 64 * 1024 * 1024
+MAX_FILE_BYTES = 512 << 20
+"""What an uncompressed image of MAX_PIXELS with four channels of 16 bits needs."""
+
+_MAX_SCANNED_PIXELS = 20 * MAX_PIXELS  # of a progressive JPEG: pixels times scans, of which there are about ten
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts an image upright that has this EXIF orientation."""
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """A file that is open, bounded and not yet decoded."""
+
+    path: Path
+    """Where it lies."""
+
+    stream: BufferedReader
+    """Its bytes."""
+
+    image: ImageFile
+    """What Pillow makes of it."""
+
+    png: PngFacts | None = None
+    """What the chunks of a PNG file say; None of another file."""
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the pixels went through lossy compression: a JPEG, or a WebP that is not lossless."""
+        if self.image.format != "WEBP":
+            return self.image.format == "JPEG"
+        place = self.stream.tell()
+        self.stream.seek(0)
+        chunks = [name for name, _ in webp_chunks(self.stream)]
+        self.stream.seek(place)
+        return b"VP8 " in chunks
+
+    @property
+    def frames(self) -> int:
+        """How many images it holds: more than one of an animation."""
+        return self.png.frames if self.png else int(getattr(self.image, "n_frames", 1))
+
+    @property
+    def orientation(self) -> int:
+        """EXIF's: how the stored pixels are to be turned for showing, 2..8, or 1 where nothing says so."""
+        info = self.image.info
+        exif, xmp = (self.png.exif, self.png.xmp) if self.png else (b"", b"")
+        exif = exif or info.get("exif", b"") or hexadecimal_exif(info.get("Raw profile type exif", ""))
+        found = exif_orientation(exif.removeprefix(b"Exif\0\0"))
+        if found is None:
+            xmp = xmp or info.get("xmp", b"") or info.get("XML:com.adobe.xmp", "")
+            text = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
+            match = re.search(rb'tiff:Orientation(?:="|>)([1-8])', text)
+            found = int(match[1]) if match else 1
+        return found if found in TURNS else 1
+
+    def require_whole(self) -> None:
+        """Raise ValueError where the file is a PNG whose pixels are not those that were written."""
+        if self.png:
+            png_file.require_whole(self.stream, self.png)
+
+    @property
+    def size(self) -> Size:
+        """(height, width) as stored."""
+        return self.image.height, self.image.width
+
+
+@contextmanager
+def opened(path: Path, what: str) -> Iterator[ImageFile]:
+    """`opened_image` for those that need Pillow's image alone."""
+    with opened_image(path, what) as file:
+        yield file.image
+
+
+@contextmanager
+def opened_image(path: Path, what: str) -> Iterator[OpenedImage]:
+    """An image file that is open, bounded and not yet decoded. Keep the block to decoding.
+
+    Every exception of the block becomes a LabelMapError: on damaged data Pillow raises OSError, SyntaxError,
+    ValueError, struct.error, zlib.error, EOFError, IndexError, MemoryError and more, and promises no list.
+    """
+    try:
+        with open_regular(path) as stream:
+            plugin = _plugin(stream.read(16), path, what)
+            found = os.fstat(stream.fileno()).st_size
+            if found > MAX_FILE_BYTES:
+                raise LabelMapError(f"{path}: {found:,} bytes are more than the {MAX_FILE_BYTES:,} that are read")
+            facts = png_file.png_facts(stream) if plugin is PngImagePlugin.PngImageFile else None
+            if facts:
+                _refuse_large(path, facts.width, facts.height)
+            elif plugin is WebPImagePlugin.WebPImageFile:
+                _refuse_large(path, *webp_size(stream))  # its decoder takes memory for the whole canvas at once
+            elif plugin is JpegImagePlugin.JpegImageFile:
+                refuse_slow_jpeg(stream)
+            elif is_run_length_bmp(_first_bytes(stream, 34)) and found > MAX_RLE_BYTES:
+                raise ValueError(f"run-length compression, and more than {MAX_RLE_BYTES:,} bytes; save it as PNG")
+            stream.seek(0)
+            # The plugin is called directly: Image.open would emit its decompression bomb warning before our own
+            # bound can be checked, and would try formats that have no business here.
+            with plugin(stream) as image:
+                _refuse_large(path, image.width, image.height)
+                yield OpenedImage(path, stream, image, facts)
+    except SpadeError:
+        raise
+    except FileNotFoundError as error:
+        raise LabelMapError(f"{path}: there is no such file") from error
+    except Exception as error:
+        raise LabelMapError(f"{path}: the {what} is damaged or cannot be read ({reason_of(error)})") from error
+
+
+def _first_bytes(stream: BufferedReader, count: int) -> bytes:
+    stream.seek(0)
+    return stream.read(count)
+
+
+def _refuse_large(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise LabelMapError(
+            f"{path}: {width} x {height} pixels are more than the {MAX_PIXELS} that are read",
+            hint="resize it, label maps with nearest-neighbour interpolation",
+        )
+
+
+def _plugin(head: bytes, path: Path, what: str) -> type[ImageFile]:
+    if head.startswith(png_file.SIGNATURE):
+        return PngImagePlugin.PngImageFile
+    if head.startswith(b"\xff\xd8\xff"):
+        return JpegImagePlugin.JpegImageFile
+    if head.startswith(b"BM"):
+        return BmpImagePlugin.BmpImageFile
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    if not head:
+        raise LabelMapError(f"{path}: the file is empty")
+    known = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"GIF8": "GIF"}.get(head[:4])
+    found = f"a {known} file" if known else "not an image file"
+    allowed = "PNG or BMP" if what != "photo" else "PNG, JPEG, BMP or WebP"
+    raise LabelMapError(f"{path}: the {what} is {found}; allowed is {allowed}", hint="save it as PNG")
+
+
+def refuse_slow_scans(file: OpenedImage) -> None:
+    """Raise ValueError for a JPEG that goes through its pixels more often than any program makes it."""
+    if file.image.format != "JPEG" or not file.image.info.get("progressive"):
+        return
+    place = file.stream.tell()
+    scans = jpeg_scans(file.stream)
+    file.stream.seek(place)
+    if scans > MAX_JPEG_SCANS or scans * file.image.width * file.image.height > _MAX_SCANNED_PIXELS:
+        raise ValueError(f"it goes through its pixels {scans} times")
