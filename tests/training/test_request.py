@@ -8,6 +8,7 @@ import pytest
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.spec import NormType
 from spade_deploy.training import resolve
+from spade_deploy.training.config import PerceptualNetwork
 from spade_deploy.training.presets import preset
 from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.resolve import complete, new_setup, resumed_setup
@@ -101,3 +102,13 @@ def test_a_whole_request_asks_for_a_resumed_run_again(monkeypatch: pytest.Monkey
     assert resumed_setup(whole, Path("checkpoint")) == setup
     assert new_setup(whole, downloads=False) == setup
     assert "epochs" not in whole.train
+
+
+def test_a_whole_request_has_the_file_or_the_network_of_the_perceptual_loss(tmp_path: Path) -> None:
+    asked = TrainRequest(DataRequest("coco", root=tmp_path))
+    setup = new_setup(asked, downloads=False)
+    assert complete(asked, setup).perceptual == PerceptualNetwork.VGG19
+    has_file = replace(setup, train=replace(setup.train, perceptual_file=tmp_path / "vgg.pth"))
+    whole = complete(asked, has_file)
+    assert (whole.perceptual, whole.train["perceptual_file"]) == (None, tmp_path / "vgg.pth")
+    assert new_setup(whole, downloads=False) == has_file
