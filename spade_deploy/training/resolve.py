@@ -120,7 +120,7 @@ def _fixed(asked: TrainRequest, saved: Setup) -> Iterator[tuple[str, Any, Any]]:
             yield prefix + name, given[name], getattr(owner, name)
     if data.size is not None:
         yield "size", data.size, saved.data.crop_size
-    if not asked.ttur:
+    if not asked.ttur and "betas" not in places[0][0]:
         yield "no_ttur", without_ttur(saved.train).betas, saved.train.betas
     style = "segmap" if saved.generator.z_dim is None else "vae" if saved.has_encoder else "noise"
     if _has_style(asked) or asked.first_input is not None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError, SpadeError, TrainingError
+from spade_deploy.errors import ConfigError, SpadeError, TrainingError, reason_of
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.labels.earth import write_example_labels
 from spade_deploy.machine.cores import usable_cores
@@ -47,16 +47,16 @@ class RunLock:
         self._is_held = False
 
     def hold(self, run: Path) -> None:
-        """Once. Raises FolderBusyError that names who holds it, TrainingError where it cannot be written."""
+        """Take the lock unless it is held. Raises FolderBusyError that names who has it; TrainingError."""
         if self._is_held:
             return
         try:
             self._stack.enter_context(locked(run, "training this run"))
         except NotImplementedError:
-            _LOG.warning("%s: this file system knows no locks: see to it that one process alone trains there", run)
+            _LOG.warning("%s: this file system knows no locks: make sure that no other process trains there", run)
         except OSError as error:
             raise TrainingError(
-                f"{run}: cannot be written ({error.strerror or error})",
+                f"{run}: cannot be written ({reason_of(error)})",
                 hint="make room or choose another `runs` folder",
             ) from error
         self._is_held = True
@@ -185,7 +185,7 @@ def _started(
 def _begun(
     setup: Setup, runs_dir: Path, name: str | None, lock: RunLock, *, may_exist: bool
 ) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """The new run's folder, that of the example label maps, if they were written, and what is to be told."""
+    """The new run's folder, the folder of example label maps where they were written, and what is to be told."""
     if name is not None and may_exist and (runs_dir / name).is_dir():  # stopped before its first checkpoint
         run = runs_dir / name
     else:
@@ -199,7 +199,7 @@ def _begun(
         return run, None, ()
     try:
         write_example_labels(EXAMPLE_LABELS)
-    except (OSError, SpadeError) as error:  # they are for trying only
+    except (OSError, SpadeError) as error:  # training does not need them
         return run, None, (f"no label maps to try were written into {Path.cwd()} ({error})",)
     return run, EXAMPLE_LABELS, ()
 
@@ -243,7 +243,7 @@ def _setup_alone(asked: TrainRequest, runs_dir: Path, resume: str | None) -> Set
 def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: RunLock | None) -> Path | None:
     """The checkpoint to go on from; None for a new run.
 
-    lock: takes the run's before the checkpoint is chosen: who had it until now may just have written a newer one.
+    lock: it is taken before the checkpoint is chosen, since the process that had it may just have written a newer one.
     """
     if resume is None:
         return None
@@ -269,8 +269,11 @@ def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: Ru
 
 
 def _notes(setup: Setup, source: FolderSource, workers: int | None) -> tuple[str, ...]:
-    """workers: as many as were asked for; a preset's are no wish, and nothing to tell."""
-    # The preset for the embedded data is meant to train without VGG weights: nothing to tell.
+    """What is to be told of a run before it begins.
+
+    workers: as many as were asked for; None where the preset says how many, which nobody asked for.
+    """
+    # The preset for the embedded data is meant to train without VGG weights, so nothing is missing.
     about_losses = () if setup.data.preset == "earth" else presets.notes(setup.train)
     cores = usable_cores()
     about_workers: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ from spade_deploy.commands.options import command
 from spade_deploy.commands.request_options import options_of, request_from
 from spade_deploy.errors import ConfigError
 from spade_deploy.evaluation.request import EvalRequest
+from spade_deploy.printable import printable
 from spade_deploy.spec import Architecture, NormType, Upsampling
 from spade_deploy.training.config import Amp, GanMode, Modulation, PerceptualNetwork, Setup
 from spade_deploy.training.presets import PRESETS, preset
@@ -120,9 +121,12 @@ class TestRoundTrip:
         ],
     )
     def test_what_was_changed(self, asked: TrainRequest, tmp_path: Path) -> None:
-        again = read("--config", written(tmp_path, asked))
+        whole = written(tmp_path, asked)
+        again = read("--config", whole)
         assert setup_of(again) == setup_of(asked)
         assert again.ttur == asked.ttur
+        text = whole.read_text(encoding="utf-8")
+        assert printable(text) == text, "it may be printed on a terminal"
 
     def test_what_is_printed_is_every_setting_with_its_help(self, tmp_path: Path) -> None:
         text = written(tmp_path, TrainRequest()).read_text(encoding="utf-8")
@@ -249,6 +253,10 @@ class TestRefusals:
             assert f"error: {said}" in done.stderr.replace("\n", " ")
             told = "next: correct it in a.yaml, or give the flag, which wins" in done.stderr
             assert told is ("a.yaml" in said)
+        Path("a.yaml").write_text("vae: true\n")
+        done = CliRunner().invoke(app, ["train", "--config", "a.yaml", "--first-input", "noise", "--print-config"])
+        assert "error: vae (a.yaml, line 1) contradicts --first-input noise" in done.stderr
+        assert "next: leave one of the two out" in done.stderr, "a hint of its own stays"
 
     @pytest.mark.parametrize(
         ("make", "said"),

@@ -115,8 +115,19 @@ def test_what_is_not_typed_is_the_default_or_not_asked() -> None:
 
 def test_the_help_has_groups_defaults_and_order() -> None:
     text = run("--help").text
-    for part in ("Try it.", "Looks", "<red|blue>", "[default: red]", "--fast", "--no-fast", "[default: 3]"):
+    for part in (
+        "Try it.",
+        "How many.",
+        "What is read.",
+        "Looks",
+        "<red|blue>",
+        "[default: red]",
+        "--fast",
+        "--no-fast",
+        "[default: 3]",
+    ):
         assert part in text, part
+    assert re.search(r"--no-fast.*<bool>", text)
     assert "64" not in text, "what is only asked for has no default"
     assert [*re.findall(r"--(count|name|inner-size|channels|loud|runs)\b", text)] == [
         *("count", "name", "inner-size", "channels", "loud", "runs")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ import pytest
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.spec import NormType
 from spade_deploy.training import resolve
+from spade_deploy.training.config import PerceptualNetwork
 from spade_deploy.training.presets import preset
 from spade_deploy.training.request import DataRequest, TrainRequest
-from spade_deploy.training.resolve import new_setup, resumed_setup
+from spade_deploy.training.resolve import complete, new_setup, resumed_setup
 
 
 def test_nothing_asked_is_the_earth_preset() -> None:
@@ -70,6 +72,9 @@ def test_contradictions_name_the_flag(request_: TrainRequest, flag: str) -> None
         (TrainRequest(generator={"norm": NormType.BATCH}), "`norm`"),
         (TrainRequest(data=DataRequest(has_dontcare=True)), "`has_dontcare`"),
         (TrainRequest(ttur=False), "`no_ttur`"),
+        (TrainRequest(discriminator={"base_channels": 3}), "`discriminator.base_channels` 3"),
+        (TrainRequest(vae=True), "`vae`"),
+        (TrainRequest(data=DataRequest(size=(64, 96))), "`size` 64x96"),
     ],
 )
 def test_a_resumed_run_keeps_what_a_step_depends_on(
@@ -80,6 +85,30 @@ def test_a_resumed_run_keeps_what_a_step_depends_on(
         resumed_setup(asked, Path("checkpoint"))
     same = TrainRequest(DataRequest("earth"), train={"batch_size": 4}, generator={"base_channels": 16})
     assert resumed_setup(same, Path("checkpoint")) == preset("earth")
+    other = replace(preset("earth"), train=replace(preset("earth").train, betas=(0.1, 0.9)))
+    monkeypatch.setattr(resolve, "load_setup", lambda _: other)
+    assert resumed_setup(TrainRequest(ttur=False, train={"betas": (0.1, 0.9)}), Path("checkpoint")) == other
+    monkeypatch.setattr(resolve, "load_setup", lambda _: preset("earth"))
     longer = resumed_setup(TrainRequest(train={"steps": 900, "save_every": 9}), Path("checkpoint"))
     assert (longer.train.steps, longer.train.save_every) == (900, 9)
     assert longer.generator == preset("earth").generator
+
+
+def test_a_whole_request_asks_for_a_resumed_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = preset("earth", size=(64, 64))
+    monkeypatch.setattr(resolve, "load_setup", lambda _: saved)
+    setup = resumed_setup(TrainRequest(train={"steps": 900}), Path("checkpoint"))
+    whole = complete(TrainRequest(), setup)
+    assert resumed_setup(whole, Path("checkpoint")) == setup
+    assert new_setup(whole, downloads=False) == setup
+    assert "epochs" not in whole.train
+
+
+def test_a_whole_request_has_the_file_or_the_network_of_the_perceptual_loss(tmp_path: Path) -> None:
+    asked = TrainRequest(DataRequest("coco", root=tmp_path))
+    setup = new_setup(asked, downloads=False)
+    assert complete(asked, setup).perceptual == PerceptualNetwork.VGG19
+    has_file = replace(setup, train=replace(setup.train, perceptual_file=tmp_path / "vgg.pth"))
+    whole = complete(asked, has_file)
+    assert (whole.perceptual, whole.train["perceptual_file"]) == (None, tmp_path / "vgg.pth")
+    assert new_setup(whole, downloads=False) == has_file
