@@ -11,21 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
-from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, one_by_one
 from spade_deploy.export.build import build_model, model_inputs
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.pipeline import rounding_error, run_reference
 from spade_deploy.export.precision import unit_ranges, units_to_keep
 from spade_deploy.export.spade import DeployModel
-from spade_deploy.metrics.judge import DiffAccumulator, decided_only, logit_margin, tolerance_for, too_undecided
+from spade_deploy.metrics.judge import Judge
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap, to_pixels
-from spade_deploy.spec import GraphKind, Precision, RoundingError
+from spade_deploy.spec import GraphKind, LabelSpec, Precision, RoundingError
 
 FP16_AT_MOST = 2.0
 """Times the mean error of PyTorch's own half precision."""
@@ -38,6 +37,7 @@ Run = Callable[[Arrays], Arrays]
 class Reference:
     """The golden maps, what the untouched module makes of them, and what rounding alone costs it."""
 
+    labels: LabelSpec
     inputs: Arrays
     outputs: Arrays
     rounding: RoundingError
@@ -45,30 +45,19 @@ class Reference:
     @classmethod
     def of(cls, setting: Setting) -> Reference:
         outputs = run_reference(setting.generator, setting.golden)
-        return cls(setting.golden, outputs, rounding_error(setting.generator, setting.golden, outputs[LOGITS]))
+        rounding = rounding_error(setting.generator, setting.golden, outputs[LOGITS])
+        return cls(setting.spec.labels, setting.golden, outputs, rounding)
 
     def judge(self, run: Run, precision: Precision) -> tuple[dict[str, float | None], tuple[str, ...]]:
         """(Errors of the image in [-1, 1], what is wrong with them by the precision's stated tolerance)."""
-        found = [run({name: array[n : n + 1] for name, array in self.inputs.items()}) for n in range(self.count)]
-        image, pixels = (np.concatenate([one[name] for one in found]) for name in (IMAGE, PIXELS))
-        error = np.abs(image.astype(np.float64) - self.outputs[IMAGE])
-        mean_square = float(np.square(error).mean())
-        figures: dict[str, float | None] = {
-            "max_abs": _finite(float(error.max())),
-            "mean_abs": _finite(float(error.mean())),
-            "psnr_db": _finite(float(10 * np.log10(4 / mean_square))) if mean_square > 0 else None,
-        }
-        trusted = (self.outputs[IMAGE], self.outputs[PIXELS])
-        margin = logit_margin(precision, self.rounding)
-        decided, share = decided_only(self.outputs[LOGITS], margin, trusted, (image, pixels))
-        judged = DiffAccumulator(tuple(map(str, range(int(self.inputs[LABEL].max()) + 1))))
-        judged.add(self.inputs[LABEL], trusted, decided)
-        failures = judged.result().failures(tolerance_for(precision, self.rounding)) + too_undecided(share)
-        return figures, tuple(failures)
-
-    @property
-    def count(self) -> int:
-        return len(self.inputs[LABEL])
+        judge = Judge(self.labels, precision, self.rounding)
+        for inputs, expected in zip(one_by_one(self.inputs), one_by_one(self.outputs), strict=True):
+            judge.add(inputs[LABEL], expected, run(inputs))
+        verdict = judge.verdict()
+        if not verdict.diff.finite:
+            return dict.fromkeys(("max_abs", "mean_abs", "psnr_db")), verdict.failures
+        figures = {name: getattr(verdict.diff, name) for name in ("max_abs", "mean_abs", "psnr_db")}
+        return figures, verdict.failures
 
 
 def run_numerics(setting: Setting, book: Book) -> None:
@@ -176,8 +165,3 @@ def exact_float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if np.isfinite(value) else None

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
-from spade_deploy.errors import ConfigError, LabelMapError
+from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.size import checked_size
-from spade_deploy.labels.files import read_instance_map, read_label_map, resize_nearest
-from spade_deploy.labels.layouts import Problem
-from spade_deploy.labels.pairs import find_label_maps
+from spade_deploy.labels.files import resize_nearest
+from spade_deploy.labels.find import find_label_maps
+from spade_deploy.labels.pairs import read_maps, require_instances
 from spade_deploy.lookup.tables import pixel_codes
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec
 
@@ -65,15 +65,14 @@ def folder_cases(
     if not spec.labels.has_edges and instances is not None:
         raise ConfigError("`instances`: this model has no edge channel", hint="leave the flag out")
     found = find_label_maps(labels, instances, spec.labels)
-    if spec.labels.has_edges and instances is None and not found.has_instances:
-        raise ConfigError("`instances` is needed: this model has an edge channel, made of instance maps")
+    if instances is None:
+        require_instances(found, spec.labels)
     maps = []
     for number, sample in enumerate(found.in_order[:most]):
-        if isinstance(sample, Problem):  # what is measured is said, so nothing is left out of it
-            raise LabelMapError(f"{sample.path}: {sample.message}")
-        one: Arrays = {LABEL: read_label_map(sample.label, spec.labels, target)[None]}
-        if sample.instance is not None:
-            one[INSTANCE] = read_instance_map(sample.instance, target)[None]
+        label, instance = read_maps(sample, spec.labels, target)  # nothing that was asked for is left out
+        one: Arrays = {LABEL: label[None]}
+        if instance is not None:
+            one[INSTANCE] = instance[None]
         if spec.z_dim is not None:
             one[Z] = np.random.default_rng(number).standard_normal((1, spec.z_dim)).astype(np.float32)
         maps.append(one)

@@ -1,21 +1,17 @@
-"""Validation first: a candidate's answers to the golden inputs against what the untouched module made of them."""
+"""Validation first: what a candidate makes of the golden inputs is held to what the untouched module made of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Golden, Graph
+from spade_deploy.artifact import LABEL, Arrays, Artifact, Golden, Graph
 from spade_deploy.bench.candidates import Candidate
-from spade_deploy.metrics.judge import (
-    Judge,
-    Tolerance,
-    logit_margin,
-    tolerance_for,
-)
+from spade_deploy.metrics.judge import Judge
+from spade_deploy.metrics.tolerances import Tolerance, tolerance_for
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CandidateVerdict:
     """How a candidate's images were judged, over the values that rounding does not decide."""
 
     max_abs: float | None
@@ -31,20 +27,16 @@ class Verdict:
     """What is wrong, a sentence each; none where the images are right."""
 
 
-def judge(artifact: Artifact, candidate: Candidate, golden: Golden, found: Arrays) -> Verdict:
+def judge(artifact: Artifact, candidate: Candidate, golden: Golden, found: Arrays) -> CandidateVerdict:
     """Hold a candidate to the tolerance of its precision, as `spade validate` does. found: `image` and `pixels`."""
-    expected, labels = golden.outputs, artifact.manifest.generator.labels
-    for name in (IMAGE, PIXELS):
-        if found[name].shape != expected[name].shape:
-            return Verdict(None, None, None, (f"{name} has shape {found[name].shape}, not {expected[name].shape}",))
-    rounding = artifact.manifest.rounding
-    trusted = (expected[IMAGE], expected[PIXELS])
-    held = Judge(tuple(map(str, range(labels.num_ids))), logit_margin(candidate.precision, rounding))
-    held.add(golden.inputs[LABEL], expected[LOGITS], trusted, (found[IMAGE], found[PIXELS]))
-    diff, failures = held.result(), held.failures(_tolerance(artifact, candidate))
-    if not diff.finite:
-        return Verdict(None, None, None, tuple(failures))
-    return Verdict(diff.max_abs, diff.mean_abs, diff.psnr_db, tuple(failures))
+    manifest = artifact.manifest
+    one = Judge(manifest.generator.labels, candidate.precision, manifest.rounding, _tolerance(artifact, candidate))
+    one.add(golden.inputs[LABEL], golden.outputs, found)
+    verdict = one.verdict()
+    figures = verdict.decided
+    if not figures.finite:
+        return CandidateVerdict(None, None, None, verdict.failures)
+    return CandidateVerdict(figures.max_abs, figures.mean_abs, figures.psnr_db, verdict.failures)
 
 
 def _tolerance(artifact: Artifact, candidate: Candidate) -> Tolerance:

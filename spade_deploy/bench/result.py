@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spade_deploy.bench.candidates import Candidate, Kind
-from spade_deploy.bench.judging import Verdict
+from spade_deploy.bench.judging import CandidateVerdict
 from spade_deploy.errors import ValidationFailedError
 from spade_deploy.spec import GraphKind, Precision
 
@@ -133,7 +133,7 @@ class Entry:
     hint: str | None = None
     """What to do about it."""
 
-    verdict: Verdict | None = None
+    verdict: CandidateVerdict | None = None
     """How its images were judged; None for a bound, which has no image."""
 
     cold_start: ColdStart | None = None

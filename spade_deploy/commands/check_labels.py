@@ -17,8 +17,8 @@ from spade_deploy.printable import one_line
 
 if TYPE_CHECKING:
     from spade_deploy.labels.check_request import CheckLabelsRequest
+    from spade_deploy.labels.findings import LintReport
     from spade_deploy.labels.fix import FixResult
-    from spade_deploy.labels.lint import LintReport
     from spade_deploy.spec import LabelSpec
 
 
@@ -66,8 +66,7 @@ def _print_findings(found: LintReport) -> None:
 
 def _fix(found: LintReport, target: Path, labels: LabelSpec) -> list[FixResult]:
     """Write the corrected copy, and say what became of each file that was not just copied."""
-    from spade_deploy.labels.fix import FixAction
-    from spade_deploy.labels.lint import fix_labels
+    from spade_deploy.labels.fix import FixAction, fix_labels
 
     with locked(target, "writing label maps", file=beside(target, LOCK)), count_bar() as progress:
         fixed = fix_labels(found, target, labels, progress=progress)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from spade_deploy.bench import BenchResult
     from spade_deploy.engines.tensorrt.build import BuiltEngine
-    from spade_deploy.labels.lint import LintReport
-    from spade_deploy.validation.validate import ValidationReport
+    from spade_deploy.labels.findings import LintReport
+    from spade_deploy.validation.report import ValidationReport
 
 
 SHOWN_FINDINGS = 500

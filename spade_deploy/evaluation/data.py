@@ -6,47 +6,24 @@ cropped nor mirrored. The embedded tiles are cut at that size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from spade_deploy.errors import ConfigError, DatasetError, LabelMapError
-from spade_deploy.images.image_file import Size, read_photo, size_beside
-from spade_deploy.labels import earth
-from spade_deploy.labels.files import label_dtype, read_instance_map, read_label_map
-from spade_deploy.labels.layouts import DataConfig, find_samples
-from spade_deploy.labels.layouts import Sample as SampleFiles
+from spade_deploy.errors import DatasetError
+from spade_deploy.images.image_file import Size
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.pairs import find_samples
+from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
 from spade_deploy.spec import LabelSpec
 
 
 @dataclass(frozen=True)
-class Sample:
-    """index: of its set. label H x W ids, instance H x W int32 or None, photo H x W x 3 uint8."""
+class Sample(SampleArrays):
+    """One sample of a set."""
 
     index: int
+    """Of its set."""
     stem: str
-    label: NDArray[Any]
-    instance: NDArray[np.int32] | None
-    photo: NDArray[np.uint8]
-
-
-class SampleSet(Protocol):
-    """A split of a data set at one size. name: 'test split'. problems: a sentence for each file of no sample."""
-
-    name: str
-    problems: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def stem(self, index: int) -> str: ...
-
-    def load(self, index: int) -> Sample:
-        """Raises LabelMapError where the sample cannot be used."""
-        ...
 
 
 def held_out_split(config: DataConfig) -> str:
@@ -54,7 +31,7 @@ def held_out_split(config: DataConfig) -> str:
 
     Cityscapes' test labels are not public. Raises DatasetError where no split has samples.
     """
-    if config.preset == "earth" and config.root is None:
+    if is_embedded(config):
         return "test"
     candidates = ["val"] if config.preset == "cityscapes" else ["test", "val"]
     for split in (*candidates, "train"):
@@ -66,7 +43,7 @@ def held_out_split(config: DataConfig) -> str:
     find_samples(config, config.evaluation_split)  # says what is missing
     raise DatasetError(
         f"{config.root or config.labels_dir}: evaluation needs photos, and there are none",
-        hint="name their folder with --images DIR",
+        hint="name their folder with `images_dir`",
     )
 
 
@@ -77,19 +54,13 @@ def has_one_set(config: DataConfig) -> bool:
 
 def open_set(config: DataConfig, split: str, labels: LabelSpec, size: Size) -> SampleSet:
     """Raises ConfigError for an unknown split, DatasetError where it has no samples, or not what `labels` needs."""
-    if config.preset == "earth" and config.root is None:
-        return _EarthSet(split, labels, size)
-    pairing = find_samples(config, split)
-    samples = tuple(sample for sample in pairing.samples if sample.photo is not None)
-    if not samples:
+    if is_embedded(config):
+        return SampleSet(f"{split} split", EarthSamples(split, labels, size))
+    found = find_samples(config, split)
+    with_photos = replace(found, samples=tuple(sample for sample in found.samples if sample.photo is not None))
+    if not with_photos.samples:
         raise DatasetError(f"{config.root or config.labels_dir}: the {split} split has no photos")
-    if labels.has_edges and any(sample.instance is None for sample in samples):
-        raise DatasetError(
-            f"{samples[0].label}: a model with an edge channel needs instance maps",
-            hint="name their folder with --instances DIR",
-        )
-    problems = tuple(f"{problem.path}: {problem.message}" for problem in pairing.problems)
-    return _FileSet("given files" if has_one_set(config) else f"{split} split", samples, problems, labels, size)
+    return SampleSet("given files" if has_one_set(config) else f"{split} split", FileSamples(with_photos, labels, size))
 
 
 def evenly(count: int, wanted: int | None) -> list[int]:
@@ -98,58 +69,26 @@ def evenly(count: int, wanted: int | None) -> list[int]:
     return [index * count // wanted for index in range(wanted)]
 
 
-class _FileSet:
-    def __init__(
-        self, name: str, samples: Sequence[SampleFiles], problems: tuple[str, ...], labels: LabelSpec, size: Size
-    ) -> None:
+class SampleSet:
+    """A split of a data set at one size."""
+
+    def __init__(self, name: str, samples: Samples) -> None:
         self.name = name
-        self.problems = problems
-        self._samples, self._labels, self._size = samples, labels, size
+        """For people: 'test split'."""
+        self.problems = samples.problems
+        """A sentence for each file that is in no sample."""
+        self._samples = samples
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def stem(self, index: int) -> str:
-        return self._samples[index].stem
+        return self._samples.stem(index)
 
     def load(self, index: int) -> Sample:
-        files, labels, size = self._samples[index], self._labels, self._size
-        photo = files.photo
-        if photo is None:
-            raise LabelMapError(f"{files.label}: has no photo")
-        for path, is_photo in ((photo, True), (files.instance if labels.has_edges else None, False)):
-            if path is not None and (problem := size_beside(files.label, path, is_photo=is_photo)):
-                raise LabelMapError(f"{files.label}: {problem}")
-        instance = read_instance_map(files.instance, size) if labels.has_edges and files.instance else None
-        return Sample(index, files.stem, read_label_map(files.label, labels, size), instance, read_photo(photo, size))
-
-
-class _EarthSet:
-    def __init__(self, split: str, labels: LabelSpec, size: Size) -> None:
-        own = earth.earth_labels()
-        if labels.num_ids != own.num_ids or labels.has_edges:
-            raise ConfigError(
-                f"--preset earth: has {own.num_ids} labels without dontcare and edges, the model"
-                f" {labels.num_channels} channels"
-            )
-        if size[0] != size[1]:
-            raise ConfigError(f"--size: earth tiles are square, not {size[0]} x {size[1]}")
-        self.name = f"{split} split"
-        self.problems: tuple[str, ...] = ()
-        self._tiles = earth.earth_tiles(split, size[0], max(1, size[0] // 2))
-        if not self._tiles:
-            raise DatasetError(f"the {split} split of earth has no tiles of {size[0]} pixels", hint="--size 128")
-        self._labels = labels
-
-    def __len__(self) -> int:
-        return len(self._tiles)
-
-    def stem(self, index: int) -> str:
-        return self._tiles[index].stem
-
-    def load(self, index: int) -> Sample:
-        label, photo = earth.cut(self._tiles[index])
-        return Sample(index, self.stem(index), label.astype(label_dtype(self._labels)), None, photo)
+        """Raises LabelMapError where the sample cannot be used."""
+        found = self._samples.load(index)
+        return Sample(found.label, found.instance, found.photo, index, self.stem(index))
 
 
 def described(config: DataConfig) -> str:

@@ -61,11 +61,11 @@ class Model:
             return
         if not spec.is_dynamic:
             raise ConfigError(
-                f"--size: {self.name} makes {spec.height} x {spec.width} alone (its style vector fixes it)"
+                f"`size`: {self.name} makes {spec.height} x {spec.width} alone (its style vector fixes it)"
             )
         for side in size:
             if not spec.takes_side(side):
-                raise ConfigError(f"--size: {side} is not a {spec.side_rule}, as {self.name} needs")
+                raise ConfigError(f"`size`: {side} is not a {spec.side_rule}, as {self.name} needs")
 
 
 class Images(ExitStack, ABC):
@@ -124,7 +124,7 @@ def _find(path: Path, runs_dir: Path, best: bool) -> Model:
     folder = path.parent if path.is_file() and path.name in _MARKS else path
     is_run = (folder / runs.CHECKPOINTS).is_dir()
     if best and not is_run:
-        raise ConfigError(f"--best: {path} is no run: only a run has a best checkpoint", hint="leave --best out")
+        raise ConfigError(f"`best`: {path} is no run: only a run has a best checkpoint", hint="leave `best` out")
     if (folder / runs.MANIFEST_JSON).is_file():
         return _artifact(runs.resolve_artifact(folder, runs_dir), runs_dir)
     if any((folder / name).exists() for name in (runs.CHECKPOINTS, runs.CHECKPOINT_JSON, runs.GENERATOR_FILE)):
@@ -163,7 +163,7 @@ def _data_of(info: runs.CheckpointInfo) -> DataConfig | None:
         return None
     try:
         return DataConfig.from_json(info.data)
-    except ConfigError:  # of another version: then the command asks for --data
+    except ConfigError:  # of another version: then the command asks which data to use
         return None
 
 
@@ -182,10 +182,10 @@ class _CheckpointImages(Images):
                 hint="pip install 'spade-deploy[train]', or evaluate the artifact that `spade export` makes of it",
             ) from error
         if backend not in (Backend.AUTO, Backend.CPU, Backend.CUDA):
-            raise ConfigError(f"--backend: {backend} runs artifacts; {path} is a checkpoint")
+            raise ConfigError(f"`backend`: {backend} runs artifacts; {path} is a checkpoint")
         has_cuda = torch.cuda.is_available()
         if backend is Backend.CUDA and not has_cuda:
-            raise ConfigError(f"--backend: PyTorch {torch.__version__} sees no CUDA device", hint="use --backend cpu")
+            raise ConfigError(f"`backend`: PyTorch {torch.__version__} sees no CUDA device", hint="use `backend` cpu")
         self._name = str(path)
         self._device = torch.device("cuda" if has_cuda and backend is not Backend.CPU else "cpu")
         loaded = load_generator(path)

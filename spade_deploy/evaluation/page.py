@@ -99,7 +99,7 @@ def write_report(result: EvalResult, out: Path) -> tuple[Path, ...]:
             (out / HTML_FILE).unlink(missing_ok=True)  # an older page beside newer figures would mislead
     except OSError as error:
         raise SpadeError(
-            f"{out}: the report cannot be written ({error})", hint="choose another folder: --out"
+            f"{out}: the report cannot be written ({error})", hint="choose another folder: `out`"
         ) from error
     return tuple(files)
 

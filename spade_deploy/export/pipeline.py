@@ -38,7 +38,7 @@ from spade_deploy.export.int8.write import Int8Summary, write_int8_graphs
 from spade_deploy.export.onnx_file import OPSET, write_onnx
 from spade_deploy.export.precision import always_fp32, kept_units, measure_ranges
 from spade_deploy.export.stress_maps import StressMap
-from spade_deploy.metrics.judge import FP32_FACTOR, is_undecided
+from spade_deploy.metrics.tolerances import FP32_FACTOR, is_undecided
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import make_segmap, to_pixels

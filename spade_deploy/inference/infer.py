@@ -16,7 +16,8 @@ from spade_deploy.inference.plan import Failure, make_plan
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.inference.size import checked_size
 from spade_deploy.inference.style import style_vector
-from spade_deploy.labels.pairs import find_label_maps
+from spade_deploy.labels.find import find_label_maps
+from spade_deploy.labels.pairs import require_instances
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, ResizePolicy
 
@@ -76,12 +77,9 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
     found = find_label_maps(
         labels, request.instances, spec.labels, preset=request.preset, no_instances=request.no_instances
     )
-    has_instances = request.instances is not None or found.has_instances
-    if spec.labels.has_edges and not has_instances and not request.no_instances:
-        raise ConfigError(
-            "`instances`: this model has an edge channel, made of instance maps",
-            hint="give their folder, or `no_instances` to leave the edge channel empty (looks worse)",
-        )
+    if request.instances is None and not request.no_instances:
+        hint = "give their folder, or `no_instances` to leave the edge channel empty (looks worse)"
+        require_instances(found, spec.labels, "`instances`", hint)
     plan = make_plan(labels, found, request.out, request.image_format, request.overwrite)
     tally = Tally(len(plan.jobs), list(plan.failures), progress)
     runtime_name = ""

@@ -9,7 +9,7 @@ from spade_deploy.errors import ConfigError, LabelMapError
 from spade_deploy.inference.request import RESULT_SUFFIXES
 from spade_deploy.inference.results import is_done
 from spade_deploy.labels.files import is_image_name
-from spade_deploy.labels.layouts import Pairing
+from spade_deploy.labels.pairs import Pairing
 
 
 @dataclass(frozen=True)

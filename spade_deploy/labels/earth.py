@@ -36,13 +36,17 @@ _MIN_LAND, _MIN_CLASSES, _MIN_SHARE = 0.25, 3, 0.02
 
 @dataclass(frozen=True)
 class Tile:
-    """A square of the world map: `size` pixels from row `top` and column `left`."""
+    """A square of the world map."""
 
     split: str
     index: int
+    """Of its split."""
     top: int
+    """The first row, in pixels of the world map."""
     left: int
+    """The first column."""
     size: int
+    """Rows and columns."""
 
     @property
     def stem(self) -> str:
@@ -63,9 +67,9 @@ def earth_tiles(split: str, size: int = 128, stride: int = 64) -> tuple[Tile, ..
     Raises ConfigError.
     """
     if split not in SPLITS:
-        raise ConfigError(f"--split: {split!r} is not one of {', '.join(SPLITS)}")
+        raise ConfigError(f"`split`: {split!r} is not one of {', '.join(SPLITS)}")
     if not 16 <= size <= _BAND or stride < 1:
-        raise ConfigError(f"--size: earth tiles of {size} pixels at stride {stride}; allowed are 16..{_BAND} and 1..")
+        raise ConfigError(f"`size`: earth tiles of {size} pixels at stride {stride}; allowed are 16..{_BAND} and 1..")
     labels, _ = _world()
     corners = (
         (top, left)

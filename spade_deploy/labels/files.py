@@ -28,11 +28,14 @@ LabelIds = NDArray[Any]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 """What is listed as an image; formats among them that are not read (TIFF, GIF) get an error instead of silence."""
 FOLDER = "a folder"
-CHECK_HINT = "spade check-labels DIR shows every such file; --fix OUT converts those that can be converted"
+CHECK_HINT = (
+    "spade check-labels DIR shows every such file;"
+    " spade check-labels DIR --fix OUT converts those that can be converted"
+)
 
 PALETTE_HINT = (
-    "spade check-labels DIR --fix OUT takes the colours; where the indices are meant, --ignore palette-order --fix OUT"
-    " writes those"
+    "spade check-labels DIR --fix OUT takes the colours; where the indices are meant, spade check-labels DIR"
+    " --ignore palette-order --fix OUT writes those"
 )
 
 _SHOWN_IDS = 5

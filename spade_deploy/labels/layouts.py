@@ -1,18 +1,17 @@
-"""Data sets on disk: where the files of each known layout lie, and which of them belong together.
+"""Data sets on disk: which there are, and where the files of each known layout lie.
 
-Only names are looked at here; no file is opened. What does not pair is reported file by file, never dropped silently.
+Only names are looked at here; no file is opened. Which files belong together is decided in `pairs.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import ConfigError, DatasetError
 from spade_deploy.images.image_file import Size
-from spade_deploy.labels.files import FOLDER, is_image_name, what_else
 
 PRESET_SPLITS: dict[str, tuple[str, ...]] = {
     "earth": ("train", "val", "test"),
@@ -38,54 +37,52 @@ CITYSCAPES_INSTANCES = "_gtFine_instanceIds.png"
 CITYSCAPES_PHOTOS = "_leftImg8bit.png"
 """How the official files' names end."""
 
-JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
-_WHAT = {"photo": "photo", "instance": "instance map"}
-
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, where it lies, and how its images become training samples.
-
-    preset: a key of PRESET_SPLITS. earth without a root is the embedded data set.
-    root: folder in the preset's official layout; custom and earth: ROOT/{train,val,test}/{labels,images,instances}.
-    labels_dir, images_dir, instances_dir: of custom instead of a root; one set of files that serves every split.
-    load_size: samples are resized to it. crop_size: then cropped to it, at random; evaluation resizes to it directly.
-    flip: mirror half of the training samples.
-    """
+    """Which data set, where it lies, and how its images become training samples."""
 
     preset: str = "earth"
+    """A key of PRESET_SPLITS. Earth without a root is the embedded data set."""
     root: Path | None = None
+    """A folder in the preset's official layout; custom and earth: ROOT/{train,val,test}/{labels,images,instances}."""
     labels_dir: Path | None = None
+    """Label maps of the preset custom, instead of a root; one set of files serves every split then."""
     images_dir: Path | None = None
+    """Their photos."""
     instances_dir: Path | None = None
+    """Their instance maps."""
     load_size: Size = (128, 128)
+    """(height, width) that training samples are resized to."""
     crop_size: Size = (128, 128)
+    """(height, width) that they are then cropped to, at random; evaluation resizes to it directly."""
     flip: bool = True
+    """Whether half of the training samples are mirrored."""
 
     def __post_init__(self) -> None:
         if self.preset not in PRESET_SPLITS:
-            raise ConfigError(f"--preset: {self.preset!r} is not one of {', '.join(PRESET_SPLITS)}")
-        given = {"--labels": self.labels_dir, "--images": self.images_dir, "--instances": self.instances_dir}
-        folders = [flag for flag, folder in given.items() if folder is not None]
+            raise unknown_preset(self.preset)
+        given = {name: getattr(self, name) for name in ("labels_dir", "images_dir", "instances_dir")}
+        folders = [name for name, folder in given.items() if folder is not None]
         if self.preset != "custom" and folders:
-            raise ConfigError(f"{folders[0]}: the preset {self.preset} takes --data ROOT", hint="use --preset custom")
+            raise ConfigError(f"`{folders[0]}`: the preset {self.preset} takes `root`", hint="use `preset` custom")
         if self.preset == "custom" and (self.root is None) == (self.labels_dir is None):
-            raise ConfigError("--preset custom: needs either --data ROOT or --labels DIR (and --images DIR)")
+            raise ConfigError("`preset` custom: needs either `root` or `labels_dir` (and `images_dir`)")
         if self.root is not None and folders:
-            raise ConfigError(f"{folders[0]}: contradicts --data {self.root}; give one of them")
+            raise ConfigError(f"`{folders[0]}`: contradicts `root` {self.root}; give one of them")
         if self.preset not in ("custom", "earth") and self.root is None:
-            raise ConfigError(f"--preset {self.preset}: needs the data set's folder, --data ROOT")
-        for flag, size in (("load size", self.load_size), ("--size", self.crop_size)):
+            raise ConfigError(f"`preset` {self.preset}: needs the data set's folder, `root`")
+        for name, size in (("load_size", self.load_size), ("crop_size", self.crop_size)):
             if len(size) != 2 or not all(1 <= side <= 8192 for side in size):
-                raise ConfigError(f"{flag}: {size} is not (height, width) in 1..8192 pixels")
+                raise ConfigError(f"`{name}`: {size} is not (height, width) in 1..8192 pixels")
         if self.crop_size[0] > self.load_size[0] or self.crop_size[1] > self.load_size[1]:
-            raise ConfigError(f"--size: the crop {self.crop_size} is larger than the load size {self.load_size}")
+            raise ConfigError(f"`crop_size`: the crop {self.crop_size} is larger than the load size {self.load_size}")
 
     @classmethod
     def for_preset(cls, preset: str, *, crop_size: Size | None = None, **given: Any) -> DataConfig:
         """A config with the preset's sizes; another crop_size scales the load size along (286 : 256 stays)."""
         if preset not in PRESET_SIZES:
-            raise ConfigError(f"--preset: {preset!r} is not one of {', '.join(PRESET_SIZES)}")
+            raise unknown_preset(preset)
         load, crop = PRESET_SIZES[preset]
         if crop_size is not None:
             load = (-(-crop_size[0] * load[0] // crop[0]), -(-crop_size[1] * load[1] // crop[1]))
@@ -118,207 +115,41 @@ class DataConfig:
         return cls(**{name: _from_jsonable(name, entry) for name, entry in value.items()})
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Files that belong together. photo or instance is None where the data set has none."""
-
-    stem: str
-    label: Path
-    photo: Path | None = None
-    instance: Path | None = None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A file that is in no sample.
-
-    code: missing-label, missing-photo, missing-instance, duplicate-stem, not-a-file, or photo (one beside label maps).
-    """
-
-    path: Path
-    code: str
-    message: str
-    is_beside: bool = False
-    """Whether it is about a photo or an instance map, not about a label map."""
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """samples by stem; problems name every file that is in no sample, unpaired_labels the label maps among them."""
-
-    samples: tuple[Sample, ...]
-    problems: tuple[Problem, ...]
-    unpaired_labels: tuple[Path, ...] = ()
-
-    @property
-    def in_order(self) -> list[Sample | Problem]:
-        """Every file that was meant as a label map, by path: its sample, or what is wrong with it."""
-        entries: list[Sample | Problem] = [*self.samples]
-        entries += [problem for problem in self.problems if problem.code != "photo"]
-        return sorted(entries, key=lambda entry: entry.label if isinstance(entry, Sample) else entry.path)
-
-    @property
-    def has_instances(self) -> bool:
-        """Whether instance maps were looked for and found, or are missing for files that need them."""
-        return any(sample.instance for sample in self.samples) or any(
-            problem.code == "missing-instance" for problem in self.problems
-        )
+def unknown_preset(preset: str) -> ConfigError:
+    """The error for a preset that does not exist."""
+    return ConfigError(f"`preset`: {preset!r} is not one of {', '.join(PRESET_SPLITS)}")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of file of a layout: where to look, and which key a file has (None: another kind of file)."""
+    """One kind of file of a layout."""
 
     folder: Path
+    """Where to look."""
     key: Callable[[Path], str | None]
+    """The key that a file is paired by; None for a file of another kind."""
     expected: str
+    """What the files' names look like, for messages."""
     recursive: bool = False
+    """Whether folders inside are searched, too."""
     is_labels: bool = False
+    """Whether these are label maps, among which JPEGs are photos."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the kinds of files of a split lie; None where the data set has none."""
+    """Where the files of a split lie."""
 
     labels: Kind
     photos: Kind | None
+    """None where the data set has no photos."""
     instances: Kind | None
-
-
-def find_samples(config: DataConfig, split: str) -> Pairing:
-    """The samples of a split, paired by stem (Cityscapes: by the first three tokens of the name).
-
-    Raises ConfigError for a split that the data set does not have, DatasetError where nothing pairs.
-    """
-    pairing = pair_files(config, split)
-    if not pairing.samples:
-        raise _nothing_pairs(config, split)
-    return pairing
-
-
-def pair_files(config: DataConfig, split: str) -> Pairing:
-    """`find_samples` for a report: a split of which nothing pairs is problems without samples."""
-    if split not in config.splits:
-        raise ConfigError(f"--split: {config.preset} has no split {split!r}; it has {', '.join(config.splits)}")
-    return paired(_layout(config, split))
-
-
-def pair_flat(labels: Path, images: Path | None, instances: Path | None, preset: str = "custom") -> Pairing:
-    """`pair_files` of folders of one set. Under the preset cityscapes its official names are understood."""
-    return paired(flat_layout(labels, images, instances, is_cityscapes=preset == "cityscapes"))
-
-
-def paired(layout: Layout) -> Pairing:
-    """The samples of a layout. A file is never its own photo or instance map."""
-    labels = _collect(layout.labels)
-    others = {
-        name: (kind, _collect(kind))
-        for name, kind in (("photo", layout.photos), ("instance", layout.instances))
-        if kind is not None
-    }
-    problems = [*labels.problems]
-    for _, found in others.values():
-        problems += [replace(problem, is_beside=True) for problem in found.problems]
-    samples = []
-    for key, path in labels.files.items():
-        beside: dict[str, Path] = {}
-        for name, (kind, found) in others.items():
-            file, reason = _match(key, path, kind, found, name)
-            if file is not None:
-                beside[name] = file
-            else:
-                problems.append(Problem(path, f"missing-{name}", reason))
-        if len(beside) == len(others):
-            samples.append(Sample(key, path, beside.get("photo"), beside.get("instance")))
-    known = {*labels.files, *labels.unclear}
-    for _, found in others.values():
-        where = f"there is no label map for it in {layout.labels.folder}"
-        problems += [
-            Problem(path, "missing-label", where, is_beside=True)
-            for key, path in found.files.items()
-            if key not in known
-        ]
-    taken = {sample.label for sample in samples}
-    every_label = {*labels.files.values(), *(problem.path for problem in labels.problems)}
-    return Pairing(
-        tuple(sorted(samples, key=lambda sample: sample.stem)), tuple(problems), tuple(sorted(every_label - taken))
-    )
-
-
-def paired_file(key: str, label: Path, kind: Kind, name: str) -> tuple[Path | None, str]:
-    """The photo or instance map (name: 'photo', 'instance') of one label map, or None and why there is none."""
-    return _match(key, label, kind, _collect(kind), name)
-
-
-def _match(key: str, label: Path, kind: Kind, found: _Collected, name: str) -> tuple[Path | None, str]:
-    if key in found.unclear:
-        return None, f"its {_WHAT[name]}: {found.unclear[key]}"
-    if key not in found.files:
-        return None, f"there is no {_WHAT[name]} for it in {kind.folder}"
-    if is_same_file(found.files[key], label):
-        return None, f"{found.files[key]} is the label map itself, not its {_WHAT[name]}"
-    return found.files[key], ""
-
-
-def has_layout(config: DataConfig) -> bool:
-    """Whether any split's label folder is there at all, and so `root` may be a data set root."""
-    return any(_collect(layout.labels).files for layout in label_layouts(config))
+    """None where the data set has no instance maps."""
 
 
 def label_layouts(config: DataConfig) -> list[Layout]:
     """The layout of each split, there or not."""
-    return [_layout(config, split) for split in config.splits]
-
-
-@dataclass(frozen=True)
-class _Collected:
-    """Files of a kind by key. unclear: keys without a file that can be taken -> why, which the problems say, too."""
-
-    files: dict[str, Path]
-    problems: list[Problem]
-    unclear: dict[str, str]
-
-
-def _collect(kind: Kind) -> _Collected:
-    """Of files that share a key all are problems, as nobody can tell which one is meant."""
-    if not kind.folder.is_dir():
-        return _Collected({}, [], {})
-    try:
-        entries = sorted(kind.folder.rglob("*") if kind.recursive else kind.folder.iterdir())
-    except OSError as error:
-        raise DatasetError(f"{kind.folder}: the folder cannot be listed ({error.strerror})") from error
-    by_key: dict[str, list[Path]] = {}
-    problems: list[Problem] = []
-    unclear: dict[str, str] = {}
-    for path in entries:
-        if not is_image_name(path) or (key := kind.key(path)) is None:
-            continue
-        other = what_else(path)
-        if other is None:
-            by_key.setdefault(key, []).append(path)
-        elif other != FOLDER:
-            problems.append(Problem(path, "not-a-file", f"is {other}, not a file: left out"))
-            unclear[key] = f"{path} is {other}"
-    if kind.is_labels:
-        problems += _photos_beside(by_key)
-    for key, paths in by_key.items():
-        if len(paths) > 1:
-            unclear[key] = f"{key} occurs {len(paths)} times: " + ", ".join(map(str, paths))
-            problems += [Problem(path, "duplicate-stem", unclear[key]) for path in paths]
-    files = {key: paths[0] for key, paths in by_key.items() if len(paths) == 1}
-    return _Collected(files, problems, {key: why for key, why in unclear.items() if key not in files})
-
-
-def _photos_beside(by_key: dict[str, list[Path]]) -> list[Problem]:
-    """Take JPEGs out of `by_key` that lie beside another file of their key: photos, since no label map is a JPEG."""
-    problems = []
-    for key, paths in by_key.items():
-        others = [path for path in paths if path.suffix.lower() not in JPEG_SUFFIXES]
-        if others and len(others) < len(paths):
-            by_key[key] = others
-            message = f"a photo (JPEG) beside the label map {others[0].name}: left out"
-            problems += [Problem(path, "photo", message) for path in paths if path not in others]
-    return problems
+    return [layout_of(config, split) for split in config.splits]
 
 
 def is_same_file(first: Path, second: Path) -> bool:
@@ -329,7 +160,8 @@ def is_same_file(first: Path, second: Path) -> bool:
         return False
 
 
-def _layout(config: DataConfig, split: str) -> Layout:
+def layout_of(config: DataConfig, split: str) -> Layout:
+    """Where the files of a split lie. Raises ConfigError for the embedded data set, which has none."""
     root = config.root
     if config.preset in ("coco", "facades") and root:
         instances = by_stem(root / f"{split}_inst") if config.preset == "coco" else None
@@ -347,10 +179,12 @@ def _layout(config: DataConfig, split: str) -> Layout:
         )
     if config.labels_dir:
         return flat_layout(config.labels_dir, config.images_dir, config.instances_dir)
-    raise ConfigError("--preset earth: the embedded data set has no files", hint="`spade data earth OUT` writes them")
+    raise ConfigError("`preset` earth: the embedded data set has no files", hint="`spade data earth OUT` writes them")
 
 
-def flat_layout(labels: Path, images: Path | None, instances: Path | None, *, is_cityscapes: bool = False) -> Layout:
+def flat_layout(
+    labels: Path, images_dir: Path | None, instances_dir: Path | None, *, is_cityscapes: bool = False
+) -> Layout:
     """Folders that are paired by stem, or files by Cityscapes' official names, which may then lie in one folder.
 
     is_cityscapes: the names are looked for in the folders inside, too. Raises DatasetError where one folder is given
@@ -359,22 +193,26 @@ def flat_layout(labels: Path, images: Path | None, instances: Path | None, *, is
     if has_cityscapes_names(labels, recursive=is_cityscapes):
         return Layout(
             cityscapes_kind(labels, CITYSCAPES_LABELS, is_labels=True),
-            cityscapes_kind(images, CITYSCAPES_PHOTOS) if images else None,
-            cityscapes_kind(instances, CITYSCAPES_INSTANCES) if instances else None,
+            cityscapes_kind(images_dir, CITYSCAPES_PHOTOS) if images_dir else None,
+            cityscapes_kind(instances_dir, CITYSCAPES_INSTANCES) if instances_dir else None,
         )
-    for flag, folder in (("--images", images), ("--instances", instances)):
+    for name, what, folder in (
+        ("images_dir", "photos", images_dir),
+        ("instances_dir", "instance maps", instances_dir),
+    ):
         if folder is not None and is_same_file(folder, labels):
-            what = "photos" if flag == "--images" else "instance maps"
             raise DatasetError(
-                f"{flag}: {folder} is the folder of the label maps, too, so each would be paired with itself",
+                f"`{name}`: {folder} is the folder of the label maps, too, so each would be paired with itself",
                 hint=f"put the {what} into a folder of their own, paired by the same file stem",
             )
-    if images is not None and instances is not None and is_same_file(images, instances):
-        raise DatasetError(f"--instances: {instances} is the folder of the photos, too", hint="name two folders")
+    if images_dir is not None and instances_dir is not None and is_same_file(images_dir, instances_dir):
+        raise DatasetError(
+            f"`instances_dir`: {instances_dir} is the folder of the photos, too", hint="name two folders"
+        )
     return Layout(
         by_stem(labels, is_labels=True),
-        by_stem(images) if images else None,
-        by_stem(instances) if instances else None,
+        by_stem(images_dir) if images_dir else None,
+        by_stem(instances_dir) if instances_dir else None,
     )
 
 
@@ -438,24 +276,6 @@ def _cityscapes(root: Path, split: str) -> Layout:
         cityscapes_kind(root / "leftImg8bit" / split, CITYSCAPES_PHOTOS),
         cityscapes_kind(root / "gtFine" / split, CITYSCAPES_INSTANCES),
     )
-
-
-def _nothing_pairs(config: DataConfig, split: str) -> DatasetError:
-    layout = _layout(config, split)
-    kinds = (("label maps", layout.labels), ("photos", layout.photos), ("instance maps", layout.instances))
-    looked = "; ".join(
-        f"{name} as {kind.folder / kind.expected} ("
-        + (f"{len(_collect(kind).files)} found)" if kind.folder.is_dir() else "no such folder)")
-        for name, kind in kinds
-        if kind is not None
-    )
-    hint = {
-        "ade20k": "the released models need SceneParse150 (ADEChallengeData2016), not the full ADE20K",
-        "cityscapes": "unpack gtFine_trainvaltest and leftImg8bit_trainvaltest into the same folder",
-    }.get(config.preset, "label maps, photos and instance maps belong together by the same file stem")
-    if config.preset == "cityscapes" and config.root and (other := train_ids_in(config.root)) is not None:
-        hint = f"{other.name} holds train ids (0..18); needed are the label ids of {CITYSCAPES_LABELS[1:]}"
-    return DatasetError(f"no {split} samples for the preset {config.preset}. Looked for {looked}", hint=hint)
 
 
 def _jsonable(value: Any) -> Any:

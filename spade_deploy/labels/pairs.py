@@ -1,144 +1,196 @@
-"""Label maps that are given to a command, with their instance maps: a file, a folder, or a data set in its layout.
+"""Which label map, photo and instance map belong together: the one place that pairs files.
 
-What training reads as a data set, every other command reads, too: Cityscapes' official tree or any folder of it, and
-the roots of the other presets. Which preset it is the caller says, or the model's label set tells.
+Only names are looked at, except by `read_maps`; what does not pair is reported file by file, never dropped silently.
+Where the files of a data set lie is in `layouts.py`; the label maps that a command is given are found by `find.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError, NotFoundError
-from spade_deploy.labels.files import list_images, what_else
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.errors import ConfigError, DatasetError, LabelMapError
+from spade_deploy.images.image_file import Size
+from spade_deploy.labels.collect import Collected, Problem, collect
+from spade_deploy.labels.files import LabelIds, read_instance_map, read_label_map
 from spade_deploy.labels.layouts import (
-    CITYSCAPES_INSTANCES,
     CITYSCAPES_LABELS,
-    CITYSCAPES_PHOTOS,
-    CITYSCAPES_TRAIN_IDS,
-    PRESET_SPLITS,
     DataConfig,
+    Kind,
     Layout,
-    Pairing,
-    Problem,
-    Sample,
-    by_stem,
-    cityscapes_key,
-    cityscapes_kind,
-    has_cityscapes_names,
-    has_layout,
+    flat_layout,
     is_same_file,
     label_layouts,
-    paired,
-    paired_file,
+    layout_of,
     train_ids_in,
 )
-from spade_deploy.labels.sets import preset_of
 from spade_deploy.spec import LabelSpec
 
+_WHAT = {"photo": "photo", "instance": "instance map"}
 
-def find_label_maps(
-    labels: Path, instances: Path | None, spec: LabelSpec, *, preset: str | None = None, no_instances: bool = False
-) -> Pairing:
-    """The label maps of a file, a folder or a data set's root (every split that is there), without photos.
 
-    instances: their folder, or the file of one label map; a data set's own where it is left out. They are paired only
-    for labels with an edge channel, and not with `no_instances`; a folder without a layout gives none of its own.
-    A sample's stem is what its result is named by. Files that cannot be used are the pairing's problems.
-    Raises NotFoundError where there are no label maps, ConfigError for what contradicts itself.
+@dataclass(frozen=True)
+class Sample:
+    """Files that belong together."""
+
+    stem: str
+    """What the sample, and a result made of it, is named by."""
+    label: Path
+    photo: Path | None = None
+    """None where the data set has no photos."""
+    instance: Path | None = None
+    """None where the data set has no instance maps."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What was found in the folders of a data set, or of a command."""
+
+    samples: tuple[Sample, ...]
+    """By stem."""
+    problems: tuple[Problem, ...]
+    """One for every file that is in no sample."""
+    unpaired_labels: tuple[Path, ...] = ()
+    """The label maps that are in no sample."""
+
+    @property
+    def in_order(self) -> list[Sample | Problem]:
+        """Every file that was meant as a label map, by path: its sample, or what is wrong with it."""
+        entries: list[Sample | Problem] = [*self.samples]
+        entries += [problem for problem in self.problems if problem.code != "photo"]
+        return sorted(entries, key=lambda entry: entry.label if isinstance(entry, Sample) else entry.path)
+
+    @property
+    def has_instances(self) -> bool:
+        """Whether instance maps were looked for and found, or are missing for files that need them."""
+        return any(sample.instance for sample in self.samples) or any(
+            problem.code == "missing-instance" for problem in self.problems
+        )
+
+
+def find_samples(config: DataConfig, split: str) -> Pairing:
+    """The samples of a split, paired by stem (Cityscapes: by the first three tokens of the name).
+
+    Raises ConfigError for a split that the data set does not have, DatasetError where nothing pairs.
     """
-    preset = preset or preset_of(spec)
-    if preset is not None and preset not in PRESET_SPLITS:
-        raise ConfigError(f"--preset: {preset!r} is not one of {', '.join(PRESET_SPLITS)}")
-    _require(labels, "", "give a folder of label maps, or one label map")
-    if instances is not None:
-        _require(instances, "--instances: ", "give the folder of instance maps")
-    needs_instances = spec.has_edges and not no_instances
-    if not needs_instances:
-        instances = None
-    if not labels.is_dir():
-        if preset == "cityscapes":
-            _refuse_other_kinds(labels)
-        found = _one_file(labels, instances)
-    else:
-        if instances is not None and not instances.is_dir():
-            raise ConfigError(f"--instances: {instances} is a file, but {labels} is a folder", hint="give a folder")
-        found = _folder(labels, instances, preset, needs_instances)
-    if not (found.samples or found.problems):
-        raise NotFoundError(
-            f"{labels} holds no label maps (.png files and the like; folders inside are not searched, except in a data"
-            " set's layout)",
-            hint="`spade data earth OUT` writes label maps to try; --preset NAME says which data set it is",
-        )
-    return found
+    pairing = pair_files(config, split)
+    if not pairing.samples:
+        raise _nothing_pairs(config, split)
+    return pairing
 
 
-def _require(path: Path, flag: str, hint: str) -> None:
-    if not path.exists():
-        raise NotFoundError(f"{flag}{path} does not exist", hint=hint)
-    other = what_else(path)
-    if other is not None and not path.is_dir():
-        raise NotFoundError(f"{flag}{path} is {other}, neither a file nor a folder", hint=hint)
+def pair_files(config: DataConfig, split: str) -> Pairing:
+    """`find_samples` for a report: a split of which nothing pairs is problems without samples."""
+    if split not in config.splits:
+        raise ConfigError(f"`split`: {config.preset} has no split {split!r}; it has {', '.join(config.splits)}")
+    return paired(layout_of(config, split))
 
 
-def _one_file(label: Path, instances: Path | None) -> Pairing:
-    official = label.name.endswith(CITYSCAPES_LABELS)
-    key = cityscapes_key(label) if official else label.stem
-    if instances is None or not instances.is_dir():
-        if instances is not None and is_same_file(label, instances):
-            raise ConfigError(f"--instances: {instances} is the label map itself, not its instance map")
-        return Pairing((Sample(key, label, instance=instances),), ())
-    kind = cityscapes_kind(instances, CITYSCAPES_INSTANCES) if official else by_stem(instances)
-    found, reason = paired_file(key, label, kind, "instance")
-    if found is None:
-        return Pairing((), (Problem(label, "missing-instance", reason),), (label,))
-    return Pairing((Sample(key, label, instance=found),), ())
+def pair_flat(labels: Path, images_dir: Path | None, instances_dir: Path | None, preset: str = "custom") -> Pairing:
+    """`pair_files` of folders of one set. Under the preset cityscapes its official names are understood."""
+    return paired(flat_layout(labels, images_dir, instances_dir, is_cityscapes=preset == "cityscapes"))
 
 
-def _folder(labels: Path, instances: Path | None, preset: str | None, needs_instances: bool) -> Pairing:
-    listed = list_images(labels)
-    is_cityscapes = preset == "cityscapes"
-    if has_cityscapes_names(labels, recursive=is_cityscapes and not listed.files):
-        kind = cityscapes_kind(labels, CITYSCAPES_LABELS, is_labels=True)
-        beside = cityscapes_kind(instances or labels, CITYSCAPES_INSTANCES) if needs_instances else None
-        return _labels_alone(paired(Layout(kind, None, beside)))
-    if is_cityscapes:
-        _refuse_other_kinds(labels)
-    if not listed.files:
-        for name in dict.fromkeys((preset or "custom", "custom")):
-            config = DataConfig.for_preset(name, root=labels)
-            if has_layout(config):
-                return _splits(config, instances, needs_instances)
-    kind = by_stem(labels, is_labels=True)
-    return _labels_alone(paired(Layout(kind, None, by_stem(instances) if instances else None)))
+def paired(layout: Layout) -> Pairing:
+    """The samples of a layout. A file is never its own photo or instance map."""
+    labels = collect(layout.labels)
+    others = {
+        name: (kind, collect(kind))
+        for name, kind in (("photo", layout.photos), ("instance", layout.instances))
+        if kind is not None
+    }
+    problems = [*labels.problems]
+    for _, found in others.values():
+        problems += [replace(problem, is_beside=True) for problem in found.problems]
+    samples = []
+    for key, path in labels.files.items():
+        beside: dict[str, Path] = {}
+        for name, (kind, found) in others.items():
+            file, reason = _match(key, path, kind, found, name)
+            if file is not None:
+                beside[name] = file
+            else:
+                problems.append(Problem(path, f"missing-{name}", reason))
+        if len(beside) == len(others):
+            samples.append(Sample(key, path, beside.get("photo"), beside.get("instance")))
+    known = {*labels.files, *labels.unclear}
+    for _, found in others.values():
+        where = f"there is no label map for it in {layout.labels.folder}"
+        problems += [
+            Problem(path, "missing-label", where, is_beside=True)
+            for key, path in found.files.items()
+            if key not in known
+        ]
+    taken = {sample.label for sample in samples}
+    every_label = {*labels.files.values(), *(problem.path for problem in labels.problems)}
+    return Pairing(
+        tuple(sorted(samples, key=lambda sample: sample.stem)), tuple(problems), tuple(sorted(every_label - taken))
+    )
 
 
-def _splits(config: DataConfig, instances: Path | None, needs_instances: bool) -> Pairing:
-    samples: list[Sample] = []
-    problems: list[Problem] = []
-    for layout in label_layouts(config):
-        beside = by_stem(instances) if instances is not None else layout.instances
-        found = _labels_alone(paired(Layout(layout.labels, None, beside if needs_instances else None)))
-        samples += found.samples
-        problems += found.problems
-    return Pairing(tuple(samples), tuple(problems))
+def instance_of(key: str, label: Path, kind: Kind) -> tuple[Path | None, str]:
+    """The instance map of one label map, or None and why there is none."""
+    return _match(key, label, kind, collect(kind), "instance")
 
 
-def _labels_alone(found: Pairing) -> Pairing:
-    """Without what is said of instance maps: only what became of the label maps matters to the caller."""
-    problems = [problem for problem in found.problems if not problem.is_beside]
-    return Pairing(found.samples, tuple(problems), found.unpaired_labels)
+def _match(key: str, label: Path, kind: Kind, found: Collected, name: str) -> tuple[Path | None, str]:
+    if key in found.unclear:
+        return None, f"its {_WHAT[name]}: {found.unclear[key]}"
+    if key not in found.files:
+        return None, f"there is no {_WHAT[name]} for it in {kind.folder}"
+    if is_same_file(found.files[key], label):
+        return None, f"{found.files[key]} is the label map itself, not its {_WHAT[name]}"
+    return found.files[key], ""
 
 
-def _refuse_other_kinds(labels: Path) -> None:
-    """Raise NotFoundError where a folder, or one file, is Cityscapes' but of another kind than label ids."""
-    other = labels.name.endswith((CITYSCAPES_INSTANCES, "_gtFine_color.png", CITYSCAPES_PHOTOS))
-    if other:
-        raise NotFoundError(
-            f"{labels} is by its name no label map of Cityscapes", hint=f"those end in {CITYSCAPES_LABELS}"
-        )
-    found = labels if labels.name.endswith(CITYSCAPES_TRAIN_IDS) else train_ids_in(labels)
-    if found is not None:
-        raise NotFoundError(
-            f"{labels} holds train ids (0..18), as {found.name}, and no label ids (0..33), which this model takes",
-            hint=f"give the folder of the files *{CITYSCAPES_LABELS}; they come in the same archive, gtFine",
-        )
+def has_layout(config: DataConfig) -> bool:
+    """Whether any split's label folder is there at all, and so `root` may be a data set root."""
+    return any(collect(layout.labels).files for layout in label_layouts(config))
+
+
+def require_instances(
+    found: Pairing, labels: LabelSpec, asked: str = "`instances` is needed", hint: str | None = None
+) -> None:
+    """Raise ConfigError where a model with an edge channel finds no instance maps in a data set's own layout.
+
+    For a command that was given no instance maps. asked: how the message begins, which names the field to give.
+    """
+    if labels.has_edges and not found.has_instances:
+        raise ConfigError(f"{asked}: this model has an edge channel, made of instance maps", hint=hint)
+
+
+def read_maps(
+    one: Sample | Problem, labels: LabelSpec, size: Size | None = None
+) -> tuple[LabelIds, NDArray[np.int32] | None]:
+    """The label map and the instance map, if there is one, of an entry of `Pairing.in_order`: H x W each.
+
+    size: (height, width) that both are resized to. Raises LabelMapError, also for what is no sample.
+    """
+    if isinstance(one, Problem):
+        raise LabelMapError(f"{one.path}: {one.message}")
+    instance = None
+    label = read_label_map(one.label, labels, size)
+    if one.instance is not None:
+        instance = read_instance_map(one.instance, size)
+    return label, instance
+
+
+def _nothing_pairs(config: DataConfig, split: str) -> DatasetError:
+    layout = layout_of(config, split)
+    kinds = (("label maps", layout.labels), ("photos", layout.photos), ("instance maps", layout.instances))
+    looked = "; ".join(
+        f"{name} as {kind.folder / kind.expected} ("
+        + (f"{len(collect(kind).files)} found)" if kind.folder.is_dir() else "no such folder)")
+        for name, kind in kinds
+        if kind is not None
+    )
+    hint = {
+        "ade20k": "the released models need SceneParse150 (ADEChallengeData2016), not the full ADE20K",
+        "cityscapes": "unpack gtFine_trainvaltest and leftImg8bit_trainvaltest into the same folder",
+    }.get(config.preset, "label maps, photos and instance maps belong together by the same file stem")
+    if config.preset == "cityscapes" and config.root and (other := train_ids_in(config.root)) is not None:
+        hint = f"{other.name} holds train ids (0..18); needed are the label ids of {CITYSCAPES_LABELS[1:]}"
+    return DatasetError(f"no {split} samples for the preset {config.preset}. Looked for {looked}", hint=hint)

@@ -27,7 +27,7 @@ def label_set(name: str) -> LabelSpec:
     earth: the 17 classes of IGBP land cover.
     """
     if name not in LABEL_SETS:
-        raise ConfigError(f"--preset: {name!r} is not one of {', '.join(LABEL_SETS)}")
+        raise ConfigError(f"`preset`: {name!r} is not one of {', '.join(LABEL_SETS)}")
     return LabelSpec.from_json(json.loads(_FILE.read_text(encoding="utf-8"))[name])
 
 

@@ -32,7 +32,7 @@ from spade_deploy.training.config import Setup
 from spade_deploy.training.loop import FolderSource, choose_device, train
 from spade_deploy.training.presets import preset
 from spade_deploy.training.steps import Learner
-from spade_deploy.validation.validate import ValidationReport
+from spade_deploy.validation.report import ValidationReport
 
 FINE_TUNE_STEPS = 60
 FINE_TUNE_S = 40.0

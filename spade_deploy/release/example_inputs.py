@@ -16,14 +16,10 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError
-from spade_deploy.labels.files import (
-    label_dtype,
-    read_instance_map,
-    read_label_map,
-    synthetic_label_maps,
-)
-from spade_deploy.labels.layouts import DataConfig, Problem
-from spade_deploy.labels.pairs import find_label_maps
+from spade_deploy.labels.files import label_dtype, synthetic_label_maps
+from spade_deploy.labels.find import find_label_maps
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.pairs import read_maps, require_instances
 from spade_deploy.runs.folders import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.dataset import SampleSource, open_held_out, open_source, validation_labels
@@ -62,11 +58,9 @@ def calibration_inputs(
 ) -> ExampleInputs:
     """`count` maps, evenly spaced, of a folder or of the data set's training labels. Raises as `golden_inputs`."""
     if labels is not None:
-        if spec.labels.has_edges and not find_label_maps(labels, instances, spec.labels).has_instances:
-            raise ConfigError(
-                "`calibrate_instances` is needed: this model has an edge channel, made of instance maps",
-                hint="spade export --int8 --calibrate DIR --calibrate-instances DIR",
-            )
+        hint = "spade export --int8 --calibrate DIR --calibrate-instances DIR"
+        found = find_label_maps(labels, instances, spec.labels)
+        require_instances(found, spec.labels, "`calibrate_instances` is needed", hint)
         ids, objects, described = _read_maps(spec, "calibrate", labels, instances, count, is_spaced=True)
     else:
         ids, objects, described = _data_set_maps(spec, info, _open_training, count, seed=1, name="calibrate")
@@ -113,14 +107,8 @@ def _read_maps(
     for sample in dict.fromkeys([*wanted, *files]):  # the others stand in for those that cannot be read
         if len(found) == count:
             break
-        if isinstance(sample, Problem):
-            broken.append(f"{sample.path}: {sample.message}")
-            continue
         try:
-            ids, objects = read_label_map(sample.label, spec.labels, size), None
-            if sample.instance is not None:
-                objects = read_instance_map(sample.instance, size)
-            found.append((ids, objects))
+            found.append(read_maps(sample, spec.labels, size))
         except LabelMapError as error:
             broken.append(error.message)
     if not found:

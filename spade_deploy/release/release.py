@@ -19,6 +19,7 @@ from spade_deploy.artifact import (
     rewrite_manifest,
     writing,
 )
+from spade_deploy.engines.base import Backend
 from spade_deploy.errors import ExportError
 from spade_deploy.export.int8.request import DEFAULT_CALIBRATION_COUNT, DEFAULT_MIN_PSNR_DB, Int8Request
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
@@ -32,7 +33,9 @@ from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.folders import ARTIFACT, CheckpointInfo, resolve_checkpoint
 from spade_deploy.spec import GeneratorSpec, GraphKind
-from spade_deploy.validation.validate import ValidationReport, validate
+from spade_deploy.validation.report import ValidationReport
+from spade_deploy.validation.request import ValidationRequest
+from spade_deploy.validation.validate import validate
 
 GOLDEN_COUNT = 4
 LARGE_PARAMETERS = 40_000_000
@@ -92,11 +95,8 @@ def release(request: ReleaseRequest, *, runs_dir: Path, progress: Progress = SIL
         progress.step("validating every graph against the untouched PyTorch module")
         report = validate(
             Artifact.open(folder),
-            checkpoint=checkpoint,
-            runs_dir=runs_dir,
-            backend="cpu",
-            stress=exported.stress,
-            progress=progress,
+            ValidationRequest(checkpoint=checkpoint, runs_dir=runs_dir, backend=Backend.CPU, stress=exported.stress),
+            progress,
         )
         _require_emulated(report)
         report = replace(report, artifact=target)

@@ -13,10 +13,10 @@ from spade_deploy.artifact import EncoderGraph, Graph
 from spade_deploy.export.int8.write import Int8Summary
 from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
-from spade_deploy.metrics.judge import Tolerance
+from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.pages import render as pages
 from spade_deploy.spec import Architecture, GeneratorSpec
-from spade_deploy.validation.validate import ValidationReport
+from spade_deploy.validation.report import ValidationReport
 
 MAX_AMPLIFICATION = 64
 """A difference is shown at most so many times as large."""

@@ -5,30 +5,23 @@ All randomness comes from (seed, epoch, position), so step k of a resumed run se
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, SpadeError
-from spade_deploy.images.image_file import Size, read_photo, size_beside
-from spade_deploy.labels import earth
-from spade_deploy.labels.files import label_dtype, read_instance_map, read_label_map
-from spade_deploy.labels.layouts import DataConfig, Problem, Sample, find_samples
-from spade_deploy.machine.cores import usable_cores
+from spade_deploy.images.image_file import Size
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.pairs import find_samples
+from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
 from spade_deploy.spec import LabelSpec
+from spade_deploy.training.loader import loaded
 from spade_deploy.training.records.data_record import DataRecord
 
 _ORDER, _AUGMENT = 0, 1
@@ -39,40 +32,34 @@ Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """One sample, cropped. label H x W ids, instance H x W int32 or None, photo H x W x 3 uint8."""
-
-    label: NDArray[Any]
-    instance: NDArray[np.int32] | None
-    photo: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
 class Batch:
-    """Samples as the networks take them.
-
-    label: N x H x W, uint8 or int32. instance: N x H x W int32, None without an edge channel.
-    photo: N x 3 x H x W float32 in [-1, 1]. stems: the samples' names.
-    skipped: (index, message) of samples that could not be used and were replaced while this batch was made.
-    """
+    """Samples as the networks take them."""
 
     label: Tensor
+    """N x H x W, uint8 or int32."""
     instance: Tensor | None
+    """N x H x W int32; None without an edge channel."""
     photo: Tensor
+    """N x 3 x H x W float32 in [-1, 1]."""
     stems: tuple[str, ...]
+    """The samples' names."""
     skipped: tuple[tuple[int, str], ...] = ()
+    """Index and message of each sample that could not be used and was replaced while this batch was made."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which samples of every step's batch are one process's: of each of the step's `parts` an equal share, in order.
+    """Which samples of every step's batch one process has: of each of the step's parts an equal share, in order.
 
     So all processes together compute a part of what one process alone would, and batch norm sees the same samples.
     """
 
     rank: int = 0
+    """The number of this process, from 0 on."""
     size: int = 1
+    """How many processes there are."""
     parts: int = 1
+    """How many parts a step's batch is computed in, one after the other."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.parts < 1 or not 0 <= self.rank < self.size:
@@ -83,12 +70,12 @@ class Shard:
         share, rest = divmod(batch_size, self.size * self.parts)
         if rest or not share:
             unit = self.size * self.parts
-            found = f"{self.size} processes" + (f" times --accumulate {self.parts}" if self.parts > 1 else "")
+            found = f"{self.size} processes" + (f" times `accumulate` {self.parts}" if self.parts > 1 else "")
             below = batch_size // unit * unit
             allowed = f"{below} or {below + unit}" if below else str(unit)
             raise ConfigError(
-                f"--batch-size: {batch_size} samples a step cannot be shared out equally to {found}",
-                hint=f"take a multiple of {unit}, such as --batch-size {allowed}, or another number of processes",
+                f"`batch_size`: {batch_size} samples a step cannot be shared out equally to {found}",
+                hint=f"take a multiple of {unit}, such as `batch_size` {allowed}, or another number of processes",
             )
         firsts = [(part * self.size + self.rank) * share for part in range(self.parts)]
         return [first + offset for first in firsts for offset in range(share)]
@@ -108,7 +95,7 @@ class SampleSource(Protocol):
         """Which samples these are, for a run that is resumed."""
         ...
 
-    def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
+    def load(self, index: int, rng: np.random.Generator | None) -> SampleArrays:
         """A sample, cropped and flipped at random with `rng`; without, as evaluation sees it.
 
         Raises LabelMapError where the sample cannot be used.
@@ -118,108 +105,43 @@ class SampleSource(Protocol):
 
 def open_source(config: DataConfig, split: str, labels: LabelSpec) -> SampleSource:
     """The samples of a split. Raises ConfigError; DatasetError where there are none, or not what `labels` needs."""
-    if config.preset == "earth" and config.root is None:
-        return EarthSource(config, split, labels)
+    sizes = (config.load_size, config.crop_size)
+    if is_embedded(config):
+        whole, crop = (EarthSamples(split, labels, size) for size in sizes)
+        return SplitSource(config, whole, crop, stem_prefix=f"{split}-")
     pairing = find_samples(config, split)
-    samples = pairing.samples
-    if any(sample.photo is None for sample in samples):
-        raise DatasetError(f"{samples[0].label}: training needs photos", hint="name their folder with --images DIR")
-    if labels.has_edges and any(sample.instance is None for sample in samples):
-        raise DatasetError(
-            f"{samples[0].label}: a model with an edge channel needs instance maps",
-            hint="name their folder with --instances DIR, or train without edges",
-        )
-    return FileSource(config, samples, labels, _sentences(pairing.problems))
+    first = pairing.samples[0].label
+    if any(sample.photo is None for sample in pairing.samples):
+        raise DatasetError(f"{first}: training needs photos", hint="name their folder with `images_dir`")
+    hint = "name their folder with `instances_dir`, or train without edges"
+    training, evaluation = (FileSamples(pairing, labels, size, hint) for size in sizes)
+    return SplitSource(config, training, evaluation)
 
 
-def _sentences(problems: Sequence[Problem]) -> tuple[str, ...]:
-    return tuple(f"{problem.path}: {problem.message}" for problem in problems)
+class SplitSource:
+    """Samples that are read at the load size for training, and at the crop size for evaluation."""
 
-
-class FileSource:
-    """Samples that are files. problems: a sentence for each file that is in no sample."""
-
-    def __init__(
-        self, config: DataConfig, samples: Sequence[Sample], labels: LabelSpec, problems: tuple[str, ...] = ()
-    ) -> None:
-        self.problems = problems
-        self.config = config
-        self.samples = tuple(samples)
-        self.labels = labels
+    def __init__(self, config: DataConfig, training: Samples, evaluation: Samples, stem_prefix: str = "") -> None:
+        self.problems = training.problems
+        self._config, self._training, self._evaluation, self._prefix = config, training, evaluation, stem_prefix
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._training)
 
     def stem(self, index: int) -> str:
-        return self.samples[index].stem
+        return self._prefix + self._training.stem(index)
 
     def record(self) -> DataRecord:
-        files = ((sample.stem, (sample.label, sample.photo, sample.instance)) for sample in self.samples)
-        return DataRecord.of_files([(stem, tuple(path for path in paths if path is not None)) for stem, paths in files])
+        return DataRecord.of_files([(self.stem(index), self._training.files(index)) for index in range(len(self))])
 
-    def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
-        sample = self.samples[index]
-        instance_path = sample.instance if self.labels.has_edges else None
-        if sample.photo is None:
-            raise LabelMapError(f"{sample.label}: has no photo")
-        for path, is_photo in ((sample.photo, True), (instance_path, False)):
-            if path is not None and (problem := size_beside(sample.label, path, is_photo=is_photo)):
-                raise LabelMapError(f"{sample.label}: {problem}")
-        size = self.config.crop_size if rng is None else self.config.load_size
-        arrays = Arrays(
-            read_label_map(sample.label, self.labels, size),
-            None if instance_path is None else read_instance_map(instance_path, size),
-            read_photo(sample.photo, size),
-        )
-        return arrays if rng is None else augmented(arrays, self.config.crop_size, self.config.flip, rng)
+    def load(self, index: int, rng: np.random.Generator | None) -> SampleArrays:
+        if rng is not None:
+            return augmented(self._training.load(index), self._config.crop_size, self._config.flip, rng)
+        # Tiles of two sizes may differ in number; evaluation spreads over its own.
+        return self._evaluation.load(index * len(self._evaluation) // len(self._training))
 
 
-class EarthSource:
-    """Tiles of the embedded data set, cut at the size that is needed, so nothing is ever resized.
-
-    A tile is as large as the load size (evaluation: the crop size), which therefore is square; tiles overlap by half.
-    """
-
-    def __init__(self, config: DataConfig, split: str, labels: LabelSpec) -> None:
-        if labels.num_ids != earth.earth_labels().num_ids or labels.has_edges:
-            raise ConfigError(
-                f"--preset earth: has {earth.earth_labels().num_ids} labels without dontcare and edges,"
-                f" the model {labels.num_channels} channels"
-            )
-        for size in (config.load_size, config.crop_size):
-            if size[0] != size[1]:
-                raise ConfigError(f"--size: earth tiles are square, not {size[0]} x {size[1]}")
-        self.config = config
-        self.labels = labels
-        self.tiles = _tiles(split, config.load_size[0])
-        self.evaluation_tiles = _tiles(split, config.crop_size[0])
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def stem(self, index: int) -> str:
-        return f"{self.tiles[index].split}-{self.tiles[index].stem}"
-
-    def record(self) -> DataRecord:
-        return DataRecord.of_files([(self.stem(index), ()) for index in range(len(self))])
-
-    def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
-        # The two cuts may differ in number; evaluation spreads over its own.
-        place = index * len(self.evaluation_tiles) // len(self.tiles)
-        tile = self.tiles[index] if rng is not None else self.evaluation_tiles[place]
-        label, photo = earth.cut(tile)
-        arrays = Arrays(label.astype(label_dtype(self.labels)), None, photo)
-        return arrays if rng is None else augmented(arrays, self.config.crop_size, self.config.flip, rng)
-
-
-def _tiles(split: str, size: int) -> tuple[earth.Tile, ...]:
-    tiles = earth.earth_tiles(split, size, max(1, size // 2))
-    if not tiles:
-        raise DatasetError(f"the {split} split of earth has no tiles of {size} pixels", hint="take a smaller --size")
-    return tiles
-
-
-def augmented(arrays: Arrays, crop_size: Size, flip: bool, rng: np.random.Generator) -> Arrays:
+def augmented(arrays: SampleArrays, crop_size: Size, flip: bool, rng: np.random.Generator) -> SampleArrays:
     """A random crop, mirrored half of the time; the same for label, instance and photo."""
     height, width = crop_size
     top = int(rng.integers(arrays.label.shape[0] - height + 1))
@@ -230,7 +152,7 @@ def augmented(arrays: Arrays, crop_size: Size, flip: bool, rng: np.random.Genera
         return values[top : top + height, left : left + width][:, ::step]
 
     instance = None if arrays.instance is None else part(arrays.instance)
-    return Arrays(part(arrays.label), instance, part(arrays.photo))
+    return SampleArrays(part(arrays.label), instance, part(arrays.photo))
 
 
 def open_held_out(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, str]:
@@ -247,11 +169,11 @@ def open_held_out(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, 
 def steps_per_epoch(source: SampleSource, batch_size: int) -> int:
     """Full batches in an epoch; the incomplete one is dropped. Raises DatasetError where there is none."""
     if batch_size < 1:
-        raise ConfigError(f"--batch-size: {batch_size} is not a positive number")
+        raise ConfigError(f"`batch_size`: {batch_size} is not a positive number")
     steps = len(source) // batch_size
     if not steps:
         raise DatasetError(
-            f"{len(source)} samples are fewer than one batch of {batch_size}", hint="take a smaller --batch-size"
+            f"{len(source)} samples are fewer than one batch of {batch_size}", hint="take a smaller `batch_size`"
         )
     return steps
 
@@ -276,11 +198,11 @@ def training_batches(
     """
     steps = steps_per_epoch(source, batch_size)
     if workers < 0 or seed < 0 or start_step < 0:
-        raise ConfigError(f"--workers {workers}, --seed {seed}, step {start_step}: none may be negative")
+        raise ConfigError(f"`workers` {workers}, `seed` {seed}, step {start_step}: none may be negative")
     positions = shard.positions(batch_size)
     keys = _batch_keys(len(source), batch_size, steps, seed, start_step)
     own = keys if shard == WHOLE else ([batch[position] for position in positions] for batch in keys)
-    return _reported(_loaded(source, own, seed, workers), on_skip)
+    return _reported(loaded(_Fetcher(source, seed), own, seed=seed, workers=workers), on_skip)
 
 
 def validation_labels(source: SampleSource, count: int) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -325,7 +247,7 @@ class _Fetcher(Dataset[Any]):
         skipped = tuple((index, message) for index, message in self.bad.items() if index not in known)
         return _collated([arrays for _, arrays in found], tuple(self.source.stem(i) for i, _ in found), skipped)
 
-    def _load(self, key: Key) -> tuple[int, Arrays]:
+    def _load(self, key: Key) -> tuple[int, SampleArrays]:
         epoch, position, index = key
         # A fresh generator for each attempt: a replacement must not depend on how far a broken file was read.
         return _first_usable(
@@ -335,7 +257,7 @@ class _Fetcher(Dataset[Any]):
 
 def _first_usable(
     source: SampleSource, index: int, make_rng: Callable[[], np.random.Generator | None], bad: dict[int, str]
-) -> tuple[int, Arrays]:
+) -> tuple[int, SampleArrays]:
     """The sample, or the next one that can be used; `bad` remembers the others."""
     for candidate in range(index, index + len(source)):
         place = candidate % len(source)
@@ -351,7 +273,9 @@ def _first_usable(
     )
 
 
-def _collated(samples: Sequence[Arrays], stems: tuple[str, ...], skipped: tuple[tuple[int, str], ...] = ()) -> Batch:
+def _collated(
+    samples: Sequence[SampleArrays], stems: tuple[str, ...], skipped: tuple[tuple[int, str], ...] = ()
+) -> Batch:
     photo = np.stack([sample.photo for sample in samples]).transpose(0, 3, 1, 2)
     instances = [sample.instance for sample in samples if sample.instance is not None]
     return Batch(
@@ -361,32 +285,6 @@ def _collated(samples: Sequence[Arrays], stems: tuple[str, ...], skipped: tuple[
         stems,
         skipped,
     )
-
-
-def _loaded(source: SampleSource, keys: Iterator[list[Key]], seed: int, workers: int) -> Iterator[Batch | SpadeError]:
-    fetcher = _Fetcher(source, seed)
-    workers = min(workers, usable_cores())  # more only wait for each other
-    if workers == 0:
-        return map(fetcher.__getitems__, keys)
-    loader: DataLoader[Any] = DataLoader(
-        fetcher,
-        batch_sampler=_Keys(keys),
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        multiprocessing_context=_worker_context(),
-        worker_init_fn=_begin_worker,
-        # Its own generator: the default would draw from the global one, and a resumed run would then differ.
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return iter(loader)
-
-
-@dataclass(frozen=True)
-class _Keys:
-    keys: Iterator[list[Key]]
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return self.keys
 
 
 def _reported(
@@ -407,57 +305,3 @@ def _reported(
         # Ends the workers now. Left to an error's traceback, which holds this frame, and that frame the error, they
         # would wait for the garbage collector, and it for them: five seconds a worker.
         del batch, batches
-
-
-def _worker_context() -> BaseContext:
-    """How workers start: from a fork server where there is one, else spawned.
-
-    Never forked from the training process: it has threads (torch's, CUDA's, a progress bar's), whose locks a fork
-    would copy in whatever state they are; Python 3.12 warns of it, and 3.14 made the fork server its default.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The server and the workers that it forks inherit
-    # what is blocked here, so they never see them, not even while they still import; see _begin_worker.
-    with _safe_path():
-        resource_tracker.ensure_running()  # first: it unblocks signals
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return multiprocessing.get_context("forkserver")
-
-
-@contextmanager
-def _safe_path() -> Iterator[None]:
-    """Python processes that are started in the block do not import from the current folder (as with -P)."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
-
-
-def _begin_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group, and so does the end that torchrun or a scheduler asks for with SIGTERM;
-    # the training process alone decides to save and stop.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_training, daemon=True).start()
-
-
-def _end_with_training() -> None:
-    """Where the training process is killed its workers would wait for the fork server, and that for its workers."""
-    training = multiprocessing.parent_process()
-    if training is not None:
-        training.join()
-        os._exit(1)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -55,11 +55,11 @@ class SegmenterRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for flag, value, most in (("--segmenter-steps", self.steps, 10**7), ("batch size", self.batch_size, 4096)):
+        for name, value, most in (("segmenter_steps", self.steps, 10**7), ("batch_size", self.batch_size, 4096)):
             if not 1 <= value <= most:
-                raise ConfigError(f"{flag}: {value} is not in 1..{most}")
+                raise ConfigError(f"`{name}`: {value} is not in 1..{most}")
         if self.data.crop_size[0] < 16 or self.data.crop_size[1] < 16:
-            raise ConfigError(f"--train-segmenter: {self.data.crop_size} pixels are fewer than 16 x 16")
+            raise ConfigError(f"`train_segmenter`: {self.data.crop_size} pixels are fewer than 16 x 16")
 
     @property
     def digest(self) -> str:
@@ -160,7 +160,7 @@ def find_or_train(
             _save(program, temporary, {**facts, "score": score})
     except OSError as error:
         raise TrainingError(
-            f"{path}: cannot be written ({error})", hint="make room, or choose another --runs"
+            f"{path}: cannot be written ({error})", hint="make room, or choose another `runs_dir`"
         ) from error
     return TrainedSegmenter(path, score, was_there=False, notes=(*notes, *note))
 
@@ -185,7 +185,7 @@ def _train(
             loss = _loss(network, next(batches), request.labels.num_labels, device)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise TrainingError(f"--train-segmenter: in step {step} the loss is {value}; nothing was saved")
+                raise TrainingError(f"`train_segmenter`: in step {step} the loss is {value}; nothing was saved")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -1,13 +1,12 @@
 """A bisection over the units of a half-precision graph: the fewest to keep in float32 so that nothing is wrong with it.
 
-How a set of units is judged is the caller's: see `validation/precision_search.py`.
+The caller says how a set of units is judged: see `validation/precision_search.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from spade_deploy.errors import ConfigError, ExportError
 
@@ -15,19 +14,14 @@ MOST_TRIALS = 32
 """Enough for five units of sixteen. On a card every trial is an export and a build of an engine."""
 
 
-class Direction(StrEnum):
-    """Which units are put in float32 first: forward those near the input, reverse those near the output."""
-
-    FORWARD = "forward"
-    REVERSE = "reverse"
-
-
 @dataclass(frozen=True)
 class Trial:
-    """One graph that was judged: what it kept in float32, and what was wrong with it; nothing where it passed."""
+    """One graph that was judged."""
 
     kept: tuple[str, ...]
+    """The units that it kept in float32, in the order they run."""
     failures: tuple[str, ...]
+    """What was wrong with it, in sentences; empty where it passed."""
 
     @property
     def passed(self) -> bool:
@@ -36,16 +30,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class PrecisionSearch:
-    """What was found. All units in the order they run.
-
-    held: kept from the outset. found: to be kept beside them; empty where the graph passes without.
-    is_minimal: no unit of `found` can be left out; False where the trials were used up before that was certain.
-    """
+    """What a search found; units are in the order they run."""
 
     held: tuple[str, ...]
+    """The units that every trial kept in float32."""
     found: tuple[str, ...]
+    """The units to keep beside them; empty where the graph passes without."""
     trials: tuple[Trial, ...]
+    """Every trial, in the order they were made."""
     is_minimal: bool
+    """Whether no unit of `found` can be left out; False where the trials were used up before that was certain."""
 
     def __str__(self) -> str:
         count = f"{len(self.trials)} trial{'s' if len(self.trials) > 1 else ''}"
@@ -69,24 +63,21 @@ def find_layers_to_keep(
     failures_with: FailuresWith,
     *,
     held: Collection[str] = (),
-    direction: Direction = Direction.REVERSE,
     most_trials: int = MOST_TRIALS,
     on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> PrecisionSearch:
     """A set of units, none of which can be left out, with which nothing is wrong.
 
     units: all there are, in the order they run. held: those that stay float32 in every trial.
-    The smallest run of units from one end that helps is found by bisection. Its last unit is needed, the others may
-    not be: with that unit kept, the search goes on among them until what is needed helps alone. m needed units of n
-    take at most m (ceil(log2 n) + 2) + 1 trials. Where a unit more can make things worse, more are taken, and the set
-    found is still one that was judged good. Raises ExportError where not even all units in float32 help.
+    The smallest run of units before the output that helps is found by bisection. The first unit of that run is needed,
+    the others may not be: with that unit kept, the search goes on among them until what is needed helps alone. m needed
+    units of n take at most m (ceil(log2 n) + 2) + 1 trials. Where a unit more can make things worse, more are taken,
+    and the set found is still one that was judged good. Raises ExportError where not even all units in float32 help.
     """
     if most_trials < 2:
-        raise ConfigError(f"trials: {most_trials} is not 2 or more: without any unit and with all of them")
+        raise ConfigError(f"`most_trials`: {most_trials} is not 2 or more: without any unit and with all of them")
     trials = _Trials(units, failures_with, tuple(name for name in units if name in held), most_trials, on_trial)
-    order = [name for name in units if name not in held]
-    if direction is Direction.REVERSE:
-        order.reverse()
+    order = [name for name in reversed(units) if name not in held]
     if trials.fails([]) and trials.fails(order):
         raise ExportError(
             f"no unit helps: with all {len(units)} in float32 it is still wrong: {'; '.join(trials.last.failures)}",

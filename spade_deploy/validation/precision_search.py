@@ -19,13 +19,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from spade_deploy.artifact import (
     IMAGE,
     LABEL,
-    LOGITS,
-    PIXELS,
     Arrays,
     Artifact,
     Graph,
@@ -42,28 +39,23 @@ from spade_deploy.engines.tensorrt.build import build
 from spade_deploy.engines.tensorrt.library import load_library
 from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import stored_engines
-from spade_deploy.errors import ConfigError, NotFoundError
-from spade_deploy.export.build import build_model, model_inputs, unit_names
+from spade_deploy.errors import NotFoundError
+from spade_deploy.export.build import build_model, unit_names
 from spade_deploy.export.onnx_file import write_onnx
 from spade_deploy.export.pipeline import run_reference
 from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.files.atomic import scratch_folder
 from spade_deploy.lookup.tables import graph_inputs
-from spade_deploy.metrics.judge import (
-    Judge,
-    Tolerance,
-    logit_margin,
-    tolerance_for,
-)
+from spade_deploy.metrics.judge import Judge
 from spade_deploy.networks.build import Generator
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.runs.checkpoint import load_generator
-from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
-from spade_deploy.spec import GraphKind, Precision, RoundingError
-from spade_deploy.validation.bisection import MOST_TRIALS, Direction, PrecisionSearch, Trial, find_layers_to_keep
+from spade_deploy.spec import GraphKind, LabelSpec, Precision, RoundingError
+from spade_deploy.validation.bisection import PrecisionSearch, Trial, find_layers_to_keep
 from spade_deploy.validation.half_emulation import EmulatedGraph
-from spade_deploy.validation.half_verdict import STRESS_MIN_PSNR_DB, stress_failures
-from spade_deploy.validation.validate import ValidationReport
+from spade_deploy.validation.half_precision import stress_failures
+from spade_deploy.validation.reference import find_exported_checkpoint, load_exported_generator
+from spade_deploy.validation.report import ValidationReport
+from spade_deploy.validation.request import ValidationRequest
 
 Run = Callable[[Arrays], Arrays]
 """A dense graph's inputs by name -> `pixels` and `image`."""
@@ -84,34 +76,30 @@ OpenCandidate = Callable[[Artifact], AbstractContextManager[Runs]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What trials are judged on, as `spade validate` judges.
+    """What trials are judged on, as `spade validate` judges."""
 
-    inputs: of a dense graph by name, N of each. reference: `pixels`, `image` and `logits` of the untouched module.
-    stress: stress maps, N of 1, with their references; each is held to the quality that a validation asks there.
-    """
-
+    labels: LabelSpec
+    """Of the model."""
     inputs: Arrays
+    """Of a dense graph by name, N of each."""
     reference: Arrays
+    """`pixels`, `image` and `logits` of the untouched module."""
     rounding: RoundingError
+    """The float32 error that eager PyTorch itself has."""
     stress: tuple[tuple[Arrays, Arrays], ...] = ()
+    """Stress maps, N of 1, with their references; each is held to the quality that a validation asks there."""
 
     def failures(self, run: Run) -> tuple[str, ...]:
         """One sentence for each limit of a half-precision graph that is passed; one image is run at a time."""
-        judge = self._judge(run, list(zip(one_by_one(self.inputs), one_by_one(self.reference), strict=True)))
-        failures = judge.failures(tolerance_for(Precision.FP16, self.rounding))
-        for one in self.stress:
-            failures += self._judge(run, [one]).result().failures(Tolerance(min_psnr_db=STRESS_MIN_PSNR_DB))
-        return tuple(failures)
-
-    def _judge(self, run: Run, pairs: Sequence[tuple[Arrays, Arrays]]) -> Judge:
-        """Runs all pairs of inputs and reference, one at a time."""
-        ids = 1 + max(int(inputs[LABEL].max()) for inputs, _ in pairs)
-        judge = Judge(tuple(f"label {number}" for number in range(ids)), logit_margin(Precision.FP16, self.rounding))
-        for inputs, expected in pairs:
-            found = run(inputs)
-            trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found[IMAGE], found[PIXELS])
-            judge.add(inputs[LABEL], expected[LOGITS], trusted, candidate)
-        return judge
+        judge = Judge(self.labels, Precision.FP16, self.rounding)
+        for inputs, expected in zip(one_by_one(self.inputs), one_by_one(self.reference), strict=True):
+            judge.add(inputs[LABEL], expected, run(inputs))
+        failures = judge.verdict().failures
+        for inputs, expected in self.stress:
+            judge = Judge.of_stress_map(self.labels, self.rounding)
+            judge.add(inputs[LABEL], expected, run(inputs))
+            failures += judge.verdict().failures
+        return failures
 
 
 def search_precision(
@@ -119,60 +107,45 @@ def search_precision(
     *,
     kind: GraphKind,
     open_candidate: OpenCandidate,
-    inputs: Arrays | None = None,
     stress: Sequence[StressMap] = (),
     checkpoint: Path | None = None,
     runs_dir: Path = Path("runs"),
-    direction: Direction = Direction.REVERSE,
-    most_trials: int = MOST_TRIALS,
     on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> PrecisionSearch:
-    """Find what the half-precision graph of an artifact must keep beside what it keeps already.
+    """Find what the half-precision graph of an artifact must keep in float32 beside what it keeps already.
 
+    Trials are judged on the artifact's golden inputs and on `stress`, maps that the graph failed on.
     open_candidate: opens the one graph of a trial's artifact where the original failed, see `tensorrt_opener`.
-    inputs: those that it failed on, by name; None: the artifact's golden ones. stress: maps that it failed on beside.
     checkpoint: the weights that were exported; by default they are looked for by their digest.
     Raises ArtifactError where there is no such graph, ConfigError, NotFoundError, ExportError, and what
     `open_candidate` raises.
     """
     graph = artifact.graph(Precision.FP16, kind)
     generator = _exported_generator(artifact, checkpoint, runs_dir)
-    golden = artifact.golden()
-    reference = golden.outputs if inputs is None else run_reference(generator, inputs)
+    golden, manifest = artifact.golden(), artifact.manifest
     hard = tuple((one.inputs, run_reference(generator, one.inputs)) for one in stress)
-    evidence = Evidence(golden.inputs if inputs is None else inputs, reference, artifact.manifest.rounding, hard)
+    evidence = Evidence(manifest.generator.labels, golden.inputs, golden.outputs, manifest.rounding, hard)
     candidates = runtime_candidates(generator, kind, artifact, open_candidate)
 
     def failures_with(kept: tuple[str, ...]) -> tuple[str, ...]:
         with candidates(kept) as run:
             return evidence.failures(run)
 
-    return find_layers_to_keep(
-        unit_names(generator.spec),
-        failures_with,
-        held=graph.kept_fp32,
-        direction=direction,
-        most_trials=most_trials,
-        on_trial=on_trial,
-    )
+    return find_layers_to_keep(unit_names(generator.spec), failures_with, held=graph.kept_fp32, on_trial=on_trial)
 
 
 def search_failures(
     artifact: Artifact,
     report: ValidationReport,
-    backend: Backend,
+    request: ValidationRequest,
     *,
-    checkpoint: Path | None = None,
-    runs_dir: Path = Path("runs"),
-    direction: Direction = Direction.REVERSE,
-    most_trials: int = MOST_TRIALS,
     progress: Progress = SILENT,
 ) -> dict[str, PrecisionSearch]:
     """A search for each half-precision graph that failed a validation, by the graph's name.
 
     It is judged on the golden inputs and on the stress maps that the graph failed on.
-    backend: what the validation was asked to run.
-    Raises as `search_precision`; the dictionary is empty where no half-precision graph failed.
+    report, request: of the validation. Raises as `search_precision`; the dictionary is empty where no half-precision
+    graph failed.
     """
     found = {}
     for result in report.results:
@@ -182,12 +155,10 @@ def search_failures(
         found[graph.name] = search_precision(
             artifact,
             kind=graph.kind,
-            open_candidate=opener_like(artifact, graph, backend),
+            open_candidate=opener_like(artifact, graph, request.backend),
             stress=[one for one in report.stress if one.name in stress_failures(result.half)],
-            checkpoint=checkpoint,
-            runs_dir=runs_dir,
-            direction=direction,
-            most_trials=most_trials,
+            checkpoint=request.checkpoint,
+            runs_dir=request.runs_dir,
             on_trial=partial(_tell, progress, graph.name),
         )
     return found
@@ -240,23 +211,6 @@ class EmulatedTrial:
         if found.overflows:
             return {**found.outputs, IMAGE: np.full_like(found.outputs[IMAGE], np.nan)}
         return found.outputs
-
-
-def torch_candidates(generator: Generator, kind: GraphKind) -> Candidates:
-    """The deploy model itself in eager PyTorch on the CPU: no export and no build, for what fails there already."""
-
-    @contextmanager
-    def candidate(kept: tuple[str, ...]) -> Iterator[Run]:
-        model = build_model(generator, kind, fp16=True, keep_fp32=kept)
-
-        def run(inputs: Arrays) -> Arrays:
-            with torch.inference_mode():
-                pixels, image = model(*model_inputs(model, inputs))
-            return {PIXELS: pixels.numpy(), IMAGE: image.numpy()}
-
-        yield run
-
-    return candidate
 
 
 def runtime_candidates(
@@ -312,21 +266,10 @@ def tensorrt_opener(artifact: Artifact, request: BuildRequest) -> Callable[[Arti
 
 
 def _exported_generator(artifact: Artifact, checkpoint: Path | None, runs_dir: Path) -> Generator:
-    digest = artifact.manifest.source.generator_sha256
-    if checkpoint is not None:
-        path: Path | None = resolve_checkpoint(checkpoint, runs_dir)
-    else:
-        path = find_checkpoint_by_digest(digest, near=artifact.path, runs_dir=runs_dir)
+    path = find_exported_checkpoint(artifact, checkpoint, runs_dir)
     if path is None:
         raise NotFoundError(
             f"the checkpoint that {artifact.path} was exported from was not found in {runs_dir}",
-            hint="give --checkpoint: every trial is an export of its weights",
+            hint="give `checkpoint`: every trial is an export of its weights",
         )
-    loaded = load_generator(path)
-    if loaded.info.generator_sha256 != digest:
-        raise ConfigError(
-            f"--checkpoint {path}: its weights ({loaded.info.generator_sha256[:16]}...) are not those that were"
-            f" exported ({digest[:16]}...)",
-            hint="leave --checkpoint out: the right one is looked for",
-        )
-    return loaded.module
+    return load_exported_generator(path, artifact)

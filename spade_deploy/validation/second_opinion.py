@@ -1,16 +1,15 @@
-"""Polygraphy's Comparator over our runtimes: a second opinion on whether two of them make the same images.
+"""A second opinion: NVIDIA's Polygraphy on whether two runtimes make the same images of one graph.
 
-`spade validate` holds a graph to what PyTorch makes of label maps. Here the same graph runs in two runtimes, such as
-ONNX Runtime and TensorRT, and NVIDIA's own tool compares them output by output: what differs then is the runtime's.
-Polygraphy is imported when it is asked for; it is for checking, and nothing that serves images needs it.
+`spade validate` holds a graph to what PyTorch makes of label maps, and `metrics/judge.py` decides. Here the same graph
+runs in two runtimes, such as ONNX Runtime and TensorRT, and another tool compares their outputs, names, shapes and
+values: what differs then is the runtime's doing. The limits and the values that are left out are the judge's own.
+Polygraphy is imported when it is asked for; nothing that serves images needs it.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -20,44 +19,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import (
-    IMAGE,
-    LABEL,
-    LOGITS,
-    PIXELS,
-    Arrays,
-    Artifact,
-    EngineEntry,
-    Graph,
-    input_tensors,
-    read_engine,
-)
+from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph, input_tensors, one_by_one
 from spade_deploy.engines.base import Backend, Runtime, check_inputs
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.tensorrt.key import EngineKey
-from spade_deploy.engines.tensorrt.library import load_library
 from spade_deploy.errors import ConfigError, MissingDependencyError
-from spade_deploy.metrics.judge import IMAGE_RANGE, Tolerance, is_undecided, logit_margin, tolerance_for
-from spade_deploy.spec import Flavour
+from spade_deploy.metrics.tolerances import Tolerance, is_undecided, logit_margin, tolerance_for
 
 OLDEST = (0, 53, 4)
-"""The first that knows TensorRT 11, and compares as it is asked to here."""
-_FLAVOUR_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
+"""The first version that knows TensorRT 11 and takes the options that are used here."""
 _INSTALL = "pip install --upgrade polygraphy"
 
 
 @dataclass(frozen=True)
 class OutputVerdict:
-    """Of one output: Polygraphy's largest and mean absolute difference over all images, and the limit that it held.
-
-    statistic: 'max' or 'mean', which of the two was held to `limit`.
-    """
+    """What Polygraphy says of one output, over all images."""
 
     name: str
     passed: bool
     max_abs: float
+    """The largest absolute difference."""
     mean_abs: float
+    """The mean absolute difference."""
     statistic: str
+    """'max' or 'mean': which of the two was held to `limit`."""
     limit: float
 
     def __str__(self) -> str:
@@ -67,11 +51,14 @@ class OutputVerdict:
 
 @dataclass(frozen=True)
 class ComparatorVerdict:
-    """What Polygraphy says of two runtimes, named as they name themselves."""
+    """What Polygraphy says of two runtimes."""
 
     version: str
+    """Polygraphy's."""
     reference: str
+    """The name of the runtime that was trusted."""
     candidate: str
+    """The name of the runtime that was judged."""
     images: int
     outputs: tuple[OutputVerdict, ...]
 
@@ -111,7 +98,7 @@ def polygraphy_compare(
 
     inputs: a dense graph's, by name, N of each, for a lookup graph too. tolerance: what each of the two may differ by
     from PyTorch; from each other they may differ by twice that. undecided: N x 3 x H x W, values of the image that
-    rounding alone decides (`compare.is_undecided`), which are left out.
+    rounding alone decides (`tolerances.is_undecided`), which are left out.
     Raises MissingDependencyError without Polygraphy, InputRefusedError, ConfigError, and what the runtimes raise.
     """
     version = require_polygraphy()
@@ -126,7 +113,7 @@ def polygraphy_compare(
         check_error_stat=statistic,
     )
     count = len(inputs[LABEL])
-    feeds = [OrderedDict((name, array[index : index + 1]) for name, array in inputs.items()) for index in range(count)]
+    feeds = [OrderedDict(one) for one in one_by_one(inputs)]
     runners = [
         make_runner(runtime, f"{role}: {runtime.name}", undecided)
         for role, runtime in (("reference", reference), ("candidate", candidate))
@@ -134,18 +121,20 @@ def polygraphy_compare(
     with logger.verbosity(logger.CRITICAL):  # it would print every step
         results = comparator.Comparator.run(runners, data_loader=feeds)
         with np.errstate(all="ignore"):  # of infinities, which it counts as a failure
-            # A mean is over all images, as in a tolerance; a maximum holds for every one.
+            # A mean is over all images, as in a tolerance; a maximum holds for every one. Of outputs with different
+            # shapes Polygraphy only says False, and has no mean.
             (judged,) = comparator.Comparator.compare_accuracy(
                 results, compare_func=judge, check_average=statistic == "mean"
             )
             (by_image,) = judged.values()
-            verdicts = [judged.average_results()] if statistic == "mean" else by_image
+            has_shapes = not any(isinstance(result, bool) for image in by_image for result in image.values())
+            verdicts = [judged.average_results()] if statistic == "mean" and has_shapes else by_image
     outputs = tuple(
         OutputVerdict(
             name,
             all(bool(verdict[name]) for verdict in verdicts),
-            float(np.max([image[name].max_absdiff for image in by_image])),
-            float(np.mean([image[name].mean_absdiff for image in by_image])),
+            float(np.max([getattr(image[name], "max_absdiff", np.inf) for image in by_image])),
+            float(np.mean([getattr(image[name], "mean_absdiff", np.inf) for image in by_image])),
             statistic,
             limit,
         )
@@ -204,60 +193,13 @@ def require_polygraphy() -> str:
     return version
 
 
-def network_loader(artifact: Artifact, graph: Graph, flavour: Flavour) -> Any:
-    """A Polygraphy loader of a graph as a strongly typed network: call it for (builder, network, parser).
-
-    For Polygraphy's own tools, such as `ModifyNetworkOutputs` or `EngineFromNetwork`; `spade build` has its own
-    builder, which can be interrupted. Raises MissingDependencyError, RuntimeUnavailableError where TensorRT does not
-    load, and ConfigError where Polygraphy was loaded for the other one.
-    """
-    trt = _backend_trt(flavour)
-
-    def load() -> Any:
-        with artifact.vouched(graph.file) as path:
-            return trt.NetworkFromOnnxPath(str(path), strongly_typed=True)()
-
-    return load
-
-
-def engine_loader(artifact: Artifact, entry: EngineEntry) -> Any:
-    """A Polygraphy loader of an engine, for its `TrtRunner`. Its bytes are compared with their digest first.
-
-    Raises ArtifactError for an engine that nothing vouches for, and as `network_loader` does.
-    """
-    content = read_engine(artifact, entry)
-    return _backend_trt(EngineKey.from_json(entry.key).flavour).EngineFromBytes(content)
-
-
-def _backend_trt(flavour: Flavour) -> Any:
-    """Polygraphy's TensorRT backend. It is of one flavour for a whole process, chosen when it is first imported."""
-    if "polygraphy" not in sys.modules:
-        os.environ[_FLAVOUR_VARIABLE] = str(int(flavour is Flavour.RTX))
-    require_polygraphy()
-    load_library(flavour)  # with its errors, and not where it would crash
-    if bool(_module("config").USE_TENSORRT_RTX) != (flavour is Flavour.RTX):
-        raise ConfigError(
-            f"Polygraphy was already loaded for another TensorRT than {flavour}",
-            hint=f"set {_FLAVOUR_VARIABLE}={int(flavour is Flavour.RTX)} before Python starts",
-        )
-    return _module("backend.trt")
-
-
 def _module(name: str) -> Any:  # it has no types
     return importlib.import_module(f"polygraphy.{name}")
 
 
 def _limits(tolerance: Tolerance) -> tuple[str, dict[str, float]]:
     """The statistic, and each output's limit, that follow from both runtimes being within `tolerance`."""
-    if tolerance.max_abs is not None:
-        statistic, limit = "max", 2 * tolerance.max_abs
-    else:
-        held = [] if tolerance.mean_abs is None else [tolerance.mean_abs]
-        if tolerance.min_psnr_db is not None:  # the mean error is no larger than its root mean square
-            held.append(IMAGE_RANGE * 10 ** (-tolerance.min_psnr_db / 20))
-        if not held:
-            raise ConfigError("a tolerance without a maximum, a mean or a PSNR limits no difference of two runtimes")
-        statistic, limit = "mean", 2 * min(held)
+    statistic, limit = tolerance.of_two_runtimes()
     # An image of [-1, 1] becomes pixels of 0..255; truncation adds less than one step.
     return statistic, {IMAGE: limit, PIXELS: 127.5 * limit + 1}
 

@@ -35,7 +35,7 @@ from spade_deploy.bench import run as run_module
 from spade_deploy.bench import worker as worker_module
 from spade_deploy.bench.inputs import batches, make_segmap
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
-from spade_deploy.bench.judging import Verdict, judge
+from spade_deploy.bench.judging import CandidateVerdict, judge
 from spade_deploy.bench.process import Worker, WorkerError
 from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run
 from spade_deploy.engines.base import GraphChoice
@@ -379,7 +379,7 @@ def test_a_wrong_graph_has_no_figure_and_the_others_go_on(tmp_path: Path) -> Non
 def test_a_small_error_and_nan_are_wrong(exported: Artifact) -> None:
     golden, candidate = exported.golden(), Candidate(Kind.PLAIN, "plain")
     right = dict(golden.outputs)
-    assert judge(exported, candidate, golden, right) == Verdict(0.0, 0.0, None, ())
+    assert judge(exported, candidate, golden, right) == CandidateVerdict(0.0, 0.0, None, ())
     rounding = exported.manifest.rounding
     # The tolerance is 6 times the rounding error; the baselines and graphs of this model were measured at 1.0 to 1.5.
     off = {**right, IMAGE: right[IMAGE] + np.float32(20 * rounding.max_abs)}

@@ -18,6 +18,7 @@ from PIL import Image
 
 from spade_deploy.artifact import IMAGE, LABEL, LOGITS, Arrays, Artifact, Source, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
+from spade_deploy.engines.base import Backend
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.tensorrt.table_profile import tensor_ranges
 from spade_deploy.errors import ArtifactError, ConfigError, ExportError, InputRefusedError
@@ -33,7 +34,7 @@ from spade_deploy.inference import InferRequest
 from spade_deploy.inference.infer import infer
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.lookup.tables import extract_patterns
-from spade_deploy.metrics.judge import tolerance_for
+from spade_deploy.metrics.tolerances import tolerance_for
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.pix2pixhd import NormalizedConv
 from spade_deploy.networks.spade import initialize, make_segmap
@@ -51,10 +52,11 @@ from spade_deploy.spec import (
     ShapeProfile,
     Upsampling,
 )
-from spade_deploy.validation.precision_search import torch_candidates
+from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate
 from tests.support.exactness import FLOAT32_EPS, errors, in_float64, reference
 from tests.support.generators import random_inputs
+from tests.support.torch_candidates import torch_candidates
 
 # Instance norm over the four pixels of a latent of 2 x 2 would multiply rounding errors until nothing is certain.
 PLAIN = GeneratorSpec(LabelSpec(5), base_channels=4, height=64, width=64)
@@ -271,7 +273,7 @@ def test_a_graph_that_was_tampered_with_fails_and_the_layer_is_named(copy: tuple
     weight.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(weight), 1, axis=0), weight.name))
     onnx.save(model, str(graph))
     rewrite_manifest(artifact.path, read_manifest(artifact.path))
-    report = validate(Artifact.open(artifact.path), runs_dir=runs, backend="cpu")
+    report = validate(Artifact.open(artifact.path), ValidationRequest(runs_dir=runs, backend=Backend.CPU))
     fp32, fp16 = report.results
     assert not fp32.passed
     assert fp32.diverges_at is not None
@@ -282,7 +284,7 @@ def test_a_graph_that_was_tampered_with_fails_and_the_layer_is_named(copy: tuple
 def test_golden_outputs_stand_in_for_the_checkpoint(copy: tuple[Artifact, Path], tmp_path: Path) -> None:
     artifact, runs = copy
     shutil.rmtree(runs / "small" / "checkpoints")
-    report = validate(artifact, runs_dir=tmp_path / "none", backend="cpu")
+    report = validate(artifact, ValidationRequest(runs_dir=tmp_path / "none", backend=Backend.CPU))
     assert report.passed
     assert report.reference.startswith("golden outputs")
 

@@ -20,8 +20,9 @@ from PIL import Image, ImageOps
 from spade_deploy.errors import LabelMapError
 from spade_deploy.images.image_file import MAX_FILE_BYTES, check_photo, image_size, photo_size, read_photo, read_samples
 from spade_deploy.labels.files import read_instance_map, read_label_map
-from spade_deploy.labels.fix import FixAction
-from spade_deploy.labels.lint import check_label_file, fix_labels, lint_folder
+from spade_deploy.labels.fix import FixAction, fix_labels
+from spade_deploy.labels.lint import lint_folder
+from spade_deploy.labels.lint_file import check_label_file
 from spade_deploy.spec import LabelSpec
 from tests.support import png_writer
 from tests.support.png_writer import GREY, GREY_ALPHA, LEGAL, PALETTE, RGB, RGB_ALPHA, chunk, png
@@ -426,7 +427,7 @@ from contextlib import suppress
 from pathlib import Path
 from spade_deploy.errors import LabelMapError
 from spade_deploy.images.image_file import read_photo
-from spade_deploy.labels.lint import check_label_file
+from spade_deploy.labels.lint_file import check_label_file
 from spade_deploy.labels.files import read_label_map
 from spade_deploy.spec import LabelSpec
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from spade_deploy.errors import ConfigError, DatasetError
-from spade_deploy.labels.layouts import PRESET_SPLITS, DataConfig, find_samples, has_layout, pair_files
+from spade_deploy.labels.layouts import PRESET_SPLITS, DataConfig
+from spade_deploy.labels.pairs import find_samples, has_layout, pair_files
 
 COCO = ("train_label/a.png", "train_img/a.jpg", "train_inst/a.png")
 Tree = Callable[..., Path]
@@ -164,17 +165,17 @@ def test_another_size_keeps_the_ratio_of_load_and_crop() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"preset": "mnist"}, "--preset"),
-        ({"preset": "coco"}, "--data ROOT"),
-        ({"preset": "coco", "root": Path("x"), "labels_dir": Path("l")}, "--labels"),
-        ({"preset": "custom"}, "either --data ROOT or --labels"),
+        ({"preset": "mnist"}, "`preset`"),
+        ({"preset": "coco"}, "`root`"),
+        ({"preset": "coco", "root": Path("x"), "labels_dir": Path("l")}, "`labels_dir`"),
+        ({"preset": "custom"}, "either `root` or `labels_dir`"),
         ({"preset": "custom", "root": Path("x"), "labels_dir": Path("l")}, "either"),
         ({"preset": "custom", "root": Path("x"), "images_dir": Path("l")}, "contradicts"),
         ({"crop_size": (0, 4)}, "1..8192"),
         ({"crop_size": (256, 256)}, "larger than the load size"),
     ],
 )
-def test_contradictions_name_the_flag(fields: dict[str, Any], message: str) -> None:
+def test_contradictions_name_the_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         DataConfig(**fields)
     assert message in caught.value.message

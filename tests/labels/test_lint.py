@@ -14,17 +14,13 @@ from PIL import Image
 
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError
 from spade_deploy.labels import earth
+from spade_deploy.labels.colors import match_colors
 from spade_deploy.labels.files import colorize, read_label_map, synthetic_label_maps
-from spade_deploy.labels.fix import FixAction, FixResult, match_colors, read_palette_file
-from spade_deploy.labels.lint import (
-    INTERPOLATED,
-    Finding,
-    LintReport,
-    Severity,
-    fix_labels,
-    interpolation_score,
-    lint_folder,
-)
+from spade_deploy.labels.findings import Finding, LintReport, Severity
+from spade_deploy.labels.fix import FixAction, FixResult, fix_labels
+from spade_deploy.labels.lint import lint_folder
+from spade_deploy.labels.lint_file import INTERPOLATED, interpolation_score
+from spade_deploy.labels.palette_file import read_palette_file
 from spade_deploy.labels.palettes import moved_palette
 from spade_deploy.labels.sets import label_set
 from spade_deploy.spec import LabelSpec
@@ -204,7 +200,7 @@ def test_masks_in_a_small_folder_are_errors_and_become_ones(save: Save, tmp_path
         read_label_map(fix_labels(report, tmp_path / "out", COCO)[2].target or Path(), COCO), mask // 255
     )
     assert report.without(["mask"]).errors == ()
-    with pytest.raises(ConfigError, match="--ignore: 'masks' is not one of"):
+    with pytest.raises(ConfigError, match="`ignore`: 'masks' is not one of"):
         report.without(["masks"])
 
 
@@ -387,7 +383,7 @@ def test_palettes_come_from_files_too(save: Save, ids: np.ndarray, tmp_path: Pat
 @pytest.mark.parametrize("text", ["", "1 2", "1 2 x", "1 2 256", "[[1, 2]]", "[1, 2, 3]", "[{", "[[1, 2, null]]"])
 def test_palette_files_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.txt").write_text(text)
-    with pytest.raises(ConfigError, match="--palette"):
+    with pytest.raises(ConfigError, match="`palette`"):
         read_palette_file(tmp_path / "p.txt")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_palette_file(tmp_path / "none.txt")

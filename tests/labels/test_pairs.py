@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError
-from spade_deploy.labels.layouts import DataConfig, Pairing, find_samples, pair_files
-from spade_deploy.labels.pairs import find_label_maps
+from spade_deploy.labels.find import find_label_maps
+from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.pairs import Pairing, find_samples, pair_files
 from spade_deploy.labels.sets import label_set, preset_of
 from spade_deploy.spec import LabelSpec
 

@@ -9,7 +9,9 @@ import pytest
 
 from spade_deploy.errors import LabelMapError
 from spade_deploy.labels.files import read_instance_map, read_label_map
-from spade_deploy.labels.lint import check_label_file, fix_labels, lint_folder
+from spade_deploy.labels.fix import fix_labels
+from spade_deploy.labels.lint import lint_folder
+from spade_deploy.labels.lint_file import check_label_file
 from spade_deploy.labels.palettes import moved_palette, voc_palette
 from spade_deploy.labels.sets import label_set
 from spade_deploy.spec import LabelSpec

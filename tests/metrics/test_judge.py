@@ -8,17 +8,10 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from spade_deploy.errors import ConfigError
-from spade_deploy.metrics.judge import (
-    DiffAccumulator,
-    Tolerance,
-    decided_only,
-    is_undecided,
-    logit_margin,
-    ssim,
-    tolerance_for,
-    too_undecided,
-)
-from spade_deploy.spec import Precision, RoundingError
+from spade_deploy.metrics.differences import DiffAccumulator, ssim
+from spade_deploy.metrics.judge import Judge, decided_only, too_undecided
+from spade_deploy.metrics.tolerances import STRESS_TOLERANCE, Tolerance, is_undecided, logit_margin, tolerance_for
+from spade_deploy.spec import LabelSpec, Precision, RoundingError
 
 
 def to_pixels(image: np.ndarray) -> np.ndarray:
@@ -130,7 +123,7 @@ def test_fp32_is_held_to_the_references_own_rounding() -> None:
     assert loose.max_abs is not None
     assert tight.max_abs == pytest.approx(6.2e-6)
     assert loose.max_abs == pytest.approx(6e-4, rel=0.01)
-    # Measured factors are in tests/test_validation.py; here stands what they make.
+    # Measured factors are in tests/validation/test_validate.py; here stands what they make.
     expected = {"max_abs": 6.2e-6, "mean_abs": 6.2e-7, "max_flip": 1}
     empty = {"min_psnr_db": None, "min_ssim": None, "flip_share": None}
     assert tight.to_json() == pytest.approx({**expected, **empty})
@@ -213,3 +206,93 @@ def test_a_verdict_needs_half_of_the_values() -> None:
     (sentence,) = too_undecided(0.501)
     assert "rounding alone decides 50%" in sentence
     assert "nothing is left to compare" in too_undecided(1.0)[0]
+
+
+def answers(logits: np.ndarray) -> dict[str, np.ndarray]:
+    image = np.tanh(logits)
+    return {"image": image, "pixels": to_pixels(image), "logits": logits}
+
+
+LOGITS = np.linspace(-3, 3, 2 * 3 * 24 * 40, dtype=np.float32).reshape(2, 3, 24, 40)
+LABEL = np.zeros((2, 24, 40), np.uint8)
+LABELS = LabelSpec(3, names=("sea", "sand", "sky"))
+
+
+def test_outputs_are_judged_one_after_the_other() -> None:
+    expected = answers(LOGITS)
+    off = {**expected, "image": expected["image"] + np.float32(0.01)}
+    at_once, one_by_one = (Judge(LABELS, Precision.FP32, TYPICAL) for _ in range(2))
+    assert at_once.add(LABEL, expected, off) == pytest.approx(0.01, rel=1e-4)
+    for k in range(2):
+        part = slice(k, k + 1)
+        one_by_one.add(LABEL[part], {n: a[part] for n, a in expected.items()}, {n: a[part] for n, a in off.items()})
+    assert at_once.verdict() == one_by_one.verdict()
+    verdict = at_once.verdict()
+    assert (at_once.images, verdict.passed, verdict.undecided_share) == (2, False, 0.0)
+    assert "max absolute error 0.01 is over" in verdict.failures[0]
+    assert verdict.tolerance == tolerance_for(Precision.FP32, TYPICAL)
+    assert [entry.name for entry in verdict.diff.classes] == ["sea"]
+    right = Judge(LABELS, Precision.FP32, TYPICAL)
+    assert right.add(LABEL, expected, expected) == 0
+    assert right.verdict().passed
+
+
+def test_undecided_values_are_in_the_figures_and_not_in_the_verdict() -> None:
+    logits = LOGITS.copy()
+    logits[0, 0, 0, 0] = 1e-3
+    expected = answers(logits)
+    found = {name: array.copy() for name, array in expected.items()}
+    found["image"][0, 0, 0, 0] = -1
+    judge = Judge(LABELS, Precision.FP32, replace(TYPICAL, logit_max=0.0086))
+    assert judge.add(LABEL, expected, found) > 1
+    verdict = judge.verdict()
+    assert verdict.passed
+    assert verdict.diff.max_abs > 1
+    assert verdict.decided.max_abs == 0
+    assert verdict.undecided_share > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "sentence"),
+    [
+        ("pixels", None, "pixels is missing"),
+        ("image", lambda a: a[:, :, :-1], r"image has shape (2, 3, 23, 40), not (2, 3, 24, 40)"),
+        ("pixels", lambda a: a[..., :2], r"pixels has shape (2, 24, 40, 2), not (2, 24, 40, 3)"),
+        ("image", lambda a: a.astype(np.float16), "image has type float16, not float32"),
+        ("pixels", lambda a: a.astype(np.float32), "pixels has type float32, not uint8"),
+    ],
+)
+def test_outputs_of_other_names_shapes_and_types_fail(name: str, changed: object, sentence: str) -> None:
+    expected = answers(LOGITS)
+    found = dict(expected)
+    if callable(changed):
+        found[name] = changed(found[name])
+    else:
+        del found[name]
+    judge = Judge(LABELS, Precision.FP32, TYPICAL)
+    judge.add(LABEL, expected, expected)
+    assert judge.add(LABEL, expected, found) == np.inf
+    verdict = judge.verdict()
+    assert verdict.failures == (sentence,)
+    assert not verdict.diff.finite
+    json.dumps(verdict.diff.to_json(), allow_nan=False)
+
+
+def test_a_stress_map_is_held_to_a_quality_alone() -> None:
+    expected = answers(LOGITS * 0)  # rounding decides everything
+    judge = Judge.of_stress_map(LABELS, replace(TYPICAL, logit_max=1.0, logit_mean=1.0))
+    judge.add(LABEL, expected, {**expected, "image": expected["image"] + np.float32(1)})
+    assert judge.verdict().passed
+    assert judge.verdict().undecided_share == 1
+    assert judge.verdict().tolerance == STRESS_TOLERANCE == Tolerance(min_psnr_db=40.0)
+    strict = Judge(LABELS, Precision.FP16, replace(TYPICAL, logit_max=1.0, logit_mean=1.0))
+    strict.add(LABEL, expected, expected)
+    assert "nothing is left to compare" in strict.verdict().failures[0]
+
+
+def test_two_runtimes_may_differ_by_twice_what_one_may() -> None:
+    assert Tolerance(max_abs=1.0, mean_abs=0.1).of_two_runtimes() == ("max", 2.0)
+    assert Tolerance(mean_abs=0.5).of_two_runtimes() == ("mean", 1.0)
+    assert Tolerance(mean_abs=0.5, min_psnr_db=40.0).of_two_runtimes() == ("mean", pytest.approx(0.04))
+    with pytest.raises(ConfigError, match="limits no difference"):
+        Tolerance(min_ssim=0.9).of_two_runtimes()

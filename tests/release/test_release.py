@@ -22,7 +22,7 @@ from spade_deploy.artifact import (
     writing,
 )
 from spade_deploy.errors import ConfigError, ExportError, FolderBusyError, NotFoundError, ValidationFailedError
-from spade_deploy.metrics.judge import Tolerance
+from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import release
 from spade_deploy.release.request import ReleaseRequest

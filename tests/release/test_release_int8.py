@@ -17,13 +17,14 @@ from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.cli import app
 from spade_deploy.errors import ConfigError
 from spade_deploy.labels.files import synthetic_label_maps
-from spade_deploy.metrics.judge import Tolerance, tolerance_for
+from spade_deploy.metrics.tolerances import Tolerance, tolerance_for
 from spade_deploy.release.release import Release, release
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision, RoundingError
 from spade_deploy.validation.divergence import RELATIVE_LIMIT, first_divergence
+from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate
 from tests.support.generators import build_generator
 from tests.support.listener import Listener
@@ -94,7 +95,9 @@ def test_a_wrong_int8_graph_fails_and_is_named(released: tuple[Release, Listener
         try:
             onnx.save(model, str(file))
             rewrite_manifest(made.artifact.path, manifest)
-            results = validate(Artifact.open(made.artifact.path), checkpoint=made.checkpoint, runs_dir=runs).results
+            results = validate(
+                Artifact.open(made.artifact.path), ValidationRequest(checkpoint=made.checkpoint, runs_dir=runs)
+            ).results
         finally:
             file.write_bytes(right)
             rewrite_manifest(made.artifact.path, manifest)

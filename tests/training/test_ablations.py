@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spade_deploy.artifact import LABEL, Artifact, Source, Z
+from spade_deploy.engines.base import Backend
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.labels.layouts import DataConfig
@@ -15,6 +16,7 @@ from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, GraphKind, Label
 from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.steps import Learner
+from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate
 
 LABELS = LabelSpec(3)
@@ -66,6 +68,8 @@ def test_an_ablation_trains_exports_and_validates(fields: dict[str, Any], tmp_pa
             source=Source("run", 1, "train", loaded.info.generator_sha256),
         ),
     )
-    report = validate(Artifact.open(folder), checkpoint=checkpoint, runs_dir=tmp_path, backend="cpu")
+    report = validate(
+        Artifact.open(folder), ValidationRequest(checkpoint=checkpoint, runs_dir=tmp_path, backend=Backend.CPU)
+    )
     report.require_passed()
     assert report.reference.startswith("PyTorch")

@@ -190,9 +190,9 @@ def test_sources_refuse_what_the_model_needs_and_they_lack(root: Path) -> None:
     batch_size = COUNT + 1
     with pytest.raises(DatasetError, match="7 samples are fewer than one batch of 8"):
         training_batches(source_of(root), batch_size=batch_size, seed=0)
-    with pytest.raises(ConfigError, match="--batch-size"):
+    with pytest.raises(ConfigError, match="`batch_size`"):
         steps_per_epoch(source_of(root), 0)
-    with pytest.raises(ConfigError, match="--workers -1"):
+    with pytest.raises(ConfigError, match="`workers` -1"):
         training_batches(source_of(root), batch_size=1, seed=0, workers=-1)
     no_photos = DataConfig.for_preset("custom", labels_dir=root / "train_label")
     with pytest.raises(DatasetError, match="needs photos"):

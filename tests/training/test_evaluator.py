@@ -12,11 +12,12 @@ from torch import Tensor
 
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.samples import SampleArrays
 from spade_deploy.metrics import ConfusionMatrix, OnnxExtractor, frechet_distance, kernel_distance
 from spade_deploy.networks.spade import to_pixels
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.config import Setup, TrainConfig
-from spade_deploy.training.dataset import Arrays, Batch, _collated
+from spade_deploy.training.dataset import Batch, _collated
 from spade_deploy.training.evaluator import Evaluator, photo_pixels
 from tests.support.onnx_judges import extractor_file, segmenter_file
 
@@ -36,14 +37,14 @@ class Painted:
     def stem(self, index: int) -> str:
         return str(index)
 
-    def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
+    def load(self, index: int, rng: np.random.Generator | None) -> SampleArrays:
         assert rng is None  # as evaluation sees it
         self.loaded += 1
         if index in self.broken:
             raise LabelMapError(f"{index}: is damaged")
         ids = np.random.default_rng(index).integers(0, 4, (32, 32)).astype(np.uint8)
         photo = np.array([*COLORS, (128, 128, 128)], np.uint8)[ids]
-        return Arrays(ids, ids.astype(np.int32), photo)
+        return SampleArrays(ids, ids.astype(np.int32), photo)
 
 
 def setup_of(**changes: Any) -> Setup:
@@ -70,7 +71,7 @@ def darker(batch: Batch) -> Tensor:
 
 def test_photos_come_back_as_they_were_read() -> None:
     photo = np.arange(768).astype(np.uint8).reshape(1, 256, 3)  # each value in each channel
-    batch = _collated([Arrays(np.zeros((1, 256), np.uint8), None, photo)], ("x",))
+    batch = _collated([SampleArrays(np.zeros((1, 256), np.uint8), None, photo)], ("x",))
     np.testing.assert_array_equal(photo_pixels(batch.photo)[0], photo)
     assert (to_pixels(batch.photo)[0].numpy() != photo).any()
 

@@ -13,17 +13,17 @@ import pytest
 from spade_deploy.labels.earth import earth_labels
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.machine.cores import usable_cores
-from spade_deploy.training.dataset import EarthSource, training_batches
+from spade_deploy.training.dataset import open_source, training_batches
 from tests.support.paths import ROOT
 
 STARTING = """
 import os, signal, sys, time
-from spade_deploy.training import dataset
+from spade_deploy.training import loader
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # the training process only remembers it
-    context = dataset._worker_context()
+    context = loader.worker_context()
     import worker
     os.unlink("begun")
     process = context.Process(target=worker.work)
@@ -92,7 +92,7 @@ if __name__ == "__main__":
 
 
 def one_batch(workers: int) -> int:
-    source = EarthSource(DataConfig(load_size=(32, 32), crop_size=(32, 32)), "test", earth_labels())
+    source = open_source(DataConfig(load_size=(32, 32), crop_size=(32, 32)), "test", earth_labels())
     batches = training_batches(source, batch_size=2, seed=0, workers=workers)
     count = len(next(batches).stems)
     batches.close()

@@ -175,7 +175,7 @@ def test_a_broken_photo_is_told_and_costs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_refusals(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="--segmenter-steps: 0"):
+    with pytest.raises(ConfigError, match="`segmenter_steps`: 0"):
         request_of(data, steps=0)
     with pytest.raises(ConfigError, match="16 x 16"):
         request_of(replace(data, crop_size=(8, 32)))

@@ -39,7 +39,8 @@ from spade_deploy.export.dense_model import dtype_of
 from spade_deploy.export.pipeline import ExportRequest, export_artifact, rounding_error, run_reference
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.labels.files import synthetic_label_maps
-from spade_deploy.metrics.judge import DiffAccumulator, Tolerance
+from spade_deploy.metrics.differences import DiffAccumulator
+from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import release
 from spade_deploy.release.request import ReleaseRequest
@@ -47,7 +48,7 @@ from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 from spade_deploy.validation import precision_search
-from spade_deploy.validation.bisection import Direction, PrecisionSearch, Trial, find_layers_to_keep
+from spade_deploy.validation.bisection import PrecisionSearch, Trial, find_layers_to_keep
 from spade_deploy.validation.precision_search import (
     EmulatedTrial,
     Evidence,
@@ -55,12 +56,13 @@ from spade_deploy.validation.precision_search import (
     search_failures,
     search_precision,
     tensorrt_opener,
-    torch_candidates,
 )
-from spade_deploy.validation.validate import GraphResult, ValidationReport
+from spade_deploy.validation.report import GraphResult, ValidationReport
+from spade_deploy.validation.request import ValidationRequest
 from tests.support.generators import build_generator
 from tests.support.listener import Listener
 from tests.support.stand_in import stand_in_artifact
+from tests.support.torch_candidates import torch_candidates
 
 UNITS = tuple(f"unit_{number}" for number in range(14))
 Judge = Callable[[tuple[str, ...]], tuple[str, ...]]
@@ -71,17 +73,16 @@ def needing(*needed: str) -> Judge:
     return lambda kept: tuple(f"{name} overflows" for name in needed if name not in kept)
 
 
-@pytest.mark.parametrize("direction", list(Direction))
 @given(needed=st.sets(st.sampled_from(UNITS), max_size=5), held=st.sets(st.sampled_from(UNITS), max_size=5))
 @settings(deadline=None)
-def test_just_what_is_needed_is_found(direction: Direction, needed: set[str], held: set[str]) -> None:
+def test_just_what_is_needed_is_found(needed: set[str], held: set[str]) -> None:
     judged: list[tuple[str, ...]] = []
 
     def failures_with(kept: tuple[str, ...]) -> tuple[str, ...]:
         judged.append(kept)
         return needing(*needed)(kept)
 
-    search = find_layers_to_keep(UNITS, failures_with, held=held, direction=direction, most_trials=99)
+    search = find_layers_to_keep(UNITS, failures_with, held=held, most_trials=99)
     missing = needed - held
     assert search.found == tuple(name for name in UNITS if name in missing)
     assert search.is_minimal
@@ -92,25 +93,24 @@ def test_just_what_is_needed_is_found(direction: Direction, needed: set[str], he
     assert len(judged) <= len(missing) * (math.ceil(math.log2(len(UNITS))) + 2) + 1
 
 
-def test_the_two_directions_begin_at_the_two_ends() -> None:
+def test_a_search_begins_at_the_output() -> None:
     # The first unit or the last one helps: which is found depends on where the search begins.
     def either(kept: Collection[str]) -> tuple[str, ...]:
         return () if UNITS[0] in kept or UNITS[-1] in kept else ("too far",)
 
-    found = {d: find_layers_to_keep(UNITS, either, direction=d).found for d in Direction}
-    assert found == {Direction.FORWARD: UNITS[:1], Direction.REVERSE: UNITS[-1:]}
+    assert find_layers_to_keep(UNITS, either).found == UNITS[-1:]
 
 
-@given(seed=st.integers(0, 10_000), direction=st.sampled_from(list(Direction)))
+@given(seed=st.integers(0, 10_000))
 @settings(deadline=None)
-def test_a_judge_without_rhyme_or_reason_still_gets_a_set_it_called_good(seed: int, direction: Direction) -> None:
+def test_a_judge_without_rhyme_or_reason_still_gets_a_set_it_called_good(seed: int) -> None:
     rng = np.random.default_rng(seed)
     verdicts: dict[tuple[str, ...], bool] = {UNITS: True, (): False}
 
     def failures_with(kept: tuple[str, ...]) -> tuple[str, ...]:
         return () if verdicts.setdefault(kept, bool(rng.random() < 0.5)) else ("bad",)
 
-    search = find_layers_to_keep(UNITS, failures_with, direction=direction, most_trials=999)
+    search = find_layers_to_keep(UNITS, failures_with, most_trials=999)
     assert verdicts[search.found]
     if search.is_minimal:
         for name in search.found:
@@ -171,17 +171,17 @@ def maps_of(spec: Any) -> Arrays:
 def evidence_of(generator: Any) -> Evidence:
     inputs = maps_of(generator.spec)
     reference = run_reference(generator, inputs)
-    return Evidence(inputs, reference, rounding_error(generator, inputs, reference["logits"]))
+    return Evidence(generator.spec.labels, inputs, reference, rounding_error(generator, inputs, reference["logits"]))
 
 
-def search_in_torch(generator: Any, evidence: Evidence, kind: GraphKind, direction: Direction) -> PrecisionSearch:
+def search_in_torch(generator: Any, evidence: Evidence, kind: GraphKind) -> PrecisionSearch:
     candidates = torch_candidates(generator, kind)
 
     def failures_with(kept: tuple[str, ...]) -> tuple[str, ...]:
         with candidates(kept) as run:
             return evidence.failures(run)
 
-    return find_layers_to_keep(unit_names(generator.spec), failures_with, direction=direction)
+    return find_layers_to_keep(unit_names(generator.spec), failures_with)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -200,16 +200,15 @@ def test_the_block_that_overflows_is_named(broken: tuple[str, ...], kind: GraphK
     for block in broken:
         break_in_half(generator, block)
     evidence = evidence_of(generator)
-    for direction in Direction:
-        search = search_in_torch(generator, evidence, kind, direction)
-        assert search.found == broken
-        assert search.is_minimal
-        assert "NaN or infinity" in search.trials[0].failures[0]
+    search = search_in_torch(generator, evidence, kind)
+    assert search.found == broken
+    assert search.is_minimal
+    assert "NaN or infinity" in search.trials[0].failures[0]
 
 
 def test_an_ordinary_model_needs_nothing() -> None:
     generator = small_generator()
-    search = search_in_torch(generator, evidence_of(generator), GraphKind.DENSE, Direction.REVERSE)
+    search = search_in_torch(generator, evidence_of(generator), GraphKind.DENSE)
     assert (search.found, len(search.trials)) == ((), 1)
 
 
@@ -219,7 +218,7 @@ def test_a_model_that_is_wrong_in_float32_too_is_not_blamed_on_half_precision() 
     with torch.no_grad():
         generator.up_1.conv_1.weight *= -1
     with pytest.raises(ExportError, match=r"no unit helps.*PSNR"):
-        search_in_torch(generator, evidence, GraphKind.DENSE, Direction.FORWARD)
+        search_in_torch(generator, evidence, GraphKind.DENSE)
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +346,8 @@ def test_only_half_precision_that_failed_is_searched(
         return answer
 
     monkeypatch.setattr(precision_search, "search_precision", search)
-    found = search_failures(artifact, report, Backend.CPU, runs_dir=runs, progress=said)
+    request = ValidationRequest(runs_dir=runs, backend=Backend.CPU)
+    found = search_failures(artifact, report, request, progress=said)
     assert found == {"fp16 lookup": answer}
     assert [(options["kind"], options["runs_dir"]) for options in asked] == [(GraphKind.LOOKUP, runs)]
     assert said.steps == [f"fp16 lookup: tried with {len(answer.trials[0].kept)} layers in fp32"]
@@ -407,7 +407,7 @@ def test_an_export_keeps_what_is_asked_beside_what_the_ranges_ask(
 
     def write(model: Any, path: Path) -> None:
         types.update({name: dtype_of(model.get_submodule(name)) for name in unit_names(model.spec)})
-        path.write_bytes(b"what is written is tests/export/test_onnx_graph.py")
+        path.write_bytes(b"what is written is tests/export/test_onnx_file.py")
 
     monkeypatch.setattr(precision, "units_to_keep", lambda _: ("up_1",))
     monkeypatch.setattr(precision, "evaluations_for", lambda _: 1)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ import torch
 from onnx import numpy_helper
 
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source, rewrite_manifest
-from spade_deploy.engines.base import GraphChoice, Runtime
+from spade_deploy.engines.base import Runtime
 from spade_deploy.engines.cuda.driver import find_gpus
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.tensorrt.build import build
@@ -29,14 +27,12 @@ from spade_deploy.errors import ConfigError, InputRefusedError, MissingDependenc
 from spade_deploy.export.build import stage_names
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.labels.files import synthetic_label_maps
-from spade_deploy.lookup.tables import lookup_tensors
-from spade_deploy.metrics.judge import Tolerance, tolerance_for
-from spade_deploy.spec import Flavour, GraphKind, Precision, RoundingError
-from spade_deploy.validation import second_opinion as polygraphy_bridge
+from spade_deploy.metrics.tolerances import Tolerance, tolerance_for
+from spade_deploy.spec import GraphKind, Precision, RoundingError
+from spade_deploy.validation import second_opinion
 from spade_deploy.validation.second_opinion import (
     compare_graph,
     make_runner,
-    network_loader,
     polygraphy_compare,
     require_polygraphy,
 )
@@ -94,49 +90,6 @@ def test_inspect_reads_our_graphs(exported: Artifact, kind: GraphKind) -> None:
     # The layers' names are there for whoever looks for a tensor by its name; a lookup graph makes no norm_s.
     stages = [name for name in stage_names(spec) if kind is GraphKind.DENSE or not name.endswith("norm_s")]
     assert [name for name in stages if not re.search(rf"[{{ ]{re.escape(name)}[ }}\[]", text)] == []
-
-
-LOADING = """
-import sys
-import tensorrt_rtx
-from pathlib import Path
-from spade_deploy.artifact import Artifact, list_engines
-from spade_deploy.validation.second_opinion import engine_loader, network_loader
-from spade_deploy.spec import Flavour, GraphKind
-artifact = Artifact.open(Path(sys.argv[1]))
-graph = artifact.graph(None, GraphKind.LOOKUP)
-builder, network, parser = network_loader(artifact, graph, Flavour.RTX)()
-print(network.num_inputs, network.get_flag(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-for entry in list_engines(artifact):
-    print(type(engine_loader(artifact, entry)).__name__)
-"""
-
-
-@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
-def test_loaders_of_our_networks_and_engines(exported: Artifact, tmp_path: Path) -> None:
-    """In a process of its own: Polygraphy is of one TensorRT as long as it lives."""
-    folder = tmp_path / "artifact"
-    shutil.copytree(exported.path, folder)
-    copy = Artifact.open(folder)
-    (engine,) = build(copy, BuildRequest(graph=GraphChoice.LOOKUP, flavour=Flavour.RTX, compute_capability="8.9"))
-    done = subprocess.run([sys.executable, "-c", LOADING, folder], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    inputs = len(lookup_tensors(copy.manifest.generator))
-    assert done.stdout.split() == [str(inputs), "True", "EngineFromBytes"]
-    engine.path.write_bytes(engine.path.read_bytes()[:-1] + b"?")
-    done = subprocess.run([sys.executable, "-c", LOADING, folder], capture_output=True, text=True, check=False)
-    assert "sha256 is not the one in its manifest" in done.stderr
-
-
-@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
-def test_polygraphy_that_was_loaded_for_another_tensorrt_is_refused(
-    exported: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = importlib.import_module("polygraphy.config")
-    monkeypatch.setattr(config, "USE_TENSORRT_RTX", False)
-    with pytest.raises(ConfigError, match="loaded for another TensorRT than rtx") as caught:
-        network_loader(exported, exported.graph(), Flavour.RTX)
-    assert "POLYGRAPHY_USE_TENSORRT_RTX=1" in str(caught.value.hint)
 
 
 def test_inspect_refuses_what_is_no_graph(exported: Artifact, tmp_path: Path) -> None:
@@ -305,6 +258,13 @@ def test_pixels_are_held_too() -> None:
     assert [output.passed for output in verdict.outputs] == [True, False]
 
 
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_outputs_of_another_shape_do_not_agree(precision: Precision) -> None:
+    verdict = judge(np.zeros((2, 3, PLAIN.height, PLAIN.width - 1), np.float32), tolerance_for(precision, ROUNDING))
+    assert [output.passed for output in verdict.outputs] == [False, False]
+    assert verdict.outputs[0].max_abs == np.inf
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     one, other = Fixed(np.zeros(SHAPE)), Fixed(np.zeros(SHAPE), spec=EDGES)
     with pytest.raises(ConfigError, match="different models"):
@@ -353,8 +313,8 @@ def test_an_old_polygraphy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert require_polygraphy() == "0.100.0rc1"
 
 
-def test_the_bridge_does_not_load_polygraphy_before_it_is_asked() -> None:
-    code = f"import sys, {polygraphy_bridge.__name__}; print('polygraphy' in sys.modules)"
+def test_the_module_does_not_load_polygraphy_before_it_is_asked() -> None:
+    code = f"import sys, {second_opinion.__name__}; print('polygraphy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert find_spec("polygraphy") is not None

@@ -17,14 +17,15 @@ from PIL import Image
 from spade_deploy.artifact import LABEL, Artifact, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, ValidationFailedError
-from spade_deploy.metrics.judge import tolerance_for
+from spade_deploy.metrics.tolerances import tolerance_for
 from spade_deploy.release.release import Release, release
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GraphKind, Precision
-from spade_deploy.validation import validate as validation
+from spade_deploy.validation import reference
 from spade_deploy.validation.divergence import RELATIVE_LIMIT, first_divergence
+from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate
 from tests.support.exactness import in_float64, rounding_limit
 from tests.support.generators import build_generator
@@ -99,7 +100,7 @@ def test_a_wrong_graph_fails_and_the_first_tensor_is_named(
 ) -> None:
     artifact, runs = copy
     change_weight(artifact / f"generator.{precision}.onnx", weight, lambda value: value * value.dtype.type(1.5))
-    report = validate(rewrite(artifact), runs_dir=runs)
+    report = validate(rewrite(artifact), ValidationRequest(runs_dir=runs))
     wrong = next(result for result in report.results if result.name == precision)
     assert all(result.passed for result in report.results if result is not wrong)
     assert not wrong.passed
@@ -124,7 +125,7 @@ def test_a_wrong_lookup_graph_fails_and_the_first_tensor_is_named(
 ) -> None:
     artifact, runs = copy
     change_weight(artifact / "generator.lookup.fp32.onnx", weight, lambda value: value * value.dtype.type(1.5))
-    report = validate(rewrite(artifact), runs_dir=runs)
+    report = validate(rewrite(artifact), ValidationRequest(runs_dir=runs))
     assert [result.name for result in report.results if not result.passed] == ["fp32 lookup"]
     with pytest.raises(ValidationFailedError, match=f"fp32 lookup.* is {where} "):
         report.require_passed()
@@ -134,7 +135,7 @@ def test_a_small_error_fails_fp32(copy: tuple[Path, Path]) -> None:
     # The counter-test of the tolerance: one weight tensor off by 3e-5 relative, some hundred roundings.
     artifact, runs = copy
     change_weight(artifact / "generator.fp32.onnx", "up_2.conv_0.weight", lambda value: value * np.float32(1 + 3e-5))
-    fp32, *others = validate(rewrite(artifact), runs_dir=runs).results
+    fp32, *others = validate(rewrite(artifact), ValidationRequest(runs_dir=runs)).results
     assert not fp32.passed
     assert all(result.passed for result in others)
 
@@ -142,7 +143,7 @@ def test_a_small_error_fails_fp32(copy: tuple[Path, Path]) -> None:
 def test_nan_fails(copy: tuple[Path, Path]) -> None:
     artifact, runs = copy
     change_weight(artifact / "generator.fp32.onnx", "conv_img.bias", lambda value: value * np.float32("nan"))
-    fp32, *_ = validate(rewrite(artifact), runs_dir=runs).results
+    fp32, *_ = validate(rewrite(artifact), ValidationRequest(runs_dir=runs)).results
     assert fp32.failures == ("the image holds NaN or infinity",)
     assert fp32.diverges_at is not None
     assert "conv_img" in fp32.diverges_at
@@ -161,30 +162,30 @@ def test_right_graphs_stay_far_under_the_divergence_limit(released: Release, mon
 
 def test_without_the_checkpoint_the_golden_outputs_serve(copy: tuple[Path, Path], tmp_path: Path) -> None:
     artifact, _ = copy
-    report = validate(Artifact.open(artifact), runs_dir=tmp_path / "nowhere")
+    report = validate(Artifact.open(artifact), ValidationRequest(runs_dir=tmp_path / "nowhere"))
     assert report.passed  # the checkpoint is found beside the artifact
     moved = tmp_path / "deployed"
     shutil.copytree(artifact, moved)
-    report = validate(Artifact.open(moved), runs_dir=tmp_path / "nowhere")
+    report = validate(Artifact.open(moved), ValidationRequest(runs_dir=tmp_path / "nowhere"))
     assert report.passed
     assert report.reference.startswith("golden outputs")
     change_weight(moved / "generator.fp32.onnx", "conv_img.bias", lambda value: value + np.float32(0.1))
-    report = validate(rewrite(moved), runs_dir=tmp_path / "nowhere")
+    report = validate(rewrite(moved), ValidationRequest(runs_dir=tmp_path / "nowhere"))
     assert not report.passed
     assert "spade-deploy[export]" in str(report.results[0].diverges_at)
     with pytest.raises(NotFoundError, match="was not found"):
-        validate(Artifact.open(moved), labels=tmp_path, runs_dir=tmp_path / "nowhere")
+        validate(Artifact.open(moved), ValidationRequest(labels=tmp_path, runs_dir=tmp_path / "nowhere"))
 
 
 def test_without_pytorch(copy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     artifact, runs = copy
-    found = validation.importlib.util.find_spec
-    monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
-    report = validate(Artifact.open(artifact), runs_dir=runs)
+    found = reference.importlib.util.find_spec
+    monkeypatch.setattr(reference.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    report = validate(Artifact.open(artifact), ValidationRequest(runs_dir=runs))
     assert report.passed
     assert "PyTorch is not installed" in report.reference
     with pytest.raises(MissingDependencyError):
-        validate(Artifact.open(artifact), labels=runs, runs_dir=runs)
+        validate(Artifact.open(artifact), ValidationRequest(labels=runs, runs_dir=runs))
 
 
 def test_another_checkpoint_is_refused(copy: tuple[Path, Path]) -> None:
@@ -192,7 +193,7 @@ def test_another_checkpoint_is_refused(copy: tuple[Path, Path]) -> None:
     other = checkpoint_folder(new_run(runs, "other"), 0)
     save_checkpoint(other, build_generator(seed=9), step=0, origin="import")
     with pytest.raises(ConfigError, match="not those that were exported"):
-        validate(Artifact.open(artifact), checkpoint=other, runs_dir=runs)
+        validate(Artifact.open(artifact), ValidationRequest(checkpoint=other, runs_dir=runs))
 
 
 def test_a_folder_of_label_maps(copy: tuple[Path, Path], tmp_path: Path) -> None:
@@ -206,13 +207,13 @@ def test_a_folder_of_label_maps(copy: tuple[Path, Path], tmp_path: Path) -> None
         Image.fromarray(rng.integers(0, 900, (40, 50)).astype(np.uint16)).save(instances / f"{index}.png")
     (labels / "broken.png").write_bytes(b"no picture")
     opened = Artifact.open(artifact)
-    report = validate(opened, labels=labels, instances=instances, runs_dir=runs)
+    report = validate(opened, ValidationRequest(labels=labels, instances=instances, runs_dir=runs))
     assert report.passed
     assert report.results[0].diff.images == 3
     assert len(report.skipped) == 1
     assert "broken.png" in report.skipped[0]
-    with pytest.raises(ConfigError, match="--instances is needed"):
-        validate(opened, labels=labels, runs_dir=runs)
+    with pytest.raises(ConfigError, match="`instances` is needed"):
+        validate(opened, ValidationRequest(labels=labels, runs_dir=runs))
 
 
 def test_the_tolerance_of_a_release_is_the_stated_one(released: Release) -> None:
@@ -247,13 +248,13 @@ def test_a_model_that_saturates_is_judged_where_rounding_does_not_decide(tmp_pat
     artifact = made.artifact.path
     for graph in made.artifact.manifest.graphs:
         change_weight(artifact / graph.file, "up_2.conv_1.weight", np.negative)
-    report = validate(rewrite(artifact), runs_dir=runs)
+    report = validate(rewrite(artifact), ValidationRequest(runs_dir=runs))
     assert [result.passed for result in report.results] == [False] * 4
     assert "up_2.conv_1" in str(report.results[0].diverges_at)
 
 
 def test_undecided_values() -> None:
-    from spade_deploy.metrics.judge import UNDECIDED, is_undecided
+    from spade_deploy.metrics.tolerances import UNDECIDED, is_undecided
 
     logits = np.array([0.0, 1e-3, -0.04, 0.5, -3.0, 1e9])
     assert not is_undecided(logits, 1e-4).any()

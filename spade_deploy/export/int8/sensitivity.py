@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from spade_deploy.errors import ExportError
 from spade_deploy.export.int8.qdq import activation_scale, quantize_weight
-from spade_deploy.metrics.judge import IMAGE_RANGE, psnr_db
+from spade_deploy.metrics.differences import psnr_db
+from spade_deploy.metrics.tolerances import IMAGE_RANGE
 from spade_deploy.progress import SILENT, Progress
 
 Images = NDArray[np.float32]

@@ -21,6 +21,7 @@ from spade_deploy.errors import ArtifactError, InputRefusedError, NotFoundError,
 from spade_deploy.inference import InferRequest, infer
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
+from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate
 from tests.support.fake_tensorrt import GOOD_ENGINE, FakeTensorRT
 from tests.support.listener import Listener
@@ -187,9 +188,9 @@ def test_at_one_size_for_all_a_profile_that_is_too_small_ends_the_run(
 
 def test_validate_compares_the_graphs_that_have_an_engine(artifact: Artifact, card: RecordingDevice) -> None:
     with pytest.raises(NotFoundError, match="has no TensorRT engines"):
-        validate(artifact, backend="tensorrt")
+        validate(artifact, ValidationRequest(backend="tensorrt"))
     add_engine(artifact)
-    report = validate(artifact, backend="tensorrt")
+    report = validate(artifact, ValidationRequest(backend="tensorrt"))
     assert [(result.name, result.runtime) for result in report.results] == [("fp16", "TensorRT 9.9.9, fp16")]
     assert report.passed
 

@@ -24,11 +24,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from spade_deploy.errors import ConfigError, TrainingError
+from spade_deploy.labels.samples import SampleArrays
 from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
 from spade_deploy.runs import folders as runs
 from spade_deploy.spec import NormType
 from spade_deploy.training import dataset, loop, session
-from spade_deploy.training.dataset import Arrays, Shard
+from spade_deploy.training.dataset import Shard
 from spade_deploy.training.loop import choose_device
 from spade_deploy.training.processes import peers as lifeline
 from spade_deploy.training.processes.peers import Lifeline
@@ -515,10 +516,10 @@ class Numbers:
     def stem(self, index: int) -> str:
         return str(index)
 
-    def load(self, index: int, rng: np.random.Generator | None) -> Arrays:
+    def load(self, index: int, rng: np.random.Generator | None) -> SampleArrays:
         assert rng is not None
         label = np.full((2, 2), index, np.uint8)
-        return Arrays(label, None, rng.integers(0, 256, (2, 2, 3), np.uint8))
+        return SampleArrays(label, None, rng.integers(0, 256, (2, 2, 3), np.uint8))
 
 
 class Where(Numbers):

@@ -1,27 +1,27 @@
-"""Right or wrong where half precision is real: an fp16 graph, emulated on a validation's inputs and on stress maps."""
+"""Right or wrong where half precision is real: an fp16 graph, emulated on a validation's inputs and on stress maps.
+
+ONNX Runtime's CPU kernels compute an fp16 graph in float32, so what they answer proves nothing about a GPU. How half
+precision is emulated is in `half_emulation.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from spade_deploy.artifact import IMAGE, LABEL, LOGITS, PIXELS, Arrays, Artifact, Graph
+from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph
+from spade_deploy.engines.base import Runtime
+from spade_deploy.engines.ort.runtime import CPU, OrtRuntime
+from spade_deploy.errors import MissingDependencyError, NotFoundError, RuntimeUnavailableError
+from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.lookup.tables import graph_inputs
-from spade_deploy.metrics.judge import (
-    DiffAccumulator,
-    Judge,
-    OutputDiff,
-    Tolerance,
-    logit_margin,
-    tolerance_for,
-)
+from spade_deploy.metrics.differences import OutputDiff
+from spade_deploy.metrics.judge import Judge
+from spade_deploy.progress import Progress
 from spade_deploy.spec import Precision
 from spade_deploy.validation.half_emulation import Emulated, EmulatedGraph
 
-STRESS_MIN_PSNR_DB = 40.0
-"""Held on each stress map, where a reference is known. Five less than on ordinary maps: noise has larger activations
-and so larger roundings. Measured worst 54.6 dB: pix2pixHD, one class alone."""
 _OVERFLOWS = "overflows"
 MOST_INPUTS = 8
 """Of a folder of label maps, as many are emulated as well: each takes about twice its time in ONNX Runtime."""
@@ -29,27 +29,30 @@ MOST_INPUTS = 8
 
 @dataclass(frozen=True)
 class StressResult:
-    """One stress map. psnr_db: None where there is no error or no reference, see `is_judged`."""
+    """What became of one stress map."""
 
     name: str
     psnr_db: float | None
+    """None where there is no error, or no reference to compare with."""
     is_judged: bool
+    """Whether there was a reference; without one, overflow alone is looked for."""
     failures: tuple[str, ...]
+    """One sentence for each limit that is passed."""
 
 
 @dataclass(frozen=True)
 class HalfVerdict:
-    """What was found; `failures` is empty where the graph is right in real half precision.
-
-    diff: over the first inputs of the validation, `images` of them. keep: the unit that overflows first, if any does.
-    skipped: why nothing was emulated; all else is empty then, and nothing is known of real half precision.
-    """
+    """Whether a graph is right in real half precision."""
 
     failures: tuple[str, ...] = ()
+    """One sentence for each failure; empty where the graph is right, or nothing was emulated."""
     diff: OutputDiff | None = None
+    """The figures over the first inputs of the validation; `diff.images` says how many."""
     stress: tuple[StressResult, ...] = ()
     keep: tuple[str, ...] = ()
+    """The unit that overflows first on each map, which float32 would mend."""
     skipped: str | None = None
+    """Why nothing was emulated. Then nothing is known of real half precision, and all other fields are empty."""
 
     @property
     def flags(self) -> str:
@@ -88,51 +91,43 @@ class HalfVerdict:
 
 @dataclass
 class HalfJudge:
-    """Runs the emulation beside a validation. Raises what `EmulatedGraph` raises."""
+    """Runs the emulation of one graph beside a validation. Raises what `EmulatedGraph` raises."""
 
     artifact: Artifact
     graph: Graph
     _judge: Judge = field(init=False)
-    _all: DiffAccumulator = field(init=False)
     _overflows: dict[str, list[str]] = field(init=False, default_factory=dict)
     _stress: list[StressResult] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         with self.artifact.vouched(self.graph.file) as path:
             self._emulated = EmulatedGraph(path)
-        labels = self.artifact.manifest.generator.labels
-        self._names = tuple(labels.name_of(label_id) for label_id in range(labels.num_ids))
-        self._rounding = self.artifact.manifest.rounding
-        self._margin = logit_margin(Precision.FP16, self._rounding)
-        self._judge, self._all = Judge(self._names, self._margin), DiffAccumulator(self._names)
+        self._labels, self._rounding = self.artifact.manifest.generator.labels, self.artifact.manifest.rounding
+        self._judge = Judge(self._labels, Precision.FP16, self._rounding)
 
     def add(self, inputs: Arrays, expected: Arrays) -> None:
         """One input of the validation, N of 1, and `pixels`, `image` and `logits` of the reference."""
-        if self._all.images == MOST_INPUTS:
+        if self._judge.images == MOST_INPUTS:
             return
         found = self._run(inputs)
-        self._note_overflow(found, f"input {self._all.images + 1}")
-        trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found.outputs[IMAGE], found.outputs[PIXELS])
-        self._all.add(inputs[LABEL], trusted, candidate)
-        self._judge.add(inputs[LABEL], expected[LOGITS], trusted, candidate)
+        self._note_overflow(found, f"input {self._judge.images + 1}")
+        self._judge.add(inputs[LABEL], expected, found.outputs)
 
     def add_stress(self, name: str, inputs: Arrays, expected: Arrays | None) -> None:
         """One stress map; expected: None where the reference cannot be asked, and overflow alone is looked for."""
         found = self._run(inputs)
         psnr_db = None
-        failures = [_OVERFLOWS] if self._note_overflow(found, name) else []
+        failures: Sequence[str] = [_OVERFLOWS] if self._note_overflow(found, name) else []
         if expected is not None:
-            trusted, candidate = (expected[IMAGE], expected[PIXELS]), (found.outputs[IMAGE], found.outputs[PIXELS])
-            one = Judge(self._names, self._margin)
-            one.add(inputs[LABEL], expected[LOGITS], trusted, candidate)
-            diff = one.result()
-            psnr_db = diff.psnr_db
-            if not failures:
-                failures = diff.failures(Tolerance(min_psnr_db=STRESS_MIN_PSNR_DB))
+            one = Judge.of_stress_map(self._labels, self._rounding)
+            one.add(inputs[LABEL], expected, found.outputs)
+            verdict = one.verdict()
+            psnr_db = verdict.decided.psnr_db
+            failures = failures or verdict.failures
         self._stress.append(StressResult(name, psnr_db, expected is not None, tuple(failures)))
 
     def verdict(self) -> HalfVerdict:
-        """After one input at least."""
+        """The verdict on everything that was added; at least one input."""
         failures, keep = [], []
         for first, places in self._overflows.items():
             more = f" and {len(places) - 1} other maps" if len(places) > 1 else ""
@@ -140,10 +135,10 @@ class HalfJudge:
             what = f"{first} overflows" if unit is None else f"{unit} overflows (--keep-fp32 {unit})"
             failures.append(f"{what} on {places[0]}{more}")
             keep += [] if unit is None else [unit]
-        if not failures:
-            failures = self._judge.failures(tolerance_for(Precision.FP16, self._rounding))
+        verdict = self._judge.verdict()
+        failures = failures or [*verdict.failures]
         failures += [f"{one.name}: {why}" for one in self._stress for why in one.failures if why != _OVERFLOWS]
-        return HalfVerdict(tuple(failures), self._all.result(), tuple(self._stress), tuple(dict.fromkeys(keep)))
+        return HalfVerdict(tuple(failures), verdict.diff, tuple(self._stress), tuple(dict.fromkeys(keep)))
 
     def _run(self, inputs: Arrays) -> Emulated:
         return self._emulated.run(graph_inputs(self.artifact.manifest.generator, self.graph.kind, inputs))
@@ -161,3 +156,48 @@ class HalfJudge:
 def stress_failures(verdict: HalfVerdict | None) -> Sequence[str]:
     """The names of the stress maps that a graph failed on."""
     return () if verdict is None else tuple(one.name for one in verdict.stress if one.failures)
+
+
+class Trusted(Protocol):
+    """The reference, as far as it is needed here."""
+
+    def images(self, inputs: Arrays) -> Arrays:
+        """`pixels`, `image` and `logits`. Raises NotFoundError where they are not known."""
+
+
+class HalfPrecisionCheck:
+    """Emulates the fp16 graphs that ONNX Runtime's CPU kernels run in a validation; all other graphs pass by.
+
+    stress: the maps that are emulated beside the inputs of the validation.
+    """
+
+    def __init__(self, artifact: Artifact, reference: Trusted, stress: tuple[StressMap, ...]) -> None:
+        self.stress = stress
+        self._artifact, self._reference = artifact, reference
+        self._expected: dict[str, Arrays | None] = {}
+
+    def open(self, graph: Graph, runtime: Runtime) -> HalfJudge | HalfVerdict | None:
+        """A judge; None where there is nothing to emulate; a verdict that says so where it is not possible."""
+        if graph.precision is not Precision.FP16 or not isinstance(runtime, OrtRuntime) or runtime.provider != CPU:
+            return None
+        try:
+            return HalfJudge(self._artifact, graph)
+        except (MissingDependencyError, RuntimeUnavailableError) as error:
+            return HalfVerdict(skipped=error.message)
+
+    def verdict(self, judge: HalfJudge | HalfVerdict | None, progress: Progress) -> HalfVerdict | None:
+        """What the emulation found on the inputs that were added, and on the stress maps, which are emulated now."""
+        if not isinstance(judge, HalfJudge):
+            return judge
+        for done, one in enumerate(self.stress, start=1):
+            judge.add_stress(one.name, one.inputs, self._images(one))
+            progress.count(f"{judge.graph.name} in real half precision, stress maps", done, len(self.stress))
+        return judge.verdict()
+
+    def _images(self, one: StressMap) -> Arrays | None:
+        if one.name not in self._expected:
+            try:
+                self._expected[one.name] = self._reference.images(one.inputs)
+            except NotFoundError:  # golden outputs are those of the golden inputs alone
+                self._expected[one.name] = None
+        return self._expected[one.name]

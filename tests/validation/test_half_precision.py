@@ -40,18 +40,21 @@ from spade_deploy.export.dense_model import dtype_of
 from spade_deploy.export.onnx_file import write_onnx
 from spade_deploy.export.stress_maps import stress_maps
 from spade_deploy.lookup.tables import graph_inputs
-from spade_deploy.metrics.judge import psnr_db
+from spade_deploy.metrics.differences import psnr_db
+from spade_deploy.metrics.tolerances import STRESS_MIN_PSNR_DB
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import Release, release
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.runs.folders import checkpoint_folder, new_run
 from spade_deploy.spec import GraphKind, Precision
-from spade_deploy.validation import half_verdict, precision_search
+from spade_deploy.validation import half_precision, precision_search
 from spade_deploy.validation.half_emulation import EmulatedGraph
-from spade_deploy.validation.half_verdict import HalfJudge, HalfVerdict
+from spade_deploy.validation.half_precision import HalfJudge, HalfPrecisionCheck, HalfVerdict
 from spade_deploy.validation.precision_search import search_failures
-from spade_deploy.validation.validate import ValidationReport, validate
+from spade_deploy.validation.report import ValidationReport
+from spade_deploy.validation.request import ValidationRequest
+from spade_deploy.validation.validate import validate
 from tests.support.past_half import with_a_large_output
 
 CARELESS = ("up_3",)
@@ -171,7 +174,7 @@ def test_the_emulation_agrees_with_two_other_opinions(case: Case) -> None:
 
 
 def test_a_graph_that_overflows_fails_and_the_option_is_named(case: Case) -> None:
-    report = validate(case.careless, runs_dir=case.runs, backend="cpu")
+    report = validate(case.careless, ValidationRequest(runs_dir=case.runs, backend=Backend.CPU))
     (result,) = report.results
     assert not report.passed
     assert result.half is not None
@@ -188,7 +191,7 @@ def test_a_graph_that_overflows_fails_and_the_option_is_named(case: Case) -> Non
 
 
 def test_the_search_judges_with_real_half_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = validate(case.careless, runs_dir=case.runs, backend="cpu")
+    report = validate(case.careless, ValidationRequest(runs_dir=case.runs, backend=Backend.CPU))
     traced: list[bool] = []
 
     def write(model: Any, path: Path) -> None:
@@ -198,7 +201,7 @@ def test_the_search_judges_with_real_half_precision(case: Case, monkeypatch: pyt
         shutil.copy(source.path_of(graph_file(Precision.FP16)), path)
 
     monkeypatch.setattr(precision_search, "write_onnx", write)
-    found = search_failures(case.careless, report, Backend.CPU, runs_dir=case.runs)
+    found = search_failures(case.careless, report, ValidationRequest(runs_dir=case.runs, backend=Backend.CPU))
     search = found["fp16"]
     assert search.found == ("conv_img",)
     assert search.is_minimal
@@ -244,11 +247,11 @@ def test_a_stress_map_is_held_to_a_quality(case: Case) -> None:
     inputs, _ = first_of(artifact)
     expected = {name: array[:1] for name, array in artifact.golden().outputs.items()}
     judge.add(inputs, expected)
-    step = np.float32(2 * 10 ** (-half_verdict.STRESS_MIN_PSNR_DB / 20))  # a shift of the whole image by so much
+    step = np.float32(2 * 10 ** (-STRESS_MIN_PSNR_DB / 20))  # a shift of the whole image by so much
     for factor in (0.8, 1.2):
         shifted = {**expected, IMAGE: expected[IMAGE] + factor * step}
         judge.add_stress(f"shifted {factor}", inputs, shifted)
-    assert half_verdict.STRESS_MIN_PSNR_DB == 40
+    assert STRESS_MIN_PSNR_DB == 40
     assert [bool(one.failures) for one in judge._stress] == [False, True]
     (failure,) = judge.verdict().failures
     assert failure.startswith("shifted 1.2: PSNR 38.")
@@ -276,7 +279,7 @@ def test_without_onnx_the_report_says_so(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    report = validate(case.released.artifact, runs_dir=case.runs, backend="cpu")
+    report = validate(case.released.artifact, ValidationRequest(runs_dir=case.runs, backend=Backend.CPU))
     assert report.passed
     for result in report.results:
         assert result.half is not None
@@ -300,10 +303,9 @@ def test_the_report_and_the_console_show_it(case: Case, capsys: pytest.CaptureFi
 
 def test_fp32_is_not_emulated_and_half_on_a_gpu_is_not_either(case: Case) -> None:
     from spade_deploy.engines.ort.runtime import OrtRuntime
-    from spade_deploy.validation.validate import _Half
 
     graph = case.released.artifact.graph(Precision.FP16)
-    half = _Half(case.released.artifact, None, ())  # type: ignore[arg-type]
+    half = HalfPrecisionCheck(case.released.artifact, None, ())  # type: ignore[arg-type]
     with OrtRuntime(case.released.artifact, Precision.FP16) as runtime:
         assert isinstance(half.open(graph, runtime), HalfJudge)
         assert half.open(replace(graph, precision=Precision.FP32), runtime) is None
@@ -343,15 +345,17 @@ def test_a_release_that_could_not_be_emulated_is_refused(
     def refuses(*_: Any, **__: Any) -> None:
         raise RuntimeUnavailableError("ONNX Runtime does not round")
 
-    monkeypatch.setattr(half_verdict, "EmulatedGraph", refuses)
+    monkeypatch.setattr(half_precision, "EmulatedGraph", refuses)
     with pytest.raises(ExportError, match="ONNX Runtime does not round"):
         release(ReleaseRequest(out=tmp_path / "artifact", fp16=True, fp32=False), runs_dir=case.runs)
     assert not (tmp_path / "artifact").exists()
 
 
 def test_of_a_folder_the_first_maps_are_emulated(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(half_verdict, "MOST_INPUTS", 2)
-    report: ValidationReport = validate(case.released.artifact, runs_dir=case.runs, backend="cpu")
+    monkeypatch.setattr(half_precision, "MOST_INPUTS", 2)
+    report: ValidationReport = validate(
+        case.released.artifact, ValidationRequest(runs_dir=case.runs, backend=Backend.CPU)
+    )
     assert [result.half.diff.images for result in report.results if result.half and result.half.diff] == [2, 2]
     assert [result.diff.images for result in report.results] == [4, 4]
 
@@ -366,7 +370,7 @@ def test_an_unjudged_map_is_no_proof_of_quality(case: Case) -> None:
     """Without PyTorch the golden outputs alone are known: overflow is looked for on stress maps, and nothing else."""
     moved = case.released.artifact.path.with_name("moved")
     shutil.copytree(case.released.artifact.path, moved)
-    report = validate(Artifact.open(moved), runs_dir=moved / "nowhere", backend="cpu")
+    report = validate(Artifact.open(moved), ValidationRequest(runs_dir=moved / "nowhere", backend=Backend.CPU))
     for result in report.results:
         assert result.half is not None
         assert all(not one.is_judged for one in result.half.stress) is report.reference.startswith("golden")

@@ -1,0 +1,141 @@
+"""The label maps that a command is given, with their instance maps: a file, a folder, or a data set in its layout.
+
+What training reads as a data set, every other command reads, too: Cityscapes' official tree or any folder of it, and
+the roots of the other presets. The caller says which preset it is, or the model's label set tells.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spade_deploy.errors import ConfigError, NotFoundError
+from spade_deploy.labels.collect import Problem
+from spade_deploy.labels.files import list_images, what_else
+from spade_deploy.labels.layouts import (
+    CITYSCAPES_INSTANCES,
+    CITYSCAPES_LABELS,
+    CITYSCAPES_PHOTOS,
+    CITYSCAPES_TRAIN_IDS,
+    PRESET_SPLITS,
+    DataConfig,
+    Layout,
+    by_stem,
+    cityscapes_key,
+    cityscapes_kind,
+    has_cityscapes_names,
+    is_same_file,
+    label_layouts,
+    train_ids_in,
+    unknown_preset,
+)
+from spade_deploy.labels.pairs import Pairing, Sample, has_layout, instance_of, paired
+from spade_deploy.labels.sets import preset_of
+from spade_deploy.spec import LabelSpec
+
+
+def find_label_maps(
+    labels: Path, instances: Path | None, spec: LabelSpec, *, preset: str | None = None, no_instances: bool = False
+) -> Pairing:
+    """The label maps of a file, a folder or a data set's root (every split that is there), without photos.
+
+    instances: their folder, or the file of one label map; a data set's own where it is left out. They are paired only
+    for labels with an edge channel, and not with `no_instances`; a folder without a layout gives none of its own.
+    A sample's stem is what its result is named by. Files that cannot be used are the pairing's problems.
+    Raises NotFoundError where there are no label maps, ConfigError for what contradicts itself.
+    """
+    preset = preset or preset_of(spec)
+    if preset is not None and preset not in PRESET_SPLITS:
+        raise unknown_preset(preset)
+    _require(labels, "", "give a folder of label maps, or one label map")
+    if instances is not None:
+        _require(instances, "`instances`: ", "give the folder of instance maps")
+    needs_instances = spec.has_edges and not no_instances
+    if not needs_instances:
+        instances = None
+    if not labels.is_dir():
+        if preset == "cityscapes":
+            _refuse_other_kinds(labels)
+        found = _one_file(labels, instances)
+    else:
+        if instances is not None and not instances.is_dir():
+            raise ConfigError(f"`instances`: {instances} is a file, but {labels} is a folder", hint="give a folder")
+        found = _folder(labels, instances, preset, needs_instances)
+    if not (found.samples or found.problems):
+        raise NotFoundError(
+            f"{labels} holds no label maps (.png files and the like; folders inside are not searched, except in a data"
+            " set's layout)",
+            hint="`spade data earth OUT` writes label maps to try; `preset` NAME says which data set it is",
+        )
+    return found
+
+
+def _require(path: Path, field: str, hint: str) -> None:
+    if not path.exists():
+        raise NotFoundError(f"{field}{path} does not exist", hint=hint)
+    other = what_else(path)
+    if other is not None and not path.is_dir():
+        raise NotFoundError(f"{field}{path} is {other}, neither a file nor a folder", hint=hint)
+
+
+def _one_file(label: Path, instances: Path | None) -> Pairing:
+    official = label.name.endswith(CITYSCAPES_LABELS)
+    key = cityscapes_key(label) if official else label.stem
+    if instances is None or not instances.is_dir():
+        if instances is not None and is_same_file(label, instances):
+            raise ConfigError(f"`instances`: {instances} is the label map itself, not its instance map")
+        return Pairing((Sample(key, label, instance=instances),), ())
+    kind = cityscapes_kind(instances, CITYSCAPES_INSTANCES) if official else by_stem(instances)
+    found, reason = instance_of(key, label, kind)
+    if found is None:
+        return Pairing((), (Problem(label, "missing-instance", reason),), (label,))
+    return Pairing((Sample(key, label, instance=found),), ())
+
+
+def _folder(labels: Path, instances: Path | None, preset: str | None, needs_instances: bool) -> Pairing:
+    listed = list_images(labels)
+    is_cityscapes = preset == "cityscapes"
+    if has_cityscapes_names(labels, recursive=is_cityscapes and not listed.files):
+        kind = cityscapes_kind(labels, CITYSCAPES_LABELS, is_labels=True)
+        beside = cityscapes_kind(instances or labels, CITYSCAPES_INSTANCES) if needs_instances else None
+        return _labels_alone(paired(Layout(kind, None, beside)))
+    if is_cityscapes:
+        _refuse_other_kinds(labels)
+    if not listed.files:
+        for name in dict.fromkeys((preset or "custom", "custom")):
+            config = DataConfig.for_preset(name, root=labels)
+            if has_layout(config):
+                return _splits(config, instances, needs_instances)
+    kind = by_stem(labels, is_labels=True)
+    return _labels_alone(paired(Layout(kind, None, by_stem(instances) if instances else None)))
+
+
+def _splits(config: DataConfig, instances: Path | None, needs_instances: bool) -> Pairing:
+    samples: list[Sample] = []
+    problems: list[Problem] = []
+    for layout in label_layouts(config):
+        beside = by_stem(instances) if instances is not None else layout.instances
+        found = _labels_alone(paired(Layout(layout.labels, None, beside if needs_instances else None)))
+        samples += found.samples
+        problems += found.problems
+    return Pairing(tuple(samples), tuple(problems))
+
+
+def _labels_alone(found: Pairing) -> Pairing:
+    """Without what is said of instance maps: only what became of the label maps matters to the caller."""
+    problems = [problem for problem in found.problems if not problem.is_beside]
+    return Pairing(found.samples, tuple(problems), found.unpaired_labels)
+
+
+def _refuse_other_kinds(labels: Path) -> None:
+    """Raise NotFoundError where a folder, or one file, is Cityscapes' but of another kind than label ids."""
+    other = labels.name.endswith((CITYSCAPES_INSTANCES, "_gtFine_color.png", CITYSCAPES_PHOTOS))
+    if other:
+        raise NotFoundError(
+            f"{labels} is by its name no label map of Cityscapes", hint=f"those end in {CITYSCAPES_LABELS}"
+        )
+    found = labels if labels.name.endswith(CITYSCAPES_TRAIN_IDS) else train_ids_in(labels)
+    if found is not None:
+        raise NotFoundError(
+            f"{labels} holds train ids (0..18), as {found.name}, and no label ids (0..33), which this model takes",
+            hint=f"give the folder of the files *{CITYSCAPES_LABELS}; they come in the same archive, gtFine",
+        )

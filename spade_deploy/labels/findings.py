@@ -1,0 +1,64 @@
+"""What the linter of label maps can say, and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from spade_deploy.errors import ConfigError
+
+CODES = (
+    *("rgb", "palette-order", "mask", "range", "antialiased", "jpeg", "damaged", "size", "empty"),
+    *("depth", "train-ids", "transparent", "animation", "exif", "photo", "not-a-file"),
+    *("missing-photo", "missing-label", "missing-instance", "duplicate-stem"),
+)
+
+
+class Severity(StrEnum):
+    """How much a finding matters."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about one file."""
+
+    path: Path
+    code: str
+    """One of CODES."""
+    severity: Severity
+    message: str
+    fixable: bool = False
+    """Whether `fix_labels` converts the file."""
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """What was found in a folder of label maps."""
+
+    root: Path
+    """The folder that the files' names are relative to in a fixed copy."""
+    files: tuple[Path, ...]
+    """The label maps that were looked at."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    def counts(self) -> dict[Severity, int]:
+        """How many findings there are of each severity."""
+        return {severity: sum(found.severity is severity for found in self.findings) for severity in Severity}
+
+    def without(self, codes: Iterable[str]) -> LintReport:
+        """The report without findings of these codes. Raises ConfigError for a code that does not exist."""
+        codes = tuple(codes)
+        for code in codes:
+            if code not in CODES:
+                raise ConfigError(f"`ignore`: {code!r} is not one of {', '.join(CODES)}")
+        return replace(self, findings=tuple(found for found in self.findings if found.code not in codes))

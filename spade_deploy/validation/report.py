@@ -1,0 +1,133 @@
+"""What a validation found: the verdict on each graph of an artifact, and images to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import Graph
+from spade_deploy.errors import ValidationFailedError
+from spade_deploy.export.stress_maps import StressMap
+from spade_deploy.metrics.differences import OutputDiff
+from spade_deploy.metrics.tolerances import Tolerance
+from spade_deploy.spec import RoundingError
+from spade_deploy.validation.half_precision import HalfVerdict
+
+
+@dataclass(frozen=True)
+class SampleImages:
+    """One image for the report."""
+
+    label: NDArray[Any]
+    """H x W ids."""
+    reference: NDArray[np.uint8]
+    """H x W x 3 pixels of the reference."""
+    candidates: Mapping[str, NDArray[np.uint8]]
+    """H x W x 3 pixels of each graph, by its name."""
+
+
+@dataclass(frozen=True)
+class GraphResult:
+    """The verdict on one graph."""
+
+    graph: Graph
+    runtime: str
+    """What ran it, as the runtime names itself."""
+    diff: OutputDiff
+    """The figures over all values."""
+    tolerance: Tolerance
+    failures: tuple[str, ...]
+    """One sentence for each limit that is passed; empty when the graph passed. Those of `half` are among them."""
+    undecided_share: float = 0.0
+    """The share of values that rounding alone decides (`tolerances.is_undecided`); the verdict is over the others."""
+    diverges_at: str | None = None
+    """Of a graph that failed: the first wrong tensor, or why it could not be found."""
+    second_opinion: str | None = None
+    """Of a TensorRT engine: Polygraphy's verdict on it beside ONNX Runtime, or why there is none."""
+    half: HalfVerdict | None = None
+    """Of an fp16 graph that a CPU ran: what real half precision makes of it."""
+
+    @property
+    def name(self) -> str:
+        return self.graph.name
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "precision": self.graph.precision,
+            "kind": self.graph.kind,
+            "runtime": self.runtime,
+            "passed": self.passed,
+            "failures": list(self.failures),
+            "undecided_share": self.undecided_share,
+            "diverges_at": self.diverges_at,
+            "second_opinion": self.second_opinion,
+            "real_half_precision": None if self.half is None else self.half.to_json(),
+            "tolerance": self.tolerance.to_json(),
+            "figures": self.diff.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """All verdicts on one artifact."""
+
+    artifact: Path
+    reference: str
+    """What was trusted, for people."""
+    inputs: str
+    """What label maps the graphs were run on, for people."""
+    rounding: RoundingError
+    """The float32 error that eager PyTorch itself has."""
+    results: tuple[GraphResult, ...]
+    samples: tuple[SampleImages, ...]
+    skipped: tuple[str, ...] = ()
+    """A sentence for each label map that could not be read."""
+    stress: tuple[StressMap, ...] = ()
+    """The maps that half precision was emulated on beside the inputs."""
+
+    @property
+    def passed(self) -> bool:
+        return all(result.passed for result in self.results)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "reference": self.reference,
+            "inputs": self.inputs,
+            "rounding_of_the_reference": asdict(self.rounding),
+            "skipped": list(self.skipped),
+            "graphs": [result.to_json() for result in self.results],
+        }
+
+    def require_passed(self) -> None:
+        """Raise ValidationFailedError, with every failure, unless all graphs passed."""
+        failed = [result for result in self.results if not result.passed]
+        if not failed:
+            return
+        lines = []
+        for result in failed:
+            where = f"; {result.diverges_at}" if result.diverges_at else ""
+            lines.append(f"{result.name} ({result.runtime}): {'; '.join(result.failures)}{where}")
+        raise ValidationFailedError(
+            f"{self.artifact} is not what was trained: " + " | ".join(lines),
+            hint=self._next_step(failed),
+        )
+
+    def _next_step(self, failed: list[GraphResult]) -> str:
+        halves = [result.half for result in failed if result.half is not None]
+        flags = " ".join(dict.fromkeys(half.flags for half in halves if half.keep))
+        if flags:
+            return f"keep in float32 what overflows: spade export --fp16 {flags}; or export without --fp16"
+        if all(result.half is not None and len(result.failures) == len(result.half.failures) for result in failed):
+            search = f"spade validate {self.artifact} --find-precision"
+            return f"`{search}` finds what must stay float32; or export without --fp16"
+        return "do not deploy it; export again, and report the layer that is named if it fails again"

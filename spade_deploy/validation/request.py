@@ -1,0 +1,25 @@
+"""What a validation is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.export.stress_maps import StressMap
+from spade_deploy.settings import setting
+from spade_deploy.spec import Backend
+
+
+@dataclass(frozen=True)
+class ValidationRequest:
+    """Which label maps an artifact's graphs are validated on, against what, and in which runtime."""
+
+    labels: Path | None = setting(None, help="Label maps instead of the golden inputs.")
+    instances: Path | None = setting(None, help="Their instance maps, paired by stem.")
+    checkpoint: Path | None = setting(None, help="What was exported; found by its digest if left out.")
+    backend: Backend = setting(Backend.AUTO, help="What runs the graphs.")
+    runs_dir: Path = Path("runs")
+    """Where the weights are looked for."""
+
+    stress: tuple[StressMap, ...] = ()
+    """Maps beside `stress_maps` on which real half precision is emulated, where a CPU runs an fp16 graph."""
