@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.import_graph import circles, import_graph, only_types, read_package
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "onnx", "onnxscript", "tensorrt", "onnxruntime", "pycuda", "safetensors", "matplotlib", "jinja2"}
 
@@ -24,12 +26,12 @@ def loaded_by(statement: str) -> set[str]:
     [
         "cli",
         "inference",
-        "inspection",
-        "diagnosis",
+        "inspection.describe",
+        "inspection.doctor",
         "validation",
-        "engines.runtime",
-        "engines.ort",
-        "label_lint",
+        "engines.open",
+        "engines.ort.runtime",
+        "labels.lint",
         "evaluation",
         "metrics",
     ],
@@ -58,3 +60,31 @@ def test_architecture_names_what_exists() -> None:
 def test_no_utils_and_no_asserted_user_input() -> None:
     names = {path.name for path in (ROOT / "spade_deploy").rglob("*.py")}
     assert not names & {"utils.py", "helpers.py", "misc.py", "common.py"}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """At the top of files and inside functions: an import that waits hides a circle, and does not break it."""
+    assert circles(import_graph(ROOT / "spade_deploy")) == []
+
+
+def test_imports_for_types_are_for_types_alone() -> None:
+    wrong = {name: found for name, tree in read_package(ROOT / "spade_deploy").items() if (found := only_types(tree))}
+    assert wrong == {}
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    package = tmp_path / "p"
+    (package / "q").mkdir(parents=True)
+    sources = {
+        "__init__": "",
+        "a": "from p import b",
+        "b": "def f():\n    from p.q.c import g",
+        "q/__init__": "from p.q.c import g",
+        "q/c": "import p.a",
+        "d": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.a import x\nelse:\n    y = x()",
+        "e": "from p.d import y\nimport p.d",
+    }
+    for name, text in sources.items():
+        (package / f"{name}.py").write_text(text)
+    assert circles(import_graph(package)) == [["p.a", "p.b", "p.q.c"]]
+    assert only_types(read_package(package)["p.d"]) == ["x"]

@@ -9,7 +9,8 @@ from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
 from gpu.timing import host_timer, measure_interleaved, spread
 from spade_deploy.artifact import PIXELS
-from spade_deploy.engines.ort.runtime import CUDA, OrtRuntime, provider_loads
+from spade_deploy.engines.ort.runtime import OrtRuntime
+from spade_deploy.engines.ort.session import CUDA, provider_loads
 from spade_deploy.errors import RuntimeUnavailableError
 from spade_deploy.spec import Precision
 

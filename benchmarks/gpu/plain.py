@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch.export import Dim
 
+from spade_deploy.artifact import IMAGE
+from spade_deploy.bench.runners import SEGMAP
 from spade_deploy.errors import ConfigError
 from spade_deploy.networks.spade import SpadeGenerator
-
-SEGMAP, IMAGE = "segmap", "image"
 
 
 def write_plain(generator: SpadeGenerator, path: Path, *, half: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from gpu.records import Book, Row
 from gpu.setting import Setting
 from gpu.timing import Timer, cuda_timer, host_timer
+from spade_deploy.artifact import INSTANCE, LABEL
 from spade_deploy.lookup.tables import extract_patterns
 from spade_deploy.spec import GeneratorSpec
 
@@ -98,7 +99,7 @@ def run_roofline(setting: Setting, book: Book) -> None:
     spec = setting.spec
     for batch in setting.batches:
         inputs = setting.batch(batch)
-        tables = extract_patterns(spec, inputs["label"], inputs.get("instance"))
+        tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
         assert tables is not None  # no share was set at which it gives up
         patterns = {stride: len(level.patterns) for stride, level in tables.levels.items()}
         size = (spec.height, spec.width, batch)

@@ -16,18 +16,18 @@ import torch
 
 from gpu.graphs import judged
 from gpu.numerics import Reference, copy_of, segmap_of
-from gpu.plain import IMAGE, SEGMAP, write_plain
+from gpu.plain import SEGMAP, write_plain
 from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
 from gpu.timing import Measured, Work, cuda_timer, host_timer, measure_interleaved, median_ratio, spread
 from gpu.trt_device import DeviceEngine
-from spade_deploy.artifact import IMAGE as OUR_IMAGE
-from spade_deploy.artifact import PIXELS, Arrays
+from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Arrays
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.cuda.driver import require_gpu
 from spade_deploy.engines.cuda.open import open_device
 from spade_deploy.engines.tensorrt.build import build
 from spade_deploy.engines.tensorrt.builder import RTX_CAPABILITIES, build_engine
+from spade_deploy.engines.tensorrt.engine import EngineModel
 from spade_deploy.engines.tensorrt.key import BuildOptions
 from spade_deploy.engines.tensorrt.library import Library, load_library
 from spade_deploy.engines.tensorrt.request import BuildRequest
@@ -154,7 +154,8 @@ class _BatchSize:
         self._book.note(f"proof of {name}, batch {self._size}", built.described)
         content = built.path.read_bytes()
         device = open_device()
-        runtime = TrtRuntime(library, content, spec, precision, kind, profile, device=device, owns_device=True)
+        model = EngineModel(spec, precision, kind, profile)
+        runtime = TrtRuntime(library, content, model, device=device, owns_device=True)
         self._runtimes.append(runtime)
         errors, wrong = judged(artifact, precision, kind, runtime, self._size)
         self._figures[name] = {**errors, "build_s": built.seconds, "engine_bytes": float(built.bytes)}
@@ -185,7 +186,7 @@ class _BatchSize:
             segmap.copy_(segmap_of(setting, one, dtype).expand(shape))
             engine.run()
             image = engine.outputs[IMAGE][:1].float()
-            return {OUR_IMAGE: image.cpu().numpy(), PIXELS: to_pixels(image).cpu().numpy()}
+            return {IMAGE: image.cpu().numpy(), PIXELS: to_pixels(image).cpu().numpy()}
 
         errors, _ = self._reference.judge(run, precision)  # a baseline's error is told, not judged
         segmap.copy_(segmap_of(setting, self._inputs, dtype))
@@ -231,7 +232,7 @@ def launched(engine: DeviceEngine) -> tuple[Callable[[], object], str]:
 
 def throughput(runtime: TrtRuntime, inputs: Arrays) -> float:
     """Images a second over a stream of batches, copies overlapping; the median of three streams."""
-    batch = len(inputs["label"])
+    batch = len(inputs[LABEL])
 
     def stream() -> None:
         for _ in runtime.run_many([inputs] * STREAM_LENGTH, [PIXELS]):

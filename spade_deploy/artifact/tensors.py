@@ -24,23 +24,22 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output of the graph. Letters in `shape` are dynamic; the same letter is the same number."""
+    """An input or output of a graph."""
 
     name: str
+    """Its name in every graph and every runtime."""
     dtype: str
+    """The type of its numbers, as NumPy and PyTorch call it."""
     shape: tuple[int | str, ...]
+    """Its sizes. A letter is a size that is open; the same letter is the same number."""
     meaning: str
-
-
-def label_type(spec: GeneratorSpec) -> str:
-    """The label tensor's type: uint8 where every id fits, else int32."""
-    return "uint8" if spec.labels.num_ids <= 256 else "int32"
+    """What it holds, for people."""
 
 
 def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
     """What the graph is fed, in order."""
     size: tuple[int | str, ...] = ("H", "W") if spec.is_dynamic else (spec.height, spec.width)
-    tensors = [TensorInfo(LABEL, label_type(spec), ("N", *size), "one class id a pixel")]
+    tensors = [TensorInfo(LABEL, spec.labels.id_type, ("N", *size), "one class id a pixel")]
     if spec.labels.has_edges:
         tensors.append(TensorInfo(INSTANCE, "int32", ("N", *size), "one object id a pixel, of which edges are made"))
     if spec.z_dim is not None:
@@ -95,7 +94,7 @@ def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
             else f"Only {spec.height} x {spec.width} runs: the style vector's first layer fixes the size.",
         },
         "ids": {
-            "dtype": label_type(spec),
+            "dtype": spec.labels.id_type,
             "minimum": 0,
             "maximum": labels.num_ids - 1,
             "sentence": f"Ids are the file's values unchanged, 0..{labels.num_ids - 1};"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from spade_deploy.bench.inputs import make_segmap
 from spade_deploy.bench.job import Job
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.open import open_runtime
+from spade_deploy.engines.ort.session import SessionSetup, load_onnxruntime, open_session
 from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
 from spade_deploy.spec import GeneratorSpec
 
@@ -169,10 +171,8 @@ class _PlainRunner(_Baseline):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        import onnxruntime
-
-        self._session = _ort_session(str(_plain_file(job)), job.threads)
-        self.name = f"ONNX Runtime {onnxruntime.__version__} CPU"
+        self._session = open_session(_plain_file(job), _as_it_comes(job))
+        self.name = f"ONNX Runtime {load_onnxruntime().__version__} CPU"
 
     def run(self, prepared: Any) -> NDArray[np.float32]:
         image: NDArray[np.float32] = self._session.run([IMAGE], prepared)[0]
@@ -206,10 +206,9 @@ class _BoundRunner:
     graph: str | None = None
 
     def __init__(self, job: Job) -> None:
-        import onnxruntime
-
-        self._session = _ort_session(str(job.candidate.onnx), job.threads)
-        self.name = f"ONNX Runtime {onnxruntime.__version__} CPU"
+        assert job.candidate.onnx is not None  # a bound is a file
+        self._session = open_session(job.candidate.onnx, _as_it_comes(job))
+        self.name = f"ONNX Runtime {load_onnxruntime().__version__} CPU"
         rng = np.random.default_rng(0)
         inputs = self._session.get_inputs()
         self._feeds = {found.name: rng.standard_normal(found.shape, np.float32) for found in inputs}
@@ -224,16 +223,12 @@ class _BoundRunner:
         raise NotImplementedError
 
 
-def _ort_session(path: str, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+def _as_it_comes(job: Job) -> SessionSetup:
+    """What is compared with the product runs with ONNX Runtime's own defaults."""
+    return SessionSetup(job.threads, stops_spinning=False)
 
 
-def _plain_file(job: Job) -> Any:
+def _plain_file(job: Job) -> Path:
     if job.plain_onnx is None:
         raise ConfigError("there is no plain export")
     return job.plain_onnx

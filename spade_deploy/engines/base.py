@@ -1,30 +1,50 @@
-"""What every runtime can do, what it may be fed, and how one is chosen.
-
-Nothing is chosen silently: a runtime's name says what really runs, and a backend that was asked for by name either
-runs or is an error.
-"""
+"""What every runtime can do, what it is asked for, and what it may be fed. `engines/open.py` says which one runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LABEL, Arrays, input_tensors, mismatch
+from spade_deploy.artifact import LABEL, Arrays, Artifact, input_tensors, mismatch, output_tensors
 from spade_deploy.errors import ConfigError, InputRefusedError
 from spade_deploy.spec import Backend, GeneratorSpec, GraphChoice, GraphKind, Precision
 
-__all__ = ["Backend", "GraphChoice", "Runtime", "check_inputs", "parse_backend", "parse_graph_choice"]
+__all__ = [
+    "Backend",
+    "GraphChoice",
+    "Runtime",
+    "RuntimeRequest",
+    "check_inputs",
+    "parse_backend",
+    "parse_graph_choice",
+]
+
+
+@dataclass(frozen=True)
+class RuntimeRequest:
+    """What one engine is asked to run."""
+
+    artifact: Artifact
+    """The artifact whose graph or engine runs."""
+    backend: str
+    """The name of the engine, as the user calls it; never `auto`."""
+    precision: Precision | None = None
+    """The precision of the graph. None leaves it to the engine."""
+    threads: int | None = None
+    """The number of CPU threads. None leaves it to the engine."""
+    graph: GraphChoice = GraphChoice.AUTO
+    """The kind of graph; `auto` leaves it to the engine."""
 
 
 class Runtime(Protocol):
     """An artifact that is loaded and runs; a context manager, to be closed by the one who opened it."""
 
-    @property
-    def name(self) -> str:
-        """What really runs, for people: 'ONNX Runtime 1.32.0 CPU, fp32'."""
+    name: str
+    """What really runs, for people: 'ONNX Runtime 1.32.0 CPU, fp32'."""
 
     @property
     def spec(self) -> GeneratorSpec: ...
@@ -38,7 +58,7 @@ class Runtime(Protocol):
 
     @property
     def patterns_s(self) -> float | None:
-        """Seconds that the last run spent on finding patterns; None where there was no need to."""
+        """Seconds that the last run spent on finding patterns; None where it looked for none."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
         """Outputs by name: all, or those in `output_names`. Raises InputRefusedError before anything runs."""
@@ -58,6 +78,20 @@ class Runtime(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class TableRuntime(Runtime, Protocol):
+    """A runtime that also runs a lookup graph on pattern tables."""
+
+    def run_tables(
+        self, tables: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None, *, is_checked: bool = False
+    ) -> Arrays:
+        """Run a lookup graph on pattern tables that are already there, such as those of one map for several styles.
+
+        tables: by name, as `lookup_tensors` has them. is_checked: they come straight from `extract_patterns`.
+        Raises InputRefusedError, by tensor name, for tables that do not belong to this graph, and ConfigError where
+        the graph is a dense one.
+        """
 
 
 def parse_graph_choice(text: str) -> GraphChoice:
@@ -87,3 +121,13 @@ def check_inputs(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> Non
     if lowest < 0 or highest >= spec.labels.num_ids:
         bad = lowest if lowest < 0 else highest
         raise InputRefusedError(f"input {LABEL}: id {bad} is out of range; allowed are 0..{spec.labels.num_ids - 1}")
+
+
+def output_names_of(spec: GeneratorSpec, wanted: Sequence[str] | None) -> list[str]:
+    """The outputs that are wanted, all of them for None. Raises ConfigError for a name that the graph does not have."""
+    known = [tensor.name for tensor in output_tensors(spec)]
+    names = known if wanted is None else list(wanted)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"output {name!r} is not one of {', '.join(known)}")
+    return names

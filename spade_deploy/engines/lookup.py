@@ -10,22 +10,38 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
-from spade_deploy.engines.base import check_inputs
-from spade_deploy.engines.ort.runtime import OrtRuntime
+from spade_deploy.engines.base import GraphChoice, Runtime, RuntimeRequest, TableRuntime, check_inputs
 from spade_deploy.lookup.tables import extract_patterns
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 
+def open_by_choice(
+    wanted: RuntimeRequest, precision: Precision, open_graph: Callable[[GraphKind], TableRuntime]
+) -> Runtime:
+    """Open the graph that was asked for; for `auto` both, where the lookup graph was measured to win on some maps.
+
+    open_graph: opens the graph of that kind in an engine, in `precision`.
+    """
+    if wanted.graph is GraphChoice.LOOKUP:
+        return open_graph(GraphKind.LOOKUP)
+    graphs = wanted.artifact.manifest.graphs
+    found = [graph for graph in graphs if graph.kind is GraphKind.LOOKUP and graph.precision is precision]
+    share = found[0].break_even_share if found and wanted.graph is GraphChoice.AUTO else None
+    if not share:
+        return open_graph(GraphKind.DENSE)
+    return AutoRuntime(open_graph(GraphKind.LOOKUP), lambda: open_graph(GraphKind.DENSE), share)
+
+
 class AutoRuntime:
-    """A lookup graph and, from the first map on that needs it, the dense one.
+    """A lookup graph and, from the first map on that needs it, the dense one; of any engine that can run tables.
 
     open_dense: called at most once. share: of unique patterns (`PatternTables.unique_share`), above which dense runs.
     """
 
-    def __init__(self, lookup: OrtRuntime, open_dense: Callable[[], OrtRuntime], share: float) -> None:
+    def __init__(self, lookup: TableRuntime, open_dense: Callable[[], Runtime], share: float) -> None:
         self._lookup = lookup
         self._open_dense = open_dense
-        self._dense: OrtRuntime | None = None
+        self._dense: Runtime | None = None
         self._share = share
         self.kind = GraphKind.LOOKUP
         self.patterns_s: float | None = None

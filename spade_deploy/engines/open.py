@@ -1,18 +1,51 @@
-"""Which engine runs an artifact. Nothing is chosen silently: what was asked for by name runs, or is an error."""
+"""Which engine runs an artifact. Nothing is chosen silently: what was asked for by name runs, or is an error.
+
+To add an engine, write a folder with an `open.py` that has these two functions, and add one line to `ENGINES`:
+
+    def can_run(wanted: RuntimeRequest) -> bool      # asked by `auto` alone; cheap, and loads as little as it can
+    def open_runtime(wanted: RuntimeRequest) -> Runtime
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import ModuleType
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.engines.base import Backend, GraphChoice, Runtime, parse_backend, parse_graph_choice
-from spade_deploy.errors import ConfigError, SpadeError
+from spade_deploy.engines.base import Backend, GraphChoice, Runtime, RuntimeRequest, parse_graph_choice
+from spade_deploy.errors import ConfigError, RuntimeUnavailableError, SpadeError
 from spade_deploy.machine.cores import at_most_cores
-from spade_deploy.spec import GraphKind, Precision
+from spade_deploy.spec import Precision
 
-if TYPE_CHECKING:
-    from spade_deploy.engines.lookup import AutoRuntime
-    from spade_deploy.engines.ort.runtime import OrtRuntime
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to run an artifact."""
+
+    backend: str
+    """What the user calls it."""
+    module: str
+    """The module with `can_run` and `open_runtime`. It is imported when the engine is tried."""
+    is_automatic: bool = True
+    """Whether `auto` tries it."""
+    note_on_failure: str = ""
+    """What the runtime's name says, with the reason, where `auto` tried this engine, failed, and took a later one.
+    Without a note such a failure is an error."""
+
+    def load(self) -> ModuleType:
+        """Import the module."""
+        return importlib.import_module(self.module)
+
+
+ENGINES = (
+    Engine("tensorrt", "spade_deploy.engines.tensorrt.open", note_on_failure="its TensorRT engine does not run here"),
+    Engine("cuda", "spade_deploy.engines.ort.open"),
+    Engine("cpu", "spade_deploy.engines.ort.open"),
+    Engine("ort-tensorrt", "spade_deploy.engines.ort.open", is_automatic=False),
+)
+"""The engines, in the order in which `auto` tries them."""
 
 
 def open_runtime(
@@ -30,52 +63,41 @@ def open_runtime(
     is no dense engine.
     Raises RuntimeUnavailableError, MissingDependencyError, ConfigError, or ArtifactError for a graph that is not there.
     """
-    backend = parse_backend(str(backend))
-    graph = parse_graph_choice(str(graph))
+    name = _known_name(str(backend))
+    choice = parse_graph_choice(str(graph))
     if threads is not None and threads < 1:
         raise ConfigError(f"`threads`: {threads} is not a positive number")
     threads = None if threads is None else at_most_cores(threads, "`threads`")
-    from spade_deploy.engines.ort import runtime as ort
-    from spade_deploy.engines.tensorrt.open import has_engines, open_engine
-
-    if backend == Backend.TENSORRT:
-        return open_engine(artifact, precision, graph)
-    if backend == Backend.ORT_TENSORRT:
-        kind = GraphKind.LOOKUP if graph == GraphChoice.LOOKUP else GraphKind.DENSE
-        return ort.OrtRuntime(artifact, precision or artifact.graph().precision, ort.TENSORRT, threads, kind)
-    note = ""
-    if backend == Backend.AUTO:
-        try:
-            if has_engines(artifact, precision):
-                return open_engine(artifact, precision, graph)
-        except SpadeError as error:  # a manifest that cannot be read, too: the graphs are as good as ever
-            note = f" (its TensorRT engine does not run here: {error.message})"
-    wants_cuda = backend == Backend.CUDA or (backend == Backend.AUTO and ort.provider_loads(ort.CUDA))
-    runtime = _open_onnxruntime(artifact, precision, wants_cuda, threads, graph)
-    runtime.name += note
+    wanted = RuntimeRequest(artifact, name, precision, threads, choice)
+    if name == Backend.AUTO:
+        return _open_first(wanted, (engine for engine in ENGINES if engine.is_automatic))
+    (engine,) = (engine for engine in ENGINES if engine.backend == name)
+    runtime: Runtime = engine.load().open_runtime(wanted)
     return runtime
 
 
-def _open_onnxruntime(
-    artifact: Artifact, precision: Precision | None, wants_cuda: bool, threads: int | None, graph: GraphChoice
-) -> OrtRuntime | AutoRuntime:
-    from spade_deploy.engines.lookup import AutoRuntime
-    from spade_deploy.engines.ort import runtime as ort
+def _open_first(wanted: RuntimeRequest, engines: Iterable[Engine]) -> Runtime:
+    """Open the first engine that can run. Where an earlier one failed, the runtime's name says why."""
+    note = ""
+    for engine in engines:
+        asked = replace(wanted, backend=engine.backend)
+        try:
+            opener = engine.load()
+            if not opener.can_run(asked):
+                continue
+            runtime: Runtime = opener.open_runtime(asked)
+        except SpadeError as error:
+            if not engine.note_on_failure:
+                raise
+            note += f" ({engine.note_on_failure}: {error.message})"
+            continue
+        runtime.name += note
+        return runtime
+    raise RuntimeUnavailableError(f"no engine runs {wanted.artifact.path} here{note}", hint="`spade doctor` says more")
 
-    if precision is None:
-        on_gpu = wants_cuda and Precision.FP16 in artifact.manifest.precisions
-        precision = Precision.FP16 if on_gpu else artifact.graph().precision
-    provider = ort.CUDA if wants_cuda else ort.CPU
-    if graph == GraphChoice.LOOKUP:
-        return ort.OrtRuntime(artifact, precision, provider, threads, GraphKind.LOOKUP)
-    share = None if wants_cuda or graph == GraphChoice.DENSE else _break_even_share(artifact, precision)
-    if not share:
-        return ort.OrtRuntime(artifact, precision, provider, threads)
-    lookup = ort.OrtRuntime(artifact, precision, provider, threads, GraphKind.LOOKUP)
-    return AutoRuntime(lookup, lambda: ort.OrtRuntime(artifact, precision, provider, threads), share)
 
-
-def _break_even_share(artifact: Artifact, precision: Precision) -> float | None:
-    graphs = artifact.manifest.graphs
-    found = [graph for graph in graphs if graph.kind is GraphKind.LOOKUP and graph.precision is precision]
-    return found[0].break_even_share if found else None
+def _known_name(backend: str) -> str:
+    known = dict.fromkeys([*Backend, *(engine.backend for engine in ENGINES)])
+    if backend not in known:
+        raise ConfigError(f"`backend`: {backend!r} is not one of {', '.join(known)}")
+    return backend

@@ -20,7 +20,8 @@ from torch.export import Dim
 from torch.nn import functional
 
 from spade_deploy.artifact import PHOTO, EncoderGraph, encoder_tensors
-from spade_deploy.errors import ExportError, MissingDependencyError, ValidationFailedError, reason_of
+from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
+from spade_deploy.errors import ExportError, ValidationFailedError, reason_of
 from spade_deploy.export.fold import fold_conv
 from spade_deploy.export.onnx_file import OPSET, quiet_export
 from spade_deploy.labels.files import colorize, synthetic_label_maps
@@ -161,16 +162,8 @@ def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path) -> None:
 
 
 def _session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the style encoder is proved in ONNX Runtime, which cannot be imported: {error}",
-            hint="pip install 'spade-deploy[cpu]'",
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong comes back as an exception
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ExportError(f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}") from error
+    load_onnxruntime("the style encoder is proved in ONNX Runtime, which", hint=INSTALL)
+    return open_session(
+        path,
+        failed=lambda error: ExportError(f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}"),
+    )

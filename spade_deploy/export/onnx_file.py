@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from spade_deploy.artifact import input_tensors, output_tensors
 from spade_deploy.errors import ExportError, reason_of
 from spade_deploy.export.build import TracedModel, stage_names
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.spade import levels
-from spade_deploy.lookup.tables import lookup_tensors
+from spade_deploy.lookup.tables import LATENT_KERNEL, lookup_tensors
 from spade_deploy.spec import GeneratorSpec
 
 OPSET = 18
@@ -49,7 +50,7 @@ def write_onnx(model: TracedModel, path: Path) -> None:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=names,
-                output_names=["pixels", "image"],
+                output_names=[tensor.name for tensor in output_tensors(spec)],
                 dynamic_shapes=dynamic,
                 external_data=False,
                 verbose=False,
@@ -64,25 +65,26 @@ def write_onnx(model: TracedModel, path: Path) -> None:
 
 
 def _example_inputs(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str], list[dict[int, Any]]]:
+    """Inputs to trace with, their names, and which of their axes are open, all as the tensor contract has them."""
     # Sizes that differ from each other and from 1, so that the tracer cannot take two of them for the same.
-    height, width = (2 * spec.stride, 3 * spec.stride) if spec.is_dynamic else (spec.height, spec.width)
-    batch = Dim("batch", min=1)
-    shape: dict[int, Any] = {0: batch}
-    if spec.is_dynamic:
-        least = spec.least_side // spec.stride
-        shape[1] = spec.stride * Dim(f"h{spec.stride}", min=least)
-        shape[2] = spec.stride * Dim(f"w{spec.stride}", min=least)
-    label_dtype = torch.uint8 if spec.labels.num_ids <= 256 else torch.int32
-    inputs, names, shapes = [torch.zeros(2, height, width, dtype=label_dtype)], ["label"], [shape]
-    if spec.labels.has_edges:
-        inputs.append(torch.zeros(2, height, width, dtype=torch.int32))
-        names.append("instance")
-        shapes.append(shape)
-    if spec.z_dim is not None:
-        inputs.append(torch.zeros(2, spec.z_dim))
-        names.append("z")
-        shapes.append({0: batch})
-    return tuple(inputs), names, shapes
+    sizes: dict[str, int] = {"N": 2, "H": 2 * spec.stride, "W": 3 * spec.stride}
+    least = spec.least_side // spec.stride
+    dims = {
+        "N": Dim("batch", min=1),
+        "H": spec.stride * Dim(f"h{spec.stride}", min=least),
+        "W": spec.stride * Dim(f"w{spec.stride}", min=least),
+    }
+    tensors = input_tensors(spec)
+    examples = tuple(
+        torch.zeros([sizes[part] if isinstance(part, str) else part for part in tensor.shape]).to(
+            getattr(torch, tensor.dtype)
+        )
+        for tensor in tensors
+    )
+    shapes = [
+        {axis: dims[part] for axis, part in enumerate(tensor.shape) if isinstance(part, str)} for tensor in tensors
+    ]
+    return examples, [tensor.name for tensor in tensors], shapes
 
 
 def _example_tables(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str], list[dict[int, Any]]]:
@@ -90,7 +92,7 @@ def _example_tables(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str],
     batch, rows, columns = Dim("batch", min=1), Dim(f"h{spec.stride}", min=1), Dim(f"w{spec.stride}", min=1)
     inputs, shapes = [], []
     if spec.z_dim is None:
-        inputs.append(torch.zeros(2, height, width, 9, dtype=torch.int32))
+        inputs.append(torch.zeros(2, height, width, LATENT_KERNEL**2, dtype=torch.int32))
         shapes.append({0: batch, 1: rows, 2: columns})
     taps = spec.kernel_size**2
     for level, stride in enumerate(levels(spec)):

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
-from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, MissingDependencyError, reason_of
+from spade_deploy.engines.ort.session import INSTALL, declared, load_onnxruntime, open_session
+from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, reason_of
 from spade_deploy.images.image_file import read_photo
 
 _DROP = "leave the flag out"
@@ -72,29 +73,22 @@ def encode_photo(artifact: Artifact, photo: Path) -> tuple[NDArray[np.float32], 
 
 
 def _session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"`style_image`: the style encoder runs in ONNX Runtime, which cannot be imported: {error}",
-            hint="pip install 'spade-deploy[cpu]'; `seed` needs no encoder",
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong comes back as an exception
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ArtifactError(
+    load_onnxruntime(
+        "`style_image`: the style encoder runs in ONNX Runtime, which", hint=f"{INSTALL}; `seed` needs no encoder"
+    )
+
+    def failed(error: Exception) -> ArtifactError:
+        return ArtifactError(
             f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}",
             hint="pip install --upgrade onnxruntime, or `spade export` again",
-        ) from error
+        )
+
+    return open_session(path, failed=failed)
 
 
 def _check_contract(path: Path, session: Any, artifact: Artifact) -> None:
     found = sorted((tensor.name, tensor.type) for tensor in (*session.get_inputs(), *session.get_outputs()))
     inputs, outputs = encoder_tensors(artifact.manifest.generator)
-    expected = sorted(
-        (tensor.name, f"tensor({tensor.dtype.replace('float32', 'float')})") for tensor in (*inputs, *outputs)
-    )
+    expected = declared((*inputs, *outputs))
     if found != expected:
         raise ArtifactError(f"{path}: its tensors are {found}, the manifest says {expected}")

@@ -6,21 +6,20 @@ because its list of providers says only what it was built with. The GPU is asked
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from spade_deploy import __version__
-from spade_deploy.engines.ort import runtime as ort
-from spade_deploy.errors import SpadeError
+from spade_deploy.engines.cuda.driver import find_gpus
+from spade_deploy.engines.ort import session as ort
+from spade_deploy.errors import RuntimeUnavailableError, SpadeError
+from spade_deploy.machine.cores import usable_cores
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 """What this package runs on, and the newest that it is tested on."""
@@ -37,12 +36,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the diagnosis; advice is the command to type, or empty."""
+    """One line of the diagnosis."""
 
     status: Status
+    """How it is."""
     name: str
+    """What was looked at."""
     value: str
+    """What was found."""
     advice: str = ""
+    """What to type or to do; empty where nothing need be done."""
 
 
 # Distribution -> what it is for, and the extra that installs it. torch, onnxruntime and the GPU packages have checks of
@@ -86,7 +89,7 @@ def diagnose(folder: Path | None = None) -> tuple[Check, ...]:
         gpu,
         *(_check_package(name, purpose, extra) for name, (purpose, extra) in _GPU_PACKAGES.items()),
         *_check_pycuda(),
-        Check(Status.GOOD, "CPU cores", str(_cores())),
+        Check(Status.GOOD, "CPU cores", str(usable_cores())),
         _check_disk(folder or Path.cwd()),
     )
 
@@ -143,9 +146,13 @@ def _torch_build() -> str | None:
 
 
 def _check_pycuda() -> tuple[Check, ...]:
-    """Its absence is worth no line: cuda-core does its work here."""
+    """pycuda manages the memory of TensorRT engines where cuda-core is not there. Without it there is no line."""
     found = _version("pycuda")
-    return (Check(Status.GOOD, "pycuda", f"{found} (not used by spade-deploy)"),) if found else ()
+    if not found:
+        return ()
+    has_cuda_core = _version("cuda-core") is not None
+    use = "cuda-core is taken first" if has_cuda_core else "manages the memory of TensorRT engines"
+    return (Check(Status.GOOD, "pycuda", f"{found} ({use})"),)
 
 
 def _check_onnxruntime(has_gpu: bool) -> tuple[Check, ...]:
@@ -202,39 +209,12 @@ def _cuda_check(label: str, loads: bool, *, has_gpu_build: bool, has_gpu: bool) 
 
 def _check_gpu() -> Check:
     try:
-        found = _cuda_devices()
-    except (OSError, AttributeError) as error:  # AttributeError: a library of that name that is not the driver
-        return Check(Status.MISSING, "NVIDIA GPU", f"no driver here ({error})")
+        found = find_gpus()
+    except RuntimeUnavailableError as error:
+        return Check(Status.MISSING, "NVIDIA GPU", f"no driver here ({error.__cause__ or error.message})")
     if not found:
         return Check(Status.MISSING, "NVIDIA GPU", "the driver is installed, but sees no GPU")
-    return Check(Status.GOOD, "NVIDIA GPU", ", ".join(found))
-
-
-def _cuda_devices(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> list[str]:
-    """Names of the GPUs, by the driver's library; OSError where it is not there or does not start."""
-    driver = load("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    status = driver.cuInit(0)
-    if status == _CUDA_ERROR_NO_DEVICE:
-        return []
-    if status != 0:
-        raise OSError(f"cuInit fails with CUDA error {status}")
-    count, number = ctypes.c_int(0), ctypes.c_int(0)
-    driver.cuDriverGetVersion(ctypes.byref(number))
-    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return []
-    names = []
-    for index in range(count.value):
-        device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
-        if driver.cuDeviceGet(ctypes.byref(device), index) == 0 and driver.cuDeviceGetName(name, 256, device) == 0:
-            names.append(f"{name.value.decode(errors='replace')} (CUDA up to {_cuda_version(number.value)})")
-    return names
-
-
-_CUDA_ERROR_NO_DEVICE = 100
-
-
-def _cuda_version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
+    return Check(Status.GOOD, "NVIDIA GPU", ", ".join(f"{gpu.name} (CUDA up to {gpu.driver_cuda})" for gpu in found))
 
 
 def _check_disk(folder: Path) -> Check:
@@ -248,13 +228,6 @@ def _check_disk(folder: Path) -> Check:
             Status.MISSING, "free disk", value, "a full-size model's checkpoint takes over a gigabyte: free some"
         )
     return Check(Status.GOOD, "free disk", value)
-
-
-def _cores() -> int:
-    # What this process may use: containers and batch systems give fewer than the machine has.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _version(name: str) -> str | None:

@@ -42,8 +42,8 @@ _SHOWN_IDS = 5
 
 
 def label_dtype(labels: LabelSpec) -> np.dtype[Any]:
-    """uint8 where every id fits, else int32."""
-    return np.dtype(np.uint8 if labels.num_ids <= 256 else np.int32)
+    """`LabelSpec.id_type` as NumPy's type."""
+    return np.dtype(labels.id_type)
 
 
 def read_label_map(path: Path, labels: LabelSpec, size: Size | None = None) -> LabelIds:

@@ -30,14 +30,12 @@ _EXTRACT_HINT = "extract_patterns makes the tables from a label map, for the gen
 
 @dataclass(frozen=True)
 class PatternTables:
-    """What the lookup graph is fed instead of a batch of label maps.
-
-    levels: by stride, from coarse to fine. latent: N x h x w x 9, the codes around each pixel of the latent map;
-    None with a VAE.
-    """
+    """What the lookup graph is fed instead of a batch of label maps."""
 
     levels: Mapping[int, LevelPatterns]
+    """The patterns of each level by its stride, from coarse to fine."""
     latent: Ints | None
+    """The codes around each pixel of the latent map, N x h x w x 9; None for a model with a style vector."""
 
     def to_inputs(self, style: NDArray[Any] | None = None) -> Arrays:
         """The graph's tensors by name, in the order of `lookup_tensors`; style: the z of a VAE."""
@@ -46,14 +44,6 @@ class PatternTables:
             tensors = (level.codes, level.patterns, level.index)
             inputs.update(zip(level_names(stride), tensors, strict=True))
         return inputs if style is None else {**inputs, Z: style}
-
-    @classmethod
-    def from_inputs(cls, spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> PatternTables:
-        """The inverse of `to_inputs`; a style among the inputs is left alone. Raises InputRefusedError."""
-        tables = {name: array for name, array in inputs.items() if name != Z}
-        _check(spec, tables, tuple(tensor for tensor in lookup_tensors(spec) if tensor.name != Z))
-        levels = {s: LevelPatterns(*(tables[name] for name in level_names(s))) for s in modulated_channels(spec)}
-        return cls(levels, tables.get(LATENT))
 
     def unique_share(self, spec: GeneratorSpec) -> float:
         """The share of the dense graph's work on gamma and beta that is left: patterns over pixels, by channels."""
@@ -153,7 +143,7 @@ def graph_inputs(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDAr
 def unique_share(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> float:
     """`PatternTables.unique_share` of a dense graph's inputs."""
     tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
-    assert tables is not None  # as above
+    assert tables is not None  # no share was set at which it gives up
     return tables.unique_share(spec)
 
 

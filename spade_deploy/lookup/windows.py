@@ -28,17 +28,15 @@ _HASH_FACTORS = (0x9E3779B1, 0x85EBCA77)
 
 @dataclass(frozen=True)
 class LevelPatterns:
-    """The distinct windows of one resolution; all int32.
-
-    codes: U x k*k, windows of pixel codes, taps row by row; `num_codes` stands for outside the image.
-    patterns: P x k*k, windows of (2k - 1) x (2k - 1) pixels as rows of `codes`, one for each of the k*k taps; U stands
-    for a tap whose centre is outside the image, where the hidden map is zero.
-    index: N x h x w, rows of `patterns`.
-    """
+    """The distinct windows of one resolution; all int32."""
 
     codes: Ints
+    """U x k*k: windows of pixel codes, taps row by row; `num_codes` stands for outside the image."""
     patterns: Ints
+    """P x k*k: windows of (2k - 1) x (2k - 1) pixels as rows of `codes`, one for each of the k*k taps; U stands for a
+    tap whose centre is outside the image, where the hidden map is zero."""
     index: Ints
+    """N x h x w: the row of `patterns` of every pixel."""
 
 
 class WindowGrid:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.metrics.onnx_images import ImageModel
 
-FLAG = "--extractor"
+FIELD = "extractor"
 
 KNOWN: dict[str, Mapping[str, Any]] = {
     "b811c8dbb77928b4e06592c96d90ec0e940dcc085630ab753d9780b91825f680": {
@@ -30,13 +30,13 @@ public ONNX file of them has a digest that could be relied on, so there is none 
 class OnnxExtractor:
     """An ONNX network whose output is taken as features.
 
-    given: mean, std, size, output, where flags say them; see `onnx_images` for what else may.
+    given: mean, std, size, output, where the user says them; see `onnx_images` for what else may.
     output: N x D, or N x C x h x w, of which `features` takes the mean over positions. Without a name it is the one
     called `features`, or the only one. Raises NotFoundError, ConfigError, MissingDependencyError.
     """
 
     def __init__(self, path: Path, given: Mapping[str, Any] | None = None) -> None:
-        self._model = ImageModel(path, FLAG, given or {}, KNOWN)
+        self._model = ImageModel(path, FIELD, given or {}, KNOWN)
         self.output = self._choose_output()
         self.is_inception = bool(KNOWN.get(self._model.sha256, {}).get("is_inception", False))
 
@@ -60,10 +60,10 @@ class OnnxExtractor:
         found = self._model.run(pixels, self.output)
         if found.ndim not in (2, 4):
             raise ConfigError(
-                f"{FLAG} {self._model.path}: output {self.output} is {found.shape}; needed is N x D or N x C x h x w"
+                f"{self._model.where}: output {self.output} is {found.shape}; needed is N x D or N x C x h x w"
             )
         if not np.isfinite(found).all():
-            raise ConfigError(f"{FLAG} {self._model.path}: output {self.output} has values that are not finite")
+            raise ConfigError(f"{self._model.where}: output {self.output} has values that are not finite")
         return found.astype(np.float64)
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -80,7 +80,8 @@ class OnnxExtractor:
         if chosen not in names or (wanted is None and len(names) > 1 and chosen != "features"):
             found = f"{quoted(chosen)} is not one of" if chosen not in names else "which one is not known of"
             raise ConfigError(
-                f"{FLAG} {self._model.path}: output: {found} {', '.join(names)}", hint="name it with --extractor-output"
+                f"{self._model.where}: output: {found} {', '.join(names)}",
+                hint="name it with `extractor_output`",
             )
         return str(chosen)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
 from spade_deploy.errors import (
     ConfigError,
-    MissingDependencyError,
     NotFoundError,
-    SpadeError,
     quoted,
     reason_of,
 )
@@ -42,11 +40,14 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """(pixels - mean) / std for RGB pixels 0..255, after resizing to `size` (height, width); None is their own size."""
+    """(pixels - mean) / std for RGB pixels 0..255, after resizing."""
 
     mean: Triple
+    """What is taken off red, green and blue."""
     std: Triple
+    """What red, green and blue are divided by."""
     size: tuple[int, int] | None = None
+    """Height and width that images are resized to; None leaves them as they are."""
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -71,14 +72,14 @@ class Preprocessing:
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
-def number_triple(text: str, flag: str) -> Triple:
+def number_triple(text: str, field: str) -> Triple:
     """'127' or '123.7,116.3,103.5', of pixels 0..255, for red, green and blue. Raises ConfigError."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
     if len(values) not in (1, 3):
-        raise ConfigError(f"{flag}: {text!r} is not one number, or three as in 123.7,116.3,103.5")
+        raise ConfigError(f"`{field}`: {text!r} is not one number, or three as in 123.7,116.3,103.5")
     first, *rest = values
     return (first, rest[0], rest[1]) if rest else (first, first, first)
 
@@ -86,30 +87,35 @@ def number_triple(text: str, flag: str) -> Triple:
 class ImageModel:
     """An open ONNX file with one image input, N x 3 x H x W float32, on the CPU.
 
-    flag: that named it, for messages. given: fields of the JSON file that flags overrule.
-    facts: all that is known of the file. Raises NotFoundError, ConfigError, MissingDependencyError.
+    field: the field of a request that named it, for messages. given: facts that overrule those of the JSON file; None
+    is no fact. known: facts of known files, by their digest. Raises NotFoundError, ConfigError, MissingDependencyError.
     """
 
-    def __init__(self, path: Path, flag: str, given: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, path: Path, field: str, given: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         self.path = path
-        self.flag = flag
-        self.sha256 = _sha256(path, flag)
-        self._session = _open(path, flag)
+        self.field = field
+        self.where = f"`{field}` {path}"
+        """How messages begin that are about this file."""
+        self.sha256 = _sha256(path, field)
+        self._session = _open(path, field)
         self.outputs: dict[str, list[Any]] = {output.name: output.shape for output in self._session.get_outputs()}
         sources = (
             ("the table of known files", known.get(self.sha256, {})),
-            ("the file's metadata", _metadata(self._session, path, flag)),
+            ("the file's metadata", _metadata(self._session, path, field)),
             (str(_sidecar(path)), _read_sidecar(path)),
             ("flags", {name: value for name, value in given.items() if value is not None}),
         )
         self.facts: dict[str, Any] = {}
+        """All that is known of the file."""
         for _, facts in sources:
             self.facts.update(facts)
         for name in ("name", "output"):
             if not isinstance(self.facts.get(name, ""), str):
-                raise ConfigError(f"{flag} {path}: {name} is {quoted(self.facts[name])}, not a text")
+                raise ConfigError(f"{self.where}: {name} is {quoted(self.facts[name])}, not a text")
         self.source = ", ".join(name for name, facts in reversed(sources) if facts)
-        self._input, shape = _image_input(self._session, path, flag)
+        self._input, shape = _image_input(self._session, path, field)
         self.preprocessing = self._preprocessing(shape)
 
     def run(self, pixels: NDArray[np.uint8], output: str) -> NDArray[Any]:
@@ -121,11 +127,11 @@ class ImageModel:
                 found.append(np.asarray(self._session.run([output], {self._input: fed})[0]))
             except Exception as error:  # onnxruntime's exceptions share no base class
                 raise ConfigError(
-                    f"{self.flag} {self.path}: failed on images of {fed.shape[2]} x {fed.shape[3]}: {_line(error)}"
+                    f"{self.where}: failed on images of {fed.shape[2]} x {fed.shape[3]}: {reason_of(error)}"
                 ) from error
         rows = np.concatenate(found)
         if len(rows) != len(pixels):
-            raise ConfigError(f"{self.flag} {self.path}: output {output} has {rows.shape} for {len(pixels)} images")
+            raise ConfigError(f"{self.where}: output {output} has {rows.shape} for {len(pixels)} images")
         return rows
 
     def describe(self) -> dict[str, Any]:
@@ -140,11 +146,11 @@ class ImageModel:
         missing = " and ".join(name for name in ("mean", "std") if name not in self.facts)
         if missing:
             raise ConfigError(
-                f"{self.flag} {self.path}: how its images are normalised is not known: {missing} missing",
-                hint=f'{_flags(self.flag)}write {_sidecar(self.path)}: {{"mean": [127, 127, 127],'
+                f"{self.where}: how its images are normalised is not known: {missing} missing",
+                hint=f'{_hint_of_fields(self.field)}write {_sidecar(self.path)}: {{"mean": [127, 127, 127],'
                 ' "std": [128, 128, 128], "size": [224, 224]}',
             )
-        where = f"{self.flag} {self.path}"
+        where = self.where
         size = self.facts.get("size")
         size = None if size is None else _integers(size, f"{where}: size")
         own = None if None in shape else (int(shape[0] or 0), int(shape[1] or 0))
@@ -158,68 +164,61 @@ class ImageModel:
             raise ConfigError(f"{where}: {error.message}") from error
 
 
-def _flags(flag: str) -> str:
-    return f"give {flag}-mean and {flag}-std (of pixels 0..255), or " if flag == "--extractor" else ""
+def _hint_of_fields(field: str) -> str:
+    return f"give `{field}_mean` and `{field}_std` (of pixels 0..255), or " if field == "extractor" else ""
 
 
-def _sha256(path: Path, flag: str) -> str:
+def _sha256(path: Path, field: str) -> str:
     if not os.path.lexists(path):
-        raise NotFoundError(f"{flag}: {path} is not there", hint="give an ONNX file")
+        raise NotFoundError(f"`{field}`: {path} is not there", hint="give an ONNX file")
     try:
         return sha256_of(path)
     except OSError as error:
-        raise NotFoundError(f"{flag}: {path} cannot be read ({reason_of(error)})", hint="give an ONNX file") from error
-
-
-def _open(path: Path, flag: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{flag} needs ONNX Runtime, which cannot be imported: {error}", hint="pip install 'spade-deploy[cpu]'"
+        raise NotFoundError(
+            f"`{field}`: {path} cannot be read ({reason_of(error)})", hint="give an ONNX file"
         ) from error
+
+
+def _open(path: Path, field: str) -> Any:
+    load_onnxruntime(f"`{field}` needs ONNX Runtime, which", hint=INSTALL)
     try:
         names = external_files(path)
     except ValueError as error:
-        raise ConfigError(f"{flag} {path}: is not opened: {error}") from error
+        raise ConfigError(f"`{field}` {path}: is not opened: {error}") from error
     except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}") from error
+        raise ConfigError(f"`{field}` {path}: {reason_of(error)}") from error
     for name in names:  # the file says which, and may be anybody's
         try:
             open_regular(path.parent / name).close()
         except OSError as error:
-            raise ConfigError(f"{flag} {path}: its weights in {quoted(name)}: {error.strerror}") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ConfigError(f"{flag} {path}: ONNX Runtime cannot load it: {_line(error)}") from error
+            raise ConfigError(f"`{field}` {path}: its weights in {quoted(name)}: {reason_of(error)}") from error
+    return open_session(
+        path,
+        failed=lambda error: ConfigError(f"`{field}` {path}: ONNX Runtime cannot load it: {reason_of(error)}"),
+    )
 
 
-def _image_input(session: Any, path: Path, flag: str) -> tuple[str, tuple[int | None, int | None]]:
+def _image_input(session: Any, path: Path, field: str) -> tuple[str, tuple[int | None, int | None]]:
     inputs = session.get_inputs()
     described = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
     shape = inputs[0].shape if len(inputs) == 1 else []
     is_image = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
     if not is_image or inputs[0].type != "tensor(float)":
         raise ConfigError(
-            f"{flag} {path}: takes {described or 'nothing'}; needed is one input of float32 images, N x 3 x H x W"
+            f"`{field}` {path}: takes {described or 'nothing'}; needed is one input of float32 images, N x 3 x H x W"
         )
     height, width = (side if isinstance(side, int) else None for side in shape[2:])
     return str(inputs[0].name), (height, width)
 
 
-def _metadata(session: Any, path: Path, flag: str) -> dict[str, Any]:
+def _metadata(session: Any, path: Path, field: str) -> dict[str, Any]:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
         return {}
     try:
         return parse_json(str(text))
     except ValueError as error:
-        raise ConfigError(f"{flag} {path}: its metadata {METADATA_KEY!r} is no JSON ({reason_of(error)})") from error
+        raise ConfigError(f"`{field}` {path}: its metadata {METADATA_KEY!r} is no JSON ({reason_of(error)})") from error
 
 
 def _sidecar(path: Path) -> Path:
@@ -250,9 +249,3 @@ def _integers(value: Any, where: str) -> tuple[int, int]:
     if not is_pair or not all(isinstance(side, int) and not isinstance(side, bool) for side in value):
         raise ConfigError(f"{where} is {quoted(value)}, not [height, width]")
     return int(value[0]), int(value[1])
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, SpadeError):
-        return error.message
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -14,7 +14,7 @@ from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.metrics.onnx_images import ImageModel
 from spade_deploy.spec import LabelSpec
 
-FLAG = "--segmenter"
+FIELD = "segmenter"
 NO_CLASS = -1
 
 
@@ -28,14 +28,14 @@ class OnnxSegmenter:
     """
 
     def __init__(self, path: Path, labels: LabelSpec, given: Mapping[str, Any] | None = None) -> None:
-        self._model = ImageModel(path, FLAG, given or {}, {})
+        self._model = ImageModel(path, FIELD, given or {}, {})
         self.labels = labels
         names = list(self._model.outputs)
         preferred = [name for name in ("logits", "ids") if name in names]
         self.output = str(self._model.facts.get("output") or (preferred or names)[0])
         if self.output not in names or (len(names) > 1 and "output" not in self._model.facts and not preferred):
             raise ConfigError(
-                f"{FLAG} {path}: which of its outputs {', '.join(names)} has the classes is not known",
+                f"`{FIELD}` {path}: which of its outputs {', '.join(names)} has the classes is not known",
                 hint=f'write {path.with_suffix(".json")}: {{"output": "NAME"}} beside the mean and std',
             )
         self._mapping = self._map_classes()
@@ -63,7 +63,7 @@ class OnnxSegmenter:
             ids = np.stack([_resized_ids(image, size) for image in found.astype(np.int32)])
         else:
             raise ConfigError(
-                f"{FLAG} {self._model.path}: output {self.output} is {found.dtype} {found.shape};"
+                f"{self._model.where}: output {self.output} is {found.dtype} {found.shape};"
                 " needed are N x C x h x w logits or N x h x w integer ids"
             )
         classes = max(int(ids.max()) + 1, found.shape[1] if found.ndim == 4 else 0)
@@ -86,14 +86,14 @@ class OnnxSegmenter:
         if names is None:
             return None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"{FLAG} {self._model.path}: labels is {quoted(names)}, not a list of names")
+            raise ConfigError(f"{self._model.where}: labels is {quoted(names)}, not a list of names")
         ids = {self.labels.name_of(n).casefold(): n for n in range(self.labels.num_labels)}
         mapping = np.array([ids.get(name.casefold(), NO_CLASS) for name in names], np.int32)
         if (mapping < 0).all():
             raise ConfigError(
-                f"{FLAG} {self._model.path}: none of its classes ({quoted(names[:4])}, ...) is one of the label"
+                f"{self._model.where}: none of its classes ({quoted(names[:4])}, ...) is one of the label"
                 f" set's ({', '.join(self.labels.name_of(n) for n in range(min(4, self.labels.num_labels)))}, ...)",
-                hint="take a segmenter of this label set, or --train-segmenter",
+                hint="take a segmenter of this label set, or `train_segmenter`",
             )
         return mapping
 
@@ -103,13 +103,13 @@ class OnnxSegmenter:
         if mapping is None:
             if classes > self.labels.num_ids:
                 raise ConfigError(
-                    f"{FLAG} {self._model.path}: answers {classes} classes, the label set has {self.labels.num_labels},"
+                    f"{self._model.where}: answers {classes} classes, the label set has {self.labels.num_labels},"
                     " and it does not say which is which",
                     hint=f"name its classes in {self._model.path.with_suffix('.json')} as labels: [...]",
                 )
             mapping = np.arange(classes, dtype=np.int32)
         elif classes > len(mapping) or (is_logits and classes < len(mapping)):
-            raise ConfigError(f"{FLAG} {self._model.path}: answers {classes} classes, but names {len(mapping)}")
+            raise ConfigError(f"{self._model.where}: answers {classes} classes, but names {len(mapping)}")
         mapping = mapping[:classes]
         return np.append(mapping, NO_CLASS).astype(np.int32)
 

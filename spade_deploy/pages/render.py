@@ -22,19 +22,24 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with its caption; uri holds the PNG itself. is_ids: a label map, to be shown without smoothing."""
+    """A picture with its caption."""
 
     caption: str
+    """What stands under it."""
     uri: str
+    """A data URI that holds the PNG itself."""
     is_ids: bool = False
+    """Whether it is a label map, to be shown without smoothing."""
 
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A class and its CSS colour."""
+    """A class and its colour."""
 
     name: str
+    """The class, as people call it."""
     color: str
+    """Its colour in CSS."""
 
 
 def render(template: str, **context: Any) -> str:

@@ -52,6 +52,11 @@ class LabelSpec:
         return self.num_labels + int(self.has_dontcare)
 
     @property
+    def id_type(self) -> str:
+        """The type of an array or tensor of ids: 'uint8' where every id fits, else 'int32'."""
+        return "uint8" if self.num_ids <= 256 else "int32"
+
+    @property
     def num_channels(self) -> int:
         """Channels of the segmap: ids, then the edge channel."""
         return self.num_ids + int(self.has_edges)

@@ -236,7 +236,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _without_data(setup: Setup) -> Batch:
     spec, count = setup.generator, setup.train.batch_size
     shape = (count, spec.height, spec.width)
-    label = torch.zeros(shape, dtype=torch.uint8 if spec.labels.num_ids <= 256 else torch.int32)
+    label = torch.zeros(shape, dtype=getattr(torch, spec.labels.id_type))
     instance = torch.zeros(shape, dtype=torch.int32) if spec.labels.has_edges else None
     return Batch(label, instance, torch.zeros(count, 3, spec.height, spec.width), ("",) * count)
 

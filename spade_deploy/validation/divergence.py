@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Graph, Z
+from spade_deploy.engines.ort.session import Optimization, SessionSetup, open_session
 from spade_deploy.errors import ArtifactError
 from spade_deploy.export.build import stage_names
 from spade_deploy.export.lookup import OUTPUTS_NCHW
@@ -69,7 +70,6 @@ def first_divergence(
 
 def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     import onnx
-    import onnxruntime
 
     try:
         beside = external_files(graph)  # plain names: nothing is read or written elsewhere
@@ -87,10 +87,8 @@ def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[An
                 raise ArtifactError(f"{graph} is not opened: its weights lie in a file of the name {name}")
             shutil.copyfile(graph.parent / name, folder / name)
         onnx.save(model, str(copy))
-        options = onnxruntime.SessionOptions()
         # Fusions would remove the very values that are asked for.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        session = onnxruntime.InferenceSession(str(copy), options, providers=["CPUExecutionProvider"])
+        session = open_session(copy, SessionSetup(optimization=Optimization.BASIC))
         values = session.run(wanted, dict(inputs))
     return dict(zip(wanted, values, strict=True))
 

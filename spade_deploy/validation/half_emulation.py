@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import Arrays
-from spade_deploy.errors import ArtifactError, MissingDependencyError, RuntimeUnavailableError
+from spade_deploy.engines.ort.session import Optimization, SessionSetup, open_session
+from spade_deploy.errors import ArtifactError, MissingDependencyError, RuntimeUnavailableError, reason_of
 
 _MOVES = frozenset(
     [
@@ -61,31 +62,25 @@ class EmulatedGraph:
     """
 
     def __init__(self, path: Path, *, narrow: str = "FLOAT16", threads: int | None = None) -> None:
-        onnx, ort = _packages()
+        onnx, _ = _packages()
         _require_true_rounding(narrow)
         model = onnx.load(str(path), load_external_data=False)
         self._units = _Units(model.graph)
         self.watched = _rewrite(model, _element(narrow), path)
         self._outputs = [value.name for value in model.graph.output][: -len(self.watched) or None]
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong comes back as an exception
-        # An optimiser may take a cast to half and back for nothing, which is the one thing that matters here.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise ArtifactError(f"{path}: half precision cannot be emulated on it: {_first_line(error)}") from error
+        self._session = open_session(
+            model.SerializeToString(),
+            # An optimiser may take a cast to half and back for nothing, which is the one thing that matters here.
+            SessionSetup(threads, Optimization.NONE, weights_folder=path.parent),
+            failed=lambda error: ArtifactError(f"{path}: half precision cannot be emulated on it: {reason_of(error)}"),
+        )
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Emulated:
         """inputs: the graph's own, by name."""
         try:
             found = self._session.run([*self._outputs, *map(_sum_of, self.watched)], dict(inputs))
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise RuntimeUnavailableError(f"half precision could not be emulated: {_first_line(error)}") from error
+            raise RuntimeUnavailableError(f"half precision could not be emulated: {reason_of(error)}") from error
         outputs = dict(zip(self._outputs, found, strict=False))
         sums = zip(self.watched, found[len(self._outputs) :], strict=True)
         return Emulated(outputs, tuple(name for name, total in sums if not np.isfinite(total)))
@@ -150,7 +145,7 @@ def _element_types(model: Any, path: Path) -> dict[str, int]:
     try:
         seen = onnx.shape_inference.infer_shapes(light).graph
     except Exception as error:  # onnx's exceptions share no base class
-        raise ArtifactError(f"{path}: half precision cannot be emulated on it: {_first_line(error)}") from error
+        raise ArtifactError(f"{path}: half precision cannot be emulated on it: {reason_of(error)}") from error
     types = {v.name: v.type.tensor_type.elem_type for v in (*seen.value_info, *seen.input, *seen.output)}
     for node in model.graph.node:
         for name in node.output:
@@ -241,9 +236,7 @@ def _require_true_rounding(narrow: str) -> None:
     model = helper.make_model(
         helper.make_graph(nodes, "probe", [x], [y]), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
     )
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString(), SessionSetup(optimization=Optimization.NONE))
     (found,) = session.run(None, {"x": np.array([3.4e38, 1 + 2**-8 + 2**-12, -65520.0], np.float32)})
     expected = {"FLOAT16": [np.inf, 1 + 2**-8, -np.inf], "BFLOAT16": [np.inf, 1 + 2**-7, -65536.0]}[narrow]
     if found.tolist() != expected:
@@ -279,7 +272,3 @@ def _copy(node: Any) -> Any:
 
 def _sum_of(tensor: str) -> str:
     return f"{tensor}/sum"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph
 from spade_deploy.engines.base import Runtime
-from spade_deploy.engines.ort.runtime import CPU, OrtRuntime
+from spade_deploy.engines.ort.runtime import OrtRuntime
+from spade_deploy.engines.ort.session import CPU
 from spade_deploy.errors import MissingDependencyError, NotFoundError, RuntimeUnavailableError
 from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.lookup.tables import graph_inputs

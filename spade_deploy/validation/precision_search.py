@@ -34,7 +34,8 @@ from spade_deploy.artifact import (
 )
 from spade_deploy.engines.base import Backend, GraphChoice, Runtime
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.ort.runtime import CPU, OrtRuntime
+from spade_deploy.engines.ort.runtime import OrtRuntime
+from spade_deploy.engines.ort.session import CPU
 from spade_deploy.engines.tensorrt.build import build
 from spade_deploy.engines.tensorrt.library import load_library
 from spade_deploy.engines.tensorrt.request import BuildRequest

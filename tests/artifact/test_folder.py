@@ -28,7 +28,6 @@ from spade_deploy.artifact import (
     graph_file,
     input_rule,
     input_tensors,
-    label_type,
     list_engines,
     manifest,
     mismatch,
@@ -145,7 +144,7 @@ def test_an_artifact_without_golden_tensors_cannot_be_written(artifact: Artifact
 @pytest.mark.parametrize("has_dontcare", [False, True])
 def test_the_label_type_is_that_of_the_label_reader(num_labels: int, has_dontcare: bool) -> None:
     labels = LabelSpec(num_labels, has_dontcare)
-    assert np.dtype(label_type(GeneratorSpec(labels))) == label_dtype(labels)
+    assert np.dtype(input_tensors(GeneratorSpec(labels))[0].dtype) == label_dtype(labels)
 
 
 def test_tensors_follow_from_the_spec() -> None:

@@ -23,8 +23,8 @@ from spade_deploy.bench import BenchPlan, choose_candidates, run_plan
 from spade_deploy.engines.base import Backend
 from spade_deploy.engines.lookup import AutoRuntime
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.ort import runtime as ort
 from spade_deploy.engines.ort.runtime import OrtRuntime
+from spade_deploy.engines.ort.session import load_onnxruntime
 from spade_deploy.errors import ArtifactError
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.spec import LabelSpec, Precision
@@ -100,7 +100,7 @@ def test_what_did_not_change_is_not_hashed_again(artifact: Artifact, monkeypatch
 def test_a_change_while_the_runtime_opens_the_graph_is_noticed(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ort._onnxruntime()
+    real = load_onnxruntime()
     opens = real.InferenceSession
 
     def slow(path: Any, *rest: Any, **more: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 
 from spade_deploy.artifact import LABEL
 from spade_deploy.engines.cuda.driver import Gpu
-from spade_deploy.engines.ort.runtime import CPU
+from spade_deploy.engines.ort.session import CPU
 from spade_deploy.engines.tensorrt.builder import build_engine
 from spade_deploy.engines.tensorrt.key import BuildOptions
 from spade_deploy.engines.tensorrt.library import Library, load_library

@@ -1,14 +1,19 @@
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
+from spade_deploy.engines import open as opening
 from spade_deploy.engines.base import Backend, check_inputs
-from spade_deploy.engines.open import open_runtime
+from spade_deploy.engines.lookup import AutoRuntime
+from spade_deploy.engines.open import ENGINES, Engine, open_runtime
 from spade_deploy.errors import ArtifactError, ConfigError, InputRefusedError, RuntimeUnavailableError
-from spade_deploy.spec import GeneratorSpec, Precision
-from tests.support.stand_in import EDGES, PLAIN, STYLED, random_inputs, stand_in_artifact
+from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+from tests.support import toy_engine
+from tests.support.stand_in import EDGES, PLAIN, STYLED, expected, random_inputs, stand_in_artifact
 
 SPECS = {"plain": PLAIN, "edges": EDGES, "styled": STYLED}
 
@@ -68,7 +73,7 @@ def test_auto_runs_on_the_cpu_here_and_says_so(tmp_path: Path, capfd: pytest.Cap
 
 
 def test_cuda_by_name_is_never_a_silent_cpu_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from spade_deploy.engines.ort import runtime as ort
+    from spade_deploy.engines.ort import session as ort
 
     if ort.provider_loads(ort.CUDA):
         pytest.skip("CUDA loads on this machine")
@@ -86,3 +91,87 @@ def test_impossible_requests(tmp_path: Path) -> None:
         open_runtime(artifact, threads=0)
     with pytest.raises(ArtifactError, match="no fp16 dense graph"):
         open_runtime(artifact, Precision.FP16)
+
+
+# --- Adding an engine: one entry, and a module with two functions -----------------------------------------------------
+
+TOY = Engine("toy", toy_engine.__name__, note_on_failure="the toy does not run here")
+
+
+@pytest.fixture
+def with_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "ENGINES", (TOY, *ENGINES))
+
+
+def with_lookup(artifact: Artifact, share: float | None) -> Artifact:
+    """The artifact, as if it had a lookup graph that wins up to that share of unique patterns."""
+    (dense,) = artifact.manifest.graphs
+    lookup = replace(dense, kind=GraphKind.LOOKUP, break_even_share=share)
+    return Artifact(artifact.path, replace(artifact.manifest, graphs=(dense, lookup)))
+
+
+@pytest.mark.usefixtures("with_toy")
+@pytest.mark.parametrize("spec", [PLAIN, STYLED], ids=["plain", "styled"])
+@pytest.mark.parametrize("graph", ["dense", "lookup"])
+def test_an_engine_that_is_added_by_one_entry_makes_images(tmp_path: Path, spec: GeneratorSpec, graph: str) -> None:
+    artifact, inputs = with_lookup(stand_in_artifact(tmp_path / "a", spec), None), random_inputs(spec, 2)
+    with open_runtime(artifact, backend="toy", graph=graph) as runtime:
+        assert runtime.name == f"Toy, fp32 {graph}"
+        (found,) = runtime.run_many([inputs], [PIXELS])
+    np.testing.assert_array_equal(found[PIXELS], expected(spec, inputs)[PIXELS])
+
+
+@pytest.mark.usefixtures("with_toy")
+def test_an_engine_that_is_added_decides_map_by_map_too(tmp_path: Path) -> None:
+    artifact = with_lookup(stand_in_artifact(tmp_path / "a"), 0.5)
+    many, few = random_inputs(PLAIN), {LABEL: np.ones((1, 64, 32), np.uint8)}
+    with open_runtime(artifact, backend="toy") as runtime:
+        assert isinstance(runtime, AutoRuntime)
+        assert runtime.name == "Toy, fp32 lookup (dense above 50% unique patterns)"
+        for inputs, kind in ((few, GraphKind.LOOKUP), (many, GraphKind.DENSE), (few, GraphKind.LOOKUP)):
+            np.testing.assert_array_equal(runtime.run(inputs)[IMAGE], expected(PLAIN, inputs)[IMAGE])
+            assert runtime.kind is kind
+
+
+@pytest.mark.usefixtures("with_toy")
+def test_auto_tries_engines_in_order_and_says_why_one_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = stand_in_artifact(tmp_path / "a")
+    assert open_runtime(artifact).name == "Toy, fp32 dense"
+    monkeypatch.setattr(toy_engine, "FAILS", True)
+    name = open_runtime(artifact).name
+    assert name.startswith("ONNX Runtime")
+    assert name.endswith(" (the toy does not run here: the toy is broken)")
+    with pytest.raises(RuntimeUnavailableError, match="the toy is broken"):
+        open_runtime(artifact, backend="toy")
+    monkeypatch.setattr(toy_engine, "IS_HERE", False)
+    assert "toy" not in open_runtime(artifact).name
+    monkeypatch.setattr(opening, "ENGINES", (replace(TOY, is_automatic=False), *ENGINES))
+    monkeypatch.setattr(toy_engine, "IS_HERE", True)
+    assert "toy" not in open_runtime(artifact).name
+
+
+def test_an_engine_is_imported_only_when_it_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = Engine("nowhere", "no.such.module")
+    monkeypatch.setattr(opening, "ENGINES", (*ENGINES, nowhere))
+    assert open_runtime(stand_in_artifact(tmp_path / "a")).name.startswith("ONNX Runtime")
+    with pytest.raises(ConfigError, match="'tpu' is not one of auto, cpu, cuda, tensorrt, ort-tensorrt, nowhere"):
+        open_runtime(stand_in_artifact(tmp_path / "a"), backend="tpu")
+    with pytest.raises(ModuleNotFoundError):
+        open_runtime(stand_in_artifact(tmp_path / "a"), backend="nowhere")
+
+
+def test_where_no_engine_runs_the_reasons_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "ENGINES", (TOY,))
+    monkeypatch.setattr(toy_engine, "FAILS", True)
+    with pytest.raises(RuntimeUnavailableError, match=r"no engine runs .* \(the toy does not run here: the toy is"):
+        open_runtime(stand_in_artifact(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.backend)
+def test_every_engine_has_the_same_face_and_is_a_choice_of_the_command_line(engine: Engine) -> None:
+    opener: SimpleNamespace = engine.load()  # type: ignore[assignment]
+    assert callable(opener.can_run)
+    assert callable(opener.open_runtime)
+    assert {entry.backend for entry in ENGINES} == set(Backend) - {Backend.AUTO}

@@ -19,8 +19,8 @@ from PIL import Image
 from spade_deploy.artifact import IMAGE, LABEL, LOGITS, Arrays, Artifact, Source, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.engines.base import Backend
+from spade_deploy.engines.input_shapes import tensor_ranges
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.tensorrt.table_profile import tensor_ranges
 from spade_deploy.errors import ArtifactError, ConfigError, ExportError, InputRefusedError
 from spade_deploy.export import pix2pixhd
 from spade_deploy.export.build import build_model, stage_names, unit_names

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from spade_deploy.engines.ort.runtime import _onnxruntime
+from spade_deploy.engines.ort.session import load_onnxruntime
 from spade_deploy.export import lookup as lookup_model
 from spade_deploy.export.build import model_inputs, unit_names
 from spade_deploy.export.lookup import LookupModel
@@ -46,7 +46,7 @@ def test_the_graph_is_as_exact_as_eager(variant: str, tmp_path: Path) -> None:
     spec = generator.spec
     wide = in_float64(generator)
     write_onnx(LookupModel(generator), tmp_path / "lookup.onnx")
-    session = _onnxruntime().InferenceSession(str(tmp_path / "lookup.onnx"), providers=["CPUExecutionProvider"])
+    session = load_onnxruntime().InferenceSession(str(tmp_path / "lookup.onnx"), providers=["CPUExecutionProvider"])
     torch.manual_seed(5)
     for label, instance, z in (random_inputs(spec, 2), single_class(spec)):
         exact = reference(wide, label, instance, z)
@@ -90,7 +90,7 @@ def lookup_graph(tmp_path_factory: pytest.TempPathFactory) -> Any:
     generator = build_generator()
     path = tmp_path_factory.mktemp("lookup") / "generator.lookup.fp32.onnx"
     write_onnx(LookupModel(generator), path)
-    return generator, _onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return generator, load_onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.shared
@@ -144,7 +144,7 @@ def errors_of_graph(generator: SpadeGenerator, maps: dict[str, Any], folder: Pat
     """Of the graph in ONNX Runtime, map by map. maps: label H x W, and instances H x W or None."""
     path = folder / "generator.lookup.fp32.onnx"
     write_onnx(LookupModel(generator), path)
-    session = _onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = load_onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
     wide = in_float64(generator)
     found = {}
     for name, (ids, objects) in maps.items():

@@ -20,7 +20,8 @@ from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
 from spade_deploy.engines.tensorrt.store import stored_engines
 from spade_deploy.errors import ArtifactError, CheckpointError, ConfigError, SpadeError
 from spade_deploy.files.reading import MAX_JSON_BYTES, parse_json
-from spade_deploy.inspection.describe import Description, inspect_path
+from spade_deploy.inspection.describe import inspect_path
+from spade_deploy.inspection.description import Description
 from spade_deploy.metrics.extractor import OnnxExtractor
 from spade_deploy.runs.folders import read_best
 from spade_deploy.runs.weights_file import read_tensor_count

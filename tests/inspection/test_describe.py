@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from spade_deploy.artifact import MANIFEST, REPORT_JSON, write_manifest
 from spade_deploy.errors import ArtifactError, CheckpointError, ConfigError, NotFoundError
-from spade_deploy.inspection.describe import Description, inspect_path
+from spade_deploy.inspection.describe import inspect_path
+from spade_deploy.inspection.description import Description
 from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.runs.folders import CHECKPOINT_JSON, GENERATOR_FILE, checkpoint_folder

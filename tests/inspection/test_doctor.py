@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from spade_deploy import __version__
 from spade_deploy.cli import app
-from spade_deploy.engines.ort import runtime as ort
+from spade_deploy.engines.cuda.driver import Gpu, find_gpus
+from spade_deploy.engines.ort import session as ort
 from spade_deploy.inspection import doctor
 from spade_deploy.inspection.doctor import Check, Status, diagnose
 
@@ -84,6 +85,16 @@ def test_what_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         assert f"pip install 'spade-deploy[{extra}]'" in checks[name].advice
     assert not [check for check in checks.values() if check.status is Status.PROBLEM]
     assert "pycuda" not in checks
+
+
+@pytest.mark.parametrize(
+    ("others", "use"),
+    [((), "manages the memory of TensorRT engines"), (("cuda-core",), "cuda-core is taken first")],
+)
+def test_pycuda_is_said_to_be_used(monkeypatch: pytest.MonkeyPatch, others: tuple[str, ...], use: str) -> None:
+    """engines/cuda/open.py takes it where cuda-core is not there."""
+    pretend_installed(monkeypatch, *doctor._NEEDED, "onnxruntime", "pycuda", *others)
+    assert by_name(diagnose())["pycuda"] == Check(Status.GOOD, "pycuda", f"1.2.3 ({use})")
 
 
 def test_every_package_of_every_extra_is_looked_for() -> None:
@@ -183,7 +194,9 @@ def test_cuda_that_does_not_load(
 ) -> None:
     pretend_installed(monkeypatch, package)
     monkeypatch.setattr(ort, "provider_loads", lambda provider: provider == ort.CPU)
-    monkeypatch.setattr(doctor, "_cuda_devices", lambda: ["NVIDIA H100"] if has_gpu else [])
+    monkeypatch.setattr(
+        doctor, "find_gpus", lambda: [Gpu(0, "NVIDIA H100", (9, 0), 80 << 30, "13.0")] if has_gpu else []
+    )
     checks = by_name(diagnose())
     assert checks["ONNX Runtime on CUDA"].status is status
     assert advice in checks["ONNX Runtime on CUDA"].advice
@@ -269,6 +282,12 @@ class Driver:
         buffer.value = self.names[device.value]
         return 0
 
+    def cuDeviceTotalMem_v2(self, memory: Any, device: ctypes.c_int) -> int:  # noqa: N802
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> int:  # noqa: N802
+        return 0
+
 
 @pytest.mark.parametrize(
     ("driver", "status", "value"),
@@ -280,8 +299,7 @@ class Driver:
     ],
 )
 def test_the_gpu(monkeypatch: pytest.MonkeyPatch, driver: Driver, status: Status, value: str) -> None:
-    real = doctor._cuda_devices
-    monkeypatch.setattr(doctor, "_cuda_devices", lambda: real(lambda name: driver))  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr(doctor, "find_gpus", lambda: find_gpus(lambda name: driver))  # type: ignore[arg-type, return-value]
     check = doctor._check_gpu()
     assert check.status is status
     assert value in check.value
@@ -292,8 +310,7 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch, error: Exception) -> 
     def missing(name: str) -> Any:
         raise error
 
-    real = doctor._cuda_devices
-    monkeypatch.setattr(doctor, "_cuda_devices", lambda: real(missing))
+    monkeypatch.setattr(doctor, "find_gpus", lambda: find_gpus(missing))
     assert doctor._check_gpu() == Check(Status.MISSING, "NVIDIA GPU", f"no driver here ({error})")
 
 

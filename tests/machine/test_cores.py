@@ -7,7 +7,7 @@ import pytest
 
 from spade_deploy.engines.base import Backend
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.ort import runtime as ort
+from spade_deploy.engines.ort.session import SessionSetup
 from spade_deploy.machine import cores
 from tests.support.stand_in import stand_in_artifact
 
@@ -26,15 +26,15 @@ def test_a_runtime_takes_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = []
-    options = ort._options
+    options = SessionSetup.options
 
-    def seen(module: Any, threads: int | None) -> Any:
-        given.append(threads)
-        return options(module, threads)
+    def seen(setup: SessionSetup, module: Any) -> Any:
+        given.append(setup.threads)
+        return options(setup, module)
 
-    monkeypatch.setattr(ort, "_options", seen)
+    monkeypatch.setattr(SessionSetup, "options", seen)
     artifact = stand_in_artifact(tmp_path / "a")
     with open_runtime(artifact, backend=Backend.CPU, threads=1000):
         pass
     assert given == [cores.usable_cores()]
-    assert caplog.messages[0].startswith("--threads 1000: only ")
+    assert caplog.messages[0].startswith("`threads` 1000: only ")

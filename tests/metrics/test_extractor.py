@@ -66,7 +66,7 @@ class TestFacts:
         path = extractor_file(tmp_path / "a.onnx", facts=None)
         with pytest.raises(ConfigError, match="normalised is not known: mean and std missing") as caught:
             OnnxExtractor(path)
-        assert "--extractor-mean" in str(caught.value.hint)
+        assert "`extractor_mean`" in str(caught.value.hint)
         assert str(tmp_path / "a.json") in str(caught.value.hint)
         assert OnnxExtractor(path, FACTS).output == "features"
 
@@ -108,11 +108,11 @@ class TestFacts:
             OnnxExtractor(extractor_file(tmp_path / "a.onnx", facts=facts))
 
     def test_numbers_of_flags(self) -> None:
-        assert number_triple("127", "--m") == (127, 127, 127)
-        assert number_triple("1,2.5,3", "--m") == (1, 2.5, 3)
+        assert number_triple("127", "m") == (127, 127, 127)
+        assert number_triple("1,2.5,3", "m") == (1, 2.5, 3)
         for text in ("", "1,2", "a", "1,2,3,4"):
-            with pytest.raises(ConfigError, match="--m"):
-                number_triple(text, "--m")
+            with pytest.raises(ConfigError, match="`m`"):
+                number_triple(text, "m")
 
 
 class TestFiles:
@@ -142,7 +142,7 @@ class TestFiles:
         two = extractor_file(tmp_path / "b.onnx", outputs=("x", "y"))
         with pytest.raises(ConfigError, match="which one is not known of x, y") as caught:
             OnnxExtractor(two)
-        assert "--extractor-output" in str(caught.value.hint)
+        assert "`extractor_output`" in str(caught.value.hint)
         assert OnnxExtractor(two, {"output": "y"}).output == "y"
 
     def test_a_fixed_size_is_taken_from_the_file(self, tmp_path: Path) -> None:

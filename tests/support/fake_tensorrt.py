@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from spade_deploy.artifact import LABEL, Arrays, input_tensors, output_tensors
+from spade_deploy.engines.input_shapes import tensor_ranges
 from spade_deploy.engines.tensorrt.library import Library
-from spade_deploy.engines.tensorrt.table_profile import tensor_ranges
 from spade_deploy.lookup.tables import level_names, lookup_tensors
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, ShapeProfile
 from tests.support.recording_device import RecordingDevice, Work

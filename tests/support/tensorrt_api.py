@@ -88,8 +88,9 @@ def uses_of(sources: dict[str, str]) -> Uses:
     return uses
 
 
-def read_sources(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text("utf-8") for path in sorted(folder.glob("trt_*.py"))}
+def read_sources(engines: Path) -> dict[str, str]:
+    """The sources that speak to TensorRT, by their file's name."""
+    return {path.name: path.read_text("utf-8") for path in sorted((engines / "tensorrt").glob("*.py"))}
 
 
 class _Reader(ast.NodeVisitor):

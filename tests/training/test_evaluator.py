@@ -147,5 +147,5 @@ def test_which_way_is_better(judges: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'miou' is not measured") as caught:
         plain.direction("miou")
     assert "--segmenter" in str(caught.value.hint)
-    with pytest.raises(NotFoundError, match="--extractor"):
+    with pytest.raises(NotFoundError, match="`extractor`"):
         Evaluator(setup_of(extractor=tmp_path / "none.onnx"), Painted())

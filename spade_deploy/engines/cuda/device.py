@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.engines.cuda.driver import Gpu
-from spade_deploy.errors import RuntimeUnavailableError, SpadeError
+from spade_deploy.errors import RuntimeUnavailableError, SpadeError, reason_of
 
 Bytes = NDArray[np.uint8]
 STREAM_CAPTURE_THREAD_LOCAL = 1
@@ -36,10 +36,12 @@ class DeviceLibrary(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Work in order. handle: the CUstream, as TensorRT takes it."""
+    """Work in order."""
 
     handle: int
+    """The CUstream, as TensorRT takes it."""
     raw: Any
+    """The library's own object."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,7 @@ class Event:
     """A point in a stream, which other streams or the host wait for."""
 
     raw: Any
+    """The library's own object."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +57,11 @@ class DeviceMemory:
     """Memory of the GPU, aligned to 256 bytes or more."""
 
     address: int
+    """Where it begins on the GPU."""
     size_bytes: int
+    """How much it is."""
     raw: Any = None
+    """The library's own object."""
 
 
 class PinnedMemory:
@@ -82,6 +88,7 @@ class CapturedGraph:
     """What was put on a stream while it was captured, to be launched as one."""
 
     raw: Any
+    """The library's own object."""
 
 
 Handle = Stream | Event | DeviceMemory | PinnedMemory | CapturedGraph
@@ -163,11 +170,6 @@ def driver_errors(device: str, doing: str) -> Iterator[None]:
         raise
     except Exception as error:  # neither library's exceptions have a public base class of their own
         raise RuntimeUnavailableError(
-            f"{device}: cannot {doing}: {first_line(error)}",
+            f"{device}: cannot {doing}: {reason_of(error)}",
             hint="after a fault of a kernel every later call fails: start the process again; `nvidia-smi` says more",
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, at most 300 characters of it; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

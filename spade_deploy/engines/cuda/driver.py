@@ -15,13 +15,18 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attrib
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that the driver sees. driver_cuda: the newest CUDA that the driver runs, as '13.0'."""
+    """A GPU that the driver sees."""
 
     index: int
+    """Its number, as CUDA counts."""
     name: str
+    """The card's name."""
     compute_capability: tuple[int, int]
+    """Its major and minor number, as (8, 9)."""
     memory_bytes: int
+    """All of its memory."""
     driver_cuda: str
+    """The newest CUDA that the driver runs, as '13.0'."""
 
 
 def find_gpus(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> list[Gpu]:
@@ -32,7 +37,7 @@ def find_gpus(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> list[Gpu]:
     except (OSError, AttributeError) as error:  # AttributeError: a library of that name that is not the driver
         raise RuntimeUnavailableError(
             f"the NVIDIA driver does not load here: {error}",
-            hint="install NVIDIA's driver, or in a container run it with --gpus all; --backend cpu runs without it",
+            hint="install NVIDIA's driver, or in a container run it with --gpus all; `backend` cpu runs without it",
         ) from error
     if status == _NO_DEVICE:
         return []
@@ -56,7 +61,7 @@ def require_gpu(index: int = 0) -> Gpu:
     there = f"there {'is' if len(found) == 1 else 'are'} {len(found)}" if found else "it sees none"
     raise RuntimeUnavailableError(
         f"the NVIDIA driver is here, but no GPU number {index}: {there}",
-        hint="CUDA_VISIBLE_DEVICES may hide GPUs; `spade doctor` says what is seen; --backend cpu runs without one",
+        hint="CUDA_VISIBLE_DEVICES may hide GPUs; `spade doctor` says what is seen; `backend` cpu runs without one",
     )
 
 

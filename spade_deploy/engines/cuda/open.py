@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from spade_deploy.engines.cuda.device import Device, DeviceLibrary, first_line
+from spade_deploy.engines.cuda.device import Device, DeviceLibrary
 from spade_deploy.engines.cuda.driver import Gpu, require_gpu
-from spade_deploy.errors import ConfigError, MissingDependencyError, SpadeError
+from spade_deploy.errors import ConfigError, MissingDependencyError, SpadeError, reason_of
 
 
 def open_device(
@@ -28,7 +28,7 @@ def open_device(
         except SpadeError:
             raise
         except Exception as error:  # an import that fails can raise anything: ImportError, OSError, RuntimeError
-            reasons.append(f"{name}: {first_line(error)}")
+            reasons.append(f"{name}: {reason_of(error)}")
             last = error
     raise MissingDependencyError(
         f"nothing here can manage CUDA memory ({'; '.join(reasons)})",

@@ -23,12 +23,16 @@ Key = tuple[tuple[str, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class _Slot:
-    """The memory of one set of shapes. graph: the number of its CUDA graph, `_NO_GRAPH` without."""
+    """The memory of one set of shapes."""
 
     binding: Any
+    """ONNX Runtime's binding of the memory to the session's tensors."""
     inputs: dict[str, Any]
+    """The memory of each input."""
     outputs: dict[str, Any]
+    """The memory of each output."""
     graph: int
+    """The number of its CUDA graph, `_NO_GRAPH` where it has none."""
 
 
 class DeviceBinding:

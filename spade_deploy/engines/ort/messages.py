@@ -8,11 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
+
+from spade_deploy.engines.cuda.driver import find_gpus
+from spade_deploy.errors import RuntimeUnavailableError, SpadeError
 
 PROBE_MODEL = base64.b64decode(
     "CAg6OwoQCgF4EgF5IghJZGVudGl0eRIFcHJvYmVaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAN"
 )
-"""y = Identity(x), one float32: the smallest model, to see what loads. tests/engines/test_ort.py makes it."""
+"""y = Identity(x), one float32: the smallest model, to see what loads. tests/engines/ort/test_runtime.py makes it."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +24,12 @@ class Explanation:
     """What a provider's message means, and the way out."""
 
     sentence: str
+    """What went wrong, to stand behind a colon."""
     hint: str
+    """What the user can do about it."""
 
 
-_SMALLER = "a smaller --batch-size or --size needs less; `nvidia-smi` shows who else holds memory"
+_SMALLER = "a smaller `batch_size` or `size` needs less; `nvidia-smi` shows who else holds memory"
 _INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the versions that it needs"
 _MISSING_LIBRARY = (
     r"([\w+.-]+\.so(?:\.\d+)*): cannot open shared object file",
@@ -60,7 +66,7 @@ _LARGEST_CREDIBLE = 1 << 44  # 16 TiB: sizes that come of an overflow are no hel
 
 
 def explain(message: str) -> Explanation | None:
-    """One clear sentence for what a GPU provider said, in an error or its log; None where it is not known."""
+    """One clear sentence for what a GPU provider said in an error or its log; None for a message that is not known."""
     for pattern in _MISSING_LIBRARY:
         if match := re.search(pattern, message):
             return _explain_missing(match[1])
@@ -112,3 +118,36 @@ def loading_error(provider: str, run: Callable[..., subprocess.CompletedProcess[
         return f"the process that tried it was ended by signal {-done.returncode}"
     # stdout holds the libraries that could not be loaded beforehand: a clue where the log has none.
     return _COLOUR.sub("", done.stderr).strip() or done.stdout.strip()
+
+
+def why_it_does_not_load(ort: ModuleType, provider: str) -> SpadeError:
+    """The error for a provider that was asked for and does not load, with the reason as far as it can be found."""
+    available = ort.get_available_providers()
+    if provider not in available:
+        return unavailable(provider, f"this installation has {', '.join(available)}")
+    try:
+        if not find_gpus():
+            return unavailable(provider, "the NVIDIA driver is here, but sees no GPU")
+    except RuntimeUnavailableError as error:  # no driver: ONNX Runtime's own reason would be a consequence of it
+        return RuntimeUnavailableError(f"{_does_not_load(provider)}: {error.message}", hint=error.hint)
+    return unavailable(provider, loading_error(provider))
+
+
+def unavailable(provider: str, said: str) -> SpadeError:
+    """The error for a provider that does not load; said: a reason in words, or all that ONNX Runtime had to say."""
+    meaning = explain(said)
+    if meaning is not None:
+        return RuntimeUnavailableError(f"{_does_not_load(provider)}: {meaning.sentence}", hint=meaning.hint)
+    return RuntimeUnavailableError(
+        f"{_does_not_load(provider)}: {_last_line(said)}",
+        hint="`spade doctor` says what is missing; `backend` cpu runs without it",
+    )
+
+
+def _does_not_load(provider: str) -> str:
+    return f"ONNX Runtime's {provider} does not load here"
+
+
+def _last_line(text: str) -> str:
+    """The last line of a log: what was said before it is what led to it."""
+    return (text.strip() or "it gave no reason").splitlines()[-1][:300]

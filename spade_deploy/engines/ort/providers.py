@@ -18,13 +18,10 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import Artifact, Graph
 from spade_deploy.engines.cuda.driver import Gpu
-from spade_deploy.engines.tensorrt.table_profile import Shape, tensor_ranges
-from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError
+from spade_deploy.engines.input_shapes import Shape, tensor_ranges
+from spade_deploy.engines.ort.session import CUDA, TENSORRT
+from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError, reason_of
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, ShapeProfile
-
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-TENSORRT = "TensorrtExecutionProvider"
 
 FIRST_WEAKLY_TYPED = (1, 27)
 """From this ONNX Runtime on, the TensorRT provider makes weakly typed networks whatever it is told. So the released
@@ -40,39 +37,39 @@ class ConvSearch(StrEnum):
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """How a session runs on a GPU.
-
-    device: the GPU's number. conv_search: None tries all algorithms where the size is fixed, and trusts cuDNN's
-    estimate where it is not (see `provider_options`). cuda_graph: replay a shape's kernels as one launch; of the CUDA
-    provider and dense graphs. profile: what the TensorRT provider builds its engine for when the session is opened;
-    None builds at the first run, and again for shapes beyond those seen so far. cache_folder: where the TensorRT
-    provider keeps engines; None is a folder of the user's.
-    """
+    """How a session runs on a GPU."""
 
     device: int = 0
+    """The GPU's number."""
     conv_search: ConvSearch | None = None
+    """How cuDNN looks for algorithms. None lets it try all where the size is fixed, and trusts its estimate where it is
+    not (see `provider_options`)."""
     cuda_graph: bool = False
+    """Whether a shape's kernels are replayed as one launch. It is an option of the CUDA provider and dense graphs."""
     profile: ShapeProfile | None = None
+    """What the TensorRT provider builds its engine for when the session is opened. With None it builds at the first
+    run, and again for shapes beyond those seen so far."""
     cache_folder: Path | None = None
+    """Where the TensorRT provider keeps its engines. None is a folder of the user's."""
 
     def __post_init__(self) -> None:
         if self.device < 0:
-            raise ConfigError(f"device: {self.device} is not a GPU's number, 0 or more")
+            raise ConfigError(f"`device`: {self.device} is not a GPU's number, 0 or more")
 
     def check(self, provider: str, kind: GraphKind) -> None:
         """Raise ConfigError for an option that this provider or graph would ignore."""
         if self.cuda_graph and provider != CUDA:
-            raise ConfigError(f"cuda_graph: {provider} has none", hint=f"only {CUDA} replays CUDA graphs")
+            raise ConfigError(f"`cuda_graph`: {provider} has none", hint=f"only {CUDA} replays CUDA graphs")
         if self.cuda_graph and kind is GraphKind.LOOKUP:
             raise ConfigError(
-                "cuda_graph: the tables of a lookup graph have another size for every map, and nothing is replayed",
-                hint="--graph dense, or without CUDA graphs",
+                "`cuda_graph`: the tables of a lookup graph have another size for every map, and nothing is replayed",
+                hint="take the dense graph (`graph`), or no CUDA graphs",
             )
         if provider != TENSORRT and (self.profile is not None or self.cache_folder is not None):
             what = "profile" if self.profile is not None else "cache_folder"
-            raise ConfigError(f"{what}: {provider} builds no engines", hint=f"it is an option of {TENSORRT}")
+            raise ConfigError(f"`{what}`: {provider} builds no engines", hint=f"it is an option of {TENSORRT}")
         if provider == TENSORRT and self.conv_search is not None:
-            raise ConfigError(f"conv_search: {provider} searches on its own", hint=f"it is an option of {CUDA}")
+            raise ConfigError(f"`conv_search`: {provider} searches on its own", hint=f"it is an option of {CUDA}")
 
 
 def provider_options(
@@ -178,7 +175,7 @@ def cache_folder(artifact: Artifact, options: GpuOptions) -> Path:
     folder = folder.expanduser().absolute()
     if folder.resolve().is_relative_to(artifact.path.resolve()):
         raise ConfigError(
-            f"cache_folder: {folder} is inside the artifact {artifact.path}, whose files are all accounted for",
+            f"`cache_folder`: {folder} is inside the artifact {artifact.path}, whose files are all accounted for",
             hint="give a folder elsewhere, or none for the user's own",
         )
     return folder
@@ -193,10 +190,10 @@ def make_cache_folder(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.stat()
     except OSError as error:
-        raise ConfigError(f"cache_folder: {folder} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"`cache_folder`: {folder} cannot be made: {reason_of(error)}") from error
     if hasattr(os, "getuid") and (facts.st_uid != os.getuid() or facts.st_mode & 0o022):
         raise ConfigError(
-            f"cache_folder: others may write to {folder}, and an engine is code that is run",
+            f"`cache_folder`: others may write to {folder}, and an engine is code that is run",
             hint=f"chmod go-w {folder}, if it is yours; else give another folder",
         )
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,20 @@ from spade_deploy.artifact import (
     Graph,
     engine_name,
     engine_path,
-    read_timing_cache,
     timing_cache_path,
     whole_engines,
     write_engine,
-    write_timing_cache,
     writing,
 )
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
+from spade_deploy.engines.input_shapes import default_profile, tensor_ranges
 from spade_deploy.engines.tensorrt.builder import Built, build_engine
 from spade_deploy.engines.tensorrt.key import EngineKey
 from spade_deploy.engines.tensorrt.library import Library, load_library
 from spade_deploy.engines.tensorrt.proof import EngineLayer, Proof, engine_layers, proof_text, prove
 from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import capability_text, this_system
-from spade_deploy.engines.tensorrt.table_profile import default_profile, tensor_ranges
 from spade_deploy.errors import BuildError, ConfigError, RuntimeUnavailableError
 from spade_deploy.files.atomic import sweep
 from spade_deploy.progress import NO_FIGURES, SILENT, Figures, Progress, Silent
@@ -111,8 +108,7 @@ def build(
                     tensor_ranges(spec, graph.kind, profile),
                     request.options,
                     compute_capability=request.compute_capability,
-                    timing_cache=read_timing_cache(cache),
-                    keep_cache=partial(write_timing_cache, cache),
+                    timing_cache=cache,
                     progress=_GraphProgress(progress, graph.name),
                     stop=stop,
                 )
@@ -200,7 +196,8 @@ def _target(library: Library, gpu: Gpu | None, asked: str | None) -> tuple[str, 
             )
         raise RuntimeUnavailableError(
             f"{library.title} needs the GPU that it builds for, and there is none here",
-            hint="`spade doctor` says what is seen; `flavour` rtx `compute_capability` 8.9 builds ahead of time",
+            hint="`spade doctor` says what is seen; `spade build --target rtx --compute-capability 8.9` builds ahead of"
+            " time",
         )
     return gpu.name, capability_text(gpu.compute_capability)
 

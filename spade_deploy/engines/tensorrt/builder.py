@@ -7,15 +7,16 @@ else; no flag here asks for one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spade_deploy.artifact import read_timing_cache, write_timing_cache
+from spade_deploy.engines.input_shapes import Shape
 from spade_deploy.engines.tensorrt.key import BuildOptions
 from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messages
 from spade_deploy.engines.tensorrt.proof import TypedLayer, typed_layers
-from spade_deploy.engines.tensorrt.table_profile import Shape
 from spade_deploy.errors import ArtifactError, BuildError, BuildInterruptedError, ConfigError
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import Flavour
@@ -26,10 +27,12 @@ RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 @dataclass(frozen=True)
 class Built:
-    """engine: the serialized plan. layers: the typed network's convolutions and products."""
+    """What a build gives."""
 
     engine: bytes
+    """The serialized plan."""
     layers: tuple[TypedLayer, ...]
+    """The typed network's convolutions and products."""
 
 
 def build_engine(
@@ -39,19 +42,19 @@ def build_engine(
     options: BuildOptions,
     *,
     compute_capability: str | None = None,
-    timing_cache: bytes | None = None,
-    keep_cache: Callable[[bytes], None] = lambda _: None,
+    timing_cache: Path | None = None,
     progress: Progress = SILENT,
     stop: threading.Event | None = None,
 ) -> Built:
     """Build one engine of an ONNX file.
 
     ranges: least, best and most shape of every input. compute_capability: as '8.9', of TensorRT for RTX alone, which
-    builds ahead of time; None builds for the card that is here. timing_cache: what was kept of earlier builds;
-    keep_cache is called with what is to be kept of this one, also when it is interrupted or fails.
-    stop: set by whoever wants the build to end early.
+    builds ahead of time; None builds for the card that is here. timing_cache: the file that keeps what was timed, from
+    build to build; it is written also when this one is interrupted or fails. stop: set by whoever wants the build to
+    end early.
     Raises BuildError with TensorRT's own words, BuildInterruptedError, ConfigError, ArtifactError.
     """
+    kept_timings = None if timing_cache is None else read_timing_cache(timing_cache)
     trt = library.module
     messages = make_messages(trt)
     builder = trt.Builder(messages)
@@ -69,12 +72,12 @@ def build_engine(
     config = builder.create_builder_config()
     _set_options(library, config, options, compute_capability)
     _add_profile(builder, network, config, ranges)
-    cache = None if library.flavour is Flavour.RTX else _open_timing_cache(config, timing_cache)
+    cache = None if library.flavour is Flavour.RTX else _open_timing_cache(config, kept_timings)
     monitor = _make_monitor(trt, progress, stop)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
-    if cache is not None:
-        keep_cache(bytes(cache.serialize()))
+    if cache is not None and timing_cache is not None:
+        write_timing_cache(timing_cache, bytes(cache.serialize()))
     if stop is not None and stop.is_set():
         raise BuildInterruptedError(
             "the build was interrupted; nothing was written but the timing cache",
@@ -101,19 +104,20 @@ def _set_options(library: Library, config: Any, options: BuildOptions, compute_c
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if library.flavour is Flavour.RTX:
-        for flag, is_set in (
-            ("--version-compatible", options.version_compatible),
-            ("--hardware-compatible", options.hardware_compatible),
+        for name, is_set in (
+            ("version_compatible", options.version_compatible),
+            ("hardware_compatible", options.hardware_compatible),
         ):
             if is_set:
-                raise ConfigError(f"{flag}: TensorRT for RTX has no such engines", hint="leave it out")
+                raise ConfigError(f"`{name}`: TensorRT for RTX has no such engines", hint="leave it out")
         _set_capability(trt, config, compute_capability)
         return
     if compute_capability is not None:
         raise ConfigError(
-            f"--compute-capability: {compute_capability} cannot be asked of TensorRT, which builds for the card that is"
+            f"`compute_capability`: {compute_capability} cannot be asked of TensorRT, which builds for the card that is"
             " in the machine",
-            hint="--target rtx builds ahead of time; --hardware-compatible runs on all cards from Ampere on",
+            hint="`spade build --target rtx` builds ahead of time; `hardware_compatible` runs on all cards from Ampere"
+            " on",
         )
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -129,8 +133,8 @@ def _set_capability(trt: Any, config: Any, capability: str | None) -> None:
     known = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
     if capability not in RTX_CAPABILITIES or known is None:
         raise ConfigError(
-            f"--compute-capability: {capability} is none of those of TensorRT for RTX: {', '.join(RTX_CAPABILITIES)}",
-            hint="data-centre cards are built for with --target tensorrt, on the card itself",
+            f"`compute_capability`: {capability} is none of those of TensorRT for RTX: {', '.join(RTX_CAPABILITIES)}",
+            hint="data-centre cards are built for with `spade build --target tensorrt`, on the card itself",
         )
     config.set_compute_capability(known, 0)
 
@@ -162,11 +166,12 @@ def _build_error(library: Library, said: str) -> BuildError:
     if "out of memory" in lowered or "outofmemory" in lowered or "insufficient memory" in lowered:
         return BuildError(
             f"{library.title} ran out of GPU memory while building: {said}",
-            hint="a smaller --profile or --workspace 1GiB needs less; `nvidia-smi` shows who else holds memory",
+            hint="a smaller `profile` or `workspace_bytes` 1GiB needs less; `nvidia-smi` shows who else holds memory",
         )
     if "could not find any implementation" in lowered:
         return BuildError(
-            f"{library.title} found no way to run a layer: {said}", hint="--workspace 8GiB lets it try more of them"
+            f"{library.title} found no way to run a layer: {said}",
+            hint="`workspace_bytes` 8GiB lets it try more of them",
         )
     return BuildError(f"{library.title} built no engine: {said}")
 

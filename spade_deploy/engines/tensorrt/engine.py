@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from spade_deploy.artifact import TensorInfo, input_tensors, output_tensors
-from spade_deploy.engines.cuda.device import DeviceMemory, first_line
+from spade_deploy.engines.cuda.device import DeviceMemory
+from spade_deploy.engines.input_shapes import Shape, tensor_ranges
 from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messages
-from spade_deploy.engines.tensorrt.table_profile import Shape, tensor_ranges
-from spade_deploy.errors import ArtifactError, RuntimeUnavailableError
+from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, reason_of
 from spade_deploy.lookup.tables import lookup_tensors
-from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, ShapeProfile
+from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, Precision, ShapeProfile
 
 _REBUILD = "`spade build` makes the engine again, with the TensorRT and for the GPU that are here"
 _TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FLOAT"}
+
+
+@dataclass(frozen=True)
+class EngineModel:
+    """What an engine was built of, and for which shapes."""
+
+    spec: GeneratorSpec
+    """The model that it computes."""
+    precision: Precision
+    """The precision of its graph."""
+    kind: GraphKind
+    """The kind of its graph, which decides what it is fed."""
+    profile: ShapeProfile
+    """The sizes of images that it takes."""
 
 
 class Engine:
@@ -27,19 +42,11 @@ class Engine:
     Raises ArtifactError for bytes that this TensorRT does not load or that are another model's engine.
     """
 
-    def __init__(
-        self,
-        library: Library,
-        content: bytes,
-        spec: GeneratorSpec,
-        kind: GraphKind,
-        profile: ShapeProfile,
-        *,
-        graphs: bool = True,
-    ) -> None:
+    def __init__(self, library: Library, content: bytes, model: EngineModel, *, graphs: bool = True) -> None:
+        spec = model.spec
         self.title = library.title
-        self.inputs: dict[str, tuple[Shape, Shape, Shape]] = tensor_ranges(spec, kind, profile)
-        fed = input_tensors(spec) if kind is GraphKind.DENSE else lookup_tensors(spec)
+        self.inputs: dict[str, tuple[Shape, Shape, Shape]] = tensor_ranges(spec, model.kind, model.profile)
+        fed = input_tensors(spec) if model.kind is GraphKind.DENSE else lookup_tensors(spec)
         self.input_types = {tensor.name: np.dtype(tensor.dtype) for tensor in fed}
         self.outputs = {tensor.name: np.dtype(tensor.dtype) for tensor in output_tensors(spec)}
         self._trt: Any = library.module
@@ -48,7 +55,7 @@ class Engine:
         self._runtime: Any = self._trt.Runtime(self._messages)
         self._engine: Any = self._load(content)
         self._check_tensors(fed, output_tensors(spec))
-        self._check_profile(profile)
+        self._check_profile(model.profile)
         self.captures_itself = graphs and library.flavour is Flavour.RTX and hasattr(self._trt, "CudaGraphStrategy")
         manages = hasattr(self._trt, "ExecutionContextAllocationStrategy")
         # Memory cannot be had in an amount of 0 bytes.
@@ -84,7 +91,7 @@ class Engine:
         """Put one run on the stream."""
         try:
             done = context.execute_async_v3(stream)
-        except Exception as error:  # as above
+        except Exception as error:  # its exceptions share no base class
             raise self.failed("cannot run the engine", error) from error
         if not done:
             raise self.failed("cannot run the engine")
@@ -100,20 +107,20 @@ class Engine:
 
     def failed(self, what: str, error: Exception | None = None) -> RuntimeUnavailableError:
         """The error, with TensorRT's own words."""
-        said = self._messages.take() or (first_line(error) if error else NO_REASON)
+        said = self._messages.take() or (reason_of(error) if error else NO_REASON)
         return RuntimeUnavailableError(
             f"{self.title} {what}: {said}",
-            hint="where memory ran out, an engine of a smaller --profile helps; else `spade build` it again",
+            hint="where memory ran out, an engine of a smaller `profile` helps; else `spade build` it again",
         )
 
     def _load(self, content: bytes) -> Any:
         error: Exception | None = None
         try:
             engine = self._runtime.deserialize_cuda_engine(content)
-        except Exception as raised:  # as above
+        except Exception as raised:  # its exceptions share no base class
             engine, error = None, raised
         if engine is None:
-            said = self._messages.take() or (first_line(error) if error else NO_REASON)
+            said = self._messages.take() or (reason_of(error) if error else NO_REASON)
             raise ArtifactError(f"{self.title} cannot load the engine: {said}", hint=_REBUILD) from error
         return engine
 

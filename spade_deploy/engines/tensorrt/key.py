@@ -57,22 +57,28 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class EngineKey:
-    """One engine's identity.
-
-    onnx_sha256: of the graph. version: of TensorRT. gpu: its name, or the name of the compute capability that it was
-    built for ahead of time. compute_capability: '8.9'. system: 'linux-x86_64'.
-    """
+    """One engine's identity: all that must be the same for another build to give the same engine."""
 
     onnx_sha256: str
+    """The digest of the graph's file."""
     flavour: Flavour
+    """Which TensorRT built it."""
     version: str
+    """The version of that TensorRT."""
     gpu: str
+    """The name of the card, or of the compute capability that it was built for ahead of time."""
     compute_capability: str
+    """The card's, as '8.9'."""
     system: str
+    """The operating system and processor, as 'linux-x86_64'."""
     precision: Precision
+    """The precision of the graph."""
     kind: GraphKind
+    """The kind of the graph."""
     profile: ShapeProfile
+    """The sizes that it takes."""
     options: BuildOptions
+    """What the builder was told."""
 
     @property
     def digest(self) -> str:
@@ -120,13 +126,18 @@ def _options(value: Any) -> BuildOptions:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where an engine is to run: what of its key must be true there."""
+    """Where an engine is to run, in the words of an engine's key."""
 
     flavour: Flavour
+    """The TensorRT that is there."""
     version: str
+    """Its version."""
     gpu: str
+    """The card's name."""
     compute_capability: str
+    """The card's, as '8.9'."""
     system: str
+    """The operating system and processor."""
 
 
 def differences(key: EngineKey, onnx_sha256: str, machine: Machine) -> list[str]:

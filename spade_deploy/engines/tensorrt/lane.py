@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import Arrays
 from spade_deploy.engines.cuda.device import CapturedGraph, Device, DeviceMemory, Event, Handle, PinnedMemory, Stream
+from spade_deploy.engines.input_shapes import Shape
 from spade_deploy.engines.tensorrt.engine import Engine
-from spade_deploy.engines.tensorrt.table_profile import Shape
 from spade_deploy.errors import RuntimeUnavailableError
 
 SLOTS = 2
@@ -41,23 +41,32 @@ _Key = tuple[int, tuple[tuple[str, Shape], ...]]
 
 @dataclass
 class _Slot:
-    """memory: of every tensor, at its largest. pinned: by tensor, made when first used. outputs: shapes under way."""
+    """The buffers and events of one run at a time."""
 
     memory: dict[str, DeviceMemory]
+    """Memory of the card for every tensor, at its largest."""
     copied_in: Event
+    """The inputs are on the card."""
     computed: Event
+    """The engine has run."""
     copied_out: Event
+    """The outputs are on the host."""
     pinned: dict[str, PinnedMemory] = field(default_factory=dict)
+    """Memory of the host by tensor, made when it is first used."""
     outputs: Shapes = field(default_factory=dict)
+    """The shapes of the outputs that are under way."""
 
 
 @dataclass
 class _Captured:
-    """A context that is bound for good, and once it has run, its graph."""
+    """A context that is bound to its memory for good, and the graph that was captured from it."""
 
     context: Any
+    """TensorRT's execution context."""
     outputs: Shapes
+    """The shapes of its outputs."""
     graph: CapturedGraph | None = None
+    """The graph, once the context has run."""
 
 
 class Lane:

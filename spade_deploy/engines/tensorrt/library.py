@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from spade_deploy.engines.cuda.driver import require_gpu
-from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError
+from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError, reason_of
 from spade_deploy.spec import Flavour
 
 MODULES = {Flavour.TENSORRT: "tensorrt", Flavour.RTX: "tensorrt_rtx"}
@@ -26,11 +26,14 @@ TITLES = {Flavour.TENSORRT: "TensorRT", Flavour.RTX: "TensorRT for RTX"}
 
 @dataclass(frozen=True)
 class Library:
-    """An imported TensorRT. module: its Python bindings."""
+    """An imported TensorRT."""
 
     module: ModuleType
+    """Its Python bindings."""
     flavour: Flavour
+    """TensorRT, or TensorRT for RTX."""
     version: str
+    """The version, as the bindings tell it."""
 
     @property
     def title(self) -> str:
@@ -65,7 +68,7 @@ def load_library(flavour: Flavour | None = None, *, gpu: Callable[[], object] = 
         module = _import_lazily_bound(name)
     except (ImportError, OSError, RuntimeError) as error:
         raise RuntimeUnavailableError(
-            f"{title} is installed but does not load: {(str(error) or repr(error)).splitlines()[0]}",
+            f"{title} is installed but does not load: {reason_of(error)}",
             hint="its libraries must be of the CUDA version that the driver runs: `spade doctor` has both",
         ) from error
     version = str(module.__version__)

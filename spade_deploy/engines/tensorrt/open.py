@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, read_engine
-from spade_deploy.engines.base import GraphChoice
+from spade_deploy.engines.base import GraphChoice, RuntimeRequest
 from spade_deploy.engines.cuda.driver import Gpu, require_gpu
 from spade_deploy.engines.cuda.open import open_device
+from spade_deploy.engines.tensorrt.engine import EngineModel
 from spade_deploy.engines.tensorrt.key import differences, mismatch_error
 from spade_deploy.engines.tensorrt.library import Library, is_installed, load_library
 from spade_deploy.engines.tensorrt.runtime import TrtRuntime
@@ -18,39 +19,43 @@ from spade_deploy.spec import Flavour, GraphKind, Precision
 
 
 def has_engines(artifact: Artifact, precision: Precision | None = None, kind: GraphKind | None = None) -> bool:
-    """Whether an engine was built, fitting or not."""
+    """Whether an engine was built; one that fits no machine counts too. None stands for any precision, any kind."""
     return any(
         precision in (None, stored.key.precision) and kind in (None, stored.key.kind)
         for stored in stored_engines(artifact)
     )
 
 
-def open_engine(
-    artifact: Artifact, precision: Precision | None, graph: GraphChoice = GraphChoice.AUTO, *, contexts: int = 1
-) -> TrtRuntime:
+def can_run(wanted: RuntimeRequest) -> bool:
+    """Whether an engine was built. Whether it fits is found out by opening it: the reason why not is worth telling."""
+    return has_engines(wanted.artifact, wanted.precision)
+
+
+def open_runtime(wanted: RuntimeRequest) -> TrtRuntime:
     """Run an artifact's TensorRT engine.
 
-    precision: None takes fp16, int8 or fp32, the first there is. graph: auto takes dense, and lookup where there is no
-    dense engine that fits. contexts: how many callers may run at once.
+    Without a precision it is the first of fp16, int8, fp32 that there is. Graph `auto` takes a dense engine, and one
+    of the lookup graph where no dense engine fits.
     Raises NotFoundError where none was built, ArtifactError where none fits, with all that differs,
     MissingDependencyError and RuntimeUnavailableError where TensorRT or the card is not there.
     """
+    artifact = wanted.artifact
     if not has_engines(artifact):
         raise NotFoundError(f"{artifact.path} has no TensorRT engines", hint=f"spade build {artifact.path}")
     gpu = require_gpu()
     built = {stored.key.flavour for stored in stored_engines(artifact)}
     flavours = [flavour for flavour in Flavour if flavour in built and is_installed(flavour)]
-    kinds = list(GraphKind) if graph is GraphChoice.AUTO else [GraphKind(graph.value)]
+    kinds = list(GraphKind) if wanted.graph is GraphChoice.AUTO else [GraphKind(wanted.graph.value)]
     first_error: SpadeError | None = None
     for flavour in flavours or [next(flavour for flavour in Flavour if flavour in built)]:
         library = load_library(flavour)
         for kind in kinds:
             try:
-                stored = find_engine(artifact, precision, kind, this_machine(library, gpu))
+                stored = find_engine(artifact, wanted.precision, kind, this_machine(library, gpu))
             except SpadeError as error:
                 first_error = first_error or error
                 continue
-            return _open(artifact, stored, library, gpu, contexts)
+            return _open(artifact, stored, library, gpu)
     assert first_error is not None  # each turn of the loop returns or leaves one
     raise first_error
 
@@ -58,7 +63,7 @@ def open_engine(
 def time_layers(artifact: Artifact, name: str) -> dict[str, float]:
     """Milliseconds of each layer of the engine of that name, on the card that is here, for its profile's best shape.
 
-    Raises as `open_engine` does; ArtifactError where that engine is not for this machine.
+    Raises as `open_runtime` does; ArtifactError where that engine is not for this machine.
     """
     (stored,) = (stored for stored in stored_engines(artifact) if stored.entry.name == name)
     gpu = require_gpu()
@@ -75,19 +80,16 @@ def time_layers(artifact: Artifact, name: str) -> dict[str, float]:
         inputs[INSTANCE] = objects
     if spec.z_dim is not None:
         inputs[Z] = np.zeros((batch, spec.z_dim), np.float32)
-    with _open(artifact, stored, library, gpu, contexts=1) as runtime:
+    with _open(artifact, stored, library, gpu) as runtime:
         return runtime.layer_times(inputs)
 
 
-def _open(artifact: Artifact, stored: StoredEngine, library: Library, gpu: Gpu, contexts: int) -> TrtRuntime:
+def _open(artifact: Artifact, stored: StoredEngine, library: Library, gpu: Gpu) -> TrtRuntime:
+    key = stored.key
     return TrtRuntime(
         library,
         read_engine(artifact, stored.entry),
-        artifact.manifest.generator,
-        stored.key.precision,
-        stored.key.kind,
-        stored.key.profile,
+        EngineModel(artifact.manifest.generator, key.precision, key.kind, key.profile),
         device=open_device(gpu.index),
-        contexts=contexts,
         owns_device=True,
     )

@@ -3,6 +3,18 @@
 A network that is asked for half precision in a way that TensorRT no longer listens to builds, runs, and is a float32
 engine. So the layers that do the work, convolutions and matrix products, are read twice: from the typed network before
 the build, and from the engine's own inspector after it.
+
+What the inspector shows. A kernel has the types of what goes in and out, and says which layers of the graph it
+computes: in its metadata, or in its name, where fused layers are joined with ` + ` and convolutions that share an input
+with ` || `. A layer cannot be seen where it was computed while building, or lies in a region that TensorRT compiles as
+a whole and shows as one `ForeignNode`, whose types are those of the region's ends. An engine of TensorRT for RTX is
+such a region as a whole.
+
+What is enough. Every layer that is seen must have its precision, and at least half of those that the graph asks for
+must be seen. A builder that ignores the types ignores them everywhere, so half of the layers, each in its precision,
+show that this one does not; fewer may be an exception in an engine of another type. Where not one layer is seen,
+nothing is claimed of the engine: the proof is then of the network's types alone, to which a strongly typed engine is
+bound, and says so.
 """
 
 from __future__ import annotations
@@ -19,41 +31,59 @@ from spade_deploy.spec import Precision
 TYPES = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8", "BF16": "bf16", "FP8": "fp8"}
 WORK = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+_JOINED = re.compile(r" \+ | \|\| ")
+_MOVES = ("reformat", "noop", "constant", "shuffle", "cast")
+"""Kinds of an engine's layers that compute nothing. Their names hold those of the layers that they move values for."""
 
 
 @dataclass(frozen=True)
 class TypedLayer:
-    """A convolution or product of the typed network: its name, its kind, and the type of what it multiplies."""
+    """A convolution or product of the typed network."""
 
     name: str
+    """Its name in the graph."""
     kind: str
+    """What it is: 'convolution', 'deconvolution' or 'matrix_multiply'."""
     type: str
+    """The type of what it multiplies: 'fp16'."""
 
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of a built engine. types: of what goes in and out. covers: the graph's layers that are fused in it."""
+    """A layer of a built engine, as the inspector shows it."""
 
     name: str
+    """Its name in the engine."""
     kind: str
+    """What it is, in TensorRT's words."""
     types: tuple[str, ...]
+    """The types of what goes in and out, sorted; empty where they are not told."""
     covers: tuple[str, ...]
+    """The graph's layers that are fused in it, as far as it says."""
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether its types say in what the layers run that it covers: it computes, and is no region of many layers."""
+        return bool(self.types) and "ForeignNode" not in self.name and self.kind.lower() not in _MOVES
 
 
 @dataclass(frozen=True)
 class Proof:
-    """asked, reached: how many working layers the typed graph, and the engine, have in the precision.
-
-    total: the working layers. of_engine: whether the engine itself was read; where it is built for a card that is not
-    here, only the typed network is known, and `reached` is what a strongly typed network is bound to.
-    """
+    """How many of the working layers, convolutions and products, are in a precision."""
 
     precision: Precision
+    """The precision of the graph."""
     total: int
+    """The working layers of the typed network."""
     asked: int
+    """Those of them that the typed network has in the precision."""
     reached: int
+    """Those that were seen in the precision in the engine itself, where it was read: `asked - reached` layers could not
+    be seen. Where it was not read, `asked`: what a strongly typed network is bound to."""
     of_engine: bool
+    """Whether the engine itself was read. It cannot be where it is built for a card that is not here."""
     layers: tuple[EngineLayer, ...] = ()
+    """All that the inspector shows."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,14 +91,14 @@ class Proof:
 
 def proof_text(proof: Mapping[str, Any]) -> str:
     """One sentence of `Proof.to_json`."""
-    where = (
-        "read from the engine itself"
-        if proof.get("of_engine")
-        else "by the types of the network; the engine itself is compiled, and can be read, on the card alone"
-    )
-    return (
-        f"{proof.get('reached')} of {proof.get('total')} convolutions and products in {proof.get('precision')}: {where}"
-    )
+    counted = f"{proof.get('reached')} of {proof.get('total')} convolutions and products in {proof.get('precision')}"
+    if proof.get("of_engine"):
+        hidden = int(proof.get("asked", 0)) - int(proof.get("reached", 0))
+        more = f"; {hidden} more by the types of the network, not seen in the engine" if hidden > 0 else ""
+        return f"{counted}: read from the engine itself{more}"
+    if proof.get("layers"):
+        return f"{counted}: by the types of the network; TensorRT's inspector shows none of them in the engine"
+    return f"{counted}: by the types of the network; the engine itself is compiled, and can be read, on the card alone"
 
 
 def typed_layers(trt: Any, network: Any) -> list[TypedLayer]:
@@ -120,7 +150,7 @@ def engine_layers(information: str) -> list[EngineLayer]:
         name = str(entry.get("Name", ""))
         tensors = [*(entry.get("Inputs") or []), *(entry.get("Outputs") or [])]
         types = [_type_in(str(tensor.get("Format/Datatype", tensor.get("Datatype", "")))) for tensor in tensors]
-        covers = [*_ONNX_LAYER.findall(str(entry.get("Metadata", ""))), *name.split(" + ")]
+        covers = [*_ONNX_LAYER.findall(str(entry.get("Metadata", ""))), *_JOINED.split(name)]
         kind = str(entry.get("LayerType", ""))
         found.append(EngineLayer(name, kind, tuple(sorted(filter(None, set(types)))), tuple(dict.fromkeys(covers))))
     return found
@@ -129,7 +159,8 @@ def engine_layers(information: str) -> list[EngineLayer]:
 def prove(precision: Precision, typed: Sequence[TypedLayer], layers: Sequence[EngineLayer] | None) -> Proof:
     """Hold an engine to its typed graph. layers: of the engine; None where it cannot be read here.
 
-    Raises BuildError where the graph has no layer of the precision at all, or the engine fewer than the graph.
+    Raises BuildError where the graph has no layer of the precision at all, a layer of the engine runs in another type,
+    or too few layers can be seen to say that it does not (see the top of this file).
     """
     asked = [layer for layer in typed if layer.type == precision]
     if not asked:
@@ -137,21 +168,28 @@ def prove(precision: Precision, typed: Sequence[TypedLayer], layers: Sequence[En
             f"the graph has no convolution or product in {precision}: {_counts(typed)}",
             hint=f"`spade export --{precision}` makes a graph of that precision" if precision != "fp32" else None,
         )
-    if layers is None:
-        return Proof(precision, len(typed), len(asked), len(asked), of_engine=False)
-    of_layer = {name: layer.types for layer in layers for name in layer.covers if layer.types}
-    seen = [layer for layer in asked if layer.name in of_layer]
+    types: dict[str, set[str]] = {}
+    for layer in layers or ():
+        for name in layer.covers if layer.is_readable else ():
+            types.setdefault(name, set()).update(layer.types)
+    seen = [layer.name for layer in asked if layer.name in types]
     if not seen:
-        # One opaque node for the whole network: its kernels are compiled when it is loaded on the card.
-        return Proof(precision, len(typed), len(asked), len(asked), of_engine=False, layers=tuple(layers))
-    wrong = [layer for layer in seen if precision not in of_layer[layer.name]]
+        return Proof(precision, len(typed), len(asked), len(asked), of_engine=False, layers=tuple(layers or ()))
+    wrong = [name for name in seen if precision not in types[name]]
     if wrong:
         raise BuildError(
             f"the engine is not {precision}: {len(wrong)} of {len(asked)} layers run in another type, the first"
-            f" {wrong[0].name} in {', '.join(of_layer[wrong[0].name])}",
+            f" {wrong[0]} in {', '.join(sorted(types[wrong[0]]))}",
             hint="the engine was not written; report it with the versions that `spade doctor` prints",
         )
-    return Proof(precision, len(typed), len(asked), len(asked), of_engine=True, layers=tuple(layers))
+    if 2 * len(seen) < len(asked):
+        hidden = next(layer.name for layer in asked if layer.name not in types)
+        raise BuildError(
+            f"the engine is not proved to be {precision}: only {len(seen)} of {len(asked)} layers can be seen in it,"
+            f" and at least half must be; the first that cannot is {hidden}",
+            hint="the engine was not written; report it with the versions that `spade doctor` prints",
+        )
+    return Proof(precision, len(typed), len(asked), len(seen), of_engine=True, layers=tuple(layers or ()))
 
 
 def _counts(typed: Sequence[TypedLayer]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,25 +12,24 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LABEL, Arrays, output_tensors
-from spade_deploy.engines.base import check_inputs
+from spade_deploy.artifact import LABEL, Arrays
+from spade_deploy.engines.base import check_inputs, output_names_of
 from spade_deploy.engines.cuda.device import Device
-from spade_deploy.engines.tensorrt.engine import Engine, times
+from spade_deploy.engines.tensorrt.engine import Engine, EngineModel, times
 from spade_deploy.engines.tensorrt.lane import SLOTS, Lane
+from spade_deploy.engines.tensorrt.lanes import Lanes
 from spade_deploy.engines.tensorrt.library import Library
-from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError
+from spade_deploy.errors import ConfigError, InputRefusedError
 from spade_deploy.lookup.tables import check_tables, graph_inputs
-from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, ShapeProfile
+from spade_deploy.spec import GraphKind, ShapeProfile
 
 
 class TrtRuntime:
     """An engine in one or more lanes, each with a context, streams and memory for the profile's largest batch.
 
-    content: the engine's bytes, of an artifact that vouches for them. profile: what it was built for.
+    content: the engine's bytes, of an artifact that vouches for them. model: what it was built of.
     contexts: runs at a time; a caller beyond waits. graphs: CUDA graphs that a lane keeps, one for each shape (and
     slot, in `run_many`) that comes again; 0 for none. owns_device: `close` closes the device too.
-    patterns_s: of a lookup graph, the seconds that the last run spent on finding patterns.
-    notes: what a user should know of how it runs, such as that graphs cannot be captured.
     Raises ArtifactError for an engine that does not load or is not this model's, RuntimeUnavailableError where memory
     is short.
     """
@@ -40,10 +38,7 @@ class TrtRuntime:
         self,
         library: Library,
         content: bytes,
-        spec: GeneratorSpec,
-        precision: Precision,
-        kind: GraphKind,
-        profile: ShapeProfile,
+        model: EngineModel,
         *,
         device: Device,
         contexts: int = 1,
@@ -51,21 +46,22 @@ class TrtRuntime:
         owns_device: bool = False,
     ) -> None:
         if contexts < 1 or graphs < 0:
-            raise ConfigError(f"contexts: {contexts} from 1 on, graphs: {graphs} from 0 on")
-        self.spec = spec
-        self.precision = precision
-        self.kind = kind
-        self.profile = profile
+            raise ConfigError(f"`contexts`: {contexts} from 1 on, `graphs`: {graphs} from 0 on")
+        self.spec = model.spec
+        self.precision = model.precision
+        self.kind = model.kind
+        self.profile = model.profile
         self.patterns_s: float | None = None
         self.notes: list[str] = []
-        which = str(precision) if kind is GraphKind.DENSE else f"{precision} {kind}"
+        """What a user should know of how it runs, such as that graphs cannot be captured."""
+        which = str(model.precision) if model.kind is GraphKind.DENSE else f"{model.precision} {model.kind}"
         self.name = f"{library.title}, {which}"
         self._device = device
         self._owns_device = owns_device
         lanes: list[Lane] = []
         try:
             with device.active():
-                self._engine = Engine(library, content, spec, kind, profile, graphs=graphs > 0)
+                self._engine = Engine(library, content, model, graphs=graphs > 0)
                 try:
                     for _ in range(contexts):
                         lanes.append(Lane(self._engine, device, graphs, self._note))
@@ -78,27 +74,23 @@ class TrtRuntime:
             if owns_device:
                 device.close()
             raise
-        self._lanes = _Lanes(self.name, lanes)
+        self._lanes = Lanes(self.name, lanes)
 
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
-        """Outputs by name. Raises InputRefusedError before anything runs, RuntimeUnavailableError when it fails."""
-        names = self._output_names(output_names)
+        """See `Runtime.run`. Raises RuntimeUnavailableError where the engine fails."""
+        names = output_names_of(self.spec, output_names)
         return self._run(self._prepare(inputs), names)
 
     def run_tables(
         self, tables: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None, *, is_checked: bool = False
     ) -> Arrays:
-        """Run a lookup engine on pattern tables that are already there, such as those of one map for several styles.
-
-        tables: as `patterns.lookup_tensors` has them. is_checked: they come straight from `extract_patterns`.
-        Raises InputRefusedError, by tensor name, for tables that do not belong to this graph or its profile.
-        """
+        """See `TableRuntime.run_tables`; tables beyond the engine's profile are refused too."""
         if self.kind is not GraphKind.LOOKUP:
             raise ConfigError(f"{self.name}: pattern tables are for a lookup engine; this one takes label maps")
         if not is_checked:
             check_tables(self.spec, tables)
         self._refuse_outside(tables)
-        return self._run(tables, self._output_names(output_names))
+        return self._run(tables, output_names_of(self.spec, output_names))
 
     def run_many(
         self, batches: Iterable[Mapping[str, NDArray[Any]]], output_names: Sequence[str] | None = None
@@ -109,7 +101,7 @@ class TrtRuntime:
         `batches` itself, raises in its place, after the outputs of all batches before it. The iterator holds a
         context until it ends or is closed.
         """
-        names = self._output_names(output_names)
+        names = output_names_of(self.spec, output_names)
         return self._overlapped(batches, names)
 
     def layer_times(self, inputs: Mapping[str, NDArray[Any]], runs: int = 5) -> dict[str, float]:
@@ -117,7 +109,7 @@ class TrtRuntime:
 
         Runs wait layer by layer while they are timed, so the sum is more than a run takes.
         """
-        names = self._output_names(None)
+        names = output_names_of(self.spec, None)
         fed = self._prepare(inputs)
         lane = self._lanes.take()
         try:
@@ -237,68 +229,9 @@ class TrtRuntime:
         high = (max(pair) for pair in zip(self.profile.most, extent, strict=True))
         return ShapeProfile(_extent(low), self.profile.best, _extent(high))
 
-    def _output_names(self, output_names: Sequence[str] | None) -> list[str]:
-        known = [tensor.name for tensor in output_tensors(self.spec)]
-        names = known if output_names is None else list(output_names)
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"output {name!r} is not one of {', '.join(known)}")
-        return names
-
     def _note(self, note: str) -> None:
         if not self.notes:  # each lane says it once; people need it once
             self.notes.append(note)
-
-
-class _Lanes:
-    """The lanes that are free, handed to whoever asks first."""
-
-    def __init__(self, name: str, lanes: Sequence[Lane]) -> None:
-        self._name = name
-        self._all = list(lanes)
-        self._free = list(lanes)
-        self._holders: dict[Lane, int] = {}
-        self._changed = threading.Condition()
-        self.is_closed = False
-
-    def take(self) -> Lane:
-        """A free lane, waited for where there is none. Raises RuntimeUnavailableError where none can become free."""
-        me = threading.get_ident()
-        with self._changed:
-            while True:
-                self.check_open()
-                if self._free:
-                    lane = self._free.pop()  # the one used last: its graphs are the warmest
-                    self._holders[lane] = me
-                    return lane
-                if set(self._holders.values()) == {me}:
-                    raise RuntimeUnavailableError(
-                        f"{self._name}: its {len(self._all)} contexts are held by run_many of this very thread",
-                        hint="finish or close those iterators first, or open the runtime with more contexts",
-                    )
-                self._changed.wait()
-
-    def give(self, lane: Lane) -> None:
-        with self._changed:
-            self._holders.pop(lane, None)
-            self._free.append(lane)
-            self._changed.notify_all()
-
-    def close(self) -> list[Lane] | None:
-        """All lanes, once no other thread runs one; None where that was done before."""
-        me = threading.get_ident()
-        with self._changed:
-            if self.is_closed:
-                return None
-            self.is_closed = True
-            self._changed.notify_all()  # those who wait for a lane
-            while set(self._holders.values()) - {me}:
-                self._changed.wait()
-            return self._all
-
-    def check_open(self) -> None:
-        if self.is_closed:
-            raise RuntimeUnavailableError(f"{self._name}: it was closed")
 
 
 def _extent(sizes: Iterable[int]) -> tuple[int, int, int]:

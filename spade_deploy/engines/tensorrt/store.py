@@ -18,7 +18,9 @@ class StoredEngine:
     """An engine in an artifact, its key read."""
 
     entry: EngineEntry
+    """What the engine's manifest says."""
     key: EngineKey
+    """What it was built of, by and for."""
 
 
 def this_system() -> str:

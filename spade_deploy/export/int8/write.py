@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from spade_deploy.artifact import IMAGE, Arrays, Graph, graph_file, one_by_one
-from spade_deploy.errors import MissingDependencyError
+from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
 from spade_deploy.export.build import TracedModel, build_model
 from spade_deploy.export.int8.qdq import write_int8
 from spade_deploy.export.int8.request import Int8Request
@@ -127,7 +127,8 @@ def write_int8_graphs(
     golden: the golden inputs and the reference's images of them.
     Raises ExportError where the target is out of reach, MissingDependencyError without ONNX Runtime.
     """
-    _onnxruntime()  # before the minutes of work
+    # Before the minutes of work.
+    load_onnxruntime("--int8 measures its graphs in ONNX Runtime, which", hint=INSTALL)
     model = build_model(generator)
     calibration, ranking, choice = _plan(model, request, golden, progress)
     summary = Int8Summary(request.min_psnr_db, request.described, len(calibration.images), ranking, choice)
@@ -206,7 +207,7 @@ class _Maker:
         ranges = {module: largest for module, largest in self.ranges.items() if layer_of(module) not in kept}
         target = self.folder / graph_file(Precision.INT8, self.kind)
         write_int8(self.folder / graph_file(Precision.FP32, self.kind), target, ranges)
-        session = _onnxruntime().InferenceSession(str(target), _quiet_options(), providers=["CPUExecutionProvider"])
+        session = open_session(target)
         total = len(self.expected) + len(self.golden[1])
         seen = self._images(session, self.request.calibration, 0, total)
         calibration = mean_square_error(seen, self.expected)
@@ -239,20 +240,3 @@ def _spaced(total: int, count: int) -> list[int]:
 def _finite(value: float) -> float | None:
     """JSON has no infinity."""
     return value if np.isfinite(value) else None
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--int8 measures its graphs in ONNX Runtime, which cannot be imported: {error}",
-            hint="pip install 'spade-deploy[cpu]'",
-        ) from error
-    return onnxruntime
-
-
-def _quiet_options() -> Any:
-    options = _onnxruntime().SessionOptions()
-    options.log_severity_level = 4  # what goes wrong comes back as an exception
-    return options

@@ -19,9 +19,6 @@ from spade_deploy.engines.ort import messages as ort_messages
 from spade_deploy.engines.ort import providers as ort_providers
 from spade_deploy.engines.ort.messages import explain, loading_error
 from spade_deploy.engines.ort.providers import (
-    CPU,
-    CUDA,
-    TENSORRT,
     ConvSearch,
     GpuOptions,
     cache_folder,
@@ -30,6 +27,7 @@ from spade_deploy.engines.ort.providers import (
     make_cache_folder,
     provider_options,
 )
+from spade_deploy.engines.ort.session import CPU, CUDA, TENSORRT
 from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError
 from spade_deploy.spec import GraphKind, Precision, ShapeProfile
 from tests.support.stand_in import EDGES, PLAIN, STYLED, random_inputs, stand_in_artifact
@@ -180,11 +178,11 @@ def test_a_folder_of_engines_that_others_may_write_to_is_refused(tmp_path: Path)
 @pytest.mark.parametrize(
     ("provider", "kind", "options", "message"),
     [
-        (TENSORRT, GraphKind.DENSE, GpuOptions(cuda_graph=True), "cuda_graph: Tensorrt"),
+        (TENSORRT, GraphKind.DENSE, GpuOptions(cuda_graph=True), "`cuda_graph`: Tensorrt"),
         (CUDA, GraphKind.LOOKUP, GpuOptions(cuda_graph=True), "another size for every map"),
-        (CUDA, GraphKind.DENSE, GpuOptions(profile=PROFILE), "profile: CUDA"),
-        (CUDA, GraphKind.DENSE, GpuOptions(cache_folder=Path("a")), "cache_folder: CUDA"),
-        (TENSORRT, GraphKind.DENSE, GpuOptions(conv_search=ConvSearch.HEURISTIC), "conv_search: Tensorrt"),
+        (CUDA, GraphKind.DENSE, GpuOptions(profile=PROFILE), "`profile`: CUDA"),
+        (CUDA, GraphKind.DENSE, GpuOptions(cache_folder=Path("a")), "`cache_folder`: CUDA"),
+        (TENSORRT, GraphKind.DENSE, GpuOptions(conv_search=ConvSearch.HEURISTIC), "`conv_search`: Tensorrt"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(
@@ -196,7 +194,7 @@ def test_an_option_that_would_be_ignored_is_refused(
 
 
 def test_a_gpu_has_a_number_from_zero_on() -> None:
-    with pytest.raises(ConfigError, match="device: -1"):
+    with pytest.raises(ConfigError, match="`device`: -1"):
         GpuOptions(device=-1)
 
 
@@ -259,7 +257,7 @@ RECORDED = {
         "no code for this GPU",
         "upgrade",
     ),
-    **dict.fromkeys(OUT_OF_MEMORY, ("the GPU's memory ran out", "--batch-size")),
+    **dict.fromkeys(OUT_OF_MEMORY, ("the GPU's memory ran out", "`batch_size`")),
 }
 
 

@@ -10,8 +10,10 @@ from onnx import TensorProto, helper
 
 from spade_deploy.artifact import IMAGE, LABEL, PIXELS
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.ort import runtime as ort
-from spade_deploy.engines.ort.runtime import CPU, CUDA, PROBE_MODEL, OrtRuntime, provider_loads
+from spade_deploy.engines.ort import session as sessions
+from spade_deploy.engines.ort.messages import PROBE_MODEL
+from spade_deploy.engines.ort.runtime import OrtRuntime
+from spade_deploy.engines.ort.session import CPU, CUDA, provider_loads
 from spade_deploy.errors import (
     ArtifactError,
     ConfigError,
@@ -186,7 +188,7 @@ BOTH = (Precision.FP32, Precision.FP16)
 def test_where_cuda_loads_auto_takes_it_with_fp16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ort, "_onnxruntime", lambda: FakeOrt(PLAIN, loads=True))
+    monkeypatch.setattr(sessions, "load_onnxruntime", lambda: FakeOrt(PLAIN, loads=True))
     both, single = stand_in_artifact(tmp_path / "a", precisions=BOTH), stand_in_artifact(tmp_path / "b")
     assert open_runtime(both).name == "ONNX Runtime 9.9.9 CUDA, fp16"
     assert open_runtime(both, backend="cuda").name == "ONNX Runtime 9.9.9 CUDA, fp16"
@@ -197,7 +199,7 @@ def test_where_cuda_loads_auto_takes_it_with_fp16(
 
 
 def test_cuda_that_is_listed_but_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "_onnxruntime", lambda: FakeOrt(PLAIN, loads=False))
+    monkeypatch.setattr(sessions, "load_onnxruntime", lambda: FakeOrt(PLAIN, loads=False))
     artifact = stand_in_artifact(tmp_path / "a", precisions=BOTH)
     assert open_runtime(artifact).name == "ONNX Runtime 9.9.9 CPU, fp32"
     with pytest.raises(RuntimeUnavailableError, match="does not load here"):
@@ -205,6 +207,6 @@ def test_cuda_that_is_listed_but_does_not_load(tmp_path: Path, monkeypatch: pyte
 
 
 def test_cuda_that_loads_but_not_for_this_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "_onnxruntime", lambda: FakeOrt(PLAIN, loads=True, model_loads=False))
+    monkeypatch.setattr(sessions, "load_onnxruntime", lambda: FakeOrt(PLAIN, loads=True, model_loads=False))
     with pytest.raises(RuntimeUnavailableError, match="the session runs on CPUExecutionProvider instead"):
         open_runtime(stand_in_artifact(tmp_path / "a", precisions=BOTH), backend="cuda")

@@ -14,10 +14,13 @@ import pytest
 
 from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Artifact
 from spade_deploy.engines.cuda.driver import Gpu
+from spade_deploy.engines.ort import messages
 from spade_deploy.engines.ort import runtime as ort
+from spade_deploy.engines.ort import session as sessions
 from spade_deploy.engines.ort.binding import KEPT_SHAPES, DeviceBinding
-from spade_deploy.engines.ort.providers import CPU, CUDA, TENSORRT, GpuOptions
-from spade_deploy.engines.ort.runtime import OrtRuntime, provider_loads
+from spade_deploy.engines.ort.providers import GpuOptions
+from spade_deploy.engines.ort.runtime import OrtRuntime
+from spade_deploy.engines.ort.session import CPU, CUDA, TENSORRT, provider_loads
 from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError
 from spade_deploy.spec import Precision, ShapeProfile
 from tests.support.stand_in import EDGES, PLAIN, STYLED, expected, random_inputs, stand_in_artifact, stand_in_graph
@@ -213,7 +216,7 @@ class GpuOrt(CountingOrt):
 
 def play(monkeypatch: pytest.MonkeyPatch, provider: str) -> GpuOrt:
     build = GpuOrt(provider)
-    monkeypatch.setattr(ort, "_onnxruntime", lambda: build)
+    monkeypatch.setattr(sessions, "load_onnxruntime", lambda: build)
     monkeypatch.setattr(ort, "require_gpu", lambda index: replace(CARD, index=index))
     monkeypatch.setattr(
         ort, "DeviceBinding", lambda made, session, **options: cpu_binding(made, session, cuda_graph=False)
@@ -269,7 +272,7 @@ def test_no_memory_in_a_run_is_said_in_a_sentence(artifact: Artifact, monkeypatc
     build.fails_with = NO_MEMORY
     with pytest.raises(RuntimeUnavailableError, match=r"failed on label .*: the GPU's memory ran out: 800") as caught:
         runtime.run(random_inputs(EDGES, 1))
-    assert "--batch-size" in str(caught.value.hint)
+    assert "`batch_size`" in str(caught.value.hint)
     build.fails_with = "something else\nat line 7"
     with pytest.raises(RuntimeUnavailableError, match=r"something else$"):
         runtime.run(random_inputs(EDGES, 1))
@@ -289,27 +292,27 @@ class Listed(GpuOrt):
 
 
 def test_a_provider_that_does_not_load_says_why(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "_onnxruntime", Listed)
+    monkeypatch.setattr(sessions, "load_onnxruntime", Listed)
 
     def refused() -> RuntimeUnavailableError:
         with pytest.raises(RuntimeUnavailableError, match="CUDAExecutionProvider does not load here: ") as caught:
             OrtRuntime(artifact, provider=CUDA)
         return caught.value
 
-    monkeypatch.setattr(ort, "loading_error", lambda _: NO_CUDNN)
-    monkeypatch.setattr(ort, "find_gpus", lambda: [CARD])
+    monkeypatch.setattr(messages, "loading_error", lambda _: NO_CUDNN)
+    monkeypatch.setattr(messages, "find_gpus", lambda: [CARD])
     error = refused()
     assert error.message.endswith("cuDNN is missing: libcudnn.so.9 cannot be loaded")
     assert "[cuda,cudnn]" in str(error.hint)
-    monkeypatch.setattr(ort, "loading_error", lambda _: "a\nTraceback\nValueError: strange")
+    monkeypatch.setattr(messages, "loading_error", lambda _: "a\nTraceback\nValueError: strange")
     assert refused().message.endswith("here: ValueError: strange")
-    monkeypatch.setattr(ort, "find_gpus", list)
+    monkeypatch.setattr(messages, "find_gpus", list)
     assert "sees no GPU" in refused().message
 
     def no_driver() -> list[Gpu]:
         raise RuntimeUnavailableError("the NVIDIA driver does not load here: libcuda.so.1", hint="install it")
 
-    monkeypatch.setattr(ort, "find_gpus", no_driver)
+    monkeypatch.setattr(messages, "find_gpus", no_driver)
     error = refused()
     assert error.message.endswith("libcuda.so.1")
     assert error.hint == "install it"

@@ -21,13 +21,13 @@ from onnx import TensorProto, helper, numpy_helper
 from spade_deploy.artifact import INSTANCE, LABEL, Artifact, Source, list_engines, read_engine, write_engine, writing
 from spade_deploy.artifact.manifest import manifest_digest
 from spade_deploy.engines.base import GraphChoice
+from spade_deploy.engines.input_shapes import tensor_ranges
 from spade_deploy.engines.tensorrt.build import _find_same, build
 from spade_deploy.engines.tensorrt.builder import _open_timing_cache, _set_options, build_engine
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey, Machine
 from spade_deploy.engines.tensorrt.library import load_library
 from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import find_engine, this_system
-from spade_deploy.engines.tensorrt.table_profile import tensor_ranges
 from spade_deploy.errors import (
     ArtifactError,
     BuildError,
@@ -324,10 +324,10 @@ def test_a_build_can_be_ended_early_and_leaves_nothing_half_written(artifact: Ar
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"compute_capability": "9.0"}, ConfigError, r"--compute-capability: 9\.0 is none of those"),
+        ({"compute_capability": "9.0"}, ConfigError, r"`compute_capability`: 9\.0 is none of those"),
         ({"compute_capability": "nine"}, ConfigError, "nine is none of those"),
-        ({"options": BuildOptions(version_compatible=True)}, ConfigError, "--version-compatible: TensorRT for RTX has"),
-        ({"options": BuildOptions(hardware_compatible=True)}, ConfigError, "--hardware-compatible"),
+        ({"options": BuildOptions(version_compatible=True)}, ConfigError, "`version_compatible`: TensorRT for RTX has"),
+        ({"options": BuildOptions(hardware_compatible=True)}, ConfigError, "`hardware_compatible`"),
         ({"profile": ShapeProfile.parse("1x60x64")}, ConfigError, "height 60 .* not a multiple of 32"),
         ({"compute_capability": None}, ConfigError, "there is no GPU here to build for"),
     ],

@@ -258,7 +258,9 @@ def test_the_sources_are_read_at_all(uses: Uses) -> None:
 
 
 def test_a_source_that_is_new_is_read(tmp_path: Path, tensorrt: dict[str, list[str]]) -> None:
-    (tmp_path / "trt_new.py").write_text("def f(config: Any):\n    config.quantization_flags = 1\n")
-    (tmp_path / "ort.py").write_text("def f(config: Any):\n    config.set_calibration_profile(1)\n")
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "ort").mkdir()
+    (tmp_path / "tensorrt" / "new.py").write_text("def f(config: Any):\n    config.quantization_flags = 1\n")
+    (tmp_path / "ort" / "runtime.py").write_text("def f(config: Any):\n    config.set_calibration_profile(1)\n")
     [found] = missing(uses_of(read_sources(tmp_path)).needed - RTX_ALONE, tensorrt)
-    assert str(found) == "trt_new.py:2: IBuilderConfig.quantization_flags"
+    assert str(found) == "new.py:2: IBuilderConfig.quantization_flags"

@@ -78,6 +78,81 @@ def test_an_engine_that_cannot_be_read_is_not_said_to_have_been() -> None:
         assert "by the types of the network" in proof_text(proof.to_json())
 
 
+# --- An engine that shows some of its layers --------------------------------------------------------------------------
+
+
+def shown(*entries: tuple[str, str, str]) -> list[EngineLayer]:
+    """Layers of an engine: their names, their kind, the type of what goes in and out."""
+    layers = [
+        {"Name": name, "LayerType": kind, "Inputs": [{"Format/Datatype": type_}], "Outputs": []}
+        for name, kind, type_ in entries
+    ]
+    return engine_layers(json.dumps({"Layers": layers}))
+
+
+def asked_for(*names: str) -> list[TypedLayer]:
+    return [TypedLayer(name, "convolution", "fp16") for name in names]
+
+
+REGION = ("{ForeignNode[c...e]}", "Myelin", "Half")
+
+
+def test_layers_that_cannot_be_seen_are_not_counted_as_seen() -> None:
+    typed = [*asked_for("a", "b", "c"), TypedLayer("d", "convolution", "fp32")]
+    proof = prove(Precision.FP16, typed, shown(("a + relu", "CaskConvolution", "Half"), ("b", "conv", "Half"), REGION))
+    assert (proof.total, proof.asked, proof.reached, proof.of_engine) == (4, 3, 2, True)
+    assert proof_text(proof.to_json()) == (
+        "2 of 4 convolutions and products in fp16: read from the engine itself; 1 more by the types of the network, not"
+        " seen in the engine"
+    )
+
+
+@pytest.mark.parametrize("seen", [1, 2, 3, 4, 5, 6])
+def test_at_least_half_of_the_layers_must_be_seen(seen: int) -> None:
+    names = "abcdef"
+    layers = shown(*((name, "CaskConvolution", "Half") for name in names[:seen]), REGION)
+    if seen >= 3:
+        assert prove(Precision.FP16, asked_for(*names), layers).reached == seen
+        return
+    with pytest.raises(BuildError, match=rf"not proved to be fp16: only {seen} of 6 .* that cannot is {names[seen]}$"):
+        prove(Precision.FP16, asked_for(*names), layers)
+
+
+def test_one_of_three_layers_is_no_proof_of_three() -> None:
+    with pytest.raises(BuildError, match="only 1 of 3 layers can be seen in it, and at least half must be"):
+        prove(Precision.FP16, asked_for("a", "b", "c"), shown(("a", "CaskConvolution", "Half")))
+
+
+def test_a_layer_in_another_type_fails_however_few_are_seen() -> None:
+    layers = shown(("a", "CaskConvolution", "Half"), ("b", "CaskConvolution", "Float"), REGION)
+    with pytest.raises(BuildError, match="not fp16: 1 of 6 layers run in another type, the first b in fp32"):
+        prove(Precision.FP16, asked_for(*"abcdef"), layers)
+
+
+def test_convolutions_that_share_an_input_are_told_apart() -> None:
+    """gamma and beta of one hidden map become one kernel."""
+    layers = shown(("gamma + relu || beta", "CaskConvolution", "Half"))
+    assert prove(Precision.FP16, asked_for("gamma", "beta"), layers).reached == 2
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ("Reformatting CopyNode for Input Tensor 0 to z + a + b", "Reformat", "Half"),
+        ("a + b", "NoOp", "Half"),
+        ("{ForeignNode[a...b]} + a + b", "Myelin", "Half"),
+        ("a + b", "CaskConvolution", ""),
+    ],
+    ids=["reformat", "no operation", "region", "no types"],
+)
+def test_what_computes_nothing_or_hides_its_layers_proves_nothing(entry: tuple[str, str, str]) -> None:
+    proof = prove(Precision.FP16, asked_for("a", "b"), shown(entry))
+    assert not proof.of_engine
+    assert "inspector shows none of them in the engine" in proof_text(proof.to_json())
+    with pytest.raises(BuildError, match="the first a in fp32"):
+        prove(Precision.FP16, asked_for("a", "b"), shown(entry, ("a + b", "CaskConvolution", "Float")))
+
+
 @pytest.mark.parametrize("text", ["", "no json", "{}", "[]", '{"Layers": null}'])
 def test_an_answer_that_cannot_be_read_is_an_error(text: str) -> None:
     with pytest.raises(BuildError, match="cannot be read"):

@@ -9,7 +9,7 @@ import pytest
 from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Arrays
 from spade_deploy.engines.cuda.device import Event, Stream
 from spade_deploy.engines.tensorrt import lane as trt_lane
-from spade_deploy.engines.tensorrt.engine import Engine
+from spade_deploy.engines.tensorrt.engine import Engine, EngineModel
 from spade_deploy.engines.tensorrt.library import load_library
 from spade_deploy.engines.tensorrt.runtime import TrtRuntime
 from spade_deploy.errors import ArtifactError, ConfigError, InputRefusedError, RuntimeUnavailableError
@@ -42,10 +42,7 @@ class Rig:
         runtime = TrtRuntime(
             self.trt.library(flavour),
             content,
-            self.trt.spec,
-            Precision.FP16,
-            self.trt.kind,
-            self.profile,
+            EngineModel(self.trt.spec, Precision.FP16, self.trt.kind, self.profile),
             device=self.device,
             **options,
         )
@@ -634,9 +631,8 @@ class ForgetfulDevice(RecordingDevice):
 def test_a_step_that_is_left_out_is_seen(forgets: str, number: int, complaint: str) -> None:
     device = ForgetfulDevice(forgets, number)
     trt = FakeTensorRT(device, PLAIN, GraphKind.DENSE, PROFILE)
-    runtime = TrtRuntime(
-        trt.library(), GOOD_ENGINE, PLAIN, Precision.FP16, GraphKind.DENSE, PROFILE, device=device, graphs=0
-    )
+    model = EngineModel(PLAIN, Precision.FP16, GraphKind.DENSE, PROFILE)
+    runtime = TrtRuntime(trt.library(), GOOD_ENGINE, model, device=device, graphs=0)
     batches = [random_inputs(PLAIN, seed=i) for i in range(4)]
     with pytest.raises(MisuseError, match=complaint):
         list(map(runtime.run, batches))
@@ -674,7 +670,7 @@ def test_the_real_library_says_why_it_cannot_load_an_engine() -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     library = load_library(Flavour.RTX)
     with pytest.raises(ArtifactError, match=r"TensorRT for RTX [0-9.]+ cannot load the engine: .*Error Code"):
-        Engine(library, b"no engine at all", PLAIN, GraphKind.DENSE, PROFILE)
+        Engine(library, b"no engine at all", EngineModel(PLAIN, Precision.FP16, GraphKind.DENSE, PROFILE))
 
 
 def public_names(owner: Any) -> set[str]:

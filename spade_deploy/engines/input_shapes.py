@@ -61,9 +61,9 @@ def _check(spec: GeneratorSpec, profile: ShapeProfile) -> None:
     for extent in (profile.least, profile.best, profile.most):
         for what, size, own in (("height", extent[1], spec.height), ("width", extent[2], spec.width)):
             if not spec.takes_side(size):
-                raise ConfigError(f"--profile: {what} {size} of {profile} is not a {spec.side_rule}")
+                raise ConfigError(f"`profile`: {what} {size} of {profile} is not a {spec.side_rule}")
             if not spec.is_dynamic and size != own:
-                raise ConfigError(f"--profile: {what} {size} of {profile}: a model with a style vector has {own} alone")
+                raise ConfigError(f"`profile`: {what} {size} of {profile}: a model with a style vector has {own} alone")
 
 
 def _each(extents: tuple[Extent, Extent, Extent], shape_of: Callable[[Extent], Shape]) -> tuple[Shape, Shape, Shape]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spade_deploy.artifact import INSTANCE, LABEL, Z
-from spade_deploy.engines.tensorrt.table_profile import USUAL_SHARE, default_profile, tensor_ranges
+from spade_deploy.engines.input_shapes import USUAL_SHARE, default_profile, tensor_ranges
 from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.tables import graph_inputs, lookup_tensors, modulated_channels
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, ShapeProfile

@@ -1,0 +1,129 @@
+"""What a description is made of: facts by name, tables, and how figures are written in their cells."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from spade_deploy.printable import printable
+from spade_deploy.runs.weights_file import parameter_count
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
+
+Rows = tuple[tuple[str, str], ...]
+"""Facts: what, and its value."""
+
+SHOWN_NAMES = 4
+_MOST_IN_A_CELL = 500
+_MOST_OF_A_VALUE = 80
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a description; cells are text."""
+
+    title: str
+    """What it lists."""
+    columns: tuple[str, ...]
+    """The heads of its columns."""
+    rows: tuple[tuple[str, ...], ...]
+    """Its cells, row by row."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a path is."""
+
+    title: str
+    """What kind of thing it is."""
+    rows: Rows
+    """Facts by name."""
+    tables: tuple[Table, ...] = ()
+    """What there are several of."""
+
+
+def for_a_terminal(found: Description) -> Description:
+    """The same, fit to be printed: names in the files may hold what no terminal takes, or megabytes."""
+
+    def cell(text: str) -> str:
+        text = printable(str(text)).replace("\n", " ")
+        return text if len(text) <= _MOST_IN_A_CELL else f"{text[: _MOST_IN_A_CELL - 3]}..."
+
+    tables = tuple(
+        replace(table, title=cell(table.title), rows=tuple(tuple(map(cell, row)) for row in table.rows))
+        for table in found.tables
+    )
+    return Description(found.title, tuple((cell(name), cell(fact)) for name, fact in found.rows), tables)
+
+
+def spec_rows(spec: GeneratorSpec) -> Rows:
+    """What a generator is: architecture, labels, size, layers."""
+    labels = spec.labels
+    extra = [name for name, there in (("unknown (255)", labels.has_dontcare), ("edges", labels.has_edges)) if there]
+    sizes = f"any {spec.side_rule}" if spec.is_dynamic else "this size alone"
+    style = "none" if spec.z_dim is None else f"{spec.z_dim} numbers (VAE)"
+    return (
+        ("architecture", spec.architecture),
+        ("labels", f"{labels.num_labels}{''.join(f' + {name}' for name in extra)}"),
+        ("names", _names(labels)),
+        ("size", f"{spec.height} x {spec.width} (height x width), runs at {sizes}"),
+        *_shape_rows(spec),
+        ("norm", f"{spec.norm}{', spectral norm' if spec.spectral_norm else ''}"),
+        *((("style vector", style),) if spec.architecture is Architecture.SPADE else ()),
+        ("parameters", millions(parameter_count(spec))),
+    )
+
+
+def _shape_rows(spec: GeneratorSpec) -> Rows:
+    """Widths and doublings, as far as the architecture has them."""
+    width = f"{spec.base_channels} base"
+    if spec.architecture is Architecture.SPADE:
+        width += f", {spec.hidden_channels} hidden, kernel {spec.kernel_size}"
+    doublings = ("upsampling", f"{spec.upsampling}: {spec.doublings} doublings")
+    return (*((doublings,) if spec.architecture is not Architecture.PIX2PIXHD else ()), ("channels", width))
+
+
+def _names(labels: LabelSpec) -> str:
+    """The first names, with their colours where there are some: 'water #1c4b7a, urban #ff0000, ... (17 in all)'."""
+    if not labels.names:
+        return "none"
+    shown = list(labels.names[:SHOWN_NAMES])
+    if labels.palette:
+        shown = [f"{name} #{bytes(color).hex()}" for name, color in zip(shown, labels.palette, strict=False)]
+    rest = f", ... ({len(labels.names)} in all)" if len(labels.names) > SHOWN_NAMES else ""
+    return ", ".join(shown) + rest
+
+
+def when(unix_ns: int) -> str:
+    """Local time in ISO form: '2026-03-01 14:05:09+01:00'."""
+    try:
+        return datetime.fromtimestamp(unix_ns // 1_000_000_000, UTC).astimezone().isoformat(" ", "seconds")
+    except (OverflowError, ValueError, OSError):
+        return f"{unix_ns} ns after 1970"
+
+
+def millions(count: int) -> str:
+    """93100000 -> '93.10 M'."""
+    return f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count}"
+
+
+def size_text(count: int) -> str:
+    """1500000 -> '1.5 MB'."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def number_text(value: Any) -> str:
+    """Three digits of a number; '-' for what is none."""
+    return f"{value:.3g}" if isinstance(value, int | float) else "-"
+
+
+def shortened(value: Any) -> str:
+    """A setting or a name, cut to 80 characters."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _MOST_OF_A_VALUE else f"{text[: _MOST_OF_A_VALUE - 3]}..."

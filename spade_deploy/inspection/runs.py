@@ -1,0 +1,101 @@
+"""What a run or a checkpoint in it is, told from the files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spade_deploy.artifact import MANIFEST, Artifact
+from spade_deploy.errors import CheckpointError, SpadeError
+from spade_deploy.files.reading import sha256_of
+from spade_deploy.inspection.description import (
+    Description,
+    Table,
+    millions,
+    shortened,
+    size_text,
+    spec_rows,
+    when,
+)
+from spade_deploy.runs.folders import (
+    ARTIFACT,
+    CHECKPOINT_JSON,
+    GENERATOR_FILE,
+    CheckpointInfo,
+    damaged_checkpoints,
+    is_resumable,
+    read_checkpoint_info,
+    run_checkpoints,
+)
+from spade_deploy.runs.weights_file import TensorCount, parameter_count, read_tensor_count
+
+
+def describe_checkpoint(checkpoint: Path) -> Description:
+    """Its spec, weights and training settings. Raises CheckpointError for weights that are not those it describes."""
+    info = read_checkpoint_info(checkpoint)
+    count = read_tensor_count(checkpoint / GENERATOR_FILE)
+    _check_weights(checkpoint / GENERATOR_FILE, info, count)
+    train = info.train or {}
+    rows: list[tuple[str, str]] = [
+        ("path", str(checkpoint)),
+        ("made", when(info.created_unix_ns)),
+        ("from", f"{info.source} (import)" if info.origin == "import" else f"training, step {info.step}"),
+        *spec_rows(info.generator),
+        ("tensors", f"{count.tensors}, {', '.join(count.dtypes)}"),
+        ("weights", f"sha256 {info.generator_sha256[:16]}, as they were written"),
+        ("resumable", "yes" if is_resumable(checkpoint) else "no: weights alone"),
+    ]
+    rows += [("guessed", guess) for guess in info.guesses or ()]
+    if info.versions:
+        rows.append(("made with", ", ".join(f"{name} {number}" for name, number in info.versions.items())))
+    tables = [_files_table(checkpoint)]
+    if train:
+        settings = tuple((name, shortened(value)) for name, value in train.items())
+        tables.append(Table("Training settings", ("setting", "value"), settings))
+    return Description("Checkpoint", tuple(rows), tuple(tables))
+
+
+def _check_weights(path: Path, info: CheckpointInfo, count: TensorCount) -> None:
+    digest = sha256_of(path)
+    hint = "the folder was damaged or copied in part; use another checkpoint"
+    if digest != info.generator_sha256:
+        found = f"its SHA-256 begins {digest[:12]}, {CHECKPOINT_JSON} says {info.generator_sha256[:12]}"
+        raise CheckpointError(f"{path}: {found}", hint=hint)
+    expected = parameter_count(info.generator)
+    if count.parameters != expected:
+        found = f"{millions(count.parameters)} parameters, {CHECKPOINT_JSON} describes {millions(expected)}"
+        raise CheckpointError(f"{path}: holds {found}", hint=hint)
+
+
+def _files_table(folder: Path) -> Table:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return Table("Files", ("file", "size"), tuple((path.name, size_text(path.stat().st_size)) for path in files))
+
+
+def describe_run(run: Path) -> Description:
+    """Its checkpoints and its artifact; one that is damaged is said to be, and does not hide the others."""
+    checkpoints = run_checkpoints(run)
+    rows: list[tuple[str, str]] = [("path", str(run)), ("checkpoints", str(len(checkpoints)))]
+    artifact = run / ARTIFACT
+    if not (artifact / MANIFEST).is_file():
+        rows.append(("artifact", "none yet: `spade export` makes it"))
+    else:
+        try:
+            precisions = ", ".join(Artifact.open(artifact).manifest.precisions)
+            rows.append(("artifact", f"{artifact} ({precisions})"))
+        except SpadeError as error:
+            rows.append(("artifact", f"damaged: {error}"))
+    entries, newest = [], None
+    for checkpoint in checkpoints:
+        try:
+            info = read_checkpoint_info(checkpoint)
+        except CheckpointError as error:  # one that is damaged does not hide the others
+            entries.append((checkpoint.name, "?", f"damaged: {error}", "?", ""))
+        else:
+            newest = (checkpoint, info)
+            entries.append((checkpoint.name, str(info.step), info.origin, when(info.created_unix_ns), ""))
+    entries += [(folder.name, "?", f"damaged: {why}", "?", "") for folder, why in damaged_checkpoints(run)]
+    if newest is not None:
+        entries = [(*entry[:-1], "newest" if entry[0] == newest[0].name else "") for entry in entries]
+        rows += [("newest", str(newest[0])), *spec_rows(newest[1].generator)]
+    table = Table("Checkpoints", ("name", "step", "origin", "made", ""), tuple(entries))
+    return Description("Run", tuple(rows), (table,) if entries else ())
