@@ -18,9 +18,13 @@ __all__ = [
     "GraphChoice",
     "Runtime",
     "RuntimeRequest",
+<<<<<<< HEAD
     "TableRuntime",
     "check_inputs",
     "output_names_of",
+=======
+    "check_inputs",
+>>>>>>> requests
     "parse_backend",
     "parse_graph_choice",
 ]

@@ -145,8 +145,13 @@ def search_failures(
     """A search for each half-precision graph that failed a validation, by the graph's name.
 
     It is judged on the golden inputs and on the stress maps that the graph failed on.
+<<<<<<< HEAD
     report, request: of the validation.
     Raises as `search_precision`; the dictionary is empty where no half-precision graph failed.
+=======
+    report, request: of the validation. Raises as `search_precision`; the dictionary is empty where no half-precision
+    graph failed.
+>>>>>>> requests
     """
     found = {}
     for result in report.results:

@@ -21,6 +21,7 @@ from spade_deploy.errors import (
     MissingDependencyError,
     NotFoundError,
 )
+from spade_deploy.errors import MissingDependencyError, NotFoundError
 from spade_deploy.export.stress_maps import stress_maps
 from spade_deploy.metrics.judge import Judge, Verdict
 from spade_deploy.metrics.tolerances import tolerance_for
