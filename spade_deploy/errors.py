@@ -1,11 +1,12 @@
 """Every error that a user can cause, as one tree.
 
-Each message says what happened, where, the value that was found and what is allowed; `hint` says what to do next.
+Each message says what happened, where, the value that was found and what is allowed; `hint` says what to do next. A
+setting is named by its field, in backticks; the command line makes its flag of that when it prints the message.
 The command line catches `SpadeError`, and what the system says of a file or a disk (`system_error`): any other
 exception that reaches it is a defect of this package.
 
-What comes from a file is shown by `quoted`, which cuts it, and what another library says by `reason_of`: a message is
-for a terminal, and a file may hold megabytes, terminal codes and what is no Unicode.
+Messages are read on terminals, and files may hold megabytes, terminal codes and bytes that are no Unicode. So `quoted`
+shows what comes from a file, cut, and `reason_of` shows what another library says, in one line.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _short_repr.maxlist = _short_repr.maxtuple = _short_repr.maxdict = 8
 
 
 def quoted(value: object) -> str:
-    """A value that was read from somebody's file, as Python writes it, cut to about 80 characters."""
+    """A value as Python writes it, cut to 80 characters: to be shown where it was read from somebody's file."""
     text = printable(_short_repr.repr(value)).replace("\n", " ")
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
@@ -51,12 +52,14 @@ def line_of(text: str, *, last: bool = False) -> str:
 
 
 class SpadeError(Exception):
-    """Base of the tree. `hint` is the next step, printed on a line of its own; `exit_code` is the process's.
+    """The base of the tree.
 
-    Both can be printed as they are: what is no printable character in them is escaped.
+    Message and hint can be printed as they are: they hold no character that a terminal would obey. The hint is the next
+    step, and is printed on a line of its own.
     """
 
     exit_code = 1
+    """The exit code of a command that ends with this error."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(printable(message))
@@ -73,7 +76,7 @@ def _rebuild(kind: type[SpadeError], message: str, hint: str | None) -> SpadeErr
 
 
 class ConfigError(SpadeError):
-    """A setting is impossible or contradicts another one; the message names the flag."""
+    """A setting is impossible or contradicts another one; the message names its field."""
 
     exit_code = 2
 
@@ -147,9 +150,10 @@ class ValidationFailedError(SpadeError):
 
 
 def system_error(error: OSError) -> SpadeError | None:
-    """What the system says of a file, a folder or a disk, as an error with its next step; None for all else.
+    """What the system says of a file, a folder or a disk, as an error with its next step; None for any other error.
 
-    Where an error arises more can be said of it, and should be; this is for all the places where a disk may be full.
+    An error that is expected somewhere is handled there, where more can be said of it. This one is for what may happen
+    at every write, such as a full disk.
     """
     if isinstance(error, (BrokenPipeError, ConnectionError, TimeoutError, InterruptedError, ChildProcessError)):
         return None
@@ -160,7 +164,7 @@ def system_error(error: OSError) -> SpadeError | None:
     return SpadeError(f"{where}{error.strerror}", hint=_NEXT.get(error.errno))
 
 
-_ELSEWHERE = "choose another folder (--out, --runs)"
+_ELSEWHERE = "choose another folder (`out`, `runs`)"
 _NEXT = {
     errno.ENOSPC: f"make room on that disk, or {_ELSEWHERE}",
     errno.EDQUOT: f"your share of that disk is used up: make room, or {_ELSEWHERE}",

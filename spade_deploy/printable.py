@@ -1,4 +1,4 @@
-"""Text of others, file names and what files say, made fit for a terminal or a page.
+"""Text that others wrote (names of files, and what files say) made fit for a terminal or a page.
 
 A file name may hold anything but a slash: escape sequences that move the cursor or retitle the window, characters that
 turn the order of what follows, bytes that are no UTF-8. They are shown as what they are, \\x1b, never sent.
@@ -18,12 +18,12 @@ _BREAKS = re.compile(r"[\t\n]")
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal would obey, or cannot show, written as an escape; line breaks and tabs stay."""
+    """The text, with an escape for what a terminal would obey or cannot show; line breaks and tabs stay."""
     return _UNFIT.sub(_escape, text)
 
 
 def one_line(text: object) -> str:
-    """The same of a name or a value, whose line breaks are escaped, too."""
+    """A name or a value as `printable` text in one line: its line breaks and tabs are escaped, too."""
     return _BREAKS.sub(lambda match: {"\t": "\\t", "\n": "\\n"}[match[0]], printable(str(text)))
 
 

@@ -137,7 +137,7 @@ def engine_path(artifact: Artifact, entry: EngineEntry) -> Path:
 
 
 def read_timing_cache(path: Path) -> bytes | None:
-    """What was kept, None where there is nothing. Raises ArtifactError for what cannot be read."""
+    """The timing cache that an earlier build kept, None where there is none. Raises ArtifactError."""
     try:
         return read_regular(path, MAX_TIMING_CACHE_BYTES)
     except FileNotFoundError:
@@ -150,13 +150,13 @@ def read_timing_cache(path: Path) -> bytes | None:
 
 
 def write_timing_cache(path: Path, content: bytes) -> None:
-    """Replace what was kept."""
+    """Replace the timing cache."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def timing_cache_path(artifact: Artifact, flavour: str) -> Path:
-    """Of an artifact's builds with one TensorRT flavour."""
+    """Where the timing cache of an artifact's builds with one TensorRT flavour lies."""
     return artifact.path / FOLDER / f"{flavour}-{TIMING_CACHE}"
 
 

@@ -36,7 +36,7 @@ def writing(target: Path, doing: str) -> Iterator[None]:
 
 
 def foreign_files(folder: Path) -> tuple[str, ...]:
-    """What lies in an artifact's folder and belongs to no artifact, by name. Raises ArtifactError for no artifact."""
+    """The names of the files in an artifact's folder that are no part of it. Raises ArtifactError for no artifact."""
     manifest = read_manifest(folder)
     own = {MANIFEST, *manifest.files}
     for engine in visible(folder / FOLDER, ".engine"):
@@ -84,9 +84,9 @@ def free_place(target: Path) -> Path:
 
 
 def carry_engines(old: Path, new: Path) -> tuple[str, ...]:
-    """Copy what `spade build` made into a new artifact's folder, as far as it is of the same graphs.
+    """Copy the engines of the same graphs from an artifact that is replaced into the new one's folder.
 
-    old: the artifact that is replaced, if there is one. Returns what is to be said about it.
+    old: the artifact that is replaced, if there is one. Returns sentences about what was kept and what was not.
     """
     if not (old / FOLDER).is_dir():
         return ()

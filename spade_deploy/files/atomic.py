@@ -23,8 +23,11 @@ _AT_FDCWD = -100
 
 
 Flush = Literal["all", "file", "nothing"]
-"""What is on the disk before the next step. file: a loss of power may forget the file, but never leaves half of it: for
-many results, each of which would wait for its folder. nothing: for what the same command makes again from the package.
+"""What must be on the disk before the next step.
+
+all: the file and its folder. file: the file alone, so that a loss of power may lose it, but never leaves half of it;
+for many results, each of which would wait for its folder. nothing: for what the same command makes again from the
+package.
 """
 
 
@@ -82,7 +85,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically. What UTF-8 cannot hold (of a file name that is none) is written as \\udc80."""
+    """Write `text` as UTF-8, atomically. What UTF-8 cannot hold, as a file name may have it, is written as \\udc80."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 

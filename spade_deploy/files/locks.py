@@ -1,7 +1,7 @@
-"""A lock on a folder that one process alone may write: a run, an artifact's place, a folder of results.
+"""A lock on a folder that only one process at a time may write: a run, an artifact's place, a folder of results.
 
 The lock is the operating system's (flock through filelock): it ends with the process that holds it, however that ends.
-The lock file stays where it is; its content names the holder, for the message of whoever comes second.
+The lock file is never removed; it names the process that holds the lock, for the message that a second process shows.
 """
 
 from __future__ import annotations

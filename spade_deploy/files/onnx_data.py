@@ -1,4 +1,4 @@
-"""Which other files an ONNX file reads: asked before any library opens it, and without the package `onnx`.
+"""Which other files an ONNX file reads. It is asked before any library opens the file, and without the package `onnx`.
 
 A tensor may lie in a file of its own, named in the graph, and runtimes read whatever name stands there: those of today
 keep to the graph's folder, older ones do not, and `onnx` copies what it is told to. So the protobuf is walked here, by

@@ -1,4 +1,4 @@
-"""Reading files that somebody else made: regular files alone, with a limit on their size, their SHA-256, their JSON.
+"""Reading files that somebody else made: regular files alone, of a bounded size; and their SHA-256 and their JSON.
 
 A path may be a pipe, a device, or a link to one. Opening a pipe waits for a writer, and reading /dev/zero never ends,
 so every reader of an input opens it through this module. Errors are `OSError`s whose `strerror` is for people; the
@@ -51,7 +51,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def require_regular(path: Path) -> None:
-    """For a library that opens a file by its path: raises OSError unless it is a regular file that can be read."""
+    """Raises OSError unless a path is a regular file that can be read: to be called before a library opens the path."""
     open_regular(path).close()
 
 
@@ -69,13 +69,16 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a regular file, as hexadecimal, in chunks: weights may exceed the memory. Raises OSError."""
+    """The SHA-256 of a regular file, as hexadecimal. It is read in chunks, since weights may exceed the memory.
+
+    Raises OSError.
+    """
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_of_bytes(content: bytes) -> str:
-    """The SHA-256 of what is in memory, as hexadecimal."""
+    """The SHA-256 of some bytes, as hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 

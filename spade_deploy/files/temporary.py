@@ -35,7 +35,7 @@ def beside(path: Path, suffix: str) -> Path:
     if path.name in ("", ".."):
         path = path.resolve()
     if not path.name:
-        return path / suffix  # of the root there is no beside
+        return path / suffix  # nothing is beside the root folder
     room = NAME_MAX_BYTES - 1 - len(os.fsencode(suffix))
     name = path.name
     if len(os.fsencode(name)) > room:
@@ -168,7 +168,7 @@ _swept: set[Path] = set()
 
 
 def sweep_once(folder: Path) -> None:
-    """At a process's first writing there: a folder of results may have a hundred thousand entries."""
+    """Sweep a folder before this process first writes there; not each time, since it may have 100,000 entries."""
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  # without following links: cheap
     if folder not in _swept:
         _swept.add(folder)

@@ -1,4 +1,4 @@
-"""Headers of JPEG, WebP and BMP files and of EXIF, as far as Pillow would spend memory or minutes on them first."""
+"""Headers of JPEG, WebP and BMP files and of EXIF, read here where Pillow would spend memory or minutes on them."""
 
 from __future__ import annotations
 

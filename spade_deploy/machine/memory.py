@@ -1,4 +1,4 @@
-"""How much physical memory this process holds and has held, as the system tells it. Standard library only."""
+"""How much physical memory this process holds, and has held at most. Standard library only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def memory_bytes() -> int | None:
-    """The physical memory that this process holds now; where the system tells the peak alone, that."""
+    """The physical memory that this process holds now, or the peak where the system tells nothing else."""
     found = _status("VmRSS")
     return peak_memory_bytes() if found is None else found
 

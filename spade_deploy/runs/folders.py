@@ -2,7 +2,8 @@
 
 The rule for 'newest'. Inside a run it is the step that counts: clocks go back, steps do not. Between runs it is the
 largest `created_unix_ns` written inside checkpoint.json (of a run's last step) or manifest.json, not the file's own
-time, which copying changes; of equals the last path. A date in the future is said. An explicit path always wins.
+time, which copying changes; of equal ones it is the last path. A date in the future is reported. An explicit path
+always wins.
 Nothing here reads weights: a deployment without PyTorch uses it, too.
 """
 
@@ -61,7 +62,7 @@ def damaged_checkpoints(run: Path) -> list[tuple[Path, str]]:
 
 
 def say_damaged(chosen: Path) -> None:
-    """Warn of checkpoints of the same run that come after the one that was chosen, and cannot be used."""
+    """Warn of damaged checkpoints of the same run that come after the one that was chosen."""
     for folder, why in damaged_checkpoints(chosen.parent.parent):
         if folder.name > chosen.name:
             _LOG.warning("%s is used, since the later checkpoint %s is damaged: %s", chosen, folder.name, why)
@@ -207,7 +208,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _newest(candidates: Sequence[Iterable[Path]], json_name: str) -> Path | None:
-    """The candidate whose JSON has the latest date, of those whose JSON can be read; a date in the future is said."""
+    """The candidate whose JSON has the latest date, of those whose JSON can be read; warns of a date in the future."""
     dated: list[tuple[int, str, Path]] = []
     for folder in (folder for group in candidates for folder in group):
         found = _peek(folder / json_name).get("created_unix_ns")

@@ -6,12 +6,14 @@ batch-norm statistics and spectral norm's u and v are float32 in both.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spade_deploy.errors import CheckpointError, ConfigError, reason_of
+from spade_deploy.fields import Sha256, from_json, to_json
 from spade_deploy.files.atomic import write_json
 from spade_deploy.files.reading import read_json, sha256_of
 from spade_deploy.networks.build import Generator, build_generator
@@ -23,6 +25,20 @@ SHIPPED = ("earth",)
 _HINT = "the installation is damaged: install spade-deploy again"
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What the file beside the weights says of them."""
+
+    generator: GeneratorSpec
+    """How the generator is built."""
+
+    sha256: Sha256
+    """The SHA-256 of the weights' file."""
+
+    recipe: str
+    """How it was trained, in one sentence."""
+
+
 def shipped_generator(name: str = "earth", folder: Path = SHIPPED_FOLDER) -> Generator:
     """A shipped generator on the CPU, float32, in eval mode.
 
@@ -32,12 +48,13 @@ def shipped_generator(name: str = "earth", folder: Path = SHIPPED_FOLDER) -> Gen
         raise ConfigError(f"{name!r} is no shipped model; there is {', '.join(SHIPPED)}")
     facts = folder / f"{name}.json"
     try:
-        written = read_json(facts)
-        spec, digest = GeneratorSpec.from_json(written["generator"]), str(written["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        shipped = from_json(_Facts, read_json(facts))
+    except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{facts}: cannot be read ({reason_of(error)})", hint=_HINT) from error
-    tensors = {key: _widened(part) for key, part in load_tensors(folder / f"{name}.safetensors", digest).items()}
-    module = build_generator(spec)
+    tensors = {
+        key: _widened(part) for key, part in load_tensors(folder / f"{name}.safetensors", shipped.sha256).items()
+    }
+    module = build_generator(shipped.generator)
     check_tensors(module.state_dict(), tensors, facts)
     module.load_state_dict(tensors)
     return module.eval()
@@ -53,8 +70,7 @@ def write_shipped(generator: Generator, name: str, recipe: str, folder: Path) ->
     tensors = {key: part.half() if key in weights else part for key, part in generator.state_dict().items()}
     path = folder / f"{name}.safetensors"
     save_tensors(path, tensors)
-    facts = {"generator": generator.spec.to_json(), "sha256": sha256_of(path), "recipe": recipe}
-    write_json(folder / f"{name}.json", facts)
+    write_json(folder / f"{name}.json", to_json(_Facts(generator.spec, sha256_of(path), recipe)))
     return path
 
 

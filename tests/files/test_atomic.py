@@ -8,26 +8,20 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from spade_deploy.files import atomic, temporary
+from spade_deploy.files import atomic
 from spade_deploy.files.atomic import atomic_file, atomic_folder, write_text
-from spade_deploy.files.temporary import beside, bring_back, scratch_folder, sweep
+from spade_deploy.files.temporary import beside, bring_back, sweep
+from tests.support.temporary_names import of_a_dead_process
 
 LONGEST = ["a" * 255, "漢" * 85, "a" * 251 + ".png", "漢" * 83 + "xy.png", "b." + "s" * 253, "\udcff" * 200 + ".png"]
 
 
 def hidden(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
-
-
-def of_a_dead_process(folder: Path, name: str, ending: str = ".tmp") -> Path:
-    """A temporary name in the form of a process that is gone."""
-    script = f"from spade_deploy.files import temporary; print(temporary.temporary_name({name!r}, {ending!r}))"
-    return folder / subprocess.check_output([sys.executable, "-c", script], text=True).strip()
 
 
 class TestNames:
@@ -211,46 +205,6 @@ class TestKilled:
         of_a_dead_process(tmp_path / "out", "0001.png").write_text("half")
         write_text(tmp_path / "out" / "0002.png", "x")
         assert hidden(tmp_path / "out") == []
-
-    def test_what_a_living_process_writes_and_what_is_no_leftover_stays(self, tmp_path: Path) -> None:
-        keep = [
-            tmp_path / temporary.temporary_name("of this process", ".tmp"),
-            tmp_path / ".env",
-            tmp_path / ".draft.tmp",
-            tmp_path / ".a.00000000-1-1-00000000.tmp",  # of another machine, new
-        ]
-        for path in keep:
-            path.write_text("x")
-        sweep(tmp_path)
-        assert sorted(tmp_path.iterdir()) == sorted(keep)
-
-    def test_what_another_machine_left_goes_when_it_is_old(self, tmp_path: Path) -> None:
-        path = tmp_path / ".a.00000000-1-1-00000000.tmp"
-        path.write_text("x")
-        old = time.time() - temporary.FOREIGN_AGE_S - 60
-        os.utime(path, (old, old))
-        sweep(tmp_path)
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_number_that_another_process_has_now_is_no_life(self, tmp_path: Path) -> None:
-        """In a container every start has the same numbers."""
-        name = temporary.temporary_name("x", ".tmp")
-        place, pid, started, rest = name.split(".")[2].split("-")
-        (tmp_path / f".x.{place}-{pid}-{int(started) - 1}-{rest}.tmp").mkdir()
-        sweep(tmp_path)
-        assert list(tmp_path.iterdir()) == []
-
-    def test_scratch_folders_of_the_dead_go(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(temporary.tempfile, "gettempdir", lambda: str(tmp_path))
-        left = of_a_dead_process(tmp_path, "spade-bench")
-        left.mkdir()
-        (left / "case-0.npz").write_text("x")
-        with scratch_folder("bench") as folder, scratch_folder("bench") as other:
-            assert not left.exists()
-            assert folder.is_dir()
-            assert other != folder
-            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert list(tmp_path.iterdir()) == []
 
 
 def test_files_and_folders_are_flushed_before_their_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

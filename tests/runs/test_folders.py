@@ -2,41 +2,21 @@
 
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from spade_deploy import runs
-from spade_deploy.errors import ArtifactError, CheckpointError, ConfigError, NotFoundError
-from spade_deploy.spec import GeneratorSpec, LabelSpec
-
-SPEC = GeneratorSpec(LabelSpec(3), base_channels=4, hidden_channels=8, height=32, width=32)
-
-
-def info(created: int = 1, step: int = 1, digest: str = "a" * 64, **changes: Any) -> runs.CheckpointInfo:
-    return runs.CheckpointInfo(
-        **{
-            "created_unix_ns": created,
-            "step": step,
-            "origin": "train",
-            "generator": SPEC,
-            "generator_sha256": digest,
-            "discriminator_sha256": "b" * 64,
-            "optimizers_sha256": "c" * 64,
-            **changes,
-        }
-    )
+from spade_deploy.errors import ArtifactError, CheckpointError, NotFoundError
+from tests.support.checkpoints import checkpoint_info
 
 
 def make_checkpoint(run: Path, step: int, created: int, digest: str = "a" * 64, **changes: Any) -> Path:
     folder = runs.checkpoint_folder(run, step)
     folder.mkdir(parents=True)
-    (folder / runs.CHECKPOINT_JSON).write_text(json.dumps(info(created, step, digest, **changes).to_json()))
+    (folder / runs.CHECKPOINT_JSON).write_text(json.dumps(checkpoint_info(created, step, digest, **changes).to_json()))
     for name in (runs.GENERATOR_FILE, runs.DISCRIMINATOR_FILE, runs.OPTIMIZERS_FILE):
         (folder / name).write_bytes(b"")
     return folder
@@ -47,42 +27,6 @@ def make_artifact(run: Path, created: int) -> Path:
     folder.mkdir(parents=True)
     (folder / runs.MANIFEST_JSON).write_text(json.dumps({"created_unix_ns": created}))
     return folder
-
-
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-class TestNewRun:
-    def test_default_names_are_numbered_and_never_used_twice(self, tmp_path: Path) -> None:
-        assert runs.new_run(tmp_path / "runs", prefix="earth").name == "earth-001"
-        assert runs.new_run(tmp_path / "runs", prefix="earth").name == "earth-002"
-        assert runs.new_run(tmp_path / "runs", prefix="coco").name == "coco-001"
-        shutil.rmtree(tmp_path / "runs" / "earth-001")
-        assert runs.new_run(tmp_path / "runs", prefix="earth").name == "earth-003", "numbers go on, gaps stay"
-
-    def test_a_name_that_is_taken_is_refused_with_the_way_to_continue_it(self, tmp_path: Path) -> None:
-        runs.new_run(tmp_path, "mine")
-        with pytest.raises(ConfigError, match=r"`name`.*mine exists") as caught:
-            runs.new_run(tmp_path, "mine")
-        assert caught.value.hint is not None
-        assert "--resume" in caught.value.hint
-
-    @pytest.mark.parametrize(
-        "name", ["", ".hidden", "..", "a/b", "a\\b", "/abs", "-flag", "a b", "x" * 101, "new\nline"]
-    )
-    def test_names_that_are_no_plain_folder_names(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(ConfigError, match="`name`"):
-            runs.new_run(tmp_path / "runs", name)
-        assert not (tmp_path / "runs").exists()
-
-    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
-        (tmp_path / "runs").write_text("")
-        with pytest.raises(ConfigError, match="runs"):
-            runs.new_run(tmp_path / "runs", prefix="earth")
 
 
 class TestNewest:
@@ -245,52 +189,3 @@ class TestResolve:
         assert runs.find_checkpoint_by_digest("e" * 64, artifact, tmp_path / "runs") == far
         assert runs.find_checkpoint_by_digest("f" * 64, artifact, tmp_path / "runs") is None
         assert runs.find_checkpoint_by_digest("e" * 64, tmp_path, tmp_path / "absent") is None
-
-
-class TestCheckpointInfo:
-    def test_json_round_trip(self) -> None:
-        for one in (
-            info(),
-            info(train={"steps": 3}, data={}, versions={"torch": "2"}, source="x.pth", origin="import"),
-        ):
-            assert runs.CheckpointInfo.from_json(json.loads(json.dumps(one.to_json())), Path("x")) == one
-
-    def test_a_newer_format_is_named(self) -> None:
-        with pytest.raises(CheckpointError, match="format 2 is newer") as caught:
-            runs.CheckpointInfo.from_json({**info().to_json(), "format_version": 2}, Path("x"))
-        assert "upgrade" in str(caught.value.hint)
-
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("format_version", True),
-            ("format_version", None),
-            ("created_unix_ns", -1),
-            ("step", "3"),
-            ("origin", "elsewhere"),
-            ("generator", []),
-            ("generator", {"labels": {}}),
-            ("generator_sha256", "A" * 64),
-            ("optimizers_sha256", "short"),
-            ("train", []),
-        ],
-    )
-    def test_wrong_fields_are_named(self, name: str, value: Any) -> None:
-        with pytest.raises(CheckpointError, match=name):
-            runs.CheckpointInfo.from_json({**info().to_json(), name: value}, Path("x"))
-
-    @settings(max_examples=200, deadline=None, derandomize=True)
-    @given(st.data())
-    def test_fuzzed_json_is_read_or_refused(self, data: st.DataObject) -> None:
-        value = info().to_json()
-        path = data.draw(st.sampled_from([*value, "generator.labels", "generator.height", "generator.norm"]))
-        *parents, last = path.split(".")
-        target = value
-        for parent in parents:
-            target = target[parent]
-        target[last] = data.draw(ANYTHING)
-        try:
-            read = runs.CheckpointInfo.from_json(value, Path("x"))
-        except CheckpointError:
-            return
-        assert isinstance(read, runs.CheckpointInfo)
