@@ -665,7 +665,7 @@ def test_results_never_overwrite_inputs(plain: Artifact, edges: Artifact, tmp_pa
         ({"image_format": "webp"}, "--format: 'webp'"),
         ({"instances": Path("x")}, "--instances: this model has no edge channel"),
         ({"no_instances": True}, "--no-instances: this model has no edge channel"),
-        ({"backend": "tpu"}, "--backend: 'tpu'"),
+        ({"backend": "tpu"}, "`backend`: 'tpu'"),
     ],
 )
 def test_impossible_requests_name_the_flag(
