@@ -30,9 +30,10 @@ public ONNX file of them has a digest that could be relied on, so there is none 
 class OnnxExtractor:
     """An ONNX network whose output is taken as features.
 
-    given: mean, std, size, output, where the user says them; see `onnx_images` for what else may.
-    output: N x D, or N x C x h x w, of which `features` takes the mean over positions. Without a name it is the one
-    called `features`, or the only one. Raises NotFoundError, ConfigError, MissingDependencyError.
+    The output is N x D, or N x C x h x w, of which `features` takes the mean over positions. It is the one that the
+    facts name, else the one that is called `features`, else the only one.
+    given: the facts that the user states, of mean, std, size and output; None is no fact. They overrule those that
+    `onnx_images` finds. Raises NotFoundError, ConfigError, MissingDependencyError.
     """
 
     def __init__(self, path: Path, given: Mapping[str, Any] | None = None) -> None:

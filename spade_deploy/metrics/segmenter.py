@@ -19,12 +19,12 @@ NO_CLASS = -1
 
 
 class OnnxSegmenter:
-    """An ONNX network: images in, N x C x h x w logits or N x h x w ids out, of which the only output, or the one that
-    is called `logits` or `ids`, is taken.
+    """An ONNX network that takes images and gives N x C x h x w logits or N x h x w ids.
 
-    labels: the label set that its classes are told in. Its own classes are `labels`, a list of names, in the file
-    beside it or in its metadata: they are matched by name, and one that has no match counts as wrong. Without names
-    class n is label n. Raises NotFoundError, ConfigError, MissingDependencyError.
+    The output is the one that the facts name, else the one that is called `logits` or `ids`, else the only one.
+    labels: the label set whose ids are given. The network's own classes are named by the fact `labels`, in the file
+    beside it or in its metadata, and matched by name; a class without a match counts as wrong. Without names class n
+    is label n. Raises NotFoundError, ConfigError, MissingDependencyError.
     """
 
     def __init__(self, path: Path, labels: LabelSpec, given: Mapping[str, Any] | None = None) -> None:

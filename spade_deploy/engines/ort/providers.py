@@ -153,7 +153,7 @@ def cache_key(artifact: Artifact, graph: Graph, gpu: Gpu, profile: ShapeProfile 
 
 
 def loaded_tensorrt() -> str | None:
-    """The version of the TensorRT library that this process has loaded, '101303'; None where it has none."""
+    """The version of the TensorRT library that this process has loaded, as '101303'; None where none is loaded."""
     if not hasattr(os, "RTLD_NOLOAD"):
         return None
     found = []
