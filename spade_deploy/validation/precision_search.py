@@ -77,9 +77,9 @@ class Evidence:
     """What trials are judged on, as `spade validate` judges."""
 
     labels: LabelSpec
-    """Of the model."""
+    """The labels of the model."""
     inputs: Arrays
-    """Of a dense graph by name, N of each."""
+    """The inputs of a dense graph by name, N of each."""
     reference: Arrays
     """`pixels`, `image` and `logits` of the untouched module."""
     rounding: RoundingError

@@ -31,7 +31,7 @@ from spade_deploy.validation.request import ValidationRequest
 MAX_SAMPLES = 4
 """Images that a report shows."""
 STRESS_CLASSES = 4
-"""Of the stress maps of one class, so many are emulated; an export has measured the ranges of more."""
+"""So many stress maps of one class are emulated; an export has measured the ranges of more."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a graph, images done, images in all."""
