@@ -109,7 +109,7 @@ def test_cases_from_golden_inputs_and_from_folders(tmp_path: Path) -> None:
             Image.fromarray(np.full((20, 30), number, np.uint8)).save(folder / f"{number}.png")
     cases = read_cases(artifact, labels, instances, most=2)
     assert [int(case[LABEL].max()) for case in cases] == [0, 1]
-    with pytest.raises(ConfigError, match="--instances is needed"):
+    with pytest.raises(ConfigError, match="`instances` is needed"):
         read_cases(artifact, labels)
     with pytest.raises(ConfigError, match="--instances without --labels"):
         read_cases(artifact, None, instances)

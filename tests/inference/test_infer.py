@@ -682,7 +682,7 @@ def test_impossible_requests_of_other_models(edges: Artifact, styled: Artifact, 
     write_labels(labels, 1, (32, 64))
     with pytest.raises(ConfigError, match="`instances`: this model has an edge channel") as caught:
         infer(edges, labels, tmp_path / "out")
-    assert "--no-instances" in (caught.value.hint or "")
+    assert "`no_instances`" in (caught.value.hint or "")
     with pytest.raises(ConfigError, match="--instances and --no-instances contradict"):
         infer(edges, labels, tmp_path / "out", instances=labels, no_instances=True)
     with pytest.raises(ConfigError, match="is a file, but"):
@@ -699,7 +699,7 @@ def test_nothing_to_work_on(plain: Artifact, edges: Artifact, tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotFoundError, match="does not exist"):
         infer(plain, tmp_path / "missing", tmp_path / "out")
-    with pytest.raises(NotFoundError, match=r"--instances: .*missing does not exist"):
+    with pytest.raises(NotFoundError, match=r"`instances`: .*missing does not exist"):
         infer(edges, tmp_path / "labels", tmp_path / "out", instances=tmp_path / "missing")
     with pytest.raises(NotFoundError, match="holds no label maps"):
         infer(plain, tmp_path / "empty", tmp_path / "out")
