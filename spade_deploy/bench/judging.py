@@ -12,14 +12,10 @@ from spade_deploy.metrics.tolerances import Tolerance, tolerance_for
 
 @dataclass(frozen=True)
 class CandidateVerdict:
-<<<<<<< HEAD
     """Whether a candidate is right. Errors are of the image in [-1, 1], over the values that rounding does not decide.
 
     They are None where the candidate's image holds NaN or infinity, or could not be compared.
     """
-=======
-    """How a candidate's images were judged, over the values that rounding does not decide."""
->>>>>>> requests
 
     max_abs: float | None
     """The largest error of the image in [-1, 1]; None where it cannot be told."""
@@ -28,16 +24,9 @@ class CandidateVerdict:
     """The mean error."""
 
     psnr_db: float | None
-<<<<<<< HEAD
     """None also where the images are identical."""
     failures: tuple[str, ...]
     """One sentence for each limit that is passed; empty when the candidate is right."""
-=======
-    """PSNR against the golden image; None where there is no error at all, too."""
-
-    failures: tuple[str, ...]
-    """What is wrong, a sentence each; none where the images are right."""
->>>>>>> requests
 
 
 def judge(artifact: Artifact, candidate: Candidate, golden: Golden, found: Arrays) -> CandidateVerdict:

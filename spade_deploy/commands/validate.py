@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
 class ValidateCall:
-=======
-class AfterValidation:
->>>>>>> requests
     """What is done with the result."""
 
     report: Path | None = setting(None, help="Write the figures to this JSON file.")
@@ -36,68 +32,38 @@ class AfterValidation:
 def _requests() -> tuple[type, ...]:
     from spade_deploy.validation.request import ValidationRequest
 
-<<<<<<< HEAD
     return ArtifactPlace, ValidationRequest, ValidateCall, RunsFolder
 
 
 @command("validate", panel=CHECK, requests=_requests)
 def validate(which: ArtifactPlace, asked: ValidationRequest, then: ValidateCall, place: RunsFolder) -> None:
-=======
-    return ArtifactPlace, ValidationRequest, AfterValidation, RunsFolder
-
-
-@command("validate", panel=CHECK, requests=_requests)
-def validate(which: ArtifactPlace, asked: ValidationRequest, after: AfterValidation, place: RunsFolder) -> None:
->>>>>>> requests
     """Compare every graph of an artifact with the untouched PyTorch module, or with its golden outputs."""
     from spade_deploy.files.atomic import write_json
     from spade_deploy.validation.validate import validate as compare
 
     opened, asked = open_artifact(which.artifact, place), replace(asked, runs_dir=place.runs)
     with spinner("validating", "validating {what}: {done} of {total}") as progress:
-<<<<<<< HEAD
-        request = replace(asked, runs_dir=place.runs)
-        found = compare(opened, request, progress)
+        found = compare(opened, asked, progress)
     print_report(found, by_class=True)
     if then.report is not None:
         write_json(then.report, found.to_json())
         print_places(("report", then.report))
-=======
-        found = compare(opened, asked, progress)
-    print_report(found, by_class=True)
-    if after.report is not None:
-        write_json(after.report, found.to_json())
-        print_places(("report", after.report))
->>>>>>> requests
     if found.skipped:
         stderr().print(styled(f"{len(found.skipped)} label maps were skipped", "red"))
         for reason in found.skipped:
             stderr().print(f"  {in_flags(reason)}")
-<<<<<<< HEAD
     if then.find_precision and not found.passed:
-        _find_precision(opened, found, request)
-=======
-    if after.find_precision and not found.passed:
         _find_precision(opened, found, asked)
->>>>>>> requests
     found.require_passed()
     if found.skipped:
         raise typer.Exit(1)
 
 
-<<<<<<< HEAD
 def _find_precision(opened: Artifact, found: ValidationReport, request: ValidationRequest) -> None:
     with needed("export"):
         from spade_deploy.validation.precision_search import search_failures
     with spinner("searching") as progress:
         searches = search_failures(opened, found, request, progress=progress)
-=======
-def _find_precision(opened: Artifact, found: ValidationReport, asked: ValidationRequest) -> None:
-    with needed("export"):
-        from spade_deploy.validation.precision_search import search_failures
-    with spinner("searching") as progress:
-        searches = search_failures(opened, found, asked, progress=progress)
->>>>>>> requests
     for name, search in searches.items():
         stdout().print(f"{name}: {search}")
         print_next(f"spade export --fp16 {search.flags}")

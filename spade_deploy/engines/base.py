@@ -18,13 +18,9 @@ __all__ = [
     "GraphChoice",
     "Runtime",
     "RuntimeRequest",
-<<<<<<< HEAD
     "TableRuntime",
     "check_inputs",
     "output_names_of",
-=======
-    "check_inputs",
->>>>>>> requests
     "parse_backend",
     "parse_graph_choice",
 ]

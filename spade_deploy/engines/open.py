@@ -67,11 +67,7 @@ def open_runtime(
     choice = parse_graph_choice(str(graph))
     if threads is not None and threads < 1:
         raise ConfigError(f"`threads`: {threads} is not a positive number")
-<<<<<<< HEAD
     threads = None if threads is None else at_most_cores(threads, "threads")
-=======
-    threads = None if threads is None else at_most_cores(threads, "`threads`")
->>>>>>> requests
     wanted = RuntimeRequest(artifact, name, precision, threads, choice)
     if name == Backend.AUTO:
         return _open_first(wanted, (engine for engine in ENGINES if engine.is_automatic))

@@ -22,7 +22,7 @@ class Sample(SampleArrays):
     """One sample of a set."""
 
     index: int
-    """Of its set."""
+    """Its place in the set."""
     stem: str
 
 

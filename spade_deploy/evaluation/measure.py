@@ -35,12 +35,12 @@ class Judges:
     """What looks at the images, and how."""
 
     extractor: OnnxExtractor | None
-    """Of features; None: no distances are measured."""
+    """Makes the features that distances are measured between; None: no distances are measured."""
     segmenter: OnnxSegmenter | None
-    """Of classes; None: no classes are looked for."""
+    """Finds the class of each pixel; None: no classes are looked for."""
     num_labels: int
     seed: int = 0
-    """Of the random styles, and of the random subsets of the kernel distance."""
+    """Decides the random styles, and the random subsets of the kernel distance."""
     batch_size: int = 4
     """Images that are made and looked at together."""
 
@@ -55,7 +55,7 @@ class Reality:
     skipped: tuple[str, ...]
     """A sentence for each sample that cannot be used."""
     features: NDArray[np.float64] | None
-    """Of the photos, a row each; None without an extractor."""
+    """The features of the photos, a row each; None without an extractor."""
     row: Row
     """The figures of the photos themselves."""
 

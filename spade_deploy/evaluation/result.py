@@ -22,7 +22,7 @@ class Row:
 
     name: str
     kind: str
-    """As of `models.Kind`, or 'reference' for real photos."""
+    """A value of `models.Kind`, or 'reference' for real photos."""
     path: Path | None
     """None for real photos."""
     images: int
@@ -125,7 +125,7 @@ class EvalResult:
         return [name for name in order if any(row.figure(name) is not None for row in self.rows)]
 
     def best(self, name: str) -> str | None:
-        """The name of the best model by a figure; None where there is nothing to compare, or no better."""
+        """The name of the best model by a figure; None where there are not two models, or the two best are equal."""
         found = {row.name: value for row in self.rows if (value := row.figure(name)) is not None}
         if len(found) < 2 or name not in HIGHER_IS_BETTER:
             return None

@@ -40,7 +40,7 @@ class Tile:
 
     split: str
     index: int
-    """Of its split."""
+    """Its number within the split."""
     top: int
     """The first row, in pixels of the world map."""
     left: int
@@ -143,7 +143,7 @@ def _world() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _split_of(left: int, size: int) -> str | None:
-    """The split of the tile's columns; None where it straddles the edge of a held-out band."""
+    """The split that a tile's columns are of; None for a tile across the edge of a held-out band."""
     first, last = left // _BAND, (left + size - 1) // _BAND
     if first != last and (first in _BANDS or last in _BANDS):
         return None

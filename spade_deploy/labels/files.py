@@ -203,7 +203,7 @@ def list_label_files(folder: Path) -> list[Path]:
 
 
 def what_else(path: Path) -> str | None:
-    """What a path is that is no regular file, None where it is one. Links are followed."""
+    """What a path is, if it is no regular file: a few words; None for a regular file. Links are followed."""
     link = "a link to " if path.is_symlink() else ""
     try:
         mode = path.stat().st_mode

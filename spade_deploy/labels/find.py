@@ -28,7 +28,7 @@ from spade_deploy.labels.layouts import (
     train_ids_in,
     unknown_preset,
 )
-from spade_deploy.labels.pairs import Pairing, Sample, has_layout, instance_of, paired
+from spade_deploy.labels.pairs import Pairing, Sample, has_layout, instance_of, merged, paired
 from spade_deploy.labels.sets import preset_of
 from spade_deploy.spec import LabelSpec
 
@@ -110,14 +110,11 @@ def _folder(labels: Path, instances: Path | None, preset: str | None, needs_inst
 
 
 def _splits(config: DataConfig, instances: Path | None, needs_instances: bool) -> Pairing:
-    samples: list[Sample] = []
-    problems: list[Problem] = []
+    found = []
     for layout in label_layouts(config):
         beside = by_stem(instances) if instances is not None else layout.instances
-        found = _labels_alone(paired(Layout(layout.labels, None, beside if needs_instances else None)))
-        samples += found.samples
-        problems += found.problems
-    return Pairing(tuple(samples), tuple(problems))
+        found.append(_labels_alone(paired(Layout(layout.labels, None, beside if needs_instances else None))))
+    return merged(found)
 
 
 def _labels_alone(found: Pairing) -> Pairing:
@@ -127,7 +124,7 @@ def _labels_alone(found: Pairing) -> Pairing:
 
 
 def _refuse_other_kinds(labels: Path) -> None:
-    """Raise NotFoundError where a folder, or one file, is Cityscapes' but of another kind than label ids."""
+    """Raise NotFoundError for a folder or a file of Cityscapes that holds something else than label ids."""
     other = labels.name.endswith((CITYSCAPES_INSTANCES, "_gtFine_color.png", CITYSCAPES_PHOTOS))
     if other:
         raise NotFoundError(

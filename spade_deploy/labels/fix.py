@@ -90,7 +90,7 @@ def _has_moved_palette(path: Path, labels: LabelSpec) -> bool:
 def fix_file(path: Path, target: Path, labels: LabelSpec, *, is_mask: bool, by_index: bool = False) -> FixResult:
     """Write the ids of `path` to `target` (PNG), or refuse. Never raises LabelMapError.
 
-    is_mask: 255 becomes 1. by_index: of a palette file the indices are taken, whatever its colours say.
+    is_mask: 255 becomes 1. by_index: take the indices of a palette file, and leave its colours out.
     """
     try:
         ids, how = _converted(path, labels, is_mask, by_index)

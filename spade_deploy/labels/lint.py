@@ -15,7 +15,7 @@ from spade_deploy.errors import ConfigError, DatasetError, NotFoundError
 from spade_deploy.labels.findings import Finding, LintReport, Severity
 from spade_deploy.labels.layouts import DataConfig, train_ids_in
 from spade_deploy.labels.lint_file import check_sample
-from spade_deploy.labels.pairs import Pairing, Sample, has_layout, pair_files, pair_flat
+from spade_deploy.labels.pairs import Pairing, Sample, has_layout, merged, pair_files, pair_flat
 from spade_deploy.labels.palette_file import read_palette_file
 from spade_deploy.labels.sets import LABEL_SETS, label_set
 from spade_deploy.progress import SILENT, Progress
@@ -68,12 +68,7 @@ def lint_folder(
     if images_dir is None and instances_dir is None:
         config = DataConfig.for_preset(preset, root=folder)
         if has_layout(config):
-            splits = [pair_files(config, split) for split in config.splits]
-            pairing = Pairing(
-                tuple(sample for split in splits for sample in split.samples),
-                tuple(problem for split in splits for problem in split.problems),
-                tuple(path for split in splits for path in split.unpaired_labels),
-            )
+            pairing = merged([pair_files(config, split) for split in config.splits])
             return lint_pairing(pairing, labels, root=folder, progress=progress, workers=workers)
     pairing = pair_flat(folder, images_dir, instances_dir, preset)
     if not (pairing.samples or pairing.problems):

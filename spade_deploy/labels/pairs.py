@@ -6,6 +6,7 @@ Where the files of a data set lie is in `layouts.py`; the label maps that a comm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,6 +72,15 @@ class Pairing:
         )
 
 
+def merged(pairings: Sequence[Pairing]) -> Pairing:
+    """Several pairings, such as those of all splits, as one; each one's samples and problems stay together."""
+    return Pairing(
+        tuple(sample for pairing in pairings for sample in pairing.samples),
+        tuple(problem for pairing in pairings for problem in pairing.problems),
+        tuple(path for pairing in pairings for path in pairing.unpaired_labels),
+    )
+
+
 def find_samples(config: DataConfig, split: str) -> Pairing:
     """The samples of a split, paired by stem (Cityscapes: by the first three tokens of the name).
 
@@ -83,7 +93,7 @@ def find_samples(config: DataConfig, split: str) -> Pairing:
 
 
 def pair_files(config: DataConfig, split: str) -> Pairing:
-    """`find_samples` for a report: a split of which nothing pairs is problems without samples."""
+    """As `find_samples`, but where nothing pairs the pairing has problems and no samples: for a report."""
     if split not in config.splits:
         raise ConfigError(f"`split`: {config.preset} has no split {split!r}; it has {', '.join(config.splits)}")
     return paired(layout_of(config, split))

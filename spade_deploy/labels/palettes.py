@@ -62,7 +62,7 @@ def _every_third_bit(value: int) -> int:
 
 
 def moved_palette(indices: NDArray[Any], palette: Sequence[Rgb], labels: LabelSpec) -> MovedPalette | None:
-    """What the palette of a file says about its indices; None for an ordinary palette file, whatever its colours.
+    """What the palette of a file says against its indices; None for an ordinary palette file.
 
     indices: H x W of the file. palette: its colours, maybe fewer than there are indices.
     """

@@ -17,7 +17,7 @@ class ClassScore:
 
     label_id: int
     share: float
-    """Of the pixels that count."""
+    """The share of the pixels that count which have this class."""
     iou: float
     """Intersection over union, 0..1."""
 
@@ -53,7 +53,7 @@ class ConfusionMatrix:
         """Mean intersection over union of the classes that occur in the truth.
 
         A class that is only predicted takes away from those it is predicted for, and is no class of the mean: so the
-        mean is over the same classes whatever model is judged.
+        mean is over the same classes for every model.
         """
         scores = self.classes
         return float(np.mean([score.iou for score in scores])) if scores else 0.0

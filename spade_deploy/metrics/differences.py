@@ -23,7 +23,7 @@ class ClassDiff:
     label_id: int
     name: str
     share: float
-    """Of all pixels."""
+    """The share of all pixels that have this label."""
     mean_abs: float
     max_abs: float
     flip_share: float

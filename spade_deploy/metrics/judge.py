@@ -1,7 +1,8 @@
 """Right or wrong: the one place that decides it, for every command and every benchmark.
 
-The reference is what the untouched PyTorch module makes of label maps, the candidate whatever makes images of the same
-maps: a graph in any runtime, a folded module, an emulation. Figures are in `differences.py`, limits in `tolerances.py`.
+The reference is what the untouched PyTorch module makes of label maps. The candidate is anything else that makes images
+of the same maps: a graph in a runtime, a folded module, an emulation. The figures are in `differences.py`, and the
+limits in `tolerances.py`.
 """
 
 from __future__ import annotations

@@ -38,6 +38,6 @@ class PixelError:
 
     @property
     def psnr(self) -> float:
-        """Of the mean squared difference over all images, in dB, at most `MAX_PSNR_DB`."""
+        """In dB, from the mean squared difference over all images; at most `MAX_PSNR_DB`."""
         squared = self._squared / max(1, self._values)
         return MAX_PSNR_DB if squared == 0 else min(MAX_PSNR_DB, 10 * math.log10(255**2 / squared))

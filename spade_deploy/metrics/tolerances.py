@@ -22,7 +22,8 @@ FP16_FACTOR = 2.0**13
 FP16_FLOOR = 2e-4
 """A fortieth of a grey level: for images that saturate, whose float32 rounding error is zero."""
 FP16_LOGIT_FACTOR = 2.0**15
-"""Of the mean rounding error of the logits: 2^13, and a largest error is about four times a mean one."""
+"""It multiplies the mean rounding error of the logits: by 2^13, and by four, as a largest error is about four times a
+mean one."""
 FP16_MIN_PSNR_DB = 45.0
 FP16_MIN_SSIM = 0.99
 STRESS_MIN_PSNR_DB = 40.0

@@ -33,7 +33,6 @@ from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.records import CheckpointInfo
-from spade_deploy.runs.folders import ARTIFACT, CheckpointInfo, resolve_checkpoint
 from spade_deploy.spec import GeneratorSpec, GraphKind
 from spade_deploy.validation.report import ValidationReport
 from spade_deploy.validation.request import ValidationRequest

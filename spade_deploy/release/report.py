@@ -17,8 +17,6 @@ from spade_deploy.pages import render as pages
 from spade_deploy.spec import GeneratorSpec
 from spade_deploy.validation.report import ValidationReport
 from spade_deploy.version import __version__
-from spade_deploy.spec import Architecture, GeneratorSpec
-from spade_deploy.validation.report import ValidationReport
 
 MAX_AMPLIFICATION = 64
 """A difference is shown at most so many times as large."""

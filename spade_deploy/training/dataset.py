@@ -1,4 +1,4 @@
-"""From a data set to training batches: the same ones whatever the number of workers, and after any interruption.
+"""From a data set to training batches: the same ones for any number of workers, and after any interruption.
 
 All randomness comes from (seed, epoch, position), so step k of a resumed run sees the batch that an unbroken run sees.
 """
@@ -227,7 +227,7 @@ def _batch_keys(samples: int, batch_size: int, steps: int, seed: int, start_step
 
 
 class _Fetcher(Dataset[Any]):
-    """Makes a batch of a list of keys, in whatever process; DataLoader calls `__getitems__`."""
+    """Makes a batch of a list of keys, in this process or in another; DataLoader calls `__getitems__`."""
 
     def __init__(self, source: SampleSource, seed: int) -> None:
         self.source = source

@@ -36,7 +36,7 @@ OPSET = 18
 _RATE = 2e-3
 _WARM_UP = 20
 _VERSION = 1
-"""Of the recipe: a segmenter of another one is not reused."""
+"""The version of the recipe: a segmenter of another version is not reused."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SegmenterRequest:
 
     @property
     def digest(self) -> str:
-        """Of everything that the weights depend on but the files' content."""
+        """SHA-256 of everything that the weights depend on, except for the content of the files."""
         value = {
             "version": _VERSION,
             "data": self.data.to_json(),

@@ -47,7 +47,7 @@ class Divergence:
 def first_divergence(
     file: Path, graph: Graph, generator: Generator, inputs: Mapping[str, NDArray[Any]]
 ) -> Divergence | None:
-    """Compare every named value of a graph with the reference's for one input; None where none passes the limit.
+    """Compare every named value of a graph with the reference's for one input; None if all are within the limit.
 
     file, graph: the ONNX file and what the manifest says of it. inputs: label and what else the model takes, by name;
     N of 1 is enough. CPU only. Raises ArtifactError for a graph that reads weights from elsewhere than beside it.

@@ -25,7 +25,7 @@ from spade_deploy.validation.half_emulation import Emulated, EmulatedGraph
 
 _OVERFLOWS = "overflows"
 MOST_INPUTS = 8
-"""Of a folder of label maps, as many are emulated as well: each takes about twice its time in ONNX Runtime."""
+"""So many label maps of a folder are emulated as well: each takes about twice its time in ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class HalfVerdict:
 
     @property
     def worst_stress_db(self) -> float | None:
-        """The lowest PSNR on a stress map; None where no map was compared, or none differs."""
+        """The lowest PSNR on a stress map; None if no map was compared, or none differs from the reference."""
         return min((one.psnr_db for one in self.stress if one.psnr_db is not None), default=None)
 
     def __str__(self) -> str:
@@ -145,9 +145,9 @@ class HalfJudge:
         return self._emulated.run(graph_inputs(self.artifact.manifest.generator, self.graph.kind, inputs))
 
     def _note_overflow(self, found: Emulated, where: str) -> bool:
-        """Whether anything overflowed; what came first is what is to be mended, all else follows from it.
+        """Whether anything overflowed. What overflows first is to be mended, and all else follows from it.
 
-        It counts whatever the image looks like: tanh makes 1 of infinity.
+        An overflow counts even if the image looks right: tanh makes 1 of infinity.
         """
         if found.overflows:
             self._overflows.setdefault(found.overflows[0], []).append(where)

@@ -80,9 +80,9 @@ class Evidence:
     """What trials are judged on, as `spade validate` judges."""
 
     labels: LabelSpec
-    """Of the model."""
+    """The labels of the model."""
     inputs: Arrays
-    """Of a dense graph by name, N of each."""
+    """The inputs of a dense graph by name, N of each."""
     reference: Arrays
     """`pixels`, `image` and `logits` of the untouched module."""
     rounding: RoundingError
@@ -145,13 +145,8 @@ def search_failures(
     """A search for each half-precision graph that failed a validation, by the graph's name.
 
     It is judged on the golden inputs and on the stress maps that the graph failed on.
-<<<<<<< HEAD
     report, request: of the validation.
     Raises as `search_precision`; the dictionary is empty where no half-precision graph failed.
-=======
-    report, request: of the validation. Raises as `search_precision`; the dictionary is empty where no half-precision
-    graph failed.
->>>>>>> requests
     """
     found = {}
     for result in report.results:

@@ -15,10 +15,7 @@ class ValidationRequest:
     """Which label maps an artifact's graphs are validated on, against what, and in which runtime."""
 
     labels: Path | None = setting(None, help="Label maps instead of the golden inputs.")
-<<<<<<< HEAD
     """They are resized to the model's size with nearest neighbour."""
-=======
->>>>>>> requests
     instances: Path | None = setting(None, help="Their instance maps, paired by stem.")
     checkpoint: Path | None = setting(None, help="What was exported; found by its digest if left out.")
     backend: Backend = setting(Backend.AUTO, help="What runs the graphs.")

@@ -21,7 +21,6 @@ from spade_deploy.errors import (
     MissingDependencyError,
     NotFoundError,
 )
-from spade_deploy.errors import MissingDependencyError, NotFoundError
 from spade_deploy.export.stress_maps import stress_maps
 from spade_deploy.metrics.judge import Judge, Verdict
 from spade_deploy.metrics.tolerances import tolerance_for
@@ -35,7 +34,7 @@ from spade_deploy.validation.request import ValidationRequest
 MAX_SAMPLES = 4
 """Images that a report shows."""
 STRESS_CLASSES = 4
-"""Of the stress maps of one class, so many are emulated; an export has measured the ranges of more."""
+"""So many stress maps of one class are emulated; an export has measured the ranges of more."""
 
 
 def validate(

@@ -83,11 +83,7 @@ def test_candidates_are_the_graphs_that_are_there_after_the_baselines(tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-<<<<<<< HEAD
         (([], [], ["caffe"]), ConfigError, "`baselines`: 'caffe'.*eager, compile, plain, openvino or all"),
-=======
-        (([], [], ["caffe"]), ConfigError, "--baseline: 'caffe'.*eager, compile, plain, openvino or all"),
->>>>>>> engines
         (([], ["sparse"], []), ConfigError, "`graph`: 'sparse'"),
         (([], ["lookup"], []), ArtifactError, "no default lookup graph; there is: fp32 dense"),
         (([Precision.INT8], [], []), ArtifactError, "no int8 dense graph"),
@@ -357,13 +353,8 @@ def test_without_matplotlib_there_is_no_plot(tmp_path: Path, monkeypatch: pytest
 def test_impossible_settings_are_refused(tmp_path: Path, flag: str, value: object) -> None:
     artifact = stand_in_artifact(tmp_path / "artifact")
     settings: dict[str, Any] = {"rounds": 1, flag: value}
-<<<<<<< HEAD
     with pytest.raises(ConfigError, match=f"`{flag}`"):
         run_plan(artifact, BenchPlan(choose_candidates(artifact), golden_cases(artifact), **settings))
-=======
-    with pytest.raises(ConfigError, match=rf"(--|`){flag}"):
-        bench(artifact, choose_candidates(artifact), golden_cases(artifact), **settings)
->>>>>>> engines
 
 
 # --- no figure for what is wrong

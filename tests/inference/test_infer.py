@@ -687,7 +687,6 @@ def test_results_never_overwrite_inputs(plain: Artifact, edges: Artifact, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-<<<<<<< HEAD
         ({"batch_size": 0}, "`batch_size`: 0"),
         ({"size": (64, 50)}, "`size`: 50 of 64x50 is not a multiple of 32"),
         ({"size": (64, 0)}, "`size`: 0 of 64x0"),
@@ -697,17 +696,6 @@ def test_results_never_overwrite_inputs(plain: Artifact, edges: Artifact, tmp_pa
         ({"image_format": "webp"}, "`image_format`: 'webp'"),
         ({"instances": Path("x")}, "`instances`: this model has no edge channel"),
         ({"no_instances": True}, "`no_instances`: this model has no edge channel"),
-=======
-        ({"batch_size": 0}, "--batch-size: 0"),
-        ({"size": (64, 50)}, "--size: 50 of 64x50 is not a multiple of 32"),
-        ({"size": (64, 0)}, "--size: 0 of 64x0"),
-        ({"size": (64, 64), "resize": "never"}, "--size and --resize never contradict"),
-        ({"resize": "crop"}, "--resize: 'crop' is not one of model, never"),
-        ({"seed": 1}, "--seed: this model has no style vector"),
-        ({"image_format": "webp"}, "--format: 'webp'"),
-        ({"instances": Path("x")}, "--instances: this model has no edge channel"),
-        ({"no_instances": True}, "--no-instances: this model has no edge channel"),
->>>>>>> engines
         ({"backend": "tpu"}, "`backend`: 'tpu'"),
     ],
 )

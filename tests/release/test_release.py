@@ -161,13 +161,8 @@ class TestWhatIsReplaced:
             (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "out" / name).write_text(text)
         before = files_in(tmp_path)
-<<<<<<< HEAD
         with pytest.raises(ConfigError, match=r"--out: .*out exists and is no artifact: it will not be replaced"):
             export_checkpoint(ReleaseRequest(out=tmp_path / "out"), runs_dir=runs)
-=======
-        with pytest.raises(ConfigError, match=r"`out`: .*out exists and is no artifact: it will not be replaced"):
-            release(None, runs_dir=runs, out=tmp_path / "out")
->>>>>>> fields
         assert files_in(tmp_path) == before
 
     @pytest.mark.parametrize("name", ["NOTES.md", "golden/mine.npz", "engines/mine.json", "sub/.git/HEAD"])

@@ -21,8 +21,6 @@ from spade_deploy.metrics.tolerances import Tolerance, tolerance_for
 from spade_deploy.release.release import Release, export_checkpoint
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
-from spade_deploy.release.release import Release, release
-from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision, RoundingError
 from spade_deploy.validation.divergence import RELATIVE_LIMIT, first_divergence

@@ -133,7 +133,7 @@ def test_size_goes_to_the_data_and_the_generator() -> None:
 def test_unknown_and_incomplete_presets() -> None:
     with pytest.raises(ConfigError, match="'moon' is not one of earth"):
         preset("moon")
-    with pytest.raises(ConfigError, match="--data ROOT"):
+    with pytest.raises(ConfigError, match="`root`"):
         preset("coco")
     with pytest.raises(ConfigError, match="'data' is missing"):
         Setup.from_json({"train": {}, "generator": {}})

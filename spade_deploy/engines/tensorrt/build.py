@@ -31,7 +31,6 @@ from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import capability_text, this_system
 from spade_deploy.errors import BuildError, ConfigError, RuntimeUnavailableError
 from spade_deploy.files.temporary import sweep
-from spade_deploy.files.atomic import sweep
 from spade_deploy.progress import NO_FIGURES, SILENT, Figures, Progress, Silent
 from spade_deploy.spec import Flavour, GraphKind, Precision
 
@@ -197,12 +196,8 @@ def _target(library: Library, gpu: Gpu | None, asked: str | None) -> tuple[str, 
             )
         raise RuntimeUnavailableError(
             f"{library.title} needs the GPU that it builds for, and there is none here",
-<<<<<<< HEAD
-            hint="`spade doctor` says what is seen; `flavour` rtx `compute_capability` 8.9 builds ahead of time",
-=======
             hint="`spade doctor` says what is seen; `spade build --target rtx --compute-capability 8.9` builds ahead of"
             " time",
->>>>>>> requests
         )
     return gpu.name, capability_text(gpu.compute_capability)
 

@@ -241,7 +241,7 @@ class TestTraining:
             "stopped": "TrainingInterruptedError: stopped by SIGTERM after step 2 of 3;"
             " the state is saved in stopped/checkpoints/step_00000002",
             "bad data": "DatasetError: none of the samples can be used",
-            "odd batch": "ConfigError: --batch-size: 3 samples a step cannot be shared out equally to 2 processes",
+            "odd batch": "ConfigError: `batch_size`: 3 samples a step cannot be shared out equally to 2 processes",
         }
         for found in pair:
             assert {name: found[name] for name in endings} == endings
@@ -451,10 +451,10 @@ class TestShares:
 
     @pytest.mark.parametrize(
         ("batch_size", "shard", "hint"),
-        [(6, Shard(0, 4), "--batch-size 4 or 8"), (3, Shard(1, 2, 2), "--batch-size 4,"), (2, Shard(0, 4), "4,")],
+        [(6, Shard(0, 4), "`batch_size` 4 or 8"), (3, Shard(1, 2, 2), "`batch_size` 4,"), (2, Shard(0, 4), "4,")],
     )
     def test_what_cannot_be_shared_out_is_refused(self, batch_size: int, shard: Shard, hint: str) -> None:
-        with pytest.raises(ConfigError, match=f"--batch-size: {batch_size} samples") as caught:
+        with pytest.raises(ConfigError, match=f"`batch_size`: {batch_size} samples") as caught:
             shard.positions(batch_size)
         assert hint in str(caught.value.hint)
 
