@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -38,6 +39,12 @@ from spade_deploy.training.steps import Learner
 LABELS = LabelSpec(3, has_edges=True)
 SPEC = GeneratorSpec(LABELS, base_channels=2, hidden_channels=4, height=32, width=32)
 STEPS = 3
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def setup_of(norm: NormType = NormType.SYNC_BATCH, **changes: Any) -> Setup:
