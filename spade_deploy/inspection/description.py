@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from spade_deploy.printable import printable
-from spade_deploy.runs.weights_file import parameter_count
 from spade_deploy.spec import GeneratorSpec, LabelSpec
+from spade_deploy.spec.parameter_count import parameter_count
 
 Rows = tuple[tuple[str, str], ...]
 """Facts: what, and its value."""

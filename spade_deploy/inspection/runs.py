@@ -19,7 +19,8 @@ from spade_deploy.inspection.description import (
 from spade_deploy.runs.folders import damaged_checkpoints, is_resumable, run_checkpoints
 from spade_deploy.runs.layout import ARTIFACT, CHECKPOINT_JSON, GENERATOR_FILE
 from spade_deploy.runs.records import CheckpointInfo, read_checkpoint_info
-from spade_deploy.runs.weights_file import TensorCount, parameter_count, read_tensor_count
+from spade_deploy.runs.safetensors_header import TensorCount, read_tensor_count
+from spade_deploy.spec.parameter_count import parameter_count
 
 
 def describe_checkpoint(checkpoint: Path) -> Description:

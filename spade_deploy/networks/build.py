@@ -5,7 +5,7 @@ An architecture is
 1. a member of `spec.Architecture`, with its norms in `spec.NORMS` and the fields that mean nothing for it beside them;
 2. its network in a file of this package, and a line in `NETWORKS`;
 3. the module that is exported for it in the file of the same name in `export/`, and a line in `export.build.DEPLOYED`;
-4. a line in `runs.weights_file.PARAMETER_COUNTS`, for `spade inspect`, which runs without PyTorch.
+4. a line in `spec.parameter_count.PARAMETER_COUNTS`, for `spade inspect`, which runs without PyTorch.
 
 All three tables have the same keys (`tests/networks/test_build.py`), and everything else asks the tables.
 """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spade_deploy.errors import CheckpointError, quoted, reason_of
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.runs.layout import CHECKPOINT_JSON
-from spade_deploy.runs.weights_file import read_tensor_count
+from spade_deploy.runs.safetensors_header import read_tensor_count
 
 DAMAGED_HINT = "the folder was damaged or copied in part; use another checkpoint"
 

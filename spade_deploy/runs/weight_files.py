@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spade_deploy.errors import CheckpointError, quoted, reason_of
 from spade_deploy.files.reading import open_regular
-from spade_deploy.runs.weights_file import read_tensor_count
+from spade_deploy.runs.safetensors_header import read_tensor_count
 
 SAVE_AGAIN = "save it again where it was made, as torch.save(model.state_dict(), FILE)"
 LEGACY_TAR_HINT = (

@@ -24,7 +24,7 @@ from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.inspection.description import Description
 from spade_deploy.metrics.extractor import OnnxExtractor
 from spade_deploy.runs import read_best
-from spade_deploy.runs.weights_file import read_tensor_count
+from spade_deploy.runs.safetensors_header import read_tensor_count
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, LabelSpec, Precision, ShapeProfile
 from tests.support.onnx_judges import extractor_file
 from tests.support.stand_in import PLAIN, stand_in_artifact

@@ -21,8 +21,9 @@ from spade_deploy.inspection.description import Description
 from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.runs import CHECKPOINT_JSON, GENERATOR_FILE, checkpoint_folder
 from spade_deploy.runs.checkpoint import save_checkpoint
-from spade_deploy.runs.weights_file import parameter_count, read_tensor_count
+from spade_deploy.runs.safetensors_header import read_tensor_count
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Precision, Upsampling
+from spade_deploy.spec.parameter_count import parameter_count
 from tests.support.stand_in import EDGES, PLAIN, STYLED, stand_in_artifact
 
 COCO = GeneratorSpec(LabelSpec(182, True, True))

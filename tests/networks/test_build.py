@@ -11,8 +11,8 @@ from spade_deploy.errors import ConfigError
 from spade_deploy.export.build import DEPLOYED
 from spade_deploy.networks.build import NETWORKS, build_generator
 from spade_deploy.networks.spade import initialize, make_segmap
-from spade_deploy.runs.weights_file import PARAMETER_COUNTS, parameter_count
 from spade_deploy.spec import NORMS, Architecture, GeneratorSpec, GraphKind, LabelSpec, NormType, Upsampling
+from spade_deploy.spec.parameter_count import PARAMETER_COUNTS, parameter_count
 
 LABELS = LabelSpec(5, has_dontcare=True, has_edges=True)
 BASELINES = (Architecture.PIX2PIXHD, Architecture.CRN)

@@ -1,0 +1,54 @@
+"""What a safetensors file holds, by its header: how many tensors and parameters, of which types. No PyTorch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.errors import CheckpointError, quoted, reason_of
+from spade_deploy.files.reading import open_regular, parse_json
+
+MAX_HEADER_BYTES = 16 << 20
+"""Of a safetensors file. The format allows 100 MB; a generator's is some 30 kB."""
+
+MAX_DIMENSIONS = 8
+
+# Tensors that travel with the weights and are no parameters: statistics, and the vectors of spectral norm.
+_BUFFERS = re.compile(r"\.(running_mean|running_var|num_batches_tracked|weight_u|weight_v)$")
+
+
+@dataclass(frozen=True)
+class TensorCount:
+    """What a safetensors file holds."""
+
+    tensors: int
+    parameters: int
+    dtypes: tuple[str, ...]
+
+
+def read_tensor_count(path: Path) -> TensorCount:
+    """Count the tensors of a safetensors file by its header: 8 bytes of length, then JSON. Raises CheckpointError."""
+    try:
+        with open_regular(path) as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+                raise ValueError(f"a header of {length} bytes in a file of {path.stat().st_size}")
+            header = parse_json(stream.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        parameters = 0
+        for name, entry in tensors.items():
+            shape = entry["shape"]
+            is_right = len(shape) <= MAX_DIMENSIONS and all(type(size) is int and size >= 0 for size in shape)
+            # A number takes a byte at least: a shape that the file cannot hold is made up.
+            if not is_right or math.prod(shape) > path.stat().st_size:
+                raise ValueError(f"{quoted(name)} has the shape {quoted(shape)}")
+            parameters += 0 if _BUFFERS.search(name) else math.prod(shape)
+        return TensorCount(
+            len(tensors), parameters, tuple(sorted({str(entry["dtype"])[:16] for entry in tensors.values()}))
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or damaged: {reason_of(error)}", hint="use another checkpoint of the run"
+        ) from error
