@@ -86,7 +86,7 @@ class ImportedSpec:
             if wanted is None:
                 self.guesses.append(
                     "instance norm, since the file has no running statistics; a model trained with batch norm and saved"
-                    " without them makes other images; change it with --norm"
+                    " without them makes other images; change it with `norm`"
                 )
             elif wanted is not NormType.INSTANCE:
                 raise CheckpointError(
@@ -149,7 +149,7 @@ class ImportedSpec:
         extra = f"{', dontcare' if labels.has_dontcare else ''}{', edges' if labels.has_edges else ''}"
         self.guesses.append(
             f"the {channels} segmap channels are {preset}'s ({labels.num_labels} labels{extra}), since their number is;"
-            " change it with --preset, or --num-labels [--dontcare] [--edges]"
+            " change it with `preset`, or `num_labels` [`has_dontcare`] [`has_edges`]"
         )
         return preset
 
@@ -164,13 +164,13 @@ class ImportedSpec:
         if request.upsampling is None and upsampling is not Upsampling.MOST:
             told.append(
                 f"upsampling {upsampling}, as in the released {preset} model; the file does not tell normal from more;"
-                " change it with --upsampling"
+                " change it with `upsampling`"
             )
         elif request.upsampling not in (None, upsampling):
             self.notes.append(f"upsampling {request.upsampling} as asked; the released {preset} model has {upsampling}")
         if request.size is None:
             told.append(
                 f"{size[0]} x {size[1]} pixels, as the released {preset} model; the file does not tell the size;"
-                " change it with --size"
+                " change it with `size`"
             )
         return label_set(preset), request.upsampling or upsampling, size

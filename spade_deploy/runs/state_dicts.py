@@ -111,9 +111,9 @@ def choose_part(parts: list[Part], wanted: str | None, path: Path, guesses: list
     others = [part for part in parts if part is not chosen]
     if others and wanted is None:
         rest = ", ".join(part.described for part in others[:4])
-        # Guesses are saved in the checkpoint and read much later, so they name the flag of `spade import`.
-        guesses.append(f"{chosen.described} of the {len(parts)} generators in the file is meant, not {rest}"
-                       "; change it with --part NAME")  # fmt: skip
+        guesses.append(
+            f"{chosen.described} of the {len(parts)} generators in the file is meant, not {rest}; change it with `part`"
+        )
     if chosen.place:
         notes.append(f"the network stands in the file as {chosen.described}; that prefix was dropped")
     if chosen.left_out:

@@ -126,8 +126,8 @@ class ValidationReport:
         halves = [result.half for result in failed if result.half is not None]
         flags = " ".join(dict.fromkeys(half.flags for half in halves if half.keep))
         if flags:
-            return f"keep in float32 what overflows: spade export --fp16 {flags}; or export without --fp16"
+            return f"keep in float32 what overflows: spade export --fp16 {flags}; or export in float32 alone"
         if all(result.half is not None and len(result.failures) == len(result.half.failures) for result in failed):
             search = f"spade validate {self.artifact} --find-precision"
-            return f"`{search}` finds what must stay float32; or export without --fp16"
+            return f"`{search}` finds what must stay float32; or export in float32 alone"
         return "do not deploy it; export again, and report the layer that is named if it fails again"

@@ -15,8 +15,15 @@ PACKAGE = ROOT / "spade_deploy"
 FLAG = re.compile(r"(?<![\w-])--(?!(?:help|gpus|upgrade|force-reinstall|logdir)\b)[a-z]")
 """A flag of ours; --help is every command's, and the others are those of docker, pip and tensorboard."""
 
-COMMAND_LINE = re.compile(r"`(?:spade|torchrun|python|pip|docker|trtexec) [^`]*`|^(?:spade|torchrun|python) [^;,(]*")
-"""A whole command line, in backticks or at the beginning, is a next step to type, flags and all."""
+COMMAND_LINE = re.compile(
+    r"`(?:spade|torchrun|python|pip|docker|trtexec) [^`]*`|(?:^|[;:,(] ?)(?:spade|torchrun|python|docker) [^;:,()]*"
+)
+    r"`(?:spade|torchrun|python|pip|docker|trtexec) [^`]*`|(?:^|[;:,(] ?)(?:spade|torchrun|python|docker) [^;:,()]*"
+)
+"""A whole command line, in backticks or where a clause begins, is a next step to type, flags and all."""
+
+OPTIONS_OF_EXPORT = {"--keep-fp32 {}", "{} overflows (--keep-fp32 {})"}
+"""What is to be added to a `spade export`, whichever command says so: no setting of the command that runs."""
 
 
 def texts_with_flags(source: str) -> Iterator[tuple[int, str]]:
@@ -31,7 +38,7 @@ def texts_with_flags(source: str) -> Iterator[tuple[int, str]]:
             text = node.value
         else:
             continue
-        if FLAG.search(COMMAND_LINE.sub("", " ".join(text.split()))):
+        if text not in OPTIONS_OF_EXPORT and FLAG.search(COMMAND_LINE.sub("", " ".join(text.split()))):
             yield node.lineno, text
 
 

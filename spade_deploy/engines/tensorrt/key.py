@@ -154,9 +154,9 @@ def _capability(text: str) -> tuple[int, int]:
     return int(major), int(minor or 0)
 
 
-def mismatch_error(name: str, found: list[str], command: Mapping[str, str]) -> ArtifactError:
-    """One error with all that differs. command: flags of `spade build` that make the engine again."""
-    flags = " ".join(f"{flag} {value}" for flag, value in command.items())
+def mismatch_error(name: str, found: list[str], options: Mapping[str, str]) -> ArtifactError:
+    """One error with all that differs. options: those of `spade build` that make the engine again, by their names."""
+    flags = " ".join(f"--{option} {value}" for option, value in options.items())
     return ArtifactError(
         f"the engine {name} must not run here: {'; '.join(found)}", hint=f"spade build ARTIFACT {flags}".rstrip()
     )

@@ -71,7 +71,7 @@ def time_layers(artifact: Artifact, name: str) -> dict[str, float]:
     graph = artifact.graph(stored.key.precision, stored.key.kind)
     found = differences(stored.key, artifact.manifest.files[graph.file].sha256, this_machine(library, gpu))
     if found:
-        raise mismatch_error(name, found, {"--precision": str(stored.key.precision), "--graph": str(stored.key.kind)})
+        raise mismatch_error(name, found, {"precision": str(stored.key.precision), "graph": str(stored.key.kind)})
     spec = artifact.manifest.generator
     batch, height, width = stored.key.profile.best
     ids, objects = synthetic_label_maps(spec.labels, height, width, batch, seed=0)

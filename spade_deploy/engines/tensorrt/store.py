@@ -53,9 +53,10 @@ def find_engine(artifact: Artifact, precision: Precision | None, kind: GraphKind
     there = [stored for stored in stored_engines(artifact) if stored.key.kind is kind]
     built = [stored for one in wanted for stored in there if stored.key.precision is one]
     if not built:
+        again = f"spade build {artifact.path}"
         raise NotFoundError(
             f"{artifact.path} has no {precision or 'TensorRT'} engine of the {kind} graph",
-            hint=f"spade build {artifact.path}" + (f" --precision {precision}" if precision else ""),
+            hint=f"spade build {artifact.path} --precision {precision}" if precision else again,
         )
     found = []
     for stored in built:
@@ -64,8 +65,8 @@ def find_engine(artifact: Artifact, precision: Precision | None, kind: GraphKind
     fitting = [stored for stored, reasons in found if not reasons]
     if not fitting:
         stored, reasons = min(found, key=lambda pair: len(pair[1]))
-        flags = {"--precision": str(stored.key.precision), "--graph": str(kind), "--profile": str(stored.key.profile)}
-        raise mismatch_error(stored.entry.name, reasons, flags)
+        options = {"precision": str(stored.key.precision), "graph": str(kind), "profile": str(stored.key.profile)}
+        raise mismatch_error(stored.entry.name, reasons, options)
     best = fitting[0].key.precision
     return max((stored for stored in fitting if stored.key.precision is best), key=_room)
 

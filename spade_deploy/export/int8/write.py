@@ -146,7 +146,7 @@ def write_int8_graphs(
     Raises ExportError where the target is out of reach, MissingDependencyError without ONNX Runtime.
     """
     # Before the minutes of work.
-    load_onnxruntime("--int8 measures its graphs in ONNX Runtime, which", hint=INSTALL)
+    load_onnxruntime("`int8` measures its graphs in ONNX Runtime, which", hint=INSTALL)
     model = build_model(generator)
     calibration, ranking, choice = _plan(model, request, golden, progress)
     summary = Int8Summary(request.min_psnr_db, request.described, len(calibration.images), ranking, choice)
