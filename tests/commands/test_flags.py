@@ -18,8 +18,6 @@ FLAG = re.compile(r"(?<![\w-])--(?!(?:help|gpus|upgrade|force-reinstall|logdir)\
 COMMAND_LINE = re.compile(
     r"`(?:spade|torchrun|python|pip|docker|trtexec) [^`]*`|(?:^|[;:,(] ?)(?:spade|torchrun|python|docker) [^;:,()]*"
 )
-    r"`(?:spade|torchrun|python|pip|docker|trtexec) [^`]*`|(?:^|[;:,(] ?)(?:spade|torchrun|python|docker) [^;:,()]*"
-)
 """A whole command line, in backticks or where a clause begins, is a next step to type, flags and all."""
 
 OPTIONS_OF_EXPORT = {"--keep-fp32 {}", "{} overflows (--keep-fp32 {})"}
