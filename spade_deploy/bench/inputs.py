@@ -14,7 +14,7 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.inference.size import checked_size
 from spade_deploy.labels.files import resize_nearest
 from spade_deploy.labels.find import find_label_maps
-from spade_deploy.labels.pairs import read_maps, require_instances
+from spade_deploy.labels.pairs import read_maps, require_instances, require_labels
 from spade_deploy.lookup.tables import pixel_codes
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec
 
@@ -32,12 +32,6 @@ def read_cases(
         return folder_cases(artifact, labels, instances, batch_size, size, most)
     require_labels(labels, instances)
     return golden_cases(artifact, batch_size, size)
-
-
-def require_labels(labels: Path | None, instances: Path | None) -> None:
-    """Raises ConfigError for instance maps without label maps."""
-    if instances is not None and labels is None:
-        raise ConfigError("`instances` without `labels`: the golden inputs have their own", hint="give `labels` too")
 
 
 def golden_cases(artifact: Artifact, batch_size: int = 1, size: Size | None = None) -> tuple[Arrays, ...]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact
 from spade_deploy.bench.candidates import Candidate, choose_candidates
-from spade_deploy.bench.inputs import read_cases, require_labels
+from spade_deploy.bench.inputs import read_cases
 from spade_deploy.engines.base import parse_backend
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
+from spade_deploy.labels.pairs import require_labels
 from spade_deploy.settings import check_ranges, setting
 from spade_deploy.spec import MAX_BATCH, Backend, Precision, parse_size
 

@@ -161,6 +161,12 @@ def has_layout(config: DataConfig) -> bool:
     return any(collect(layout.labels).files for layout in label_layouts(config))
 
 
+def require_labels(labels: Path | None, instances: Path | None) -> None:
+    """Raises ConfigError for instance maps without label maps."""
+    if instances is not None and labels is None:
+        raise ConfigError("`instances` without `labels`: the golden inputs have their own", hint="give `labels` too")
+
+
 def require_instances(
     found: Pairing, labels: LabelSpec, asked: str = "`instances` is needed", hint: str | None = None
 ) -> None:

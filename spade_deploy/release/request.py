@@ -10,6 +10,7 @@ from pathlib import Path
 
 from spade_deploy.errors import ConfigError
 from spade_deploy.export.int8.request import require_target
+from spade_deploy.labels.pairs import require_labels
 from spade_deploy.settings import setting
 from spade_deploy.spec import Precision
 
@@ -68,6 +69,7 @@ class ReleaseRequest:
     """Whether there are graphs in single precision; the command always makes them."""
 
     def __post_init__(self) -> None:
+        require_labels(self.labels, self.instances)
         if self.keep_fp32 and not self.fp16:
             raise ConfigError("`keep_fp32`: belongs to `fp16`", hint="add `fp16`, or leave it out")
         if not (self.fp32 or self.fp16):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.export.stress_maps import StressMap
+from spade_deploy.labels.pairs import require_labels
 from spade_deploy.settings import setting
 from spade_deploy.spec import Backend
 
@@ -24,3 +25,6 @@ class ValidationRequest:
 
     stress: tuple[StressMap, ...] = ()
     """Maps beside `stress_maps` on which real half precision is emulated, where a CPU runs an fp16 graph."""
+
+    def __post_init__(self) -> None:
+        require_labels(self.labels, self.instances)

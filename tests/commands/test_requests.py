@@ -18,6 +18,7 @@ from spade_deploy.inference import InferRequest
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs.import_request import ImportRequest
 from spade_deploy.spec import LabelSpec, ShapeProfile
+from spade_deploy.validation.request import ValidationRequest
 
 MADE = {made.name or "": made for made in COMMANDS if isinstance(made, RequestCommand)}
 PLACE = Path("labels"), Path("out")
@@ -44,6 +45,18 @@ def test_no_help_text_names_a_field(name: str) -> None:
 @pytest.mark.parametrize(
     ("command", "make", "said"),
     [
+        *(
+            (
+                command,
+                lambda request=request: request(instances=Path("i")),
+                "--instances without --labels: the golden inputs have their own",
+            )
+            for command, request in (
+                ("bench", BenchRequest),
+                ("export", ReleaseRequest),
+                ("validate", ValidationRequest),
+            )
+        ),
         ("infer", lambda: InferRequest(*PLACE, batch_size=0), "--batch-size: 0 is not in 1..4096"),
         ("infer", lambda: InferRequest(*PLACE, image_format="gif"), "--format: 'gif' is not one of png, jpg"),
         ("infer", lambda: InferRequest(*PLACE, resize="crop"), "--resize: 'crop' is not one of model, never"),
