@@ -50,11 +50,6 @@ def open_regular(path: Path) -> BufferedReader:
         raise
 
 
-def require_regular(path: Path) -> None:
-    """Raises OSError unless a path is a regular file that can be read: to be called before a library opens the path."""
-    open_regular(path).close()
-
-
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file of at most `max_bytes`. Raises OSError, also for a file that is larger."""
     with open_regular(path) as stream:

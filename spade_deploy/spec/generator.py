@@ -248,9 +248,6 @@ class GeneratorSpec:
         """The graphs that can be made of it: gamma and beta, what the lookup graph looks up, are SPADE's alone."""
         return tuple(GraphKind) if self.architecture is Architecture.SPADE else (GraphKind.DENSE,)
 
-    def with_labels(self, labels: LabelSpec) -> GeneratorSpec:
-        return replace(self, labels=labels)
-
     def with_architecture(self, architecture: Architecture) -> GeneratorSpec:
         """Another architecture for the same labels and size, as its own paper builds it; the same one is unchanged.
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,7 @@ def two_graphs(folder: Path, *, wrong: bool = False) -> Artifact:
     """A stand-in with two graphs; the fp16 one may be that of a model with other labels."""
     artifact = stand_in_artifact(folder, precisions=BOTH)
     if wrong:
-        other = stand_in_graph(PLAIN.with_labels(LabelSpec(6)))
+        other = stand_in_graph(replace(PLAIN, labels=LabelSpec(6)))
         (folder / graph_file(Precision.FP16)).write_bytes(other)
         rewrite_manifest(folder, artifact.manifest)
     return Artifact.open(folder)
