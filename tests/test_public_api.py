@@ -102,7 +102,7 @@ def test_the_lines_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names: dict[str, Any] = {}
     exec(code, names)
     artifact = names["artifact"]
-    assert artifact.path == tmp_path / "runs" / "tiny" / "artifact"
+    assert artifact.path.resolve() == tmp_path / "runs" / "tiny" / "artifact"
     with spade_deploy.open_runtime(artifact) as runtime:
         inputs = {LABEL: np.zeros((1, 128, 128), np.uint8)}
         np.testing.assert_array_equal(names["image"], runtime.run(inputs, [PIXELS])[PIXELS][0])

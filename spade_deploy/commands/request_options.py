@@ -138,6 +138,16 @@ def in_order(options: Sequence[Option]) -> list[Option]:
     return ordered
 
 
+SAME_SETTING = {
+    "labels_dir": "labels",
+    "images_dir": "images",
+    "instances_dir": "instances",
+    "crop_size": "size",
+    "runs_dir": "runs",
+}
+"""Names that Python's functions and data settings have for what an option of another name sets."""
+
+
 def flag_table(options: Sequence[Option]) -> dict[str, str]:
     """What `flags.in_flags` replaces: the names of the options, of their fields, and `no_NAME` of switches."""
     table = {option.key: option.flag for option in options}
@@ -146,6 +156,9 @@ def flag_table(options: Sequence[Option]) -> dict[str, str]:
             table.setdefault(name, option.flag)
         if option.setting.negatable:
             table[f"no_{option.key}"] = f"--no-{option.flag.removeprefix('--')}"
+    for name, key in SAME_SETTING.items():
+        if key in table:
+            table.setdefault(name, table[key])
     return table
 
 

@@ -50,7 +50,7 @@ class Check:
 
 # Distribution -> what it is for, and the extra that installs it. torch, onnxruntime and the GPU packages have checks of
 # their own.
-_NEEDED = ("filelock", "numpy", "pillow", "typer", "rich")
+_NEEDED = ("filelock", "numpy", "pillow", "pyyaml", "typer", "rich")
 _PACKAGES = {
     "safetensors": ("training and export", "export"),
     "matplotlib": ("loss plots", "train"),

@@ -15,6 +15,7 @@ import pytest
 
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
 from spade_deploy.errors import BuildError, ConfigError, MissingDependencyError, RuntimeUnavailableError
+from spade_deploy.export.pipeline import ExportRequest
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
 from tests.support import stand_in
 from tests.support.bench_model import load_script
@@ -329,9 +330,9 @@ def test_an_artifact_is_exported_once_and_a_refusal_is_remembered(
 ) -> None:
     calls: list[Path] = []
 
-    def export(_: Any, folder: Path, **given: Any) -> None:
+    def export(_: Any, folder: Path, request: ExportRequest) -> None:
         calls.append(folder)
-        if given["int8"] is not None:
+        if request.int8 is not None:
             (folder / "half").write_text("written")
             raise BuildError("out of reach")
         stand_in.stand_in_artifact(folder, TINY)

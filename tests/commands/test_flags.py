@@ -7,8 +7,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from typer.core import TyperGroup
 
+from spade_deploy.cli import COMMANDS
 from spade_deploy.commands.flags import in_flags, use_flags
+from spade_deploy.commands.options import RequestCommand
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "spade_deploy"
@@ -67,6 +70,54 @@ def test_no_text_below_the_commands_has_a_flag() -> None:
 )
 def test_the_check_finds_flags_and_leaves_command_lines(source: str, count: int) -> None:
     assert len(list(texts_with_flags(source))) == count
+
+
+PYTHON_ALONE = {
+    "cache_folder",
+    "contexts",
+    "conv_search",
+    "cuda_graph",
+    "ema_batches",
+    "fp32",
+    "most_trials",
+    "with_architecture",
+    "z_dim",
+}
+"""Settings that no command has: a text that names them reaches who calls from Python alone."""
+
+
+def names_in_texts(source: str) -> Iterator[str]:
+    """The names in backticks in the strings of a module that are no docstrings."""
+    tree = ast.parse(source)
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield from re.findall(r"`([a-z_][a-z0-9_.]*)`", node.value)
+
+
+def test_every_name_in_a_text_is_a_setting_of_some_command() -> None:
+    known = {name for command in commands() for name in command.flags}
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE / "commands" and path.name != "cli.py"
+        for name in names_in_texts(path.read_text(encoding="utf-8"))
+        if name not in known | PYTHON_ALONE
+    }
+    assert not found
+    assert not known & PYTHON_ALONE
+
+
+def commands() -> list[RequestCommand]:
+    groups = [group for group in COMMANDS if isinstance(group, TyperGroup)]
+    every = [*COMMANDS, *(command for group in groups for command in group.commands.values())]
+    return [command for command in every if isinstance(command, RequestCommand)]
+
+
+def test_the_names_of_a_data_set_in_python_become_the_flags_of_train() -> None:
+    (train,) = (command for command in commands() if command.name == "train")
+    text = "`labels_dir` `images_dir` `instances_dir` `crop_size` `runs_dir` `root`"
+    assert in_flags(text, train.flags) == "--labels --images --instances --size --runs --data"
 
 
 def test_names_in_backticks_become_flags_and_all_else_stays() -> None:

@@ -730,7 +730,7 @@ def test_nothing_to_work_on(plain: Artifact, edges: Artifact, tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotFoundError, match="does not exist"):
         infer(plain, InferRequest(tmp_path / "missing", tmp_path / "out"))
-    with pytest.raises(NotFoundError, match=r"--instances: .*missing does not exist"):
+    with pytest.raises(NotFoundError, match=r"`instances`: .*missing does not exist"):
         infer(edges, InferRequest(tmp_path / "labels", tmp_path / "out", instances=tmp_path / "missing"))
     with pytest.raises(NotFoundError, match="holds no label maps"):
         infer(plain, InferRequest(tmp_path / "empty", tmp_path / "out"))

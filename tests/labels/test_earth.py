@@ -18,6 +18,7 @@ from spade_deploy.images.image_file import read_photo
 from spade_deploy.labels import earth
 from spade_deploy.labels.files import read_label_map
 from spade_deploy.labels.sets import label_set
+from tests.support.listener import Listener
 
 LABELS_SHA256 = "5221e4cbbe53d75a891c6ffea797a00735d610e771c20982c9668bf3f1a9e6c6"
 
@@ -71,10 +72,10 @@ def few_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_tiles")
 def test_the_written_folders_are_the_data_set(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    counts = earth.write_earth(tmp_path / "earth", lambda done, total: calls.append((done, total)))
+    heard = Listener()
+    counts = earth.write_earth(tmp_path / "earth", heard)
     assert counts == {"train": 2, "val": 2, "test": 2, "written": 12}
-    assert calls == [(n, 6) for n in range(1, 7)]
+    assert [(done, total) for _, done, total in heard.counts] == [(n, 6) for n in range(1, 7)]
     for split, tile in product(earth.SPLITS, range(2)):
         labels, photo = earth.cut(earth.earth_tiles(split)[tile])
         label_file = tmp_path / "earth" / split / "labels" / f"{tile:04d}.png"

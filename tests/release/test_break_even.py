@@ -14,6 +14,7 @@ from spade_deploy.artifact import Artifact, Graph
 from spade_deploy.engines.base import Backend, GraphChoice
 from spade_deploy.engines.lookup import AutoRuntime
 from spade_deploy.engines.open import open_runtime
+from spade_deploy.progress import SILENT
 from spade_deploy.release import break_even as measuring
 from spade_deploy.release import release as releasing
 from spade_deploy.release.break_even import MARGIN, BreakEven, measure_break_even
@@ -122,7 +123,7 @@ def test_each_lookup_graph_gets_the_rule_of_its_own_precision(tmp_path: Path, mo
     )
     rules = {Precision.FP32: LARGE, Precision.FP16: replace(LARGE, dense_ms=700)}
     monkeypatch.setattr(releasing, "measure_break_even", lambda artifact, precision: rules[precision])
-    made, measured = releasing._with_break_even(Path("here"), replace(manifest, graphs=graphs), lambda _: None)
+    made, measured = releasing._with_break_even(Path("here"), replace(manifest, graphs=graphs), SILENT)
     shares = {graph.name: graph.break_even_share for graph in made.graphs if graph.kind is GraphKind.LOOKUP}
     assert shares == {"fp32 lookup": rules[Precision.FP32].share, "fp16 lookup": rules[Precision.FP16].share}
     assert shares["fp32 lookup"] != shares["fp16 lookup"]

@@ -161,7 +161,7 @@ class TestWhatIsReplaced:
             (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "out" / name).write_text(text)
         before = files_in(tmp_path)
-        with pytest.raises(ConfigError, match=r"--out: .*out exists and is no artifact: it will not be replaced"):
+        with pytest.raises(ConfigError, match=r"`out`: .*out exists and is no artifact: it will not be replaced"):
             export_checkpoint(ReleaseRequest(out=tmp_path / "out"), runs_dir=runs)
         assert files_in(tmp_path) == before
 

@@ -118,7 +118,7 @@ class TestSeveralNetworks:
         (guess,) = found.guesses
         assert "'state_dict.generator_ema' of the 2 generators" in guess
         assert "not 'state_dict.generator'" in guess
-        assert "--part" in guess
+        assert "`part`" in guess
 
     def test_the_other_on_request(self, state: State, tmp_path: Path) -> None:
         wanted = ImportRequest(labels=LABELS, upsampling=Upsampling.NORMAL, size=(32, 32), part="state_dict.generator")

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from spade_deploy import runs
 from spade_deploy.errors import CheckpointError, DatasetError, TrainingError
 from spade_deploy.files import atomic
+from spade_deploy.progress import SILENT
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.spec import DiscriminatorSpec
 from spade_deploy.training.dataset import Batch
@@ -84,7 +85,7 @@ class TestFolders:
 
     def test_other_sizes_are_named_and_the_rest_trains(self, tmp_path: Path) -> None:
         session = self.begin(tmp_path, {"a": 32, "b": 32, "c": 32}, {"a": 32, "b": 40, "c": 32})
-        result = session.train(lambda _: None)
+        result = session.train(SILENT)
         assert result.step == 2
         (skipped,) = result.skipped
         assert "b.png: 32 x 32 pixels, but" in skipped
@@ -95,7 +96,7 @@ class TestFolders:
     def test_nothing_that_fits_is_an_error_and_leaves_no_run(self, tmp_path: Path) -> None:
         session = self.begin(tmp_path, {"a": 32, "b": 32}, {"a": 40, "b": 40})
         with pytest.raises(DatasetError, match=r"none of the 2 samples can be used.*has 32 x 40"):
-            session.train(lambda _: None)
+            session.train(SILENT)
         assert list((tmp_path / "runs").iterdir()) == []
 
 

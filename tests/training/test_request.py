@@ -55,8 +55,8 @@ def test_no_ttur_is_one_rate() -> None:
         (TrainRequest(train={"steps": 1, "epochs": 1}), "`steps`"),
         (TrainRequest(data=DataRequest(labels=Path("x"))), "`num_labels`"),
         (TrainRequest(data=DataRequest(preset="earth", num_labels=3)), "`num_labels`"),
-        (TrainRequest(data=DataRequest(preset="coco")), "--data"),
-        (TrainRequest(data=DataRequest(preset="coco", root=Path("x"), labels=Path("y"))), "--labels"),
+        (TrainRequest(data=DataRequest(preset="coco")), "`root`"),
+        (TrainRequest(data=DataRequest(preset="coco", root=Path("x"), labels=Path("y"))), "`labels_dir`"),
         (TrainRequest(data=DataRequest(size=(100, 100))), "`size`"),
     ],
 )

@@ -15,10 +15,12 @@ from spade_deploy.errors import ConfigError, DatasetError, TrainingError
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.sets import label_set
 from spade_deploy.metrics import OnnxSegmenter
+from spade_deploy.progress import SILENT
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training import segmenter
 from spade_deploy.training.dataset import Batch, open_source
 from spade_deploy.training.segmenter import SegmenterNet, SegmenterRequest, find_or_train
+from tests.support.listener import Listener
 
 COLORS = np.array([(220, 40, 40), (40, 200, 60), (40, 60, 210)], np.uint8)
 LABELS = LabelSpec(3, has_dontcare=True, names=("roof", "tree", "water", "unknown"))
@@ -103,9 +105,9 @@ def test_the_same_request_gives_the_same_weights_and_leaves_the_random_state(dat
     torch.manual_seed(7)
     request = request_of(data, steps=2)
     source = open_source(request.data, "train", LABELS)
-    same = [segmenter._train(request, source, torch.device("cpu"), print, lambda *_: None) for _ in range(2)]
+    same = [segmenter._train(request, source, torch.device("cpu"), print, SILENT) for _ in range(2)]
     assert torch.equal(torch.rand(1), expected)
-    other = segmenter._train(replace(request, seed=1), source, torch.device("cpu"), print, lambda *_: None)
+    other = segmenter._train(replace(request, seed=1), source, torch.device("cpu"), print, SILENT)
     weights = [network.state_dict() for network in (*same, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(weights[0]["head.weight"], weights[2]["head.weight"])
@@ -146,8 +148,9 @@ def test_the_embedded_data_needs_no_files() -> None:
         DataConfig(load_size=(32, 32), crop_size=(32, 32)), label_set("earth"), "test", steps=2, batch_size=2, width=2
     )
     source = open_source(request.data, "train", request.labels)
-    losses: list[float] = []
-    segmenter._train(request, source, torch.device("cpu"), print, lambda step, steps, loss: losses.append(loss))
+    heard = Listener()
+    segmenter._train(request, source, torch.device("cpu"), print, heard)
+    losses = [float(what.removeprefix("segmenter, loss ")) for what, _, _ in heard.counts]
     assert len(losses) == 2
     assert losses[0] == pytest.approx(np.log(17), abs=1.0)  # measured 3.2: as good as a guess among 17 classes
     assert segmenter._data_name(request.data) == "earth (embedded)"

@@ -15,6 +15,7 @@ from spade_deploy import runs
 from spade_deploy.errors import CheckpointError, FolderBusyError, LabelMapError, NotFoundError
 from spade_deploy.files.locks import locked
 from spade_deploy.machine.cores import usable_cores
+from spade_deploy.progress import SILENT
 from spade_deploy.training import session
 from spade_deploy.training.records import measurements, recorder
 from spade_deploy.training.request import DataRequest, TrainRequest
@@ -57,7 +58,7 @@ def trained(root: Path) -> Path:
     """A run of one step on the samples a to e in `root`."""
     write_samples(root, *"abcde")
     begun = start(request(root), runs_dir=root / "runs", name="job")
-    begun.train(lambda _: None)
+    begun.train(SILENT)
     return begun.run
 
 
@@ -92,7 +93,7 @@ class TestLock:
         second = resumed(tmp_path)
         with pytest.raises(FolderBusyError, match=f"process {os.getpid()}"):
             resumed(tmp_path)
-        second.train(lambda _: None)
+        second.train(SILENT)
         resumed(tmp_path).close()
         resumed(tmp_path).close()
 
@@ -105,7 +106,7 @@ class TestLock:
 
         def late(self: session.RunLock, folder: Path) -> None:
             monkeypatch.setattr(session.RunLock, "hold", hold)
-            resumed(tmp_path).train(lambda _: None)
+            resumed(tmp_path).train(SILENT)
             hold(self, folder)
 
         monkeypatch.setattr(session.RunLock, "hold", late)
@@ -123,20 +124,20 @@ class TestSamples:
             (run / "data.json").unlink()
         write_samples(tmp_path, "f")  # still two steps an epoch... of five and of four samples, too
         with pytest.raises(CheckpointError, match=r"training samples were 5 and are 6 now") as caught:
-            resumed(tmp_path).train(lambda _: None)
+            resumed(tmp_path).train(SILENT)
         assert ("1 was added (f)" in caught.value.message) is has_record
         assert "--init" in str(caught.value.hint)
         for name in ("f", "e"):
             for folder in ("labels", "images"):
                 (tmp_path / folder / f"{name}.png").unlink()
         with pytest.raises(CheckpointError, match=r"were 5 and are 4 now") as caught:
-            resumed(tmp_path).train(lambda _: None)
+            resumed(tmp_path).train(SILENT)
         assert ("1 was removed (e)" in caught.value.message) is has_record
         for folder in ("labels", "images"):
             (tmp_path / folder / "a.png").rename(tmp_path / folder / "z.png")
         write_samples(tmp_path, "e")
         with pytest.raises(CheckpointError, match=r"are 5 as before, but other ones") as caught:
-            resumed(tmp_path).train(lambda _: None)
+            resumed(tmp_path).train(SILENT)
         assert ("1 was added (z) and 1 was removed (a)" in caught.value.message) is has_record
         assert [folder.name for folder in runs.run_checkpoints(run)] == ["step_00000001"]
 
@@ -144,16 +145,16 @@ class TestSamples:
         trained(tmp_path)
         Image.new("RGB", (32, 32)).save(tmp_path / "images" / "b.png")
         os.utime(tmp_path / "labels" / "d.png", (1, 1))
-        notes = resumed(tmp_path).train(lambda _: None).notes
+        notes = resumed(tmp_path).train(SILENT).notes
         assert "2 were written again (b, d) since this run was last trained: it goes on with what they are now" in notes
-        assert not any("written again" in note for note in resumed(tmp_path, 3).train(lambda _: None).notes)
+        assert not any("written again" in note for note in resumed(tmp_path, 3).train(SILENT).notes)
 
     def test_a_copy_of_the_data_is_the_same_data(self, tmp_path: Path) -> None:
         """Copying gives files other times: sizes count."""
         run = trained(tmp_path / "a")
         shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
         moved = request(tmp_path / "b", 2)
-        result = start(moved, runs_dir=tmp_path / "a" / "runs", resume=str(run)).train(lambda _: None)
+        result = start(moved, runs_dir=tmp_path / "a" / "runs", resume=str(run)).train(SILENT)
         assert not any("written again" in note for note in result.notes)
 
     def test_figures_of_other_held_out_samples_are_not_compared(self, tmp_path: Path) -> None:
@@ -166,10 +167,10 @@ class TestSamples:
             data=DataRequest(root=root, num_labels=3, size=(32, 32)),
             train={**asked.train, "eval_every": 1, "best_by": "l1"},
         )
-        start(asked, runs_dir=tmp_path / "runs", name="job").train(lambda _: None)
+        start(asked, runs_dir=tmp_path / "runs", name="job").train(SILENT)
         more = replace(asked, train={**asked.train, "steps": 2})
         write_samples(root / "val", "v", "w")
-        notes = start(more, runs_dir=tmp_path / "runs", name="job", resume=NEWEST).train(lambda _: None).notes
+        notes = start(more, runs_dir=tmp_path / "runs", name="job", resume=NEWEST).train(SILENT).notes
         assert any("was measured in another way" in note for note in notes)
 
 
@@ -179,12 +180,12 @@ class TestPlaces:
         write_samples(home, *"abcd")
         monkeypatch.chdir(home)
         run = start(request(), runs_dir=Path("runs"), name="job")
-        run.train(lambda _: None)
+        run.train(SILENT)
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
         again = start(TrainRequest(train={"steps": 2}), runs_dir=Path("../home/runs"), resume=NEWEST)
         assert again.setup.data.labels_dir == home / "labels"
-        assert again.train(lambda _: None).step == 2
+        assert again.train(SILENT).step == 2
 
     def test_a_run_that_was_moved_with_its_data_is_found_again_and_said(self, tmp_path: Path) -> None:
         trained(tmp_path / "before")
@@ -194,7 +195,7 @@ class TestPlaces:
         assert again.notes[0] == (
             f"{tmp_path / 'before' / 'labels'} is not there any more; it is taken from {labels} (`labels`)"
         )
-        assert again.train(lambda _: None).step == 2
+        assert again.train(SILENT).step == 2
 
     def test_data_that_is_nowhere_is_asked_for(self, tmp_path: Path) -> None:
         run = trained(tmp_path)
@@ -203,7 +204,7 @@ class TestPlaces:
             start(TrainRequest(train={"steps": 2}), runs_dir=tmp_path / "runs", resume=str(run))
         assert f"--resume {run} --labels PATH" in str(caught.value.hint)
         moved = TrainRequest(data=DataRequest(labels=tmp_path / "maps"), train={"steps": 2})
-        assert start(moved, runs_dir=tmp_path / "runs", resume=str(run)).train(lambda _: None).step == 2
+        assert start(moved, runs_dir=tmp_path / "runs", resume=str(run)).train(SILENT).step == 2
 
 
 class TestSmallPrint:

@@ -394,7 +394,7 @@ def test_units_to_keep_are_read_from_the_command_line() -> None:
     assert caught.value.hint is None
     with pytest.raises(ConfigError, match=r"'up_1.conv_0'") as caught:
         parse_kept(spec, ["up_1.conv_0"])
-    assert "--keep-fp32 up_1" in str(caught.value.hint)
+    assert "`keep_fp32` up_1" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="nothing is left"):
         parse_kept(spec, unit_names(spec))
 

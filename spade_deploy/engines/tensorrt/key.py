@@ -53,6 +53,11 @@ class BuildOptions:
                 f"`workspace_bytes`: {self.workspace_bytes} bytes are under 1 MiB; write it as 4GiB or 512MiB"
             )
 
+    @classmethod
+    def from_json(cls, value: Any) -> BuildOptions:
+        """Raises ConfigError, also for an option that this version does not know: it may change what is built."""
+        return from_json(cls, value, "options")
+
 
 @dataclass(frozen=True)
 class EngineKey:

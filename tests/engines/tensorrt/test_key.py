@@ -198,7 +198,7 @@ def test_a_hardware_compatible_engine_runs_from_ampere_on(capability: str, runs:
 
 
 def test_one_error_says_all_that_differs_and_the_command_that_mends_it() -> None:
-    error = mismatch_error("e.engine", ["this", "that"], {"--precision": "fp16", "--graph": "dense"})
+    error = mismatch_error("e.engine", ["this", "that"], {"precision": "fp16", "graph": "dense"})
     assert error.message == "the engine e.engine must not run here: this; that"
     assert error.hint == "spade build ARTIFACT --precision fp16 --graph dense"
     assert mismatch_error("e", ["x"], {}).hint == "spade build ARTIFACT"

@@ -43,8 +43,10 @@ from spade_deploy.export.pipeline import run_reference
 from spade_deploy.export.spade import DeployModel
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.lookup.tables import graph_inputs
+from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GraphKind, Precision
 from tests.support.generators import build_generator
+from tests.support.listener import Listener
 
 KINDS = {GraphKind.DENSE: DeployModel, GraphKind.LOOKUP: LookupModel}
 VARIANTS: dict[str, dict[str, Any]] = {"edges": {}, "style vector": {"z_dim": 16}}
@@ -421,17 +423,17 @@ def test_half_of_the_work_must_be_int8() -> None:
     assert most_kept(ranked(0.2, 0.2, 0.6)) == 2
 
 
-def write(folder: Path, target: float, report: Callable[[str, int, int], None] = lambda *_: None) -> Any:
+def write(folder: Path, target: float, progress: Progress = SILENT) -> Any:
     generator = build_generator()
     golden = maps(generator.spec, 2, seed=2)
     request = Int8Request(maps(generator.spec, 5, seed=1), "synthetic maps", target)
     expected = run_reference(generator, golden)[IMAGE]
-    return write_int8_graphs(generator, folder, list(GraphKind), request, (golden, expected), report)
+    return write_int8_graphs(generator, folder, list(GraphKind), request, (golden, expected), progress)
 
 
 def test_the_default_target_is_met_by_all_layers(folder: Path) -> None:
-    said: list[Any] = []
-    graphs, summary = write(folder, 35.0, lambda *args: said.append(args))
+    said = Listener()
+    graphs, summary = write(folder, 35.0, said)
     assert [(graph.file, graph.kind) for graph in graphs] == [
         ("generator.int8.onnx", GraphKind.DENSE),
         ("generator.lookup.int8.onnx", GraphKind.LOOKUP),
@@ -451,9 +453,9 @@ def test_the_default_target_is_met_by_all_layers(folder: Path) -> None:
         assert quality.kept == ()
     value = json.loads(json.dumps(summary.to_json(), allow_nan=False))
     assert len(value["ranking"]) == len(products(DeployModel(build_generator())))
-    steps = list(dict.fromkeys(what for what, _, _ in said))
+    steps = list(dict.fromkeys(what for what, _, _ in said.counts))
     assert steps[:3] == ["calibrating", "measuring each layer in int8", "choosing the layers that stay float32"]
-    assert all(0 <= done <= total for _, done, total in said)
+    assert all(0 <= done <= total for _, done, total in said.counts)
 
 
 def test_the_worst_layers_stay_float32_where_the_target_asks_for_it(folder: Path) -> None:
