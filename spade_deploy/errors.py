@@ -28,7 +28,7 @@ _short_repr.maxlist = _short_repr.maxtuple = _short_repr.maxdict = 8
 
 
 def quoted(value: object) -> str:
-    """A value as Python writes it, cut to 80 characters: to be shown where it was read from somebody's file."""
+    """A value as Python writes it, cut to 80 characters. Use it to show a value that was read from somebody's file."""
     text = printable(_short_repr.repr(value)).replace("\n", " ")
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
@@ -45,7 +45,7 @@ def line_of(text: str, *, last: bool = False) -> str:
     It is empty where nothing was said.
     """
     lines = _ANSI.sub("", text).strip().splitlines() or [""]
-    if len(lines) > 1 and lines[0].endswith(":"):  # what PyTorch says of tensors that do not fit begins so
+    if len(lines) > 1 and lines[0].endswith(":"):  # PyTorch's message about tensors that do not fit begins so
         lines[0] += f" {lines[1].strip()}"
     line = printable(lines[-1] if last else lines[0])
     return line if len(line) <= _MOST_OF_A_REASON else f"{line[: _MOST_OF_A_REASON - 3]}..."

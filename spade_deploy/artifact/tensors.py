@@ -31,7 +31,7 @@ class TensorInfo:
     dtype: str
     """The type of its numbers, as NumPy and PyTorch call it."""
     shape: tuple[int | str, ...]
-    """Its sizes. A letter is a size that is open; the same letter is the same number."""
+    """Its sizes. A letter stands for a size that is not fixed; the same letter stands for the same number."""
     meaning: str
     """What it holds, for people."""
 
@@ -57,7 +57,7 @@ def output_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
 
 
 def golden_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
-    """What the reference answers: the graph's outputs, and the values before tanh, which no graph gives."""
+    """The outputs of the reference: those of the graph, and the values before tanh, which no graph returns."""
     pixels, image = output_tensors(spec)
     return pixels, image, TensorInfo(LOGITS, "float32", image.shape, "the image before tanh")
 
@@ -156,6 +156,6 @@ def mismatch(tensors: tuple[TensorInfo, ...], arrays: Mapping[str, NDArray[Any]]
 
 
 def one_by_one(arrays: Mapping[str, NDArray[Any]]) -> Iterator[Arrays]:
-    """Tensors by name, N of each -> each image's, N = 1."""
+    """Split a batch: for each of its N images, the tensors by name with N = 1."""
     for index in range(len(next(iter(arrays.values())))):
         yield {name: array[index : index + 1] for name, array in arrays.items()}

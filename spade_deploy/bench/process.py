@@ -40,7 +40,7 @@ class Worker:
         job.write(folder / "job.json")
         # A cache of compiled code from an earlier run would make a cold start a warm one.
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-        # A file need not be read while the worker runs, and it still holds what a worker said that was killed.
+        # stderr goes to a file: nobody has to read it meanwhile, and it keeps the last words of a killed worker.
         self._stderr = (folder / "stderr").open("w+b")
         self._born = time.perf_counter()
         # -P: a file in the current folder must not take the place of a library.
@@ -82,7 +82,7 @@ class Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                with contextlib.suppress(OSError):  # what was not written yet, to a process that is gone
+                with contextlib.suppress(OSError):  # closing flushes the pipe, which fails if the process has ended
                     stream.close()
         self._stderr.close()
 

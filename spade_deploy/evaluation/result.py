@@ -1,4 +1,4 @@
-"""What an evaluation found: a row of figures for each model, and everything that they depend on."""
+"""The result of an evaluation: a row of figures for each model, and everything that they depend on."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Row:
     kind: str
     """A value of `models.Kind`, or 'reference' for real photos."""
     path: Path | None
-    """None for real photos."""
+    """Where the model lies; None for real photos."""
     images: int
-    """How many images the figures are of."""
+    """How many images were measured."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the model is, and what ran it."""
+    """Facts about the model and the engine that ran it, for the report."""
     skipped: tuple[str, ...] = ()
-    """A sentence for each sample that there is no image of."""
+    """A sentence for each sample that has no image."""
     frechet: FrechetDistance | None = None
     kernel: KernelDistance | None = None
     miou: float | None = None
@@ -43,7 +43,7 @@ class Row:
     l1: float | None = None
     """Mean absolute difference from the photo, black to white being 1."""
     psnr: float | None = None
-    """Against the photo, in dB."""
+    """The PSNR against the photo, in dB."""
     seconds: float = 0.0
     """How long the measuring took."""
 
@@ -75,10 +75,13 @@ class Strip:
     """One sample for the page."""
 
     stem: str
+    """The name of the sample."""
     label: LabelIds
+    """Its label map."""
     images: dict[str, Pixels]
-    """By the name of the model that made it."""
+    """Its images, by the name of the model that made them."""
     photo: Pixels
+    """Its real photo."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,11 @@ class StyleStrip:
     """One label map in several styles of one model."""
 
     name: str
-    """The model's."""
+    """The name of the model."""
     stem: str
-    """The label map's."""
+    """The name of the label map."""
     images: tuple[Pixels, ...]
+    """The images, one for each style."""
 
 
 @dataclass(frozen=True)
@@ -97,35 +101,36 @@ class EvalResult:
     """The report of one evaluation."""
 
     rows: tuple[Row, ...]
-    """One for each model."""
+    """The figures of each model."""
     references: tuple[Row, ...]
-    """What real photos reach."""
+    """The figures of real photos."""
     labels: LabelSpec
+    """The labels of the label maps."""
     names: dict[str, str]
-    """What each figure is called, with what it was measured with."""
+    """The title of each figure, which names the network that it was measured with."""
     settings: dict[str, Any]
     """Everything else that the figures depend on."""
     samples: int
     """How many samples all models were judged on."""
     skipped: tuple[str, ...]
-    """A sentence for each sample that no model was judged on, since its label map or photo cannot be used."""
+    """A sentence for each sample that was left out for all models, since its label map or photo cannot be used."""
     notes: tuple[str, ...]
-    """What the figures must not be read without."""
+    """Sentences that a reader of the figures has to know."""
     strips: tuple[Strip, ...] = ()
     style_strips: tuple[StyleStrip, ...] = ()
 
     @property
     def all_skipped(self) -> tuple[str, ...]:
-        """Every file that could not be used, of the data and of the models, once."""
+        """A sentence for each file that could not be used, whether of the data or of a model, without repetitions."""
         return tuple(dict.fromkeys([*self.skipped, *(text for row in self.rows for text in row.skipped)]))
 
     def measured(self) -> list[str]:
-        """The figures that some row has, in the order of a table."""
+        """The names of the figures that at least one row has, in the order of the table."""
         order = ("frechet", "kernel", "miou", "accuracy", "diversity", "l1", "psnr")
         return [name for name in order if any(row.figure(name) is not None for row in self.rows)]
 
     def best(self, name: str) -> str | None:
-        """The name of the best model by a figure; None where there are not two models, or the two best are equal."""
+        """The name of the best model by a figure; None if there are fewer than two models or the best two are equal."""
         found = {row.name: value for row in self.rows if (value := row.figure(name)) is not None}
         if len(found) < 2 or name not in HIGHER_IS_BETTER:
             return None
@@ -146,7 +151,7 @@ class EvalResult:
         }
 
     def require_measured(self) -> None:
-        """Raises SpadeError where a model has no image at all: then nothing was judged."""
+        """Raise SpadeError if a model has no image at all, so that nothing was judged."""
         empty = [row for row in self.rows if not row.images]
         if empty:
             raise SpadeError(
