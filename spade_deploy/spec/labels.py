@@ -1,4 +1,4 @@
-"""What the integers of a label map mean."""
+"""The meaning of the integers in a label map."""
 
 from __future__ import annotations
 
