@@ -1,4 +1,4 @@
-"""PyTorch says in a dozen wordings that memory ran out: they become one error that says so, and what helps."""
+"""Recognise PyTorch's many messages about memory that ran out, and turn them into one error that says what helps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FEWER = "take fewer `workers` (0 loads in the training process), or make memory 
 
 
 def shortage(error: BaseException) -> tuple[str, str] | None:
-    """What ran out and what helps, if an error says that something ran out; otherwise None."""
+    """If an error means that memory or files ran out: what ran out, and what helps. Otherwise None."""
     text = str(error)
     line = " ".join(text.split())
     short = line if len(line) <= 160 else line[:157] + "..."
@@ -55,7 +55,7 @@ def shortage(error: BaseException) -> tuple[str, str] | None:
 
 @contextmanager
 def named_shortage(last_good: Callable[[], tuple[str, str]]) -> Iterator[None]:
-    """A block in which running out of memory is a TrainingError. last_good: its first text says what is saved."""
+    """A block in which running out of memory becomes a TrainingError. last_good: its first text says what is saved."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
