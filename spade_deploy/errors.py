@@ -157,15 +157,15 @@ def system_error(error: OSError) -> SpadeError | None:
     """
     if isinstance(error, (BrokenPipeError, ConnectionError, TimeoutError, InterruptedError, ChildProcessError)):
         return None
-    if error.errno is None or (error.filename is None and error.errno not in _NEXT):
+    if error.errno is None or (error.filename is None and error.errno not in _NEXT_STEPS):
         return None
     what = error.filename2 if error.filename2 is not None else error.filename
     where = "" if what is None else f"{os.fsdecode(what) if isinstance(what, (str, bytes)) else what}: "
-    return SpadeError(f"{where}{error.strerror}", hint=_NEXT.get(error.errno))
+    return SpadeError(f"{where}{error.strerror}", hint=_NEXT_STEPS.get(error.errno))
 
 
 _ELSEWHERE = "choose another folder (`out`, `runs`)"
-_NEXT = {
+_NEXT_STEPS = {
     errno.ENOSPC: f"make room on that disk, or {_ELSEWHERE}",
     errno.EDQUOT: f"your share of that disk is used up: make room, or {_ELSEWHERE}",
     errno.EFBIG: f"the file system or a limit (ulimit -f) allows no larger file: {_ELSEWHERE}",

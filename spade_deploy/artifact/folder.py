@@ -178,7 +178,7 @@ class Artifact:
         return Golden(inputs, outputs)
 
     def report(self) -> dict[str, Any] | None:
-        """The validation report of the export, None where there is none."""
+        """The validation report of the export; None if there is none."""
         if REPORT_JSON not in self.manifest.files:
             return None
         with self.vouched(REPORT_JSON) as path:

@@ -25,10 +25,10 @@ class Golden:
     """Golden tensors, by their names."""
 
     inputs: Arrays
-    """What the graph is fed."""
+    """The inputs of the graph, by name."""
 
     outputs: Arrays
-    """What the untouched PyTorch module made of the inputs."""
+    """The outputs of the untouched PyTorch module for these inputs, by name."""
 
 
 def write_golden(folder: Path, inputs: Arrays, outputs: Arrays) -> None:

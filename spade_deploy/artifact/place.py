@@ -107,8 +107,8 @@ def carry_engines(old: Path, new: Path) -> tuple[str, ...]:
     if kept:
         notes.append(f"engines of graphs that are the same as before were kept: {', '.join(kept)}")
     if lost:
-        count = "1 engine" if lost == 1 else f"{lost} engines"
-        notes.append(f"{count} of the artifact before went with it: `spade build` makes those of the new graphs")
+        count = "1 engine was" if lost == 1 else f"{lost} engines were"
+        notes.append(f"{count} removed with the old artifact: `spade build` makes engines of the new graphs")
     return tuple(notes)
 
 

@@ -37,7 +37,7 @@ class TensorInfo:
 
 
 def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
-    """What the graph is fed, in order."""
+    """The inputs of the graph, in order."""
     size: tuple[int | str, ...] = ("H", "W") if spec.is_dynamic else (spec.height, spec.width)
     tensors = [TensorInfo(LABEL, spec.labels.id_type, ("N", *size), "one class id a pixel")]
     if spec.labels.has_edges:
@@ -48,7 +48,7 @@ def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
 
 
 def output_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
-    """What the graph answers, in order; the same for every precision."""
+    """The outputs of the graph, in order; they are the same for every precision."""
     size: tuple[int | str, ...] = ("H", "W") if spec.is_dynamic else (spec.height, spec.width)
     return (
         TensorInfo(PIXELS, "uint8", ("N", *size, 3), "RGB: (image + 1) / 2 * 255, clipped to 0..255, truncated"),
@@ -63,7 +63,7 @@ def golden_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
 
 
 def encoder_tensors(spec: GeneratorSpec) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """What the style encoder's graph is fed, and what it answers. A spec without a style vector has no encoder."""
+    """The inputs and the outputs of the style encoder's graph. The spec must have a style vector."""
     assert spec.z_dim is not None
     style = ("N", spec.z_dim)
     return (

@@ -73,7 +73,7 @@ class Worker:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise self._dead() from error
+            raise self._death() from error
         return self._answer()
 
     def close(self) -> None:
@@ -106,16 +106,16 @@ class Worker:
         except queue.Empty:
             raise WorkerError(f"no answer within {ANSWER_LIMIT_S:.0f} s") from None
         if line is None:
-            raise self._dead()
+            raise self._death()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise WorkerError(answer["error"], hint=answer["hint"])
         return answer
 
-    def _dead(self) -> WorkerError:
+    def _death(self) -> WorkerError:
         code = self._process.wait()
         if code < 0:
-            more = ", as the system does where memory runs out" if code == -9 else ""
+            more = ", as the system does when memory runs out" if code == -9 else ""
             return WorkerError(f"its process was killed by signal {-code}{more}")
         self._stderr.seek(0)
         said = line_of(self._stderr.read().decode("utf-8", "replace"), last=True)

@@ -174,7 +174,7 @@ class _PlainRunner(_Baseline):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self._session = open_session(_plain_file(job), _as_it_comes(job))
+        self._session = open_session(_plain_file(job), _default_setup(job))
         self.name = f"ONNX Runtime {load_onnxruntime().__version__} CPU"
 
     def run(self, prepared: Any) -> NDArray[np.float32]:
@@ -210,7 +210,7 @@ class _BoundRunner:
 
     def __init__(self, job: Job) -> None:
         assert job.candidate.onnx is not None  # a bound is a file
-        self._session = open_session(job.candidate.onnx, _as_it_comes(job))
+        self._session = open_session(job.candidate.onnx, _default_setup(job))
         self.name = f"ONNX Runtime {load_onnxruntime().__version__} CPU"
         rng = np.random.default_rng(0)
         inputs = self._session.get_inputs()
@@ -226,7 +226,7 @@ class _BoundRunner:
         raise NotImplementedError
 
 
-def _as_it_comes(job: Job) -> SessionSetup:
+def _default_setup(job: Job) -> SessionSetup:
     """The setup of baselines and bounds: ONNX Runtime's own defaults."""
     return SessionSetup(job.threads, stops_spinning=False)
 

@@ -19,7 +19,7 @@ from spade_deploy.machine.memory import memory_bytes, peak_memory_bytes
 
 
 def main() -> int:
-    """Serve until told to stop; 1 where that ended in an error."""
+    """Answer messages until one says stop. Returns the exit code, which is 1 after an error."""
     answers = _take_stdout()
     try:
         _serve(Path(sys.argv[1]), answers)

@@ -24,6 +24,7 @@ class Sample(SampleArrays):
     index: int
     """Its place in the set."""
     stem: str
+    """Its name."""
 
 
 def held_out_split(config: DataConfig) -> str:
@@ -86,7 +87,7 @@ class SampleSet:
         return self._samples.stem(index)
 
     def load(self, index: int) -> Sample:
-        """Raises LabelMapError where the sample cannot be used."""
+        """Load a sample. Raises LabelMapError if it cannot be used."""
         found = self._samples.load(index)
         return Sample(found.label, found.instance, found.photo, index, self.stem(index))
 

@@ -251,7 +251,7 @@ class _FolderImages(Images):
     def _read(self, stem: str) -> Pixels | str:
         if stem in self._twice:
             names = " and ".join(path.name for path in self._twice[stem])
-            return f"{self._path}: holds {names}: which is meant cannot be told"
+            return f"{self._path}: holds {names}, and it is not clear which one is meant"
         if stem not in self._by_stem:
             return f"{self._path}: has no image {stem}"
         try:

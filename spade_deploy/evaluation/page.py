@@ -157,16 +157,16 @@ def _settings(result: EvalResult) -> list[tuple[str, str]]:
     ]
     if settings["extractor"] is not None:
         found = settings["extractor"]
-        rows.append(("extractor", f"{found['file']}, output {found['output']}, {_told(found)}"))
+        rows.append(("extractor", f"{found['file']}, output {found['output']}, {_facts_of_model(found)}"))
     if settings["segmenter"] is not None:
         found = settings["segmenter"]
         trained = f", trained on {found['trained_on']}" if "trained_on" in found else ""
-        rows.append(("segmenter", f"{found['file']}{trained}, {_told(found)}"))
+        rows.append(("segmenter", f"{found['file']}{trained}, {_facts_of_model(found)}"))
     rows += [(row.name, str(row.facts["runtime"])) for row in result.rows]
     return rows
 
 
-def _told(found: dict[str, object]) -> str:
+def _facts_of_model(found: dict[str, object]) -> str:
     how = found["preprocessing"]
     assert isinstance(how, dict)  # describe() made it
     size = f"{how['size'][0]} x {how['size'][1]}, {how['resize']}" if how["size"] else "images at their own size"

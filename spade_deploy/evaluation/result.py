@@ -21,6 +21,7 @@ class Row:
     """The figures of one model, or of real photos. A figure that is None was not measured."""
 
     name: str
+    """The name of the model, or of the set of real photos."""
     kind: str
     """A value of `models.Kind`, or 'reference' for real photos."""
     path: Path | None
@@ -32,12 +33,15 @@ class Row:
     skipped: tuple[str, ...] = ()
     """A sentence for each sample that has no image."""
     frechet: FrechetDistance | None = None
+    """The Frechet distance from the held-out photos."""
     kernel: KernelDistance | None = None
+    """The kernel distance from the held-out photos."""
     miou: float | None = None
     """Mean intersection over union of the classes that occur, 0..1."""
     accuracy: float | None = None
     """Share of the pixels whose class the segmenter finds, 0..1."""
     classes: tuple[ClassScore, ...] = ()
+    """The score of each class that occurs."""
     diversity: float | None = None
     """Mean distance of two styles of one label map, see `metrics.diversity`."""
     l1: float | None = None
@@ -117,7 +121,9 @@ class EvalResult:
     notes: tuple[str, ...]
     """Sentences that a reader of the figures has to know."""
     strips: tuple[Strip, ...] = ()
+    """The samples that the page shows."""
     style_strips: tuple[StyleStrip, ...] = ()
+    """The label maps that the page shows in several styles."""
 
     @property
     def all_skipped(self) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ def _floor(
     if judges.extractor is None:
         return None, ()
     if has_one_set(config) or split == "train":
-        return None, ("there is no second set of real photos: what the distances of real photos are is not known",)
+        return None, ("there is no second set of real photos, so the distance that real photos have is not known",)
     try:
         others = open_set(config, "train", labels, size)
     except DatasetError as error:

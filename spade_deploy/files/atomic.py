@@ -39,7 +39,7 @@ def atomic_file(path: Path, *, flush: Flush = "all") -> Iterator[Path]:
     """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_what_is_no_file(path)
+        _refuse_device(path)
         sweep_once(path.parent)
         temporary, mode = _new_file(path)
     try:
@@ -129,7 +129,7 @@ def _is_full(folder: Path) -> bool:
         return False
 
 
-def _refuse_what_is_no_file(path: Path) -> None:
+def _refuse_device(path: Path) -> None:
     """Raise OSError for a device or a pipe: a rename would put a file in the place of /dev/null."""
     try:
         mode = path.stat().st_mode

@@ -45,10 +45,10 @@ def _describe(path: Path, with_times: bool) -> Description:
         return describe_checkpoint(resolve_checkpoint(folder, folder))
     if (folder / CHECKPOINTS).is_dir() or (folder / ARTIFACT / MANIFEST).is_file():
         return describe_run(folder)
-    raise NotFoundError(f"{path} is neither an artifact, nor a checkpoint, nor a run", hint=_way_on(path))
+    raise NotFoundError(f"{path} is neither an artifact, nor a checkpoint, nor a run", hint=_next_step(path))
 
 
-def _way_on(path: Path) -> str:
+def _next_step(path: Path) -> str:
     """What the user can do next about a path that cannot be described."""
     if path.is_dir():
         inside = next((child for child in sorted(path.iterdir()) if (child / CHECKPOINTS).is_dir()), None)

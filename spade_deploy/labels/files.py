@@ -127,9 +127,9 @@ def _integers(samples: Samples, path: Path, what: str) -> LabelIds:
         raise LabelMapError(f"{path}: the {what} is an animation of {samples.frames} images", hint="save one of them")
     if samples.orientation != 1:
         raise LabelMapError(
-            f"{path}: the {what} is to be turned (EXIF orientation {samples.orientation}), and whether it lies over the"
-            " photo before or after that cannot be told",
-            hint="turn its pixels as they belong and save it without EXIF",
+            f"{path}: the {what} has EXIF orientation {samples.orientation}, and it is not known whether it fits"
+            " the photo before or after it is turned",
+            hint="turn its pixels so that they fit the photo, and save it without EXIF",
         )
     if samples.values is None:
         raise LabelMapError(

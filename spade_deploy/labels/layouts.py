@@ -105,7 +105,7 @@ class DataConfig:
 
     @classmethod
     def from_json(cls, value: Any) -> DataConfig:
-        """Raises ConfigError where a field is unknown or of another type."""
+        """Read a config from JSON. Raises ConfigError if a field is unknown or of another type."""
         return from_json(cls, value, "data config")
 
 

@@ -205,8 +205,8 @@ def unclear(samples: Samples) -> tuple[str, str] | None:
     if samples.frames > 1:
         return "animation", f"an animation of {samples.frames} images; save one of them"
     if samples.orientation != 1:
-        text = f"to be turned (EXIF orientation {samples.orientation}): whether it lies over the photo before or after"
-        return "exif", f"{text} that cannot be told; turn its pixels as they belong and save it without EXIF"
+        text = f"has EXIF orientation {samples.orientation}: it is not known whether it fits the photo before or"
+        return "exif", f"{text} after it is turned; turn its pixels so that they fit, and save it without EXIF"
     if samples.transparent:
         text = f"{samples.transparent} pixels are transparent, and which id is behind them is not in the file"
         return "transparent", text

@@ -49,7 +49,7 @@ class Samples(Protocol):
         """The files of a sample; empty for an embedded one."""
 
     def load(self, index: int) -> SampleArrays:
-        """Raises LabelMapError where the sample cannot be used."""
+        """Load a sample. Raises LabelMapError if it cannot be used."""
 
 
 def is_embedded(config: DataConfig) -> bool:

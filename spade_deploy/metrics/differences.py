@@ -105,13 +105,21 @@ class ImageSums:
     """The sums of one image; arrays have an entry for each id."""
 
     finite: bool
+    """Whether all values of the candidate are finite."""
     square_error: float
+    """The sum of the squared errors."""
     values: int
+    """How many values the image has."""
     ssim: float
+    """The structural similarity."""
     pixels: NDArray[np.int64]
+    """How many pixels have each id."""
     abs_sum: NDArray[np.float64]
+    """The sum of the absolute errors of each id's pixels."""
     abs_max: NDArray[np.float64]
+    """The largest absolute error of each id's pixels."""
     flipped: NDArray[np.int64]
+    """How many pixels of each id have a changed colour value."""
     flip_counts: NDArray[np.int64]
     """How many pixels changed by 0, 1, .. 255."""
 

@@ -45,7 +45,9 @@ class Tolerance:
     mean_abs: float | None = None
     """The mean error of the float image in [-1, 1]."""
     min_psnr_db: float | None = None
+    """The least PSNR in dB."""
     min_ssim: float | None = None
+    """The least structural similarity."""
     max_flip: int | None = None
     """The largest change of one uint8 colour value."""
     flip_share: float | None = None

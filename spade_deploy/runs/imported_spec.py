@@ -149,8 +149,8 @@ class ImportedSpec:
         labels = label_set(preset)
         extra = f"{', dontcare' if labels.has_dontcare else ''}{', edges' if labels.has_edges else ''}"
         self.guesses.append(
-            f"the {channels} segmap channels are {preset}'s ({labels.num_labels} labels{extra}), since their number is;"
-            " change it with `preset`, or `num_labels` [`has_dontcare`] [`has_edges`]"
+            f"the {channels} segmap channels are {preset}'s ({labels.num_labels} labels{extra}), judged by their"
+            " number; change it with `preset`, or `num_labels` [`has_dontcare`] [`has_edges`]"
         )
         return preset
 

@@ -129,7 +129,7 @@ def read_checkpoint_info(checkpoint: Path) -> CheckpointInfo:
 
 
 def read_best(run: Path) -> Best | None:
-    """What best.json says, None where there is none. Raises CheckpointError where it is damaged."""
+    """Read best.json; None if there is none. Raises CheckpointError if it is damaged."""
     path = run / BEST_JSON
     if not os.path.lexists(path):
         return None

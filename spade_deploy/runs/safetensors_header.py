@@ -24,8 +24,11 @@ class TensorCount:
     """The number of tensors and of parameters in a safetensors file, and their types."""
 
     tensors: int
+    """How many tensors there are."""
     parameters: int
+    """How many trained numbers they hold."""
     dtypes: tuple[str, ...]
+    """The types of the numbers."""
 
 
 def read_tensor_count(path: Path) -> TensorCount:

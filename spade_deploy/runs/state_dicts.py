@@ -112,7 +112,7 @@ def choose_part(parts: list[Part], wanted: str | None, path: Path, guesses: list
     if others and wanted is None:
         rest = ", ".join(part.described for part in others[:4])
         guesses.append(
-            f"{chosen.described} of the {len(parts)} generators in the file is meant, not {rest}; change it with `part`"
+            f"of {len(parts)} generators in the file {chosen.described} was taken, not {rest}; change it with `part`"
         )
     if chosen.place:
         notes.append(f"the network stands in the file as {chosen.described}; that prefix was dropped")

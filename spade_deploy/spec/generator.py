@@ -271,7 +271,7 @@ class GeneratorSpec:
 
     @classmethod
     def from_json(cls, value: Any) -> GeneratorSpec:
-        """Raises ConfigError where a field is missing, unknown or of another type."""
+        """Read a spec from JSON. Raises ConfigError if a field is missing, unknown or of another type."""
         return from_json(cls, value, "generator spec")
 
 

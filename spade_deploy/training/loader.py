@@ -31,7 +31,7 @@ def loaded(fetcher: Dataset[Any], keys: Iterator[list[Any]], *, seed: int, worke
         fetcher,
         batch_sampler=_Keys(keys),
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         multiprocessing_context=worker_context(),
         worker_init_fn=_begin_worker,
         # Its own generator: the default would draw from the global one, and a resumed run would then differ.
@@ -98,5 +98,5 @@ def _end_with_training() -> None:
         os._exit(1)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

@@ -53,7 +53,7 @@ class RunLock:
         try:
             self._stack.enter_context(locked(run, "training this run"))
         except NotImplementedError:
-            _LOG.warning("%s: this file system knows no locks: make sure that no other process trains there", run)
+            _LOG.warning("%s: this file system has no locks: make sure that no other process trains there", run)
         except OSError as error:
             raise TrainingError(
                 f"{run}: cannot be written ({reason_of(error)})",

@@ -24,7 +24,7 @@ _WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: [^.]
 
 LESS = (
     "take a smaller `batch_size` or `size`, `accumulate` N, `amp` bf16, or `base_channels`;"
-    " `spade train ... --estimate` tells before what is needed"
+    " `spade train ... --estimate` predicts what is needed"
 )
 LESS_SHARED = (
     "`workers` 0 loads in the training process; in a container give shared memory more room (docker run --shm-size 8g)"
@@ -47,7 +47,7 @@ def shortage(error: BaseException) -> tuple[str, str] | None:
     if _SHARED.search(text):
         return f"the shared memory that loading processes hand samples over in ran out ({short})", LESS_SHARED
     if found := _WORKER.search(text):
-        return f"a loading process ended, as where memory runs out ({found[0]})", FEWER
+        return f"a loading process ended, probably because memory ran out ({found[0]})", FEWER
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _MEMORY.search(text):
         return f"memory ran out ({short or 'no more was to be had'})", LESS
     return None

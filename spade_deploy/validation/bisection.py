@@ -126,11 +126,17 @@ class _Trials:
     """The trials of a search. Every set of units is judged only once."""
 
     units: Sequence[str]
+    """All units, in the order they run."""
     failures_with: FailuresWith
+    """Judges a set of units."""
     held: tuple[str, ...]
+    """The units that every trial keeps in float32."""
     most: int
+    """The most trials that may be made."""
     on_trial: Callable[[Trial], None]
+    """It is called after each trial."""
     done: dict[frozenset[str], Trial] = field(default_factory=dict)
+    """The trials so far, by their sets of units."""
 
     def fails(self, kept: Collection[str]) -> bool:
         key = frozenset(kept)

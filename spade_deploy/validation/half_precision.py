@@ -97,7 +97,9 @@ class HalfJudge:
     """Runs the emulation of one graph beside a validation. Raises what `EmulatedGraph` raises."""
 
     artifact: Artifact
+    """The artifact."""
     graph: Graph
+    """The fp16 graph that is judged."""
     _judge: Judge = field(init=False)
     _overflows: dict[str, list[str]] = field(init=False, default_factory=dict)
     _stress: list[StressResult] = field(init=False, default_factory=list)

@@ -44,7 +44,7 @@ _OUT_OF_MEMORY = (
     r"Error Code 2: OutOfMemory",
     r"Requested amount of GPU memory \((?P<bytes>\d+) bytes\) could not be allocated",
 )
-_OTHERS = {
+_EXPLANATIONS = {
     r"CUDA failure 35\b|CUDA driver version is insufficient": Explanation(
         "the NVIDIA driver is too old for the CUDA that this ONNX Runtime was built for",
         "install a newer driver (`spade doctor` says which CUDA it runs), or an onnxruntime-gpu of an older CUDA",
@@ -76,7 +76,7 @@ def explain(message: str) -> Explanation | None:
             size = int(match.groupdict().get("bytes") or 0)
             more = f": {size / (1 << 20):.0f} MiB more were asked for" if 0 < size < _LARGEST_CREDIBLE else ""
             return Explanation(f"the GPU's memory ran out{more}", _SMALLER)
-    return next((meaning for pattern, meaning in _OTHERS.items() if re.search(pattern, message)), None)
+    return next((meaning for pattern, meaning in _EXPLANATIONS.items() if re.search(pattern, message)), None)
 
 
 def _explain_missing(library: str) -> Explanation:
@@ -94,7 +94,7 @@ def _explain_missing(library: str) -> Explanation:
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
-_ASK = """
+_PROBE_SCRIPT = """
 import base64, sys
 import onnxruntime
 if hasattr(onnxruntime, "preload_dlls"):
@@ -110,7 +110,7 @@ def loading_error(provider: str, run: Callable[..., subprocess.CompletedProcess[
     ONNX Runtime writes the reason to its log and goes on without the provider. So it is tried in a process of its own:
     that log can be read without touching this process's output, and a crash there cannot take this process down.
     """
-    arguments = [sys.executable, "-P", "-c", _ASK, provider, base64.b64encode(PROBE_MODEL).decode()]
+    arguments = [sys.executable, "-P", "-c", _PROBE_SCRIPT, provider, base64.b64encode(PROBE_MODEL).decode()]
     try:
         done = run(arguments, capture_output=True, text=True, timeout=120, check=False, errors="replace")
     except (OSError, subprocess.SubprocessError) as error:

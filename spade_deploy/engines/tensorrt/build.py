@@ -70,7 +70,7 @@ def build(
 ) -> tuple[BuiltEngine, ...]:
     """Build engines and write them into the artifact.
 
-    `progress` is told from the builder's threads. `stop` ends the build early when it is set.
+    `progress` is called from the builder's threads. `stop` ends the build early when it is set.
     Raises BuildError, BuildInterruptedError, ConfigError, ArtifactError, MissingDependencyError,
     RuntimeUnavailableError; engines that were finished before stay.
     """

@@ -203,13 +203,21 @@ class _Maker:
     """Writes one graph, and writes it again with further layers in float32 until it meets the target."""
 
     folder: Path
+    """The folder with the fp32 graph, into which the int8 graph is written."""
     kind: GraphKind
+    """The kind of the graph."""
     spec: GeneratorSpec
+    """How the generator is built."""
     ranges: Mapping[str, float]
+    """The largest magnitude of the input of each module that can be int8."""
     request: Int8Request
+    """The calibration maps and the quality to reach."""
     expected: Images
+    """The float32 images of the calibration maps."""
     golden: tuple[Arrays, Images]
+    """The golden inputs and the reference's images of them."""
     progress: Progress
+    """It is told of each image."""
 
     def make(self, kept: Sequence[str], ranking: Sequence[LayerDamage]) -> GraphQuality:
         """Write the graph and measure it. Raises ExportError if too few layers would be left in int8."""

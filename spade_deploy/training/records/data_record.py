@@ -115,7 +115,7 @@ def changed_samples(run: Path, now: DataRecord) -> str:
     ]
     if not changed:
         return ""
-    return f"{_listed(changed, 'written again')} since this run was last trained: it goes on with what they are now"
+    return f"{_listed(changed, 'written again')} since this run was last trained: it goes on with the new files"
 
 
 def _listed(names: Sequence[str], what: str) -> str:

@@ -233,8 +233,8 @@ class Recorder:
         raise TrainingError(
             f"{self.run}: in step {step} {what}; nothing of this state was saved. {self._last_good_sentence()}",
             # The losses of the first step are computed before any weight is moved, so the rates had no part in them.
-            hint="no rate has moved a weight yet: it comes of what the run began with (`init`, `perceptual_file`, a"
-            " checkpoint) or of `amp` fp16"
+            hint="no rate has moved a weight yet: the cause is what the run began with (`init`, `perceptual_file`, a"
+            " checkpoint) or `amp` fp16"
             if step == self._start + 1
             else "start again with lower `lr_generator` and `lr_discriminator`, or another `seed`",
         )
