@@ -1,7 +1,7 @@
-"""spade-deploy: a trained SPADE (GauGAN) generator into something that runs fast, anywhere, and is proved equal.
+"""spade-deploy turns a trained SPADE (GauGAN) generator into one that runs fast, anywhere, and is proved equal.
 
-This is the public Python API. Each name is imported when it is first used, so `import spade_deploy` loads nothing heavy
-and what runs an artifact never loads PyTorch.
+This is the public Python API. Each name is imported when it is first used, so `import spade_deploy` loads nothing
+heavy, and a program that only runs an artifact never loads PyTorch.
 
     artifact = spade_deploy.export_checkpoint().artifact            # the newest checkpoint in runs/, validated
     artifact = spade_deploy.Artifact.open("runs/earth-001/artifact")

@@ -1,7 +1,7 @@
 """The command line: which commands there are, and how an error becomes a message and an exit code.
 
-Each command is in a file of `commands/`, made from the dataclass of what is asked for. Nothing heavy is imported before
-a command needs it: `spade --help` answers in a fraction of a second.
+Each command has a file in `commands/` and is made from its request dataclasses. Nothing heavy is imported before a
+command needs it: `spade --help` answers in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
 
 
 class _Commands(TyperGroup):
-    """Prints what a user can mend as one message; anything else is a defect and keeps its traceback."""
+    """Prints an error that a user can mend as one message. Any other error is a defect and keeps its traceback."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         check_terminal_size()  # the help, too, is wrapped by it
@@ -112,7 +112,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
-        # Where this process trained together with others, the watch over them ends it with its own exit code.
+        # If this process trained together with peers, the watch over the peers ends it, with an exit code of its own.
         if (peers := sys.modules.get("spade_deploy.training.processes.peers")) is not None:
             peers.end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise

@@ -28,7 +28,7 @@ _short_repr.maxlist = _short_repr.maxtuple = _short_repr.maxdict = 8
 
 
 def quoted(value: object) -> str:
-    """A value as Python writes it, cut to 80 characters: to be shown where it was read from somebody's file."""
+    """A value as Python writes it, cut to 80 characters. Use it to show a value that was read from somebody's file."""
     text = printable(_short_repr.repr(value)).replace("\n", " ")
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
@@ -45,7 +45,7 @@ def line_of(text: str, *, last: bool = False) -> str:
     It is empty where nothing was said.
     """
     lines = _ANSI.sub("", text).strip().splitlines() or [""]
-    if len(lines) > 1 and lines[0].endswith(":"):  # what PyTorch says of tensors that do not fit begins so
+    if len(lines) > 1 and lines[0].endswith(":"):  # PyTorch's message about tensors that do not fit begins so
         lines[0] += f" {lines[1].strip()}"
     line = printable(lines[-1] if last else lines[0])
     return line if len(line) <= _MOST_OF_A_REASON else f"{line[: _MOST_OF_A_REASON - 3]}..."
@@ -157,15 +157,15 @@ def system_error(error: OSError) -> SpadeError | None:
     """
     if isinstance(error, (BrokenPipeError, ConnectionError, TimeoutError, InterruptedError, ChildProcessError)):
         return None
-    if error.errno is None or (error.filename is None and error.errno not in _NEXT):
+    if error.errno is None or (error.filename is None and error.errno not in _NEXT_STEPS):
         return None
     what = error.filename2 if error.filename2 is not None else error.filename
     where = "" if what is None else f"{os.fsdecode(what) if isinstance(what, (str, bytes)) else what}: "
-    return SpadeError(f"{where}{error.strerror}", hint=_NEXT.get(error.errno))
+    return SpadeError(f"{where}{error.strerror}", hint=_NEXT_STEPS.get(error.errno))
 
 
 _ELSEWHERE = "choose another folder (`out`, `runs`)"
-_NEXT = {
+_NEXT_STEPS = {
     errno.ENOSPC: f"make room on that disk, or {_ELSEWHERE}",
     errno.EDQUOT: f"your share of that disk is used up: make room, or {_ELSEWHERE}",
     errno.EFBIG: f"the file system or a limit (ulimit -f) allows no larger file: {_ELSEWHERE}",

@@ -35,7 +35,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be beside its type; stands in `Annotated[type, Rule(...)]`."""
+    """A condition on a value besides its type; it is written as `Annotated[type, Rule(...)]`."""
 
     holds: Callable[[Any], bool]
     """Whether a value of the right type is allowed."""
@@ -61,11 +61,11 @@ Sha256OrNone = Annotated[str, matching(r"([0-9a-f]{64})?", "a SHA-256")]
 
 
 def from_json(kind: type[Record], value: Any, where: str = "", *, ignore_unknown: bool = False) -> Record:
-    """The dataclass `kind` from a JSON object. A field that is not there gets its default.
+    """Make the dataclass `kind` from a JSON object. A field that is missing there gets its default.
 
-    where: what the object is, to begin the message with. ignore_unknown: fields that the dataclass does not have are
-    left out, also in the dataclasses inside it; else they are refused.
-    Raises ConfigError, also what `__post_init__` raises of it.
+    where: what the object is, with which messages begin. ignore_unknown: fields that the dataclass does not have are
+    left out, also in the dataclasses inside it; without it they are refused.
+    Raises ConfigError, as `__post_init__` of the dataclass does.
     """
     given = of_type(value, dict, where or kind.__name__)
     hints, required = _fields_of(cast(Hashable, kind))
@@ -91,7 +91,7 @@ def to_json(record: Any) -> dict[str, Any]:
 
 
 def digest_of(value: Any) -> str:
-    """The SHA-256 of a JSON value, whatever the order of its keys: of its text without spaces, its keys sorted."""
+    """The SHA-256 of a JSON value, whatever the order of its keys: its text is hashed without spaces, keys sorted."""
     return sha256_of_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
@@ -169,7 +169,7 @@ def _sequence(kind: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
 
 
 def _one_of(allowed: Any, value: Any, where: str) -> Any:
-    # Compared as texts alone: True equals 1, and what cannot be hashed is no key.
+    # Only texts are compared: True would equal 1, and a list cannot be looked up.
     if not isinstance(value, str) or value not in allowed:
         raise ConfigError(f"{where} {quoted(value)} is not one of {', '.join(allowed)}")
     return value

@@ -1,15 +1,16 @@
-"""Text that others wrote (names of files, and what files say) made fit for a terminal or a page.
+"""Make text that others wrote, such as names of files, safe for a terminal or a page.
 
-A file name may hold anything but a slash: escape sequences that move the cursor or retitle the window, characters that
-turn the order of what follows, bytes that are no UTF-8. They are shown as what they are, \\x1b, never sent.
+A file name may hold anything but a slash: escape sequences that move the cursor or change the window's title,
+characters that reverse the direction of text, bytes that are no UTF-8. They are shown as escapes, such as \\x1b, and
+never sent to the terminal.
 """
 
 from __future__ import annotations
 
 import re
 
-# Control characters (C0 without tab and newline, DEL, C1), line and paragraph separators, what turns the direction of
-# text, byte order marks, tags, and halves of surrogate pairs, which stand for bytes that are no UTF-8.
+# Control characters (C0 without tab and newline, DEL, C1), line and paragraph separators, characters that change the
+# direction of text, byte order marks, tags, and halves of surrogate pairs, which stand for bytes that are no UTF-8.
 _UNFIT = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
@@ -18,7 +19,7 @@ _BREAKS = re.compile(r"[\t\n]")
 
 
 def printable(text: str) -> str:
-    """The text, with an escape for what a terminal would obey or cannot show; line breaks and tabs stay."""
+    """The text, with escapes for characters that control a terminal or cannot be shown; line breaks and tabs stay."""
     return _UNFIT.sub(_escape, text)
 
 

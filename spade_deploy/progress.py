@@ -1,7 +1,7 @@
-"""Progress: what a long job tells whoever waits for it.
+"""Progress: how a long job reports to whoever waits for it.
 
-Every long job of this package takes a `progress` and tells it three things. The command line draws them; a script
-overrides the methods of `Silent` that it wants to hear.
+Every long job of this package takes a `progress` and calls its three methods. The command line draws bars and lines
+from them; a script derives a class from `Silent` and overrides the methods that it needs.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Figures:
-    """How fast a job goes and how well, where the job measures it."""
+    """Figures on the speed and the quality of a job, as far as the job measures them."""
 
     per_second: float | None = None
     """Images or samples a second."""
 
     seconds_each: float | None = None
-    """Seconds that one of what is counted takes, such as a training step; the mean of the last ones."""
+    """Seconds for one of the things that are counted, such as a training step; the mean of the last ones."""
 
     memory_bytes: int | None = None
-    """The most memory that was in use, of the GPU where one computes."""
+    """The most memory that was in use: that of the GPU if one computes, else that of the process."""
 
     losses: Mapping[str, float] = field(default_factory=dict)
     """The losses of a training step by name, before their weights."""
@@ -35,37 +35,37 @@ NO_FIGURES = Figures()
 
 
 class Progress(Protocol):
-    """Whoever listens to a job.
+    """The listener of a job.
 
-    The methods return at once, for the job waits for them. A job may call them from another thread than the one that
-    began it, one call at a time. An exception that a method raises ends the job, as Ctrl-C does: what was finished
-    before stays.
+    Its methods must return at once, since the job waits for them. A job may call them from another thread than the one
+    that began it, one call at a time. An exception that a method raises ends the job, as Ctrl-C does; finished results
+    stay.
     """
 
     def step(self, what: str) -> None:
-        """The job begins something new: `what` says it in a few words, such as 'validating every graph'."""
+        """The job begins a new step, which `what` names in a few words, such as 'validating every graph'."""
         ...
 
     def count(self, what: str, done: int, total: int, figures: Figures = NO_FIGURES) -> None:
-        """Of what is under way, `what`, the part `done` of `total` is finished; 0 <= done <= total."""
+        """Of the work that `what` names, `done` of `total` parts are finished; 0 <= done <= total."""
         ...
 
     def note(self, text: str) -> None:
-        """Something came up that the user should know, and that does not end the job: one sentence."""
+        """Something happened that the user should know, and that does not end the job: one sentence."""
         ...
 
 
 class Silent(Progress):
-    """A listener that does nothing; a class that is made from it overrides what it wants to hear."""
+    """A listener that does nothing. A class that derives from it overrides the methods that it needs."""
 
     def step(self, what: str) -> None:
-        """Nothing is done with it."""
+        """Do nothing."""
 
     def count(self, what: str, done: int, total: int, figures: Figures = NO_FIGURES) -> None:
-        """Nothing is done with it."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Nothing is done with it."""
+        """Do nothing."""
 
 
 SILENT: Progress = Silent()

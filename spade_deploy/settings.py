@@ -1,7 +1,7 @@
 """One place for a setting: its type, default, help text, group in `--help` and name on the command line.
 
 A request is a frozen dataclass whose fields are declared with `setting`. `commands/options.py` makes the options of a
-command from it, and what else lists settings (a configuration file, the table in the docs) reads the same fields.
+command from it. Configuration files and the table of options in the docs are made from the same fields.
 
     @dataclass(frozen=True, kw_only=True)
     class InferRequest:
@@ -11,8 +11,8 @@ command from it, and what else lists settings (a configuration file, the table i
         def __post_init__(self) -> None:
             check_ranges(self)
 
-The help text is the documentation of the field: a string under it says only what `--help` leaves out. It names other
-settings by their fields in backticks, as errors do.
+The help text is the documentation of the field; a string under the field says only what `--help` leaves out. Help texts
+name other settings by their fields in backticks, as errors do.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _ASKED = "asked"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a setting beside its field's name, type and default."""
+    """The facts about a setting besides its field's name, type and default."""
 
     help: str
     """One line for a person who reads `--help`, the docs or a configuration file."""
     group: str = ""
     """The heading in `--help`; the options without one come first."""
     flag: str = ""
-    """The name on the command line, without dashes, where it is not the name of the field."""
+    """The name on the command line, without dashes, if it differs from the name of the field."""
     metavar: str | None = None
-    """What stands for the value in `--help`; by default the type."""
+    """The word for the value in `--help`; by default the type."""
     argument: bool = False
     """Whether it is given by its place on the command line, without a flag."""
     negatable: bool = False
     """Whether a switch has an opposite, which has its name with "no" in front."""
     parse: Callable[[str], Any] | None = None
-    """From the text that is typed to the value; raises ConfigError or ValueError. None: the type says how."""
+    """Makes the value from the typed text; raises ConfigError or ValueError. None converts it to the field's type."""
     least: float | None = None
     """The smallest value that is allowed."""
     most: float | None = None
     """The largest value that is allowed."""
     bare: str = ""
-    """What is meant where the flag stands without a value; nothing: it needs one."""
+    """The value that is meant if the flag stands without one; empty if the flag needs a value."""
     after: str = ""
-    """The name (of its flag) of the setting that it follows in `--help`, where that one stands in another class."""
+    """The setting, by the name of its flag, that this one follows in `--help`; needed if that is in another class."""
 
 
 def setting(default: Any = MISSING, *, help: str, default_factory: Any = MISSING, **facts: Any) -> Any:
@@ -65,15 +65,16 @@ def setting(default: Any = MISSING, *, help: str, default_factory: Any = MISSING
 
 
 def asked_of(kind: type) -> Any:
-    """A field for what was asked of the settings of another dataclass: a mapping from its fields to the given values.
+    """A field that holds the given settings of another dataclass: a mapping from its fields to the given values.
 
-    What was not asked for is not in the mapping: a preset, or a checkpoint that training goes on from, decides it.
+    A setting that is not given is not in the mapping. A preset, or the checkpoint that training goes on from, decides
+    it.
     """
     return dataclasses.field(default_factory=dict, metadata={_ASKED: kind})
 
 
 def setting_of(field: dataclasses.Field[Any]) -> Setting | None:
-    """What `setting` said of a field; None for a field that is no option."""
+    """The facts that a field was declared with; None for a field that is no option."""
     found = field.metadata.get(_KEY)
     return found if isinstance(found, Setting) else None
 
@@ -84,7 +85,7 @@ def asked_kind(field: dataclasses.Field[Any]) -> type | None:
 
 
 def check_ranges(request: Any) -> None:
-    """Raises ConfigError for the first field whose value is outside `least` and `most`; None is no value."""
+    """Raise ConfigError for the first field whose value is outside `least` and `most`; None is not checked."""
     for field in dataclasses.fields(request):
         known, value = setting_of(field), getattr(request, field.name)
         if known is None or value is None:
@@ -103,7 +104,7 @@ def _range(known: Setting) -> str:
 
 
 def as_typed(value: Any) -> str:
-    """A value as it is typed: 256x512, 0,0.9, on."""
+    """A value as one types it on the command line: 256x512, 0,0.9, on."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (tuple, list)):

@@ -2,13 +2,13 @@
 
     manifest.json            the facts: generator spec, graphs, source, versions, every other file's sha256
     generator.fp32.onnx      label ids in, pixels out; generator.fp16.onnx beside it after `spade export --fp16`
-    encoder.onnx             photo in, mean and log variance of its style out; of a model trained with a style encoder
+    encoder.onnx             photo in, mean and log variance of its style out; only a model with a style encoder has it
     golden/inputs.npz        what the untouched PyTorch module was fed ...
     golden/outputs.npz       ... and what it answered: enough to validate where PyTorch is not installed
     report.json report.html  the validation that the export passed
 
-Files that the manifest does not name are never read. Engines, which are made later and on another machine, lie in
-engines/ with manifests of their own: see `engines.py`.
+Files that the manifest does not name are never read. Engines are made later and often on another machine; they lie in
+engines/ and have manifests of their own: see `engines.py`.
 """
 
 from spade_deploy.artifact.engines import (

@@ -36,7 +36,7 @@ class EngineEntry:
     """The name of the engine's files without their suffix."""
 
     key: dict[str, Any]
-    """What it was built of, by and for, as `EngineKey.to_json` writes it."""
+    """The graph, the TensorRT, the card and the options of its build, as `EngineKey.to_json` writes them."""
 
     proof: dict[str, Any]
     """Which precision its layers have, as `Proof.to_json` writes it."""
@@ -53,7 +53,7 @@ class EngineEntry:
 
 @dataclass(frozen=True)
 class _Layer:
-    """The types of what `Proof.to_json` writes of a layer, as far as it is there."""
+    """The types that a layer in the JSON of `Proof.to_json` must have. A field that is missing there has a default."""
 
     name: str = ""
     kind: str = ""
@@ -63,7 +63,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Proof:
-    """The types of what `Proof.to_json` writes, as far as it is there."""
+    """The types that the JSON of `Proof.to_json` must have. A field that is missing there has a default."""
 
     precision: str = ""
     total: Count = 0
@@ -74,7 +74,10 @@ class _Proof:
 
 
 def visible(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder with that suffix, sorted; a leading dot marks what is being written, or never was."""
+    """The files of a folder with that suffix, sorted.
+
+    Files whose names begin with a dot are left out: they are being written, or their writer was killed.
+    """
     return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
 
 
@@ -86,7 +89,7 @@ def engine_name(precision: str, kind: str, digest: str) -> str:
 def write_engine(
     artifact: Artifact, name: str, engine: bytes, *, key: dict[str, Any], proof: dict[str, Any], seconds: float
 ) -> Path:
-    """Write an engine, then its manifest; returns the engine's path. One of that name is replaced."""
+    """Write an engine, then its manifest; returns the engine's path. An engine of the same name is replaced."""
     folder = artifact.path / FOLDER
     manifest = folder / f"{name}.json"
     manifest.unlink(missing_ok=True)  # between the two writes there is no engine
@@ -94,7 +97,7 @@ def write_engine(
         temporary.write_bytes(engine)
     facts = {"sha256": sha256_of_bytes(engine), "bytes": len(engine), "seconds": seconds}
     value = {"format_version": FORMAT_VERSION, "name": name, **facts, "key": key, "proof": proof}
-    value = json.loads(json.dumps(value))  # as it will be read: the digest is over that
+    value = json.loads(json.dumps(value))  # the digest is of the value as it will be read back
     write_json(manifest, {**value, "manifest_sha256": manifest_digest(value)})
     return folder / f"{name}.engine"
 
@@ -105,7 +108,7 @@ def list_engines(artifact: Artifact) -> tuple[EngineEntry, ...]:
 
 
 def whole_engines(artifact: Artifact) -> tuple[EngineEntry, ...]:
-    """The engines that are as they were written; those that are damaged are left out, and can be made again."""
+    """The engines whose files are as they were written. Damaged engines are left out; they can be built again."""
     found = []
     for path in visible(artifact.path / FOLDER, ".json"):
         with suppress(ArtifactError):
@@ -137,7 +140,7 @@ def engine_path(artifact: Artifact, entry: EngineEntry) -> Path:
 
 
 def read_timing_cache(path: Path) -> bytes | None:
-    """The timing cache that an earlier build kept, None where there is none. Raises ArtifactError."""
+    """The timing cache that an earlier build kept, or None if there is none. Raises ArtifactError."""
     try:
         return read_regular(path, MAX_TIMING_CACHE_BYTES)
     except FileNotFoundError:

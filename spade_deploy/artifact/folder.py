@@ -40,12 +40,12 @@ REPORT_HTML = "report.html"
 
 
 Identity = tuple[int, ...]
-"""Which file it is and when it last changed: what was hashed once need not be hashed again while this is the same."""
+"""Which file a path leads to and when that file last changed. A file is hashed again only when this has changed."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact that was checked as a whole when it was opened; what is used later is compared again (`vouched`)."""
+    """An artifact whose files were all checked when it was opened. `vouched` checks a file again when it is used."""
 
     path: Path
     """The folder."""
@@ -54,7 +54,7 @@ class Artifact:
     """What its manifest says."""
 
     hashed: dict[str, Identity] = field(default_factory=dict, compare=False, repr=False)
-    """The files whose bytes were compared with the manifest, and which files they were then."""
+    """The files whose bytes were compared with the manifest, each with its identity at that time."""
 
     @classmethod
     def open(cls, path: Path | str) -> Artifact:
@@ -74,7 +74,7 @@ class Artifact:
                         artifact._vouch(name)
                     return artifact
                 except (ArtifactError, OSError):
-                    # An export may have put another artifact there in between, which is as good.
+                    # An export may have put another artifact in this place meanwhile: that one is opened, then.
                     before, manifest = manifest, read_manifest(path)
                     if manifest == before:
                         raise
@@ -82,7 +82,7 @@ class Artifact:
             raise ArtifactError(f"{path} cannot be read: {error}") from error
 
     def graph(self, precision: Precision | None = None, kind: GraphKind = GraphKind.DENSE) -> Graph:
-        """The graph of that precision; the first one, fp32 where there is one, for None."""
+        """The graph of that precision. For None it is the manifest's first graph, which is fp32 if there is one."""
         of_kind = [graph for graph in self.manifest.graphs if graph.kind is kind]
         for graph in sorted(of_kind, key=lambda graph: graph.precision != Precision.FP32):
             if precision in (None, graph.precision):
@@ -107,11 +107,11 @@ class Artifact:
 
     @contextmanager
     def vouched(self, file: str) -> Iterator[Path]:
-        """The path of a file, for whoever opens it in the block: its bytes are those that the manifest names.
+        """The path of a file, to be opened inside the block: its bytes are those that the manifest vouches for.
 
-        Of a graph so are those of the files beside it that it reads weights from, which the manifest names, too.
-        Raises ArtifactError where they are others, at the beginning of the block or at its end: a model may have been
-        exported again into this folder since it was opened, and half of one and half of the other is neither.
+        For a graph, the files beside it that hold its weights are checked as well. Raises ArtifactError if a file has
+        other bytes at the beginning of the block or at its end: a model may have been exported into this folder again
+        meanwhile, and a reader could get half of the old model and half of the new one.
         """
         path = self.path_of(file)
         names = [file, *self._external(file)]
@@ -178,7 +178,7 @@ class Artifact:
         return Golden(inputs, outputs)
 
     def report(self) -> dict[str, Any] | None:
-        """The validation report of the export, None where there is none."""
+        """The validation report of the export; None if there is none."""
         if REPORT_JSON not in self.manifest.files:
             return None
         with self.vouched(REPORT_JSON) as path:
@@ -203,7 +203,7 @@ def write_manifest(
 ) -> Manifest:
     """Hash every file in `folder` and write its manifest; hidden files are no part of an artifact.
 
-    To be called again whenever a file was added. Raises ArtifactError where a graph or the golden tensors are missing.
+    Call it again whenever a file was added. Raises ArtifactError if a graph or the golden tensors are missing.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -221,14 +221,14 @@ def write_manifest(
         files=files,
         encoder=encoder,
     )
-    value = manifest.to_json()  # through the reader, so that what is written can be read
+    value = manifest.to_json()  # parsed once, so that only a manifest that can be read is written
     manifest = parse_manifest(folder, value)
     write_json(folder / MANIFEST, value)
     return manifest
 
 
 def rewrite_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """The same facts over the files that are in `folder` now: to be called when some were added or changed."""
+    """Write a manifest with the same facts for the files that `folder` holds now, after some were added or changed."""
     return write_manifest(
         folder,
         generator=manifest.generator,

@@ -25,10 +25,10 @@ class Golden:
     """Golden tensors, by their names."""
 
     inputs: Arrays
-    """What the graph is fed."""
+    """The inputs of the graph, by name."""
 
     outputs: Arrays
-    """What the untouched PyTorch module made of the inputs."""
+    """The outputs of the untouched PyTorch module for these inputs, by name."""
 
 
 def write_golden(folder: Path, inputs: Arrays, outputs: Arrays) -> None:
@@ -36,16 +36,16 @@ def write_golden(folder: Path, inputs: Arrays, outputs: Arrays) -> None:
     for name, arrays in ((GOLDEN_INPUTS, inputs), (GOLDEN_OUTPUTS, outputs)):
         with atomic_file(folder / name) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for tensor, array in arrays.items():
-                info = zipfile.ZipInfo(f"{tensor}.npy")  # without the time: the same tensors are the same bytes
+                info = zipfile.ZipInfo(f"{tensor}.npy")  # without a time stamp: the same tensors, the same bytes
                 info.compress_type = zipfile.ZIP_DEFLATED
                 with archive.open(info, "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def read_arrays(path: Path, tensors: tuple[TensorInfo, ...]) -> Arrays:
-    """The tensors of an .npz. Raises ArtifactError.
+    """Read the tensors of an .npz. Raises ArtifactError.
 
-    It is read without np.load: sizes are known and bounded before anything is decompressed or allocated.
+    np.load is not used: here all sizes are known and bounded before anything is decompressed or allocated.
     """
     try:
         with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:

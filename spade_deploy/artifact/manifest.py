@@ -1,6 +1,6 @@
-"""The manifest: what an artifact says of itself, and how it is read from a file that nobody vouches for.
+"""The manifest: what an artifact says of itself, and how it is read from a file that may have been tampered with.
 
-Fields that this version does not know are ignored: a change that an older reader must not ignore raises
+Fields that this version does not know are ignored. So a change that an older version must not ignore has to raise
 FORMAT_VERSION.
 """
 
@@ -51,17 +51,17 @@ class Graph:
     """Whether it computes gamma and beta, or looks them up."""
 
     break_even_share: float | None = None
-    """Of a lookup graph: the share of unique patterns from which on the dense graph is as fast on a CPU.
+    """For a lookup graph, the share of unique patterns from which on the dense graph is as fast on a CPU.
 
-    It was measured at export; None: it was not measured.
+    It is measured at export, and None if it was not measured.
     """
 
     min_psnr_db: float | None = None
-    """Of an int8 graph: the quality that it was made to reach and is held to."""
+    """For an int8 graph, the least PSNR that it was made to reach and has to keep."""
 
     @property
     def name(self) -> str:
-        """For people: 'fp32' of a dense graph, 'fp32 lookup'."""
+        """Its name for people: 'fp32' for a dense graph, 'fp32 lookup' for a lookup graph."""
         return str(self.precision) if self.kind is GraphKind.DENSE else f"{self.precision} {self.kind}"
 
 
@@ -118,7 +118,7 @@ class Manifest:
     """When the artifact was made, in nanoseconds since 1970."""
 
     generator: GeneratorSpec
-    """How the generator is built, of which the inputs and outputs follow."""
+    """How the generator is built. The graphs' inputs and outputs follow from it."""
 
     graphs: tuple[Graph, ...]
     """The generator's ONNX files."""
@@ -130,7 +130,7 @@ class Manifest:
     """The packages that made it, and their versions."""
 
     rounding: RoundingError
-    """The float32 rounding error of the PyTorch reference on the golden inputs, of which tolerances follow."""
+    """The float32 rounding error of the PyTorch reference on the golden inputs. Tolerances follow from it."""
 
     files: Mapping[str, FileFact]
     """Every other file by its name relative to the folder, with forward slashes."""
@@ -143,7 +143,7 @@ class Manifest:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """What there is a dense graph of."""
+        """The precisions of the dense graphs."""
         return tuple(graph.precision for graph in self.graphs if graph.kind is GraphKind.DENSE)
 
     def to_json(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _encoder_json(encoder: EncoderGraph, spec: GeneratorSpec) -> dict[str, Any]:
 
 
 def manifest_digest(value: Mapping[str, Any]) -> str:
-    """The digest of a manifest without its own digest."""
+    """The digest of a manifest's JSON, in which the field of this digest itself is left out."""
     return digest_of({name: entry for name, entry in value.items() if name != "manifest_sha256"})
 
 

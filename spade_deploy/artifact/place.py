@@ -1,4 +1,4 @@
-"""An artifact's place: who may write there, what may be replaced by an export, and which engines live on."""
+"""The folder of an artifact: who may write it, what an export may replace, and which engines an export keeps."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LITTER = (LOCK, ".DS_Store")
 
 @contextmanager
 def writing(target: Path, doing: str) -> Iterator[None]:
-    """Hold the lock of an artifact's place, there or not yet. Raises FolderBusyError, which names who holds it.
+    """Hold the lock of an artifact's folder, which need not exist yet. Raises FolderBusyError, which names the holder.
 
-    The lock lies beside the folder, which an export replaces as a whole; where nothing may be written beside it, as
-    where the folder alone is shared with a container, it lies inside.
+    The lock lies beside the folder, since an export replaces the folder as a whole. If nothing may be written beside
+    it, for example because a container sees only this folder, the lock lies inside.
     """
     file = beside(target, LOCK)
     try:
@@ -36,7 +36,10 @@ def writing(target: Path, doing: str) -> Iterator[None]:
 
 
 def foreign_files(folder: Path) -> tuple[str, ...]:
-    """The names of the files in an artifact's folder that are no part of it. Raises ArtifactError for no artifact."""
+    """The names of the files in an artifact's folder that are no part of it.
+
+    Raises ArtifactError if the folder is no artifact.
+    """
     manifest = read_manifest(folder)
     own = {MANIFEST, *manifest.files}
     for engine in visible(folder / FOLDER, ".engine"):
@@ -72,7 +75,7 @@ def require_replaceable(target: Path) -> None:
 
 
 def free_place(target: Path) -> Path:
-    """`target`, or the first of target-2, target-3, ... where an artifact may be put without losing anything else."""
+    """The first of `target`, target-2, target-3, ... that an artifact may take without overwriting other files."""
     for number in range(1, 1000):
         place = target if number == 1 else target.with_name(f"{target.name}-{number}")
         try:
@@ -96,7 +99,7 @@ def carry_engines(old: Path, new: Path) -> tuple[str, ...]:
     kept = []
     for entry in whole_engines(Artifact(old, read_manifest(old))):
         if entry.key.get("onnx_sha256") in digests:
-            for name in (f"{entry.name}.engine", f"{entry.name}.json"):  # what vouches for it comes last
+            for name in (f"{entry.name}.engine", f"{entry.name}.json"):  # its manifest comes last
                 _copy(old / FOLDER / name, new / FOLDER / name)
             kept.append(entry.name)
     lost = len(visible(old / FOLDER, ".engine")) - len(kept)
@@ -104,11 +107,11 @@ def carry_engines(old: Path, new: Path) -> tuple[str, ...]:
     if kept:
         notes.append(f"engines of graphs that are the same as before were kept: {', '.join(kept)}")
     if lost:
-        count = "1 engine" if lost == 1 else f"{lost} engines"
-        notes.append(f"{count} of the artifact before went with it: `spade build` makes those of the new graphs")
+        count = "1 engine was" if lost == 1 else f"{lost} engines were"
+        notes.append(f"{count} removed with the old artifact: `spade build` makes engines of the new graphs")
     return tuple(notes)
 
 
 def _copy(source: Path, target: Path) -> None:
-    with atomic_file(target, flush="nothing") as temporary:  # all is flushed before the folder takes its place
+    with atomic_file(target, flush="nothing") as temporary:  # the whole folder is flushed later
         shutil.copyfile(source, temporary)

@@ -31,13 +31,13 @@ class TensorInfo:
     dtype: str
     """The type of its numbers, as NumPy and PyTorch call it."""
     shape: tuple[int | str, ...]
-    """Its sizes. A letter is a size that is open; the same letter is the same number."""
+    """Its sizes. A letter stands for a size that is not fixed; the same letter stands for the same number."""
     meaning: str
     """What it holds, for people."""
 
 
 def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
-    """What the graph is fed, in order."""
+    """The inputs of the graph, in order."""
     size: tuple[int | str, ...] = ("H", "W") if spec.is_dynamic else (spec.height, spec.width)
     tensors = [TensorInfo(LABEL, spec.labels.id_type, ("N", *size), "one class id a pixel")]
     if spec.labels.has_edges:
@@ -48,7 +48,7 @@ def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
 
 
 def output_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
-    """What the graph answers, in order; the same for every precision."""
+    """The outputs of the graph, in order; they are the same for every precision."""
     size: tuple[int | str, ...] = ("H", "W") if spec.is_dynamic else (spec.height, spec.width)
     return (
         TensorInfo(PIXELS, "uint8", ("N", *size, 3), "RGB: (image + 1) / 2 * 255, clipped to 0..255, truncated"),
@@ -57,13 +57,13 @@ def output_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
 
 
 def golden_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
-    """What the reference answers: the graph's outputs, and the values before tanh, which no graph gives."""
+    """The outputs of the reference: those of the graph, and the values before tanh, which no graph returns."""
     pixels, image = output_tensors(spec)
     return pixels, image, TensorInfo(LOGITS, "float32", image.shape, "the image before tanh")
 
 
 def encoder_tensors(spec: GeneratorSpec) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """What the style encoder's graph is fed, and what it answers. A spec without a style vector has no encoder."""
+    """The inputs and the outputs of the style encoder's graph. The spec must have a style vector."""
     assert spec.z_dim is not None
     style = ("N", spec.z_dim)
     return (
@@ -156,6 +156,6 @@ def mismatch(tensors: tuple[TensorInfo, ...], arrays: Mapping[str, NDArray[Any]]
 
 
 def one_by_one(arrays: Mapping[str, NDArray[Any]]) -> Iterator[Arrays]:
-    """Tensors by name, N of each -> each image's, N = 1."""
+    """Split a batch: for each of its N images, the tensors by name with N = 1."""
     for index in range(len(next(iter(arrays.values())))):
         yield {name: array[index : index + 1] for name, array in arrays.items()}

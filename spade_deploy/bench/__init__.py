@@ -1,4 +1,4 @@
-"""Bench: how fast an artifact's graphs are, beside baselines, in one run; no figure for what is wrong."""
+"""Bench: measure an artifact's graphs and baselines side by side. A candidate with wrong images gets no figure."""
 
 from spade_deploy.bench.candidates import ALL_BASELINES, BASELINES, Candidate, Kind, choose_candidates
 from spade_deploy.bench.inputs import batches, folder_cases, golden_cases, read_cases

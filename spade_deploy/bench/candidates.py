@@ -17,7 +17,7 @@ from spade_deploy.spec import Backend, GraphChoice, GraphKind, Precision
 
 
 class Kind(StrEnum):
-    """What a candidate is: a graph, a baseline (all of these run the untouched module), or a bound."""
+    """What a candidate is: a graph, a bound, or one of the baselines, which all run the untouched module."""
 
     GRAPH = "graph"
     """A graph of the artifact."""
@@ -58,16 +58,16 @@ class Candidate:
     """A graph of the artifact, a baseline or a bound."""
 
     name: str
-    """For tables: 'fp16 lookup', 'PyTorch eager'."""
+    """Its name in tables: 'fp16 lookup', 'PyTorch eager'."""
 
     precision: Precision = Precision.FP32
-    """Of a graph of the artifact; baselines are fp32."""
+    """The precision of the graph; baselines are fp32."""
 
     graph: GraphChoice | None = None
-    """Which graph of the artifact; None for all else."""
+    """Which graph of the artifact it is; None for a baseline or a bound."""
 
     onnx: Path | None = None
-    """The file of a bound."""
+    """The file of a bound; None for all others."""
 
     @property
     def is_baseline(self) -> bool:
@@ -90,9 +90,10 @@ def choose_candidates(
 ) -> tuple[Candidate, ...]:
     """The candidates that were asked for, baselines first, in the order given.
 
-    precisions, graphs: of the artifact's graphs; all that are there if empty. graphs may hold `auto`: the runtime's
-    own choice. baselines: names of `BASELINES`, or 'all'. backend: for TensorRT, graphs without an engine are left out
-    unless they are asked for. Raises ConfigError for an unknown baseline, ArtifactError for a graph that is not there.
+    precisions, graphs: those of the artifact's graphs to measure; every one that exists if empty. graphs may hold
+    `auto`, which stands for the runtime's own choice. baselines: names of `BASELINES`, or 'all'. backend: with
+    TensorRT, graphs without an engine are left out unless they are asked for. Raises ConfigError for an unknown
+    baseline, ArtifactError for a graph that does not exist.
     """
     found = _graphs(artifact, precisions, graphs)
     if backend == Backend.TENSORRT and not precisions and not graphs:
@@ -125,7 +126,7 @@ def _graphs(
     there = [(graph.precision, GraphChoice(graph.kind)) for graph in artifact.manifest.graphs]
     asked: Sequence[Precision | None] = precisions or (None,)
     for one in asked:
-        # Raises, and says what there is: a graph that was asked for is never left out in silence.
+        # This raises and lists the existing graphs: a graph that was asked for is never left out in silence.
         for kind in [GraphKind(choice) for choice in wanted if choice != GraphChoice.AUTO] or [GraphKind.DENSE]:
             artifact.graph(one, kind)
     found: list[Candidate] = []

@@ -27,7 +27,7 @@ def read_cases(
     size: Size | None = None,
     most: int | None = None,
 ) -> tuple[Arrays, ...]:
-    """`folder_cases` of `labels`, or `golden_cases` where there is none."""
+    """The cases of the folder `labels`, or the golden cases if `labels` is None."""
     if labels is not None:
         return folder_cases(artifact, labels, instances, batch_size, size, most)
     require_labels(labels, instances)
@@ -52,7 +52,8 @@ def folder_cases(
 ) -> tuple[Arrays, ...]:
     """The label maps of a folder (or one file), paired by stem with instance maps and resized to `size`.
 
-    most: label maps that are read, the first by name. Raises NotFoundError, ConfigError, LabelMapError.
+    most: how many label maps are read at most, in the order of their names. Raises NotFoundError, ConfigError,
+    LabelMapError.
     """
     spec = artifact.manifest.generator
     target = checked_size(spec, size)
@@ -63,7 +64,7 @@ def folder_cases(
         require_instances(found, spec.labels)
     maps = []
     for number, sample in enumerate(found.in_order[:most]):
-        label, instance = read_maps(sample, spec.labels, target)  # nothing that was asked for is left out
+        label, instance = read_maps(sample, spec.labels, target)  # it raises: no label map is left out in silence
         one: Arrays = {LABEL: label[None]}
         if instance is not None:
             one[INSTANCE] = instance[None]

@@ -1,4 +1,4 @@
-"""What a worker is told when it starts: one candidate, its files, its inputs."""
+"""The job file that a worker reads when it starts: one candidate, its files, its inputs."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ class Job:
     """One candidate's work."""
 
     candidate: Candidate
-    """Who it is."""
+    """The candidate that the worker runs."""
 
     artifact: Path
     """The artifact's folder."""
 
     manifest_sha256: str
-    """The artifact's; another one may be exported into its folder before the worker opens it."""
+    """The digest of the artifact's manifest: another artifact may be exported into the folder meanwhile."""
 
     spec: GeneratorSpec
-    """The model's."""
+    """How the generator is built."""
 
     backend: str
-    """What runs a graph of the artifact."""
+    """The name of the engine that runs a graph of the artifact."""
 
     threads: int
-    """Threads on the CPU."""
+    """The number of CPU threads."""
 
     checkpoint: Path | None
-    """What PyTorch baselines load."""
+    """The checkpoint that PyTorch baselines load."""
 
     plain_onnx: Path | None
-    """What baselines of a plain export load."""
+    """The ONNX file that the two baselines of a plain export load."""
 
     cases: tuple[Path, ...]
     """.npz files of the graph's inputs, batch by batch."""
@@ -61,12 +61,12 @@ class Job:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> Path:
-    """Tensors by name as an .npz that only this run reads."""
+    """Write tensors by name as an .npz, which only this bench reads."""
     np.savez(path, **arrays)  # type: ignore[arg-type]  # the stub takes allow_pickle for one of them
     return path
 
 
 def read_arrays(path: Path) -> Arrays:
-    """The inverse of `write_arrays`."""
+    """Read an .npz that `write_arrays` wrote."""
     with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}

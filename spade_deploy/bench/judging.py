@@ -1,4 +1,4 @@
-"""Validation first: what a candidate makes of the golden inputs is held to what the untouched module made of them."""
+"""Validation before timing: a candidate's images of the golden inputs are held to those of the untouched module."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from spade_deploy.metrics.tolerances import Tolerance, tolerance_for
 
 @dataclass(frozen=True)
 class CandidateVerdict:
-    """Whether a candidate is right. Errors are of the image in [-1, 1], over the values that rounding does not decide.
+    """Whether a candidate is right. Errors are of the image in [-1, 1]; values that rounding decides are left out.
 
-    They are None where the candidate's image holds NaN or infinity, or could not be compared.
+    Errors are None if the candidate's image holds NaN or infinity, or could not be compared.
     """
 
     max_abs: float | None
-    """The largest error of the image in [-1, 1]; None where it cannot be told."""
+    """The largest error of the image in [-1, 1]."""
 
     mean_abs: float | None
     """The mean error."""
 
     psnr_db: float | None
-    """None also where the images are identical."""
+    """The PSNR of the image in dB; None also if the images are identical."""
     failures: tuple[str, ...]
-    """One sentence for each limit that is passed; empty when the candidate is right."""
+    """One sentence for each limit that was exceeded; empty when the candidate is right."""
 
 
 def judge(artifact: Artifact, candidate: Candidate, golden: Golden, found: Arrays) -> CandidateVerdict:

@@ -1,4 +1,4 @@
-"""Where figures were measured, what else ran there, and how much memory this process took."""
+"""The machine that figures were measured on, and how busy it was with other processes."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def processor() -> str:
 
 
 def busy_seconds() -> float | None:
-    """Processor time of all processes since the machine started; None where the system does not tell."""
+    """Processor time of all processes since the machine started; None on systems that do not report it."""
     table = Path("/proc/stat")
     if not table.exists():
         return None
-    # user, nice, system, irq, softirq, steal; not idle and iowait.
+    # Busy time is user, nice, system, irq, softirq and steal, without idle and iowait.
     user, nice, system, _idle, _waiting, *rest = map(int, table.read_text().split("\n", 1)[0].split()[1:9])
     return float(user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 

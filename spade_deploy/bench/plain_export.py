@@ -10,7 +10,7 @@ from spade_deploy.artifact import IMAGE, Z
 from spade_deploy.bench.runners import SEGMAP
 
 _LARGE_BYTES = 1_900_000_000
-"""A protobuf file ends at 2 GiB."""
+"""Weights beyond this go into a file of their own: a protobuf file cannot be larger than 2 GiB."""
 
 
 def write_plain_export(checkpoint: Path, path: Path) -> None:

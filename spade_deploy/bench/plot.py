@@ -1,4 +1,4 @@
-"""bench.json and bench.png."""
+"""Write the result of a bench: bench.json and bench.png."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Worker:
         job.write(folder / "job.json")
         # A cache of compiled code from an earlier run would make a cold start a warm one.
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-        # A file need not be read while the worker runs, and it still holds what a worker said that was killed.
+        # stderr goes to a file: nobody has to read it meanwhile, and it keeps the last words of a killed worker.
         self._stderr = (folder / "stderr").open("w+b")
         self._born = time.perf_counter()
         # -P: a file in the current folder must not take the place of a library.
@@ -73,7 +73,7 @@ class Worker:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise self._dead() from error
+            raise self._death() from error
         return self._answer()
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                with contextlib.suppress(OSError):  # what was not written yet, to a process that is gone
+                with contextlib.suppress(OSError):  # closing flushes the pipe, which fails if the process has ended
                     stream.close()
         self._stderr.close()
 
@@ -106,16 +106,16 @@ class Worker:
         except queue.Empty:
             raise WorkerError(f"no answer within {ANSWER_LIMIT_S:.0f} s") from None
         if line is None:
-            raise self._dead()
+            raise self._death()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise WorkerError(answer["error"], hint=answer["hint"])
         return answer
 
-    def _dead(self) -> WorkerError:
+    def _death(self) -> WorkerError:
         code = self._process.wait()
         if code < 0:
-            more = ", as the system does where memory runs out" if code == -9 else ""
+            more = ", as the system does when memory runs out" if code == -9 else ""
             return WorkerError(f"its process was killed by signal {-code}{more}")
         self._stderr.seek(0)
         said = line_of(self._stderr.read().decode("utf-8", "replace"), last=True)

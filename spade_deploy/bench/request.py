@@ -1,4 +1,4 @@
-"""What is asked of a bench, and the plan that follows from it: who runs, on what, how often."""
+"""The request for a bench, and the plan that follows from it: which candidates run, on which inputs, how often."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class BenchPlan:
     """What a bench does: in each round every candidate runs the same case once."""
 
     candidates: Sequence[Candidate]
-    """Who is measured."""
+    """The candidates that are measured."""
 
     cases: Sequence[Arrays]
     """Batches of the graph's inputs, all of one shape, run in turn."""
@@ -81,22 +81,22 @@ class BenchPlan:
     """How many rounds there are, at most."""
 
     threads: int | None = None
-    """Threads of every candidate on the CPU; None takes the cores that may be used, and there are never more."""
+    """CPU threads of every candidate, never more than the cores that may be used; None takes all of these."""
 
     backend: Backend | str = Backend.AUTO
     """What runs the artifact's graphs."""
 
     checkpoint: Path | None = None
-    """What baselines load; None looks for it by the artifact's digest."""
+    """The checkpoint that baselines load; None looks for the one with the digest that the artifact names."""
 
     runs_dir: Path = Path("runs")
-    """Where it is looked for."""
+    """The folder in which the checkpoint is looked for."""
 
     plain_onnx: Path | None = None
-    """A plain export that is kept between calls: it is read where it is there, else written."""
+    """A plain export that is kept between calls: the file is read if it exists, and written otherwise."""
 
     limit_s: float | None = None
-    """No round but the first begins later than this, in seconds."""
+    """After so many seconds no further round begins; the first round always runs."""
 
     def __post_init__(self) -> None:
         if not self.candidates or not self.cases:

@@ -1,4 +1,4 @@
-"""What a bench found: raw times round by round, and the figures that follow from them."""
+"""The result of a bench: raw times round by round, and the figures that follow from them."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class Run:
     """How long it took."""
 
     patterns_s: float | None = None
-    """Seconds of them that were spent on finding patterns."""
+    """The part of `seconds` that was spent on finding patterns; None if there were none to find."""
 
     graph: str | None = None
-    """Which graph ran, of a candidate that chooses."""
+    """The graph that ran, for a candidate that chooses between dense and lookup."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Round:
     """The number of the case, from 0."""
 
     others: float | None
-    """The share of the machine that other processes had, if it is known."""
+    """The share of the machine that other processes used; None if it is not known."""
 
     @property
     def is_quiet(self) -> bool:
@@ -93,7 +93,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one candidate, over all rounds: latency of a batch, and what it is made of."""
+    """The figures of one candidate over all rounds."""
 
     p50_ms: float
     """The median latency of a batch."""
@@ -108,7 +108,7 @@ class Figures:
     """Images a second over all rounds."""
 
     patterns_p50_ms: float | None
-    """The median time for finding patterns; None where there is no need to."""
+    """The median time for finding patterns; None for a candidate that finds none."""
 
     lookup_share: float | None
     """The share of batches that the lookup graph ran; None for a candidate that does not choose."""
@@ -119,13 +119,13 @@ class Entry:
     """What became of one candidate."""
 
     candidate: Candidate
-    """Who it is."""
+    """The candidate."""
 
     status: Status
     """Whether it was measured."""
 
     runtime: str = ""
-    """What ran it, for people."""
+    """The engine or library that ran it, for people."""
 
     reason: str = ""
     """Why there is no figure."""
@@ -137,10 +137,10 @@ class Entry:
     """How its images were judged; None for a bound, which has no image."""
 
     cold_start: ColdStart | None = None
-    """How long it took to the first image."""
+    """The time from the start of its process to its first image."""
 
     imports_bytes: int | None = None
-    """Physical memory after the imports."""
+    """Physical memory of its process after the imports."""
 
     peak_memory_bytes: int | None = None
     """The most physical memory of its process."""
@@ -150,7 +150,7 @@ class Entry:
 
     @property
     def is_fault(self) -> bool:
-        """Whether the bench as a whole failed by it: anything that is wrong, and a graph that did not run."""
+        """Whether the whole bench fails because of it: its images are wrong, or it is a graph that did not run."""
         return self.status is Status.WRONG or (self.status is Status.FAILED and not self.candidate.is_baseline)
 
 
@@ -168,16 +168,16 @@ class BenchResult:
     """Images a run."""
 
     height: int
-    """Of the label maps, in pixels."""
+    """The height of the label maps in pixels."""
 
     width: int
-    """Of the label maps, in pixels."""
+    """The width of the label maps in pixels."""
 
     threads: int
     """Threads of every candidate on the CPU."""
 
     backend: str
-    """What was asked to run the graphs."""
+    """The engine that was asked for, to run the graphs."""
 
     machine: dict[str, Any]
     """Processor, cores, system and versions, see `describe_machine`."""
@@ -189,7 +189,7 @@ class BenchResult:
     """The rounds that were done."""
 
     entries: tuple[Entry, ...]
-    """What became of each candidate, in the order that was asked for."""
+    """What became of each candidate, in the order in which they were asked for."""
 
     @property
     def measured(self) -> tuple[Entry, ...]:
@@ -197,7 +197,10 @@ class BenchResult:
 
     @property
     def reference(self) -> Entry | None:
-        """What ratios refer to: the first baseline that was measured, else the dense fp32 graph, else the first."""
+        """The candidate that ratios refer to.
+
+        It is the first baseline that was measured, else the dense fp32 graph, else the first candidate.
+        """
         measured = [entry for entry in self.measured if entry.candidate.kind is not Kind.BOUND]
         return min(measured, key=_rank, default=None)
 

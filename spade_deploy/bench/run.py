@@ -1,4 +1,4 @@
-"""The order of a bench on one page: inputs, workers, validation, rounds."""
+"""How a bench proceeds: inputs, workers, validation, rounds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spade_deploy.progress import SILENT, Progress
 from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
 
 SETTLE_S = 0.02
-"""Before each run: threads that wait for work spin for some milliseconds before they sleep."""
+"""The pause before each run: threads of the run before spin for some milliseconds before they sleep."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Live:
     """Its process."""
 
     entry: Entry
-    """What is known of it so far."""
+    """What is known of the candidate so far."""
 
     runs: list[Run] = field(default_factory=list)
     """Its runs, round by round."""
@@ -121,25 +121,25 @@ def _jobs(artifact: Artifact, plan: BenchPlan, golden: Golden, folder: Path, thr
 
 @dataclass
 class _Files:
-    """What baselines need, found or made when the first of them asks."""
+    """The files that baselines need. They are found or made when the first baseline asks for them."""
 
     artifact: Artifact
-    """What is measured."""
+    """The artifact that is measured."""
 
     folder: Path
-    """Where a plain export goes that is not kept."""
+    """The folder of a plain export that is not kept."""
 
     plan: BenchPlan
-    """Where files are looked for."""
+    """The plan, which says where the files are looked for."""
 
     progress: Progress
-    """Whoever listens."""
+    """It is told of each step."""
 
     checkpoint: Path | None = None
     """The checkpoint, once it was found."""
 
     def give(self, job: Job) -> Job:
-        """The job with its files. Raises SpadeError where a baseline's cannot be had."""
+        """The job with the paths of its files. Raises SpadeError if a file of a baseline cannot be found or made."""
         if not job.candidate.is_baseline:
             return job
         if job.candidate.kind in (Kind.PLAIN, Kind.OPENVINO):
@@ -189,7 +189,7 @@ def _start(
                 if verdict.failures:
                     reason = f"its images are wrong: {'; '.join(verdict.failures)}"
                     return Entry(candidate, Status.WRONG, worker.runtime, reason, verdict=verdict)
-            worker.ask(do="run", case=0)  # warm: golden inputs may be of another size
+            worker.ask(do="run", case=0)  # a warm-up, since the golden inputs may have another size
             stack.push(until_it_is_right.pop_all())
     except SpadeError as error:
         return Entry(candidate, Status.FAILED, reason=error.message, hint=error.hint)
@@ -206,7 +206,7 @@ def _measure(
     limit_s: float | None,
     progress: Progress,
 ) -> list[Round]:
-    """Rounds that were done; a candidate that dies in one is entered as failed, and left out from then on."""
+    """Run the rounds and return those that were done. A candidate that dies counts as failed and runs no more."""
     done: list[Round] = []
     end = None if limit_s is None else time.monotonic() + limit_s
     while live and len(done) < rounds and (not done or end is None or time.monotonic() < end):
@@ -218,7 +218,7 @@ def _measure(
 
 
 def _one_round(live: list[_Live], entries: dict[Candidate, Entry], number: int, case: int) -> float | None:
-    """Returns the share of the machine that other processes had."""
+    """Run one round. Returns the share of the machine that other processes used, None if it is not known."""
     shift = number % max(1, len(live))
     order = [*live[shift:], *live[:shift]]
     before, own, start = busy_seconds(), time.process_time(), time.perf_counter()

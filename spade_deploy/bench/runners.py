@@ -1,7 +1,7 @@
 """How each kind of candidate is imported, loaded and run, inside a worker.
 
-`run` is what is timed. Graphs of the artifact take label ids and make pixels, as `spade infer` has them. Baselines get
-the one-hot segmap ready-made and stop at the float image: what they would need beside that is not held against them.
+Only `run` is timed. Graphs of the artifact take label ids and make pixels, as in `spade infer`. Baselines get a one-hot
+segmap that is ready, and stop at the float image: the time for the steps before and after is not counted for them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ SEGMAP = "segmap"
 
 
 class Runner(Protocol):
-    """A candidate that is loaded. patterns_s, graph: of the last run, where the candidate knows them."""
+    """A candidate that is loaded.
+
+    patterns_s, graph: the seconds for finding patterns and the graph of the last run, if the candidate has them.
+    """
 
     name: str
 
@@ -48,13 +51,13 @@ class Runner(Protocol):
     def graph(self) -> str | None: ...
 
     def prepare(self, inputs: Arrays) -> Any:
-        """What `run` takes; not timed."""
+        """Turn inputs into the argument of `run`; this is not timed."""
 
     def run(self, prepared: Any) -> Any:
-        """Timed."""
+        """Run the candidate once; this is timed."""
 
     def answers(self, inputs: Arrays) -> Arrays:
-        """`image` and `pixels`, to be compared with the golden ones."""
+        """The `image` and `pixels` of these inputs, to be compared with the golden outputs."""
 
 
 def import_libraries(kind: Kind) -> None:
@@ -114,7 +117,7 @@ class _GraphRunner:
 
 
 class _Baseline:
-    """What baselines share: the segmap is their input, float images are their output."""
+    """A baseline: its input is the segmap, its output the float image."""
 
     patterns_s: float | None = None
     graph: str | None = None
@@ -152,7 +155,7 @@ class _TorchRunner(_Baseline):
         module: Any = load_generator(job.checkpoint).module
         self.name = f"PyTorch {torch.__version__}, eager"
         if job.candidate.kind is Kind.COMPILE:
-            # Shapes fixed: a graph for each size is faster than one for all.
+            # Shapes are fixed, since compiled code for one size is faster than code for all sizes.
             module = torch.compile(module, dynamic=False)
             self.name = f"PyTorch {torch.__version__}, torch.compile"
         self._torch, self._module = torch, module
@@ -171,7 +174,7 @@ class _PlainRunner(_Baseline):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self._session = open_session(_plain_file(job), _as_it_comes(job))
+        self._session = open_session(_plain_file(job), _default_setup(job))
         self.name = f"ONNX Runtime {load_onnxruntime().__version__} CPU"
 
     def run(self, prepared: Any) -> NDArray[np.float32]:
@@ -180,7 +183,7 @@ class _PlainRunner(_Baseline):
 
 
 class _OpenVinoRunner(_Baseline):
-    """The same file in OpenVINO, in float32, tuned for latency."""
+    """The plain export in OpenVINO, in float32, tuned for latency."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -207,7 +210,7 @@ class _BoundRunner:
 
     def __init__(self, job: Job) -> None:
         assert job.candidate.onnx is not None  # a bound is a file
-        self._session = open_session(job.candidate.onnx, _as_it_comes(job))
+        self._session = open_session(job.candidate.onnx, _default_setup(job))
         self.name = f"ONNX Runtime {load_onnxruntime().__version__} CPU"
         rng = np.random.default_rng(0)
         inputs = self._session.get_inputs()
@@ -223,8 +226,8 @@ class _BoundRunner:
         raise NotImplementedError
 
 
-def _as_it_comes(job: Job) -> SessionSetup:
-    """What is compared with the product runs with ONNX Runtime's own defaults."""
+def _default_setup(job: Job) -> SessionSetup:
+    """The setup of baselines and bounds: ONNX Runtime's own defaults."""
     return SessionSetup(job.threads, stops_spinning=False)
 
 

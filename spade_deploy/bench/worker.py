@@ -1,7 +1,8 @@
 """A candidate in a process of its own: `python -m spade_deploy.bench.worker JOB.json`.
 
-It answers small messages, a line of JSON each: on its own it says when it has imported, loaded and made a first image;
-then it answers {"do": "golden"}, {"do": "run", "case": 0} and {"do": "stop"}. An error is a message too.
+Every message is one line of JSON. At first the worker reports, without being asked, that it has imported its
+libraries, loaded the model and made a first image. Then it answers {"do": "golden"}, {"do": "run", "case": 0} and
+{"do": "stop"}. An error is a message too.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from spade_deploy.machine.memory import memory_bytes, peak_memory_bytes
 
 
 def main() -> int:
-    """Serve until told to stop; 1 where that ended in an error."""
+    """Answer messages until one says stop. Returns the exit code, which is 1 after an error."""
     answers = _take_stdout()
     try:
         _serve(Path(sys.argv[1]), answers)
     except SpadeError as error:
         _say(answers, error=error.message, hint=error.hint)
-    except Exception as error:  # whatever a library raises: the others are measured all the same
+    except Exception as error:  # a library may raise anything; the other candidates are measured all the same
         _say(answers, error=f"{type(error).__name__}: {reason_of(error)}", hint=None)
     else:
         return 0
@@ -55,7 +56,7 @@ def _serve(job_file: Path, answers: IO[str]) -> None:
 
 
 def _timed(runner: Any, inputs: Any) -> dict[str, Any]:
-    """cpu_s counts the preparation too: it is there to tell this process's work from that of others."""
+    """Run once and time it. `cpu_s` includes the preparation, as it tells this process's work from that of others."""
     cpu = time.process_time()
     prepared = runner.prepare(inputs)
     start = time.perf_counter()
@@ -80,7 +81,7 @@ def _answer_golden(runner: Any, job: Any) -> None:
 
 
 def _take_stdout() -> IO[str]:
-    """The answers' own stream; what libraries print goes to stderr."""
+    """Keep stdout for the answers alone, and return it. Whatever libraries print goes to stderr instead."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers

@@ -1,1 +1,1 @@
-"""The commands: what each one asks for, one call, and what is printed."""
+"""The commands. Each one turns its options into a request, makes one call, and prints the result."""

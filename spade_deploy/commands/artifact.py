@@ -1,4 +1,4 @@
-"""What several commands begin with: the artifact that they work on."""
+"""The artifact that several commands work on: its argument, and how it is opened."""
 
 from __future__ import annotations
 

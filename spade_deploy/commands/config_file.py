@@ -1,7 +1,7 @@
 """Settings in a YAML file: `--config FILE` reads what `--print-config` prints, and a flag wins over the file.
 
 A value in the file is what would be typed after the flag, and is checked in the same way: `batch_size: 4` is
-`--batch-size 4`. So numbers, switches and sizes mean the same in both places. `null` is a setting that is not given.
+`--batch-size 4`. So numbers, switches and sizes mean the same in both places. `null` means that a setting is not given.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Entry:
     """A setting in a file."""
 
     text: Any
-    """What would be typed, or a list of it."""
+    """The text that would be typed after the flag, or a list of such texts."""
     line: int
-    """The line that it stands in, from 1 on."""
+    """The number of its line in the file, from 1 on."""
 
 
 class ConfigCommand(RequestCommand):
@@ -85,7 +85,7 @@ class ConfigCommand(RequestCommand):
                 ) from error
 
     def flags_in(self, ctx: Any) -> dict[str, str]:
-        """What is named: the key and the line of a setting that the file gave, the flag of all else."""
+        """How messages name each setting: by its key and line if the file gave it, else by its flag."""
         flags = super().flags_in(ctx)
         from_file = {
             option.flag: self._place(option.key)
@@ -108,9 +108,10 @@ class ConfigCommand(RequestCommand):
 
 
 def read_settings(path: Path, options: Sequence[Option], command: str) -> dict[str, Entry]:
-    """The settings in a file by their names. Raises ConfigError that names the file, and the line where there is one.
+    """Read the settings of a file, by their names.
 
-    Only a flat mapping is taken, without tags: no name twice, and none that is no option.
+    The file must be a flat mapping without tags, in which every name is that of an option and stands once. Raises
+    ConfigError, which names the file and, if it is known, the line.
     """
     import yaml
 
@@ -149,7 +150,7 @@ def read_settings(path: Path, options: Sequence[Option], command: str) -> dict[s
 
 
 def _text(path: Path, name: str, node: Any, option: Option) -> Any:
-    """What would be typed for a node of the file; None for null."""
+    """The text that would be typed for a node of the file; None for null."""
     import yaml
 
     if isinstance(node, yaml.ScalarNode):
@@ -176,7 +177,7 @@ def as_yaml(options: Sequence[Option], request: Any) -> str:
 
 
 def _value_in(request: Any, option: Option) -> Any:
-    """The value of an option in a request; what is not asked for is None."""
+    """The value of an option in a request; None if it is not asked for."""
     for name in option.path:
         request = request.get(name) if isinstance(request, Mapping) else getattr(request, name)
     return request
@@ -192,7 +193,7 @@ def _yaml_line(option: Option, value: Any) -> str:
     else:
         plain = value if isinstance(value, (bool, float)) or type(value) is int else as_typed(value)
     is_plain = printable(str(plain)) == str(plain)
-    # In a list, since a text alone would be followed by the mark of a document's end.
+    # The value is written inside a list: YAML would put the mark of a document's end after a text alone.
     text: str = yaml.safe_dump([plain], default_flow_style=True, allow_unicode=is_plain, width=2**20)
     return f"{option.key}: {text.strip()[1:-1]}"
 

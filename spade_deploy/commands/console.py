@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 
 SHOWN_FINDINGS = 500
-"""Rows of a table of findings; a data set may have as many as it has files."""
+"""At most so many rows of a table of findings are shown; a data set may have a finding in every file."""
 
 
 NARROWEST, WIDEST = 20, 2000
-"""Columns and lines of a terminal that are believed; others, 0 among them, are those of no terminal."""
+"""A number of columns or lines outside these limits, such as 0, is not believed to be that of a terminal."""
 
 
 class _Notes(logging.Handler):
-    """What the package has to tell without failing: a line of stderr each."""
+    """Prints each warning of the package as one line on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stderr().print(f"  note: {in_flags(record.getMessage())}", highlight=False, markup=False, soft_wrap=True)
@@ -51,17 +51,17 @@ def show_notes() -> None:
 
 
 def stdout() -> Console:
-    """For results. Wrapped at the terminal's width, never in a file or a pipe."""
+    """The console for results. Lines are wrapped at a terminal's width, and never in a file or a pipe."""
     return _console(to_stderr=False)
 
 
 def stderr() -> Console:
-    """For errors and progress."""
+    """The console for errors and progress."""
     return _console(to_stderr=True)
 
 
 def _console(*, to_stderr: bool) -> Console:
-    """Text is printed as it is: styles are `Text`, never markup, since a file may be called [/red].png or :smile:."""
+    """A console that prints text as it is: styles are `Text`, never markup, as a file may be called [/red].png."""
     from rich.console import Console
 
     stream = sys.stderr if to_stderr else sys.stdout
@@ -73,7 +73,7 @@ def _console(*, to_stderr: bool) -> Console:
 
 
 def _cleaner() -> RenderHook:
-    """Whatever is printed, nothing in it reaches the terminal as an order but what rich itself says."""
+    """A hook that removes control codes from all that is printed, except those that rich itself writes."""
     from rich.console import ConsoleRenderable, RenderHook
     from rich.segment import Segment
 
@@ -93,7 +93,7 @@ def _cleaner() -> RenderHook:
 
 
 def check_terminal_size() -> None:
-    """Forget COLUMNS and LINES that are the size of no terminal: rich would print nothing in 0 columns."""
+    """Remove COLUMNS and LINES from the environment if no terminal has that size: in 0 columns rich prints nothing."""
     for name in ("COLUMNS", "LINES"):
         value = os.environ.get(name)
         if value is None:
@@ -111,14 +111,14 @@ def styled(text: object, style: str) -> Text:
 
 
 def line(*parts: str | Text) -> Text:
-    """One line of several parts, in styles of their own."""
+    """One line of several parts, each of which may have a style of its own."""
     from rich.text import Text
 
     return Text.assemble(*(printable(part) if isinstance(part, str) else part for part in parts))
 
 
 def print_error(error: SpadeError) -> None:
-    """One message: what happened, then what to do, with the flags of the command that runs."""
+    """Print an error: what happened, then what to do. Fields are named by the flags of the command that runs."""
     console = stderr()
     console.print(line(styled("error:", "bold red"), f" {in_flags(error.message)}"))
     if error.hint:
@@ -126,19 +126,19 @@ def print_error(error: SpadeError) -> None:
 
 
 def note(text: str) -> None:
-    """What is to be known beside a result, with the flags of the command that runs."""
+    """Print a note on stderr. Fields are named by the flags of the command that runs."""
     stdout().print(f"  note: {in_flags(text)}")
 
 
 def print_places(*places: tuple[str, Path]) -> None:
-    """Where results are, one a line."""
+    """Print where results are, one on a line."""
     width = max(len(what) for what, _ in places)
     for what, path in places:
         stdout().print(line(f"  {what:<{width}}  ", styled(one_line(path), "bold")))
 
 
 def print_next(command: str) -> None:
-    """The next command to type."""
+    """Print the next command to type."""
     stdout().print(line("next: ", styled(one_line(command), "bold cyan")))
 
 
@@ -156,7 +156,7 @@ def clock_time(seconds: float) -> str:
 
 
 def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
-    """A row of figures for each graph."""
+    """Print a row of figures for each graph."""
     from rich.table import Table
 
     from spade_deploy.pages.render import decibel, percent, scientific
@@ -213,7 +213,7 @@ def _class_table(report: ValidationReport) -> Table:
 
 
 def print_engines(engines: Sequence[BuiltEngine]) -> None:
-    """What was built, where it lies, and what it was proved to be."""
+    """Print each engine: its file, whether it was built now, and what it was proved to be."""
     console = stdout()
     for engine in engines:
         key = engine.key
@@ -232,7 +232,7 @@ def print_engines(engines: Sequence[BuiltEngine]) -> None:
 
 
 def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
-    """A row of figures for each candidate that was measured, why the others were not, what to know, the files."""
+    """Print a row of figures for each measured candidate, why the others were not measured, the notes, the files."""
     from rich.table import Table
 
     console, reference = stdout(), result.reference

@@ -67,7 +67,7 @@ def evaluate(asked: EvalRequest, file: ConfigFile, report: ReportFolder, place: 
 
 
 def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
-    """A row of figures for each model, those of real photos below, what to know, the files."""
+    """Print a row of figures for each model, those of real photos below them, the notes, the files."""
     from rich.table import Table
 
     from spade_deploy.evaluation.page import HEADINGS, heading, lines

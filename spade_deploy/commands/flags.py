@@ -16,16 +16,16 @@ _running: Mapping[str, str] = {}
 def in_flags(text: str, table: Mapping[str, str] | None = None) -> str:
     """The text with every `name` in backticks that the table knows replaced by its flag.
 
-    table: by default that of the command that runs. Other words in backticks, whole command lines among them, stay.
+    table: by default that of the command that runs. Other words in backticks, such as whole command lines, stay.
     """
     flags = _running if table is None else table
     return _NAMED.sub(lambda match: flags.get(match[1], match[0]), text)
 
 
 def use_flags(table: Mapping[str, str]) -> None:
-    """From now on names are replaced by the flags of this table: called once, when a command begins.
+    """Replace names by the flags of this table from now on. It is called once, when a command begins.
 
-    One for the whole process, not one a thread: warnings come from threads of data loaders, too.
+    The table is that of the whole process, not of a thread: threads of data loaders warn, too.
     """
     global _running
     _running = table

@@ -31,7 +31,7 @@ def inspect(asked: InspectRequest) -> None:
     from spade_deploy.inspection.describe import inspect_path
 
     found = inspect_path(asked.path, with_times=asked.with_times)
-    of_import: dict[str, str] = import_generator.flags  # importing again changes what a checkpoint says was guessed
+    of_import: dict[str, str] = import_generator.flags  # guesses are changed by a new import
     out = stdout()
     table = Table(title=found.title, title_justify="left", show_header=False, box=None)
     for key, value in found.rows:

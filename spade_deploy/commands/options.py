@@ -74,7 +74,7 @@ class RequestCommand(TyperCommand):
 
     @property
     def params(self) -> list[Any]:
-        """The parameters as typer has them."""
+        """The parameters in typer's own form."""
         if self._made is None:
             single = typer.Typer(add_completion=False)
             table = self.flags
@@ -84,14 +84,14 @@ class RequestCommand(TyperCommand):
 
     @params.setter
     def params(self, value: list[Any]) -> None:
-        """The base class sets an empty list, which says nothing."""
+        """Ignored: the base class sets an empty list here, and the parameters are made from the requests."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         use_flags(self.flags)
         return super().parse_args(ctx, self.with_bare_values(args))
 
     def with_bare_values(self, args: list[str]) -> list[str]:
-        """The command line with the value that is meant after a flag that may stand alone, and does."""
+        """The command line, with the default value added after each flag that may stand alone and does so."""
         bare = {option.flag: option.setting.bare for option in self.options if option.setting.bare}
         filled: list[str] = []
         for arg, following in zip(args, [*args, "-"][1:], strict=True):
@@ -101,7 +101,7 @@ class RequestCommand(TyperCommand):
         return filled
 
     def flags_in(self, ctx: Any) -> dict[str, str]:
-        """What stands for each field in what this run of the command prints."""
+        """How messages of this run of the command name each field."""
         return self.flags
 
     def invoke(self, ctx: Any) -> Any:
@@ -125,7 +125,7 @@ def command(
     flags: Mapping[str, str] | None = None,
     kind: type[Command] = RequestCommand,  # type: ignore[assignment]
 ) -> Callable[[Callable[..., None]], Command]:
-    """Makes a command of a function that takes one argument for each request; its docstring is the help.
+    """Make a command of a function that takes one argument for each request; its docstring is the help.
 
     requests: imports and returns the dataclasses. panel: MAIN or CHECK. needs: the extra of this package that brings
     what the command imports (pip install 'spade-deploy[EXTRA]'). flags: what errors name beside the fields of the
@@ -137,7 +137,7 @@ def command(
 
 @contextmanager
 def needed(extra: str) -> Iterator[None]:
-    """A package that is missing is an error whose hint installs the extra that brings it."""
+    """If an import inside the block fails, raise an error whose hint installs the extra that brings the package."""
     try:
         yield
     except ModuleNotFoundError as error:

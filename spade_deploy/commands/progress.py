@@ -41,7 +41,7 @@ LINE_EVERY_S = 30.0
 
 
 class _Spinner(Silent):
-    """Words beside a spinner, replaced by the next ones."""
+    """Shows the current step beside a spinner."""
 
     def __init__(self, status: Status, counted: str) -> None:
         self._status = status
@@ -62,7 +62,7 @@ def spinner(what: str, counted: str = "{what}: {done} of {total}") -> Iterator[P
 
 
 class _StepBar(Silent):
-    """A line for each step, and a bar for what is counted within it."""
+    """Prints a line for each step, and shows a bar for what is counted within the step."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
@@ -105,7 +105,7 @@ class _CountBar(Silent):
 
 @contextmanager
 def count_bar() -> Iterator[Progress]:
-    """Files done of files in all; gone when the job ends."""
+    """A bar of how many of all files are done; it disappears when the job ends."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -124,7 +124,7 @@ class _ImageBar(_CountBar):
 
 @contextmanager
 def image_bar() -> Iterator[Progress]:
-    """Images done, images a second and the time that is left."""
+    """A bar with the number of images done, images a second and the time that is left."""
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -139,7 +139,7 @@ def image_bar() -> Iterator[Progress]:
 
 
 class _Training(Silent):
-    """What a file and a terminal show of a training alike: the time that is left, at the pace so far."""
+    """The progress of a training, whether in a file or on a terminal: it computes the time that is left."""
 
     def __init__(self, out: Console, clock: Callable[[], float]) -> None:
         self._out = out
@@ -163,7 +163,7 @@ class _Training(Silent):
         raise NotImplementedError
 
     def _left(self, step: int, steps: int, figures: Figures, now: float) -> str:
-        """The time to go at the pace so far, which includes checkpoints and metrics; the first step has its own."""
+        """The time that is left at the pace so far, checkpoints and metrics included; the first step does not count."""
         first_step, first_s = self._first or (step, now)
         done = step - first_step
         pace = (now - first_s) / done if done else figures.seconds_each or 0.0

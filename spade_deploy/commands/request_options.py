@@ -1,4 +1,4 @@
-"""The options that a request dataclass has, for typer, and the request from the values that typer made of them."""
+"""From a request dataclass to the options that typer shows, and from the values that were typed back to a request."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class Option:
     path: tuple[str, ...]
     """The fields that lead to it, from the request on; the last is `field`."""
     setting: Setting
-    """What the field was declared with."""
+    """Help text, flag and limits that the field was declared with."""
     kind: Any
     """The type that typer converts to."""
     default: Any
-    """What it is where it is not given; `inspect.Parameter.empty` where it has to be given."""
+    """Its value if it is not given; `inspect.Parameter.empty` if it has to be given."""
     usual: Any
-    """The field's own default, which an option that is only asked for does not have; None where there is none."""
+    """The default of the field itself, which differs from `default` for an option that is only used when it is given.
+    None if the field has no default."""
 
     @property
     def key(self) -> str:
@@ -45,7 +46,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """What is typed: --batch-size, or the name of an argument."""
+        """The flag that is typed, such as --batch-size, or the name of an argument."""
         return self.key.upper() if self.setting.argument else "--" + self.key.replace("_", "-")
 
     @property
@@ -60,7 +61,7 @@ class Option:
 
     @property
     def takes(self) -> str:
-        """What a value of it has to be, in words, as far as its type says so."""
+        """What a value has to be, in words, as far as the type says it."""
         kind = next((each for each in get_args(self.kind) if each is not type(None)), self.kind)
         kind = next(iter(get_args(kind)), kind)
         if isinstance(kind, type) and issubclass(kind, Enum):
@@ -68,7 +69,7 @@ class Option:
         return {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(kind, "a text")
 
     def parameter(self, table: Mapping[str, str]) -> inspect.Parameter:
-        """What typer makes the option of; table: the flags that its help names."""
+        """The parameter from which typer makes the option. table: the flags that stand for fields in its help."""
         known, text = self.setting, in_flags(self.setting.help, table)
         if known.argument:
             info = typer.Argument(help=text, metavar=known.metavar, show_default=False)
@@ -88,7 +89,7 @@ class Option:
         try:
             return self.setting.parse(typed)
         except ConfigError as error:
-            # The text may be that of a parser for several settings (sizes), which names one of them.
+            # One parser serves several settings (sizes, for example), and its message names only one of them.
             message = re.sub(r"^`\w+`", f"`{self.key}`", error.message)
             raise ConfigError(message, hint=error.hint) from error
         except ValueError as error:
@@ -96,9 +97,9 @@ class Option:
 
 
 def options_of(request: type, path: tuple[str, ...] = (), *, is_asked: bool = False) -> Iterator[Option]:
-    """Every option that a request has, those of the requests in it among them.
+    """Every option of a request, including the options of the requests inside it.
 
-    is_asked: none has a default, since only what is given is asked for.
+    is_asked: no option gets a default, since only those that are given count.
     """
     hints = get_type_hints(request)
     for field in dataclasses.fields(request):
@@ -130,7 +131,7 @@ def _kind_and_defaults(
 
 
 def in_order(options: Sequence[Option]) -> list[Option]:
-    """The options as `--help` lists them: as they are declared, but for those that follow another one (`after`)."""
+    """The options as `--help` lists them: in the order of declaration, unless `after` names the one to follow."""
     ordered = [option for option in options if not option.setting.after]
     for option in options:
         if option.setting.after:
@@ -149,7 +150,7 @@ SAME_SETTING = {
 
 
 def flag_table(options: Sequence[Option]) -> dict[str, str]:
-    """What `flags.in_flags` replaces: the names of the options, of their fields, and `no_NAME` of switches."""
+    """The table for `flags.in_flags`: the names of options and fields, and `no_NAME` for switches, with their flags."""
     table = {option.key: option.flag for option in options}
     for option in options:
         for name in (option.field, ".".join(option.path)):
@@ -163,7 +164,7 @@ def flag_table(options: Sequence[Option]) -> dict[str, str]:
 
 
 def request_from(request: type[Request], values: Mapping[str, Any]) -> Request:
-    """The request, of the values by the names of the options. Raises ConfigError for a value that it refuses."""
+    """Make a request from values by the names of the options. Raises ConfigError for a value that it refuses."""
     found: dict[str, Any] = {}
     for option in options_of(request):
         place = found

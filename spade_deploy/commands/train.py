@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from spade_deploy.training.session import Session
 
 SHOWN_OF_A_RUN = (("over time", "timeline.png"), ("as a film", "samples.gif"), ("metrics", "metrics.png"))
-"""Files of a run that are named when it ends, where they are there."""
+"""The files of a run that are named when it ends, if they exist."""
 
 SHOWN_SKIPPED = 5
 """How many of the samples that were skipped are named; the run's skipped.txt has all."""
@@ -70,7 +70,7 @@ def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFol
 
 
 def _train(started: Session) -> None:
-    """Train what is ready, and say what came of it."""
+    """Run the training of a session that was started, and print its results."""
     out = stdout()
     out.print(f"training {started.run}: {started.described}")
     for text in started.notes:
@@ -95,7 +95,7 @@ def _train(started: Session) -> None:
 
 
 def print_estimate(described: str, found: Estimate) -> None:
-    """What a training will need, and how that is known."""
+    """Print the memory and time that a training will need, and how these were estimated."""
     out = stdout()
     out.print(f"would train: {described}")
     memory, shapes = found.memory_bytes, found.from_shapes

@@ -1,1 +1,1 @@
-"""What runs an artifact. Reaches neither PyTorch nor the training code."""
+"""The engines that run an artifact. Nothing in here imports PyTorch or the training code."""

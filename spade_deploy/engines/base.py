@@ -1,4 +1,4 @@
-"""What every runtime can do, what it is asked for, and what it may be fed. `engines/open.py` says which one runs."""
+"""The protocol of every runtime, the request for one, and the check of its inputs. `engines/open.py` chooses one."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class RuntimeRequest:
 
 
 class Runtime(Protocol):
-    """An artifact that is loaded and runs; a context manager, to be closed by the one who opened it."""
+    """An artifact that is loaded and runs. It is a context manager: whoever opened it closes it."""
 
     name: str
-    """What really runs, for people: 'ONNX Runtime 1.32.0 CPU, fp32'."""
+    """The engine that really runs, for people: 'ONNX Runtime 1.32.0 CPU, fp32'."""
 
     @property
     def spec(self) -> GeneratorSpec: ...
@@ -60,7 +60,7 @@ class Runtime(Protocol):
 
     @property
     def patterns_s(self) -> float | None:
-        """Seconds that the last run spent on finding patterns; None where it looked for none."""
+        """Seconds that the last run spent on finding patterns; None if the graph that ran has no patterns."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
         """Outputs by name: all, or those in `output_names`. Raises InputRefusedError before anything runs."""
@@ -70,7 +70,7 @@ class Runtime(Protocol):
     ) -> Iterator[Arrays]:
         """Outputs of one batch after another, in order; on a GPU the copies of one overlap with the work of the next.
 
-        What fails raises in its place; the batches before it have their outputs.
+        A batch that fails raises when its turn comes, after the outputs of all batches before it.
         """
 
     def close(self) -> None: ...
@@ -97,14 +97,14 @@ class TableRuntime(Runtime, Protocol):
 
 
 def parse_graph_choice(text: str) -> GraphChoice:
-    """Raises ConfigError, with what is allowed."""
+    """The graph choice of that name. Raises ConfigError, which lists the allowed names."""
     if text not in list(GraphChoice):
         raise ConfigError(f"`graph`: {text!r} is not one of {', '.join(GraphChoice)}")
     return GraphChoice(text)
 
 
 def parse_backend(text: str) -> Backend:
-    """Raises ConfigError, with what is allowed."""
+    """The backend of that name. Raises ConfigError, which lists the allowed names."""
     if text not in list(Backend):
         raise ConfigError(f"`backend`: {text!r} is not one of {', '.join(Backend)}")
     return Backend(text)

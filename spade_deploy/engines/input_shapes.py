@@ -1,7 +1,8 @@
-"""A shape profile of images -> the shapes of every input of a graph: the lookup graph's tables have sizes of their own.
+"""From a shape profile of images to the shapes of every input of a graph.
 
-How many patterns a map has is known when it comes. An engine takes from one up to as many as there can be, and is
-tuned for a share that is usual for real label maps.
+The tables of a lookup graph have sizes of their own: how many patterns a map has is known only when the map comes. So
+an engine takes from one pattern up to the largest possible number, and is tuned for the share of patterns that real
+label maps usually have.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from spade_deploy.spec import Extent, GeneratorSpec, GraphKind, ShapeProfile
 
 Shape = tuple[int, ...]
 USUAL_SHARE = {1: 0.1, 2: 0.22, 4: 0.4, 8: 0.6, 16: 0.8}
-"""Patterns over pixels at a stride for which an engine is tuned: that of COCO-Stuff maps at 256 x 256, rounded up
-(benchmarks/patterns.py); coarser strides have nearly as many patterns as pixels."""
+"""The share of patterns among pixels, by stride, for which an engine is tuned. It is that of COCO-Stuff maps at
+256 x 256, rounded up (benchmarks/patterns.py); coarser strides have nearly as many patterns as pixels."""
 
 
 def tensor_ranges(spec: GeneratorSpec, kind: GraphKind, profile: ShapeProfile) -> dict[str, tuple[Shape, Shape, Shape]]:
     """Least, best and most shape of every input by name, in the graph's order.
 
-    Raises ConfigError for a profile that the model cannot have: sizes that are no multiples of its stride, other
-    sizes than its own where they are fixed.
+    Raises ConfigError for a profile that the model cannot run: sizes that are no multiples of its stride, or sizes
+    other than its own if that one is fixed.
     """
     _check(spec, profile)
     extents = (profile.least, profile.best, profile.most)
@@ -41,7 +42,7 @@ def tensor_ranges(spec: GeneratorSpec, kind: GraphKind, profile: ShapeProfile) -
             taps = spec.kernel_size**2
             most_pixels = _pixels(profile.most, stride)
             usual = max(1, int(_pixels(profile.best, stride) * USUAL_SHARE.get(stride, 1.0)))
-            # Of both kinds of windows there is one a pixel at most: those around taps outside the image are left out.
+            # There is at most one window of either kind for each pixel, as no window lies around a tap outside.
             ranges[codes] = ((1, taps), (usual, taps), (most_pixels, taps))
             ranges[patterns] = ((1, taps), (usual, taps), (most_pixels, taps))
             ranges[index] = _each(extents, partial(_at, stride=stride))

@@ -18,7 +18,7 @@ from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 def open_by_choice(
     wanted: RuntimeRequest, precision: Precision, open_graph: Callable[[GraphKind], TableRuntime]
 ) -> Runtime:
-    """Open the graph that was asked for; for `auto` both, where the lookup graph was measured to win on some maps.
+    """Open the graph that was asked for. For `auto`, open both if the lookup graph was measured to win on some maps.
 
     open_graph: opens the graph of that kind in an engine, in `precision`.
     """
@@ -33,9 +33,10 @@ def open_by_choice(
 
 
 class AutoRuntime:
-    """A lookup graph and, from the first map on that needs it, the dense one; of any engine that can run tables.
+    """Runs each map on the lookup graph or on the dense one, in any engine that can run tables.
 
-    open_dense: called at most once. share: of unique patterns (`PatternTables.unique_share`), above which dense runs.
+    open_dense: opens the dense graph. It is called at most once, when the first map needs it. share: the dense graph
+    runs a map with a larger share of unique patterns (`PatternTables.unique_share`) than this.
     """
 
     def __init__(self, lookup: TableRuntime, open_dense: Callable[[], Runtime], share: float) -> None:

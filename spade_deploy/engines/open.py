@@ -2,7 +2,7 @@
 
 To add an engine, write a folder with an `open.py` that has these two functions, and add one line to `ENGINES`:
 
-    def can_run(wanted: RuntimeRequest) -> bool      # asked by `auto` alone; cheap, and loads as little as it can
+    def can_run(wanted: RuntimeRequest) -> bool      # only `auto` calls it; it is cheap and loads little
     def open_runtime(wanted: RuntimeRequest) -> Runtime
 """
 
@@ -31,8 +31,8 @@ class Engine:
     is_automatic: bool = True
     """Whether `auto` tries it."""
     note_on_failure: str = ""
-    """What the runtime's name says, with the reason, where `auto` tried this engine, failed, and took a later one.
-    Without a note such a failure is an error."""
+    """The note, followed by the reason, in the runtime's name after `auto` tried this engine, failed, and took a later
+    one. For an engine without a note such a failure is an error."""
 
     def load(self) -> ModuleType:
         """Import the module."""
@@ -55,12 +55,12 @@ def open_runtime(
     threads: int | None = None,
     graph: GraphChoice | str = GraphChoice.AUTO,
 ) -> Runtime:
-    """Load an artifact's graph where it runs best, or where `backend` says.
+    """Load an artifact's graph in the engine where it runs best, or in the one that `backend` names.
 
-    precision: None takes fp16 on a GPU where the artifact has it, else fp32; of engines the first of fp16, int8, fp32.
-    threads: of a CPU session, at most one a core; None leaves it to the runtime (one a core).
-    graph: auto never takes a lookup graph that was not measured to win, and on a GPU only an engine of one where there
-    is no dense engine.
+    precision: None takes fp16 on a GPU if the artifact has it, else fp32; among TensorRT engines it takes the first of
+    fp16, int8, fp32 that exists. threads: the CPU threads, at most one a core; None takes one a core.
+    graph: `auto` never takes a lookup graph that was not measured to win; on a GPU it takes the engine of a lookup
+    graph only if there is no dense engine.
     Raises RuntimeUnavailableError, MissingDependencyError, ConfigError, or ArtifactError for a graph that is not there.
     """
     name = _known_name(str(backend))

@@ -1,4 +1,4 @@
-"""Which images are judged and against which photos: the held-out samples, read without PyTorch.
+"""The held-out samples that an evaluation judges images on, read without PyTorch.
 
 Samples are seen as training evaluates them: resized to the model's size (label maps nearest, photos bicubic), neither
 cropped nor mirrored. The embedded tiles are cut at that size.
@@ -24,10 +24,11 @@ class Sample(SampleArrays):
     index: int
     """Its place in the set."""
     stem: str
+    """Its name."""
 
 
 def held_out_split(config: DataConfig) -> str:
-    """The split that figures are taken on: test where it has photos and labels, else val, else what there is.
+    """The split that figures are taken on: test if it has photos and labels, else val, else the one that exists.
 
     Cityscapes' test labels are not public. Raises DatasetError where no split has samples.
     """
@@ -40,7 +41,7 @@ def held_out_split(config: DataConfig) -> str:
                 return split
         except DatasetError:
             continue
-    find_samples(config, config.evaluation_split)  # says what is missing
+    find_samples(config, config.evaluation_split)  # its error says what is missing
     raise DatasetError(
         f"{config.root or config.labels_dir}: evaluation needs photos, and there are none",
         hint="name their folder with `images_dir`",
@@ -53,7 +54,7 @@ def has_one_set(config: DataConfig) -> bool:
 
 
 def open_set(config: DataConfig, split: str, labels: LabelSpec, size: Size) -> SampleSet:
-    """Raises ConfigError for an unknown split, DatasetError where it has no samples, or not what `labels` needs."""
+    """Open a split. Raises ConfigError if it is unknown, DatasetError if it lacks samples or what `labels` needs."""
     if is_embedded(config):
         return SampleSet(f"{split} split", EarthSamples(split, labels, size))
     found = find_samples(config, split)
@@ -74,7 +75,7 @@ class SampleSet:
 
     def __init__(self, name: str, samples: Samples) -> None:
         self.name = name
-        """For people: 'test split'."""
+        """Its name for people: 'test split'."""
         self.problems = samples.problems
         """A sentence for each file that is in no sample."""
         self._samples = samples
@@ -86,12 +87,12 @@ class SampleSet:
         return self._samples.stem(index)
 
     def load(self, index: int) -> Sample:
-        """Raises LabelMapError where the sample cannot be used."""
+        """Load a sample. Raises LabelMapError if it cannot be used."""
         found = self._samples.load(index)
         return Sample(found.label, found.instance, found.photo, index, self.stem(index))
 
 
 def described(config: DataConfig) -> str:
-    """'earth (embedded)', 'custom (/data/mine)'."""
+    """A data set in words: 'earth (embedded)', 'custom (/data/mine)'."""
     where: Path | None = config.root or config.labels_dir
     return f"{config.preset} ({where})" if where else f"{config.preset} (embedded)"

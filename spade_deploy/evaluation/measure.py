@@ -1,4 +1,4 @@
-"""The figures of one set of images, gathered batch by batch; nothing but features and counts is kept."""
+"""Measure one set of images, batch by batch; only features and counts are kept in memory."""
 
 from __future__ import annotations
 
@@ -27,29 +27,31 @@ from spade_deploy.metrics.extractor import pooled
 from spade_deploy.progress import Progress
 
 STYLED_SAMPLES = 32
-"""Label maps, evenly spaced, that diversity over styles is measured on."""
+"""How many evenly spaced label maps diversity over styles is measured on."""
 
 
 @dataclass(frozen=True)
 class Judges:
-    """What looks at the images, and how."""
+    """The networks that judge the images, and their settings."""
 
     extractor: OnnxExtractor | None
-    """Makes the features that distances are measured between; None: no distances are measured."""
+    """The network for features, between which distances are measured. None measures no distances."""
     segmenter: OnnxSegmenter | None
-    """Finds the class of each pixel; None: no classes are looked for."""
+    """The network that finds the class of each pixel. None measures no classes."""
     num_labels: int
+    """How many classes there are."""
     seed: int = 0
-    """Decides the random styles, and the random subsets of the kernel distance."""
+    """The seed of the random styles and of the random subsets of the kernel distance."""
     batch_size: int = 4
-    """Images that are made and looked at together."""
+    """How many images are made and judged at once."""
 
 
 @dataclass(frozen=True)
 class Reality:
-    """The held-out samples that can be used, and what the judges say of their photos."""
+    """The held-out samples that can be used, and the judges' figures of their photos."""
 
     samples: SampleSet
+    """The split that the samples are from."""
     chosen: tuple[int, ...]
     """The indices of the samples that can be used."""
     skipped: tuple[str, ...]
@@ -67,13 +69,13 @@ class Kept:
     wanted: frozenset[int]
     """The indices of the samples whose images are kept."""
     images: dict[int, Pixels] = field(default_factory=dict)
-    """By the sample's index."""
+    """The images by the index of their sample."""
     styles: tuple[Pixels, ...] = ()
     """One label map in several styles."""
 
 
 def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], progress: Progress) -> Reality:
-    """Read every sample once. Raises DatasetError where none can be used."""
+    """Read every sample once, and measure its photo. Raises DatasetError if none can be used."""
     tally, chosen, skipped = _Tally(judges), list[int](), list[str]()
     started, done = time.perf_counter(), 0
     for batch in _batches(samples, indices, judges.batch_size, skipped):
@@ -92,7 +94,7 @@ def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], 
 
 
 def measure_floor(judges: Judges, reality: Reality, others: SampleSet, progress: Progress) -> Row:
-    """Real photos of another split, as many: the distance that more of the same has."""
+    """Measure as many real photos of another split: the distance that a perfect model could reach."""
     tally, skipped, done, started = _Tally(judges), list[str](), 0, time.perf_counter()
     indices = evenly(len(others), len(reality.chosen))
     for batch in _batches(others, indices, judges.batch_size, skipped):
@@ -133,7 +135,7 @@ def measure_model(
         for sample in batch:
             if sample.index in styled:
                 variants = _variants(judges.seed, images, sample, styles, model.z_dim)
-                assert judges.extractor is not None  # styled is empty without
+                assert judges.extractor is not None  # without an extractor `styled` is empty
                 diversities.append(diversity(judges.extractor.maps(variants)))
                 kept.styles = kept.styles or tuple(variants)
         done += len(batch)
@@ -155,7 +157,7 @@ def measure_model(
 
 
 class _Tally:
-    """Features and confusions of a growing set of images."""
+    """Adds up the features and the confusion matrix of images, batch by batch."""
 
     def __init__(self, judges: Judges) -> None:
         self._judges = judges
@@ -179,21 +181,21 @@ class _Tally:
         return np.concatenate(self._features) if self._features else None
 
     def distances(self, real: NDArray[np.float64] | None) -> dict[str, Any]:
-        """frechet and kernel of a Row; nothing where there are fewer than two images on a side."""
+        """The fields `frechet` and `kernel` of a Row; none if either side has fewer than two images."""
         made = self.features()
         if made is None or real is None or min(len(made), len(real)) < 2:
             return {}
         return {"frechet": frechet_distance(made, real), "kernel": kernel_distance(made, real, seed=self._judges.seed)}
 
     def segmentation(self) -> dict[str, Any]:
-        """miou, accuracy and classes of a Row."""
+        """The fields `miou`, `accuracy` and `classes` of a Row."""
         if self._judges.segmenter is None or not self._matrix.counts.any():
             return {}
         return {"miou": self._matrix.miou, "accuracy": self._matrix.accuracy, "classes": self._matrix.classes}
 
 
 def _batches(samples: SampleSet, indices: Sequence[int], batch_size: int, skipped: list[str]) -> Iterator[list[Sample]]:
-    """Samples a few at a time; those that cannot be used are told in `skipped`."""
+    """Load samples in batches. A sentence on each one that cannot be used is added to `skipped`."""
     batch: list[Sample] = []
     for index in indices:
         try:
@@ -214,7 +216,7 @@ def _styled(reality: Reality, styles: int) -> list[int]:
 
 
 def _variants(seed: int, images: Images, sample: Sample, styles: int, z_dim: int | None) -> NDArray[np.uint8]:
-    """S x H x W x 3: one label map in S styles, the first of which is the one that the other figures are of."""
+    """One label map in S styles, S x H x W x 3. All other figures are measured with the first of these styles."""
     found = []
     for style in range(styles):
         (image,) = images.make([sample], _styles(seed, [sample], style, z_dim))
@@ -224,7 +226,7 @@ def _variants(seed: int, images: Images, sample: Sample, styles: int, z_dim: int
 
 
 def _styles(seed: int, batch: Sequence[Sample], style: int, z_dim: int | None) -> NDArray[np.float32] | None:
-    """N x z_dim of the standard normal distribution, by seed, sample and number of the style alone."""
+    """Standard normal styles, N x z_dim, which depend only on the seed, the sample and the style's number."""
     if z_dim is None:
         return None
     draw = [np.random.default_rng((seed, sample.index, style)).standard_normal(z_dim, np.float32) for sample in batch]

@@ -1,4 +1,4 @@
-"""What is judged: a checkpoint through PyTorch, an artifact through its runtime, or a folder of finished images."""
+"""The models that are judged: a checkpoint in PyTorch, an artifact in its runtime, or a folder of finished images."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.spec import GeneratorSpec
 
 Pixels = NDArray[np.uint8]
-"""H x W x 3."""
+"""An image, H x W x 3."""
 
 
 class Kind(StrEnum):
-    """What a model is given as."""
+    """The kind of path that stands for a model."""
 
     CHECKPOINT = "checkpoint"
     ARTIFACT = "artifact"
@@ -38,16 +38,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Model:
-    """One thing to judge, not yet loaded."""
+    """A model to judge, which is not loaded yet."""
 
     path: Path
+    """Where it lies."""
     kind: Kind
+    """What the path is."""
     name: str
-    """For people; unique in a report."""
+    """Its name for people, which is unique in a report."""
     spec: GeneratorSpec | None = None
-    """None for a folder of images."""
+    """How its generator is built; None for a folder of images."""
     data: DataConfig | None = None
-    """The data set that it was trained on; None where that is not known."""
+    """The data set that it was trained on; None if that is not known."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Step, origin and digest of its weights, for the report."""
 
@@ -56,7 +58,7 @@ class Model:
         return self.spec.z_dim if self.spec is not None else None
 
     def check_size(self, size: Size) -> None:
-        """Raises ConfigError where this generator cannot make images of `size`."""
+        """Raise ConfigError if this generator cannot make images of `size`."""
         spec = self.spec
         if spec is None or size == (spec.height, spec.width):
             return
@@ -70,18 +72,21 @@ class Model:
 
 
 class Images(ExitStack, ABC):
-    """A model that is loaded; a context manager."""
+    """A model that is loaded and makes images; a context manager."""
 
     runtime: str
-    """What really runs, for people."""
+    """The engine or library that really runs, for people."""
 
     @abstractmethod
     def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
-        """An image for each sample, or why there is none. styles: N x z_dim, for a model that has a style vector."""
+        """An image for each sample, or a sentence why there is none.
+
+        styles: N x z_dim, for a model that has a style vector.
+        """
 
 
 def find_models(paths: Sequence[Path], runs_dir: Path, *, best: bool = False) -> list[Model]:
-    """What each path is; without paths the newest run. Names are made unique.
+    """The models at these paths; without paths the newest run. Their names are made unique.
 
     best: of a run, take the checkpoint that was the best by the metric it was trained to keep, not its newest.
     Raises NotFoundError, ConfigError, and CheckpointError or ArtifactError for what is damaged.
@@ -164,12 +169,12 @@ def _data_of(info: runs.CheckpointInfo) -> DataConfig | None:
         return None
     try:
         return DataConfig.from_json(info.data)
-    except ConfigError:  # of another version: then the command asks which data to use
+    except ConfigError:  # another version wrote it: the user has to say which data to use
         return None
 
 
 class _CheckpointImages(Images):
-    """The trained module in eval mode, float32, on CUDA where there is one and `backend` allows it."""
+    """The trained module in eval mode and float32, on CUDA if a GPU is there and `backend` allows it."""
 
     def __init__(self, path: Path, backend: Backend) -> None:
         super().__init__()
@@ -230,7 +235,7 @@ class _ArtifactImages(Images):
 
 
 class _FolderImages(Images):
-    """Images by the stem of the sample they belong to; resized where they have another size, which is counted."""
+    """Finished images, found by the stems of their samples. Images of another size are resized, and counted."""
 
     def __init__(self, path: Path, size: Size) -> None:
         super().__init__()
@@ -246,7 +251,7 @@ class _FolderImages(Images):
     def _read(self, stem: str) -> Pixels | str:
         if stem in self._twice:
             names = " and ".join(path.name for path in self._twice[stem])
-            return f"{self._path}: holds {names}: which is meant cannot be told"
+            return f"{self._path}: holds {names}, and it is not clear which one is meant"
         if stem not in self._by_stem:
             return f"{self._path}: has no image {stem}"
         try:
@@ -258,7 +263,7 @@ class _FolderImages(Images):
 def _only_finite(
     name: str, samples: Sequence[Sample], pixels: list[Pixels], finite: Sequence[bool]
 ) -> list[Pixels | str]:
-    """Pixels of NaN are some colour, so an image that has any is left out, with the reason."""
+    """Replace images that have NaN or infinity by a sentence: as pixels, such values would be any colour."""
     return [
         one if is_finite else f"{name}: the network makes NaN or infinity of {sample.stem}"
         for one, sample, is_finite in zip(pixels, samples, finite, strict=True)

@@ -1,4 +1,4 @@
-"""The report's files: evaluation.json with every figure, evaluation.html with the pictures side by side."""
+"""Write the report's files: evaluation.json with every figure, evaluation.html with the pictures side by side."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as it is shown."""
+    """A figure as the page shows it."""
 
     text: str
+    """The figure in words."""
     is_best: bool = False
-    """Whether it is the best of its column."""
+    """Whether it is the best one of its column."""
 
     @property
     def short(self) -> str:
-        """Without its deviation."""
+        """The figure without its deviation."""
         return self.text.partition(" ±")[0]
 
 
@@ -49,21 +50,23 @@ class Line:
     """A row of the table."""
 
     name: str
+    """The name of the model."""
     is_reference: bool
     """Whether the figures are of real photos, not of a model."""
     images: int
-    """How many images the figures are of."""
+    """How many images were measured."""
     cells: tuple[Cell, ...]
+    """The figures, one for each column."""
 
 
 def heading(name: str) -> str:
-    """'mIoU ↑': the arrow says which way is better."""
+    """The head of a column: 'mIoU ↑', where the arrow says which way is better."""
     way = {True: " ↑", False: " ↓"}[HIGHER_IS_BETTER[name]] if name in HIGHER_IS_BETTER else ""
     return HEADINGS[name] + way
 
 
 def shown(row: Row, name: str) -> str:
-    """A figure for people; '' where there is none."""
+    """A figure for people; empty if the row has none."""
     value = row.figure(name)
     if value is None:
         return ""
@@ -154,16 +157,16 @@ def _settings(result: EvalResult) -> list[tuple[str, str]]:
     ]
     if settings["extractor"] is not None:
         found = settings["extractor"]
-        rows.append(("extractor", f"{found['file']}, output {found['output']}, {_told(found)}"))
+        rows.append(("extractor", f"{found['file']}, output {found['output']}, {_facts_of_model(found)}"))
     if settings["segmenter"] is not None:
         found = settings["segmenter"]
         trained = f", trained on {found['trained_on']}" if "trained_on" in found else ""
-        rows.append(("segmenter", f"{found['file']}{trained}, {_told(found)}"))
+        rows.append(("segmenter", f"{found['file']}{trained}, {_facts_of_model(found)}"))
     rows += [(row.name, str(row.facts["runtime"])) for row in result.rows]
     return rows
 
 
-def _told(found: dict[str, object]) -> str:
+def _facts_of_model(found: dict[str, object]) -> str:
     how = found["preprocessing"]
     assert isinstance(how, dict)  # describe() made it
     size = f"{how['size'][0]} x {how['size'][1]}, {how['resize']}" if how["size"] else "images at their own size"
@@ -172,7 +175,7 @@ def _told(found: dict[str, object]) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    """'127' for three equal ones."""
+    """Numbers in words; '127' for three equal ones."""
     shown = [f"{value:g}" for value in values]
     return shown[0] if len(set(shown)) == 1 else f"({', '.join(shown)})"
 

@@ -1,4 +1,4 @@
-"""What was asked for, checked, and the data that it comes down to."""
+"""The request for an evaluation, and the data set, size and labels that follow from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DATA, JUDGES = "Data", "Judges"
 
 
 def parse_mean(text: str) -> tuple[float, float, float]:
-    """'127' or '123.7,116.3,103.5'. Raises ConfigError."""
+    """Read '127' or '123.7,116.3,103.5'. Raises ConfigError."""
     return number_triple(text, "`mean`")
 
 
@@ -36,7 +36,7 @@ def parse_image_size(text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class DataFlags:
-    """Which data is judged on; None is what the first model was trained on."""
+    """The data that models are judged on; a field that is None is that of the first model's training."""
 
     root: Path | None = setting(
         None, help="Folder of the data set; the training's own if left out.", group=DATA, flag="data"
@@ -55,7 +55,7 @@ class DataFlags:
 
 @dataclass(frozen=True)
 class ExtractorFacts:
-    """How an extractor is fed and read, where the JSON beside it does not say so or is overruled."""
+    """How the extractor's input is made and its output read. These facts overrule the JSON file beside it."""
 
     mean: tuple[float, float, float] | None = setting(
         None,
@@ -81,7 +81,7 @@ class ExtractorFacts:
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """Which models are judged, on which data, by whom."""
+    """Which models are judged, on which data, by which networks."""
 
     models: tuple[Path, ...] = setting(
         (),
@@ -89,7 +89,7 @@ class EvalRequest:
         argument=True,
     )
     data: DataFlags = field(default_factory=DataFlags)
-    """Which data they are judged on."""
+    """The data that they are judged on."""
     samples: int | None = setting(
         None, help="At most so many, evenly spaced; all if left out.", group=DATA, least=2, most=10**7
     )
@@ -180,7 +180,7 @@ def _config(flags: DataFlags, trained_on: DataConfig | None, size: Size | None) 
 
 
 def _labels(flags: DataFlags, config: DataConfig) -> LabelSpec:
-    """Of folders of images alone, which say nothing of labels."""
+    """The labels if only folders of images are judged, since these say nothing of labels."""
     if flags.num_labels is not None:
         return LabelSpec(flags.num_labels, has_dontcare=bool(flags.has_dontcare))
     if config.preset in LABEL_SETS:

@@ -1,4 +1,4 @@
-"""What an evaluation found: a row of figures for each model, and everything that they depend on."""
+"""The result of an evaluation: a row of figures for each model, and everything that they depend on."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ class Row:
     """The figures of one model, or of real photos. A figure that is None was not measured."""
 
     name: str
+    """The name of the model, or of the set of real photos."""
     kind: str
     """A value of `models.Kind`, or 'reference' for real photos."""
     path: Path | None
-    """None for real photos."""
+    """Where the model lies; None for real photos."""
     images: int
-    """How many images the figures are of."""
+    """How many images were measured."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the model is, and what ran it."""
+    """Facts about the model and the engine that ran it, for the report."""
     skipped: tuple[str, ...] = ()
-    """A sentence for each sample that there is no image of."""
+    """A sentence for each sample that has no image."""
     frechet: FrechetDistance | None = None
+    """The Frechet distance from the held-out photos."""
     kernel: KernelDistance | None = None
+    """The kernel distance from the held-out photos."""
     miou: float | None = None
     """Mean intersection over union of the classes that occur, 0..1."""
     accuracy: float | None = None
     """Share of the pixels whose class the segmenter finds, 0..1."""
     classes: tuple[ClassScore, ...] = ()
+    """The score of each class that occurs."""
     diversity: float | None = None
     """Mean distance of two styles of one label map, see `metrics.diversity`."""
     l1: float | None = None
     """Mean absolute difference from the photo, black to white being 1."""
     psnr: float | None = None
-    """Against the photo, in dB."""
+    """The PSNR against the photo, in dB."""
     seconds: float = 0.0
     """How long the measuring took."""
 
@@ -75,10 +79,13 @@ class Strip:
     """One sample for the page."""
 
     stem: str
+    """The name of the sample."""
     label: LabelIds
+    """Its label map."""
     images: dict[str, Pixels]
-    """By the name of the model that made it."""
+    """Its images, by the name of the model that made them."""
     photo: Pixels
+    """Its real photo."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,11 @@ class StyleStrip:
     """One label map in several styles of one model."""
 
     name: str
-    """The model's."""
+    """The name of the model."""
     stem: str
-    """The label map's."""
+    """The name of the label map."""
     images: tuple[Pixels, ...]
+    """The images, one for each style."""
 
 
 @dataclass(frozen=True)
@@ -97,35 +105,38 @@ class EvalResult:
     """The report of one evaluation."""
 
     rows: tuple[Row, ...]
-    """One for each model."""
+    """The figures of each model."""
     references: tuple[Row, ...]
-    """What real photos reach."""
+    """The figures of real photos."""
     labels: LabelSpec
+    """The labels of the label maps."""
     names: dict[str, str]
-    """What each figure is called, with what it was measured with."""
+    """The title of each figure, which names the network that it was measured with."""
     settings: dict[str, Any]
     """Everything else that the figures depend on."""
     samples: int
     """How many samples all models were judged on."""
     skipped: tuple[str, ...]
-    """A sentence for each sample that no model was judged on, since its label map or photo cannot be used."""
+    """A sentence for each sample that was left out for all models, since its label map or photo cannot be used."""
     notes: tuple[str, ...]
-    """What the figures must not be read without."""
+    """Sentences that a reader of the figures has to know."""
     strips: tuple[Strip, ...] = ()
+    """The samples that the page shows."""
     style_strips: tuple[StyleStrip, ...] = ()
+    """The label maps that the page shows in several styles."""
 
     @property
     def all_skipped(self) -> tuple[str, ...]:
-        """Every file that could not be used, of the data and of the models, once."""
+        """A sentence for each file that could not be used, whether of the data or of a model, without repetitions."""
         return tuple(dict.fromkeys([*self.skipped, *(text for row in self.rows for text in row.skipped)]))
 
     def measured(self) -> list[str]:
-        """The figures that some row has, in the order of a table."""
+        """The names of the figures that at least one row has, in the order of the table."""
         order = ("frechet", "kernel", "miou", "accuracy", "diversity", "l1", "psnr")
         return [name for name in order if any(row.figure(name) is not None for row in self.rows)]
 
     def best(self, name: str) -> str | None:
-        """The name of the best model by a figure; None where there are not two models, or the two best are equal."""
+        """The name of the best model by a figure; None if there are fewer than two models or the best two are equal."""
         found = {row.name: value for row in self.rows if (value := row.figure(name)) is not None}
         if len(found) < 2 or name not in HIGHER_IS_BETTER:
             return None
@@ -146,7 +157,7 @@ class EvalResult:
         }
 
     def require_measured(self) -> None:
-        """Raises SpadeError where a model has no image at all: then nothing was judged."""
+        """Raise SpadeError if a model has no image at all, so that nothing was judged."""
         empty = [row for row in self.rows if not row.images]
         if empty:
             raise SpadeError(

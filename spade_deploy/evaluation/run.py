@@ -1,4 +1,4 @@
-"""The order of an evaluation: find the models, the data and the judges; look at the real photos; judge each model."""
+"""How an evaluation proceeds: find the models, the data and the judges, measure the real photos, judge each model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def evaluate(
     runs_dir: Path = Path("runs"),
     progress: Progress = SILENT,
 ) -> EvalResult:
-    """Judge every model on the same held-out samples. What a sample's files do wrong is in the result's skipped.
+    """Judge every model on the same held-out samples. The result's `skipped` says which samples could not be used.
 
     Raises ConfigError, NotFoundError, DatasetError, and what loading a model, an extractor or a segmenter raises.
     """
@@ -137,7 +137,7 @@ def _floor(
     if judges.extractor is None:
         return None, ()
     if has_one_set(config) or split == "train":
-        return None, ("there is no second set of real photos: what the distances of real photos are is not known",)
+        return None, ("there is no second set of real photos, so the distance that real photos have is not known",)
     try:
         others = open_set(config, "train", labels, size)
     except DatasetError as error:

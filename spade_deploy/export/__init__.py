@@ -1,1 +1,1 @@
-"""Folds, the traced deploy model and the ONNX graphs it becomes."""
+"""Folds the trained networks, traces them as deploy models, and writes these as ONNX graphs."""

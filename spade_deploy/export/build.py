@@ -28,7 +28,7 @@ class Deployed:
     """What is exported for one architecture."""
 
     models: Mapping[GraphKind, Callable[..., TracedModel]]
-    """The module that is traced for each kind of graph: made of the trained generator, `fp16`, `keep_fp32`, `dtype`."""
+    """For each kind of graph the module that is traced. It takes the generator, `fp16`, `keep_fp32` and `dtype`."""
 
     units: Callable[[GeneratorSpec], list[str]]
     """The names of the parts that have a precision of their own, in the order they run."""
@@ -67,13 +67,13 @@ def build_model(
 
 
 def model_inputs(model: TracedModel, inputs: Arrays) -> list[Tensor]:
-    """What `model` takes, made of a dense graph's inputs by name."""
+    """The inputs of `model`, made from a dense graph's inputs by name."""
     kind = GraphKind.LOOKUP if isinstance(model, LookupModel) else GraphKind.DENSE
     return [torch.from_numpy(array.copy()) for array in graph_inputs(model.spec, kind, inputs).values()]
 
 
 def require_kind(spec: GeneratorSpec, kind: GraphKind) -> None:
-    """Raises ConfigError where an architecture has no graph of that kind."""
+    """Raise ConfigError if an architecture has no graph of that kind."""
     if kind not in spec.graph_kinds:
         raise ConfigError(
             f"a {kind} graph cannot be made of a {spec.architecture} generator: it looks up gamma and beta, which"

@@ -47,7 +47,7 @@ class DeployLayerNorm(nn.Module):
 
 
 class DeployRefinement(nn.Module):
-    """What is traced for a `RefinementModule`."""
+    """The module that is traced for a `RefinementModule`."""
 
     def __init__(self, module: RefinementModule) -> None:
         super().__init__()
@@ -86,9 +86,9 @@ class DeployCascade(DenseModel):
             unit = self.get_submodule(name)
             dtype = dtype_of(unit)
             here = seen.pop().to(dtype)
-            # The features are doubled first and cast then: `precision.py` sees what a unit takes in as it is cast.
+            # The features are doubled, then cast: `precision.py` watches a unit's inputs as they are cast.
             x = unit(here if x is None else torch.cat([doubled(x).to(dtype), here], dim=1))
-        assert x is not None  # there is a module at least
+        assert x is not None  # there is at least one module
         logits: Tensor = self.conv_img(x.to(dtype_of(self.conv_img)))
         return logits
 

@@ -31,13 +31,13 @@ from spade_deploy.spec import GeneratorSpec, LabelSpec
 
 ERROR_FACTOR = 4.0
 ERROR_FLOOR = 5e-7
-"""An exported encoder may differ by this factor of the module's own rounding error plus this share of the largest
-output, which is a few units in the last place. The worst of 19 encoders, with 2 to 64 base channels and weights of two
-sizes, took 0.36 of what is allowed."""
+"""An exported encoder may differ by ERROR_FACTOR times the module's own rounding error plus ERROR_FLOOR times the
+largest output, which is a few units in the last place. The worst of 19 encoders, with 2 to 64 base channels and weights
+of two sizes, took 0.36 of what is allowed."""
 
 
 class DeployEncoder(nn.Module):
-    """What is traced: pixels in, (mu, logvar) out. Raises ExportError for a module in train mode."""
+    """The module that is traced: pixels in, (mu, logvar) out. Raises ExportError for a module in train mode."""
 
     def __init__(self, encoder: StyleEncoder) -> None:
         super().__init__()
@@ -76,10 +76,10 @@ def to_image(photo: Tensor) -> Tensor:
 
 
 def write_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> EncoderGraph:
-    """Write `encoder`, which is in eval mode and not changed, and prove what was written equal to it.
+    """Write `encoder`, which must be in eval mode and is not changed, and prove the file equal to it.
 
-    spec: of its generator. Raises ExportError, MissingDependencyError without ONNX Runtime, and ValidationFailedError
-    where mu or logvar differ by more than rounding.
+    spec: that of its generator. Raises ExportError, MissingDependencyError without ONNX Runtime, and
+    ValidationFailedError if mu or logvar differ by more than rounding.
     """
     _write_onnx(DeployEncoder(encoder), spec, path)
     return prove_encoder(encoder, spec, path)
@@ -153,7 +153,7 @@ def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path) -> None:
         raise ExportError(f"torch.onnx could not export the style encoder: {reason_of(error)}") from error
     assert program is not None
     for node in program.model.graph:
-        node.metadata_props.clear()  # the exporting machine's paths
+        node.metadata_props.clear()  # they hold paths of this machine
     for value in program.model.graph.inputs:
         value.metadata_props.clear()
     program.model.graph.metadata_props.clear()  # they come from sets, so that each export would have other bytes

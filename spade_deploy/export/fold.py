@@ -50,7 +50,7 @@ class ConvWeights:
     """The weights of a convolution in float64."""
 
     weight: Tensor
-    """out x in x k x k; of a transposed convolution in x out x k x k."""
+    """Its shape is out x in x k x k; that of a transposed convolution is in x out x k x k."""
 
     bias: Tensor
     """One number for each output channel."""

@@ -1,4 +1,4 @@
-"""The module that is traced for the lookup graph: pattern tables in, pixels out. It computes what `DeployModel` does.
+"""The module that is traced for the lookup graph: pattern tables in, pixels out. It computes the same as `DeployModel`.
 
 gamma' and beta' of a pixel depend on nothing but the labels of a (2k - 1) x (2k - 1) window, and a label map has far
 fewer distinct windows than pixels. So, at each resolution (`lookup/tables.py` makes the tables):
@@ -215,9 +215,9 @@ class _StyleMap(nn.Module):
 
 
 def _code_table(weight: Tensor, labels: LabelSpec) -> tuple[Tensor, int]:
-    """A one-hot convolution's weight out x L x k x k as a table with a block of rows for each tap; the rows of a block.
+    """A one-hot convolution's weight, out x L x k x k, as a table of rows; and the number of rows in a block.
 
-    A block has a row for each code, then a row of zeros for 'outside the image'.
+    The table has a block for each tap. A block has a row for each code, then a row of zeros for 'outside the image'.
     """
     by_tap = weight.permute(2, 3, 1, 0).flatten(0, 1)  # k*k x L x out
     ids = by_tap[:, : labels.num_ids]

@@ -1,4 +1,4 @@
-"""The order of an export on one page: checkpoint -> reference -> deploy model -> ONNX -> artifact folder."""
+"""How an export proceeds: checkpoint -> reference -> deploy model -> ONNX -> artifact folder."""
 
 from __future__ import annotations
 
@@ -51,28 +51,28 @@ VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "numpy")
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is exported of a generator."""
+    """Which graphs are exported of a generator, and with which inputs they are measured."""
 
     golden_inputs: Arrays
-    """The graph's inputs by name, N of each: the golden tensors; half precision's ranges are measured on them, too."""
+    """The graph's inputs by name, N of each. They become golden tensors, and half precision is measured on them."""
 
     source: Source
     """Where the generator comes from, for the manifest."""
 
     precisions: Sequence[Precision] = (Precision.FP32,)
-    """Of the graphs: fp32, fp16 or both. int8 graphs are asked for with `int8`."""
+    """The precisions of the graphs: fp32, fp16 or both. int8 graphs are asked for with `int8`."""
 
     kinds: Sequence[GraphKind] | None = None
     """Kinds of graphs; None makes all that the architecture has."""
 
     keep_fp32: Sequence[str] = ()
-    """Units that stay float32 in half precision beside those whose ranges ask for it, see `parse_kept`."""
+    """Units that stay float32 in half precision besides those whose values are too large, see `parse_kept`."""
 
     int8: Int8Request | None = None
     """Adds an int8 graph of each kind, made of the fp32 graphs."""
 
     encoder: StyleEncoder | None = None
-    """The generator's style encoder, in eval mode; it is written beside the graphs, and proved equal to what it was."""
+    """The generator's style encoder in eval mode. It is written beside the graphs, and the file is proved equal."""
 
     def __post_init__(self) -> None:
         if not self.precisions or not set(self.precisions) <= {Precision.FP32, Precision.FP16}:
@@ -87,16 +87,16 @@ class Exported:
     """What `export_artifact` made."""
 
     manifest: Manifest
-    """The artifact's facts, as they were written."""
+    """The manifest, as it was written."""
 
     rounding: RoundingError
-    """What float32 itself costs the model."""
+    """The rounding error of the PyTorch module itself in float32."""
 
     int8: Int8Summary | None = None
-    """How the int8 graphs came about; None where there are none."""
+    """The facts about the int8 graphs; None if there are none."""
 
     stress: tuple[StressMap, ...] = ()
-    """The maps of the largest activations that a search found; none without a half-precision graph."""
+    """The maps with the largest activations that a search found; empty without a half-precision graph."""
 
 
 def export_artifact(
@@ -161,7 +161,7 @@ def export_artifact(
 
 
 def run_reference(generator: Generator, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    """What the untouched module makes of the graph's inputs.
+    """The outputs of the untouched module for the graph's inputs.
 
     Returns `pixels` N x H x W x 3, `image` N x 3 x H x W, and `logits`, the image before tanh.
     """

@@ -1,9 +1,9 @@
 """Which parts of a half-precision graph must stay float32: those whose values half precision cannot hold.
 
 The ranges are measured, not guessed. The float32 deploy model runs on real label maps and on stress maps
-(`export/stress_maps.py`), and every tensor is watched that a unit takes in or that an operator inside it makes. What a
-unit takes in counts, since it is cast: the unit before may stay float32 and put out more than half precision holds.
-What is made inside counts, since a product may overflow where the sum does not.
+(`export/stress_maps.py`), and every input of a unit and every result inside it is watched. Inputs count because they
+are cast: the unit before may stay float32, and its output may be more than half precision holds. Results inside a unit
+count because a product may overflow where the sum does not.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ HEADROOM = 8.0
 
 
 def always_fp32(spec: GeneratorSpec) -> tuple[str, ...]:
-    """What stays float32 in every half-precision graph, in words."""
+    """The steps that stay float32 in every half-precision graph, in words."""
     statistics = {NormType.INSTANCE: ("instance norm statistics",), NormType.LAYER: ("layer norm statistics",)}
     return ("tanh and the conversion to pixels", *statistics.get(spec.norm, ()))
 
 
 def unit_ranges(model: TracedModel, inputs: Sequence[Tensor]) -> dict[str, float]:
-    """The largest magnitude in each unit: of its weights, of what it takes in and of what it makes, for these inputs.
+    """The largest magnitude in each unit for these inputs: of its weights, of its inputs and of its results.
 
-    model: in float32. inputs: what `model` takes.
+    model: in float32. inputs: in the order in which `model` takes them.
     """
     ranges = {name: _largest(model.get_submodule(name).parameters()) for name in unit_names(model.spec)}
     with _watched_units(model, ranges), torch.no_grad():
@@ -49,13 +49,13 @@ def unit_ranges(model: TracedModel, inputs: Sequence[Tensor]) -> dict[str, float
 
 @dataclass(frozen=True)
 class MeasuredRanges:
-    """What half precision must hold."""
+    """The values that half precision must hold."""
 
     largest: Mapping[str, float]
     """The largest magnitude in each unit, over all kinds of graph and all maps."""
 
     hardest: StressMap
-    """The worst map that the search found."""
+    """The map with the largest values that the search found."""
 
 
 def measure_ranges(
@@ -86,7 +86,7 @@ def measure_ranges(
             hardest, found = _search(model, starts, units_to_keep(largest), evaluations)
             largest = _merged(largest, found)
             stress.append(hardest)
-    assert hardest is not None  # there is a kind at least
+    assert hardest is not None  # there is at least one kind
     return MeasuredRanges(largest, hardest)
 
 
@@ -115,7 +115,7 @@ def _merged(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str
 
 
 def kept_units(spec: GeneratorSpec, ranges: Mapping[str, float], asked: Iterable[str]) -> tuple[str, ...]:
-    """What stays float32 by its ranges or because a user wants it. Raises ExportError where nothing is left."""
+    """The units that stay float32, by their ranges or because the user asks for it. Raises ExportError if all do."""
     units = unit_names(spec)
     wanted = {*units_to_keep(ranges), *asked}
     if wanted.issuperset(units):
@@ -167,7 +167,7 @@ def _watched_units(model: TracedModel, ranges: dict[str, float]) -> Iterator[Non
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees what a unit takes in and what every operator in it makes, and keeps the unit's largest magnitude."""
+    """Watches the inputs of a unit and the result of every operator in it, and keeps the unit's largest magnitude."""
 
     def __init__(self, ranges: dict[str, float]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -201,7 +201,7 @@ def _floats(found: Any) -> Iterator[Tensor]:
 
 
 def _larger(first: float, second: float) -> float:
-    """Not-a-number counts as larger than any number."""
+    """The larger of two numbers; not-a-number counts as larger than any number."""
     return first if first != first or first >= second else second
 
 

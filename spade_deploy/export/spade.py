@@ -108,7 +108,7 @@ class DeployModel(DenseModel):
             count = 3 if block.has_shortcut else 2
             mine, hidden[stride] = hidden[stride][:count], hidden[stride][count:]
             x = self.get_submodule(block.name)(x, mine)
-        # The cast is the last thing before a unit begins: `precision.py` sees what a unit takes in as it is cast.
+        # The cast is the last step before a unit begins, since `precision.py` watches a unit's inputs as they are cast.
         logits: Tensor = self.conv_img(functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(self.conv_img)))
         return logits
 

@@ -19,10 +19,10 @@ from spade_deploy.labels.files import label_dtype
 from spade_deploy.spec import GeneratorSpec
 
 MOST_CLASSES = 24
-"""The most maps of one class each; where there are more classes, evenly spaced ones are taken."""
+"""How many maps of a single class are made at most. Of more classes, evenly spaced ones are taken."""
 LATENT_SIDE = 4
-"""Latent pixels of each side of a stress map, where the model takes any size. In the middle there are then pixels that
-the border does not reach at the fine levels, and pixels that it does."""
+"""Latent pixels on each side of a stress map, for a model that takes any size. At the fine levels such a map has both
+pixels that the border reaches and pixels that it does not."""
 MOST_EVALUATIONS = 60
 LEAST_EVALUATIONS = 8
 SEARCH_WORK = 16 * 64**2 * 128**2
@@ -34,7 +34,7 @@ class StressMap:
     """A stress map."""
 
     name: str
-    """What it is, in words."""
+    """What it shows, in words."""
 
     inputs: Arrays
     """The inputs of the dense graph by name, one of each."""
@@ -52,7 +52,7 @@ def stress_maps(spec: GeneratorSpec, *, classes: int = MOST_CLASSES) -> tuple[St
     noise = rng.integers(0, ids, (height, width))
     fine, coarse = (
         _checkerboard(rng, ids, rows, columns, cell) for cell in (1, spec.stride)
-    )  # in the latent map the coarse one alternates, too; of the fine one a single colour is picked there
+    )  # the coarse one alternates in the latent map, too; the fine one has a single class there
     every = _every_class(ids, rows, columns, height, width)
     one = sorted({index * ids // min(ids, classes) for index in range(min(ids, classes))})
     found = [("noise", noise), ("checkerboard", fine), ("coarse checkerboard", coarse), ("every class", every)]

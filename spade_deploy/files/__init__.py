@@ -1,1 +1,1 @@
-"""Reading and writing files so that nothing half-written is picked up and nothing of others can do harm."""
+"""Read and write files so that no half-written file is used and no foreign file can do harm."""

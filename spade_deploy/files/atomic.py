@@ -23,11 +23,11 @@ _AT_FDCWD = -100
 
 
 Flush = Literal["all", "file", "nothing"]
-"""What must be on the disk before the next step.
+"""What must be on the disk before a file gets its name.
 
-all: the file and its folder. file: the file alone, so that a loss of power may lose it, but never leaves half of it;
-for many results, each of which would wait for its folder. nothing: for what the same command makes again from the
-package.
+all: the file and its folder. file: the file alone; a loss of power may then lose it, but never leaves half of it. This
+is for many results, which need not each wait for the folder. nothing: for files that the same command can make again
+from the package.
 """
 
 
@@ -39,13 +39,13 @@ def atomic_file(path: Path, *, flush: Flush = "all") -> Iterator[Path]:
     """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_what_is_no_file(path)
+        _refuse_device(path)
         sweep_once(path.parent)
         temporary, mode = _new_file(path)
     try:
         with _naming(path):
             yield temporary
-            _set_mode(temporary, mode)  # a library may have put a private file of its own there
+            _set_mode(temporary, mode)  # a library may have replaced it by a file that only its owner may read
             if flush != "nothing":
                 _flush(temporary)
             os.replace(temporary, path)
@@ -60,8 +60,8 @@ def atomic_file(path: Path, *, flush: Flush = "all") -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends well.
 
-    A folder that was there before is replaced as a whole: no reader sees files of both, and none sees nothing where the
-    file system can exchange two names. A link is followed: the folder that it leads to is replaced. Raises OSError.
+    An existing folder is replaced as a whole: no reader sees files of both, and if the file system can exchange two
+    names, the folder is never missing. A link is followed: the folder that it leads to is replaced. Raises OSError.
     """
     if path.is_symlink() or path.name in ("", ".."):
         path = Path(os.path.realpath(path))
@@ -96,7 +96,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder: gone at once for every reader, and what a kill leaves of it is swept. Raises OSError."""
+    """Remove a folder. It disappears at once for every reader; if a kill leaves parts, `sweep` removes them later.
+
+    Raises OSError.
+    """
     doomed = folder.with_name(temporary_name(folder.name, ".tmp"))
     os.replace(folder, doomed)
     remove(doomed)
@@ -104,7 +107,7 @@ def discard(folder: Path) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors name `path`, not the temporary one; libraries raise some that say neither which file nor why."""
+    """Turn errors inside the block into an OSError that names `path`, not the temporary file, and says the reason."""
     try:
         yield
     except OSError as error:
@@ -126,12 +129,12 @@ def _is_full(folder: Path) -> bool:
         return False
 
 
-def _refuse_what_is_no_file(path: Path) -> None:
-    """A rename would put a file in the place of /dev/null."""
+def _refuse_device(path: Path) -> None:
+    """Raise OSError for a device or a pipe: a rename would put a file in the place of /dev/null."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):  # nothing there, or a link that leads nowhere
+        if error.errno in (errno.ENOENT, errno.ELOOP):  # there is no file, or a link that leads nowhere
             return
         raise
     if stat.S_ISDIR(mode):
@@ -158,13 +161,13 @@ def _new_folder(path: Path, ending: str = ".tmp") -> Path:
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    with suppress(PermissionError):  # of a file system without modes
+    with suppress(PermissionError):  # the file system has no modes
         if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
             os.chmod(path, mode)
 
 
 def _settle(folder: Path, mode: int) -> None:
-    """All in `folder` gets the modes that the umask asks for, and is flushed: libraries write private files."""
+    """Give all files in `folder` the modes of the umask, since libraries write private files, and flush them."""
     for where, folders, files in os.walk(folder, topdown=False):
         for name in files:
             file = Path(where, name)
@@ -178,25 +181,25 @@ def _settle(folder: Path, mode: int) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk: a rename that survives a loss of power must not survive what it names."""
+    """Write a file or folder to the disk, so that after a loss of power a rename never leads to an empty file."""
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # nothing that could be flushed
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # it cannot be flushed
             raise
     finally:
         os.close(handle)
 
 
 def _flush_folder(path: Path) -> None:
-    if os.name != "nt":  # where a folder cannot be opened
+    if os.name != "nt":  # Windows cannot open a folder
         with suppress(OSError):
             _flush(path)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
-    """`temporary` becomes `path`; what was `path` is `temporary` then, or gone."""
+    """Give `temporary` the name `path`. What had that name before is called `temporary` afterwards, or is removed."""
     if not os.path.lexists(path):
         os.rename(temporary, path)  # noqa: PTH104
         return
@@ -218,7 +221,7 @@ def _exchange(one: Path, other: Path) -> bool:
     """Exchange two names in one step; False where the system or the file system cannot. Raises OSError."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):  # Linux alone has it; Windows takes no None
+    except (AttributeError, OSError, TypeError):  # only Linux has this call
         return False
     if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
         return True

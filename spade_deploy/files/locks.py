@@ -25,7 +25,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path, doing: str, *, file: Path | None = None) -> Iterator[None]:
-    """Hold the lock of `folder` in the block; `doing` says what for, as in 'training this run'.
+    """Hold the lock of `folder` inside the block. doing: the work in words, as in 'training this run'.
 
     file: the lock file, `folder/.lock` if left out. A folder that is replaced as a whole has its lock beside it.
     Raises FolderBusyError, which names the holder, where another process holds it; OSError where none can be made.
@@ -40,15 +40,15 @@ def locked(folder: Path, doing: str, *, file: Path | None = None) -> Iterator[No
             f"{folder}: another process is working on it: {_holder(path)}",
             hint="wait until it ends, stop it, or name another folder",
         ) from None
-    except NotImplementedError as error:  # how filelock says that a file system has no locks
+    except NotImplementedError as error:  # filelock raises this if the file system has no locks
         raise OSError(errno.ENOLCK, "the file system takes no locks", str(path)) from error
     try:
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "doing": doing, "since": time.time()}
         try:
-            with path.open("r+b") as stream:  # in place: the lock belongs to this inode
+            with path.open("r+b") as stream:  # written in place, as the lock belongs to this inode
                 stream.write(json.dumps(facts).encode())
                 stream.truncate()
-        except OSError as error:  # of a full disk it says no name
+        except OSError as error:  # the error for a full disk has no file name
             raise OSError(error.errno, error.strerror, str(path)) from error
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Which other files an ONNX file reads. It is asked before any library opens the file, and without the package `onnx`.
+"""Find the other files that an ONNX file reads, before any library opens it, and without the package `onnx`.
 
-A tensor may lie in a file of its own, named in the graph, and runtimes read whatever name stands there: those of today
-keep to the graph's folder, older ones do not, and `onnx` copies what it is told to. So the protobuf is walked here, by
-its field numbers, from message to message that can hold a tensor; what is large is stepped over, never read.
+A tensor may lie in a file of its own, which the graph names. Runtimes read whatever file is named: new ones stay in the
+graph's folder, older ones do not, and `onnx` copies any file. So the protobuf is walked here by its field numbers, from
+each message to the messages inside it that can hold a tensor. Large fields are stepped over, never read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INSIDE: dict[str, dict[int, str]] = {
     "sparse": {1: _TENSOR, 2: _TENSOR},
     _TENSOR: {13: _ENTRY},
 }
-"""Messages of onnx.proto by their fields that are messages and may lead to a tensor."""
+"""For each message of onnx.proto, the numbers of its fields that are messages and may lead to a tensor."""
 
 
 def external_files(path: Path) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def external_files(path: Path) -> tuple[str, ...]:
                 raise ValueError("it is no ONNX file, but ONNX Runtime's own format")
             if content.find(_CONTEXT) >= 0:
                 raise ValueError("it refers to a compiled engine (EPContext), which nothing vouches for")
-            if content.find(_KEY) < 0:  # nearly every file, and fast: no tensor says where it lies
+            if content.find(_KEY) < 0:  # true of nearly every file, and found fast: no tensor lies in another file
                 return ()
             names = list(dict.fromkeys(_Walk(content).locations(0, len(content), "model")))
     for name in names:
@@ -74,7 +74,7 @@ class _Walk:
                 yield from self.locations(begin, stop, inside, depth + 1)
 
     def _entry(self, start: int, end: int) -> Iterator[str]:
-        """Of a key and a value that are given twice, readers take the last; here every one counts."""
+        """The values of an entry `location`. If there are several, readers take the last; here every one counts."""
         parts = [(field, self._content[begin:stop]) for field, begin, stop in self._fields(start, end)]
         if any(field == 1 and part == _KEY for field, part in parts):
             yield from (part.decode("utf-8", "backslashreplace") for field, part in parts if field == 2)
@@ -87,7 +87,7 @@ class _Walk:
             if self._fields_left < 0:
                 raise ValueError(f"it has more than {_MAX_FIELDS:,} fields")
             tag, at = self._varint(at, end)
-            tag &= 0xFFFFFFFF  # as protobuf reads it: what stands beyond does not count
+            tag &= 0xFFFFFFFF  # protobuf ignores the higher bits
             kind = tag & 7
             if kind == 0:
                 _, at = self._varint(at, end)

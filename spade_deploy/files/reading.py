@@ -1,4 +1,4 @@
-"""Reading files that somebody else made: regular files alone, of a bounded size; and their SHA-256 and their JSON.
+"""Read files that somebody else made: only regular files, of a bounded size. Also their SHA-256 and their JSON.
 
 A path may be a pipe, a device, or a link to one. Opening a pipe waits for a writer, and reading /dev/zero never ends,
 so every reader of an input opens it through this module. Errors are `OSError`s whose `strerror` is for people; the
@@ -53,8 +53,8 @@ def open_regular(path: Path) -> BufferedReader:
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file of at most `max_bytes`. Raises OSError, also for a file that is larger."""
     with open_regular(path) as stream:
-        # Python makes room for all that is asked for at once: never the limit, which may be gigabytes. The size of a
-        # file in /proc is 0, and a file may grow.
+        # Python allocates all the bytes that are asked for, so this never asks for the limit, which may be gigabytes.
+        # One more byte is asked for, since a file may grow, and files in /proc have size 0.
         content = stream.read(min(max_bytes, os.fstat(stream.fileno()).st_size) + 1)
         while len(content) <= max_bytes and (more := stream.read(min(1 << 20, max_bytes + 1 - len(content)))):
             content += more
@@ -88,10 +88,10 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
 def parse_json(content: bytes | str) -> dict[str, Any]:
     """A JSON object, from UTF-8 with or without a byte order mark.
 
-    Stricter than Python's own reader: no NaN or infinity (1e999 is one), no integer beyond 64 bits, no key twice. So
-    every number of the result can be computed with. Texts may hold halves of surrogate pairs, as file names that are
-    no UTF-8 do; `printable` escapes them. Raises ValueError, also for what is nested too deeply, and for a value
-    that is no object.
+    It is stricter than Python's own reader: NaN, infinity (1e999 is one), integers beyond 64 bits and repeated keys are
+    refused, so that one can compute with every number of the result. Texts may hold halves of surrogate pairs, as file
+    names that are no UTF-8 do; `printable` escapes them. Raises ValueError, also for JSON that is nested too deeply or
+    is no object.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")

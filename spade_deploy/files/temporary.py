@@ -1,7 +1,7 @@
-"""Temporary files and folders: how they are named, and what killed processes left of them.
+"""Temporary files and folders: how they are named, and how those of killed processes are removed.
 
-A temporary name says which process makes it, so that what a killed one left is removed by the next one that writes
-there, and what a living one is writing is never touched.
+A temporary name says which process uses it. So the next process that writes there removes the files of a killed one,
+and never touches those that a living process is writing.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ NAME_MAX_BYTES = 255
 """The longest name that every file system of today takes, in bytes; a Chinese character takes three of them."""
 
 FOREIGN_AGE_S = 24 * 3600.0
-"""The age at which what a process of another machine or container left is removed: nobody here knows if it lives."""
+"""The age at which temporary files of another machine or container are removed: from here nobody can know if their
+process lives."""
 
 _MARK = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}(\.old)?\.tmp(\.[^.]{1,8})?", re.DOTALL)
 _LONGEST_SUFFIX = 9
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """A hidden name beside `path` that belongs to it, such as that of its lock; as short as file systems want it."""
+    """The path of a hidden file beside `path` that belongs to it, such as its lock. It is cut to NAME_MAX_BYTES."""
     if path.name in ("", ".."):
         path = path.resolve()
     if not path.name:
-        return path / suffix  # nothing is beside the root folder
+        return path / suffix  # the root folder has no folder around it
     room = NAME_MAX_BYTES - 1 - len(os.fsencode(suffix))
     name = path.name
     if len(os.fsencode(name)) > room:
@@ -44,14 +45,14 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of that name is one that was never finished, or is being written."""
+    """Whether a name is that of a temporary file or folder, which is being written or was never finished."""
     return _MARK.fullmatch(name) is not None
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left of their writing in `folder`; a folder that one had moved aside comes back.
+    """Remove the temporary files of killed processes in `folder`; a folder that one had moved aside is moved back.
 
-    What belongs to a process that lives is left alone, and so is whatever cannot be removed.
+    Files of living processes stay, and so do files that cannot be removed.
     """
     for entry in _leftovers(folder):
         if entry.name.endswith(".old.tmp"):
@@ -60,9 +61,9 @@ def sweep(folder: Path) -> None:
 
 
 def bring_back(path: Path) -> None:
-    """Where `path` is missing: if a process was killed in the moment of replacing it, its old content comes back.
+    """If `path` is missing since a process was killed while it replaced it, move the old content back.
 
-    Only file systems that cannot exchange two names know that moment.
+    This happens only on file systems that cannot exchange two names in one step.
     """
     if not os.path.lexists(path):
         for entry in _leftovers(path.parent):
@@ -80,7 +81,7 @@ def _bring_back(aside: Path) -> None:
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
-    """A folder among the system's temporary ones, gone after the block; those of killed processes are removed first.
+    """A temporary folder of the system, removed after the block; those of killed processes are removed first.
 
     purpose: a word that is part of its name.
     """
@@ -89,7 +90,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         if not hasattr(os, "geteuid") or entry.stat(follow_symlinks=False).st_uid == os.geteuid():
             remove(Path(entry.path))
     folder = place / temporary_name(f"spade-{purpose}", ".tmp")
-    folder.mkdir(mode=0o700)  # what others may read is written elsewhere
+    folder.mkdir(mode=0o700)  # only the owner may read it
     try:
         yield folder
     finally:
@@ -97,9 +98,9 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
 
 def temporary_name(name: str, ending: str, suffix: str = "") -> str:
-    """A hidden name for what will be `name`, which says that this process makes it.
+    """A hidden name for a file or folder that will be called `name`. It says which process writes it.
 
-    ending: '.tmp', or '.old.tmp' of what is moved aside. suffix: of a file, for libraries that ask for it.
+    ending: '.tmp', or '.old.tmp' for a folder that is moved aside. suffix: one that a library demands of the file.
     """
     suffix = suffix if len(os.fsencode(suffix)) <= _LONGEST_SUFFIX else ""
     pid = os.getpid()
@@ -108,7 +109,7 @@ def temporary_name(name: str, ending: str, suffix: str = "") -> str:
 
 
 def _cut(name: str, most_bytes: int) -> str:
-    """As much of a name as fits, without half a character."""
+    """A name cut to `most_bytes` bytes, never inside a character."""
     encoded = os.fsencode(name)
     if len(encoded) <= most_bytes:
         return name
@@ -120,7 +121,7 @@ def _cut(name: str, most_bytes: int) -> str:
 
 @functools.cache
 def _place() -> str:
-    """Where a process number means something: this host, and on Linux this space of process numbers (a container)."""
+    """The place within which process numbers are unique: this host, and on Linux this container."""
     try:
         space = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
@@ -129,7 +130,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> int:
-    """When a process began, in the kernel's ticks, since numbers are used again; 0 where it cannot be told."""
+    """When a process began, in the kernel's ticks, as process numbers are used again; 0 if that is not known."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -147,7 +148,7 @@ def _is_alive(pid: int, started: int) -> bool:
 
 
 def _leftovers(folder: Path, prefix: str = ".") -> list[os.DirEntry[str]]:
-    """Entries of `folder` that were made here by processes that are gone, or elsewhere long ago."""
+    """Temporary entries of `folder` whose process has ended, or that are old and come from another place."""
     found = []
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -168,15 +169,15 @@ _swept: set[Path] = set()
 
 
 def sweep_once(folder: Path) -> None:
-    """Sweep a folder before this process first writes there; not each time, since it may have 100,000 entries."""
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100  # without following links: cheap
+    """Sweep a folder the first time that this process writes there; it may have 100,000 entries."""
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100  # links are not followed, which is cheap
     if folder not in _swept:
         _swept.add(folder)
         sweep(folder)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, as far as it can be removed."""
+    """Remove a file, a link or a folder. Whatever cannot be removed stays."""
     if path.is_symlink() or not path.is_dir():
         with suppress(OSError):
             path.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Image files that somebody else made -> their samples. NumPy and Pillow."""
+"""Read image files that somebody else made. Needs NumPy and Pillow."""

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 MAX_JPEG_SEGMENTS = 5_000
 MAX_JPEG_SCANS = 1_000
 MAX_RLE_BYTES = 4 << 20
-"""Of a BMP with run-length compression, which Pillow decodes byte by byte: about two seconds a MB."""
+"""The largest BMP with run-length compression that is read: Pillow decodes it byte by byte, in two seconds a MB."""
 
 _MAX_FILL = 4_096
 _ALONE = frozenset({0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})  # markers that Pillow takes as two bytes alone
@@ -65,7 +65,7 @@ def webp_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 def webp_size(stream: BinaryIO) -> tuple[int, int]:
-    """Width and height of the canvas; zeros where the file does not begin as a WebP does, which its decoder refuses."""
+    """Width and height of the canvas; zeros if the file does not begin as a WebP, which the decoder then refuses."""
     for name, body in webp_chunks(stream):
         if name == b"VP8X":
             return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
@@ -78,7 +78,7 @@ def webp_size(stream: BinaryIO) -> tuple[int, int]:
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """The orientation that a block of EXIF says, None where it says none or is damaged.
+    """The orientation in a block of EXIF; None if it has none or is damaged.
 
     Pillow's reader warns about damaged blocks, once a file, and reads all of them; one number is needed here.
     """

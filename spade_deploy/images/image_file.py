@@ -1,4 +1,4 @@
-"""Image files that somebody else made -> their samples as they are stored, or upright RGB photos. NumPy and Pillow.
+"""Read image files that somebody else made: their samples as they are stored, or upright RGB photos.
 
 `opened` bounds what is read; every error is a LabelMapError that names the file.
 """
@@ -29,16 +29,16 @@ class Samples:
     """The numbers that an image file holds, not what a viewer makes of them."""
 
     kind: str
-    """What it is, for messages: 'RGB, 16 bit'."""
+    """The kind of pixels, for messages: 'RGB, 16 bit'."""
 
     values: NDArray[Any] | None
-    """H x W, uint8 or int32; None of a colour image."""
+    """H x W, uint8 or int32; None for a colour image."""
 
     colors: NDArray[Any] | None
-    """H x W x 3, uint8 or uint16, of a colour image; None of all others."""
+    """H x W x 3, uint8 or uint16; None if it is no colour image."""
 
     palette: tuple[tuple[int, int, int], ...] = ()
-    """The colour of each index, of a file with a palette."""
+    """The colour of each index; empty for a file without a palette."""
 
     grey_scale: int = 1
     """The factor by which a viewer multiplies the values."""
@@ -53,14 +53,14 @@ class Samples:
     """Whether it is a JPEG."""
 
     frames: int = 1
-    """How many images it holds: more than one of an animation."""
+    """How many images it holds: an animation has more than one."""
 
     orientation: int = 1
-    """EXIF's: how the pixels are to be turned for showing, or 1."""
+    """The orientation by EXIF, which says how a viewer turns the pixels; 1 leaves them as they are."""
 
 
 def read_samples(path: Path, what: str) -> Samples:
-    """Decode an image file into its own numbers, whatever it is for. Raises LabelMapError."""
+    """Decode an image file into its own numbers. what: the kind of file, for messages. Raises LabelMapError."""
     with opened_image(path, what) as file:
         image, png = file.image, file.png
         refuse_slow_scans(file)
@@ -94,7 +94,7 @@ def read_photo(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
     """RGB pixels, H x W x 3 uint8, turned upright as EXIF says; `size` resizes with bicubic.
 
     Of samples of 16 bits the upper eight are taken. Grey, palette and CMYK are converted. Raises LabelMapError, also
-    for a photo with transparent pixels, behind which nobody knows what is, and for an animation.
+    for an animation and for a photo with transparent pixels, as their colour is not known.
     """
     with opened_image(path, "photo") as file:
         orientation = file.orientation
@@ -111,7 +111,7 @@ def read_photo(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
 def check_photo(path: Path) -> int:
     """The EXIF orientation of a photo that can be read; raises LabelMapError where `read_photo` would.
 
-    A JPEG is decoded at an eighth of its size: damage is found all the same.
+    A JPEG is decoded at an eighth of its size, which is faster and finds damage all the same.
     """
     with opened_image(path, "photo") as file:
         file.require_whole()
@@ -129,7 +129,10 @@ def photo_size(path: Path) -> Size:
 
 
 def size_beside(label: Path, other: Path, *, is_photo: bool) -> str | None:
-    """A sentence where a photo (upright) or instance map has another size than its label map. Raises LabelMapError."""
+    """A sentence if a photo (upright) or instance map has another size than its label map, else None.
+
+    Raises LabelMapError.
+    """
     own, found = image_size(label), photo_size(other) if is_photo else image_size(other)
     if found == own:
         return None
@@ -176,7 +179,7 @@ def _refuse_unclear_photo(file: OpenedImage) -> None:
 
 
 def _alpha(image: ImageFile) -> NDArray[np.uint8] | None:
-    """The opacity of every pixel, or None where the file has no transparency at all."""
+    """The opacity of every pixel; None if the file has no transparency at all."""
     if "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "La", "RGBa"):
         return None
     rgba = image.convert("RGBA")

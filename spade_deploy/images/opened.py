@@ -1,7 +1,7 @@
-"""Opening image files that somebody else made, so that none of them takes the memory, hangs or ends the process.
+"""Open image files that somebody else made, so that none of them can exhaust the memory, hang or end the process.
 
-A regular file alone is opened; its format is told by its first bytes and not by its suffix; its size is bounded before
-anything is decoded; and whatever goes wrong inside Pillow becomes a LabelMapError that names the file.
+Only regular files are opened. The first bytes decide the format, not the suffix. The size is bounded before anything is
+decoded, and every error inside Pillow becomes a LabelMapError that names the file.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Size = tuple[int, int]
 
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_FILE_BYTES = 512 << 20
-"""What an uncompressed image of MAX_PIXELS with four channels of 16 bits needs."""
+"""The size of an uncompressed image of MAX_PIXELS with four channels of 16 bits."""
 
-_MAX_SCANNED_PIXELS = 20 * MAX_PIXELS  # of a progressive JPEG: pixels times scans, of which there are about ten
+_MAX_SCANNED_PIXELS = 20 * MAX_PIXELS  # pixels times scans of a progressive JPEG, which has about ten scans
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,12 +50,12 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What puts an image upright that has this EXIF orientation."""
+"""For each EXIF orientation, how the image is turned upright."""
 
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """A file that is open, bounded and not yet decoded."""
+    """An image file that is open, whose size was checked, and that is not decoded yet."""
 
     path: Path
     """Where it lies."""
@@ -64,10 +64,10 @@ class OpenedImage:
     """Its bytes."""
 
     image: ImageFile
-    """What Pillow makes of it."""
+    """Pillow's image of it."""
 
     png: PngFacts | None = None
-    """What the chunks of a PNG file say; None of another file."""
+    """The facts from the chunks of a PNG file; None for other formats."""
 
     @property
     def is_lossy(self) -> bool:
@@ -82,12 +82,12 @@ class OpenedImage:
 
     @property
     def frames(self) -> int:
-        """How many images it holds: more than one of an animation."""
+        """How many images it holds: an animation has more than one."""
         return self.png.frames if self.png else int(getattr(self.image, "n_frames", 1))
 
     @property
     def orientation(self) -> int:
-        """EXIF's: how the stored pixels are to be turned for showing, 2..8, or 1 where nothing says so."""
+        """The orientation by EXIF, 2..8, which says how a viewer turns the stored pixels; 1 if there is none."""
         info = self.image.info
         exif, xmp = (self.png.exif, self.png.xmp) if self.png else (b"", b"")
         exif = exif or info.get("exif", b"") or hexadecimal_exif(info.get("Raw profile type exif", ""))
@@ -112,14 +112,14 @@ class OpenedImage:
 
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[ImageFile]:
-    """`opened_image` for those that need Pillow's image alone."""
+    """Like `opened_image`, but gives only Pillow's image."""
     with opened_image(path, what) as file:
         yield file.image
 
 
 @contextmanager
 def opened_image(path: Path, what: str) -> Iterator[OpenedImage]:
-    """An image file that is open, bounded and not yet decoded. Keep the block to decoding.
+    """Open an image file and check its size; it is not decoded yet. Do nothing but decoding inside the block.
 
     Every exception of the block becomes a LabelMapError: on damaged data Pillow raises OSError, SyntaxError,
     ValueError, struct.error, zlib.error, EOFError, IndexError, MemoryError and more, and promises no list.
@@ -134,7 +134,7 @@ def opened_image(path: Path, what: str) -> Iterator[OpenedImage]:
             if facts:
                 _refuse_large(path, facts.width, facts.height)
             elif plugin is WebPImagePlugin.WebPImageFile:
-                _refuse_large(path, *webp_size(stream))  # its decoder takes memory for the whole canvas at once
+                _refuse_large(path, *webp_size(stream))  # the decoder allocates the whole canvas at once
             elif plugin is JpegImagePlugin.JpegImageFile:
                 refuse_slow_jpeg(stream)
             elif is_run_length_bmp(_first_bytes(stream, 34)) and found > MAX_RLE_BYTES:

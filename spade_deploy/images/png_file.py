@@ -1,7 +1,7 @@
-"""What a PNG file says of itself, and its samples of 16 bits, of which Pillow keeps eight in colour images.
+"""Read the header of a PNG file, and its samples of 16 bits, of which Pillow keeps only eight in colour images.
 
-Pillow tells neither the bit depth nor whether it scaled the samples. The chunks are read here before it decodes them,
-which also bounds what it would take into memory for chunks that are no pixels.
+Pillow reports neither the bit depth nor whether it scaled the samples. So the chunks are read here before it decodes
+them. That also bounds the memory that Pillow would take for chunks without pixels.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 """Colour types, as IHDR has them."""
 
 MAX_WIDE_PIXELS = 16 << 20
-"""The largest colour image of 16 bits whose exact samples are read; about 50 bytes a pixel are in memory then."""
+"""The largest colour image of 16 bits whose exact samples are read, which takes about 50 bytes a pixel."""
 
 _CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
 _MAX_CHUNKS = 200_000  # a file of a million empty chunks would keep Pillow busy for minutes
-_MAX_OTHER_BYTES = 32 << 20  # of a chunk that holds no pixels; the largest colour profiles have a few MB
+_MAX_OTHER_BYTES = 32 << 20  # the largest chunk without pixels; colour profiles have a few MB at most
 _KEPT_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 18
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -35,13 +35,13 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 @dataclass(frozen=True)
 class PngFacts:
-    """The header, and what matters of the other chunks."""
+    """The header of a PNG file, and the contents of the other chunks that matter here."""
 
     width: int
-    """In pixels."""
+    """The width in pixels."""
 
     height: int
-    """In pixels."""
+    """The height in pixels."""
 
     bit_depth: int
     """Bits of a sample: 1, 2, 4, 8 or 16."""
@@ -53,10 +53,10 @@ class PngFacts:
     """Whether the pixels come in Adam7's seven passes."""
 
     transparency: bytes = b""
-    """The tRNS chunk."""
+    """The content of the tRNS chunk, which makes colours transparent; empty if there is none."""
 
     frames: int = 1
-    """How many images an animation has; 1 of all others."""
+    """How many images it holds: an animation has more than one."""
 
     exif: bytes = b""
     """Metadata as EXIF; empty where there is none."""
@@ -66,7 +66,7 @@ class PngFacts:
 
     @property
     def grey_scale(self) -> int:
-        """What a viewer, and Pillow, multiplies grey samples of 1, 2 and 4 bits with: 255, 85, 17; else 1."""
+        """The factor by which viewers and Pillow multiply grey samples: 255, 85, 17 for 1, 2, 4 bits; else 1."""
         return 255 // (2**self.bit_depth - 1) if self.color_type == GREY and self.bit_depth < 8 else 1
 
     @property
@@ -78,8 +78,8 @@ class PngFacts:
 def png_facts(stream: BinaryIO) -> PngFacts:
     """Read the chunks of a PNG file from its start; pixels are skipped over.
 
-    A file that ends early gives what was found until then: decoding it says so. Raises ValueError for a file that is no
-    PNG, and where the chunks are beyond what is read.
+    For a file that ends early the facts are those up to its end, and decoding it raises later. Raises ValueError for a
+    file that is no PNG, and for chunks that are too many or too large.
     """
     stream.seek(0)
     if stream.read(8) != SIGNATURE:
@@ -112,7 +112,7 @@ def png_facts(stream: BinaryIO) -> PngFacts:
 
 
 def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Name and length of each chunk; the stream stands at the chunk's content when it is given out."""
+    """Name and length of each chunk. While one is handled, the stream's position is at the chunk's content."""
     at = len(SIGNATURE)
     for _ in range(_MAX_CHUNKS):
         stream.seek(at)
@@ -130,11 +130,11 @@ def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def require_whole(stream: BinaryIO, facts: PngFacts) -> None:
-    """Raise ValueError where a PNG file does not hold every pixel as it was written; the stream's place is kept.
+    """Raise ValueError if a PNG file does not hold every pixel as it was written. The stream's position is restored.
 
-    Pillow compares neither the CRCs of the pixels' chunks nor, once all rows are filled, the checksum of their stream,
-    and leaves rows black that a stream which ends early has not: of single flipped bits in a map of 64 x 64, 13 % came
-    out as other ids without a word.
+    Pillow does not compare the CRCs of the chunks with pixels, nor the checksum of their stream once all rows are
+    filled, and it leaves missing rows black. Of single flipped bits in a map of 64 x 64, 13 % silently became other
+    ids.
     """
     place = stream.tell()
     wanted = sum(h * (1 + (w * _CHANNELS[facts.color_type] * facts.bit_depth + 7) // 8) for w, h in _passes(facts) if w)
@@ -183,7 +183,7 @@ def wide_samples(stream: BinaryIO, facts: PngFacts) -> NDArray[np.uint16]:
 
 
 def _passes(facts: PngFacts) -> list[tuple[int, int]]:
-    """Width and height of each pass: one, or seven of an interlaced image."""
+    """Width and height of each pass: seven for an interlaced image, else one."""
     if not facts.is_interlaced:
         return [(facts.width, facts.height)]
     return [(max(0, -(-(facts.width - x) // dx)), max(0, -(-(facts.height - y) // dy))) for x, y, dx, dy in _ADAM7]

@@ -1,6 +1,6 @@
-"""Label maps in, images out: a folder at the speed of the bare session, and one bad file costs that file alone.
+"""Make images from label maps, a whole folder nearly as fast as the runtime alone. A bad file affects no other file.
 
-A result is written whole or not at all; what is there already is skipped, so a run that was stopped goes on.
+A result is written whole or not at all. Results that exist are skipped, so a command that was stopped can go on.
 """
 
 from spade_deploy.inference.arrays import make_images

@@ -1,4 +1,4 @@
-"""Label maps that are arrays already -> images, through a runtime that is open."""
+"""Make images from label maps that are arrays, in a runtime that is open."""
 
 from __future__ import annotations
 

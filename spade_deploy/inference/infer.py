@@ -1,4 +1,4 @@
-"""One command's worth: a folder of label maps through an artifact."""
+"""Make images of a folder of label maps with an artifact: the work of `spade infer`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spade_deploy.spec import GeneratorSpec, ResizePolicy
 
 @dataclass(frozen=True)
 class InferSummary:
-    """What became of every label file: total = written + skipped + failures."""
+    """The result for all label files: total = written + skipped + failures."""
 
     out: Path
     """The folder of the images, or the file of the only one."""
@@ -48,10 +48,10 @@ class InferSummary:
     """The label files that have no image, by their path."""
 
     runtime: str
-    """What ran; empty where there was nothing left to run."""
+    """The engine that ran; empty if there was nothing left to make."""
 
     seconds: float
-    """From the first file to the last, without loading."""
+    """The time from the first file to the last, without loading the model."""
 
     left_out: tuple[str, ...] = ()
     """A sentence for each photo that lay beside its label map."""
@@ -64,9 +64,9 @@ class InferSummary:
 def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT) -> InferSummary:
     """Make an image of every label map that the request names.
 
-    Images are named by the label map's stem; those of Cityscapes' official files by city, sequence and frame. A style
-    is the same for every image: a seed's or a photo's, else the mean style.
-    Files that cannot be used, or whose result has no place, are in the summary's failures. Raises ConfigError,
+    Images are named by the label map's stem; those of Cityscapes' official files by city, sequence and frame. All
+    images have the same style: that of a seed or a photo, else the mean style.
+    Files that cannot be used, or whose result cannot be written, are in the summary's failures. Raises ConfigError,
     NotFoundError, errors of the runtime, FolderBusyError where another process fills the folder, and SpadeError where
     a result cannot be written.
     """
@@ -85,7 +85,7 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
     runtime_name = ""
     if plan.jobs:
         _make_folder(plan.folder)
-        # A single file may go into a folder that others fill; of two commands that fill one, both would make all.
+        # Two commands that fill one folder would both make all images, so a folder is locked. A single image is not.
         alone = nullcontext() if labels.is_file() else locked(plan.folder, f"making images of {labels}")
         with (
             alone,

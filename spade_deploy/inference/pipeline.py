@@ -1,4 +1,4 @@
-"""Three stages that overlap: threads decode ahead, one thread runs the model, threads encode behind.
+"""Three stages that overlap: threads decode label maps, one thread runs the model, threads encode images.
 
 NumPy, Pillow and the runtimes let go of the interpreter lock while they work. Both queues are bounded, so memory does
 not grow with the folder.
@@ -31,16 +31,16 @@ from spade_deploy.labels.files import read_instance_map, read_label_map, resize_
 from spade_deploy.progress import Figures, Progress
 from spade_deploy.spec import GeneratorSpec
 
-# Of each kind, and never more than half the cores: they compete with a CPU session.
+# Threads that decode, and as many that encode; never more than half the cores, as a CPU session needs them, too.
 _MAX_WORKERS = 4
 
 _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL)
-"""What keeps one result from being written, and says nothing of the others; a full disk concerns all."""
+"""Errors that keep only one result from being written; a full disk, for example, concerns all results."""
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What one label file became."""
+    """The network's inputs from one label file."""
 
     job: Job
     """The file, and where its image goes."""
@@ -61,7 +61,7 @@ class Reader:
     """Makes network inputs of label files."""
 
     spec: GeneratorSpec
-    """The model's."""
+    """How the generator is built."""
 
     size: Size | None
     """Height and width that maps are resized to; None keeps each file's own."""
@@ -97,7 +97,7 @@ class Reader:
 
 @dataclass
 class Tally:
-    """Counts what is done, and tells the listener."""
+    """Counts the images that are done, and reports them to `progress`."""
 
     total: int
     """Images that are to be made."""
@@ -106,16 +106,16 @@ class Tally:
     """The label files without an image so far."""
 
     progress: Progress
-    """Whoever listens."""
+    """It is told of each image."""
 
     written: int = 0
     """Images that were written."""
 
     resized: int = 0
-    """Those of them whose label files had another size."""
+    """How many of the written images had label files of another size."""
 
     done: int = 0
-    """Label files that are finished, well or badly."""
+    """Label files that are finished, with an image or with a failure."""
 
     _started: float = field(default=0.0, init=False)
     _ended: float = field(default=0.0, init=False)
@@ -145,7 +145,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class _Writing:
-    """A result on its way to the disk. The maps it was made of are not kept."""
+    """A result that is being written. The maps that it was made from are not kept."""
 
     label: Path
     """The label map's file."""
@@ -157,11 +157,11 @@ class _Writing:
     """Whether the label file had another size."""
 
     future: Future[None]
-    """The writing; it raises what kept it from being done."""
+    """The writing; its result raises the error if it fails."""
 
 
 class Pipeline:
-    """Decode ahead, run, encode behind; results in the order of the files."""
+    """Decodes, runs and encodes at the same time; results are in the order of the files."""
 
     def __init__(self, reader: Reader, runtime: Runtime, batch_size: int, tally: Tally) -> None:
         self._reader = reader
@@ -179,7 +179,7 @@ class Pipeline:
             for batch, found in self._results(self._batches(self._decoded(jobs))):
                 if isinstance(found, SpadeError):
                     if self._reader.size is not None:
-                        raise found  # at one size for all files, what fails for one fails for all
+                        raise found  # with one size for all files, all would fail alike
                     for maps in batch:
                         self._tally.count_failure(maps.job.label, found)
                     continue
@@ -189,15 +189,15 @@ class Pipeline:
                 self._collect(at_most_open=self._ahead)
             self._collect(at_most_open=0)
         finally:
-            # After an error or Ctrl-C: what waits is dropped, first in both, and what is begun is done to its end.
+            # After an error or Ctrl-C, waiting work of both pools is dropped first; work that has begun is finished.
             for pool in (self._decoders, self._encoders):
                 pool.shutdown(wait=False, cancel_futures=True)
             for pool in (self._decoders, self._encoders):
                 pool.shutdown(wait=True)
 
     def _results(self, batches: Iterator[list[Maps]]) -> Iterator[tuple[list[Maps], NDArray[np.uint8] | SpadeError]]:
-        """Each batch with its pixels N x H x W x 3, or with what kept it from running."""
-        waiting: deque[list[Maps]] = deque()  # given to the runtime, which may take the next one before it answers
+        """Each batch with its pixels N x H x W x 3, or with the error if it failed."""
+        waiting: deque[list[Maps]] = deque()  # batches that the runtime has taken and not answered yet
         again: deque[list[Maps]] = deque()
 
         def feed() -> Iterator[Arrays]:
@@ -214,7 +214,7 @@ class Pipeline:
                 if not waiting:
                     raise
                 failed = waiting.popleft()
-                again.extendleft(reversed(waiting))  # what the runtime had taken beside it is run anew
+                again.extendleft(reversed(waiting))  # other batches that the runtime had taken are run again
                 waiting.clear()
                 yield failed, error
 
@@ -249,7 +249,7 @@ class Pipeline:
             yield batch
 
     def _collect(self, at_most_open: int) -> None:
-        """Count the writes that are done; wait while more than `at_most_open` are not."""
+        """Count the finished writes; wait until at most `at_most_open` are unfinished."""
         while self._writes and (len(self._writes) > at_most_open or self._writes[0].future.done()):
             writing = self._writes.popleft()
             try:

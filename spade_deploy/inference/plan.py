@@ -1,4 +1,4 @@
-"""Which label map becomes which result, with which instance map, and what is left out."""
+"""Plan the results: which label map becomes which image, with which instance map, and which files are left out."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Failure:
     """The label file."""
 
     message: str
-    """Why it has none; the file is named in it."""
+    """Why it has no result; the sentence names the file."""
 
     hint: str | None = None
     """What to do about it."""
 
 
 def failure(path: Path, error: Exception) -> Failure:
-    """What went wrong with a file; the message names it."""
+    """Make a Failure of an error; its message names the file."""
     message = str(error) if str(path) in str(error) else f"{path}: {error}"
     return Failure(path, message, getattr(error, "hint", None))
 
@@ -40,7 +40,7 @@ class Job:
     """The label map's file."""
 
     instance: Path | None
-    """The instance map's file, where the model takes one."""
+    """The instance map's file; None if the model takes none."""
 
     result: Path
     """The file of the image."""
@@ -48,10 +48,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done."""
+    """The images that are to be made, and the files that are left out."""
 
     folder: Path
-    """Where the images go."""
+    """The folder of the images."""
 
     jobs: tuple[Job, ...]
     """The images to make, in the order of the label files."""
@@ -60,7 +60,7 @@ class Plan:
     """How many images are there already."""
 
     failures: tuple[Failure, ...]
-    """Files that pair with nothing, or whose image has no place."""
+    """Files that have no partner, or whose image cannot be written."""
 
     left_out: tuple[str, ...] = ()
     """A sentence for each photo that lies beside its label map."""

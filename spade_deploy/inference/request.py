@@ -1,4 +1,4 @@
-"""What is asked of `infer`: which label maps, where the images go, and what runs how."""
+"""The request for `infer`: which label maps, where the images go, and how the model runs."""
 
 from __future__ import annotations
 

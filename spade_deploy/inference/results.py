@@ -1,4 +1,4 @@
-"""What lies in the place of a result: nothing, a whole one, one that was cut short, or something that is none."""
+"""Find out whether a result exists already: whole, cut short, or something else in its place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
 
 def is_done(result: Path, *, overwrite: bool) -> bool:
-    """Whether there is nothing to make. An empty file and one that was cut short are made again.
+    """Whether the result exists and need not be made. An empty file or one that was cut short is made again.
 
-    Raises LabelMapError where no result can be put there: a folder or a device is in its place, its name is longer than
-    file systems allow, or, unless `overwrite`, there is a file that is no image of that kind.
+    Raises LabelMapError if no result can be written there: a folder or a device has its name, the name is too long for
+    file systems, or, unless `overwrite`, the file there is no image of that kind.
     """
     length = len(os.fsencode(result.name))
     if length > NAME_MAX_BYTES:

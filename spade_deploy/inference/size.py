@@ -1,4 +1,4 @@
-"""At which height and width a model runs."""
+"""Choose and check the height and width that a model runs at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which style a VAE model is given: the mean one, a seed's, or that of a photo."""
+"""Make the style vector for a VAE model: the mean style, that of a seed, or that of a photo."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _DROP = "leave the flag out"
 def style_vector(artifact: Artifact, seed: int | None, photo: Path | None) -> NDArray[np.float32] | None:
     """The style that was asked for, 1 x z_dim; zeros, the mean style, by default; None for a model without styles.
 
-    seed: of a standard normal style. photo: an image file; the mean of its style.
-    Raises ConfigError for what the model cannot do, LabelMapError for a photo that cannot be read.
+    seed: draws a standard normal style. photo: an image file, whose mean style is taken.
+    Raises ConfigError if the model cannot do what is asked, LabelMapError for a photo that cannot be read.
     """
     z_dim = artifact.manifest.generator.z_dim
     if z_dim is None:

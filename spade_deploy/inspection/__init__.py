@@ -1,1 +1,1 @@
-"""What an artifact, a checkpoint or a run is, and what this machine can do: told without PyTorch."""
+"""Describe artifacts, checkpoints, runs and this machine, without PyTorch."""

@@ -1,4 +1,4 @@
-"""What an artifact or an engine in it is, told from the files alone."""
+"""Describe an artifact, or an engine in it, from its files alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN_LAYERS = 200
 
 
 def describe_artifact(artifact: Artifact) -> Description:
-    """Its spec, graphs, validation, engines and files. Raises ArtifactError for what is damaged."""
+    """Describe an artifact: its spec, graphs, validation, engines and files. Raises ArtifactError if it is damaged."""
     manifest = artifact.manifest
     source = manifest.source
     step = "" if source.step is None else f", step {source.step}"
@@ -61,9 +61,9 @@ def describe_artifact(artifact: Artifact) -> Description:
 
 
 def describe_engine(path: Path, with_times: bool) -> Description:
-    """What an engine's manifest says. The engine is machine code: it is read as bytes, and run only `with_times`.
+    """Describe an engine by its manifest. Its machine code is run only `with_times`, and else only hashed.
 
-    Raises NotFoundError for one that nothing vouches for, ArtifactError for what is damaged.
+    Raises NotFoundError if no manifest vouches for it, ArtifactError if it is damaged.
     """
     folder = path.parent.parent
     if not (folder / MANIFEST).is_file():

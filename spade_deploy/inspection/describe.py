@@ -1,4 +1,4 @@
-"""What a path is: an artifact, an engine, a checkpoint or a run, told from its files alone. No PyTorch, no ONNX."""
+"""Describe a path: an artifact, an engine, a checkpoint or a run. Only its files are read, without PyTorch or ONNX."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _WHAT = "give an artifact's folder, a checkpoint's, or a run's; `spade train` an
 def inspect_path(path: Path, *, with_times: bool = False) -> Description:
     """Describe an artifact's folder, a checkpoint's, or a run's; a file that names one stands for its folder.
 
-    with_times: an engine is run, on its card, and its layers have their milliseconds.
-    Raises NotFoundError for anything else, ArtifactError and CheckpointError for what is damaged.
+    with_times: runs an engine on its card and gives the milliseconds of its layers.
+    Raises NotFoundError for any other path, ArtifactError and CheckpointError for damaged files.
     """
     try:
         return for_a_terminal(_describe(path, with_times))
@@ -45,10 +45,10 @@ def _describe(path: Path, with_times: bool) -> Description:
         return describe_checkpoint(resolve_checkpoint(folder, folder))
     if (folder / CHECKPOINTS).is_dir() or (folder / ARTIFACT / MANIFEST).is_file():
         return describe_run(folder)
-    raise NotFoundError(f"{path} is neither an artifact, nor a checkpoint, nor a run", hint=_way_on(path))
+    raise NotFoundError(f"{path} is neither an artifact, nor a checkpoint, nor a run", hint=_next_step(path))
 
 
-def _way_on(path: Path) -> str:
+def _next_step(path: Path) -> str:
     """What the user can do next about a path that cannot be described."""
     if path.is_dir():
         inside = next((child for child in sorted(path.iterdir()) if (child / CHECKPOINTS).is_dir()), None)

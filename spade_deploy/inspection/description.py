@@ -1,4 +1,4 @@
-"""What a description is made of: facts by name, tables, and how figures are written in their cells."""
+"""The parts of a description: facts by name and tables; and how figures are written in their cells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.spec.parameter_count import parameter_count
 
 Rows = tuple[tuple[str, str], ...]
-"""Facts: what, and its value."""
+"""Facts: pairs of a name and a value."""
 
 SHOWN_NAMES = 4
 _MOST_IN_A_CELL = 500
@@ -24,7 +24,7 @@ class Table:
     """One table of a description; cells are text."""
 
     title: str
-    """What it lists."""
+    """The heading of the table."""
     columns: tuple[str, ...]
     """The heads of its columns."""
     rows: tuple[tuple[str, ...], ...]
@@ -33,18 +33,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Description:
-    """What a path is."""
+    """The description of a path."""
 
     title: str
-    """What kind of thing it is."""
+    """The kind of the path, such as 'artifact'."""
     rows: Rows
     """Facts by name."""
     tables: tuple[Table, ...] = ()
-    """What there are several of."""
+    """Tables of what it has several of, such as graphs."""
 
 
 def for_a_terminal(found: Description) -> Description:
-    """The same, fit to be printed: names in the files may hold what no terminal takes, or megabytes."""
+    """The same description, safe to print: names in files may hold control codes, or megabytes."""
 
     def cell(text: str) -> str:
         text = printable(str(text)).replace("\n", " ")
@@ -58,7 +58,7 @@ def for_a_terminal(found: Description) -> Description:
 
 
 def spec_rows(spec: GeneratorSpec) -> Rows:
-    """What a generator is: architecture, labels, size, layers."""
+    """The facts about a generator: architecture, labels, size, layers."""
     labels = spec.labels
     extra = [name for name, there in (("unknown (255)", labels.has_dontcare), ("edges", labels.has_edges)) if there]
     sizes = f"any {spec.side_rule}" if spec.is_dynamic else "this size alone"
@@ -85,7 +85,7 @@ def _shape_rows(spec: GeneratorSpec) -> Rows:
 
 
 def _names(labels: LabelSpec) -> str:
-    """The first names, with their colours where there are some: 'water #1c4b7a, urban #ff0000, ... (17 in all)'."""
+    """The first class names, with their colours if known: 'water #1c4b7a, urban #ff0000, ... (17 in all)'."""
     if not labels.names:
         return "none"
     shown = list(labels.names[:SHOWN_NAMES])
@@ -119,7 +119,7 @@ def size_text(count: int) -> str:
 
 
 def number_text(value: Any) -> str:
-    """Three digits of a number; '-' for what is none."""
+    """A number with three digits; '-' for any other value."""
     return f"{value:.3g}" if isinstance(value, int | float) else "-"
 
 

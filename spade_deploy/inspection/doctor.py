@@ -1,7 +1,7 @@
-"""What `spade doctor` finds: what is installed, what really loads, and what to install for what is missing.
+"""The checks of `spade doctor`: what is installed, what really loads, and how to install what is missing.
 
-Nothing here imports a heavy package: presence comes from the installed metadata. ONNX Runtime alone is asked to run,
-because its list of providers says only what it was built with. The GPU is asked through the driver's own library.
+Nothing here imports a heavy package: the installed metadata says what is there. Only ONNX Runtime is really run, since
+its list of providers says only what it was built with. The GPU is found through the driver's own library.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from spade_deploy.machine.cores import usable_cores
 from spade_deploy.version import __version__
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
-"""What this package runs on, and the newest that it is tested on."""
+"""The oldest Python that this package runs on, and the newest that it is tested on."""
 LOW_DISK_BYTES = 1_000_000_000
 
 
 class Status(StrEnum):
-    """Missing is no fault: it says what could be had. A problem breaks something."""
+    """How a check went. `missing` is no fault: something could be installed. A `problem` breaks something."""
 
     GOOD = "good"
     MISSING = "missing"
@@ -39,7 +39,7 @@ class Check:
     """One line of the diagnosis."""
 
     status: Status
-    """How it is."""
+    """How the check went."""
     name: str
     """What was looked at."""
     value: str
@@ -72,7 +72,7 @@ _ALIASES = {
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
 }
-"""Distributions that bring the same package."""
+"""For a distribution, others that bring the same package."""
 
 
 def diagnose(folder: Path | None = None) -> tuple[Check, ...]:
@@ -191,7 +191,7 @@ def _cpu_check(label: str, loads: bool) -> Check:
 
 
 def _cuda_check(label: str, loads: bool, *, has_gpu_build: bool, has_gpu: bool) -> Check:
-    """A GPU that is there and whose build does not load is a problem; no GPU is none."""
+    """Check CUDA in ONNX Runtime. It is a problem only if there is a GPU and the GPU build does not load."""
     if loads:
         return Check(Status.GOOD, label, "loads")
     if has_gpu_build and has_gpu:

@@ -1,4 +1,4 @@
-"""What a run or a checkpoint in it is, told from the files alone."""
+"""Describe a run, or a checkpoint in it, from its files alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spade_deploy.spec.parameter_count import parameter_count
 
 
 def describe_checkpoint(checkpoint: Path) -> Description:
-    """Its spec, weights and training settings. Raises CheckpointError for weights that are not those it describes."""
+    """Describe a checkpoint: spec, weights, training settings. Raises CheckpointError if its weights do not fit it."""
     info = read_checkpoint_info(checkpoint)
     count = read_tensor_count(checkpoint / GENERATOR_FILE)
     _check_weights(checkpoint / GENERATOR_FILE, info, count)
@@ -66,7 +66,7 @@ def _files_table(folder: Path) -> Table:
 
 
 def describe_run(run: Path) -> Description:
-    """Its checkpoints and its artifact; one that is damaged is said to be, and does not hide the others."""
+    """Describe a run: its checkpoints and its artifact. A damaged one is marked as damaged among the others."""
     checkpoints = run_checkpoints(run)
     rows: list[tuple[str, str]] = [("path", str(run)), ("checkpoints", str(len(checkpoints)))]
     artifact = run / ARTIFACT
@@ -82,7 +82,7 @@ def describe_run(run: Path) -> Description:
     for checkpoint in checkpoints:
         try:
             info = read_checkpoint_info(checkpoint)
-        except CheckpointError as error:  # one that is damaged does not hide the others
+        except CheckpointError as error:  # the table marks it as damaged
             entries.append((checkpoint.name, "?", f"damaged: {error}", "?", ""))
         else:
             newest = (checkpoint, info)

@@ -1,1 +1,1 @@
-"""Label files -> ids: file formats, label sets, layouts of data sets, pairing, linting, repairing."""
+"""From label files to ids: file formats, label sets, layouts of data sets, pairing, linting, repairing."""

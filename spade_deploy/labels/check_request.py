@@ -1,4 +1,4 @@
-"""What is asked of the label linter: which folder, which labels, and what is done with the findings."""
+"""The request for the label linter: which folder, which labels, and what is done with the findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of one kind in a folder, by the key that pairs them; what cannot be taken is told file by file.
+"""Collect the files of one kind in a folder, by the key that pairs them, and report each file that cannot be used.
 
 Only names are looked at here; no file is opened.
 """
@@ -20,12 +20,14 @@ class Problem:
     """A file that is in no sample."""
 
     path: Path
+    """The file."""
     code: str
     """One of missing-label, missing-photo, missing-instance, duplicate-stem, not-a-file, or photo (a photo that lies
     beside label maps)."""
     message: str
+    """What is wrong, in a sentence."""
     is_beside: bool = False
-    """Whether it is about a photo or an instance map, not about a label map."""
+    """Whether the file is a photo or an instance map, not a label map."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,15 @@ class Collected:
     """The files of a kind."""
 
     files: dict[str, Path]
-    """By key."""
+    """The files that can be used, by their keys."""
     problems: list[Problem]
-    """What is said of the files that cannot be taken."""
+    """A problem for each file that cannot be used."""
     unclear: dict[str, str]
-    """Keys without a file that can be taken, and why; the problems say it, too."""
+    """The keys that have no usable file, each with the reason, which a problem states as well."""
 
 
 def collect(kind: Kind) -> Collected:
-    """Where several files share a key all of them are problems, as nobody can tell which one is meant."""
+    """Collect the files of a kind. If several files share a key, each of them is a problem: any could be meant."""
     if not kind.folder.is_dir():
         return Collected({}, [], {})
     try:

@@ -1,4 +1,4 @@
-"""Images of colours -> ids, by a label set's palette.
+"""Turn images of colours into ids, by a label set's palette.
 
 Nothing is guessed silently: each result says how well the colours matched, and the caller refuses what does not match.
 """
@@ -35,7 +35,7 @@ class ColorMatch:
     near: float
     """The share of pixels that have a palette colour, or one within NEAR of it."""
     ambiguous: tuple[int, ...]
-    """Ids of the image whose colour other ids have too; the lowest id is taken."""
+    """Ids in the image that share their colour with other ids; of these the lowest is taken."""
 
     @property
     def is_usable(self) -> bool:
@@ -91,7 +91,7 @@ def match_colors(rgb: NDArray[np.uint8], labels: LabelSpec) -> ColorMatch:
 def _nearest_around(
     ids: NDArray[np.int32], rows: NDArray[Any], columns: NDArray[Any], colors: NDArray[np.int32], palette: NDArray[Any]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """For each pixel the id within REACH whose colour is nearest (-1 where none is), and its squared distance."""
+    """For each pixel the id within REACH with the nearest colour, -1 if there is none, and the squared distance."""
     padded = np.pad(ids, REACH, constant_values=-1)
     chosen = np.full(len(rows), -1, np.int32)
     distance = np.full(len(rows), np.iinfo(np.int64).max)
@@ -117,7 +117,7 @@ def _nearest(
 
 
 def eight_bit(colors: NDArray[Any]) -> NDArray[np.uint8] | None:
-    """H x W x 3 of 8 or 16 bits -> 8 bits, where nothing is lost by it; else None.
+    """H x W x 3 of 8 or 16 bits -> 8 bits; None if something would be lost by that.
 
     Programs store 8-bit values in 16 bits as they are, or times 257, so that white stays white.
     """
@@ -127,7 +127,7 @@ def eight_bit(colors: NDArray[Any]) -> NDArray[np.uint8] | None:
 
 
 def grey_ids(colors: NDArray[Any], labels: LabelSpec) -> NDArray[Any] | None:
-    """H x W ids of a colour image that is ids, or a 0/255 mask, stored three times over; else None."""
+    """H x W ids of a colour image whose three channels are equal and hold ids or a 0/255 mask; else None."""
     red = colors[..., 0]
     if (red != colors[..., 1]).any() or (red != colors[..., 2]).any():
         return None

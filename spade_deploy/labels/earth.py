@@ -39,6 +39,7 @@ class Tile:
     """A square of the world map."""
 
     split: str
+    """The split that it belongs to."""
     index: int
     """Its number within the split."""
     top: int
@@ -81,7 +82,7 @@ def earth_tiles(split: str, size: int = 128, stride: int = 64) -> tuple[Tile, ..
 
 
 def cut(tile: Tile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Label ids, size x size, and RGB pixels, size x size x 3, of a tile; both the caller's own."""
+    """Copies of a tile's label ids, size x size, and of its RGB pixels, size x size x 3."""
     labels, photo = _world()
     rows, columns = slice(tile.top, tile.top + tile.size), slice(tile.left, tile.left + tile.size)
     return labels[rows, columns].copy(), photo[rows, columns].copy()
@@ -91,7 +92,7 @@ def write_earth(out: Path, progress: Progress = SILENT) -> dict[str, int]:
     """Write OUT/{train,val,test}/{labels,images}/NNNN.png and OUT/README.txt; label maps are palette PNGs of ids.
 
     A second call writes only what is missing; a file of such a name with other content is refused, never replaced.
-    Returns the number of pairs a split, and of the files `written` now. Raises DatasetError.
+    Returns the number of pairs in each split, and under `written` the number of files written now. Raises DatasetError.
     """
     readme = out / "README.txt"
     text = _readme()
@@ -132,7 +133,7 @@ def write_example_labels(out: Path) -> int:
 
 @cache
 def _world() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The two big arrays, 15 and 44 MB, decoded once a process and read-only."""
+    """The label ids and the photo of the world, 15 and 44 MB. They are decoded once in a process, and read-only."""
     with Image.open(_FOLDER / "world_label.png") as image:
         labels = np.array(image, dtype=np.uint8)
     with Image.open(_FOLDER / "world.jpg") as image:
@@ -143,7 +144,7 @@ def _world() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _split_of(left: int, size: int) -> str | None:
-    """The split that a tile's columns are of; None for a tile across the edge of a held-out band."""
+    """The split that a tile's columns belong to; None for a tile across the edge of a held-out band."""
     first, last = left // _BAND, (left + size - 1) // _BAND
     if first != last and (first in _BANDS or last in _BANDS):
         return None
@@ -162,8 +163,8 @@ def _palette_image(labels: NDArray[np.uint8]) -> Image.Image:
 
 
 def _write_png(path: Path, image: Image.Image) -> int:
-    """1 where the file was written, 0 where it was there already with the same pixels."""
-    if path.exists() and (not path.is_file() or path.stat().st_size > 0):  # empty: the power was lost
+    """Write a PNG unless the same pixels are there already. Returns how many files were written, 1 or 0."""
+    if path.exists() and (not path.is_file() or path.stat().st_size > 0):  # an empty file is left after a loss of power
         if not _is_same(path, image):
             raise _occupied(path)
         return 0

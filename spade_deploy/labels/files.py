@@ -1,7 +1,7 @@
-"""Label files -> ids, instance files and photos -> arrays, pixels -> files. NumPy and Pillow only.
+"""Read label files as ids and instance files as arrays, and write pixels to files. Needs only NumPy and Pillow.
 
-images/image_file.py decodes; here the samples become ids, or the file is refused with the way out. A label file is
-read as its samples are: nothing is scaled, turned or taken from colours.
+`images/image_file.py` decodes a file; here its samples become ids, or the file is refused with a hint on what to do.
+Samples are taken as they are: nothing is scaled, turned or taken from colours.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from spade_deploy.labels.palettes import effective_palette, moved_palette
 from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
 
 LabelIds = NDArray[Any]
-"""uint8 or int32, as `label_dtype` says."""
+"""An array of ids, uint8 or int32 as `label_dtype` says."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
-"""What is listed as an image; formats among them that are not read (TIFF, GIF) get an error instead of silence."""
+"""Suffixes of files that are listed as images. TIFF and GIF are among them so that they are refused, not overlooked."""
 FOLDER = "a folder"
 CHECK_HINT = (
     "spade check-labels DIR shows every such file;"
@@ -58,14 +58,14 @@ def read_label_map(path: Path, labels: LabelSpec, size: Size | None = None) -> L
     samples = read_samples(path, "label map")
     values = _integers(samples, path, "label map")
     moved = moved_palette(values, samples.palette, labels) if samples.palette else None
-    # Without colours of its own the label set does not speak against a palette of VOC's colours, only greys do.
+    # A label set without colours of its own cannot contradict colours in a palette; a palette of greys still can.
     if moved is not None and moved.is_certain and (moved.is_grey or labels.palette):
         raise LabelMapError(f"{path}: {moved.message}", hint=PALETTE_HINT)
     return labels_from_values(values, labels, path, size)
 
 
 def labels_from_values(values: LabelIds, labels: LabelSpec, path: Path, size: Size | None = None) -> LabelIds:
-    """What `read_label_map` does once the file's values are there: H x W integers -> checked ids."""
+    """The second half of `read_label_map`: a file's values, H x W integers -> checked ids."""
     refuse_bad_ids(values, labels, path)
     if size is not None:
         values = resize_nearest(values, size)
@@ -75,7 +75,7 @@ def labels_from_values(values: LabelIds, labels: LabelSpec, path: Path, size: Si
 
 
 def bad_ids(values: LabelIds, labels: LabelSpec) -> dict[int, int]:
-    """File values that mean nothing under `labels` -> how many pixels have them."""
+    """The values of a file that are no ids of `labels`, each with its number of pixels."""
     found, counts = np.unique(values, return_counts=True)
     return {int(v): int(n) for v, n in zip(found, counts, strict=True) if not _is_legal(int(v), labels)}
 
@@ -83,14 +83,14 @@ def bad_ids(values: LabelIds, labels: LabelSpec) -> dict[int, int]:
 def refuse_bad_ids(values: LabelIds, labels: LabelSpec, path: Path) -> None:
     """Raise LabelMapError, naming ids and pixel counts, where `bad_ids` finds any."""
     if values.size and int(values.min()) >= 0 and int(values.max()) < labels.num_ids:
-        return  # the usual file, without the cost of counting
+        return  # a right file needs no counting
     bad = bad_ids(values, labels)
     if bad:
         raise LabelMapError(f"{path}: {describe_bad_ids(bad, labels)}", hint=CHECK_HINT)
 
 
 def describe_bad_ids(bad: dict[int, int], labels: LabelSpec) -> str:
-    """One sentence: which ids, how many pixels, what is allowed."""
+    """A sentence on wrong ids: which they are, how many pixels have them, and what is allowed."""
     if set(bad) == {UNKNOWN_VALUE}:
         return (
             f"{bad[UNKNOWN_VALUE]} pixels are 255 (unknown), and this label set has no unknown (dontcare) id;"
@@ -127,9 +127,9 @@ def _integers(samples: Samples, path: Path, what: str) -> LabelIds:
         raise LabelMapError(f"{path}: the {what} is an animation of {samples.frames} images", hint="save one of them")
     if samples.orientation != 1:
         raise LabelMapError(
-            f"{path}: the {what} is to be turned (EXIF orientation {samples.orientation}), and whether it lies over the"
-            " photo before or after that cannot be told",
-            hint="turn its pixels as they belong and save it without EXIF",
+            f"{path}: the {what} has EXIF orientation {samples.orientation}, and it is not known whether it fits"
+            " the photo before or after it is turned",
+            hint="turn its pixels so that they fit the photo, and save it without EXIF",
         )
     if samples.values is None:
         raise LabelMapError(
@@ -164,7 +164,7 @@ def save_pixels(path: Path, pixels: NDArray[np.uint8], *, compress_level: int = 
 
 
 def colorize(label_ids: LabelIds, labels: LabelSpec) -> NDArray[np.uint8]:
-    """Ids H x W (or N x H x W) -> RGB with a last axis of 3, in the label set's palette or VOC's. For looking at."""
+    """Paint ids, H x W or N x H x W, in the label set's palette or VOC's: RGB with a last axis of 3."""
     colors = np.array(effective_palette(labels), dtype=np.uint8)
     if label_ids.size and not 0 <= int(label_ids.min()) <= int(label_ids.max()) < labels.num_ids:
         raise LabelMapError(
@@ -175,15 +175,16 @@ def colorize(label_ids: LabelIds, labels: LabelSpec) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of a folder, by name."""
+    """The image files of a folder, in the order of their names."""
 
     files: tuple[Path, ...]
+    """The regular files."""
     skipped: tuple[tuple[Path, str], ...]
-    """What has an image's name and is no file, and what it is."""
+    """Paths that have an image's name and are no regular file, each with what it is."""
 
 
 def list_images(folder: Path) -> Listing:
-    """What a folder holds, by name; not recursive, hidden files left out. Raises NotFoundError without a folder."""
+    """List the images of a folder, without hidden files and subfolders. Raises NotFoundError if there is no folder."""
     if not folder.is_dir():
         raise NotFoundError(f"{folder}: there is no such folder", hint="give a folder that holds label maps")
     try:
@@ -203,7 +204,7 @@ def list_label_files(folder: Path) -> list[Path]:
 
 
 def what_else(path: Path) -> str | None:
-    """What a path is, if it is no regular file: a few words; None for a regular file. Links are followed."""
+    """A few words on a path that is no regular file; None for a regular file. Links are followed."""
     link = "a link to " if path.is_symlink() else ""
     try:
         mode = path.stat().st_mode
@@ -215,12 +216,12 @@ def what_else(path: Path) -> str | None:
 
 
 def is_image_name(path: Path) -> bool:
-    """Whether the name alone says image, and not hidden."""
+    """Whether a name is that of an image and not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def duplicate_stems(paths: Iterable[Path]) -> dict[str, list[Path]]:
-    """Stems that occur more than once (a.png, a.bmp) -> their files: results named by stem would collide."""
+    """Stems that several files share (a.png, a.bmp), with these files: results named by stem would collide."""
     by_stem: dict[str, list[Path]] = {}
     for path in paths:
         by_stem.setdefault(path.stem, []).append(path)

@@ -1,7 +1,7 @@
-"""The label maps that a command is given, with their instance maps: a file, a folder, or a data set in its layout.
+"""Find the label maps that a command is given, and their instance maps: in a file, a folder, or a data set.
 
-What training reads as a data set, every other command reads, too: Cityscapes' official tree or any folder of it, and
-the roots of the other presets. The caller says which preset it is, or the model's label set tells.
+Every command reads the same data sets as training: Cityscapes' official tree or any folder of it, and the roots of the
+other presets. The caller names the preset, or it follows from the model's label set.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from spade_deploy.spec import LabelSpec
 def find_label_maps(
     labels: Path, instances: Path | None, spec: LabelSpec, *, preset: str | None = None, no_instances: bool = False
 ) -> Pairing:
-    """The label maps of a file, a folder or a data set's root (every split that is there), without photos.
+    """The label maps of a file, a folder or a data set's root (all splits that exist), without photos.
 
-    instances: their folder, or the file of one label map; a data set's own where it is left out. They are paired only
-    for labels with an edge channel, and not with `no_instances`; a folder without a layout gives none of its own.
-    A sample's stem is what its result is named by. Files that cannot be used are the pairing's problems.
-    Raises NotFoundError where there are no label maps, ConfigError for what contradicts itself.
+    instances: the folder of instance maps, or the file for a single label map; if it is left out, those of the data
+    set's layout are taken. They are paired only for labels with an edge channel, and not with `no_instances`.
+    Results are named by the samples' stems. Files that cannot be used are among the pairing's problems.
+    Raises NotFoundError if there are no label maps, ConfigError for arguments that contradict each other.
     """
     preset = preset or preset_of(spec)
     if preset is not None and preset not in PRESET_SPLITS:
@@ -118,7 +118,7 @@ def _splits(config: DataConfig, instances: Path | None, needs_instances: bool) -
 
 
 def _labels_alone(found: Pairing) -> Pairing:
-    """Without what is said of instance maps: only what became of the label maps matters to the caller."""
+    """The pairing without problems of instance maps; the caller needs only those of label maps."""
     problems = [problem for problem in found.problems if not problem.is_beside]
     return Pairing(found.samples, tuple(problems), found.unpaired_labels)
 

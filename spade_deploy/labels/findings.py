@@ -1,4 +1,4 @@
-"""What the linter of label maps can say, and its report."""
+"""The findings of the label linter, and its report."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one file."""
+    """One finding about one file."""
 
     path: Path
+    """The file."""
     code: str
-    """One of CODES."""
+    """The kind of the finding, one of CODES."""
     severity: Severity
+    """How much it matters."""
     message: str
+    """What was found, in a sentence."""
     fixable: bool = False
     """Whether `fix_labels` converts the file."""
 
@@ -44,8 +47,9 @@ class LintReport:
     root: Path
     """The folder that the files' names are relative to in a fixed copy."""
     files: tuple[Path, ...]
-    """The label maps that were looked at."""
+    """The label maps that were checked."""
     findings: tuple[Finding, ...]
+    """All findings, in the order of the files."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:

@@ -1,4 +1,4 @@
-"""Label files that hold colours, masks or shuffled palettes -> a copy of the folder whose files hold ids.
+"""Make a copy of a folder of label files, in which colours, masks and shuffled palettes are replaced by ids.
 
 Nothing is guessed silently: each result says how well the colours matched, and what does not match is refused.
 """
@@ -41,9 +41,11 @@ class FixResult:
     """What became of one file."""
 
     path: Path
+    """The file."""
     target: Path | None
-    """The copy; None where the file was refused."""
+    """Its copy; None if the file was refused."""
     action: FixAction
+    """Whether it was copied, converted or refused."""
     message: str
     """How it was converted, or why it was refused."""
 
@@ -65,7 +67,7 @@ def fix_labels(report: LintReport, out: Path, labels: LabelSpec, *, progress: Pr
 
 def _fixed(path: Path, report: LintReport, out: Path, labels: LabelSpec) -> FixResult:
     target = out / path.relative_to(report.root)
-    # Pairing is not a fault of the file: a label map without a photo is copied, two of one stem are not.
+    # A missing partner is not the file's fault: a label map without a photo is copied. Two files of one stem are not.
     own = [found for found in report.errors if found.path == path and not found.code.startswith("missing-")]
     hopeless = [found for found in own if not found.fixable]
     if hopeless:
@@ -78,7 +80,7 @@ def _fixed(path: Path, report: LintReport, out: Path, labels: LabelSpec) -> FixR
 
 
 def _has_moved_palette(path: Path, labels: LabelSpec) -> bool:
-    """Whether reading refuses the file for its palette. Where that is ignored, the copy has no palette."""
+    """Whether the file would be refused for its palette. If the user ignores that, the copy gets no palette."""
     try:
         samples = read_samples(path, "label map")
     except LabelMapError:
@@ -103,7 +105,7 @@ def fix_file(path: Path, target: Path, labels: LabelSpec, *, is_mask: bool, by_i
 
 
 def copy_file(path: Path, target: Path) -> FixResult:
-    """A good file, byte by byte."""
+    """Copy a good file byte by byte."""
     try:
         with (
             open_regular(path) as source,

@@ -1,4 +1,4 @@
-"""Data sets on disk: which there are, and where the files of each known layout lie.
+"""Data sets on disk: which layouts are known, and where the files of each lie.
 
 Only names are looked at here; no file is opened. Which files belong together is decided in `pairs.py`.
 """
@@ -30,13 +30,13 @@ PRESET_SIZES: dict[str, tuple[Size, Size]] = {
     "facades": ((286, 286), (256, 256)),
     "custom": ((286, 286), (256, 256)),
 }
-"""Load size and crop size that each preset trains with unless told otherwise."""
+"""The load size and the crop size that each preset trains with by default."""
 
 CITYSCAPES_LABELS = "_gtFine_labelIds.png"
 CITYSCAPES_TRAIN_IDS = "_gtFine_labelTrainIds.png"
 CITYSCAPES_INSTANCES = "_gtFine_instanceIds.png"
 CITYSCAPES_PHOTOS = "_leftImg8bit.png"
-"""How the official files' names end."""
+"""The endings of the names of Cityscapes' official files."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class DataConfig:
     root: Path | None = None
     """A folder in the preset's official layout; custom and earth: ROOT/{train,val,test}/{labels,images,instances}."""
     labels_dir: Path | None = None
-    """Label maps of the preset custom, instead of a root; one set of files serves every split then."""
+    """The folder of label maps for the preset custom, instead of a root; the same files then serve every split."""
     images_dir: Path | None = None
-    """Their photos."""
+    """The folder of the photos that belong to `labels_dir`."""
     instances_dir: Path | None = None
-    """Their instance maps."""
+    """The folder of the instance maps that belong to `labels_dir`."""
     load_size: Size = (128, 128)
     """(height, width) that training samples are resized to."""
     crop_size: Size = (128, 128)
@@ -105,7 +105,7 @@ class DataConfig:
 
     @classmethod
     def from_json(cls, value: Any) -> DataConfig:
-        """Raises ConfigError where a field is unknown or of another type."""
+        """Read a config from JSON. Raises ConfigError if a field is unknown or of another type."""
         return from_json(cls, value, "data config")
 
 
@@ -119,7 +119,7 @@ class Kind:
     """One kind of file of a layout."""
 
     folder: Path
-    """Where to look."""
+    """The folder that they lie in."""
     key: Callable[[Path], str | None]
     """The key that a file is paired by; None for a file of another kind."""
     expected: str
@@ -135,14 +135,15 @@ class Layout:
     """Where the files of a split lie."""
 
     labels: Kind
+    """The label maps."""
     photos: Kind | None
-    """None where the data set has no photos."""
+    """The photos; None if the data set has none."""
     instances: Kind | None
-    """None where the data set has no instance maps."""
+    """The instance maps; None if the data set has none."""
 
 
 def label_layouts(config: DataConfig) -> list[Layout]:
-    """The layout of each split, there or not."""
+    """The layout of each split, whether its folders exist or not."""
     return [layout_of(config, split) for split in config.splits]
 
 
@@ -179,10 +180,10 @@ def layout_of(config: DataConfig, split: str) -> Layout:
 def flat_layout(
     labels: Path, images_dir: Path | None, instances_dir: Path | None, *, is_cityscapes: bool = False
 ) -> Layout:
-    """Folders that are paired by stem, or files by Cityscapes' official names, which may then lie in one folder.
+    """The layout of plain folders, whose files are paired by stem, or by Cityscapes' official names if they have these.
 
-    is_cityscapes: the names are looked for in the folders inside, too. Raises DatasetError where one folder is given
-    for two kinds of files that it cannot hold both.
+    is_cityscapes: such names are also looked for in subfolders. Raises DatasetError if one folder is given for two
+    kinds of files that could not be told apart.
     """
     if has_cityscapes_names(labels, recursive=is_cityscapes):
         return Layout(
@@ -227,12 +228,12 @@ def has_cityscapes_names(folder: Path, *, recursive: bool = False) -> bool:
 
 
 def train_ids_in(folder: Path) -> Path | None:
-    """The first of Cityscapes' files of train ids in a folder and those inside, which are no label ids; else None."""
+    """The first file of Cityscapes' train ids, which are no label ids, in a folder or its subfolders; else None."""
     return next(iter(sorted(folder.rglob(f"*{CITYSCAPES_TRAIN_IDS}"))), None) if folder.is_dir() else None
 
 
 def cityscapes_kind(folder: Path, ending: str, *, is_labels: bool = False) -> Kind:
-    """Files whose names end so, in a folder and those inside, by the first three parts of their names."""
+    """Files whose names have this ending, in a folder and its subfolders, by the first three parts of their names."""
 
     def key(path: Path) -> str | None:
         return cityscapes_key(path) if path.name.endswith(ending) else None

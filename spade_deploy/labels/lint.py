@@ -1,7 +1,7 @@
-"""What is wrong with a folder of label maps, before a network sees them.
+"""Find what is wrong with a folder of label maps, before a network sees them.
 
-An error is something that would train or infer wrongly, or not at all; a warning is worth a look. One file is looked at
-in `lint_file.py`; `fix.py` makes a repaired copy of what can be repaired.
+An error would train or infer wrongly, or not at all; a warning is worth a look. `lint_file.py` checks a single file,
+and `fix.py` makes a copy in which files are repaired as far as possible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import LabelSpec
 
 _ENOUGH_TO_JUDGE = 3
-_MASK_SHARE = 0.05  # more masks than that are masks, not pictures of class 0 with unknown around it
+_MASK_SHARE = 0.05  # if there are more, they are masks, not maps of class 0 and unknown pixels
 
 
 def labels_to_check(
@@ -107,7 +107,7 @@ def lint_pairing(
 
 
 def _train_ids_judged_together(findings: list[Finding], count: int) -> list[Finding]:
-    """One map without an id above 18 may be an odd picture; where none of several has one they are train ids."""
+    """Judge the findings of train ids: if none of several maps has an id above 18, they are train ids, not odd maps."""
     seem = sum(found.code == "train-ids" for found in findings)
     if count < _ENOUGH_TO_JUDGE or seem < count:
         return findings
@@ -115,7 +115,7 @@ def _train_ids_judged_together(findings: list[Finding], count: int) -> list[Find
 
 
 def _masks_judged_together(findings: list[Finding], labels: LabelSpec, count: int) -> list[Finding]:
-    """One map of class 0 and unknown in a large data set is plausible; several are masks."""
+    """Judge the findings of masks: one map of class 0 and unknown pixels may be right, several of many are masks."""
     masks = {found.path for found in findings if found.code == "mask" and found.severity is Severity.WARNING}
     if len(masks) <= count * _MASK_SHARE:
         return findings

@@ -1,4 +1,4 @@
-"""What is wrong with one label map, and with the photo and the instance map beside it."""
+"""Find what is wrong with one label map, and with the photo and the instance map that belong to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spade_deploy.labels.sets import is_label_set
 from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
 
 INTERPOLATED = 0.07
-"""Least `interpolation_score` of a file that is called antialiased.
+"""The least `interpolation_score` for which a file is reported as antialiased.
 
 Measured on 500 real and synthetic maps (13 of COCO-Stuff, all 447 Earth tiles, 40 Voronoi maps of five label sets):
 untouched they reach 0.037 (COCO-Stuff 0.001), after NEAREST resizes by 0.31, 0.5 and 1.3 0.067. Of the same maps
@@ -28,7 +28,7 @@ after interpolation this many are found: bilinear x 0.5 98 %, x 1.5 100 %; bicub
 Lanczos x 0.5 95 %, x 1.3 99 %; box x 0.5 86 %. The misses are Earth tiles: noisy land cover with few, close ids.
 """
 
-_MIN_RAMP_PIXELS = 16  # fewer are no evidence
+_MIN_RAMP_PIXELS = 16  # fewer pixels prove nothing
 _MAX_TRAIN_ID = 18
 
 
@@ -58,7 +58,7 @@ def check_sample(sample: Sample, labels: LabelSpec) -> list[Finding]:
 
 
 def _check_photo(path: Path) -> Iterator[Finding]:
-    """What is said about a photo that can be used. Raises LabelMapError for one that cannot."""
+    """Findings about a photo that can be used. Raises LabelMapError for one that cannot."""
     orientation = check_photo(path)
     if orientation != 1:
         message = (
@@ -158,7 +158,7 @@ def _check_ids(path: Path, ids: NDArray[np.int32], labels: LabelSpec) -> Iterato
 
 
 def _train_ids(path: Path, values: set[int]) -> Finding | None:
-    """A finding where a map of Cityscapes holds train ids (0..18, 255 elsewhere) instead of label ids, as it seems."""
+    """A finding if a map of Cityscapes seems to hold train ids (0..18, and 255 elsewhere) instead of label ids."""
     if "labelTrainIds" in path.name:
         message = "holds train ids (0..18, and 255), by its name; needed are label ids (0..33, _labelIds.png)"
         return Finding(path, "train-ids", Severity.ERROR, message)
@@ -193,10 +193,10 @@ def interpolation_score(ids: NDArray[Any]) -> float:
 
 
 def unclear(samples: Samples) -> tuple[str, str] | None:
-    """The linter's code and a sentence where the pixels of a file cannot be taken for ids or colours; else None."""
+    """The linter's code and a sentence if the pixels of a file cannot be used as ids or colours; else None."""
     if samples.is_lossy:
-        # Colours neither: of colour-coded maps as JPEG of quality 75 the nearest palette colour gave back 43 %
-        # (Cityscapes) to 98 % (facades) of the ids.
+        # Such a file cannot be used as colours either: of colour-coded maps stored as JPEG of quality 75, the nearest
+        # palette colour gave back 43 % (Cityscapes) to 98 % (facades) of the ids.
         kind = "JPEG" if samples.is_jpeg else "WebP with lossy compression"
         return (
             "jpeg",
@@ -205,8 +205,8 @@ def unclear(samples: Samples) -> tuple[str, str] | None:
     if samples.frames > 1:
         return "animation", f"an animation of {samples.frames} images; save one of them"
     if samples.orientation != 1:
-        text = f"to be turned (EXIF orientation {samples.orientation}): whether it lies over the photo before or after"
-        return "exif", f"{text} that cannot be told; turn its pixels as they belong and save it without EXIF"
+        text = f"has EXIF orientation {samples.orientation}: it is not known whether it fits the photo before or"
+        return "exif", f"{text} after it is turned; turn its pixels so that they fit, and save it without EXIF"
     if samples.transparent:
         text = f"{samples.transparent} pixels are transparent, and which id is behind them is not in the file"
         return "transparent", text

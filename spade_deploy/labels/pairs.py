@@ -38,20 +38,21 @@ class Sample:
     """Files that belong together."""
 
     stem: str
-    """What the sample, and a result made of it, is named by."""
+    """The name of the sample, and of a result that is made of it."""
     label: Path
+    """The label map."""
     photo: Path | None = None
-    """None where the data set has no photos."""
+    """The photo; None if the data set has no photos."""
     instance: Path | None = None
-    """None where the data set has no instance maps."""
+    """The instance map; None if the data set has no instance maps."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """What was found in the folders of a data set, or of a command."""
+    """The samples in the folders of a data set, or of a command, and the files that are in no sample."""
 
     samples: tuple[Sample, ...]
-    """By stem."""
+    """The samples in the order of their stems."""
     problems: tuple[Problem, ...]
     """One for every file that is in no sample."""
     unpaired_labels: tuple[Path, ...] = ()
@@ -59,7 +60,7 @@ class Pairing:
 
     @property
     def in_order(self) -> list[Sample | Problem]:
-        """Every file that was meant as a label map, by path: its sample, or what is wrong with it."""
+        """For every label map, in the order of the paths, its sample, or its problem if it is in no sample."""
         entries: list[Sample | Problem] = [*self.samples]
         entries += [problem for problem in self.problems if problem.code != "photo"]
         return sorted(entries, key=lambda entry: entry.label if isinstance(entry, Sample) else entry.path)
@@ -73,7 +74,7 @@ class Pairing:
 
 
 def merged(pairings: Sequence[Pairing]) -> Pairing:
-    """Several pairings, such as those of all splits, as one; each one's samples and problems stay together."""
+    """Join several pairings, such as those of all splits; the samples and problems of each stay together."""
     return Pairing(
         tuple(sample for pairing in pairings for sample in pairing.samples),
         tuple(problem for pairing in pairings for problem in pairing.problems),
@@ -93,14 +94,14 @@ def find_samples(config: DataConfig, split: str) -> Pairing:
 
 
 def pair_files(config: DataConfig, split: str) -> Pairing:
-    """As `find_samples`, but where nothing pairs the pairing has problems and no samples: for a report."""
+    """Like `find_samples`, but if nothing pairs, the pairing only has problems, and no error is raised."""
     if split not in config.splits:
         raise ConfigError(f"`split`: {config.preset} has no split {split!r}; it has {', '.join(config.splits)}")
     return paired(layout_of(config, split))
 
 
 def pair_flat(labels: Path, images_dir: Path | None, instances_dir: Path | None, preset: str = "custom") -> Pairing:
-    """`pair_files` of folders of one set. Under the preset cityscapes its official names are understood."""
+    """Pair the files of plain folders. With the preset cityscapes its official names are understood."""
     return paired(flat_layout(labels, images_dir, instances_dir, is_cityscapes=preset == "cityscapes"))
 
 
@@ -142,7 +143,7 @@ def paired(layout: Layout) -> Pairing:
 
 
 def instance_of(key: str, label: Path, kind: Kind) -> tuple[Path | None, str]:
-    """The instance map of one label map, or None and why there is none."""
+    """The instance map of one label map, or None, and the reason why there is none."""
     return _match(key, label, kind, collect(kind), "instance")
 
 
@@ -157,7 +158,7 @@ def _match(key: str, label: Path, kind: Kind, found: Collected, name: str) -> tu
 
 
 def has_layout(config: DataConfig) -> bool:
-    """Whether any split's label folder is there at all, and so `root` may be a data set root."""
+    """Whether the label folder of any split exists, so that `root` can be the root of a data set."""
     return any(collect(layout.labels).files for layout in label_layouts(config))
 
 
@@ -170,9 +171,10 @@ def require_labels(labels: Path | None, instances: Path | None) -> None:
 def require_instances(
     found: Pairing, labels: LabelSpec, asked: str = "`instances` is needed", hint: str | None = None
 ) -> None:
-    """Raise ConfigError where a model with an edge channel finds no instance maps in a data set's own layout.
+    """Raise ConfigError if a model has an edge channel and a data set's own layout has no instance maps.
 
-    For a command that was given no instance maps. asked: how the message begins, which names the field to give.
+    It is for commands without a folder of instance maps. asked: the beginning of the message, which names the field
+    to give.
     """
     if labels.has_edges and not found.has_instances:
         raise ConfigError(f"{asked}: this model has an edge channel, made of instance maps", hint=hint)

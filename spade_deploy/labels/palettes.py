@@ -1,7 +1,8 @@
-"""Colours of label sets, and what the palette of a label file tells: whether its indices are the ids that were meant.
+"""Colours of label sets, and what a label file's palette says about its indices: whether they are the ids.
 
-Label files are read by index, whatever their colours. Two kinds of palettes say that something moved the indices: one
-of greys, which lossless PNG optimisers make of greyscale files, and one with the label set's colours in another order.
+Label files are read by index, whatever their colours are. Two kinds of palettes show that a program has renumbered the
+indices: one of greys, which PNG optimisers make of greyscale files, and one with the label set's colours in another
+order.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from numpy.typing import NDArray
 
 from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec, Rgb
 
-_SHARE = 0.5  # of the used colours, at least so many are the label set's at other indices: worth a look
+_SHARE = 0.5  # the share of used colours that, at other indices of the label set, is worth a look
 
 
 @dataclass(frozen=True)
 class MovedPalette:
-    """A palette whose colours speak against its indices."""
+    """A palette whose colours contradict its indices."""
 
     mapping: dict[int, int]
-    """Each index in use, and the file value that its colour says (255 is unknown)."""
+    """For each index in use the file value that its colour stands for (255 is unknown)."""
     is_certain: bool
-    """Whether all colours give legal ids, so that reading by index would be wrong; else it is worth a look."""
+    """Whether all colours stand for allowed ids, so that reading by index would be wrong; else it is worth a look."""
     is_grey: bool
-    """Whether the colours are greys, which then are the ids."""
+    """Whether the colours are greys, whose values are then the ids."""
     labels: LabelSpec
+    """The label set that the palette was compared with."""
 
     @property
     def message(self) -> str:
@@ -62,7 +64,7 @@ def _every_third_bit(value: int) -> int:
 
 
 def moved_palette(indices: NDArray[Any], palette: Sequence[Rgb], labels: LabelSpec) -> MovedPalette | None:
-    """What the palette of a file says against its indices; None for an ordinary palette file.
+    """Find out if the palette of a file contradicts its indices; None for an ordinary palette file.
 
     indices: H x W of the file. palette: its colours, maybe fewer than there are indices.
     """
@@ -72,7 +74,7 @@ def moved_palette(indices: NDArray[Any], palette: Sequence[Rgb], labels: LabelSp
     colors = {index: palette[index] for index in used}
     for known in (labels.palette, voc_palette(256)):
         if known and all(index < len(known) and known[index] == color for index, color in colors.items()):
-            return None  # the label set's, or VOC's, and in order
+            return None  # the colours of the label set, or VOC's, in their order
     if all(len(set(color)) == 1 for color in colors.values()):
         return _moved_greys(colors, palette, labels)
     return _moved_colors(colors, labels)
@@ -84,7 +86,7 @@ def _moved_greys(colors: dict[int, Rgb], palette: Sequence[Rgb], labels: LabelSp
         return None
     greys = set(mapping.values())
     legal = all(g < labels.num_ids or (g == UNKNOWN_VALUE and labels.unknown_id is not None) for g in greys)
-    # One grey among colours is how one class is drawn; a palette of greys alone is a greyscale file's.
+    # A single grey among colours may be the colour of a class; a palette of nothing but greys was a greyscale file.
     is_greyscale = len(greys) > 1 or all(len(set(color)) == 1 for color in palette)
     return MovedPalette(mapping, legal and len(greys) == len(mapping) and is_greyscale, True, labels)
 

@@ -1,4 +1,4 @@
-"""The samples of a data set, read: the one reader for training and for evaluation. NumPy only.
+"""Read the samples of a data set, for training and for evaluation alike. Needs only NumPy and Pillow.
 
 Samples come at one size: label and instance maps are resized with nearest neighbour, photos with bicubic. Tiles of the
 embedded data set are cut at that size, so they are never resized.
@@ -25,14 +25,14 @@ from spade_deploy.spec import LabelSpec
 
 @dataclass(frozen=True)
 class SampleArrays:
-    """One sample."""
+    """The arrays of one sample."""
 
     label: NDArray[Any]
-    """H x W ids."""
+    """The label map, H x W ids."""
     instance: NDArray[np.int32] | None
-    """H x W object ids; None without an edge channel."""
+    """The instance map, H x W object ids; None without an edge channel."""
     photo: NDArray[np.uint8]
-    """H x W x 3."""
+    """The photo, H x W x 3 RGB."""
 
 
 class Samples(Protocol):
@@ -46,10 +46,10 @@ class Samples(Protocol):
     def stem(self, index: int) -> str: ...
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The files of a sample; none of an embedded one."""
+        """The files of a sample; empty for an embedded one."""
 
     def load(self, index: int) -> SampleArrays:
-        """Raises LabelMapError where the sample cannot be used."""
+        """Load a sample. Raises LabelMapError if it cannot be used."""
 
 
 def is_embedded(config: DataConfig) -> bool:

@@ -1,1 +1,1 @@
-"""Label map -> what is distinct in it: windows and the tables of the lookup graph. NumPy only."""
+"""Find the distinct windows of label maps, and make the tables of the lookup graph of them. Needs only NumPy."""

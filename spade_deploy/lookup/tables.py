@@ -1,10 +1,10 @@
-"""Label maps -> the inputs of the lookup graph: the distinct windows of labels, and which pixel has which. NumPy only.
+"""From label maps to the inputs of the lookup graph: the distinct windows of labels, and the window of each pixel.
 
 At a resolution, gamma and beta of a pixel depend on a (2k - 1) x (2k - 1) window of pixel codes: k x k hidden
 activations around it, each of which depends on k x k codes. A label map has far fewer distinct windows than pixels.
 So each level (all blocks of one stride) has three tables: distinct k x k windows (`codes`), distinct larger windows
 written as k*k rows of `codes` (`patterns`), and a row of `patterns` for every pixel (`index`).
-`lookup/windows.py` finds them; here they are put together for a generator, counted, and checked.
+`lookup/windows.py` finds the windows; here the tables of a generator are made of them, counted and checked.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EXTRACT_HINT = "extract_patterns makes the tables from a label map, for the gen
 
 @dataclass(frozen=True)
 class PatternTables:
-    """What the lookup graph is fed instead of a batch of label maps."""
+    """The lookup graph's inputs, which stand for a batch of label maps."""
 
     levels: Mapping[int, LevelPatterns]
     """The patterns of each level by its stride, from coarse to fine."""
@@ -102,7 +102,7 @@ def extract_patterns(
 ) -> PatternTables | None:
     """Label and instance maps N x H x W -> pattern tables, shared by the maps of the batch.
 
-    max_share: None is returned where `unique_share` exceeds it, as soon as that is certain; without, never.
+    max_share: returns None as soon as it is certain that `unique_share` exceeds this; without it, never.
     Raises InputRefusedError for sizes that are no multiple of the spec's stride and ids that the spec does not know.
     """
     if GraphKind.LOOKUP not in spec.graph_kinds:
@@ -112,10 +112,10 @@ def extract_patterns(
     names, dense = _renumber(codes, num_codes(spec))
     grids = {s: WindowGrid(dense[:, ::s, ::s], names, spec.kernel_size) for s in modulated_channels(spec)}
     pixels = {stride: grid.num_pixels for stride, grid in grids.items()}
-    # What is certain of the number of patterns, at first that there is one; exact once a level is done.
+    # A lower bound of the number of patterns at each level: one at first, and exact once a level is done.
     known = dict.fromkeys(grids, 1)
     if max_share is not None and _share(spec, {s: grid.at_most() for s, grid in grids.items()}, pixels) > max_share:
-        for stride, grid in reversed(grids.items()):  # the finest level has most of the work, and decides most often
+        for stride, grid in reversed(grids.items()):  # the finest level decides most often
             known[stride] = grid.at_least()
             if _share(spec, known, pixels) > max_share:
                 return None
@@ -148,7 +148,7 @@ def unique_share(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> flo
 
 
 def lookup_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
-    """What the lookup graph is fed, in order: latent, the levels' tables from coarse to fine, the style of a VAE."""
+    """The inputs of the lookup graph in order: latent, the levels' tables from coarse to fine, the style of a VAE."""
 
     def size(stride: int) -> tuple[int | str, ...]:
         letters = (f"H/{stride}", f"W/{stride}")
@@ -177,7 +177,7 @@ def check_tables(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> Non
 
 
 def _renumber(codes: Ints, outside: int) -> tuple[Ints, NDArray[Any]]:
-    """(The codes that occur and then `outside`, the map as positions in them): small digits make short keys."""
+    """The codes that occur, with `outside` as the last, and the map as positions in them, which make short keys."""
     occurs = np.zeros(outside + 1, np.bool_)
     occurs[codes] = True
     occurs[outside] = True

@@ -1,9 +1,9 @@
 """The distinct windows of one integer map: every pixel's k x k and (2k - 1) x (2k - 1) window, numbered. NumPy only.
 
-How they are found, exactly and fast. Most windows lie inside one region: they follow from their one code. The others
-are ranked by integer keys that stand for the whole window, never by a hash: k*k codes for a small window, and for a
-large one its four corner windows, which cover it. Windows around the image's outer taps are ranked with the rest, so
-that the corners of a border pixel's window exist too.
+The result is exact, and found fast. Most windows lie inside one region and have one code, by which they are numbered.
+The others are ranked by integer keys that stand for the whole window, never by a hash. The key of a small window is
+made of its k*k codes, that of a large one of its four corner windows, which cover it. Small windows whose centres lie
+outside the image are ranked with the rest, so that the corners of a border pixel's window exist too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Digit = tuple[NDArray[Any], int]
 
 _MAX_KEY = (1 << 63) - 1
 _HASH_FACTORS = (0x9E3779B1, 0x85EBCA77)
-"""Odd and unrelated, one for each direction: with one for both, a window and its transpose would have one hash."""
+"""Odd factors, one for each direction: with a single one, a window and its transpose would have the same hash."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,21 @@ class LevelPatterns:
 class WindowGrid:
     """The codes of one level, padded so that every window that touches the image exists, as one flat array.
 
-    A window is named by the flat position of its first tap: tap (i, j) is `i * self.width + j` further on. Flat
-    shifts run over the ends of rows; what they make there is not read, or masked out.
+    A window is named by the flat position of its first tap; tap (i, j) lies `i * self.width + j` further on. Flat
+    shifts run over the ends of rows; the values that arise there are never read, or masked out.
     """
 
     def __init__(self, dense: NDArray[Any], names: Ints, kernel: int) -> None:
         self.kernel, self.names, self.outside = kernel, names, len(names) - 1
         count, self.rows, self.columns = dense.shape
-        self.reach = kernel - 1  # of a pixel's large window, to each side
+        self.reach = kernel - 1  # how far a pixel's large window reaches to each side
         self.shape = (count, self.rows + 2 * self.reach, self.columns + 2 * self.reach)
         self.width = self.shape[2]
         self.num_pixels = dense.size
         padded = np.full(self.shape, self.outside, dense.dtype)
         padded[:, self.reach : self.reach + self.rows, self.reach : self.reach + self.columns] = dense
         self.flat = padded.reshape(-1)
-        # Small windows are also those around the outer taps of the image's pixels; large ones are one a pixel.
+        # There is a small window around each pixel and each tap outside the image, and a large one around each pixel.
         is_small = self._first_taps(self.rows + self.reach, self.columns + self.reach)
         is_large = self._first_taps(self.rows, self.columns)
         far = self.reach * self.width
@@ -71,11 +71,11 @@ class WindowGrid:
         self.mixed_large = np.flatnonzero(is_large & ~self.large_uniform)
 
     def at_most(self) -> int:
-        """No more patterns than this."""
+        """An upper bound of the number of patterns."""
         return min(self.num_pixels, len(self.mixed_large) + self.outside)
 
     def at_least(self) -> int:
-        """No fewer patterns than this: different hashes are different windows, whatever collides."""
+        """A lower bound of the number of patterns: different hashes mean different windows, even if some collide."""
         across = _weighted_sum(self.flat.astype(np.uint32), 2 * self.kernel - 1, 1, _HASH_FACTORS[0])
         hashes = _weighted_sum(across, 2 * self.kernel - 1, self.width, _HASH_FACTORS[1])
         bits = min(24, (16 * self.num_pixels).bit_length())
@@ -142,10 +142,11 @@ class WindowGrid:
 
 
 def rank_rows(columns: Iterable[Digit]) -> tuple[Positions, Positions]:
-    """Rank rows of digits in lexicographic order, equal rows equal: (rank of every row, a row of every rank).
+    """Rank rows of digits in lexicographic order. Returns the rank of every row, and one row for every rank.
 
-    columns: n digits in 0..base-1 and their base, the first column weighing most. The digits become one 64-bit
-    integer; where they do not fit, what there is so far is ranked first, and its ranks are a digit: nothing collides.
+    columns: each has n digits in 0..base-1 and their base; the first column counts most. The digits of a row become one
+    64-bit integer. When that is full, the rows so far are ranked, and their ranks become one digit, so that different
+    rows never collide.
     """
     key: NDArray[Any] | None = None
     span = 1
@@ -155,7 +156,7 @@ def rank_rows(columns: Iterable[Digit]) -> tuple[Positions, Positions]:
         else:
             if span > _MAX_KEY // base:
                 key, rows = _ranked(key)
-                span = len(rows)  # no more than there are rows, which times a base always fits
+                span = len(rows)  # ranks are less than the number of rows, which times a base always fits
             key = key * base + digits
         span *= base
     if key is None:

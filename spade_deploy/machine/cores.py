@@ -1,4 +1,4 @@
-"""The processor cores that this process may use, and that no more are taken than there are."""
+"""The processor cores that this process may use, and the limit that they set for threads and processes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def usable_cores() -> int:
 
 
 def at_most_cores(asked: int, name: str) -> int:
-    """How many threads or processes to take: `asked`, but no more than there are cores, since more only wait.
+    """How many threads or processes to use: `asked`, but at most one a core, since more would only wait.
 
-    name: the setting that asks for them, for the warning where there are fewer cores.
+    name: the setting that asks for them, which the warning about too few cores names.
     """
     cores = usable_cores()
     if asked <= cores:

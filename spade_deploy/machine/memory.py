@@ -1,4 +1,4 @@
-"""How much physical memory this process holds, and has held at most. Standard library only."""
+"""The physical memory that this process holds, and its peak. Needs only the standard library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def peak_memory_bytes() -> int | None:
-    """The most physical memory that this process has held since it started; None where the system does not tell."""
+    """The most physical memory that this process has held since it started; None if the system does not report it."""
     # Not ru_maxrss on Linux: it survives exec, and begins with the size of the process that started this one.
     found = _status("VmHWM")
     if found is not None or sys.platform == "win32":
@@ -18,7 +18,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def memory_bytes() -> int | None:
-    """The physical memory that this process holds now, or the peak where the system tells nothing else."""
+    """The physical memory that this process holds now; the peak if the system reports only that."""
     found = _status("VmRSS")
     return peak_memory_bytes() if found is None else found
 

@@ -1,7 +1,7 @@
 """How good generated images are: distances between sets of images, and whether they show what the labels say.
 
-NumPy and ONNX Runtime, no PyTorch. What looks at the images (an extractor of features, a segmenter) is an ONNX file,
-and every figure names the file that it was measured with.
+This needs NumPy and ONNX Runtime, not PyTorch. The networks that judge the images (an extractor of features, a
+segmenter) are ONNX files, and every figure names the file that it was measured with.
 """
 
 from spade_deploy.metrics.confusion import ClassScore, ConfusionMatrix
@@ -25,7 +25,7 @@ HIGHER_IS_BETTER = {
     "l1": False,
     "psnr": True,
 }
-"""Every figure that orders models, and which way."""
+"""Every figure by which models are ordered, and whether higher values are better."""
 
 __all__ = [
     "HIGHER_IS_BETTER",

@@ -1,4 +1,4 @@
-"""Whether a segmenter finds in the images what the label maps asked for."""
+"""Compare the classes that a segmenter finds in images with the label maps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ class ClassScore:
     """The score of one class that occurs."""
 
     label_id: int
+    """The id of the class."""
     share: float
-    """The share of the pixels that count which have this class."""
+    """The share of this class among the pixels that count."""
     iou: float
     """Intersection over union, 0..1."""
 
@@ -34,7 +35,7 @@ class ConfusionMatrix:
         self.counts: NDArray[np.int64] = np.zeros((num_labels, num_labels + 1), np.int64)
 
     def add(self, truth: NDArray[Any], predicted: NDArray[Any]) -> None:
-        """Integers of equal shape. Raises ConfigError where the shapes differ."""
+        """Add the pixels of two integer maps of equal shape. Raises ConfigError if the shapes differ."""
         if truth.shape != predicted.shape:
             raise ConfigError(f"label maps of {truth.shape} cannot be compared with predictions of {predicted.shape}")
         counts = (truth >= 0) & (truth < self.num_labels)
@@ -52,8 +53,8 @@ class ConfusionMatrix:
     def miou(self) -> float:
         """Mean intersection over union of the classes that occur in the truth.
 
-        A class that is only predicted takes away from those it is predicted for, and is no class of the mean: so the
-        mean is over the same classes for every model.
+        The mean is over the same classes for every model: a class that only occurs in predictions is not in it, though
+        such predictions lower the scores of the true classes.
         """
         scores = self.classes
         return float(np.mean([score.iou for score in scores])) if scores else 0.0

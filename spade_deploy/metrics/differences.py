@@ -1,4 +1,4 @@
-"""How far a candidate's images are from the reference's: the figures over all values, class by class."""
+"""Measure how far a candidate's images are from the reference's, over all values and class by class."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ ImagePair = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class ClassDiff:
-    """The figures of one class: over the pixels whose label it is."""
+    """The figures of one class, over the pixels that have its label."""
 
     label_id: int
+    """The id of the class."""
     name: str
+    """Its name."""
     share: float
     """The share of all pixels that have this label."""
     mean_abs: float
+    """The mean error of the image in [-1, 1]."""
     max_abs: float
+    """The largest error of the image in [-1, 1]."""
     flip_share: float
+    """The share of the class's pixels with any changed colour value."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,15 @@ class OutputDiff:
     """
 
     images: int
+    """How many images were compared."""
     max_abs: float
+    """The largest error."""
     mean_abs: float
+    """The mean error."""
     psnr_db: float | None
-    """None where the images are identical."""
+    """The peak signal-to-noise ratio in dB; None if the images are identical."""
     ssim: float
+    """The mean structural similarity of the images."""
     flip_share: float
     """The share of pixels with any changed colour value."""
     max_flip: int
@@ -54,7 +63,7 @@ class OutputDiff:
     """The classes that occur, by id."""
 
     def failures(self, tolerance: Tolerance) -> list[str]:
-        """One sentence for each limit that is passed; empty when the candidate is within all of them."""
+        """One sentence for each limit that is exceeded; empty if the candidate is within all of them."""
         if not self.finite:
             return ["the image holds NaN or infinity"]
         found = []
@@ -86,7 +95,7 @@ FLIP_BINS = (("1", 1, 1), ("2", 2, 2), ("3-4", 3, 4), ("5-16", 5, 16), ("17+", 1
 
 
 def not_comparable(images: int) -> OutputDiff:
-    """The figures of outputs that could not be compared with the reference's at all."""
+    """The figures of outputs that could not be compared with those of the reference at all."""
     flips = {name: 0 for name, _, _ in FLIP_BINS}
     return OutputDiff(images, math.inf, math.inf, 0.0, 0.0, 1.0, 255, flips, finite=False, classes=())
 
@@ -96,13 +105,21 @@ class ImageSums:
     """The sums of one image; arrays have an entry for each id."""
 
     finite: bool
+    """Whether all values of the candidate are finite."""
     square_error: float
+    """The sum of the squared errors."""
     values: int
+    """How many values the image has."""
     ssim: float
+    """The structural similarity."""
     pixels: NDArray[np.int64]
+    """How many pixels have each id."""
     abs_sum: NDArray[np.float64]
+    """The sum of the absolute errors of each id's pixels."""
     abs_max: NDArray[np.float64]
+    """The largest absolute error of each id's pixels."""
     flipped: NDArray[np.int64]
+    """How many pixels of each id have a changed colour value."""
     flip_counts: NDArray[np.int64]
     """How many pixels changed by 0, 1, .. 255."""
 
@@ -171,7 +188,7 @@ class DiffAccumulator:
         self.count(measure(label, reference, candidate, self.ids))
 
     def count(self, measured: Sequence[ImageSums]) -> None:
-        """Add what was measured of some images."""
+        """Add the sums that were measured of some images."""
         for one in measured:
             self.images += 1
             self.finite &= one.finite

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from spade_deploy.errors import ConfigError
 
 Features = NDArray[Any]
-"""N x D, a row an image."""
+"""Features, N x D: one row for each image."""
 
 KERNEL_DEGREE = 3
 KERNEL_SUBSETS = 100
@@ -29,15 +29,17 @@ class FrechetDistance:
     value: float
     """The sum of the two terms."""
     mean_term: float
+    """The squared distance of the means."""
     covariance_term: float
+    """The part of the distance that the covariances make."""
     images: tuple[int, int]
-    """How many there are of each set."""
+    """How many images each set has."""
     dimensions: int
     """How many features an image has."""
 
     @property
     def caveat(self) -> str | None:
-        """What the value must not be read without; None where nothing is to be said."""
+        """A warning that a reader of the value has to know; None if there is none."""
         fewest = min(self.images)
         if fewest > self.dimensions:
             return None

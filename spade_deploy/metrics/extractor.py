@@ -1,4 +1,4 @@
-"""Features of images, by whatever network the user has as ONNX."""
+"""Compute features of images with an ONNX network that the user gives."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class OnnxExtractor:
 
     @property
     def name(self) -> str:
-        """'efficientnet_lite0 features'."""
+        """The name of these features: 'efficientnet_lite0 features'."""
         known = KNOWN.get(self._model.sha256, {})
         return f"{known.get('name', self._model.path.stem)} {self.output}"
 
     @property
     def frechet_name(self) -> str:
-        """What a Frechet distance of these features is called. FID is a name for one network's features alone."""
+        """The name of a Frechet distance of these features: 'FID' only if the network is the 2015 Inception."""
         return "FID" if self.is_inception else f"Frechet distance ({self.name})"
 
     @property
@@ -57,7 +57,7 @@ class OnnxExtractor:
         return "KID" if self.is_inception else f"kernel distance ({self.name})"
 
     def maps(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """N x H x W x 3 -> the output as it is, N x D or N x C x h x w."""
+        """Run the network: pixels N x H x W x 3 -> its output, N x D or N x C x h x w."""
         found = self._model.run(pixels, self.output)
         if found.ndim not in (2, 4):
             raise ConfigError(

@@ -33,13 +33,13 @@ class Verdict:
     """Whether a candidate is right."""
 
     failures: tuple[str, ...]
-    """One sentence for each limit that is passed; empty when the candidate is right."""
+    """One sentence for each limit that is exceeded; empty if the candidate is right."""
     diff: OutputDiff
     """The figures over all values."""
     decided: OutputDiff
     """The figures over the values that rounding alone does not decide: these are held to the tolerance."""
     tolerance: Tolerance
-    """What the candidate was held to."""
+    """The tolerance that the candidate was held to."""
     undecided_share: float
     """The share of the values that rounding alone decides (`tolerances.is_undecided`)."""
 
@@ -74,7 +74,7 @@ class Judge:
 
     @classmethod
     def of_stress_map(cls, labels: LabelSpec, rounding: RoundingError) -> Judge:
-        """A judge of half precision on one stress map: it holds a quality, and takes any share of undecided values."""
+        """A judge of half precision on one stress map. It asks for a quality, and allows many undecided values."""
         return cls(labels, Precision.FP16, rounding, STRESS_TOLERANCE, most_undecided=1.0)
 
     @property
@@ -140,7 +140,7 @@ def decided_only(
 
 
 def too_undecided(share: float, most: float = MOST_UNDECIDED) -> list[str]:
-    """A failure, in words, where so many values are left out that the rest proves nothing."""
+    """A failure, in words, if so many values are left out that the rest proves nothing."""
     if share <= most:
         return []
     return [f"rounding alone decides {share:.0%} of the values: nothing is left to compare"]

@@ -1,7 +1,8 @@
-"""An ONNX file that takes images: how it is opened, what it is fed, and what is known of it.
+"""Open an ONNX file that takes images, make its input, and collect the facts about it.
 
-What the file itself cannot say (the normalisation, the size, the names of classes) comes from flags, from a JSON file
-of the same name beside it, from its metadata, or from the table of known files, in this order. Nothing is guessed.
+Facts that the graph itself does not state (the normalisation, the size, the names of classes) come from the request,
+from a JSON file of the same name beside it, from its metadata, or from the table of known files, in this order. Nothing
+is guessed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from spade_deploy.files.onnx_data import external_files
 from spade_deploy.files.reading import open_regular, parse_json, read_json, sha256_of
 
 METADATA_KEY = "spade-deploy"
-"""Of an ONNX file's metadata: a JSON object with the fields of the file beside it."""
+"""The key in an ONNX file's metadata under which the same JSON object may stand as in the file beside it."""
 
 RESIZE = "Pillow bicubic, antialiased"
 BATCH = 8
@@ -40,12 +41,12 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """(pixels - mean) / std for RGB pixels 0..255, after resizing."""
+    """How an input is made: (pixels - mean) / std for RGB pixels 0..255, after resizing."""
 
     mean: Triple
-    """What is taken off red, green and blue."""
+    """The numbers that are subtracted from red, green and blue."""
     std: Triple
-    """What red, green and blue are divided by."""
+    """The numbers that red, green and blue are divided by."""
     size: tuple[int, int] | None = None
     """Height and width that images are resized to; None leaves them as they are."""
 
@@ -97,7 +98,7 @@ class ImageModel:
         self.path = path
         self.field = field
         self.where = f"`{field}` {path}"
-        """How messages begin that are about this file."""
+        """The beginning of messages about this file."""
         self.sha256 = _sha256(path, field)
         self._session = _open(path, field)
         self.outputs: dict[str, list[Any]] = {output.name: output.shape for output in self._session.get_outputs()}
@@ -119,7 +120,7 @@ class ImageModel:
         self.preprocessing = self._preprocessing(shape)
 
     def run(self, pixels: NDArray[np.uint8], output: str) -> NDArray[Any]:
-        """One output for N x H x W x 3 images, as many rows as images; a few at a time."""
+        """Compute one output for N x H x W x 3 images, a few at a time; it has a row for each image."""
         found = []
         for first in range(0, len(pixels), BATCH):
             fed = self.preprocessing.apply(pixels[first : first + BATCH])
@@ -135,7 +136,7 @@ class ImageModel:
         return rows
 
     def describe(self) -> dict[str, Any]:
-        """What a result must name to be repeatable."""
+        """The facts that a report must name so that its figures can be repeated."""
         return {
             "file": self.path.name,
             "sha256": self.sha256,
@@ -187,7 +188,7 @@ def _open(path: Path, field: str) -> Any:
         raise ConfigError(f"`{field}` {path}: is not opened: {error}") from error
     except OSError as error:
         raise ConfigError(f"`{field}` {path}: {reason_of(error)}") from error
-    for name in names:  # the file says which, and may be anybody's
+    for name in names:  # the names come from the file, which nobody vouches for
         try:
             open_regular(path.parent / name).close()
         except OSError as error:
@@ -227,7 +228,7 @@ def _sidecar(path: Path) -> Path:
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
     beside = _sidecar(path)
-    if not os.path.lexists(beside):  # a link to nothing is not the same as no file
+    if not os.path.lexists(beside):  # a link that leads nowhere is an error, a missing file is none
         return {}
     try:
         return read_json(beside, MAX_JSON_BYTES)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from spade_deploy.errors import ConfigError
 
 MAX_PSNR_DB = 100.0
-"""What equal images have instead of infinity."""
+"""The PSNR of equal images, instead of infinity."""
 
 
 class PixelError:
@@ -23,7 +23,7 @@ class PixelError:
         self._values = 0
 
     def add(self, made: NDArray[Any], real: NDArray[Any]) -> None:
-        """uint8 pixels of equal shape. Raises ConfigError where the shapes differ."""
+        """Add uint8 pixels of equal shape. Raises ConfigError if the shapes differ."""
         if made.shape != real.shape:
             raise ConfigError(f"pixels of {made.shape} cannot be compared with a photo of {real.shape}")
         difference = made.astype(np.float64) - real
@@ -38,6 +38,6 @@ class PixelError:
 
     @property
     def psnr(self) -> float:
-        """In dB, from the mean squared difference over all images; at most `MAX_PSNR_DB`."""
+        """The PSNR in dB, from the mean squared difference over all images; at most `MAX_PSNR_DB`."""
         squared = self._squared / max(1, self._values)
         return MAX_PSNR_DB if squared == 0 else min(MAX_PSNR_DB, 10 * math.log10(255**2 / squared))

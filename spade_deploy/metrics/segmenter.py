@@ -1,4 +1,4 @@
-"""Classes of pixels, by whatever segmenter the user has as ONNX or trained with `spade eval --train-segmenter`."""
+"""Find the classes of pixels with an ONNX segmenter, the user's own or one of `spade eval --train-segmenter`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class OnnxSegmenter:
         return self._model.facts
 
     def predict(self, pixels: NDArray[np.uint8], size: tuple[int, int] | None = None) -> NDArray[np.int32]:
-        """N x H x W x 3 -> N x height x width label ids, -1 where the class is none of the label set's.
+        """N x H x W x 3 -> N x height x width label ids; -1 stands for a class that the label set does not have.
 
         size: of the result, H x W if left out. Logits are resized bilinearly before the largest one is taken, ids to
         the nearest pixel.
@@ -81,7 +81,7 @@ class OnnxSegmenter:
         }
 
     def _map_classes(self) -> NDArray[np.int32] | None:
-        """Class -> label id, by name; None where the file has no names."""
+        """The label id of each class, found by the names; None if the file has no names."""
         names = self._model.facts.get("labels")
         if names is None:
             return None
@@ -98,7 +98,7 @@ class OnnxSegmenter:
         return mapping
 
     def _mapping_for(self, classes: int, *, is_logits: bool) -> NDArray[np.int32]:
-        """The mapping with one more entry, for what is no class."""
+        """The mapping with one more entry, for numbers that are no class."""
         mapping = self._mapping
         if mapping is None:
             if classes > self.labels.num_ids:

@@ -1,4 +1,4 @@
-"""What a candidate may differ by from the reference: the figures, and which of its values rounding alone decides."""
+"""Tolerances: how far a candidate may be from the reference, and which values are decided by rounding alone."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from spade_deploy.spec import Precision, RoundingError
 IMAGE_RANGE = 2.0
 """Images lie in [-1, 1]: this is the peak that PSNR and SSIM refer to."""
 FP32_FACTOR = 6.0
-"""Measured worst 2.3 (tests/validation/test_validate.py has the models): other kernels do as many roundings."""
+"""The worst that was measured is 2.3 (tests/validation/test_validate.py has the models). A right graph rounds about as
+often as eager PyTorch does."""
 FP32_FLOOR = 2e-7
 """A few units in the last place of a value near 1."""
 FP16_FACTOR = 2.0**13
 """Half precision rounds at 11 bits, float32 at 24: errors grow by 2^13 at most. Measured worst mean 4751."""
 FP16_FLOOR = 2e-4
-"""A fortieth of a grey level: for images that saturate, whose float32 rounding error is zero."""
+"""A fortieth of a grey level. It is for saturated images, whose float32 rounding error is zero."""
 FP16_LOGIT_FACTOR = 2.0**15
-"""It multiplies the mean rounding error of the logits: by 2^13, and by four, as a largest error is about four times a
-mean one."""
+"""The factor for the mean rounding error of the logits: 2^13 as for the image, times four, since the largest error is
+about four times the mean."""
 FP16_MIN_PSNR_DB = 45.0
 FP16_MIN_SSIM = 0.99
 STRESS_MIN_PSNR_DB = 40.0
-"""Half precision is held to it on each stress map. It is five less than on ordinary maps: noise has larger activations
-and so larger roundings. Measured worst 54.6 dB: pix2pixHD, one class alone."""
+"""The PSNR that half precision has to reach on each stress map. It is five less than on ordinary maps: noise has larger
+activations and so larger rounding errors. The worst that was measured is 54.6 dB: pix2pixHD, a map of one class."""
 UNDECIDED = 0.05
 """A value of the image that rounding may move by more than this, six grey levels, tells nothing about the graph."""
 MOST_UNDECIDED = 0.5
@@ -37,14 +38,16 @@ MOST_UNDECIDED = 0.5
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a candidate may differ by; a limit that is None is not held."""
+    """The limits of a candidate's error; a limit that is None is not checked."""
 
     max_abs: float | None = None
     """The largest error of a value of the float image in [-1, 1]."""
     mean_abs: float | None = None
     """The mean error of the float image in [-1, 1]."""
     min_psnr_db: float | None = None
+    """The least PSNR in dB."""
     min_ssim: float | None = None
+    """The least structural similarity."""
     max_flip: int | None = None
     """The largest change of one uint8 colour value."""
     flip_share: float | None = None
@@ -54,7 +57,7 @@ class Tolerance:
         return asdict(self)
 
     def of_two_runtimes(self) -> tuple[str, float]:
-        """What two runtimes may differ by from each other, if each is within this tolerance.
+        """How far two runtimes may be from each other if each is within this tolerance.
 
         Returns the statistic that is limited, 'max' or 'mean' of the absolute difference, and the limit of it. Raises
         ConfigError for a tolerance that limits neither a maximum, a mean nor a PSNR.
@@ -73,7 +76,7 @@ STRESS_TOLERANCE = Tolerance(min_psnr_db=STRESS_MIN_PSNR_DB)
 
 
 def tolerance_for(precision: Precision, rounding: RoundingError, min_psnr_db: float | None = None) -> Tolerance:
-    """The stated tolerance of a graph: what rounding alone can do to this very model.
+    """The tolerance of a graph: the error that rounding alone can cause in this very model.
 
     rounding: the float32 error that eager PyTorch itself has. A right graph differs from eager PyTorch by rounding
     alone, so fp32 is held to a small multiple of it, and fp16 to what its shorter mantissa makes of it. fp16 is also
@@ -97,7 +100,7 @@ def tolerance_for(precision: Precision, rounding: RoundingError, min_psnr_db: fl
 
 def logit_margin(precision: Precision, rounding: RoundingError) -> float:
     """How far rounding alone may move a logit in a graph of this precision."""
-    if precision is not Precision.FP16:  # int8 is held to a quality, which has room for more than rounding
+    if precision is not Precision.FP16:  # int8 is held to a quality, which allows more than rounding
         return FP32_FACTOR * rounding.logit_max
     return FP16_LOGIT_FACTOR * rounding.logit_mean
 

@@ -1,1 +1,1 @@
-"""The networks as they are trained. PyTorch only; nothing here knows of training, runs or export."""
+"""The networks as they are trained. They need only PyTorch; nothing here imports training, runs or export."""

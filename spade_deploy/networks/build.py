@@ -2,12 +2,14 @@
 
 An architecture is
 
-1. a member of `spec.Architecture`, with its norms in `spec.NORMS` and the fields that mean nothing for it beside them;
+1. a member of `spec.Architecture`; its norms stand in `spec.generator.NORMS`, and the fields that it does not use in
+   the table below that;
 2. its network in a file of this package, and a line in `NETWORKS`;
 3. the module that is exported for it in the file of the same name in `export/`, and a line in `export.build.DEPLOYED`;
 4. a line in `spec.parameter_count.PARAMETER_COUNTS`, for `spade inspect`, which runs without PyTorch.
 
-All three tables have the same keys (`tests/networks/test_build.py`), and everything else asks the tables.
+`NETWORKS`, `DEPLOYED` and `PARAMETER_COUNTS` have the same keys (`tests/networks/test_build.py`). All other code looks
+an architecture up in them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from spade_deploy.spec import Architecture, GeneratorSpec
 Generator = SpadeGenerator | GlobalGenerator | CascadedRefinementNetwork
 """segmap N x L x H x W (and SPADE's style vector) -> image N x 3 x H x W in [-1, 1].
 
-Each has its `spec`, and its last convolution is `conv_img`: the image is the tanh of what that convolution puts out.
+Each has its `spec` as an attribute. Its last convolution is `conv_img`; the image is the tanh of that one's output.
 """
 
 NETWORKS: Mapping[Architecture, Callable[[GeneratorSpec], Generator]] = MappingProxyType(

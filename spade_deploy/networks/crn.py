@@ -59,7 +59,7 @@ def module_widths(spec: GeneratorSpec) -> dict[str, int]:
 
 
 def pyramid(segmap: Tensor, halvings: int) -> list[Tensor]:
-    """The segmap, then halved again and again: the share of each label in every pixel of a resolution."""
+    """The segmap, and `halvings` smaller ones, each half the size of the one before, by averages of 2 x 2 pixels."""
     levels = [segmap]
     for _ in range(halvings):
         levels.append(functional.avg_pool2d(levels[-1], 2))
@@ -72,5 +72,5 @@ def doubled(x: Tensor) -> Tensor:
 
 
 def layer_norm(channels: int) -> nn.GroupNorm:
-    """Over all features of a sample, with a scale and an offset a channel: group norm of a single group."""
+    """Layer norm over all features of a sample, with a scale and an offset a channel: group norm of a single group."""
     return nn.GroupNorm(1, channels, eps=NORM_EPS)

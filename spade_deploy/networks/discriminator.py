@@ -85,7 +85,7 @@ class MultiscaleDiscriminator(nn.Module):
 
 
 class Comparison(nn.Module):
-    """A discriminator's `compare` as a forward pass, for what averages gradients after a module's forward pass."""
+    """A discriminator's `compare` as a forward pass, since DistributedDataParallel only knows forward passes."""
 
     def __init__(self, discriminator: MultiscaleDiscriminator) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from spade_deploy.networks.spade import LEAKY_SLOPE
 from spade_deploy.networks.spectral_norm import spectral_norm
 
 PHOTO_SIZE = 256
-"""Height and width of what the encoder sees, in pixels; a photo of any size and aspect is resized to it."""
+"""Height and width in pixels of the encoder's input; a photo of any size and aspect is resized to it."""
 WIDTHS = (1, 2, 4, 8, 8, 8)
 """Output channels of the layers, in base channels; each halves the map."""
 LAYERS = tuple(f"layer{number}" for number in range(1, len(WIDTHS) + 1))

@@ -13,8 +13,9 @@ that each sum runs over neighbours: this is the fastest of PyTorch's ways to add
 depend on the order of threads. Rows are gathered with their channels last, as a channels_last feature map lies in
 memory.
 
-Whether this is faster than convolutions depends on the labels and the machine: a map whose every pixel has its own
-window gains nothing. `training_lookup` leaves out the levels where that is so, and they are convolved.
+Whether this is faster than convolutions depends on the labels and the machine: if every pixel of a map has a window of
+its own, nothing is gained. `training_lookup` leaves out levels with too many windows; there gamma and beta are computed
+by convolutions.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from spade_deploy.lookup.windows import LevelPatterns
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 
 MAX_SHARE = 0.5
-"""The most distinct windows of a level, as a share of its pixels: beyond that its convolutions are as fast."""
+"""The largest share of distinct windows among a level's pixels: beyond it, convolutions are as fast."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,14 @@ class LevelLookup:
     """The distinct windows of one resolution, U small and P large ones."""
 
     inputs: Tensor
-    """For each small window, rows of the one-hot convolution's weight as k*k*L x hidden; those of window 0 first."""
+    """For each small window, the rows that it adds up of the one-hot convolution's weight, which is taken as a matrix
+    k*k*L x hidden. The rows of window 0 come first."""
 
     starts: Tensor
     """Where the rows of each small window begin in `inputs`: U integers."""
 
     taps: Gather
-    """The k*k small windows of each large one; row U stands for what is outside the image."""
+    """The k*k small windows of each large one; row U stands for a place outside the image."""
 
     pixels: Gather
     """The large window of each pixel."""
@@ -111,7 +113,7 @@ class TrainingLookup:
     """The distinct windows of a batch of label maps."""
 
     levels: Mapping[int, LevelLookup]
-    """The windows of each level by its stride. A level that is missing is convolved."""
+    """The windows of each level by its stride. For a level that is missing, gamma and beta come from convolutions."""
 
     def to(self, device: torch.device) -> TrainingLookup:
         return TrainingLookup({stride: level.to(device) for stride, level in self.levels.items()})
@@ -139,7 +141,7 @@ def training_lookup(
 
 
 def modulate(normalized: Tensor, shared: nn.Conv2d, gamma: nn.Conv2d, beta: nn.Conv2d, level: LevelLookup) -> Tensor:
-    """normalized * (1 + gamma) + beta, N x C x h x w: what the convolutions of the one-hot map would compute.
+    """normalized * (1 + gamma) + beta, N x C x h x w, as the convolutions of the one-hot map would compute it.
 
     shared, gamma, beta: the convolutions of a SPADE layer; their weights are used, and they never run.
     """
@@ -220,7 +222,7 @@ def _ones(labels: LabelSpec, codes: NDArray[np.int32], outside: int) -> tuple[ND
 
 
 def _matrix_dtype(values: Tensor) -> torch.dtype:
-    """The type that a matrix product of these values computes in; with mixed precision on, it is that type."""
+    """The type that a matrix product of these values computes in: their own type, or that of mixed precision if on."""
     kind = values.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
 

@@ -86,12 +86,12 @@ class GlobalGenerator(nn.Module):
 
 
 def down_widths(spec: GeneratorSpec) -> dict[str, int]:
-    """The halving convolutions in the order they run, with the channels that go in; twice as many come out."""
+    """The halving convolutions in the order they run, with their input channels; they have twice as many outputs."""
     return {f"down_{index}": spec.base_channels << index for index in range(PIX2PIXHD_HALVINGS)}
 
 
 def up_widths(spec: GeneratorSpec) -> dict[str, int]:
-    """The doubling convolutions in the order they run, with the channels that go in; half as many come out."""
+    """The doubling convolutions in the order they run, with their input channels; they have half as many outputs."""
     return {f"up_{index}": spec.base_channels << (PIX2PIXHD_HALVINGS - index) for index in range(PIX2PIXHD_HALVINGS)}
 
 

@@ -67,7 +67,7 @@ class Spade(nn.Module):
     def forward(self, x: Tensor, segmap: Tensor, level: LevelLookup | None = None) -> Tensor:
         """x: N x C x h x w; segmap: N x L x H x W of any size, picked at the nearest pixel.
 
-        level: the segmap's distinct windows at h x w, where gamma and beta are to be looked up (`modulation.py`).
+        level: the segmap's distinct windows at h x w; with them gamma and beta are looked up (`modulation.py`).
         """
         normalized: Tensor = self.param_free_norm(x)
         if level is not None:
@@ -123,8 +123,8 @@ class SpadeGenerator(nn.Module):
     def forward(self, segmap: Tensor, z: Tensor | None = None, lookup: TrainingLookup | None = None) -> Tensor:
         """segmap: N x L x H x W, H and W multiples of the spec's stride (and its own size with a VAE).
 
-        z: N x z_dim, needed by the VAE variant alone. lookup: the segmap's distinct windows, where gamma and beta are
-        to be looked up; the result is the same. Returns N x 3 x H x W in [-1, 1].
+        z: N x z_dim, needed only by the VAE variant. lookup: the segmap's distinct windows; with them gamma and beta
+        are looked up, and the result is the same. Returns N x 3 x H x W in [-1, 1].
         """
         spec = self.spec
         if spec.z_dim is None:

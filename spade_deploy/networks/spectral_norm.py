@@ -1,8 +1,8 @@
-"""Spectral normalisation (Miyato et al., ICLR 2018) with PyTorch's keys and values, in a third of PyTorch's time.
+"""Spectral normalisation (Miyato et al., ICLR 2018) with PyTorch's state dict and results, in a third of its time.
 
 The weight W, as a matrix of out_channels rows, is divided by an estimate of its largest singular value,
 
-    sigma = u^T W v,    v <- normalize(W^T u), u <- normalize(W v)    once a pass in training.
+    sigma = u^T W v,    v <- normalize(W^T u), u <- normalize(W v)    once in each forward pass while it trains.
 
 PyTorch's own hook copies a channels_last weight to get its rows, and autograd needs five passes over the weight for the
 gradient. Here each row is read in the order in which it lies in memory, and v is permuted to match. With G the gradient
@@ -35,16 +35,16 @@ def spectral_norm(module: M) -> M:
 
 
 class _InMemoryOrder(SpectralNorm):
-    """PyTorch's hook with its own way to compute the weight. What finds or removes PyTorch's hook finds this one."""
+    """A subclass of PyTorch's hook that is faster. Code that finds or removes PyTorch's hook finds it, too."""
 
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
         weight: Tensor = getattr(module, self.name + "_orig")
         is_ordered = weight.is_contiguous() or _is_channels_last(weight)
-        # torch.compile merges the passes over a weight itself, and it fails on this function.
+        # Under torch.compile PyTorch's own code runs: the compiler merges its passes, and fails on this function.
         if self.dim != 0 or not is_ordered or torch.compiler.is_compiling():
             return SpectralNorm.compute_weight(self, module, do_power_iteration)
         u, v = module.get_buffer(self.name + "_u"), module.get_buffer(self.name + "_v")
-        # Half precision would make sigma, and with it every weight, worse than the weights' own rounding.
+        # In half precision the error of sigma, and so of every weight, would exceed the rounding error of the weights.
         with torch.autocast(weight.device.type, enabled=False):
             if do_power_iteration:
                 with torch.no_grad():
@@ -81,7 +81,7 @@ class _Scaled(torch.autograd.Function):
 
 
 def _is_channels_last(weight: Tensor) -> bool:
-    """Whether the channels vary fastest in memory. False where both orders are the same."""
+    """Whether a weight is stored with its channels last, and that differs from the usual order."""
     is_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     return is_last and not weight.is_contiguous()
 

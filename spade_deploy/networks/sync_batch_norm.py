@@ -1,7 +1,7 @@
-"""Batch norm with the statistics of all processes' samples together, on CPUs (gloo) and on GPUs (nccl).
+"""Batch norm whose statistics are taken over the samples of all processes, on CPUs (gloo) and on GPUs (nccl).
 
-PyTorch's own nn.SyncBatchNorm refuses tensors of a CPU, so that testing it would need several GPUs. Here the same code
-serves both, and the tests compare two processes with one.
+PyTorch's own nn.SyncBatchNorm refuses tensors on a CPU, so that a test would need several GPUs. This code serves both
+devices, and the tests compare two processes with one.
 
 **Forward.** Process r has n_r values a channel, their mean m_r and the sum S_r of their squared deviations from it.
 One all-gather of (n_r, m_r, S_r) gives each process the statistics of the union (Chan, Golub and LeVeque, "Updating
@@ -73,7 +73,7 @@ class _Normalize(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             own_mean, own_deviations, own_count = _own_statistics(x)
             mean, deviations, count = _combined(own_mean, own_deviations, own_count)
-            # The total is asked for only where it may be too small: the host waits for a GPU to answer.
+            # The total is read only if it may be too small, since reading it makes the host wait for the GPU.
             if own_count < 2 and count.item() < 2:
                 raise ValueError(f"batch norm needs 2 values a channel over all processes, and got {count.item():.0f}")
             variance = deviations / count

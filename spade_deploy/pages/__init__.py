@@ -1,1 +1,1 @@
-"""The HTML pages and their templates."""
+"""Writes HTML pages from templates."""

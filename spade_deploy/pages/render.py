@@ -1,4 +1,4 @@
-"""The HTML pages: one file each, pictures inside, opened without a server."""
+"""Write HTML pages. Each page is one file that holds its pictures and can be opened without a server."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Picture:
     """A picture with its caption."""
 
     caption: str
-    """What stands under it."""
+    """The text under the picture."""
     uri: str
     """A data URI that holds the PNG itself."""
     is_ids: bool = False
-    """Whether it is a label map, to be shown without smoothing."""
+    """Whether it is a label map, which is shown without smoothing."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class LegendEntry:
     """A class and its colour."""
 
     name: str
-    """The class, as people call it."""
+    """The name of the class."""
     color: str
     """Its colour in CSS."""
 
 
 def render(template: str, **context: Any) -> str:
-    """A page from `templates/`. Everything that is put in is escaped."""
+    """Fill in a template of `templates/`. All values are escaped."""
     try:
         import jinja2
     except ImportError as error:
@@ -62,14 +62,14 @@ def render(template: str, **context: Any) -> str:
 
 
 def picture(caption: str, pixels: NDArray[np.uint8], *, is_ids: bool = False) -> Picture:
-    """pixels: H x W x 3 uint8."""
+    """A picture of pixels, H x W x 3 uint8."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return Picture(caption, _uri(stream.getvalue()), is_ids)
 
 
 def picture_file(caption: str, path: Path) -> Picture:
-    """A PNG file as it is."""
+    """A picture from a PNG file, whose bytes are not changed."""
     return Picture(caption, _uri(path.read_bytes()))
 
 
@@ -88,12 +88,12 @@ def scientific(value: float) -> str:
 
 
 def decibel(value: float | None) -> str:
-    """None is an infinite ratio: no difference at all."""
+    """A PSNR in words; None stands for an infinite ratio, which means no difference at all."""
     return "identical" if value is None else f"{value:.1f} dB"
 
 
 def percent(value: float) -> str:
-    """0.0123 -> '1.23 %'; what is not zero never reads as zero."""
+    """0.0123 -> '1.23 %'; a small share that is not zero is never shown as zero."""
     if value == 0:
         return "0 %"
     return f"{100 * value:.2f} %" if value >= 5e-5 else "< 0.01 %"

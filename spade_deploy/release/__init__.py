@@ -1,1 +1,1 @@
-"""Checkpoint -> validated artifact in its place."""
+"""Make a validated artifact of a checkpoint, and put it in its place."""

@@ -1,8 +1,9 @@
-"""From which share of unique patterns on the dense graph is as fast as the lookup graph: measured, not guessed.
+"""Measure the share of unique patterns from which on the dense graph is as fast as the lookup graph.
 
-The time of a lookup graph grows linearly with the share of unique patterns (their rows are what it computes), the
-dense graph's does not depend on it. Two label maps with few and with many patterns give the line, and where it
-crosses the dense graph's time is the break-even. It is a ratio of times of one machine, taken side by side.
+The time of a lookup graph grows linearly with the share of unique patterns, since it computes a row for each of them;
+the time of the dense graph does not depend on it. Two label maps, one with few and one with many patterns, give the
+line, and the point where it crosses the dense graph's time is the break-even. All times are taken side by side on one
+machine.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from spade_deploy.lookup.tables import extract_patterns, unique_share
 from spade_deploy.spec import GeneratorSpec, Precision
 
 FEWEST_ROUNDS, MOST_ROUNDS, ENOUGH_S = 3, 41, 1.5
-"""Rounds go on until ENOUGH_S is spent: an image of a small model takes milliseconds, of which three say little."""
+"""The fewest and the most rounds, and the seconds after which no more are needed: three times of a few milliseconds, as
+small models take, would say little."""
 MARGIN = 0.95
-"""The lookup graph is taken where it is expected to cost less than this share of dense: a tie is not worth a table."""
+"""A map runs on the lookup graph if that is expected to take less than this share of the dense graph's time."""
 WORTH_IT = 0.97
-"""Choosing map by map is taken up where it is expected to cost less than this share of dense always."""
+"""Maps are looked at one by one only if this is expected to take less than this share of the time of dense alone."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,14 @@ class BreakEven:
     """The dense graph's time, which is the same for all maps."""
 
     look_ms: float = 0.0
-    """What it costs to look at a map and give it up."""
+    """The time for looking at a map that then runs on the dense graph."""
 
     usual_shares: tuple[float, ...] = ()
-    """The shares of the golden maps, which are of the data that the model is for."""
+    """The shares of unique patterns of the golden maps, which stand for the data that the model is for."""
 
     @property
     def crossing(self) -> float:
-        """The share at which a map costs MARGIN of what it costs dense; in 0..1."""
+        """The share, in 0..1, at which the lookup graph takes MARGIN times as long as the dense graph."""
         slope = self._slope
         room = MARGIN * self.dense_ms - self.few_ms
         if slope <= 0:
@@ -65,10 +67,10 @@ class BreakEven:
 
     @property
     def share(self) -> float:
-        """The rule: above this share of unique patterns a map runs dense. 0: no map is even looked at.
+        """The rule: a map with a larger share of unique patterns runs on the dense graph. With 0 no map is looked at.
 
-        That is so where the choice is expected to win nothing on maps like the golden ones: a small model, most of
-        whose maps end up dense, would pay for looking at them.
+        It is 0 if the choice is expected to win nothing on maps like the golden ones. This is so for a small model
+        most of whose maps would run on the dense graph anyway, after time was spent on looking at them.
         """
         return self.crossing if self.expected_ms < WORTH_IT * self.dense_ms else 0.0
 
@@ -96,7 +98,7 @@ def measure_break_even(artifact: Artifact, precision: Precision, threads: int | 
     golden = artifact.golden().inputs
     few = next(one_by_one(golden))
     many = _noise(spec, few)
-    if unique_share(spec, many) - unique_share(spec, few) < 0.3:  # golden maps that are noise themselves
+    if unique_share(spec, many) - unique_share(spec, few) < 0.3:  # the golden maps are noise themselves
         few = {**few, LABEL: np.zeros_like(few[LABEL])}
         if INSTANCE in few:
             few[INSTANCE] = np.zeros_like(few[INSTANCE])

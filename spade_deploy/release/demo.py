@@ -39,10 +39,11 @@ from spade_deploy.validation.report import ValidationReport
 FINE_TUNE_STEPS = 60
 FINE_TUNE_S = 40.0
 LEAST_STEPS = 12
-"""The training takes FINE_TUNE_STEPS, or as many as fit into FINE_TUNE_S on a slower machine, at least these."""
+"""The training takes FINE_TUNE_STEPS, or as many as fit into FINE_TUNE_S on a slower machine, but at least
+LEAST_STEPS."""
 PROBE_STEPS = 4
 SHOWN = 24
-"""Held-out tiles in the gallery, spread evenly over the test split."""
+"""How many held-out tiles the gallery shows, spread evenly over the test split."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Demo:
     """What the demo made, and how long it took."""
 
     gallery: Path
-    """The page that shows it all."""
+    """The page with all results."""
 
     artifact: Path
     """The exported model's folder."""
@@ -62,7 +63,7 @@ class Demo:
     """The folder of their images."""
 
     report: ValidationReport
-    """The proof of the artifact."""
+    """The validation of the artifact."""
 
     seconds: float
     """How long all of it took."""
@@ -77,7 +78,7 @@ def run_demo(
     steps: int | None = None,
     progress: Progress = SILENT,
 ) -> Demo:
-    """Everything in the folder `out`: runs/, labels/, photos/ and index.html. Each call makes runs of its own.
+    """Run the demo in the folder `out`: runs/, labels/, photos/ and index.html. Each call makes new runs.
 
     steps: length of the fine-tuning; by default as many as fit into FINE_TUNE_S.
     """
@@ -133,7 +134,7 @@ def _fine_tune(
 
 
 def _probe(setup: Setup) -> float:
-    """Seconds a training step takes on this machine; the first, which allocates, left out."""
+    """The seconds of a training step on this machine, without the first one, which allocates memory."""
     learner = Learner(setup, choose_device(setup.train.device))
     batches = FolderSource(setup).batches(
         batch_size=setup.train.batch_size, seed=0, start_step=0, workers=0, on_skip=lambda _: None

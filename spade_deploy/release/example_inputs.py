@@ -28,7 +28,7 @@ from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.dataset import SampleSource, open_held_out, open_source, validation_labels
 
 Maps = tuple[NDArray[Any], NDArray[Any] | None, str]
-"""Label maps N x H x W, their instance maps where there are any, and where they came from."""
+"""Label maps N x H x W, their instance maps or None, and a text on where they came from."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def golden_inputs(
 ) -> ExampleInputs:
     """The first `count` maps of a folder, or of the data set's held-out split.
 
-    Raises NotFoundError where a folder is named and holds nothing usable; broken files are left out, and counted.
+    Broken files are left out, and counted. Raises NotFoundError if a folder is named and holds no usable file.
     """
     if labels is not None:
         ids, objects, described = _read_maps(spec, "labels", labels, instances, count, is_spaced=False)
@@ -107,7 +107,7 @@ def _read_maps(
         wanted = [files[index * len(files) // count] for index in range(count)]
     found: list[tuple[NDArray[Any], NDArray[Any] | None]] = []
     broken: list[str] = []
-    for sample in dict.fromkeys([*wanted, *files]):  # the others stand in for those that cannot be read
+    for sample in dict.fromkeys([*wanted, *files]):  # other files replace those that cannot be read
         if len(found) == count:
             break
         try:

@@ -41,7 +41,8 @@ from spade_deploy.validation.validate import validate
 GOLDEN_COUNT = 4
 LARGE_PARAMETERS = 40_000_000
 GOLDEN_COUNT_LARGE = 2
-"""A full-size generator takes seconds an image in float64, and its golden outputs megabytes."""
+"""How many golden inputs a generator gets, and how many one of LARGE_PARAMETERS or more: such a generator takes seconds
+for an image in float64, and its golden outputs take megabytes."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,19 @@ class Release:
     """An artifact in its place."""
 
     artifact: Artifact
-    """The artifact, which passed."""
+    """The artifact, which passed its validation."""
 
     report: ValidationReport
-    """What its validation found."""
+    """The result of its validation."""
 
     golden_from: str
     """Where its golden label maps came from."""
 
     checkpoint: Path
-    """What was exported."""
+    """The checkpoint that was exported."""
 
     notes: tuple[str, ...] = ()
-    """What became of the engines of the artifact that was there before, a sentence each."""
+    """Sentences on which engines of the artifact that was replaced were kept."""
 
 
 def export_checkpoint(
@@ -69,8 +70,8 @@ def export_checkpoint(
 ) -> Release:
     """Export a checkpoint and validate what was written.
 
-    An artifact that is there is replaced as a whole, and only by one that passed; one that fails is kept beside it as
-    `<out>.failed`. A folder that holds anything but an artifact's own files is not replaced. Golden inputs are the
+    An existing artifact is replaced as a whole, and only by one that passed; a new one that fails is kept beside it as
+    `<out>.failed`. A folder that holds other files than those of an artifact is not replaced. Golden inputs are the
     first label maps of the folder that the request names, else of the run's held-out samples, else synthetic.
     Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError, FolderBusyError.
     """
@@ -94,7 +95,7 @@ def export_checkpoint(
         encoder=loaded.encoder,
     )
     with writing(target, "exporting into it"), atomic_folder(target) as folder:
-        require_replaceable(target)  # while it was waited for, or the checkpoint was read
+        require_replaceable(target)  # it may have changed while this process waited for the lock
         exported = export_artifact(loaded.module, folder, exporting, progress)
         progress.step("validating every graph against the untouched PyTorch module")
         report = validate(
@@ -124,13 +125,13 @@ def export_checkpoint(
 
 
 def _target(out: Path | None, run: Path) -> Path:
-    """The artifact's folder, by a name that others can be made of."""
+    """The artifact's folder, with a name to which a suffix can be added."""
     target = out if out is not None else run / ARTIFACT
     return target.resolve() if target.name in ("", "..") else target
 
 
 def _int8_request(asked: Int8Options, spec: GeneratorSpec, info: CheckpointInfo) -> Int8Request | None:
-    """The calibration maps, read; None where no int8 graph is asked for."""
+    """Read the calibration maps; None if no int8 graph is asked for."""
     if not asked.wanted:
         return None
     count = asked.calibration_count or DEFAULT_CALIBRATION_COUNT
@@ -139,7 +140,7 @@ def _int8_request(asked: Int8Options, spec: GeneratorSpec, info: CheckpointInfo)
 
 
 def _require_emulated(report: ValidationReport) -> None:
-    """An fp16 graph that nobody has seen in real half precision is not released."""
+    """Raise an error for an fp16 graph that was not run in real half precision, as it is not to be released."""
     for result in report.results:
         if result.half is not None and result.half.skipped is not None:
             raise ExportError(
@@ -149,7 +150,7 @@ def _require_emulated(report: ValidationReport) -> None:
 
 
 def _with_break_even(folder: Path, manifest: Manifest, progress: Progress) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest with the measured rule in each lookup graph's entry, and what was measured, by the graph's name."""
+    """The manifest with the measured share in each lookup graph's entry, and the times by the graph's name."""
     graphs, measured = [], {}
     for graph in manifest.graphs:
         if graph.kind is GraphKind.LOOKUP:

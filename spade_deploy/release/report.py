@@ -1,4 +1,4 @@
-"""report.html: what was validated, for people; one page that stands alone."""
+"""Write report.html, the page on a validation for people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spade_deploy.validation.report import ValidationReport
 from spade_deploy.version import __version__
 
 MAX_AMPLIFICATION = 64
-"""A difference is shown at most so many times as large."""
+"""The largest factor by which a picture shows a difference enlarged."""
 
 
 def report_page(
@@ -30,9 +30,9 @@ def report_page(
     int8: Int8Summary | None = None,
     encoder: EncoderGraph | None = None,
 ) -> str:
-    """report.html as text. folder: where the graphs' files lie. int8: how the int8 graphs came about.
+    """The text of report.html. folder: where the graphs' files lie. int8: the facts about the int8 graphs.
 
-    encoder: the style encoder's graph, where there is one.
+    encoder: the style encoder's graph, if the model has one.
     """
     present = {entry.label_id for result in report.results for entry in result.diff.classes}
     return pages.render(
@@ -53,7 +53,7 @@ def report_page(
 
 
 def limits(tolerance: Tolerance) -> str:
-    """The limits that are held, in words."""
+    """The limits of a tolerance, in words."""
     held = [
         ("max error", "<=", tolerance.max_abs),
         ("mean error", "<=", tolerance.mean_abs),
@@ -101,7 +101,7 @@ def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str,
 
 
 def _shape_facts(spec: GeneratorSpec) -> list[tuple[str, str]]:
-    """Widths and doublings, as far as the architecture has them."""
+    """Facts about widths and doublings, as far as the architecture has them."""
     width = f"base {spec.base_channels}"
     if spec.has("hidden_channels"):
         width += f", hidden {spec.hidden_channels}, kernel {spec.kernel_size}"

@@ -1,6 +1,6 @@
-"""What is asked of a release: the checkpoint, the precisions, and the label maps that it is proved on.
+"""The request for a release: the checkpoint, the precisions, and the label maps that it is proved on.
 
-Nothing here needs PyTorch, so that `spade export --help` does not either.
+Nothing here needs PyTorch, so that `spade export --help` works without it.
 """
 
 from __future__ import annotations
@@ -77,6 +77,6 @@ class ReleaseRequest:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """The precisions of the graphs; those of int8 are made of the others."""
+        """The precisions of the graphs without int8, whose graphs are made from the fp32 ones."""
         asked = ((Precision.FP32, self.fp32), (Precision.FP16, self.fp16))
         return tuple(precision for precision, is_asked in asked if is_asked)

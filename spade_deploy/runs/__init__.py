@@ -1,7 +1,7 @@
 """Run folders, checkpoints, and weights that come from elsewhere.
 
-What is offered here needs no PyTorch: the layout of run folders, what they say, and the search in them. Weights are in
-`checkpoint` (our own), `importer` (those of others) and `shipped` (the model that comes with the package).
+The names in `__all__` need no PyTorch: the layout of run folders, their JSON files, and the search for checkpoints.
+Weights are read by `checkpoint` (our own), `importer` (those of others) and `shipped` (the model of this package).
 """
 
 from spade_deploy.runs.folders import (

@@ -1,8 +1,9 @@
 """Checkpoints: a folder that appears whole or not at all, with the weights as they are trained.
 
-The generator is safetensors with the module's state dict unchanged: spectral norm's u and v and batch norm's statistics
-are in it, since what is deployed is what they say. What only training needs (the discriminator, the optimisers, the
-random state) are files apart. Nothing is unpickled: safetensors, and `weights_only` for the optimisers.
+The generator is a safetensors file with the module's state dict unchanged, spectral norm's u and v and batch norm's
+statistics included, since the deployed model depends on them. The discriminator, the optimisers and the random state,
+which only training needs, are in other files. Nothing is unpickled: files are safetensors, and the optimisers are
+loaded with `weights_only`.
 """
 
 from __future__ import annotations
@@ -35,29 +36,29 @@ from spade_deploy.version import __version__
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What resuming needs beside the generator."""
+    """The state that resuming needs besides the generator."""
 
     discriminator: Mapping[str, Tensor]
     """The discriminator's state dict."""
 
     rest: Mapping[str, Any]
-    """The optimisers, the random state, what was counted: plain values and tensors only."""
+    """The optimisers, the random state and the class counts: only plain values and tensors."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """Where weights come from that were not trained here."""
+    """The origin of weights that were not trained here."""
 
     source: str
-    """The name of the file, or what else says it."""
+    """The name of the imported file, or another text on where they come from."""
 
     guesses: tuple[str, ...] = ()
-    """What the import took for granted, one sentence each."""
+    """What the import assumed, one sentence each."""
 
 
 @dataclass(frozen=True)
 class LoadedGenerator:
-    """A generator as it was saved, verified against the recorded digest."""
+    """A generator that was loaded, and whose file has the recorded digest."""
 
     module: Generator
     """The network, on the CPU and in eval mode."""
@@ -66,10 +67,10 @@ class LoadedGenerator:
     """How it is built."""
 
     info: CheckpointInfo
-    """What the checkpoint says of itself."""
+    """The content of checkpoint.json."""
 
     encoder: StyleEncoder | None = None
-    """The style encoder of a VAE; None where the checkpoint has none."""
+    """The style encoder of a VAE; None if the checkpoint has none."""
 
 
 class Jsonable(Protocol):
@@ -99,10 +100,10 @@ def save_checkpoint(
     state: TrainingState | None = None,
     encoder: StyleEncoder | None = None,
 ) -> CheckpointInfo:
-    """Write a checkpoint; a folder of that name is replaced as a whole. Raises OSError where it cannot be written.
+    """Write a checkpoint; an existing folder is replaced as a whole. Raises OSError if it cannot be written.
 
-    origin: 'train' or 'import'. imported: where weights come from that were not trained here. setup and state: of a
-    run that can be resumed.
+    origin: 'train' or 'import'. imported: the origin of weights that were not trained here. setup and state: those of
+    a run, so that it can be resumed.
     """
     with atomic_folder(folder) as temporary:
         try:
@@ -155,7 +156,7 @@ def _load_encoder(checkpoint: Path, info: CheckpointInfo) -> StyleEncoder | None
 
 
 def load_training_state(checkpoint: Path) -> TrainingState:
-    """What was saved beside the generator. Raises CheckpointError where it is missing or damaged."""
+    """Load the state that was saved besides the generator. Raises CheckpointError if it is missing or damaged."""
     info = resumable_info(checkpoint)
     discriminator = load_tensors(checkpoint / DISCRIMINATOR_FILE, info.discriminator_sha256)
     path = checkpoint / OPTIMIZERS_FILE
@@ -173,7 +174,7 @@ def load_training_state(checkpoint: Path) -> TrainingState:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value can be compared with another one: a tensor in it could not."""
+    """Whether a value consists of plain values only, so that it can be compared with ==, unlike a tensor."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(entry) for key, entry in value.items())
     if isinstance(value, list | tuple):
@@ -182,7 +183,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def resumable_info(checkpoint: Path) -> CheckpointInfo:
-    """What a checkpoint says of itself. Raises CheckpointError where training cannot go on from it."""
+    """The content of checkpoint.json. Raises CheckpointError if training cannot go on from this checkpoint."""
     info = read_checkpoint_info(checkpoint)
     if not info.is_resumable:
         why = "it was imported" if info.origin == "import" else "it has no training state"
@@ -191,34 +192,34 @@ def resumable_info(checkpoint: Path) -> CheckpointInfo:
 
 
 def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> Generator:
-    """Shapes are compared before any memory is taken: a damaged spec may ask for terabytes."""
+    """Build the generator of a spec. Shapes are compared first, as a damaged spec could ask for terabytes of memory."""
     try:
         with torch.device("meta"):
             blueprint = build_generator(spec)
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: no generator can be built of its spec ({reason_of(error)})") from error
     check_tensors(blueprint.state_dict(), tensors, path)
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; the caller's numbers are not touched
+    with torch.random.fork_rng(devices=[]):  # drawing initial weights must not change the caller's random state
         return build_generator(spec)
 
 
 def _save_state(path: Path, state: dict[str, Any]) -> None:
-    """Raises OSError with the system's reason: PyTorch's own error for a full disk is 'unexpected pos'."""
+    """Save the training state. Raises OSError with the system's reason; PyTorch itself says only 'unexpected pos'."""
     with path.open("wb") as file:
-        told = _Told(file)
+        told = _ErrorKeepingFile(file)
         try:
             torch.save(state, cast(IO[bytes], told))
             file.flush()
         except Exception as error:
             if told.error is not None:
                 raise told.error from None
-            if isinstance(error, RuntimeError):  # how PyTorch's own writer reports what the system said
+            if isinstance(error, RuntimeError):  # PyTorch's writer turns an OSError of the file into this
                 raise OSError(errno.EIO, reason_of(error), str(path)) from error
             raise
 
 
-class _Told:
-    """A file that remembers the error which a library made another one of."""
+class _ErrorKeepingFile:
+    """A file that keeps the OSError of a failed write, since PyTorch replaces it by an error of its own."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -236,7 +237,7 @@ class _Told:
 
 
 def _as_os_error(error: SafetensorError, where: Path) -> OSError:
-    """safetensors reports a full disk as '... (os error 28)' or `IoError(Os { code: 28, ... })`."""
+    """The OSError in an error of safetensors, whose text has '(os error 28)' or 'code: 28' for a full disk."""
     code = re.search(r"(?:code: |os error )(\d+)", str(error))
     if code is None:
         return OSError(errno.EIO, reason_of(error), str(where))

@@ -1,10 +1,10 @@
-"""Finding checkpoints and artifacts in run folders: the newest, the best, or the one that is meant.
+"""Find checkpoints and artifacts in run folders: the newest, the best, or the one that the user names.
 
-The rule for 'newest'. Inside a run it is the step that counts: clocks go back, steps do not. Between runs it is the
-largest `created_unix_ns` written inside checkpoint.json (of a run's last step) or manifest.json, not the file's own
-time, which copying changes; of equal ones it is the last path. A date in the future is reported. An explicit path
-always wins.
-Nothing here reads weights: a deployment without PyTorch uses it, too.
+The rule for 'newest': inside a run the step decides, since clocks may go back and steps do not. Between runs the
+largest `created_unix_ns` decides, which stands inside checkpoint.json (that of a run's last step) or manifest.json; the
+time of the file itself would change when it is copied. Of equal dates the last path wins. A date in the future is
+reported. An explicit path always wins.
+Nothing here reads weights, so that a deployment without PyTorch can use it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAKE_CHECKPOINT = "make one with `spade train`, or `spade import FILE` for a rel
 MAKE_ARTIFACT = "make one with `spade export`"
 
 FUTURE_NS = 300 * 10**9
-"""A date is in the future from here on: the clocks of two machines differ by seconds."""
+"""How far ahead of the clock a date may be before a warning: the clocks of two machines differ by seconds."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -124,11 +124,11 @@ def best_checkpoint(run: Path) -> Path:
 
 
 def resolve_checkpoint(path: Path | None, runs_dir: Path, *, best: bool = False) -> Path:
-    """A checkpoint folder from what the user gave: one, a file inside it, a run (its newest), or None (the newest).
+    """The checkpoint folder that a path of the user means: that folder, a file inside it, or a run with checkpoints.
 
-    best: not the newest of that run but its best.
-    Raises NotFoundError where there is nothing, CheckpointError where what there is cannot be read, ConfigError where
-    a checkpoint is named and the best is asked for.
+    Of a run it is the newest checkpoint, or with `best` the best one; for None it is the newest of all runs.
+    Raises NotFoundError if there is none, CheckpointError if it cannot be read, ConfigError if a checkpoint is named
+    and the best one is asked for.
     """
     if best:
         run = newest_checkpoint(runs_dir).parent.parent if path is None else path
@@ -160,9 +160,10 @@ def resolve_checkpoint(path: Path | None, runs_dir: Path, *, best: bool = False)
 
 
 def resolve_artifact(path: Path | None, runs_dir: Path) -> Path:
-    """An artifact folder from what the user gave: one, its manifest, the run that holds it, or None (the newest).
+    """The artifact folder that a path of the user means: that folder, its manifest, or the run that holds it.
 
-    Raises NotFoundError where there is nothing, ArtifactError where the manifest is no JSON.
+    For None it is the newest of all runs. Raises NotFoundError if there is none, ArtifactError if the manifest is no
+    JSON.
     """
     if path is None:
         return newest_artifact(runs_dir)
@@ -184,7 +185,7 @@ def resolve_artifact(path: Path | None, runs_dir: Path) -> Path:
 def find_checkpoint_by_digest(sha256: str, near: Path, runs_dir: Path) -> Path | None:
     """The checkpoint whose generator file has this digest: first in the run that holds `near`, then in all runs.
 
-    Reads JSON alone: whether the file still has the digest is checked by whoever loads it.
+    Only JSON is read; loading the checkpoint checks whether its file still has the digest.
     """
     near = near.resolve()
     homes = [parent for parent in (near, *near.parents) if (parent / CHECKPOINTS).is_dir()][:1]
@@ -200,7 +201,7 @@ def _checkpoints_in(run: Path) -> list[Path]:
 
 
 def _folders(parent: Path) -> list[Path]:
-    # A leading dot marks what is being written.
+    # Names that begin with a dot are those of folders that are being written.
     try:
         return sorted(child for child in parent.iterdir() if child.is_dir() and not child.name.startswith("."))
     except OSError:
@@ -228,7 +229,7 @@ def _newest(candidates: Sequence[Iterable[Path]], json_name: str) -> Path | None
 
 
 def _date(created_unix_ns: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(created_unix_ns / 1e9))  # of 64 bits: up to 2262
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(created_unix_ns / 1e9))  # 64 bits: up to 2262
 
 
 def _newest_of_run(run: Path) -> Path:
@@ -237,13 +238,13 @@ def _newest_of_run(run: Path) -> Path:
         say_damaged(usable[-1])
         return usable[-1]
     for folder in _folders(run / CHECKPOINTS):
-        read_checkpoint_info(folder)  # says what is wrong with it
+        read_checkpoint_info(folder)  # its error says what is wrong
         require_generator(folder)
     raise NotFoundError(f"{run}: has no checkpoint yet", hint=MAKE_CHECKPOINT)
 
 
 def _peek(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, or an empty one where there is none to read: the search goes on."""
+    """The JSON object in a file; an empty one if it cannot be read, so that the search goes on."""
     try:
         return read_object(path, CheckpointError)
     except CheckpointError:

@@ -1,4 +1,4 @@
-"""What is asked of an import: what the file of a generator does not tell. Needs no PyTorch."""
+"""The request for an import: the facts that a generator's file does not hold. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RELEASED = {
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What the file cannot tell; the rest follows from a preset, and what contradicts the preset is refused."""
+    """The facts that the file does not hold. A preset decides those left out, and must not be contradicted."""
 
     preset: str | None = setting(None, help="coco, ade20k or cityscapes; told by the file if left out.")
     num_labels: int | None = setting(None, help="A model of none of these: its number of classes.")
@@ -32,7 +32,7 @@ class ImportRequest:
     part: str | None = setting(None, help="Which network of a file that holds several: generator_ema.")
     encoder: Path | None = setting(None, help="latest_net_E.pth: the style encoder of a VAE, for styles of photos.")
     labels: LabelSpec | None = None
-    """What the channels stand for, with names and colours; in Python, in the place of `num_labels`."""
+    """The labels that the channels stand for, with names and colours. In Python it replaces `num_labels`."""
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in RELEASED:
@@ -46,7 +46,7 @@ class ImportRequest:
 
     @property
     def label_spec(self) -> LabelSpec | None:
-        """What the channels stand for; None where the preset, or the file, tells it."""
+        """The labels that the channels stand for; None if the preset or the file decides them."""
         if self.num_labels is None:
             return self.labels
         return LabelSpec(self.num_labels, has_dontcare=self.has_dontcare, has_edges=self.has_edges)

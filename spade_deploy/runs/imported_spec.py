@@ -1,7 +1,8 @@
-"""The spec of a generator whose file is a bare state dict: what the shapes tell, what the request says, and guesses.
+"""Find the spec of a generator whose file is a bare state dict, from the shapes, the request, and guesses.
 
-The tensor shapes tell everything but which labels the channels stand for, the size that the model was trained for, and
-whether it upsamples 'normal' or 'more'. A preset or the request tells those. What neither says is guessed.
+The tensor shapes decide everything but three facts: which labels the channels stand for, the size that the model was
+trained for, and whether it upsamples 'normal' or 'more'. A preset or the request decides these; otherwise they are
+guessed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
 class ImportedSpec:
     """Finds the spec of `state`, a generator's tensors under its own names, from the file `path`.
 
-    notes: what was changed on the way. guesses: what the file does not tell and nobody said. One sentence each, both
-    filled by `find`. Guesses are saved in the checkpoint and read much later, so they name the flags of `spade import`.
+    `find` fills two lists of sentences. notes: what was changed on the way. guesses: facts that neither the file nor
+    the request holds. Guesses are saved in the checkpoint and read much later; they name the fields of the request.
     """
 
     def __init__(self, state: dict[str, Tensor], request: ImportRequest, path: Path) -> None:
@@ -31,8 +32,8 @@ class ImportedSpec:
         self._state, self._request, self._path = state, request, path
 
     def find(self) -> GeneratorSpec:
-        """Raises CheckpointError where the file is no SPADE generator or contradicts the request, ConfigError where the
-        request leaves something open that the file cannot tell."""
+        """The spec. Raises CheckpointError if the file is no SPADE generator or contradicts the request, ConfigError if
+        the request has to say something that the file does not hold."""
         state = self._state
         is_spectral = "head_0.conv_0.weight_orig" in state
         wide = self._shape("head_0.conv_0.weight_orig" if is_spectral else "head_0.conv_0.weight", 4)[0]
@@ -77,8 +78,8 @@ class ImportedSpec:
     def _norm(self) -> NormType:
         """The norm, by the running statistics in the file.
 
-        Instance norm has none, but nor has batch norm whose statistics were not saved: without them instance norm is
-        what is left, and it is a guess unless the request says so.
+        Instance norm has none, and neither has batch norm whose statistics were not saved. So without them instance
+        norm is assumed, and that is a guess unless the request says it.
         """
         wanted = self._request.norm
         statistics = [key for key in self._state if key.endswith(("running_mean", "running_var"))]
@@ -103,7 +104,7 @@ class ImportedSpec:
         return wanted or NormType.SYNC_BATCH
 
     def _labels_and_size(self, channels: int) -> tuple[LabelSpec, Upsampling, tuple[int, int]]:
-        is_most = any(key.startswith("up_4.") for key in self._state)  # this upsampling has a block more
+        is_most = any(key.startswith("up_4.") for key in self._state)  # 'most' has one more block
         request = self._request
         preset = request.preset
         if preset is None and request.labels is None:
@@ -135,7 +136,7 @@ class ImportedSpec:
         return labels, upsampling, size
 
     def _guessed_preset(self, channels: int) -> str:
-        """The released model that has as many channels."""
+        """The preset of the released model that has as many channels."""
         by_channels = {label_set(name).num_channels: name for name in RELEASED}
         preset = by_channels.get(channels)
         if preset is None:
@@ -148,18 +149,18 @@ class ImportedSpec:
         labels = label_set(preset)
         extra = f"{', dontcare' if labels.has_dontcare else ''}{', edges' if labels.has_edges else ''}"
         self.guesses.append(
-            f"the {channels} segmap channels are {preset}'s ({labels.num_labels} labels{extra}), since their number is;"
-            " change it with `preset`, or `num_labels` [`has_dontcare`] [`has_edges`]"
+            f"the {channels} segmap channels are {preset}'s ({labels.num_labels} labels{extra}), judged by their"
+            " number; change it with `preset`, or `num_labels` [`has_dontcare`] [`has_edges`]"
         )
         return preset
 
     def _by_preset(self, preset: str, is_most: bool) -> tuple[LabelSpec, Upsampling, tuple[int, int]]:
-        """What a preset says, as far as the request does not say otherwise; what it says is told."""
+        """The facts of a preset, which the request may overrule, with a sentence for each one that is used."""
         request = self._request
         released, height, width = RELEASED[preset]
         upsampling = Upsampling.MOST if is_most else released
         size = request.size or (height, width)
-        # Of a preset that was named this is a note; of one that was guessed it is a guess, too.
+        # If the preset was named such a sentence is a note; if the preset was guessed it is a guess, too.
         told = self.guesses if request.preset is None else self.notes
         if request.upsampling is None and upsampling is not Upsampling.MOST:
             told.append(

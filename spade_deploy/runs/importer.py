@@ -1,5 +1,5 @@
-"""NVIDIA's released generator files (`latest_net_G.pth`) into checkpoints of this package, and the style encoders
-(`latest_net_E.pth`) that its code trains beside them.
+"""Import NVIDIA's released generator files (`latest_net_G.pth`), and the style encoders (`latest_net_E.pth`) that
+NVIDIA's code trains beside them, as checkpoints of this package.
 
 Such a file is a bare state dict, without any config: `imported_spec.py` finds out how its generator is built.
 """
@@ -45,7 +45,7 @@ class ImportedGenerator:
     """What was changed on the way, a sentence each."""
 
     guesses: tuple[str, ...] = ()
-    """What the file does not tell and nobody said, a sentence each; it names the field that says it."""
+    """A sentence for each fact that had to be guessed; it names the field of the request that decides it."""
 
 
 def read_generator_file(path: Path, request: ImportRequest) -> ImportedGenerator:
@@ -145,7 +145,7 @@ class ImportResult:
     """The checkpoint of its run."""
 
     described: str
-    """What it was taken for, in one line."""
+    """The spec that was found, in one line."""
 
     notes: tuple[str, ...]
     """What was changed on the way, a sentence each."""
@@ -155,7 +155,7 @@ class ImportResult:
 
 
 def import_checkpoint(file: Path, request: ImportRequest, *, runs_dir: Path, name: str | None = None) -> ImportResult:
-    """Make a run of `file`, the newest of all, so that a bare export takes it. Raises as `read_generator_file`."""
+    """Make a run of `file`. As the newest one it is what `spade export` takes. Raises as `read_generator_file`."""
     encoder = request.encoder
     found = read_generator_file(file, request)
     require_finite(found.module.state_dict(), file)

@@ -1,10 +1,10 @@
 """The layout of run folders: where training, importing and exporting put their results.
 
-runs/<name>/config.json                        what was asked for
+runs/<name>/config.json                        the settings of the run
            /losses.csv, losses.png, samples/, timeline.png, samples.gif, tensorboard/
-           /metrics.csv, metrics.png           where something is measured on the way
+           /metrics.csv, metrics.png           if metrics are measured during training
            /best.json                          which checkpoint was the best by one of the metrics
-           /classes.json, skipped.txt          what the data holds, and what of it could not be read
+           /classes.json, skipped.txt          how often each class occurs, and which samples could not be read
            /checkpoints/step_00000400/         checkpoint.json, generator.safetensors
                                                and, to resume: discriminator.safetensors, optimizers.pt
            /artifact/                          manifest.json and what it lists

@@ -1,4 +1,4 @@
-"""What checkpoint.json and best.json say. Nothing here reads weights: a deployment without PyTorch uses it, too."""
+"""The content of checkpoint.json and best.json. Nothing here reads weights, so that no PyTorch is needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Direction = Annotated[str, Rule(lambda text: text in ("lower", "higher"), "'lowe
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The content of checkpoint.json. None and what is missing stand for a field's default."""
+    """The content of checkpoint.json. A field that is null or missing there has its default."""
 
     created_unix_ns: Count
     """When it was written, in nanoseconds since 1970."""
@@ -62,7 +62,7 @@ class CheckpointInfo:
     """The packages that wrote it, and their versions."""
 
     guesses: list[str] | None = None
-    """What an import took for granted, one sentence each."""
+    """What an import assumed, one sentence each."""
 
     @property
     def is_resumable(self) -> bool:
@@ -109,7 +109,7 @@ class Best:
     """Which values are better."""
 
     measured_with: dict[str, Any]
-    """What two values must share to be compared."""
+    """The facts about the measurement that two values must share to be comparable."""
 
     @property
     def described(self) -> str:
@@ -123,13 +123,13 @@ class Best:
 
 
 def read_checkpoint_info(checkpoint: Path) -> CheckpointInfo:
-    """What a checkpoint folder says of itself. Raises CheckpointError where it is damaged, missing or newer."""
+    """Read checkpoint.json. Raises CheckpointError if it is damaged, missing or of a newer format."""
     path = checkpoint / CHECKPOINT_JSON
     return CheckpointInfo.from_json(read_object(path, CheckpointError), path)
 
 
 def read_best(run: Path) -> Best | None:
-    """What best.json says, None where there is none. Raises CheckpointError where it is damaged."""
+    """Read best.json; None if there is none. Raises CheckpointError if it is damaged."""
     path = run / BEST_JSON
     if not os.path.lexists(path):
         return None

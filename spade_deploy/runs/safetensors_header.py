@@ -1,4 +1,4 @@
-"""What a safetensors file holds, by its header: how many tensors and parameters, of which types. No PyTorch."""
+"""Count the tensors and parameters of a safetensors file by its header, without PyTorch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from spade_deploy.errors import CheckpointError, quoted, reason_of
 from spade_deploy.files.reading import open_regular, parse_json
 
 MAX_HEADER_BYTES = 16 << 20
-"""Of a safetensors file. The format allows 100 MB; a generator's is some 30 kB."""
+"""The largest header that is read. The format allows 100 MB; a generator's header has about 30 kB."""
 
 MAX_DIMENSIONS = 8
 
-# Tensors that travel with the weights and are no parameters: statistics, and the vectors of spectral norm.
+# Tensors in the file that are no parameters: statistics, and the vectors of spectral norm.
 _BUFFERS = re.compile(r"\.(running_mean|running_var|num_batches_tracked|weight_u|weight_v)$")
 
 
 @dataclass(frozen=True)
 class TensorCount:
-    """What a safetensors file holds."""
+    """The number of tensors and of parameters in a safetensors file, and their types."""
 
     tensors: int
+    """How many tensors there are."""
     parameters: int
+    """How many trained numbers they hold."""
     dtypes: tuple[str, ...]
+    """The types of the numbers."""
 
 
 def read_tensor_count(path: Path) -> TensorCount:
@@ -41,7 +44,7 @@ def read_tensor_count(path: Path) -> TensorCount:
         for name, entry in tensors.items():
             shape = entry["shape"]
             is_right = len(shape) <= MAX_DIMENSIONS and all(type(size) is int and size >= 0 for size in shape)
-            # A number takes a byte at least: a shape that the file cannot hold is made up.
+            # A number takes at least one byte, so a shape with more numbers than the file has bytes is false.
             if not is_right or math.prod(shape) > path.stat().st_size:
                 raise ValueError(f"{quoted(name)} has the shape {quoted(shape)}")
             parameters += 0 if _BUFFERS.search(name) else math.prod(shape)

@@ -27,7 +27,7 @@ _HINT = "the installation is damaged: install spade-deploy again"
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the file beside the weights says of them."""
+    """The content of the JSON file beside the weights."""
 
     generator: GeneratorSpec
     """How the generator is built."""

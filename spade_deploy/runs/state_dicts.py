@@ -1,8 +1,8 @@
-"""A network's tensors, found in what a file holds: wrapped, under a prefix, beside other networks.
+"""Find a network's tensors in the content of a file, where they may be nested, under a prefix, and beside others.
 
-A network is recognised by one tensor that it alone has, its anchor: what stands before the anchor's name is the
-prefix of all its names. So no list of wrappers is needed, and every name that training code adds is read: `netG.`,
-`generator_ema.`, `_orig_mod.`, `module.module.`.
+A network is recognised by its anchor, a tensor that no other network has. The text before the anchor's name is the
+prefix of all names of the network. So no list of wrappers is needed, and every prefix that training code adds is read:
+`netG.`, `generator_ema.`, `_orig_mod.`, `module.module.`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spade_deploy.errors import CheckpointError, ConfigError, quoted
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WRAPPING_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What torch.compile and others put into the middle of a name."""
+"""Parts that torch.compile and others insert into the middle of a name."""
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.(original|0\._u|0\._v)")
 _OF_PARAMETRIZED = {"original": "orig", "0._u": "u", "0._v": "v"}
 _AVERAGE = re.compile(r"(^|[._])(ema|averaged?|swa|shadow)([._]|$)|_ema", re.IGNORECASE)
@@ -33,13 +33,13 @@ class Part:
     """One network in a file."""
 
     place: str
-    """The prefix of its names in the file: 'state_dict.netG.'; '' where there is none."""
+    """The prefix of its names in the file, such as 'state_dict.netG.'; empty if it has none."""
 
     tensors: dict[str, Tensor]
     """Its tensors by the network's own names."""
 
     left_out: tuple[str, ...]
-    """The names of entries beside it that do not belong to it."""
+    """The names of other entries in the same dictionary, which do not belong to the network."""
 
     @property
     def described(self) -> str:
@@ -73,7 +73,7 @@ def find_parts(loaded: Any, anchors: tuple[str, ...]) -> list[Part]:
 
 
 def _dictionaries(value: Any, place: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every dictionary of tensors at any level, with its place; its names are without what wraps modules."""
+    """Every dictionary of tensors at any level, with its place. Insertions of wrappers are removed from its names."""
     if not isinstance(value, dict) or not depth:
         return
     named = {plain_name(key): entry for key, entry in value.items() if isinstance(key, str)}
@@ -95,9 +95,9 @@ def plain_name(key: str) -> str:
 
 
 def choose_part(parts: list[Part], wanted: str | None, path: Path, guesses: list[str], notes: list[str]) -> Part:
-    """The network with the place `wanted`, else the first one, which is then a guess.
+    """The network at the place `wanted`; without it the first one, which is a guess if there are several.
 
-    guesses, notes: the lists that sentences are added to. Raises ConfigError for a place that is not there.
+    guesses, notes: the lists that sentences are added to. Raises ConfigError for a place that does not exist.
     """
     if wanted is not None:
         named = [part for part in parts if part.place.strip(".") == wanted.strip(".")]
@@ -112,7 +112,7 @@ def choose_part(parts: list[Part], wanted: str | None, path: Path, guesses: list
     if others and wanted is None:
         rest = ", ".join(part.described for part in others[:4])
         guesses.append(
-            f"{chosen.described} of the {len(parts)} generators in the file is meant, not {rest}; change it with `part`"
+            f"of {len(parts)} generators in the file {chosen.described} was taken, not {rest}; change it with `part`"
         )
     if chosen.place:
         notes.append(f"the network stands in the file as {chosen.described}; that prefix was dropped")
@@ -158,10 +158,10 @@ def _type(value: Tensor) -> str:
 def completed(
     blueprint: nn.Module, state: dict[str, Tensor], path: Path, notes: list[str], hint: str
 ) -> dict[str, Tensor]:
-    """The file's tensors as `blueprint` has them, by name and shape.
+    """The file's tensors, which must have the names and shapes of those in `blueprint`.
 
-    What older versions of PyTorch did not save is computed, and a sentence is added to `notes`. Raises CheckpointError
-    where tensors are missing, unknown or of another shape; `hint` is its next step.
+    Tensors that older versions of PyTorch did not save are computed, and a sentence is added to `notes`. Raises
+    CheckpointError with `hint` if tensors are missing, unknown or of another shape.
     """
     expected = blueprint.state_dict()
     given = dict(state)
@@ -187,7 +187,7 @@ def completed(
                 f" but the rest of the file implies {tuple(tensor.shape)}"
             )
     for key in unsolved:
-        # Such files store u alone; v is what one half of a power iteration makes of it.
+        # Such files store only u; half a step of the power iteration makes v from it.
         matrix = given[f"{key[:-2]}_orig"].float().flatten(1)
         given[key] = functional.normalize(matrix.t() @ given[f"{key[:-2]}_u"].float(), dim=0, eps=1e-12)
     if unsolved:
@@ -214,6 +214,6 @@ def fill(module: nn.Module, given: dict[str, Tensor], path: Path, notes: list[st
 
 
 def first_names(loaded: object) -> str:
-    """The first names in a file, for an error that says what there is instead."""
+    """The first names in a file, for an error about a file that holds something else."""
     names = list(loaded)[:3] if isinstance(loaded, dict) else []
     return ", ".join(quoted(name) for name in names) or "nothing"

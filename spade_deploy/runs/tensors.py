@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors whose header is bounded, whose digest is compared, and whose numbers are finite."""
+"""Write and read safetensors files. Reading bounds the header, compares the digest, and refuses NaN and infinity."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError where it has another SHA-256, cannot be read, or
-    holds what is no finite number."""
+    """The tensors of a safetensors file. Raises CheckpointError if it has another SHA-256, cannot be read, or holds
+    NaN or infinity."""
     check_digest(path, sha256)
     read_tensor_count(path)  # its header, bounded and checked
     try:
@@ -65,7 +65,7 @@ def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], where:
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Raises CheckpointError that names the first tensor which has NaN or infinity: so would all that it computes."""
+    """Raise CheckpointError, which names the first tensor with NaN or infinity: no result of it would be finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(

@@ -1,8 +1,8 @@
-"""Weight files that other people's code wrote: which kind of file it is, and what it holds. Nothing in it is executed.
+"""Load weight files that other people's code wrote. Nothing in them is executed.
 
-A file is looked at before a library opens it. A web page or a Git LFS pointer is called what it is, and a file of a few
-kB whose tensors would take gigabytes is refused before they are made: PyTorch stores tensors without compression, so
-that what a file unpacks to is about as large as the file.
+A file is examined before a library opens it. For a web page or a Git LFS pointer the error says what the file really
+is. A file of a few kB whose tensors would take gigabytes is refused before they are made: PyTorch stores tensors
+without compression, so that they are about as large as the file.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ _CUT_OFF = re.compile(
     "unexpected EOF|PytorchStreamReader|unpickling stack underflow|unpack requires a buffer|record size"
 )
 _ALIASES = 4
-"""All tensors of a file together may be this many times its size: several names may stand for the same memory."""
+"""How many times the size of the file all tensors together may have, as several names may share the same memory."""
 _SLACK_BYTES = 1 << 20
 
 
 def load_weights(path: Path, expected: str) -> Any:
-    """What a .pth, .pt or .safetensors file holds, on the CPU: tensors in dictionaries, nested as they were saved.
+    """Load a .pth, .pt or .safetensors file on the CPU: tensors in dictionaries, nested as they were saved.
 
-    The content says which of the two formats it is, not the name. Nothing in the file is executed.
-    expected: what the user should have given, for the hint. Raises CheckpointError.
+    The content decides the format, not the name. Nothing in the file is executed.
+    expected: the file that the user should give, for the hint. Raises CheckpointError.
     """
     head, size = _look_at(path, expected)
     if _is_safetensors(head, size):
@@ -108,7 +108,7 @@ def _type_error(error: Exception) -> str:
 
 
 def _refuse_other_kinds(path: Path, head: bytes, size: int, expected: str) -> None:
-    """Raises CheckpointError that names what a file is, if it is no weight file of PyTorch's."""
+    """Raise CheckpointError, which says what a file is, if it is no weight file of PyTorch's."""
     kind = _other_kind(path, head, size)
     if kind is not None:
         what, hint = kind
@@ -142,7 +142,7 @@ def _other_kind(path: Path, head: bytes, size: int) -> tuple[str, str] | None:
 
 
 def _other_model(path: Path, head: bytes, size: int) -> tuple[str, str] | None:
-    """What a tar archive, a file of TensorFlow's or an ONNX file is: their first bytes are not enough to tell."""
+    """The kind of a tar archive, a TensorFlow file or an ONNX file, which the first bytes alone do not show."""
     # PyTorch's own files are zip archives or start with a pickled number: neither is a tar.
     if head[257:262] == b"ustar" or (not head.startswith(b"\x80") and tarfile.is_tarfile(path)):
         return _tar_kind(path)
@@ -216,7 +216,7 @@ def _check_archive(path: Path, size: int) -> None:
 def _unpickled(path: Path) -> Any:
     try:
         # PyTorch gets the stream and not the path: it would take the path's suffix for the format.
-        with open_regular(path) as stream, warnings.catch_warnings(action="ignore"):  # about how an old one was pickled
+        with open_regular(path) as stream, warnings.catch_warnings(action="ignore"):  # about old pickles
             return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on damaged bytes
         text = str(error)
@@ -236,7 +236,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _check_sizes(path: Path, loaded: Any, size: int) -> None:
-    """Raises CheckpointError for tensors that stand for far more memory than the file has, such as repeated rows."""
+    """Raise CheckpointError for tensors that need far more memory than the file has bytes, such as repeated rows."""
     total, seen, waiting = 0, set[int](), [loaded]
     while waiting:
         value = waiting.pop()

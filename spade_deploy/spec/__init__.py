@@ -1,8 +1,8 @@
 """The frozen facts of a model: what its labels mean, how its generator is built, in which precision and size it runs.
 
-Every dataclass checks itself when it is made, so an object that exists is one that can be built. `to_json` and
-`from_json` are exact inverses; checkpoints and the artifact's manifest hold what they write. The enums are here, too:
-the command line offers them without loading NumPy.
+Every dataclass checks itself when it is made, so a spec that exists can be built. `to_json` and `from_json` are exact
+inverses; checkpoints and the artifact's manifest hold this JSON. The enums are here, too, so that the command line can
+offer them without loading NumPy.
 """
 
 from spade_deploy.spec.choices import (

@@ -1,6 +1,6 @@
-"""The choices of the package, an enum each: networks, graphs, precisions, and what runs them.
+"""The choices of the package, each an enum: networks, graphs, precisions, and engines.
 
-Each is defined here alone, and the command line offers it as it is.
+Each is defined only here, and the command line offers its members.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Architecture(StrEnum):
-    """Which network: SPADE, or one of the baselines that its paper compares it with.
+    """Which network it is: SPADE, or one of the baselines that SPADE's paper compares it with.
 
     spade: Park et al. 2019. pix2pixhd: the global generator of Wang et al. 2018. crn: the cascaded refinement network
     of Chen and Koltun 2017.
@@ -21,7 +21,7 @@ class Architecture(StrEnum):
 
 
 class NormType(StrEnum):
-    """How features are normalised. Only layer norm, which is the cascaded refinement network's, has parameters.
+    """How features are normalised. Layer norm is that of the cascaded refinement network, and has parameters.
 
     Batch and sync batch differ in training only.
     """
@@ -45,7 +45,7 @@ class Upsampling(StrEnum):
 
 
 class FirstInput(StrEnum):
-    """What the generator's first layer is fed: the label map itself, or noise."""
+    """The input of the generator's first layer: the label map itself, or noise."""
 
     SEGMAP = "segmap"
     NOISE = "noise"
@@ -67,7 +67,7 @@ class GraphKind(StrEnum):
 
 
 class GraphChoice(StrEnum):
-    """Auto: the lookup graph on a CPU where it was measured to be faster, map by map; else the dense one."""
+    """Which graph runs. On a CPU `auto` takes, map by map, the lookup graph if it was measured to be faster."""
 
     AUTO = "auto"
     DENSE = "dense"

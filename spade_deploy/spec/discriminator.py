@@ -46,5 +46,5 @@ class DiscriminatorSpec:
 
     @classmethod
     def from_json(cls, value: Any) -> DiscriminatorSpec:
-        """Raises ConfigError where a field is unknown or of another type."""
+        """Read a spec from JSON. Raises ConfigError if a field is unknown or of another type."""
         return from_json(cls, value, "discriminator spec")

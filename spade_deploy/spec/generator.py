@@ -18,7 +18,7 @@ NETWORK = "Network"
 """The group of the settings that say how networks are built."""
 
 MAX_BASE_CHANNELS = 1024
-"""Sixteen times the paper's: the widest layer has 16,384 channels, and 9 GB of weights."""
+"""Sixteen times as many as in the paper: the widest layer then has 16,384 channels, and 9 GB of weights."""
 
 MAX_HIDDEN_CHANNELS = 8192
 MAX_STYLE_LENGTH = 65_536
@@ -50,7 +50,7 @@ _FOREIGN: Mapping[Architecture, tuple[str, ...]] = MappingProxyType(
         Architecture.CRN: ("hidden_channels", "kernel_size", "z_dim"),
     }
 )
-"""Fields that mean nothing for an architecture."""
+"""The fields that an architecture does not use."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BlockSpec:
     """One residual block of SPADE's generator."""
 
     name: str
-    """What the trained weights call it, such as `up_0`."""
+    """Its name in the trained weights, such as `up_0`."""
 
     in_channels: int
     """Channels of its input."""
@@ -86,7 +86,7 @@ class BlockSpec:
 class GeneratorSpec:
     """How a generator is built: everything that its tensor shapes follow from.
 
-    A field that means nothing for an architecture has to be at its default; `with_architecture` puts it there.
+    A field that an architecture does not use must have its default; `with_architecture` resets such fields.
     """
 
     labels: LabelSpec
@@ -151,7 +151,7 @@ class GeneratorSpec:
                 raise ConfigError(f"`size`: {name} {quoted(size)} is not a {self.side_rule} ({how})")
 
     def _check_architecture(self) -> None:
-        """Refuses what the architecture does not have."""
+        """Raise ConfigError for a field that the architecture does not have."""
         hint = "leave the option out; in Python, `with_architecture` resets what an architecture does not have"
         allowed = NORMS[self.architecture]
         if self.norm not in allowed:
@@ -193,7 +193,7 @@ class GeneratorSpec:
 
     @property
     def side_rule(self) -> str:
-        """What `takes_side` asks for, in words: 'multiple of 32'."""
+        """The rule of `takes_side` in words: 'multiple of 32'."""
         return f"multiple of {self.stride}" + (f" from {self.least_side} on" if self.least_side > self.stride else "")
 
     @property
@@ -206,7 +206,7 @@ class GeneratorSpec:
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether one set of weights serves every size: not with a style vector, whose layer is fully connected."""
+        """Whether the same weights serve every size. With a style vector they do not: its layer is fully connected."""
         return self.z_dim is None
 
     @property
@@ -251,8 +251,8 @@ class GeneratorSpec:
     def with_architecture(self, architecture: Architecture) -> GeneratorSpec:
         """Another architecture for the same labels and size, as its own paper builds it; the same one is unchanged.
 
-        What the two share stays: base_channels, and upsampling where both have it. What the new one does not have is
-        reset, the norm is its paper's, and spectral norm is SPADE's alone until it is asked for.
+        Fields that both have keep their values: base_channels, and upsampling if both have it. Fields that the new one
+        does not have are reset. The norm becomes that of its paper, and spectral norm is on only for SPADE.
         """
         if architecture is self.architecture:
             return self
@@ -263,7 +263,7 @@ class GeneratorSpec:
         return replace(self, **reset, architecture=architecture, norm=NORMS[architecture][0], spectral_norm=is_spade)
 
     def to_json(self) -> dict[str, Any]:
-        """SPADE itself is not named: versions that knew no other architecture still read the file."""
+        """The spec as JSON. SPADE is not named, so that versions without other architectures can read the file."""
         value = to_json(self)
         if self.architecture is Architecture.SPADE:
             del value["architecture"]
@@ -271,7 +271,7 @@ class GeneratorSpec:
 
     @classmethod
     def from_json(cls, value: Any) -> GeneratorSpec:
-        """Raises ConfigError where a field is missing, unknown or of another type."""
+        """Read a spec from JSON. Raises ConfigError if a field is missing, unknown or of another type."""
         return from_json(cls, value, "generator spec")
 
 

@@ -1,4 +1,4 @@
-"""What the integers of a label map mean."""
+"""The meaning of the integers in a label map."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ class LabelSpec:
 
     @classmethod
     def from_json(cls, value: Any) -> LabelSpec:
-        """Raises ConfigError where a field is missing, unknown or of another type."""
+        """Read a spec from JSON. Raises ConfigError if a field is missing, unknown or of another type."""
         return from_json(cls, value, "label spec")

@@ -1,6 +1,6 @@
-"""How many trained numbers a generator has, by its spec alone: what `spade inspect` says, and holds a file to.
+"""Compute from the spec alone how many trained numbers a generator has. `spade inspect` compares a file with it.
 
-The networks themselves need PyTorch, and `inspect` runs where there is none; a test holds these formulas to them.
+The networks themselves need PyTorch, and `inspect` must run without it; a test compares these formulas with them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class ShapeProfile:
     """The smallest batch, height and width."""
 
     best: Extent
-    """What the engine is tuned for."""
+    """The batch, height and width that the engine is tuned for."""
 
     most: Extent
     """The largest batch, height and width."""
@@ -51,7 +51,7 @@ class ShapeProfile:
 
     @classmethod
     def from_json(cls, value: Any) -> ShapeProfile:
-        """Raises ConfigError for what is no text that `parse` reads."""
+        """Read a profile from JSON. Raises ConfigError unless it is a text that `parse` reads."""
         return cls.parse(of_type(value, str, "profile"))
 
     def contains(self, batch: int, height: int, width: int) -> bool:

@@ -1,4 +1,4 @@
-"""What rounding costs a model, the measure of every tolerance."""
+"""The float32 rounding error of a model, from which every tolerance follows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from spade_deploy.errors import ConfigError
 
 @dataclass(frozen=True)
 class RoundingError:
-    """What float32 itself costs a model: eager PyTorch in float32 against float64."""
+    """The rounding error of float32 itself: eager PyTorch in float32 against float64."""
 
     max_abs: float
     """The largest difference of images in [-1, 1]."""

@@ -1,1 +1,1 @@
-"""Networks, data and the training loop: the one stage that needs PyTorch to learn."""
+"""Train a generator: settings, data, losses and the training loop. All of it needs PyTorch."""

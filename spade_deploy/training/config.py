@@ -1,6 +1,6 @@
 """The settings of a training run, checked when they are made and saved with every checkpoint.
 
-A setting is never corrected: it is refused, or done. `presets.py` has the settings that come with a data set.
+A setting is never corrected: it is either used or refused. `presets.py` has the settings that come with a data set.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from spade_deploy.settings import check_ranges, setting
 from spade_deploy.spec import Architecture, DiscriminatorSpec, GeneratorSpec, NormType
 
 STYLE_LENGTH = 256
-"""Numbers of a style vector, as in the paper."""
+"""The length of a style vector, as in the paper."""
 
 DATA, LEARNING = "Data", "Losses and rates"
 SPEED, MEASURING = "Speed and memory", "Measuring while it trains"
 """The groups of the settings in `--help`."""
 
 TEXT = "<str>"
-"""What stands for a choice in `--help` where the help text names the choices."""
+"""The word for a value in `--help` if the help text itself names the choices."""
 
 
 class GanMode(StrEnum):
-    """What the scores of the discriminator are trained towards; `losses.py` has the equations."""
+    """The adversarial loss; `losses.py` has the equations."""
 
     HINGE = "hinge"
     LS = "ls"
@@ -76,7 +76,7 @@ class TrainConfig:
     steps: int | None = setting(None, help="Length of the run in steps.", least=1, most=10**9)
     epochs: int | None = setting(None, help="Length of the run in epochs.", least=1, most=10**9)
     batch_size: int = setting(32, help="Samples a step.", group=LEARNING, least=1, most=4096)
-    """Over all processes, and over all `accumulate` parts."""
+    """The number includes the samples of all processes and of all `accumulate` parts."""
     workers: int = setting(4, help="Loading processes; 0 loads in this one.", group=DATA, least=0, most=256)
     gan_mode: GanMode = setting(
         GanMode.HINGE, help="Adversarial loss: hinge, ls, original or wgan.", group=LEARNING, metavar=TEXT
@@ -84,7 +84,7 @@ class TrainConfig:
     discriminator_steps: int = setting(
         1, help="Steps of the discriminator for one of the generator.", group=LEARNING, least=1, most=1000
     )
-    """So the generator learns in every so many-th step."""
+    """With N the generator learns in every N-th step."""
     lr_generator: float = setting(1e-4, help="Learning rate of the generator.", group=LEARNING)
     lr_discriminator: float = setting(4e-4, help="Learning rate of the discriminator.", group=LEARNING)
     """Rates that differ are the two time-scale rule (TTUR)."""
@@ -94,7 +94,7 @@ class TrainConfig:
     )
     """They fall linearly to zero, by steps."""
     weight_l1: float = setting(0.0, help="Weight of the pixels' L1 loss.", group=LEARNING)
-    """All weights are beside 1 for the adversarial loss."""
+    """All weights are relative to the adversarial loss, whose weight is 1."""
     weight_kl: float = setting(0.05, help="Weight of the encoder's KL divergence (`vae`).", group=LEARNING)
     weight_feature_matching: float = setting(10.0, help="Weight of feature matching.", group=LEARNING)
     weight_perceptual: float = setting(10.0, help="Weight of the perceptual loss.", group=LEARNING)
@@ -105,20 +105,20 @@ class TrainConfig:
     )
     """Without the file there is no perceptual loss, whatever its weight."""
     seed: int = setting(0, help="Of the weights and the order of the samples.", group=LEARNING, least=0, most=2**32 - 1)
-    """It draws the styles, too."""
+    """It also decides the random styles."""
     ema_decay: float | None = setting(
         None,
         help="Deploy the moving average of the generator: decay, such as 0.999.",
         group=LEARNING,
         flag="ema",
     )
-    """The average's batch-norm statistics are estimated anew. None deploys the generator that is trained."""
+    """The batch-norm statistics of the average are estimated on batches. None deploys the trained generator itself."""
     save_every: int = setting(1000, help="Steps between checkpoints.", least=1, most=10**9)
     keep_checkpoints: int = setting(2, help="How many of the newest are kept.", least=1, most=10**9)
     sample_every: int = setting(1000, help="Steps between sample grids.", least=1, most=10**9)
     log_every: int = setting(10, help="Steps between rows of losses.csv.", least=1, most=10**9)
     device: str = setting("auto", help="auto, cpu, cuda or cuda:1.", group=SPEED)
-    """'auto' is CUDA where there is one, else the CPU."""
+    """'auto' takes CUDA if a GPU is there, else the CPU."""
     amp: Amp = setting(
         Amp.OFF, help="Mixed precision: off, bf16, or fp16 with a loss scaler.", group=SPEED, metavar=TEXT
     )
@@ -132,7 +132,7 @@ class TrainConfig:
         metavar=TEXT,
     )
     accumulate: int = setting(1, help="Compute a step's batch in N parts: less memory.", group=SPEED)
-    """One after the other; batch norm sees a part at a time. It divides `batch_size`."""
+    """The parts run one after the other, and batch norm sees one part at a time. N must divide `batch_size`."""
     deterministic: bool = setting(False, help="Deterministic algorithms alone; slower.", group=SPEED)
     eval_every: int = setting(
         0, help="Steps between measurements on held-out samples.", group=MEASURING, least=0, most=10**9
@@ -147,9 +147,10 @@ class TrainConfig:
     init: str = setting(
         "", help="Begin with a generator's weights: a run, a checkpoint, or earth (shipped).", metavar="RUN"
     )
-    """'' draws the weights."""
+    """An empty text begins with random weights."""
     encoder: bool = True
-    """Whether a generator with a style vector gets an encoder that finds it in the photo (VAE); else it is noise."""
+    """Whether a generator with a style vector gets an encoder, which finds the style of the photo (VAE); without it
+    styles are noise."""
     ema_batches: int = 16
     """Batches that the moving average's batch-norm statistics are estimated on anew; 1 to 10,000."""
     discriminator: DiscriminatorSpec = field(default_factory=DiscriminatorSpec)
@@ -205,7 +206,7 @@ class TrainConfig:
         return self.epochs * steps_per_epoch
 
     def rate_factor(self, step: int, total: int) -> float:
-        """What both learning rates are multiplied with in step 1..total: 1, then linearly towards 0."""
+        """The factor of both learning rates in step 1..total: 1 at first, then falling linearly towards 0."""
         constant = int(total * self.decay_start)
         return 1.0 if step <= constant else (total - step + 1) / (total - constant + 1)
 
@@ -220,7 +221,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a run is made of, which must fit together."""
+    """The settings of a whole run, which must fit together."""
 
     train: TrainConfig
     """How it is trained."""
@@ -248,7 +249,7 @@ class Setup:
                 )
 
     def _check_statistics(self) -> None:
-        """Refuses a normalisation that would have a single value to normalise, which is always zero then."""
+        """Refuse a normalisation over a single value, whose result is always zero."""
         generator, config = self.generator, self.train
         shrunk = 1 << (config.discriminator.scales - 1)
         if max(generator.height, generator.width) <= shrunk:

@@ -1,4 +1,4 @@
-"""From a data set to training batches: the same ones for any number of workers, and after any interruption.
+"""Make training batches of a data set. They are the same for any number of workers, and after any interruption.
 
 All randomness comes from (seed, epoch, position), so step k of a resumed run sees the batch that an unbroken run sees.
 """
@@ -25,7 +25,7 @@ from spade_deploy.training.loader import loaded
 from spade_deploy.training.records.data_record import DataRecord
 
 _ORDER, _AUGMENT = 0, 1
-"""What random numbers are for. It leads the seed: NumPy takes (seed, epoch) and (seed, epoch, 0) for the same."""
+"""The purpose of random numbers, which comes first in their seed: for NumPy (seed, epoch) equals (seed, epoch, 0)."""
 
 Key = tuple[int, int, int]
 """(epoch, position in the epoch, index of the sample)."""
@@ -33,7 +33,7 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as the networks take them."""
+    """A batch of samples in the form that the networks take."""
 
     label: Tensor
     """N x H x W, uint8 or int32."""
@@ -49,9 +49,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Shard:
-    """Which samples of every step's batch one process has: of each of the step's parts an equal share, in order.
+    """Which samples of every step's batch one process computes: an equal share of each of the step's parts, in order.
 
-    So all processes together compute a part of what one process alone would, and batch norm sees the same samples.
+    So all processes together compute the same parts as one process alone would, and batch norm sees the same samples.
     """
 
     rank: int = 0
@@ -66,7 +66,7 @@ class Shard:
             raise ConfigError(f"process {self.rank} of {self.size}, {self.parts} parts: there is no such share")
 
     def positions(self, batch_size: int) -> list[int]:
-        """Places in a batch of `batch_size`, ascending. Raises ConfigError where that cannot be shared out equally."""
+        """The places of the share in a batch of `batch_size`, ascending. Raises ConfigError if shares would differ."""
         share, rest = divmod(batch_size, self.size * self.parts)
         if rest or not share:
             unit = self.size * self.parts
@@ -85,18 +85,18 @@ WHOLE = Shard()
 
 
 class SampleSource(Protocol):
-    """A split of a data set. Crosses to the worker processes, so it holds names and no pixels."""
+    """A split of a data set. It is sent to worker processes, so it holds names and no pixels."""
 
     def __len__(self) -> int: ...
 
     def stem(self, index: int) -> str: ...
 
     def record(self) -> DataRecord:
-        """Which samples these are, for a run that is resumed."""
+        """The names and files of the samples, by which a resumed run notices changes."""
         ...
 
     def load(self, index: int, rng: np.random.Generator | None) -> SampleArrays:
-        """A sample, cropped and flipped at random with `rng`; without, as evaluation sees it.
+        """A sample, cropped and flipped at random with `rng`; without `rng` it is resized only, as in evaluation.
 
         Raises LabelMapError where the sample cannot be used.
         """
@@ -104,7 +104,7 @@ class SampleSource(Protocol):
 
 
 def open_source(config: DataConfig, split: str, labels: LabelSpec) -> SampleSource:
-    """The samples of a split. Raises ConfigError; DatasetError where there are none, or not what `labels` needs."""
+    """The samples of a split. Raises ConfigError, and DatasetError if there are none or `labels` needs more files."""
     sizes = (config.load_size, config.crop_size)
     if is_embedded(config):
         whole, crop = (EarthSamples(split, labels, size) for size in sizes)
@@ -137,7 +137,7 @@ class SplitSource:
     def load(self, index: int, rng: np.random.Generator | None) -> SampleArrays:
         if rng is not None:
             return augmented(self._training.load(index), self._config.crop_size, self._config.flip, rng)
-        # Tiles of two sizes may differ in number; evaluation spreads over its own.
+        # There may be fewer or more tiles of the evaluation size: the index is mapped to their number.
         return self._evaluation.load(index * len(self._evaluation) // len(self._training))
 
 
@@ -164,7 +164,7 @@ def open_held_out(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, 
 
 
 def steps_per_epoch(source: SampleSource, batch_size: int) -> int:
-    """Full batches in an epoch; the incomplete one is dropped. Raises DatasetError where there is none."""
+    """The number of full batches in an epoch; an incomplete one is dropped. Raises DatasetError if there is none."""
     if batch_size < 1:
         raise ConfigError(f"`batch_size`: {batch_size} is not a positive number")
     steps = len(source) // batch_size
@@ -187,11 +187,11 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """Batches without end, from step `start_step` on; each epoch has every sample once, in an order of its own.
 
-    workers: processes that load ahead, at most one a core; 0 loads in this one. The batches are the same.
-    shard: the samples of each batch that are made, for one of several processes; each is what it is in the whole batch.
-    Close it to end the workers.
-    on_skip: told once about each sample that cannot be used, which is replaced by the next one that can.
-    Raises DatasetError where there are fewer samples than a batch, or none can be used.
+    workers: processes that load ahead, at most one a core; 0 loads in this process. The batches do not depend on it.
+    shard: which samples of each batch are made, if several processes train; a sample does not depend on it.
+    on_skip: called once for each sample that cannot be used; the next usable one replaces it.
+    Close the generator to end the workers. Raises DatasetError if there are fewer samples than a batch, or none can be
+    used.
     """
     steps = steps_per_epoch(source, batch_size)
     if workers < 0 or seed < 0 or start_step < 0:
@@ -205,8 +205,8 @@ def training_batches(
 def validation_labels(source: SampleSource, count: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """Labels, instances (or None) and photos of evenly spaced samples, as in `Batch`; always the same ones.
 
-    Fewer than `count` where the split has fewer; samples that cannot be used are replaced by the next.
-    Raises DatasetError where none can be used.
+    There are fewer than `count` if the split has fewer. Samples that cannot be used are replaced by the next ones.
+    Raises DatasetError if none can be used.
     """
     count = min(count, len(source))
     if count < 1:
@@ -227,7 +227,7 @@ def _batch_keys(samples: int, batch_size: int, steps: int, seed: int, start_step
 
 
 class _Fetcher(Dataset[Any]):
-    """Makes a batch of a list of keys, in this process or in another; DataLoader calls `__getitems__`."""
+    """Makes a batch from a list of keys, in this process or in a worker. DataLoader calls `__getitems__`."""
 
     def __init__(self, source: SampleSource, seed: int) -> None:
         self.source = source
@@ -255,7 +255,7 @@ class _Fetcher(Dataset[Any]):
 def _first_usable(
     source: SampleSource, index: int, make_rng: Callable[[], np.random.Generator | None], bad: dict[int, str]
 ) -> tuple[int, SampleArrays]:
-    """The sample, or the next one that can be used; `bad` remembers the others."""
+    """The sample, or the next one that can be used. Those that cannot be used are added to `bad`."""
     for candidate in range(index, index + len(source)):
         place = candidate % len(source)
         if place in bad:
@@ -293,12 +293,12 @@ def _reported(
         for batch in batches:
             if isinstance(batch, SpadeError):
                 raise batch
-            for index, message in batch.skipped:  # each worker finds it for itself
+            for index, message in batch.skipped:  # every worker finds the same bad samples
                 if on_skip and index not in told:
                     on_skip(message)
                 told.add(index)
             yield batch
     finally:
-        # Ends the workers now. Left to an error's traceback, which holds this frame, and that frame the error, they
-        # would wait for the garbage collector, and it for them: five seconds a worker.
+        # This ends the workers now. An error's traceback holds this frame, and the frame holds the error; left to the
+        # garbage collector, the workers would end late, after five seconds each.
         del batch, batches

@@ -1,4 +1,4 @@
-"""The device that trains: which one it is, its memory, and whether it repeats its results exactly."""
+"""The device that trains: choose it, ask for its memory, and make its results repeatable."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from spade_deploy.training.processes.world import ALONE, World
 
 
 def choose_device(name: str, world: World = ALONE) -> torch.device:
-    """The device of that name; 'auto' is CUDA where there is one.
+    """The device of that name; 'auto' takes CUDA if a GPU is there.
 
-    Of several processes each has the GPU of its number on its host. Raises ConfigError for a device that is not here.
+    If several processes train, each takes the GPU that has the process's number on its host. Raises ConfigError for a
+    device that is not in this machine.
     """
     has_cuda = torch.cuda.is_available()
     if name == "auto":
@@ -53,7 +54,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory of the device that can still be taken; None where the system does not say."""
+    """The free memory of the device; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     table = Path("/proc/meminfo")
@@ -63,7 +64,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def set_determinism(wanted: bool) -> None:
-    """Whether PyTorch computes the same bits each time, at the cost of speed."""
+    """Make PyTorch compute the same bits each time, at the cost of speed, or undo that."""
     if wanted:
         # cuBLAS reads it when it is first used; without it PyTorch refuses to be deterministic on CUDA.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

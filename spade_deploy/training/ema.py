@@ -1,4 +1,4 @@
-"""The exponential moving average of the generator: smoother than any single step, and what is deployed.
+"""The exponential moving average of the generator, which is smoother than any single step. It is what gets deployed.
 
 Weights are averaged (Polyak; with a decay as in Karras et al., "Progressive Growing of GANs", 2018). The decay grows to
 its value: were it constant, the first weights, which mean nothing, would still be a fifth of the average after 1.5 / (1
@@ -19,7 +19,7 @@ from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.spec import GeneratorSpec, NormType
 
 Inputs = tuple[Tensor, Tensor | None]
-"""A generator's input: a segmap, and z where it has a style vector."""
+"""A generator's input: a segmap, and z or None."""
 
 
 class GeneratorAverage:
@@ -45,7 +45,7 @@ class GeneratorAverage:
 
     @torch.no_grad()
     def copy_statistics(self, trained: Generator) -> None:
-        """Take the statistics of the trained generator, where there are no batches to estimate them on."""
+        """Copy the statistics of the trained generator, if there are no batches to estimate them on."""
         for own, other in zip(self.module.buffers(), trained.buffers(), strict=True):
             own.copy_(other)
 
@@ -71,7 +71,7 @@ class GeneratorAverage:
 
 
 def _twin(spec: GeneratorSpec) -> Generator:
-    """A generator with the same tensors, whose batch norm never waits for other processes: one of them estimates."""
+    """A generator of the same spec whose batch norm never waits for peers, since only one process estimates."""
     module = build_generator(replace(spec, norm=NormType.BATCH) if spec.norm is NormType.SYNC_BATCH else spec)
     module.spec = spec
     return module

@@ -1,8 +1,8 @@
-"""What a run will need, before it starts: memory, and seconds a step and in all. Nothing of a run is written.
+"""Estimate the memory and the time that a run will need, before it starts. Nothing of a run is written.
 
 Memory is first estimated from shapes (`step_memory.py`). If the step fits, a process of its own makes a few real steps
-on made-up label maps and times them. The memory that this process took is then the figure, and the estimate from shapes
-stands beside it.
+on made-up label maps and times them. The estimate then gives the memory that this process took, and the figures from
+the shapes besides.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from spade_deploy.training.step_memory import StepMemory, cpu_bytes, estimate_me
 from spade_deploy.training.steps import Learner
 
 SAFE_SHARE = 0.9
-"""No real step is made where it is estimated to need more than this share of the free memory."""
+"""No real step is made if it is estimated to need more than this share of the free memory."""
 CHILD_LIMIT_S = 3600.0
 """How long the process with the real steps may take."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs."""
+    """The memory and time that a run needs."""
 
     device: str
     """The device that trains."""
@@ -43,19 +43,19 @@ class Estimate:
     """The most memory that a training process holds at any moment."""
 
     is_measured: bool
-    """Whether real steps were made; otherwise memory follows from the shapes, and nothing is known of time."""
+    """Whether real steps were made. Otherwise memory follows from the shapes, and the time is not known."""
 
     from_shapes: StepMemory
-    """What the shapes say of the tensors, without the process itself."""
+    """The memory of the tensors by their shapes, without that of the process itself."""
 
     free_bytes: int | None
-    """Memory of the device that can still be taken; None where the system does not say."""
+    """The free memory of the device; None if the system does not report it."""
 
     seconds_per_step: float | None
-    """The median of the timed steps; None where no step was made."""
+    """The median time of the timed steps; None if no step was made."""
 
     steps: int | None
-    """Steps of the whole run; None where its length is not known."""
+    """Steps of the whole run; None if its length is not known."""
 
     notes: tuple[str, ...] = ()
     """What the user should know, a sentence each."""
@@ -69,7 +69,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the device has that much memory free; None where the system does not say."""
+        """Whether the device has that much free memory; None if the system does not report it."""
         return None if self.free_bytes is None else self.memory_bytes <= self.free_bytes
 
 
@@ -81,7 +81,7 @@ def estimate(
     steps_per_epoch: int | None = None,
     processes: int = 1,
 ) -> Estimate:
-    """Memory and time of the run that `setup` describes, on one of `processes` like this one.
+    """The memory and time that the run of `setup` needs in each of `processes` equal processes.
 
     steps_timed: how many real steps are timed, after one that does not count; 0 makes no real step.
     steps_per_epoch: those of the data; without it the length of a run that is given in epochs is not known.

@@ -1,7 +1,7 @@
-"""Metrics while a generator learns, on the same held-out samples each time, so that steps can be compared.
+"""Measure a generator while it learns, on the same held-out samples each time, so that steps can be compared.
 
-What is measured is the generator that a checkpoint deploys. The figures come from few samples: they order the
-checkpoints of a run, and `spade eval` on all of the held-out data says how good the chosen one is.
+The generator that a checkpoint would deploy is measured. The figures come from few samples: they order the checkpoints
+of a run. How good the chosen one is, `spade eval` says on all of the held-out data.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Evaluator:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `evaluate` returns, in its order."""
+        """The names of the metrics that `evaluate` returns, in its order."""
         distances = WITH_EXTRACTOR if self._extractor is not None else ()
         return (*distances, *(WITH_SEGMENTER if self._segmenter is not None else ()), *ALWAYS)
 

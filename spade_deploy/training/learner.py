@@ -1,6 +1,6 @@
-"""What learns: the networks of a run and their optimisers, as they are made, shown, saved and restored.
+"""The networks of a run and their optimisers: how they are made, used for images, saved and restored.
 
-What a step does to them is in `steps.py`.
+How a training step changes them is in `steps.py`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class LearningNetworks:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """What learns, by name."""
+        """The networks that learn, by name."""
         encoder = {"encoder": self.encoder} if self.encoder is not None else {}
         return {"generator": self.generator, "discriminator": self.discriminator, **encoder}
 
@@ -109,11 +109,11 @@ class LearningNetworks:
 
     @property
     def last_losses(self) -> dict[str, float]:
-        """Of the last step that was done or restored; empty before the first."""
+        """The losses of the last step that was made or restored; empty before the first."""
         return {name: self._last_losses[name] for name in self.loss_names if name in self._last_losses}
 
     def deployed(self) -> Generator:
-        """The generator that is saved and shown: the average where there is one, its statistics up to date."""
+        """The generator that is saved and shown: the average, if there is one, with statistics that are up to date."""
         if self.average is None:
             return self.generator
         batches = self._statistics_batches()
@@ -147,7 +147,7 @@ class LearningNetworks:
             self.average.module.load_state_dict(tensors)
 
     def state(self) -> TrainingState:
-        """What resuming needs beside the generator that is deployed."""
+        """The state that resuming needs besides the deployed generator."""
         rest: dict[str, Any] = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
         rest["random"] = torch.get_rng_state()
         rest["random_cuda"] = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
@@ -186,7 +186,7 @@ class LearningNetworks:
             raise CheckpointError(f"the training state does not fit the networks ({reason_of(error)})") from error
 
     def _learning(self, name: str) -> dict[str, Tensor]:
-        """The parameters of an optimiser by name, in its order: the generator's has the encoder's too."""
+        """The parameters of an optimiser by name, in its order. The generator's has those of the encoder, too."""
         networks = [self.discriminator] if name == "discriminator" else [self.generator, self.encoder]
         return {key: part for net in networks if net is not None for key, part in net.named_parameters()}
 

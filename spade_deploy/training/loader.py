@@ -20,18 +20,18 @@ from spade_deploy.machine.cores import usable_cores
 
 
 def loaded(fetcher: Dataset[Any], keys: Iterator[list[Any]], *, seed: int, workers: int) -> Iterator[Any]:
-    """What `fetcher.__getitems__` makes of each list of keys, in their order.
+    """The results of `fetcher.__getitems__` for each list of keys, in their order.
 
-    workers: processes that load ahead, at most one a core; 0 loads in this one.
+    workers: processes that load ahead, at most one a core; 0 loads in this process.
     """
-    workers = min(workers, usable_cores())  # more only wait for each other
+    workers = min(workers, usable_cores())  # more would only wait for each other
     if workers == 0:
         return map(fetcher.__getitems__, keys)  # type: ignore[attr-defined]
     loader: DataLoader[Any] = DataLoader(
         fetcher,
         batch_sampler=_Keys(keys),
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         multiprocessing_context=worker_context(),
         worker_init_fn=_begin_worker,
         # Its own generator: the default would draw from the global one, and a resumed run would then differ.
@@ -49,15 +49,15 @@ class _Keys:
 
 
 def worker_context() -> BaseContext:
-    """How workers start: from a fork server where there is one, else spawned.
+    """The way in which workers start: from a fork server if the system has one, else spawned.
 
-    Never forked from the training process: it has threads (torch's, CUDA's, a progress bar's), whose locks a fork
-    would copy in whatever state they are; Python 3.12 warns of it, and 3.14 made the fork server its default.
+    They are never forked from the training process. That has threads (torch's, CUDA's, a progress bar's), and a fork
+    would copy their locks in any state. Python 3.12 warns of it, and 3.14 made the fork server its default.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The server and the workers that it forks inherit
-    # what is blocked here, so they never see them, not even while they still import; see _begin_worker.
+    # the signals that are blocked here, so they never get them, not even while they still import; see _begin_worker.
     with _safe_path():
         resource_tracker.ensure_running()  # first: it unblocks signals
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -91,12 +91,12 @@ def _begin_worker(worker: int) -> None:
 
 
 def _end_with_training() -> None:
-    """Where the training process is killed its workers would wait for the fork server, and that for its workers."""
+    """End this worker when the training process is killed: otherwise workers and fork server wait for each other."""
     training = multiprocessing.parent_process()
     if training is not None:
         training.join()
         os._exit(1)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

@@ -1,10 +1,10 @@
-"""The training run: from a setup, or from a checkpoint, to checkpoints, a log and pictures in a run folder.
+"""The training run: it begins with a setup or a checkpoint, and writes checkpoints, logs and pictures to a run folder.
 
-Everything that decides a result is in the setup and the checkpoint: the clock only dates what is written. On a CPU a
-resumed run repeats an unbroken one bit for bit; a GPU may add in another order.
+Results depend only on the setup and the checkpoint; the clock is used only for dates in files. On a CPU a resumed run
+repeats an unbroken one bit for bit; a GPU may add in another order.
 
-Several processes (`World`) run this together, each on its share of every batch. They stop or fail together, and process
-0 alone records.
+Several processes (`World`) may run this together, each on its share of every batch. They stop or fail together, and
+only process 0 writes files.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from spade_deploy.training.steps import Learner
 from spade_deploy.training.stop_signal import StopSignal
 
 SAMPLE_ROWS = 4
-"""Label maps in a sample grid."""
+"""How many label maps a sample grid shows."""
 
 _SPEED_WINDOW = 20
-"""Steps that the speed is a mean of."""
+"""The speed is the mean over so many steps."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run leaves."""
+    """The result of a finished run."""
 
     run: Path
     """The run's folder."""
@@ -85,13 +85,13 @@ def train(
     world: the processes that train together; each of them calls this with the same arguments, on the same files.
     Process 0 alone writes and reports, and the checkpoints are those of one process with the whole batch.
 
-    A resumed run may have other `steps` or `epochs`. The learning rates then follow the new length: where they had
-    begun to fall they rise again to where a run of that length would have them, and TrainResult.notes says so.
+    A resumed run may have other `steps` or `epochs`. The learning rates then are those of a run of the new length: if
+    they had begun to fall they may rise again, and TrainResult.notes says so.
 
     Raises TrainingInterruptedError after SIGINT or SIGTERM (the state is saved first; a second signal stops at once),
     TrainingError for a loss that is no number, and where memory or a disk is full (the last good checkpoint is kept and
-    named), CheckpointError where `resume` is damaged or belongs to other settings, ConfigError for an impossible
-    device, or a batch that cannot be shared out. With several processes also TrainingError where one of them is gone.
+    named), CheckpointError if `resume` is damaged or belongs to other settings, ConfigError for an impossible device,
+    or a batch that cannot be shared equally. With several processes also TrainingError if a peer was lost.
     """
     recorder: Recorder | None = None
 
@@ -134,21 +134,23 @@ def train(
 
 @dataclass(frozen=True)
 class _Work:
-    """A run that can begin."""
+    """A run that is ready to begin."""
 
     learner: Learner
+    """The networks and their optimisers."""
     source: BatchSource
+    """The source of the batches."""
     record: DataRecord
-    """The training samples."""
+    """The names and files of the training samples."""
 
     start: int
     """The last step that is done; 0 in a new run."""
 
     total: int
-    """The last step that is to be done."""
+    """The number of the run's last step."""
 
     facts: dict[str, Any]
-    """What a resumed run must find unchanged."""
+    """Facts that a resumed run must find unchanged."""
 
     notes: tuple[str, ...]
     """What the user should know, a sentence each."""
@@ -157,7 +159,7 @@ class _Work:
     """The classes counted so far, as the checkpoint has them."""
 
     def recorder(self, run: Path, resume: Path | None) -> Recorder:
-        """What records this run, with the notes so far and the samples already written."""
+        """The recorder of this run, which starts with the notes so far."""
         setup = self.learner.setup
         evaluator = self.source.evaluator(setup) if setup.train.eval_every else None
         samples = self.source.samples(SAMPLE_ROWS)
@@ -169,14 +171,14 @@ class _Work:
 
 
 def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | None, world: World) -> _Work:
-    """All that can fail in one process alone, before they meet."""
+    """Make everything that can fail in a single process, before the processes wait for each other."""
     config = setup.train
     plots.require_matplotlib()
-    world.shard(config.accumulate).positions(config.batch_size)  # refused before anything is made
+    world.shard(config.accumulate).positions(config.batch_size)  # raises before anything is made
     source = given or FolderSource(setup)
     steps_per_epoch = source.steps_per_epoch(config.batch_size)
     total = config.total_steps(steps_per_epoch)
-    # The process that saves an averaged generator needs them: the same batches whatever the number of processes.
+    # An averaged generator's statistics are estimated on these batches, whatever the number of processes is.
     statistics_batches = cache(partial(first_batches, source, setup))
     learner = Learner(setup, choose_device(config.device, world), statistics_batches)
     record = source.record()
@@ -204,9 +206,9 @@ def initial_generator(name: str) -> nn.Module:
 def _loop(
     work: _Work, recorder: Recorder | None, world: World, progress: Progress
 ) -> tuple[int, str, dict[str, float]]:
-    """Steps start+1..total, or fewer after a signal to any process. Returns the last step, the signal and the losses.
+    """Make steps start+1..total, or fewer after a signal to any process. Returns the last step, the signal, the losses.
 
-    recorder: that of process 0. Between the steps the processes wait for it, and for each other's errors.
+    recorder: only process 0 has one. Between the steps the processes wait for it, and exchange their errors.
     """
     learner, config, total = work.learner, work.learner.setup.train, work.total
     step, stopped_by, losses = work.start, "", learner.last_losses if work.start == total else dict[str, float]()

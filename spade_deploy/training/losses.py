@@ -25,12 +25,12 @@ from spade_deploy.training.config import GanMode
 
 
 def generator_loss(mode: GanMode, fake: Features) -> Tensor:
-    """What the generator minimises, so that its images are scored as photos are: the mean over the scales."""
+    """The generator's adversarial loss, the mean over the scales; it falls as images are scored like photos."""
     return torch.stack([_wants_to_pass(mode, scale[-1]) for scale in fake]).mean()
 
 
 def discriminator_losses(mode: GanMode, fake: Features, real: Features) -> tuple[Tensor, Tensor]:
-    """What the discriminator minimises: (on photos, on generated images), each the mean over the scales."""
+    """The discriminator's losses on photos and on generated images, each the mean over the scales."""
     return (
         torch.stack([_calls_real(mode, scale[-1]) for scale in real]).mean(),
         torch.stack([_calls_fake(mode, scale[-1]) for scale in fake]).mean(),

@@ -35,16 +35,16 @@ LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
 _BLOCK_CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {"VGG16": (2, 2, 3, 3), "VGG19": (2, 2, 4, 4)}
-"""Convolutions of the first four blocks; of the fifth only the first convolution is needed."""
+"""How many convolutions the first four blocks have; of the fifth block only the first convolution is needed."""
 _HINT = "use the weights of vgg16 or vgg19 as torchvision publishes them (not the _bn variants)"
 
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
-"""What the original network subtracts from its input, which is BGR in 0..255."""
+"""The mean that the original network subtracts from its input, which is BGR in 0..255."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A weight file of torchvision's."""
+    """A weight file that torchvision publishes."""
 
     url: str
     """Where it can be downloaded."""
@@ -69,7 +69,7 @@ PUBLISHED = {
 }
 """The files that `fetch_vgg` knows, about 550 MB each."""
 CONNECT_TIMEOUT_S = 30.0
-"""How long a download waits for the other side."""
+"""How long a download waits for an answer of the server."""
 
 
 class VggFeatures(nn.Module):
@@ -130,10 +130,11 @@ class PerceptualLoss(nn.Module):
 
 
 def fetch_vgg(name: str, cache: Path | None = None) -> Path:
-    """Torchvision's file of 'vgg16' or 'vgg19', downloaded unless it is there. Its whole SHA-256 is checked each time.
+    """The path of torchvision's weights of 'vgg16' or 'vgg19'. The file is downloaded unless it exists.
 
-    cache: the folder it goes into, torch.hub's by default (`$TORCH_HOME/hub/checkpoints`), which torchvision uses too.
-    Raises ConfigError for another name, CheckpointError where there is no way to the file or it is another one.
+    Its whole SHA-256 is checked each time. cache: the folder of the file; by default that of torch.hub
+    (`$TORCH_HOME/hub/checkpoints`), which torchvision uses too.
+    Raises ConfigError for another name, CheckpointError if the file cannot be downloaded or has another digest.
     """
     if name not in PUBLISHED:
         raise ConfigError(f"`perceptual`: {name!r} is not one of {', '.join(PUBLISHED)}")

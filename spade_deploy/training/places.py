@@ -1,4 +1,4 @@
-"""Where a run's data and files lie: saved as absolute paths, and found again where run and data were moved."""
+"""The paths of a run's data and files: they are saved as absolute paths, and found again if run and data were moved."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def with_absolute_paths(setup: Setup) -> Setup:
 def found_again(setup: Setup, run: Path) -> tuple[Setup, tuple[str, ...]]:
     """The setup of a run to resume, with paths that exist, and a sentence for each path that is a new one.
 
-    A path that is gone is looked for where it lay relative to the run. A relative path, which older versions saved, is
-    looked for in the folder that holds RUNS. Raises NotFoundError that names the field of a path that is nowhere.
+    A path that does not exist any more is looked for at the same place relative to the run. A relative path, which
+    older versions saved, is looked for in the folder that holds RUNS. Raises NotFoundError, which names the field, for
+    a path that is not found.
     """
     notes: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The settings that come with a data set: the paper's for its four, those of the embedded one, those for your own."""
+"""Settings for a data set: the paper's for its four data sets, others for the embedded one and for your own."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def without_ttur(config: TrainConfig) -> TrainConfig:
 
 
 def notes(config: TrainConfig) -> tuple[str, ...]:
-    """What a reader of the settings could take for granted but is not done; one sentence each."""
+    """Sentences on what a reader of the settings may expect and these settings do not do."""
     if config.weight_perceptual > 0 and not config.uses_perceptual:
         return ("no perceptual loss: it needs weights, `perceptual` vgg19 (downloaded) or `perceptual_file` FILE",)
     return ()

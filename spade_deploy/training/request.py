@@ -1,4 +1,4 @@
-"""What may be asked of `spade train`: a preset, and what is to be different. `resolve.py` makes a setup of it."""
+"""The request for a training: a preset, and the settings that differ from it. `resolve.py` makes a setup of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spade_deploy.training.config import (
 
 @dataclass(frozen=True)
 class DataRequest:
-    """Which data: a preset by its name and its folder, or folders of one's own. None is the preset's value."""
+    """The data to train on: a preset by its name and folder, or folders of your own. None takes the preset's value."""
 
     preset: str | None = setting(
         None, help="earth (embedded, for a CPU), coco, ade20k, cityscapes, facades or custom.", group=DATA
@@ -44,7 +44,7 @@ class DataRequest:
 
     @property
     def preset_name(self) -> str:
-        """The preset that is meant: custom where folders are given, else earth, which needs nothing."""
+        """The name of the preset. If none is given it is custom if folders are given, else earth, which needs none."""
         if self.preset is not None:
             return self.preset
         return "custom" if self.labels is not None or self.images is not None or self.root is not None else "earth"
@@ -52,10 +52,10 @@ class DataRequest:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a training is asked to be: a preset's settings, but for those that are given."""
+    """The settings of a training: those of a preset, except for the ones that are given."""
 
     data: DataRequest = field(default_factory=DataRequest)
-    """Which data it learns from."""
+    """The data that it learns from."""
     generator: Mapping[str, Any] = asked_of(GeneratorSpec)
     """The fields of GeneratorSpec that are given."""
     discriminator: Mapping[str, Any] = asked_of(DiscriminatorSpec)

@@ -1,4 +1,4 @@
-"""From what was asked for to a checked setup: of a new run, or of one that goes on."""
+"""Turn a request into a checked setup, of a new run or of one that is resumed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from spade_deploy.training.resume import MAY_CHANGE
 from spade_deploy.training.saved_setup import load_setup
 
 _FOLDERS = {"root": "root", "labels": "labels_dir", "images": "images_dir", "instances": "instances_dir"}
-"""The folders of a DataRequest, and what DataConfig calls them."""
+"""The fields of a DataRequest that are folders, with their names in DataConfig."""
 
 
 def new_setup(asked: TrainRequest, runs_dir: Path = Path("runs"), *, downloads: bool = True) -> Setup:
-    """The setup of a new run. Raises ConfigError that names the field.
+    """The setup of a new run. Raises ConfigError, which names the field.
 
-    runs_dir: where `init` looks for a run. downloads: whether weights of the perceptual loss may be fetched;
-    CheckpointError where they cannot be.
+    runs_dir: where `init` looks for a run. downloads: whether weights of the perceptual loss may be downloaded;
+    CheckpointError is raised if that fails.
     """
     base = _base(asked.data)
     train = base.train if asked.ttur else without_ttur(base.train)
@@ -50,9 +50,9 @@ def new_setup(asked: TrainRequest, runs_dir: Path = Path("runs"), *, downloads: 
 
 
 def resumed_setup(asked: TrainRequest, checkpoint: Path) -> Setup:
-    """The setup that `checkpoint` was trained with, changed where a resumed run may be.
+    """The setup that `checkpoint` was trained with, with the changes that a resumed run may have.
 
-    A setting that repeats what the run has is taken: a restarted job has the same command again.
+    A setting that is given with the run's own value is accepted, since a restarted job repeats the same command.
     Raises CheckpointError for a setting that would change what a step computes.
     """
     saved = load_setup(checkpoint)
@@ -71,7 +71,7 @@ def resumed_setup(asked: TrainRequest, checkpoint: Path) -> Setup:
 
 
 def complete(asked: TrainRequest, setup: Setup) -> TrainRequest:
-    """The request that asks for every setting of `setup`, which came of `asked`: nothing is left to a preset."""
+    """The request that gives every setting of `setup`, which was made of `asked`; nothing is left to a preset."""
     data, labels, is_custom = setup.data, setup.generator.labels, setup.data.preset == "custom"
     has_style = setup.generator.z_dim is not None
     return TrainRequest(
@@ -95,7 +95,7 @@ def complete(asked: TrainRequest, setup: Setup) -> TrainRequest:
 
 
 def _perceptual_network(asked: TrainRequest, train: TrainConfig) -> PerceptualNetwork | None:
-    """Whose weights are to be downloaded: those that are asked for, or the paper's for its presets."""
+    """The network whose weights are downloaded: the one that is asked for, or the paper's for the paper's presets."""
     if asked.perceptual is not None:
         return asked.perceptual
     weight = asked.train.get("weight_perceptual")
@@ -106,7 +106,7 @@ def _perceptual_network(asked: TrainRequest, train: TrainConfig) -> PerceptualNe
 
 
 def _fixed(asked: TrainRequest, saved: Setup) -> Iterator[tuple[str, Any, Any]]:
-    """(field, the value that was given, the value of the run) of what a resumed run may not change."""
+    """For each given setting that a resumed run may not change: its field, the given value, the value of the run."""
     data, labels = asked.data, saved.generator.labels
     places: list[tuple[dict[str, Any], Any, str]] = [
         (_train_changes(asked), saved.train, ""),
@@ -174,7 +174,7 @@ def _base(data: DataRequest) -> Setup:
 
 
 def _values(owner: Any, kind: type) -> dict[str, Any]:
-    """The fields of a dataclass that are settings, and what they are."""
+    """The fields of a dataclass that are settings, with their values."""
     found = {field.name: getattr(owner, field.name) for field in fields(kind) if setting_of(field) is not None}
     return {name: value for name, value in found.items() if value not in (None, "")}
 

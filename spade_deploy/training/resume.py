@@ -1,4 +1,4 @@
-"""What a resumed run takes from its checkpoint, and what it must find as it was."""
+"""Restore a run from its checkpoint, and check that settings and facts are the same as before."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAY_CHANGE = frozenset(
     {"steps", "epochs", "workers", "save_every", "sample_every", "log_every", "keep_checkpoints", "device", "compile"}
     | {"init"}
     | {"eval_every", "eval_samples", "extractor", "segmenter", "best_by", "tensorboard"}
-    # Data may have moved and so may the VGG weights: the length of an epoch and the file's digest are compared instead.
+    # Data and VGG weights may have been moved, so the length of an epoch and the file's digest are compared instead.
     | {"root", "labels_dir", "images_dir", "instances_dir", "perceptual_file"}
 )
 """Settings that a resumed run may change: they do not change what a step computes."""
@@ -30,7 +30,7 @@ _MUST_BE_EQUAL = (("steps_per_epoch", "the data set's steps an epoch"), ("percep
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds beside the state that is now in the learner."""
+    """The other contents of a checkpoint whose networks were restored."""
 
     step: int
     """The step that the checkpoint was saved after."""
@@ -39,14 +39,14 @@ class Restored:
     """What the user should know, a sentence each."""
 
     counts: Mapping[str, Any] | None
-    """The classes counted so far; None in a checkpoint that has none."""
+    """The class counts so far; None if the checkpoint has none."""
 
 
 def restore(learner: Learner, checkpoint: Path, facts: dict[str, Any], record: DataRecord) -> Restored:
     """Put a checkpoint's state into the learner.
 
-    facts: what this run found; the checkpoint holds the same facts of its run. record: the training samples.
-    Raises CheckpointError where the checkpoint is damaged, or where a setting or a fact that a step depends on differs.
+    facts: facts of this run, which are compared with those in the checkpoint. record: the training samples.
+    Raises CheckpointError if the checkpoint is damaged, or a setting or a fact that a step depends on differs.
     """
     saved = load_setup(checkpoint)
     _refuse_other_settings(checkpoint, saved.to_json(), learner.setup.to_json())
@@ -91,5 +91,5 @@ def resume_hint(run: Path, world: World) -> str:
 
 
 def newest_checkpoint(run: Path, resume: Path | None) -> Path | None:
-    """The last good checkpoint of a run: its newest one, else the one that it goes on from."""
+    """The last good checkpoint of a run: its newest one, else the one from which it was resumed."""
     return next(reversed(run_checkpoints(run)), resume)

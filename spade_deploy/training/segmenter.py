@@ -1,7 +1,7 @@
-"""A small segmenter trained on the real photos of a data set: the judge of `spade eval` where the user has none.
+"""Train a small segmenter on the real photos of a data set, for `spade eval` if the user has none.
 
-It learns what the classes of this data set look like. Its own score on held-out real photos goes with it: no generator
-is expected to reach more, and what the score leaves out cannot be judged.
+It learns what the classes of this data set look like. Its score on held-out real photos is saved with it, as an upper
+limit: no generator is expected to score higher, and classes that it does not find cannot be judged.
 """
 
 from __future__ import annotations
@@ -41,17 +41,22 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class SegmenterRequest:
-    """What a segmenter is trained on, and how."""
+    """The data and the settings that a segmenter is trained with."""
 
     data: DataConfig
+    """The data set; its train split is learned."""
     labels: LabelSpec
+    """The labels of the data set."""
     held_out: str
     """The split that it is scored on."""
     steps: int = DEFAULT_STEPS
+    """The length of the training in steps."""
     batch_size: int = 8
+    """Samples in a step."""
     width: int = 16
     """Channels of the finest level; each of the three levels below has twice as many as the one above it."""
     seed: int = 0
+    """The seed of the weights and of the order of the samples."""
 
     def __post_init__(self) -> None:
         for name, value, most in (("segmenter_steps", self.steps, 10**7), ("batch_size", self.batch_size, 4096)):
@@ -74,15 +79,16 @@ class SegmenterRequest:
 
 @dataclass(frozen=True)
 class TrainedSegmenter:
-    """A segmenter that can be used now."""
+    """A segmenter that is ready to be used."""
 
     path: Path
+    """Its ONNX file."""
     score: dict[str, Any] | None
-    """Its miou and accuracy on held-out real photos; None where the data set has none."""
+    """Its miou and accuracy on held-out real photos; None if the data set has none."""
     was_there: bool
-    """Whether it was there before, and nothing was trained."""
+    """Whether it existed before, so that nothing was trained."""
     notes: tuple[str, ...] = ()
-    """A sentence each: what the score must not be read without."""
+    """Sentences that a reader of the score has to know."""
 
 
 class SegmenterNet(nn.Module):
@@ -124,9 +130,9 @@ def find_or_train(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> TrainedSegmenter:
-    """The segmenter of `request` in `folder`, trained now unless it is there.
+    """The segmenter of `request` in `folder`, which is trained now unless it exists.
 
-    Raises DatasetError where the training split has nothing, TrainingError where the loss is no number or nothing can
+    Raises DatasetError if the training split has no samples, TrainingError if the loss is no number or the file cannot
     be written, ExportError.
     """
     path = folder / f"{request.digest[:12]}.onnx"
@@ -201,12 +207,12 @@ def _loss(network: SegmenterNet, batch: Batch, num_labels: int, device: torch.de
 
 
 def _rate_factor(step: int, steps: int) -> float:
-    """Up over the first steps, then along a half cosine to zero."""
+    """The factor of the learning rate: it rises over the first steps, then falls along a half cosine to zero."""
     return min(step / _WARM_UP, 1.0) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
 
 
 def _score(path: Path, request: SegmenterRequest) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """How the file itself, as it will be used, does on real photos that it was not trained on."""
+    """Score the exported file on real photos that it was not trained on."""
     try:
         source = open_source(request.data, request.held_out, _without_edges(request.labels))
     except DatasetError as error:
@@ -216,7 +222,7 @@ def _score(path: Path, request: SegmenterRequest) -> tuple[dict[str, Any] | None
         try:
             sample = source.load(index, None)
         except LabelMapError:
-            continue  # reported by whoever evaluates on it
+            continue  # the evaluation reports it
         matrix.add(sample.label[None].astype(np.int64), segmenter.predict(sample.photo[None]))
         images += 1
     if not images:
@@ -246,7 +252,7 @@ def _exported(network: SegmenterNet, request: SegmenterRequest) -> Any:
                 verbose=False,
             )
     except ModuleNotFoundError:
-        raise  # onnxscript: the command says which extra brings it
+        raise  # onnxscript is missing: the command names the extra that brings it
     except Exception as error:  # the exporter raises dozens of types
         raise ExportError(f"torch.onnx could not export the segmenter: {reason_of(error)}") from error
     finally:

@@ -1,4 +1,4 @@
-"""What `spade train` does: a request becomes a run folder, and training in it."""
+"""The work of `spade train`: make or find the run folder of a request, and train in it."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ EXAMPLE_LABELS = Path("labels")
 
 
 class RunLock:
-    """Holds a run's folder from when it is known until `close`: two processes would write over each other."""
+    """The lock on a run's folder, held until `close`, so that no second process writes there."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._is_held = False
 
     def hold(self, run: Path) -> None:
-        """Take the lock unless it is held. Raises FolderBusyError that names who has it; TrainingError."""
+        """Take the lock unless this object holds it. Raises FolderBusyError, which names the holder; TrainingError."""
         if self._is_held:
             return
         try:
             self._stack.enter_context(locked(run, "training this run"))
         except NotImplementedError:
-            _LOG.warning("%s: this file system knows no locks: make sure that no other process trains there", run)
+            _LOG.warning("%s: this file system has no locks: make sure that no other process trains there", run)
         except OSError as error:
             raise TrainingError(
                 f"{run}: cannot be written ({reason_of(error)})",
@@ -71,24 +71,24 @@ class Session:
     """A run that is ready to train."""
 
     setup: Setup
-    """What is trained, on which data."""
+    """The settings of the networks, the training and the data."""
     run: Path
     """The run's folder."""
     resume: Path | None
     """The checkpoint that it goes on from; None for a new run."""
     source: FolderSource
-    """Where the samples come from."""
+    """The source of the samples."""
     notes: tuple[str, ...]
-    """What is to be told before it begins, a sentence each."""
+    """Sentences for the user that are printed before training begins."""
     example_labels: Path | None = None
-    """The folder of label maps that was written for `spade infer`, if it was."""
+    """The folder of label maps that was written for `spade infer`; None if none was written."""
     world: World = ALONE
     """The processes that train together."""
     lock: RunLock = field(default_factory=RunLock, repr=False, compare=False)
     """The lock on the run's folder, which is held until `train` ends or `close` is called."""
 
     def close(self) -> None:
-        """Let others have the run's folder."""
+        """Release the lock on the run's folder."""
         self.lock.close()
 
     @property
@@ -99,7 +99,7 @@ class Session:
         return begin + _described(self.setup) + processes
 
     def train(self, progress: Progress = SILENT) -> TrainResult:
-        """Train; a run that could not even begin leaves no folder."""
+        """Train. If training cannot even begin, the new run's folder is removed."""
         try:
             return train(
                 self.setup,
@@ -140,9 +140,9 @@ def start(
 ) -> Session:
     """Make the run's folder, or find the one to resume (a path, or 'newest').
 
-    resume 'newest' with a name is the run of that name, which begins where it has no checkpoint yet: a command that
+    With a name, resume 'newest' means the run of that name, which is begun if it has no checkpoint yet; so one command
     serves every start of a job. On the embedded data the held-out label maps are written to `labels/` in the current
-    folder, unless there is one: something to infer. Of several processes the first does all of this.
+    folder, unless that exists, as inputs for `spade infer`. If several processes train, process 0 does all of this.
     Raises ConfigError, NotFoundError, CheckpointError.
     """
     lock = RunLock()
@@ -162,14 +162,14 @@ def _started(
             checkpoint = _resume_point(runs_dir, name, resume, lock)
     checkpoint = world.from_main(checkpoint)
     notes: tuple[str, ...] = ()
-    with world.together():  # the data first: a wrong folder should not cost a download
+    with world.together():  # the data comes before downloads: a wrong folder should be found first
         if checkpoint is None:
             setup = with_absolute_paths(new_setup(asked, runs_dir, downloads=False))
         else:
             setup, notes = found_again(resumed_setup(asked, checkpoint), checkpoint.parent.parent)
         choose_device(setup.train.device, world)
         source = FolderSource(setup)
-    if checkpoint is None:  # one process downloads what the others then find
+    if checkpoint is None:  # process 0 downloads, its peers find the files
         setup = world.main_first(lambda: with_absolute_paths(new_setup(asked, runs_dir)))
     notes = (*notes, *_notes(setup, source, asked.train.get("workers")))
     if checkpoint is not None:
@@ -185,8 +185,8 @@ def _started(
 def _begun(
     setup: Setup, runs_dir: Path, name: str | None, lock: RunLock, *, may_exist: bool
 ) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """The new run's folder, the folder of example label maps where they were written, and what is to be told."""
-    if name is not None and may_exist and (runs_dir / name).is_dir():  # stopped before its first checkpoint
+    """The new run's folder, the folder of example label maps or None, and sentences for the user."""
+    if name is not None and may_exist and (runs_dir / name).is_dir():  # the run was stopped before its first checkpoint
         run = runs_dir / name
     else:
         run = new_run(runs_dir, name, setup.data.preset)
@@ -199,7 +199,7 @@ def _begun(
         return run, None, ()
     try:
         write_example_labels(EXAMPLE_LABELS)
-    except (OSError, SpadeError) as error:  # training does not need them
+    except (OSError, SpadeError) as error:  # training does not need the label maps
         return run, None, (f"no label maps to try were written into {Path.cwd()} ({error})",)
     return run, EXAMPLE_LABELS, ()
 
@@ -212,7 +212,7 @@ def _content(folder: Path) -> list[Path]:
 
 
 def estimate_run(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
-    """The run that was asked for in one line, and what it will need; nothing is written.
+    """The requested run in one line, and an estimate of its memory and time. Nothing is written.
 
     Weights of the perceptual loss are not downloaded for it. Raises what `start` raises, and TrainingError.
     """
@@ -233,7 +233,7 @@ def complete_request(asked: TrainRequest, *, runs_dir: Path, resume: str | None 
 
 
 def _setup_alone(asked: TrainRequest, runs_dir: Path, resume: str | None) -> Setup:
-    """The setup of a run that is not begun."""
+    """The setup of a run without starting it."""
     checkpoint = _resume_point(runs_dir, None, resume, None)
     if checkpoint is None:
         return new_setup(asked, runs_dir, downloads=False)
@@ -243,7 +243,7 @@ def _setup_alone(asked: TrainRequest, runs_dir: Path, resume: str | None) -> Set
 def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: RunLock | None) -> Path | None:
     """The checkpoint to go on from; None for a new run.
 
-    lock: it is taken before the checkpoint is chosen, since the process that had it may just have written a newer one.
+    lock: it is taken before the checkpoint is chosen, since its former holder may just have written a newer one.
     """
     if resume is None:
         return None
@@ -269,9 +269,9 @@ def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: Ru
 
 
 def _notes(setup: Setup, source: FolderSource, workers: int | None) -> tuple[str, ...]:
-    """What is to be told of a run before it begins.
+    """Sentences for the user before a run begins.
 
-    workers: as many as were asked for; None where the preset says how many, which nobody asked for.
+    workers: the number that the user asked for; None if it is the preset's.
     """
     # The preset for the embedded data is meant to train without VGG weights, so nothing is missing.
     about_losses = () if setup.data.preset == "earth" else presets.notes(setup.train)

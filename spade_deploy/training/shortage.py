@@ -1,4 +1,4 @@
-"""PyTorch says in a dozen wordings that memory ran out: they become one error that says so, and what helps."""
+"""Recognise PyTorch's many messages about memory that ran out, and turn them into one error that says what helps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: [^.]
 
 LESS = (
     "take a smaller `batch_size` or `size`, `accumulate` N, `amp` bf16, or `base_channels`;"
-    " `spade train ... --estimate` tells before what is needed"
+    " `spade train ... --estimate` predicts what is needed"
 )
 LESS_SHARED = (
     "`workers` 0 loads in the training process; in a container give shared memory more room (docker run --shm-size 8g)"
@@ -33,7 +33,7 @@ FEWER = "take fewer `workers` (0 loads in the training process), or make memory 
 
 
 def shortage(error: BaseException) -> tuple[str, str] | None:
-    """What ran out and what helps, if an error says that something ran out; otherwise None."""
+    """If an error means that memory or files ran out: what ran out, and what helps. Otherwise None."""
     text = str(error)
     line = " ".join(text.split())
     short = line if len(line) <= 160 else line[:157] + "..."
@@ -47,7 +47,7 @@ def shortage(error: BaseException) -> tuple[str, str] | None:
     if _SHARED.search(text):
         return f"the shared memory that loading processes hand samples over in ran out ({short})", LESS_SHARED
     if found := _WORKER.search(text):
-        return f"a loading process ended, as where memory runs out ({found[0]})", FEWER
+        return f"a loading process ended, probably because memory ran out ({found[0]})", FEWER
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _MEMORY.search(text):
         return f"memory ran out ({short or 'no more was to be had'})", LESS
     return None
@@ -55,7 +55,7 @@ def shortage(error: BaseException) -> tuple[str, str] | None:
 
 @contextmanager
 def named_shortage(last_good: Callable[[], tuple[str, str]]) -> Iterator[None]:
-    """A block in which running out of memory is a TrainingError. last_good: its first text says what is saved."""
+    """A block in which running out of memory becomes a TrainingError. last_good: its first text says what is saved."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:

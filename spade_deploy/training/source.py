@@ -1,4 +1,4 @@
-"""Where a run's batches come from."""
+"""The source of a run's batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spade_deploy.training.records.measurements import Measures
 
 
 class BatchSource(Protocol):
-    """Where samples come from. Their order depends on `seed` alone; the first `start_step` batches are left out."""
+    """A source of batches. Their order depends only on `seed`; the first `start_step` batches are left out."""
 
     def steps_per_epoch(self, batch_size: int) -> int: ...
 
@@ -32,18 +32,18 @@ class BatchSource(Protocol):
         ...
 
     def held_out_sha256(self) -> str:
-        """The digest of the held-out samples: figures of other ones do not compare. '' where it is not known."""
+        """The digest of the held-out samples, as figures of other samples are not comparable; empty if not known."""
         ...
 
     def evaluator(self, setup: Setup) -> Measures: ...
 
     def sharded(self, shard: Shard) -> BatchSource:
-        """The same batches with the samples of one process alone; called only where there are several processes."""
+        """The same batches with only the samples of one process. It is called only if several processes train."""
         ...
 
 
 class FolderSource:
-    """The samples of a setup's data set. `notes` says what the user should know about it, a sentence each."""
+    """The samples of a setup's data set. `notes` has sentences about it for the user."""
 
     def __init__(self, setup: Setup) -> None:
         data, labels = setup.data, setup.generator.labels
@@ -90,14 +90,17 @@ class FolderSource:
         return self._held_out.record().contents_sha256
 
     def evaluator(self, setup: Setup) -> Measures:
-        """Raises ConfigError, MissingDependencyError for an extractor or a segmenter that cannot be used."""
+        """The evaluator on the held-out samples.
+
+        Raises ConfigError, MissingDependencyError for an extractor or a segmenter that cannot be used.
+        """
         from spade_deploy.training.evaluator import Evaluator
 
         return Evaluator(setup, self._held_out)
 
 
 def first_batches(source: BatchSource, setup: Setup) -> list[Batch]:
-    """The label maps of the first batches of the first epoch, without their photos; the same for a resumed run."""
+    """The label maps of the first batches, without their photos; they are the same for a resumed run."""
     config = setup.train
     batches = source.batches(
         batch_size=config.batch_size // config.accumulate,

@@ -24,10 +24,10 @@ from spade_deploy.training.perceptual import PerceptualLoss, VggFeatures
 from spade_deploy.training.steps import Learner
 
 PROCESS_BYTES = 365 << 20
-"""What a process on a CPU takes for Python and PyTorch."""
+"""The memory that Python and PyTorch themselves take in a process on a CPU."""
 CPU_EXCESS = 1.15
-"""On a CPU a process takes this much of what its tensors need: the system's allocator leaves gaps, and convolutions
-want workspace. For six networks of 0.04 to 1.8 GiB, on Linux, the estimate was within 5 %."""
+"""The factor from the memory of the tensors to that of a process on a CPU: the allocator leaves gaps, and convolutions
+need workspace. For six networks of 0.04 to 1.8 GiB, on Linux, the estimate was within 5 %."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StepMemory:
     """Bytes of the gradients and of Adam's moments."""
 
     activations: int
-    """Bytes of what is kept for the backward pass and of what that pass makes, at the worst moment."""
+    """Bytes of the tensors that are kept for the backward pass, and of those in that pass, at the worst moment."""
 
     @property
     def total(self) -> int:
@@ -52,8 +52,8 @@ class StepMemory:
 def estimate_memory(setup: Setup) -> StepMemory:
     """The memory of a training step by the shapes of its tensors: nothing is computed, no memory is taken.
 
-    Convolutions' workspace and what an allocator leaves unused come on top. float16 counts as bfloat16, which has the
-    same size. Compiled networks count as if they were not compiled, and modulation by lookup as a dense one.
+    Workspace of convolutions and gaps of the allocator are not included. float16 is counted as bfloat16, which has the
+    same size. Compiled networks are counted as if they were not compiled, and modulation by lookup as if it were dense.
     """
     config = replace(
         setup.train,
@@ -72,7 +72,7 @@ def estimate_memory(setup: Setup) -> StepMemory:
         batch = _without_data(setup)
         for number in (1, 2):  # the peak is in the second step, since Adam has no moments during the first one
             ledger.peak = 0
-            with suppress(DataDependentOutputException):  # at its end a step asks for the losses as numbers
+            with suppress(DataDependentOutputException):  # a step ends by reading the losses, which have no data
                 learner.step(batch, 1.0)
             if learner.steps_done != number:
                 raise RuntimeError("the step without data ended early: it asked for a value before the losses")

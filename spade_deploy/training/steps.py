@@ -1,4 +1,4 @@
-"""What one training step computes.
+"""One training step.
 
 For each part of the batch:
 
@@ -107,7 +107,7 @@ class Learner(LearningNetworks):
         with self._autocast(), nullcontext() if improves_generator else torch.no_grad():
             z, statistics = self._style(photo, noise)
             fake = at_least_float32(self._compiled(self._run_generator, segmap, z, *self._lookup(part)))
-        # The discriminator sees the images alone: what it finds comes back as their gradient.
+        # The images are detached: the discriminator's pass gives their gradient, which then goes through the generator.
         images = fake.detach().requires_grad_(improves_generator)
         found: dict[str, Tensor] = {}
         with self._autocast():

@@ -11,7 +11,7 @@ from typing import Any
 class StopSignal:
     """A block in which the first SIGINT or SIGTERM is a request to stop, and the second one a KeyboardInterrupt.
 
-    `name` is the signal that was received, '' before. The handlers of before the block are put back after it. Outside
+    `name` is the signal that was received, and empty before. After the block the former handlers are restored. Outside
     the main thread Python allows no handlers, and nothing is changed.
     """
 

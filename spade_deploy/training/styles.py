@@ -1,4 +1,4 @@
-"""The random numbers that styles are made of: they follow from the seed, the purpose and the step alone."""
+"""Draw random styles, which depend only on the seed, the purpose and the step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 STYLE_NOISE, SAMPLE_STYLE = 1, 2
-"""What styles are drawn for: a step, and sample grids. Each purpose has numbers of its own."""
+"""The purposes of styles: a training step, and sample grids. Each purpose has random numbers of its own."""
 
 
 def normal_styles(seed: int, purpose: int, step: int, count: int, length: int) -> Tensor:
@@ -18,6 +18,6 @@ def normal_styles(seed: int, purpose: int, step: int, count: int, length: int) -
 
 
 def _mixed(seed: int, purpose: int, step: int) -> int:
-    """One 63-bit seed made of three numbers, such that neighbouring steps have nothing in common."""
+    """A 63-bit seed made of three numbers; neighbouring steps get unrelated seeds."""
     digest = hashlib.blake2b(f"{seed} {purpose} {step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,1 +1,1 @@
-"""Right or wrong: an artifact against the PyTorch module that it was exported from."""
+"""Validate an artifact: compare it with the PyTorch module that it was exported from."""

@@ -1,6 +1,6 @@
-"""A bisection over the units of a half-precision graph: the fewest to keep in float32 so that nothing is wrong with it.
+"""Find by bisection the fewest units that a half-precision graph must keep in float32 to be right.
 
-The caller says how a set of units is judged: see `validation/precision_search.py`.
+The caller judges each set of units: see `validation/precision_search.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from spade_deploy.errors import ConfigError, ExportError
 
 MOST_TRIALS = 32
-"""Enough for five units of sixteen. On a card every trial is an export and a build of an engine."""
+"""The most trials by default, which is enough for five units of sixteen. On a card every trial exports a graph and
+builds an engine."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Trial:
     kept: tuple[str, ...]
     """The units that it kept in float32, in the order they run."""
     failures: tuple[str, ...]
-    """What was wrong with it, in sentences; empty where it passed."""
+    """What was wrong with it, in sentences; empty if it passed."""
 
     @property
     def passed(self) -> bool:
@@ -30,16 +31,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class PrecisionSearch:
-    """What a search found; units are in the order they run."""
+    """The result of a search; units are in the order they run."""
 
     held: tuple[str, ...]
     """The units that every trial kept in float32."""
     found: tuple[str, ...]
-    """The units to keep beside them; empty where the graph passes without."""
+    """The further units that must be kept; empty if the graph passes without any."""
     trials: tuple[Trial, ...]
     """Every trial, in the order they were made."""
     is_minimal: bool
-    """Whether no unit of `found` can be left out; False where the trials were used up before that was certain."""
+    """Whether no unit of `found` can be left out; False if the trials were used up before that was certain."""
 
     def __str__(self) -> str:
         count = f"{len(self.trials)} trial{'s' if len(self.trials) > 1 else ''}"
@@ -55,7 +56,7 @@ class PrecisionSearch:
 
 
 FailuresWith = Callable[[tuple[str, ...]], Sequence[str]]
-"""Units kept in float32, in order -> what is wrong with a graph that keeps just them, in sentences; empty: nothing."""
+"""Judges a graph that keeps these units, in order, in float32: returns sentences on what is wrong, or none."""
 
 
 def find_layers_to_keep(
@@ -69,10 +70,11 @@ def find_layers_to_keep(
     """A set of units, none of which can be left out, with which nothing is wrong.
 
     units: all there are, in the order they run. held: those that stay float32 in every trial.
-    The smallest run of units before the output that helps is found by bisection. The first unit of that run is needed,
-    the others may not be: with that unit kept, the search goes on among them until what is needed helps alone. m needed
-    units of n take at most m (ceil(log2 n) + 2) + 1 trials. Where a unit more can make things worse, more are taken,
-    and the set found is still one that was judged good. Raises ExportError where not even all units in float32 help.
+    Bisection finds the shortest run of units up to the output that makes the graph right. The first unit of that run
+    is needed, the others may not be. With that unit kept, the search goes on among the others, until the needed units
+    alone make the graph right. If m of n units are needed this takes at most m (ceil(log2 n) + 2) + 1 trials. If a
+    further unit can make a graph worse it may take more, and the result is still a set that was judged right. Raises
+    ExportError if the graph is wrong even with all units in float32.
     """
     if most_trials < 2:
         raise ConfigError(f"`most_trials`: {most_trials} is not 2 or more: without any unit and with all of them")
@@ -107,11 +109,11 @@ def _bisect(order: Sequence[str], trials: _Trials) -> list[str]:
 
 
 def _leave_out(needed: list[str], trials: _Trials) -> list[str]:
-    """Without the units that turn out not to be needed: there are none, unless a unit more made something worse."""
+    """Leave out units that are not needed after all, which only exist if a further unit made a graph worse."""
     for name in needed:
         without = [other for other in needed if other != name]
         if not trials.fails(without):
-            return _leave_out(without, trials)  # from the start again: what was needed before may not be now
+            return _leave_out(without, trials)  # start again, as a unit that was needed before may not be needed now
     return needed
 
 
@@ -121,14 +123,20 @@ class _OutOfTrialsError(Exception):
 
 @dataclass
 class _Trials:
-    """Every set is judged once."""
+    """The trials of a search. Every set of units is judged only once."""
 
     units: Sequence[str]
+    """All units, in the order they run."""
     failures_with: FailuresWith
+    """Judges a set of units."""
     held: tuple[str, ...]
+    """The units that every trial keeps in float32."""
     most: int
+    """The most trials that may be made."""
     on_trial: Callable[[Trial], None]
+    """It is called after each trial."""
     done: dict[frozenset[str], Trial] = field(default_factory=dict)
+    """The trials so far, by their sets of units."""
 
     def fails(self, kept: Collection[str]) -> bool:
         key = frozenset(kept)

@@ -1,7 +1,8 @@
-"""Where a graph goes wrong: the first value that differs from what the trained generator computes.
+"""Find where a graph goes wrong: the first value that differs from that of the trained generator.
 
-The exported graph's values carry the names of the trained layers (`up_0.conv_1`). They are made outputs of a copy of
-the graph, and compared, in the order they are computed, with what hooks see in the untouched PyTorch module.
+The exported graph's values carry the names of the trained layers (`up_0.conv_1`). In a copy of the graph they become
+outputs. They are compared, in the order they are computed, with the values that hooks record in the untouched PyTorch
+module.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from spade_deploy.networks.spade import make_segmap
 from spade_deploy.spec import GraphKind, Precision
 
 RELATIVE_LIMIT = {Precision.FP32: 1e-3, Precision.FP16: 0.1, Precision.INT8: 0.3}
-"""Root mean square error over root mean square value. Right graphs stay far under it
-(tests/validation/test_validate.py); float rounding alone can never pass it."""
+"""The limit of the root mean square error divided by the root mean square of the value. Right graphs stay far below it
+(tests/validation/test_validate.py); rounding alone can never exceed it."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first value past the limit."""
+    """The first value whose error exceeds the limit."""
 
     tensor: str
+    """The name of the value."""
     relative_error: float
     """The root mean square of the error over that of the reference's value."""
     max_abs: float
@@ -74,7 +76,7 @@ def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[An
     import onnx
 
     try:
-        beside = external_files(graph)  # plain names: nothing is read or written elsewhere
+        beside = external_files(graph)  # these are plain names, so nothing is read or written elsewhere
     except ValueError as error:
         raise ArtifactError(f"{graph} is not opened: {error}") from error
     model = onnx.load(str(graph), load_external_data=False)
@@ -83,7 +85,7 @@ def _graph_values(graph: Path, names: list[str], inputs: Mapping[str, NDArray[An
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     with scratch_folder("divergence") as folder:
-        copy = folder / "graph.onnx"  # a name that none of the files beside it may have
+        copy = folder / "graph.onnx"  # no file beside it may have this name
         for name in beside:
             if name == copy.name:
                 raise ArtifactError(f"{graph} is not opened: its weights lie in a file of the name {name}")

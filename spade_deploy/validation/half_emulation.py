@@ -1,10 +1,9 @@
-"""What a half-precision graph computes where half precision is real, on a machine that has none.
+"""Emulate real half precision on a machine without it: compute what a half-precision graph gives on a GPU.
 
-ONNX Runtime's CPU kernels compute an fp16 graph in float32 and round only here and there, so a value past 65504 passes
-unseen that is infinity on a GPU. Here the graph itself, as it was exported, is rewritten: every operator computes in
-float32, and each of its fp16 results is rounded to half and widened again, which overflows where half does. That is
-what tensor cores do: products are added up in float32, and what is stored is half. docs/precision.md says what is not
-emulated.
+ONNX Runtime's CPU kernels compute an fp16 graph in float32 and round only some values. So a value beyond 65504, which
+is infinity on a GPU, goes unnoticed. Here the exported graph is rewritten: every operator computes in float32, and each
+of its fp16 results is rounded to half and widened again, and overflows as half does. Tensor cores do the same: they add
+up products in float32 and store half. docs/precision.md says what is not emulated.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ _MOVES = frozenset(
         "Unsqueeze",
     ]
 )
-"""Operators whose results are values that were there before: they are half already."""
+"""Operators that only move values, so that their results are half already."""
 
 
 @dataclass(frozen=True)
 class Emulated:
-    """What a graph computes in real half precision."""
+    """The result of a graph in real half precision."""
 
     outputs: Arrays
-    """By name."""
+    """The outputs by name."""
     overflows: tuple[str, ...]
     """The tensors that hold infinity or NaN, in the order they are computed."""
 
@@ -58,9 +57,9 @@ class Emulated:
 class EmulatedGraph:
     """A graph whose tensors of one narrow type are rounded and overflow as on hardware that has that type.
 
-    narrow: the name of an ONNX element type, FLOAT16 or BFLOAT16. threads: of the CPU, None: one a core.
-    Raises MissingDependencyError without onnx or ONNX Runtime, RuntimeUnavailableError where ONNX Runtime does not
-    round as it is told to, ArtifactError for a graph that cannot be rewritten.
+    narrow: the name of an ONNX element type, FLOAT16 or BFLOAT16. threads: the CPU threads; None takes one a core.
+    Raises MissingDependencyError without onnx or ONNX Runtime, RuntimeUnavailableError if ONNX Runtime drops a cast
+    that rounds, ArtifactError for a graph that cannot be rewritten.
     """
 
     def __init__(self, path: Path, *, narrow: str = "FLOAT16", threads: int | None = None) -> None:
@@ -72,7 +71,7 @@ class EmulatedGraph:
         self._outputs = [value.name for value in model.graph.output][: -len(self.watched) or None]
         self._session = open_session(
             model.SerializeToString(),
-            # An optimiser may take a cast to half and back for nothing, which is the one thing that matters here.
+            # An optimiser may remove a cast to half and back, and the emulation consists of these casts.
             SessionSetup(threads, Optimization.NONE, weights_folder=path.parent),
             failed=lambda error: ArtifactError(f"{path}: half precision cannot be emulated on it: {reason_of(error)}"),
         )
@@ -88,7 +87,7 @@ class EmulatedGraph:
         return Emulated(outputs, tuple(name for name, total in sums if not np.isfinite(total)))
 
     def unit_of(self, tensor: str) -> str | None:
-        """The part with a precision of its own that computes a tensor or casts it to half; None: it is not known."""
+        """The unit that computes a tensor or casts it to half; None if it is not known."""
         return self._units.of(tensor)
 
 
@@ -132,7 +131,7 @@ def _rewrite(model: Any, narrow: int, path: Path) -> list[str]:
 
 
 def _element_types(model: Any, path: Path) -> dict[str, int]:
-    """Element type by tensor. The weights are left out of what is looked at: they may be larger than a message."""
+    """The element type of each tensor. They are inferred without the weights, which may exceed a protobuf message."""
     import onnx
     from onnx import helper
 
@@ -157,14 +156,14 @@ def _element_types(model: Any, path: Path) -> dict[str, int]:
 
 
 def _moves(node: Any) -> bool:
-    """Whether a node's results are values that were there before."""
+    """Whether a node only moves values."""
     if node.op_type == "Resize":
         return any(attribute.name == "mode" and attribute.s == b"nearest" for attribute in node.attribute)
     return node.op_type in _MOVES
 
 
 def _widen_attributes(node: Any, narrow: int) -> None:
-    """Constants inside a node, and the target of a cast."""
+    """Widen the constants inside a node, and the target of a cast."""
     from onnx import AttributeProto, TensorProto, numpy_helper
 
     for attribute in node.attribute:
@@ -185,7 +184,7 @@ class _Step:
 
 
 class _Units:
-    """Which unit a tensor belongs to: weights and named values begin with its name (`up_3.conv_1.weight`)."""
+    """Finds the unit of a tensor: names of weights and values begin with that of the unit (`up_3.conv_1.weight`)."""
 
     def __init__(self, graph: Any) -> None:
         self._known = {t.name.split(".")[0] for t in graph.initializer if "." in t.name}
@@ -198,14 +197,14 @@ class _Units:
                 self._readers.setdefault(name, []).append(step)
 
     def of(self, tensor: str) -> str | None:
-        """A cast to half belongs to the unit that reads it, all else to the one whose weights or name it has."""
+        """The unit of a tensor: for a cast to half the one that reads it, else the one whose weights or name it has."""
         step = self._makers.get(tensor)
         if step is None:
             return None
         own = self._named((*step.outputs, *step.inputs[1:]))
         if own is not None:
             return own
-        if step.operator == "Relu":  # the last step of a level of hidden maps: what reads it is another unit
+        if step.operator == "Relu":  # it ends a level of hidden maps, which other units read
             return self.of(step.inputs[0])
         return self._ahead(tensor)
 
@@ -226,7 +225,7 @@ class _Units:
 
 @cache
 def _require_true_rounding(narrow: str) -> None:
-    """ONNX Runtime before 1.17 dropped a cast to half and back; if one does again, nothing here may pass."""
+    """Raise an error if ONNX Runtime drops a cast to half and back, as versions before 1.17 did."""
     from onnx import TensorProto, helper
 
     _, ort = _packages()

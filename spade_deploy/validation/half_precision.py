@@ -1,7 +1,7 @@
-"""Right or wrong where half precision is real: an fp16 graph, emulated on a validation's inputs and on stress maps.
+"""Judge an fp16 graph in real half precision, which is emulated on a validation's inputs and on stress maps.
 
-ONNX Runtime's CPU kernels compute an fp16 graph in float32, so what they answer proves nothing about a GPU. How half
-precision is emulated is in `half_emulation.py`.
+ONNX Runtime's CPU kernels compute an fp16 graph in float32, so their results prove nothing about a GPU. The emulation
+is in `half_emulation.py`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from spade_deploy.validation.half_emulation import Emulated, EmulatedGraph
 
 _OVERFLOWS = "overflows"
 MOST_INPUTS = 8
-"""So many label maps of a folder are emulated as well: each takes about twice its time in ONNX Runtime."""
+"""How many label maps of a folder are emulated at most; each takes about twice as long as in ONNX Runtime."""
 
 
 @dataclass(frozen=True)
 class StressResult:
-    """What became of one stress map."""
+    """The result of one stress map."""
 
     name: str
+    """What the map shows."""
     psnr_db: float | None
-    """None where there is no error, or no reference to compare with."""
+    """The PSNR against the reference; None if there is no error, or no reference."""
     is_judged: bool
-    """Whether there was a reference; without one, overflow alone is looked for."""
+    """Whether there was a reference; without one, only overflow is looked for."""
     failures: tuple[str, ...]
-    """One sentence for each limit that is passed."""
+    """One sentence for each limit that is exceeded."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,15 @@ class HalfVerdict:
     """Whether a graph is right in real half precision."""
 
     failures: tuple[str, ...] = ()
-    """One sentence for each failure; empty where the graph is right, or nothing was emulated."""
+    """One sentence for each failure; empty if the graph is right, or nothing was emulated."""
     diff: OutputDiff | None = None
     """The figures over the first inputs of the validation; `diff.images` says how many."""
     stress: tuple[StressResult, ...] = ()
+    """The results of the stress maps."""
     keep: tuple[str, ...] = ()
-    """The unit that overflows first on each map, which float32 would mend."""
+    """The unit that overflows first on each map; kept in float32 it would not."""
     skipped: str | None = None
-    """Why nothing was emulated. Then nothing is known of real half precision, and all other fields are empty."""
+    """Why nothing was emulated; then nothing is known of real half precision, and all other fields are empty."""
 
     @property
     def flags(self) -> str:
@@ -95,7 +97,9 @@ class HalfJudge:
     """Runs the emulation of one graph beside a validation. Raises what `EmulatedGraph` raises."""
 
     artifact: Artifact
+    """The artifact."""
     graph: Graph
+    """The fp16 graph that is judged."""
     _judge: Judge = field(init=False)
     _overflows: dict[str, list[str]] = field(init=False, default_factory=dict)
     _stress: list[StressResult] = field(init=False, default_factory=list)
@@ -107,7 +111,7 @@ class HalfJudge:
         self._judge = Judge(self._labels, Precision.FP16, self._rounding)
 
     def add(self, inputs: Arrays, expected: Arrays) -> None:
-        """One input of the validation, N of 1, and `pixels`, `image` and `logits` of the reference."""
+        """Judge one input of the validation, with N = 1, against `pixels`, `image` and `logits` of the reference."""
         if self._judge.images == MOST_INPUTS:
             return
         found = self._run(inputs)
@@ -115,7 +119,7 @@ class HalfJudge:
         self._judge.add(inputs[LABEL], expected, found.outputs)
 
     def add_stress(self, name: str, inputs: Arrays, expected: Arrays | None) -> None:
-        """One stress map; expected: None where the reference cannot be asked, and overflow alone is looked for."""
+        """Judge one stress map. expected: the reference's outputs; with None only overflow is looked for."""
         found = self._run(inputs)
         psnr_db = None
         failures: Sequence[str] = [_OVERFLOWS] if self._note_overflow(found, name) else []
@@ -145,7 +149,7 @@ class HalfJudge:
         return self._emulated.run(graph_inputs(self.artifact.manifest.generator, self.graph.kind, inputs))
 
     def _note_overflow(self, found: Emulated, where: str) -> bool:
-        """Whether anything overflowed. What overflows first is to be mended, and all else follows from it.
+        """Whether anything overflowed. Only the first tensor is reported, as the others follow from it.
 
         An overflow counts even if the image looks right: tanh makes 1 of infinity.
         """
@@ -160,7 +164,7 @@ def stress_failures(verdict: HalfVerdict | None) -> Sequence[str]:
 
 
 class Trusted(Protocol):
-    """The reference, as far as it is needed here."""
+    """The reference, of which only the outputs are needed here."""
 
     def images(self, inputs: Arrays) -> Arrays:
         """`pixels`, `image` and `logits`. Raises NotFoundError where they are not known."""
@@ -178,7 +182,7 @@ class HalfPrecisionCheck:
         self._expected: dict[str, Arrays | None] = {}
 
     def open(self, graph: Graph, runtime: Runtime) -> HalfJudge | HalfVerdict | None:
-        """A judge; None where there is nothing to emulate; a verdict that says so where it is not possible."""
+        """A judge for a graph; None if it needs no emulation; a verdict with the reason if it cannot be emulated."""
         if graph.precision is not Precision.FP16 or not isinstance(runtime, OrtRuntime) or runtime.provider != CPU:
             return None
         try:
@@ -187,7 +191,7 @@ class HalfPrecisionCheck:
             return HalfVerdict(skipped=error.message)
 
     def verdict(self, judge: HalfJudge | HalfVerdict | None, progress: Progress) -> HalfVerdict | None:
-        """What the emulation found on the inputs that were added, and on the stress maps, which are emulated now."""
+        """The verdict on the inputs that were added, and on the stress maps, which are emulated now."""
         if not isinstance(judge, HalfJudge):
             return judge
         for done, one in enumerate(self.stress, start=1):
@@ -199,6 +203,6 @@ class HalfPrecisionCheck:
         if one.name not in self._expected:
             try:
                 self._expected[one.name] = self._reference.images(one.inputs)
-            except NotFoundError:  # golden outputs are those of the golden inputs alone
+            except NotFoundError:  # the golden outputs have no stress maps
                 self._expected[one.name] = None
         return self._expected[one.name]

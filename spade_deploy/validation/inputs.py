@@ -18,20 +18,20 @@ class Inputs(Protocol):
     """Inputs of a dense graph, by name."""
 
     total: int
-    """How many there are, those that cannot be read included."""
+    """How many label maps there are, those that cannot be read included."""
     skipped: list[str]
-    """A sentence for each label map that could not be read when the inputs were last gone through."""
+    """A sentence for each label map that could not be read during the last iteration."""
 
     @property
     def described(self) -> str:
         """Where they come from, for people."""
 
     def __iter__(self) -> Iterator[Arrays]:
-        """N of 1 each. They may be gone through any number of times."""
+        """The inputs, each with N = 1. One may iterate any number of times."""
 
 
 def open_inputs(artifact: Artifact, request: ValidationRequest) -> Inputs:
-    """Raises NotFoundError where a folder has no label maps, ConfigError where instance maps are needed."""
+    """Open the inputs. Raises NotFoundError if a folder has no label maps, ConfigError if instance maps are needed."""
     return _Golden(artifact) if request.labels is None else _Folder(artifact, request)
 
 

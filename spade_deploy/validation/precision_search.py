@@ -1,8 +1,8 @@
-"""Which units a half-precision graph must keep in float32 to be within its tolerance where it really runs: a bisection.
+"""Find by bisection the units that a half-precision graph must keep in float32, in the runtime where it really runs.
 
-The ranges that an export measures (`export/precision.py`) find what half precision cannot hold. What a runtime makes of
-a graph may fail all the same: it fuses, adds up in half precision, or takes another algorithm. So here a graph is
-exported, built and judged with one set of units in float32 after another, until a smallest set is found.
+The ranges that an export measures (`export/precision.py`) find values that half precision cannot hold. A graph may
+still be wrong in a runtime, which fuses nodes, adds up in half precision, or takes another algorithm. So here graphs
+with different sets of units in float32 are exported, built and judged, until a smallest set is found.
 
 Polygraphy's `debug precision` goes the same way but cannot be used: it sets the precision of a layer in a TensorRT
 network, which TensorRT 11 does not have any more. A strongly typed network has the types of its ONNX graph, so that
@@ -61,23 +61,23 @@ from spade_deploy.validation.request import ValidationRequest
 Run = Callable[[Arrays], Arrays]
 """A dense graph's inputs by name -> `pixels` and `image`."""
 Candidates = Callable[[tuple[str, ...]], AbstractContextManager[Run]]
-"""Units kept in float32 -> the half-precision model that keeps them, ready to run."""
+"""Opens the half-precision model that keeps these units in float32, ready to run."""
 
 
 class Runs(Protocol):
-    """A runtime, as far as a trial needs one."""
+    """The part of a runtime that a trial needs."""
 
     def run(self, inputs: Arrays) -> Arrays:
         """A dense graph's inputs by name -> `pixels` and `image`."""
 
 
 OpenCandidate = Callable[[Artifact], AbstractContextManager[Runs]]
-"""A trial's artifact, which has one graph -> what runs it."""
+"""Opens the one graph of a trial's artifact in a runtime."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What trials are judged on, as `spade validate` judges."""
+    """The inputs and the reference that trials are judged on, in the way of `spade validate`."""
 
     labels: LabelSpec
     """The labels of the model."""
@@ -88,10 +88,10 @@ class Evidence:
     rounding: RoundingError
     """The float32 error that eager PyTorch itself has."""
     stress: tuple[tuple[Arrays, Arrays], ...] = ()
-    """Stress maps, N of 1, with their references; each is held to the quality that a validation asks there."""
+    """Stress maps, with N = 1, and their references; each must reach the quality that a validation asks of them."""
 
     def failures(self, run: Run) -> tuple[str, ...]:
-        """One sentence for each limit of a half-precision graph that is passed; one image is run at a time."""
+        """One sentence for each limit of a half-precision graph that is exceeded; one image is run at a time."""
         judge = Judge(self.labels, Precision.FP16, self.rounding)
         for inputs, expected in zip(one_by_one(self.inputs), one_by_one(self.reference), strict=True):
             judge.add(inputs[LABEL], expected, run(inputs))
@@ -113,10 +113,11 @@ def search_precision(
     runs_dir: Path = Path("runs"),
     on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> PrecisionSearch:
-    """Find what the half-precision graph of an artifact must keep in float32 beside what it keeps already.
+    """Find the units that an artifact's half-precision graph must keep in float32 besides those that it keeps already.
 
     Trials are judged on the artifact's golden inputs and on `stress`, maps that the graph failed on.
-    open_candidate: opens the one graph of a trial's artifact where the original failed, see `tensorrt_opener`.
+    open_candidate: opens the one graph of a trial's artifact in the runtime where the original failed, see
+    `tensorrt_opener`.
     checkpoint: the weights that were exported; by default they are looked for by their digest.
     Raises ArtifactError where there is no such graph, ConfigError, NotFoundError, ExportError, and what
     `open_candidate` raises.
@@ -145,7 +146,7 @@ def search_failures(
     """A search for each half-precision graph that failed a validation, by the graph's name.
 
     It is judged on the golden inputs and on the stress maps that the graph failed on.
-    report, request: of the validation.
+    report, request: those of the validation.
     Raises as `search_precision`; the dictionary is empty where no half-precision graph failed.
     """
     found = {}
@@ -170,10 +171,10 @@ def _tell(progress: Progress, name: str, trial: Trial) -> None:
 
 
 def opener_like(artifact: Artifact, graph: Graph, backend: Backend) -> OpenCandidate:
-    """Opens a trial's graph where that backend runs `graph` of `artifact`, for `search_precision`.
+    """Makes `open_candidate` for `search_precision`: it opens trials in the runtime in which `backend` runs `graph`.
 
-    A trial's engine is built as the one that the artifact has of this graph: flavour, profile, options. On a CPU real
-    half precision is emulated: its own kernels compute in float32, and would find nothing wrong.
+    A trial's engine is built with flavour, profile and options of the artifact's engine of this graph. On a CPU real
+    half precision is emulated, since the CPU's kernels compute in float32 and would find nothing wrong.
     """
     if backend in (Backend.AUTO, Backend.TENSORRT):
         for stored in stored_engines(artifact):
@@ -207,7 +208,7 @@ class EmulatedTrial:
             self._emulated = EmulatedGraph(path)
 
     def run(self, inputs: Arrays) -> Arrays:
-        """An image with an overflow behind it is not-a-number all over: tanh would make 1 of infinity."""
+        """Run the graph. After an overflow the whole image is not-a-number, since tanh would turn infinity into 1."""
         found = self._emulated.run(graph_inputs(self._spec, self._kind, inputs))
         if found.overflows:
             return {**found.outputs, IMAGE: np.full_like(found.outputs[IMAGE], np.nan)}
@@ -217,10 +218,10 @@ class EmulatedTrial:
 def runtime_candidates(
     generator: Generator, kind: GraphKind, like: Artifact, open_candidate: OpenCandidate
 ) -> Candidates:
-    """Every trial is exported into an artifact of its own, which is gone after it.
+    """Makes candidates by exporting each trial into a temporary artifact of its own.
 
-    like: the artifact whose half-precision graph is in question. open_candidate: opens the one graph of a trial; where
-    every unit is kept, that is an fp32 graph.
+    like: the artifact whose half-precision graph is wrong. open_candidate: opens the one graph of a trial, which is an
+    fp32 graph if every unit is kept.
     """
     units = unit_names(generator.spec)
 
@@ -229,7 +230,7 @@ def runtime_candidates(
         with scratch_folder("trial") as scratch:
             folder = scratch / "artifact"
             folder.mkdir()
-            # A graph that nothing is half precision in is not called so: the proof of its engine would refuse it.
+            # A graph without any half precision must be called fp32, or the proof of its engine would refuse it.
             precision = Precision.FP16 if len(kept) < len(units) else Precision.FP32
             file = graph_file(precision, kind)
             write_onnx(build_model(generator, kind, fp16=True, keep_fp32=kept), folder / file)
@@ -251,9 +252,9 @@ def runtime_candidates(
 
 
 def tensorrt_opener(artifact: Artifact, request: BuildRequest) -> Callable[[Artifact], Runtime]:
-    """For `search_precision` and `runtime_candidates`: builds a trial's engine as `request` says, and opens it.
+    """Makes `open_candidate` for TensorRT: it builds a trial's engine as `request` says, and opens it.
 
-    The timing cache of `artifact` serves all trials: most layers of one were timed in the one before.
+    All trials use the timing cache of `artifact`, since most of their layers are the same.
     """
     cache = request.timing_cache or timing_cache_path(artifact, load_library(request.flavour).flavour)
 

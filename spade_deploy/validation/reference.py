@@ -1,4 +1,4 @@
-"""What is trusted: the untouched PyTorch module with the weights that were exported, or the golden outputs of it."""
+"""The reference: the untouched PyTorch module with the exported weights, or its golden outputs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class Reference(Protocol):
-    """Whatever is trusted."""
+    """The trusted outputs that graphs are compared with."""
 
     name: str
+    """Its name for people."""
 
     def images(self, inputs: Arrays) -> Arrays:
         """`pixels`, `image` and `logits` for a dense graph's inputs. Raises NotFoundError where they are not known."""
@@ -30,10 +31,10 @@ class Reference(Protocol):
 
 
 def open_reference(artifact: Artifact, request: ValidationRequest) -> Reference:
-    """The untouched module where PyTorch and the checkpoint are there, else the golden outputs.
+    """The untouched module if PyTorch and the checkpoint are there, else the golden outputs.
 
-    Raises MissingDependencyError or NotFoundError where the golden outputs do not answer what is asked, ConfigError
-    for a checkpoint of other weights.
+    Raises MissingDependencyError or NotFoundError if the request needs more than the golden outputs, ConfigError for a
+    checkpoint of other weights.
     """
     needs_torch = request.labels is not None or request.checkpoint is not None
     if importlib.util.find_spec("torch") is None:
@@ -57,7 +58,7 @@ def open_reference(artifact: Artifact, request: ValidationRequest) -> Reference:
 
 
 def find_exported_checkpoint(artifact: Artifact, checkpoint: Path | None, runs_dir: Path) -> Path | None:
-    """The given checkpoint or run, else the one in `runs_dir` whose weights were exported; None where there is none."""
+    """The given checkpoint or run, else the one in `runs_dir` whose weights were exported; None if there is none."""
     if checkpoint is not None:
         return resolve_checkpoint(checkpoint, runs_dir)
     digest = artifact.manifest.source.generator_sha256

@@ -1,4 +1,4 @@
-"""What a validation found: the verdict on each graph of an artifact, and images to look at."""
+"""The result of a validation: the verdict on each graph of an artifact, and images to look at."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class SampleImages:
     """One image for the report."""
 
     label: NDArray[Any]
-    """H x W ids."""
+    """The label map, H x W ids."""
     reference: NDArray[np.uint8]
-    """H x W x 3 pixels of the reference."""
+    """The pixels of the reference, H x W x 3."""
     candidates: Mapping[str, NDArray[np.uint8]]
-    """H x W x 3 pixels of each graph, by its name."""
+    """The pixels of each graph by its name, H x W x 3."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,23 @@ class GraphResult:
     """The verdict on one graph."""
 
     graph: Graph
+    """The graph."""
     runtime: str
-    """What ran it, as the runtime names itself."""
+    """The name of the runtime that ran it."""
     diff: OutputDiff
     """The figures over all values."""
     tolerance: Tolerance
+    """The limits that it was held to."""
     failures: tuple[str, ...]
-    """One sentence for each limit that is passed; empty when the graph passed. Those of `half` are among them."""
+    """One sentence for each limit that is exceeded, also in `half`; empty if the graph passed."""
     undecided_share: float = 0.0
     """The share of values that rounding alone decides (`tolerances.is_undecided`); the verdict is over the others."""
     diverges_at: str | None = None
-    """Of a graph that failed: the first wrong tensor, or why it could not be found."""
+    """For a graph that failed, the first wrong tensor, or why it could not be found."""
     second_opinion: str | None = None
-    """Of a TensorRT engine: Polygraphy's verdict on it beside ONNX Runtime, or why there is none."""
+    """For a TensorRT engine, Polygraphy's comparison with ONNX Runtime, or why there is none."""
     half: HalfVerdict | None = None
-    """Of an fp16 graph that a CPU ran: what real half precision makes of it."""
+    """For an fp16 graph that a CPU ran, the verdict on it in emulated real half precision."""
 
     @property
     def name(self) -> str:
@@ -81,18 +83,21 @@ class ValidationReport:
     """All verdicts on one artifact."""
 
     artifact: Path
+    """The folder of the artifact."""
     reference: str
-    """What was trusted, for people."""
+    """The name of the reference, for people."""
     inputs: str
-    """What label maps the graphs were run on, for people."""
+    """The label maps that the graphs were run on, for people."""
     rounding: RoundingError
     """The float32 error that eager PyTorch itself has."""
     results: tuple[GraphResult, ...]
+    """The verdict on each graph."""
     samples: tuple[SampleImages, ...]
+    """Images for the report."""
     skipped: tuple[str, ...] = ()
     """A sentence for each label map that could not be read."""
     stress: tuple[StressMap, ...] = ()
-    """The maps that half precision was emulated on beside the inputs."""
+    """The maps that half precision was emulated on besides the inputs."""
 
     @property
     def passed(self) -> bool:

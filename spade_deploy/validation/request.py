@@ -1,4 +1,4 @@
-"""What a validation is asked to do."""
+"""The request for a validation."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ValidationRequest:
     checkpoint: Path | None = setting(None, help="What was exported; found by its digest if left out.")
     backend: Backend = setting(Backend.AUTO, help="What runs the graphs.")
     runs_dir: Path = Path("runs")
-    """Where the weights are looked for."""
+    """The folder of runs in which the exported checkpoint is looked for."""
 
     stress: tuple[StressMap, ...] = ()
-    """Maps beside `stress_maps` on which real half precision is emulated, where a CPU runs an fp16 graph."""
+    """Further stress maps on which real half precision is emulated if a CPU runs an fp16 graph."""
 
     def __post_init__(self) -> None:
         require_labels(self.labels, self.instances)

@@ -1,9 +1,9 @@
-"""A second opinion: NVIDIA's Polygraphy on whether two runtimes make the same images of one graph.
+"""A second opinion: NVIDIA's Polygraphy compares the images that two runtimes make with the same graph.
 
-`spade validate` holds a graph to what PyTorch makes of label maps, and `metrics/judge.py` decides. Here the same graph
-runs in two runtimes, such as ONNX Runtime and TensorRT, and another tool compares their outputs, names, shapes and
-values: what differs then is the runtime's doing. The limits and the values that are left out are the judge's own.
-Polygraphy is imported when it is asked for; nothing that serves images needs it.
+`spade validate` compares a graph with PyTorch, and `metrics/judge.py` decides. Here the same graph runs in two
+runtimes, such as ONNX Runtime and TensorRT, and another tool compares names, shapes and values of their outputs, so
+that any difference comes from a runtime. The limits, and the values that are left out, are those of the judge.
+Polygraphy is imported only when it is needed; nothing that serves images needs it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ _INSTALL = "pip install --upgrade polygraphy"
 
 @dataclass(frozen=True)
 class OutputVerdict:
-    """What Polygraphy says of one output, over all images."""
+    """Polygraphy's verdict on one output, over all images."""
 
     name: str
+    """The name of the output."""
     passed: bool
+    """Whether the difference is within `limit`."""
     max_abs: float
     """The largest absolute difference."""
     mean_abs: float
@@ -44,6 +46,7 @@ class OutputVerdict:
     statistic: str
     """'max' or 'mean': which of the two was held to `limit`."""
     limit: float
+    """The largest allowed difference."""
 
     def __str__(self) -> str:
         value = self.max_abs if self.statistic == "max" else self.mean_abs
@@ -52,16 +55,18 @@ class OutputVerdict:
 
 @dataclass(frozen=True)
 class ComparatorVerdict:
-    """What Polygraphy says of two runtimes."""
+    """Polygraphy's verdict on two runtimes."""
 
     version: str
-    """Polygraphy's."""
+    """The version of Polygraphy."""
     reference: str
     """The name of the runtime that was trusted."""
     candidate: str
     """The name of the runtime that was judged."""
     images: int
+    """How many images were compared."""
     outputs: tuple[OutputVerdict, ...]
+    """The verdict on each output."""
 
     @property
     def passed(self) -> bool:

@@ -1,8 +1,8 @@
-"""Validate: what an artifact's graphs make of label maps against what the untouched PyTorch module makes of them.
+"""Validate an artifact: compare the images of its graphs with those of the untouched PyTorch module.
 
-The reference is the module of `networks/` in eval mode with the checkpoint's weights, nothing folded. Where PyTorch or
-the checkpoint is missing, the golden outputs that the export stored stand in for it. Right or wrong is decided in
-`metrics/judge.py`.
+The reference is the module of `networks/` in eval mode with the checkpoint's weights, without any folds. If PyTorch or
+the checkpoint is missing, the golden outputs that the export stored take its place. `metrics/judge.py` decides what is
+right or wrong.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from spade_deploy.validation.report import GraphResult, SampleImages, Validation
 from spade_deploy.validation.request import ValidationRequest
 
 MAX_SAMPLES = 4
-"""Images that a report shows."""
+"""How many images a report shows."""
 STRESS_CLASSES = 4
-"""So many stress maps of one class are emulated; an export has measured the ranges of more."""
+"""How many stress maps of one class are emulated; an export has measured the ranges on more."""
 
 
 def validate(
@@ -64,7 +64,7 @@ def validate(
 
 
 def _graphs(artifact: Artifact, backend: Backend) -> tuple[Graph, ...]:
-    """All graphs; for TensorRT those that an engine was built of."""
+    """The graphs to validate: all of them, or for TensorRT those that an engine was built from."""
     if backend != Backend.TENSORRT:
         return artifact.manifest.graphs
     built = tuple(graph for graph in artifact.manifest.graphs if has_engines(artifact, graph.precision, graph.kind))

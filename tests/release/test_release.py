@@ -231,7 +231,7 @@ class TestEngines:
         assert not any(name.startswith("engines/") for name in made.artifact.manifest.files)
         assert made.notes == (
             "engines of graphs that are the same as before were kept: fp32.dense.same",
-            "2 engines of the artifact before went with it: `spade build` makes those of the new graphs",
+            "2 engines were removed with the old artifact: `spade build` makes engines of the new graphs",
         )
 
     def test_without_engines_nothing_is_said(self, artifact: Path) -> None:

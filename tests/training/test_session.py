@@ -146,7 +146,7 @@ class TestSamples:
         Image.new("RGB", (32, 32)).save(tmp_path / "images" / "b.png")
         os.utime(tmp_path / "labels" / "d.png", (1, 1))
         notes = resumed(tmp_path).train(SILENT).notes
-        assert "2 were written again (b, d) since this run was last trained: it goes on with what they are now" in notes
+        assert "2 were written again (b, d) since this run was last trained: it goes on with the new files" in notes
         assert not any("written again" in note for note in resumed(tmp_path, 3).train(SILENT).notes)
 
     def test_a_copy_of_the_data_is_the_same_data(self, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""The device through cuda-core: its streams, events and graph builder; memory through the driver calls beneath.
+"""The device through cuda-core: its streams, events and graph builder. Memory comes from the driver calls beneath it.
 
-cuda-core's own buffers come from a stream-ordered pool, which holds on to what was freed, and are copied whole; an
-engine wants a few allocations for good, and copies of their beginning.
+cuda-core's own buffers are not used: they come from a pool that keeps what was freed, and they are copied as a whole.
+An engine needs a few allocations that stay, and copies only the beginning of each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from spade_deploy.errors import RuntimeUnavailableError
 
 
 class CudaCoreDevice:
-    """`Device` of cuda-core and cuda-bindings. Raises what their import raises where they are not there."""
+    """The `Device` of cuda-core and cuda-bindings. If they are missing it raises what their import raises."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
@@ -45,8 +45,8 @@ class CudaCoreDevice:
     @contextmanager
     def active(self) -> Iterator[None]:
         with driver_errors(self.name, "make the GPU the thread's own"):
-            # cuda-core keeps its devices by thread: the one of this thread is asked for each time. It starts the
-            # driver too, without which there is no current context to ask for.
+            # cuda-core has a device object for each thread, so this thread's object is asked for each time. That also
+            # starts the driver; before that no context could be current.
             device = self._core.Device(self.gpu.index)
             (before,) = self._call("cuCtxGetCurrent")
             device.set_current()
@@ -122,7 +122,7 @@ class CudaCoreDevice:
                 handle.raw.close()
 
     def close(self) -> None:
-        """The primary context is cuda-core's own, for as long as the process lasts."""
+        """Do nothing: the primary context belongs to cuda-core as long as the process lives."""
 
     def _call(self, name: str, *arguments: Any, asked: tuple[str, int] | None = None) -> tuple[Any, ...]:
         with driver_errors(self.name, f"call {name}"):

@@ -1,8 +1,8 @@
-"""CUDA memory, streams, events and graphs: the few calls that running an engine takes, of either of two libraries.
+"""CUDA memory, streams, events and graphs: the few calls that an engine needs, made through one of two libraries.
 
-cuda-core is installed as wheels and taken first; pycuda does as well where it is there already. Both work in the
-device's primary context, which PyTorch and ONNX Runtime share. Everything that a device makes is a plain handle that
-is given back to it with `free`.
+cuda-core comes as wheels and is used first; pycuda is used where it alone is installed. Both work in the device's
+primary context, which PyTorch and ONNX Runtime share. Everything that a device makes is a plain handle; `free` gives
+the handle back to the device.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Bytes = NDArray[np.uint8]
 STREAM_CAPTURE_THREAD_LOCAL = 1
 """CUstreamCaptureMode: other threads may allocate while this one captures."""
 OUT_OF_MEMORY = 2
-"""CUresult."""
+"""The CUresult for memory that ran out."""
 
 
 class DeviceLibrary(StrEnum):
-    """Which package makes the CUDA calls. Auto: the first that is installed, in this order."""
+    """Which package makes the CUDA calls. `auto` takes the first one that is installed, in this order."""
 
     AUTO = "auto"
     CUDA_CORE = "cuda-core"
@@ -36,7 +36,7 @@ class DeviceLibrary(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Work in order."""
+    """A CUDA stream: work that is done in order."""
 
     handle: int
     """The CUstream, as TensorRT takes it."""
@@ -57,15 +57,15 @@ class DeviceMemory:
     """Memory of the GPU, aligned to 256 bytes or more."""
 
     address: int
-    """Where it begins on the GPU."""
+    """The address on the GPU at which it begins."""
     size_bytes: int
-    """How much it is."""
+    """Its size in bytes."""
     raw: Any = None
     """The library's own object."""
 
 
 class PinnedMemory:
-    """Memory of the host that is never paged out, the only kind that is copied while the host goes on.
+    """Memory of the host that is never paged out. Only such memory can be copied while the host goes on working.
 
     The host may touch `array` (uint8) when no copy of it is under way; ask for it each time.
     """
@@ -85,7 +85,7 @@ class PinnedMemory:
 
 @dataclass(frozen=True, eq=False)
 class CapturedGraph:
-    """What was put on a stream while it was captured, to be launched as one."""
+    """A CUDA graph: the work that was put on a stream while it was captured, which is launched as one."""
 
     raw: Any
     """The library's own object."""
@@ -120,40 +120,43 @@ class Device(Protocol):
     def allocate_pinned(self, size_bytes: int) -> PinnedMemory: ...
 
     def copy_in(self, target: DeviceMemory, source: PinnedMemory, size_bytes: int, stream: Stream) -> None:
-        """Host to device, from the start of both."""
+        """Copy from the host to the device, from the start of both."""
 
     def copy_out(self, target: PinnedMemory, source: DeviceMemory, size_bytes: int, stream: Stream) -> None:
-        """Device to host, from the start of both."""
+        """Copy from the device to the host, from the start of both."""
 
     def record(self, event: Event, stream: Stream) -> None:
-        """The event is where the stream is now."""
+        """Set the event to the point that the stream has come to."""
 
     def wait(self, stream: Stream, event: Event) -> None:
-        """What is put on the stream from now on comes after the event; the host goes on."""
+        """Make the stream's further work wait for the event; the host does not wait."""
 
     def synchronize(self, what: Stream | Event) -> None:
-        """The host waits until all of the stream, or the event, is reached."""
+        """Make the host wait until all work of a stream is done, or until an event is reached."""
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> CapturedGraph:
-        """What `work` puts on the stream, without running it; the stream is as before, whatever `work` raises."""
+        """Capture what `work` puts on the stream, without running it.
+
+        If `work` raises, capturing ends, and the stream can be used as before.
+        """
 
     def launch(self, graph: CapturedGraph, stream: Stream) -> None: ...
 
     def free(self, handle: Handle) -> None:
-        """Give back what this device made; nothing that uses it may be under way."""
+        """Free a handle that this device made. No work that uses it may be under way."""
 
     def close(self) -> None: ...
 
 
 def check_copy(device: DeviceMemory, host: PinnedMemory, size_bytes: int) -> None:
-    """Raise ValueError, for a defect of the caller, where the driver would read or write outside."""
+    """Raise ValueError for a copy beyond the end of a buffer, which is a defect of the caller."""
     smaller = min(device.size_bytes, host.size_bytes)
     if not 0 <= size_bytes <= smaller:
         raise ValueError(f"a copy of {size_bytes} bytes between buffers of which the smaller has {smaller}")
 
 
 def out_of_memory(device: str, kind: str, asked: int, free: int | None) -> RuntimeUnavailableError:
-    """The error for memory that is not there; free: bytes, None where that is not known."""
+    """The error for memory that ran out. free: the bytes that are free, None if not known."""
     left = "" if free is None else f", {free} are free"
     return RuntimeUnavailableError(
         f"{device}: out of {kind} memory: {asked} bytes were asked for{left}",
@@ -163,7 +166,7 @@ def out_of_memory(device: str, kind: str, asked: int, free: int | None) -> Runti
 
 @contextmanager
 def driver_errors(device: str, doing: str) -> Iterator[None]:
-    """What a CUDA library raises inside the block becomes a RuntimeUnavailableError that says what was being done."""
+    """Turn what a CUDA library raises inside the block into a RuntimeUnavailableError. doing: what failed, in words."""
     try:
         yield
     except SpadeError:

@@ -26,7 +26,7 @@ class Gpu:
     memory_bytes: int
     """All of its memory."""
     driver_cuda: str
-    """The newest CUDA that the driver runs, as '13.0'."""
+    """The newest CUDA version that the driver supports, as '13.0'."""
 
 
 def find_gpus(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> list[Gpu]:

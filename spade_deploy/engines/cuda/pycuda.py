@@ -32,7 +32,7 @@ _DISABLE_TIMING = 2  # CUevent_flags
 
 
 class PycudaDevice:
-    """`Device` of pycuda. Raises what its import raises where it is not there."""
+    """The `Device` of pycuda. If pycuda is missing it raises what its import raises."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
@@ -46,7 +46,7 @@ class PycudaDevice:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        # pycuda ends the process where a thread ends with a context still on its stack: it is taken off each time.
+        # pycuda ends the process if a thread ends with a context on its stack, so the context is popped each time.
         with driver_errors(self.name, "make the GPU the thread's own"):
             if self._context is None:
                 raise RuntimeUnavailableError(f"{self.name}: it was closed")
@@ -118,7 +118,7 @@ class PycudaDevice:
                 handle.raw.free()
             elif isinstance(handle, CapturedGraph):
                 self._graphs.call("cuGraphExecDestroy", handle.raw)
-            # A stream or an event of pycuda goes with its last reference.
+            # pycuda itself frees a stream or an event when its last reference is gone.
 
     def close(self) -> None:
         context, self._context = self._context, None

@@ -1,1 +1,1 @@
-"""ONNX Runtime: the engine that is there on every machine."""
+"""ONNX Runtime: the engine that runs on every machine."""

@@ -1,4 +1,4 @@
-"""Runs of an ONNX Runtime session whose inputs and outputs lie in device memory that is kept from run to run."""
+"""Run an ONNX Runtime session whose inputs and outputs lie in device memory that is kept from run to run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import Arrays
 
 KEPT_SHAPES = 4
-"""So many sets of shapes have memory of their own; with CUDA graphs, so many are recorded."""
+"""How many sets of shapes keep memory of their own; with CUDA graphs, how many graphs are recorded."""
 _NO_GRAPH = -1  # ONNX Runtime's number for a run that is neither recorded nor replayed
 
 Key = tuple[tuple[str, tuple[int, ...]], ...]
@@ -53,12 +53,12 @@ class DeviceBinding:
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, tuple[tuple[int, ...], str]]) -> Arrays:
-        """Arrays of the caller's own. outputs: shape and NumPy type of each output that is wanted."""
+        """Run once. outputs: shape and NumPy type of each wanted output. The returned arrays belong to the caller."""
         with self._lock:
             try:
                 return self._run(inputs, outputs)
             except BaseException:
-                self._slots.clear()  # what failed may have been for want of the memory that is kept here
+                self._slots.clear()  # it may have failed for lack of the memory that is kept here
                 raise
 
     def _run(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, tuple[tuple[int, ...], str]]) -> Arrays:
@@ -76,7 +76,7 @@ class DeviceBinding:
         self._session.run_with_iobinding(slot.binding, options)
         slot.binding.synchronize_outputs()
         arrays = {name: value.numpy() for name, value in slot.outputs.items()}
-        # From a device it is a copy; on the CPU it is the kept memory itself, which the next run overwrites.
+        # Arrays from a GPU are copies. On the CPU they are the kept memory itself, which the next run overwrites.
         return {name: array.copy() for name, array in arrays.items()} if self._device == "cpu" else arrays
 
     def _add(
@@ -84,12 +84,12 @@ class DeviceBinding:
     ) -> _Slot:
         graph = _NO_GRAPH
         if self._cuda_graph and self._recorded < KEPT_SHAPES:
-            # A number is never given twice: the session would replay the old graph, at addresses that are gone.
+            # A graph's number is never reused: the session would replay the old graph, at addresses that were freed.
             self._recorded += 1
             graph = self._recorded
         self._make_room()
         binding = self._session.io_binding()
-        # Not from the array: on the CPU that would be the caller's own memory.
+        # New memory is allocated: an OrtValue made of the array would, on the CPU, be the caller's own memory.
         fed = {name: self._allocate(array.shape, array.dtype.name) for name, array in inputs.items()}
         made = {name: self._allocate(shape, dtype) for name, (shape, dtype) in outputs.items()}
         for name, value in fed.items():
@@ -101,7 +101,7 @@ class DeviceBinding:
         return slot
 
     def _make_room(self) -> None:
-        # A recorded graph reads and writes at its addresses for ever: only memory without one is given up.
+        # A recorded graph always reads and writes at the same addresses, so only memory without a graph can be freed.
         free = [key for key, slot in self._slots.items() if slot.graph == _NO_GRAPH]
         while len(free) >= KEPT_SHAPES:
             del self._slots[free.pop(0)]

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's GPU providers say when they fail, in an error or in the log, and what it means."""
+"""Explains the messages of ONNX Runtime's GPU providers when they fail, in an error or in the log."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from spade_deploy.errors import RuntimeUnavailableError, SpadeError, line_of
 PROBE_MODEL = base64.b64decode(
     "CAg6OwoQCgF4EgF5IghJZGVudGl0eRIFcHJvYmVaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAN"
 )
-"""y = Identity(x), one float32: the smallest model, to see what loads. tests/engines/ort/test_runtime.py makes it."""
+"""y = Identity(x), one float32: the smallest model, with which a provider's loading is tried.
+tests/engines/ort/test_runtime.py makes it."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a provider's message means, and the way out."""
+    """What a provider's message means, and what to do."""
 
     sentence: str
     """What went wrong, to stand behind a colon."""
@@ -43,7 +44,7 @@ _OUT_OF_MEMORY = (
     r"Error Code 2: OutOfMemory",
     r"Requested amount of GPU memory \((?P<bytes>\d+) bytes\) could not be allocated",
 )
-_OTHERS = {
+_EXPLANATIONS = {
     r"CUDA failure 35\b|CUDA driver version is insufficient": Explanation(
         "the NVIDIA driver is too old for the CUDA that this ONNX Runtime was built for",
         "install a newer driver (`spade doctor` says which CUDA it runs), or an onnxruntime-gpu of an older CUDA",
@@ -62,7 +63,7 @@ _OTHERS = {
         "cuDNN's libraries are of different versions", f"{_INSTALL_CUDA}; remove other copies from LD_LIBRARY_PATH"
     ),
 }
-_LARGEST_CREDIBLE = 1 << 44  # 16 TiB: sizes that come of an overflow are no help to anyone
+_LARGEST_CREDIBLE = 1 << 44  # 16 TiB: a larger size comes from an overflow and is not shown
 
 
 def explain(message: str) -> Explanation | None:
@@ -75,7 +76,7 @@ def explain(message: str) -> Explanation | None:
             size = int(match.groupdict().get("bytes") or 0)
             more = f": {size / (1 << 20):.0f} MiB more were asked for" if 0 < size < _LARGEST_CREDIBLE else ""
             return Explanation(f"the GPU's memory ran out{more}", _SMALLER)
-    return next((meaning for pattern, meaning in _OTHERS.items() if re.search(pattern, message)), None)
+    return next((meaning for pattern, meaning in _EXPLANATIONS.items() if re.search(pattern, message)), None)
 
 
 def _explain_missing(library: str) -> Explanation:
@@ -93,7 +94,7 @@ def _explain_missing(library: str) -> Explanation:
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
-_ASK = """
+_PROBE_SCRIPT = """
 import base64, sys
 import onnxruntime
 if hasattr(onnxruntime, "preload_dlls"):
@@ -106,17 +107,17 @@ onnxruntime.InferenceSession(model, providers=[sys.argv[1]], enable_fallback=0)
 def loading_error(provider: str, run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> str:
     """What ONNX Runtime says when a provider does not load.
 
-    It writes the reason to its log and goes on without the provider. The log of a process of its own can be read
-    without touching this one's output, and cannot take this one down.
+    ONNX Runtime writes the reason to its log and goes on without the provider. So it is tried in a process of its own:
+    that log can be read without touching this process's output, and a crash there cannot take this process down.
     """
-    arguments = [sys.executable, "-P", "-c", _ASK, provider, base64.b64encode(PROBE_MODEL).decode()]
+    arguments = [sys.executable, "-P", "-c", _PROBE_SCRIPT, provider, base64.b64encode(PROBE_MODEL).decode()]
     try:
         done = run(arguments, capture_output=True, text=True, timeout=120, check=False, errors="replace")
     except (OSError, subprocess.SubprocessError) as error:
         return f"it could not be asked why: {error}"
     if done.returncode < 0:
         return f"the process that tried it was ended by signal {-done.returncode}"
-    # stdout holds the libraries that could not be loaded beforehand: a clue where the log has none.
+    # stdout lists the libraries that could not be loaded beforehand, which is a clue if the log is empty.
     return _COLOUR.sub("", done.stderr).strip() or done.stdout.strip()
 
 
@@ -134,7 +135,7 @@ def why_it_does_not_load(ort: ModuleType, provider: str) -> SpadeError:
 
 
 def unavailable(provider: str, said: str) -> SpadeError:
-    """The error for a provider that does not load; said: a reason in words, or all that ONNX Runtime had to say."""
+    """The error for a provider that does not load. said: a reason in words, or the log of ONNX Runtime."""
     meaning = explain(said)
     if meaning is not None:
         return RuntimeUnavailableError(f"{_does_not_load(provider)}: {meaning.sentence}", hint=meaning.hint)

@@ -19,9 +19,9 @@ def can_run(wanted: RuntimeRequest) -> bool:
 
 
 def open_runtime(wanted: RuntimeRequest) -> Runtime:
-    """Open a session; on the CPU with graph `auto`, the lookup graph where it was measured to win, map by map.
+    """Open a session. With graph `auto` on the CPU, each map runs on the lookup graph if that was measured to win.
 
-    Without a precision, CUDA takes fp16 where the artifact has it, and else the first graph decides.
+    Without a precision, CUDA takes fp16 if the artifact has it; otherwise the precision of the first graph is taken.
     Raises RuntimeUnavailableError, MissingDependencyError, or ArtifactError for a graph that is not there.
     """
     artifact, provider = wanted.artifact, PROVIDERS[wanted.backend]

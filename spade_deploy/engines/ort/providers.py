@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: what each is told, and where the TensorRT provider keeps its engines."""
+"""ONNX Runtime's execution providers: the options of each, and where the TensorRT provider keeps its engines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, ShapeProfile
 
 FIRST_WEAKLY_TYPED = (1, 27)
-"""From this ONNX Runtime on, the TensorRT provider makes weakly typed networks whatever it is told. So the released
-libraries of 1.20 to 1.31.1 say: until 1.26 a network is strongly typed where no precision flag is set."""
+"""From this version of ONNX Runtime on, the TensorRT provider makes weakly typed networks whatever its options are.
+This was found in the released libraries of 1.20 to 1.31.1: until 1.26 a network is strongly typed if no precision flag
+is set."""
 
 
 class ConvSearch(StrEnum):
-    """How cuDNN chooses a convolution: by trying all at every new shape, or by its own estimate."""
+    """How cuDNN chooses an algorithm for a convolution: by trying all at every new shape, or by its own estimate."""
 
     EXHAUSTIVE = "EXHAUSTIVE"
     HEURISTIC = "HEURISTIC"
@@ -50,7 +51,7 @@ class GpuOptions:
     """What the TensorRT provider builds its engine for when the session is opened. With None it builds at the first
     run, and again for shapes beyond those seen so far."""
     cache_folder: Path | None = None
-    """Where the TensorRT provider keeps its engines. None is a folder of the user's."""
+    """Where the TensorRT provider keeps its engines. None is a folder in the user's cache."""
 
     def __post_init__(self) -> None:
         if self.device < 0:
@@ -75,12 +76,12 @@ class GpuOptions:
 def provider_options(
     provider: str, artifact: Artifact, graph: Graph, gpu: Gpu | None, options: GpuOptions, runtime_version: str
 ) -> dict[str, str]:
-    """What an execution provider is told, in its own words.
+    """The options of an execution provider, by the names that the provider gives them.
 
     gpu: needed by the TensorRT provider, whose engines belong to one card. runtime_version: ONNX Runtime's.
 
-    CUDA. An exhaustive search times every algorithm of every convolution, and does so again at every new shape: right
-    for a size that never changes, seconds of waiting for a service with many sizes. With the largest workspace, cuDNN
+    CUDA. An exhaustive search times every algorithm of every convolution, again at every new shape. That is right for
+    a size that never changes; a service with many sizes would wait for seconds. With the largest workspace, cuDNN
     may use the fast half-precision kernels. TF32 rounds a float32 product to 10 bits, which a float32 graph, held to
     float32's own rounding error, must not do.
 
@@ -158,7 +159,7 @@ def loaded_tensorrt() -> str | None:
         return None
     found = []
     for major in (10, 11):
-        try:  # asked only where the provider loaded it already: it says which of several it links
+        try:  # only if the provider has loaded it already; of several it tells the one in use
             library = ctypes.CDLL(f"libnvinfer.so.{major}", mode=os.RTLD_LAZY | os.RTLD_NOLOAD)
             found.append(str(library.getInferLibVersion()))
         except (OSError, AttributeError):
@@ -182,9 +183,9 @@ def cache_folder(artifact: Artifact, options: GpuOptions) -> Path:
 
 
 def make_cache_folder(folder: Path) -> None:
-    """Make the folder, for its owner alone: an engine is code, and whoever can write one here runs it.
+    """Make the folder, for its owner alone: an engine is code, and whoever can write here could get code run.
 
-    Raises ConfigError where it cannot be made, or where others may write.
+    Raises ConfigError if it cannot be made, or if others may write to it.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

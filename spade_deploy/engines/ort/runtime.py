@@ -1,4 +1,4 @@
-"""ONNX Runtime: the runtime that is there on every machine."""
+"""The runtime of ONNX Runtime, which every machine can run."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 class OrtRuntime:
     """One graph of an artifact in an ONNX Runtime session.
 
-    provider: the execution provider that must run it. CUDA takes what TensorRT does not know, and the CPU what a GPU
-    provider does not know. threads: of the CPU. gpu: how it runs on a GPU.
-    Raises RuntimeUnavailableError where the provider does not load: there is no silent run on the CPU.
+    provider: the execution provider that must run it. CUDA runs the operators that the TensorRT provider does not have,
+    and the CPU those that a GPU provider does not have. threads: the number of CPU threads. gpu: the options for a GPU.
+    Raises RuntimeUnavailableError if the provider does not load; it never falls back to the CPU in silence.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class OrtRuntime:
         finest = LABEL if self.kind is GraphKind.DENSE else level_names(min(modulated_channels(self.spec)))[2]
         sizes = dict(zip("NHW", inputs[finest].shape, strict=True))
         tensors = {tensor.name: tensor for tensor in output_tensors(self.spec)}
-        # A model with a style vector has its height and width as numbers.
+        # The tensors of a model with a style vector have numbers for height and width, all others have letters.
         return {
             name: (
                 tuple(part if isinstance(part, int) else sizes[part] for part in tensors[name].shape),
@@ -159,7 +159,7 @@ def _open_session(
     if provider == TENSORRT:
         card = require_gpu(gpu.device)
         make_cache_folder(cache_folder(artifact, gpu))
-    # What TensorRT leaves to CUDA runs as it would there.
+    # Operators that TensorRT leaves to CUDA get CUDA's usual options.
     providers = {name: provider_options(name, artifact, graph, card, gpu, ort.__version__) for name in names}
     with artifact.vouched(graph.file) as path:
 

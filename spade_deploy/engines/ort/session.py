@@ -1,4 +1,4 @@
-"""ONNX Runtime: how it is imported, whether a provider of it loads, and the one place where its sessions are opened.
+"""Import ONNX Runtime, find out if one of its providers loads, and open its sessions: the one place that does so.
 
 The runtime, the proofs of the export, the validation, the metrics and the benchmarks all open their sessions here.
 """
@@ -46,10 +46,10 @@ class SessionSetup:
     optimization: Optimization = Optimization.ALL
     """How far the graph may be rewritten."""
     weights_folder: Path | None = None
-    """Where the weight files of a model lie that is given as bytes."""
+    """The folder with the weight files of a model that is given as bytes."""
     stops_spinning: bool = True
-    """Whether the threads rest after a run. ONNX Runtime's default lets them spin for a while, and beside a second
-    session, or label files that are decoded, they would take the cores from whoever works next."""
+    """Whether the threads rest after a run. By default ONNX Runtime lets them spin for a while, and they would take
+    the cores from other work, such as a second session or the decoding of label files."""
 
     def options(self, ort: ModuleType) -> Any:
         """ONNX Runtime's own `SessionOptions`."""
@@ -119,7 +119,7 @@ def open_session(
 
 
 def declared(tensors: Iterable[TensorInfo]) -> list[tuple[str, str]]:
-    """The names and types, sorted, that a session must tell of its inputs or outputs for them to be these tensors."""
+    """The sorted names and types that a session must report for its inputs or outputs to be these tensors."""
     return sorted((tensor.name, f"tensor({tensor.dtype.replace('float32', 'float')})") for tensor in tensors)
 
 
@@ -132,7 +132,7 @@ def provider_loads(provider: str) -> bool:
     try:
         session = open_session(PROBE_MODEL, SessionSetup(threads=1), {provider: {}})
         return bool(session.get_providers()[0] == provider)
-    except Exception:  # whatever it says: the provider does not load
+    except Exception:  # whatever the reason is, the provider does not load
         return False
 
 

@@ -43,7 +43,7 @@ class BuiltEngine:
     """The engine's file."""
 
     key: EngineKey
-    """What it was built of, by and for."""
+    """The graph, the TensorRT, the card and the options of its build."""
 
     proof: dict[str, Any]
     """What it was proved to be, as the artifact keeps it."""
@@ -70,7 +70,7 @@ def build(
 ) -> tuple[BuiltEngine, ...]:
     """Build engines and write them into the artifact.
 
-    `progress` is told from the builder's threads. `stop` ends the build early when it is set.
+    `progress` is called from the builder's threads. `stop` ends the build early when it is set.
     Raises BuildError, BuildInterruptedError, ConfigError, ArtifactError, MissingDependencyError,
     RuntimeUnavailableError; engines that were finished before stay.
     """
@@ -81,7 +81,7 @@ def build(
     profile = request.profile or default_profile(spec)
     cache = request.timing_cache or timing_cache_path(artifact, library.flavour)
     with writing(artifact.path, "building engines"):
-        sweep(timing_cache_path(artifact, library.flavour).parent)  # what a killed build left, if nothing is to build
+        sweep(timing_cache_path(artifact, library.flavour).parent)  # of a killed build
         built = []
         for graph in _graphs(artifact, request):
             key = EngineKey(
@@ -140,7 +140,7 @@ def build_until_interrupted(
 
 
 class _GraphProgress(Silent):
-    """Puts the graph's name before what the builder says that it does."""
+    """Puts the graph's name before the name of each phase that the builder reports."""
 
     def __init__(self, progress: Progress, graph: str) -> None:
         self._progress = progress
@@ -203,7 +203,7 @@ def _target(library: Library, gpu: Gpu | None, asked: str | None) -> tuple[str, 
 
 
 def _find_same(artifact: Artifact, key: EngineKey) -> BuiltEngine | None:
-    """One that is damaged is not there: it is built again, and takes its place."""
+    """The engine of exactly this key, or None. A damaged engine counts as missing: it is built again and replaced."""
     for entry in whole_engines(artifact):
         if entry.key == key.to_json():
             path, said = engine_path(artifact, entry), proof_text(entry.proof)

@@ -22,12 +22,12 @@ from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import Flavour
 
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""What TensorRT for RTX builds for; it refuses data-centre cards of 9.0 and 10.0."""
+"""The compute capabilities that TensorRT for RTX builds for; it refuses data-centre cards of 9.0 and 10.0."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gives."""
+    """The result of a build."""
 
     engine: bytes
     """The serialized plan."""
@@ -89,7 +89,7 @@ def build_engine(
 
 
 def _network_flags(trt: Any) -> int:
-    # TensorRT 10 has two kinds of networks and must be told; in 11 the flag remains, and says what is the case.
+    # TensorRT 10 makes weakly typed networks without this flag. TensorRT 11 still has the flag, and needs it no more.
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if strongly_typed is None else 1 << int(strongly_typed)
 
@@ -97,7 +97,7 @@ def _network_flags(trt: Any) -> int:
 def _set_options(library: Library, config: Any, options: BuildOptions, compute_capability: str | None) -> None:
     trt = library.module
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's names and types are the proof
-    # On by default, and a float32 engine would multiply with 10 bits of mantissa: not what was validated.
+    # TF32 is on by default. A float32 engine would then multiply with 10 bits of mantissa, unlike the validated graph.
     config.clear_flag(trt.BuilderFlag.TF32)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
@@ -151,7 +151,7 @@ def _add_profile(builder: Any, network: Any, config: Any, ranges: Mapping[str, t
 
 
 def _open_timing_cache(config: Any, content: bytes | None) -> Any:
-    """What the builder reads and adds to. TensorRT for RTX times nothing: its kernels are made on the card."""
+    """The timing cache that the builder reads and adds to; None for TensorRT for RTX, which times nothing."""
     cache = config.create_timing_cache(content or b"")
     # ignore_mismatch=False: a cache of another card or version is refused, and an empty one takes its place.
     if cache is None or not config.set_timing_cache(cache, False):
@@ -182,7 +182,7 @@ def _parser_error(error: Any) -> str:
 
 
 def _make_monitor(trt: Any, progress: Progress, stop: threading.Event | None) -> Any:
-    """The builder calls it from threads of its own; a step that answers False ends the build."""
+    """The monitor that the builder calls from threads of its own. The build ends when a step returns False."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

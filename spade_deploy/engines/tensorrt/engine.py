@@ -1,4 +1,4 @@
-"""An engine's bytes -> an engine whose tensors are those of our graphs, and execution contexts of it."""
+"""Load an engine from its bytes, check that its tensors are those of our graphs, and make its execution contexts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FLOAT"}
 
 @dataclass(frozen=True)
 class EngineModel:
-    """What an engine was built of, and for which shapes."""
+    """The graph that an engine was built from, and the shapes that it was built for."""
 
     spec: GeneratorSpec
     """The model that it computes."""
     precision: Precision
     """The precision of its graph."""
     kind: GraphKind
-    """The kind of its graph, which decides what it is fed."""
+    """The kind of its graph, which decides what its inputs are."""
     profile: ShapeProfile
     """The sizes of images that it takes."""
 
@@ -58,7 +58,7 @@ class Engine:
         self._check_profile(model.profile)
         self.captures_itself = graphs and library.flavour is Flavour.RTX and hasattr(self._trt, "CudaGraphStrategy")
         manages = hasattr(self._trt, "ExecutionContextAllocationStrategy")
-        # Memory cannot be had in an amount of 0 bytes.
+        # At least 256 bytes, since 0 bytes cannot be allocated.
         self.scratch_bytes = max(256, int(self._engine.device_memory_size_v2)) if manages else None
 
     def make_context(self, scratch: DeviceMemory | None) -> Any:
@@ -74,7 +74,7 @@ class Engine:
         return context
 
     def bind(self, context: Any, shapes: dict[str, Shape], memory: dict[str, DeviceMemory]) -> dict[str, Shape]:
-        """Give a context its inputs' shapes and every tensor's memory; answers the outputs' shapes."""
+        """Give a context its inputs' shapes and every tensor's memory. Returns the outputs' shapes."""
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise self.failed(f"refuses the shape {times(shape)} of {name}")
@@ -101,12 +101,12 @@ class Engine:
         return _make_profiler(self._trt, times_ms)
 
     def close(self) -> None:
-        """Contexts must be gone."""
+        """Free the engine. All of its contexts must have been freed before."""
         self._engine = None
         self._runtime = None
 
     def failed(self, what: str, error: Exception | None = None) -> RuntimeUnavailableError:
-        """The error, with TensorRT's own words."""
+        """The error for a call that failed, with the message that TensorRT logged."""
         said = self._messages.take() or (reason_of(error) if error else NO_REASON)
         return RuntimeUnavailableError(
             f"{self.title} {what}: {said}",
@@ -172,5 +172,5 @@ def _make_profiler(trt: Any, times_ms: dict[str, float]) -> Any:
 
 
 def times(shape: Shape) -> str:
-    """2 x 64 x 64."""
+    """A shape in words: '2 x 64 x 64'."""
     return " x ".join(map(str, shape))

@@ -1,7 +1,7 @@
-"""What an engine was built of, by and for. An engine is run only where all of it is as it was.
+"""The key of an engine: the graph, the TensorRT, the card, the profile and the options that it was built with.
 
-Not the path of a file, nor that it exists: a graph that was exported again, another TensorRT, another card or profile
-make another engine.
+An engine runs only where all of these are the same. That a file exists at some path says nothing: a graph that was
+exported again, another TensorRT, another card or another profile need another engine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the builder is told besides the profile; None leaves it to TensorRT, whose optimization level is 3."""
+    """The builder's options besides the profile. None leaves an option to TensorRT, whose optimization level is 3."""
 
     optimization_level: int | None = setting(None, help="0..5: build time against speed.", after="compute_capability")
     workspace_bytes: int | None = setting(
@@ -72,7 +72,7 @@ class EngineKey:
     gpu: str
     """The name of the card, or of the compute capability that it was built for ahead of time."""
     compute_capability: Capability
-    """The card's, as '8.9'."""
+    """The compute capability of the card, as '8.9'."""
     system: str
     """The operating system and processor, as 'linux-x86_64'."""
     precision: Precision
@@ -82,7 +82,7 @@ class EngineKey:
     profile: ShapeProfile
     """The sizes that it takes."""
     options: BuildOptions
-    """What the builder was told."""
+    """The builder's options."""
 
     @property
     def digest(self) -> str:
@@ -94,7 +94,7 @@ class EngineKey:
 
     @classmethod
     def from_json(cls, value: Any) -> EngineKey:
-        """Raises ArtifactError for what is no key."""
+        """Read a key from JSON. Raises ArtifactError if it is no key."""
         try:
             return from_json(cls, value, ignore_unknown=True)
         except ConfigError as error:
@@ -108,19 +108,19 @@ class Machine:
     """Where an engine is to run, in the words of an engine's key."""
 
     flavour: Flavour
-    """The TensorRT that is there."""
+    """The TensorRT that is installed."""
     version: str
     """Its version."""
     gpu: str
     """The card's name."""
     compute_capability: str
-    """The card's, as '8.9'."""
+    """The compute capability of the card, as '8.9'."""
     system: str
     """The operating system and processor."""
 
 
 def differences(key: EngineKey, onnx_sha256: str, machine: Machine) -> list[str]:
-    """What keeps an engine from running here, each in words; empty where it may run."""
+    """The reasons, in words, why an engine cannot run here; empty if it can."""
     found = []
     if key.onnx_sha256 != onnx_sha256:
         found.append(f"it was built of another graph ({key.onnx_sha256[:12]}, here {onnx_sha256[:12]})")
@@ -148,7 +148,7 @@ def _card_differences(key: EngineKey, machine: Machine) -> list[str]:
         return [] if is_ampere else [f"it runs on cards from compute capability 8.0 on, here is {here}"]
     if key.compute_capability != machine.compute_capability:
         return [f"it was built for compute capability {key.compute_capability}, here is {here}"]
-    # An engine of TensorRT is tuned on the very card; one of TensorRT for RTX is finished where it runs.
+    # TensorRT tunes an engine on the very card. TensorRT for RTX finishes its engines on the card that runs them.
     if key.flavour is Flavour.TENSORRT and key.gpu != machine.gpu:
         return [f"it was built on {key.gpu}, here is {here}"]
     return []
@@ -160,7 +160,7 @@ def _capability(text: str) -> tuple[int, int]:
 
 
 def mismatch_error(name: str, found: list[str], options: Mapping[str, str]) -> ArtifactError:
-    """One error with all that differs. options: those of `spade build` that make the engine again, by their names."""
+    """One error that names all differences. options: the options of `spade build` that make the engine again."""
     flags = " ".join(f"--{option} {value}" for option, value in options.items())
     return ArtifactError(
         f"the engine {name} must not run here: {'; '.join(found)}", hint=f"spade build ARTIFACT {flags}".rstrip()

@@ -1,4 +1,4 @@
-"""A lane: what one run after another needs of the GPU. Streams, buffers, an execution context, captured graphs.
+"""A lane: streams, buffers, an execution context and captured graphs, in which one run follows another.
 
 A run goes over three streams, so that a run's copies overlap with its neighbours' computing:
 
@@ -6,10 +6,10 @@ A run goes over three streams, so that a run's copies overlap with its neighbour
     compute         [run 0][run 1]     [run 2]
     copy out               [out 0][out 1]
 
-Each of the two slots has buffers of its own; a slot is fed again only after its last outputs were waited for. One
-execution context is modified from run to run. A captured graph holds on to the context that it was captured from, so
-each has one that is never modified again; all of a lane's contexts share one scratch memory, since its compute stream
-runs one at a time.
+Each of the two slots has buffers of its own; a slot gets new inputs only after its last outputs were waited for. Plain
+runs use one execution context, which changes from run to run. A captured graph needs the context that it was captured
+from, so each graph has a context of its own that is never changed again. All contexts of a lane share one scratch
+memory, since the compute stream runs one at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from spade_deploy.errors import RuntimeUnavailableError
 
 SLOTS = 2
 _REMEMBERED = 64
-"""Shapes that are known to have run; a shape that comes again is worth a graph."""
+"""How many shapes that have run are remembered. A shape that comes again gets a captured graph."""
 
 Shapes = dict[str, Shape]
 _H = TypeVar("_H", bound=Handle)
@@ -46,11 +46,11 @@ class _Slot:
     memory: dict[str, DeviceMemory]
     """Memory of the card for every tensor, at its largest."""
     copied_in: Event
-    """The inputs are on the card."""
+    """This event is reached when the inputs are on the card."""
     computed: Event
-    """The engine has run."""
+    """This event is reached when the engine has run."""
     copied_out: Event
-    """The outputs are on the host."""
+    """This event is reached when the outputs are on the host."""
     pinned: dict[str, PinnedMemory] = field(default_factory=dict)
     """Memory of the host by tensor, made when it is first used."""
     outputs: Shapes = field(default_factory=dict)
@@ -72,8 +72,8 @@ class _Captured:
 class Lane:
     """One run at a time, or two that overlap. Every call is made inside `device.active()`, by one thread at a time.
 
-    graphs: captured graphs that are kept, the least used goes first; 0 captures none.
-    on_note: told once, in a sentence, where capturing fails.
+    graphs: how many captured graphs are kept; the one that was not used for longest is dropped first. 0 captures none.
+    on_note: called once with a sentence if capturing fails.
     """
 
     def __init__(self, engine: Engine, device: Device, graphs: int, on_note: Callable[[str], None]) -> None:
@@ -100,16 +100,16 @@ class Lane:
             raise
 
     def submit(self, index: int, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str]) -> None:
-        """Put a run on the streams: copies in, the engine, copies of these outputs; `collect` waits for them."""
+        """Put a run on the streams: copies of inputs, the engine, copies of these outputs. `collect` waits for it."""
         try:
             self._submit(index, inputs, output_names)
         except BaseException:
             with contextlib.suppress(RuntimeUnavailableError):
-                self.drain()  # copies of the run that failed must not meet those of the next
+                self.drain()  # copies of the failed run must not overlap with those of the next one
             raise
 
     def collect(self, index: int) -> Arrays:
-        """Wait for a slot's run; its outputs by name, in arrays of their own."""
+        """Wait for a slot's run. Returns its outputs by name, in new arrays."""
         slot = self._slots[index]
         self._device.synchronize(slot.copied_out)
         return {
@@ -118,7 +118,7 @@ class Lane:
         }
 
     def report_to(self, profiler: Any) -> None:
-        """From now on every run is a plain one that waits, and tells a TensorRT profiler of each layer's time."""
+        """Attach a TensorRT profiler. From now on no graphs are used, and each run waits for its layers one by one."""
         self._most_graphs = 0
         self._context.profiler = profiler
 
@@ -128,7 +128,7 @@ class Lane:
             self._device.synchronize(stream)
 
     def close(self) -> None:
-        """Free everything, in the order that is safe; a driver that fails meanwhile is not complained of again."""
+        """Free everything, in a safe order. Errors of a driver that has failed already are not raised again."""
         with contextlib.suppress(RuntimeUnavailableError):
             self.drain()
         while self._captured:
@@ -161,15 +161,16 @@ class Lane:
         device.record(slot.copied_out, self._copy_out)
 
     def _enqueue(self, index: int, slot: _Slot, shapes: Shapes) -> Shapes:
-        """Put one run of the engine on the compute stream; the outputs' shapes.
+        """Put one run of the engine on the compute stream. Returns the outputs' shapes.
 
-        A shape's first run is a plain one. Its second is plain too, in a context of its own, which settles what
-        TensorRT puts off until a shape's first run and a capture must not contain. From the third on it is a graph.
+        A shape's first run is a plain one. The second is plain too, but in a context of its own: TensorRT delays some
+        work until a context's first run with a shape, and that work must not be captured. From the third run on the
+        captured graph is launched.
         """
         key = (index, tuple(shapes.items()))
         try:
             kept = self._kept(key, slot, shapes)
-        except RuntimeUnavailableError as error:  # it would fail on every run: once is enough
+        except RuntimeUnavailableError as error:  # capturing would fail on every run, so it is not tried again
             self._most_graphs = 0
             self._on_note(f"runs without CUDA graphs, as one cannot be captured: {error.message}")
             self._captured.pop(key, None)
@@ -186,7 +187,10 @@ class Lane:
         return kept.outputs
 
     def _kept(self, key: _Key, slot: _Slot, shapes: Shapes) -> _Captured | None:
-        """What is kept for a shape in a slot: made on its second run, captured on its third; None: run it plainly."""
+        """The context that is kept for a shape in a slot, or None for a plain run.
+
+        It is made on the shape's second run, and its graph is captured on the third.
+        """
         kept = self._captured.get(key)
         if kept is None:
             if not self._most_graphs or key not in self._ran:
@@ -230,7 +234,7 @@ class Lane:
             copied_in, computed, copied_out = (self._own(device.make_event()) for _ in range(3))
             return _Slot(memory, copied_in, computed, copied_out)
         except RuntimeUnavailableError:
-            while len(self._owned) > before:  # half a slot is of no use, and the next try would have another half
+            while len(self._owned) > before:  # a slot with only a part of its memory is useless
                 device.free(self._owned.pop())
             raise
 

@@ -1,4 +1,4 @@
-"""Who runs on which lane: the lanes of one engine, handed to the threads that ask for one."""
+"""The lanes of one engine, lent to the threads that ask for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spade_deploy.errors import RuntimeUnavailableError
 
 
 class Lanes:
-    """The lanes that are free, handed to whoever asks first."""
+    """A pool of lanes: a thread takes a free lane and gives it back."""
 
     def __init__(self, name: str, lanes: Sequence[Lane]) -> None:
         self._name = name
@@ -21,7 +21,7 @@ class Lanes:
         self.is_closed = False
 
     def take(self) -> Lane:
-        """A free lane, waited for where there is none. Raises RuntimeUnavailableError where none can become free."""
+        """Take a free lane, or wait until one is free. Raises RuntimeUnavailableError if none can become free."""
         me = threading.get_ident()
         with self._changed:
             while True:
@@ -44,13 +44,13 @@ class Lanes:
             self._changed.notify_all()
 
     def close(self) -> list[Lane] | None:
-        """All lanes, once no other thread runs one; None where that was done before."""
+        """Wait until no other thread holds a lane, and return all lanes; None if the pool was closed before."""
         me = threading.get_ident()
         with self._changed:
             if self.is_closed:
                 return None
             self.is_closed = True
-            self._changed.notify_all()  # those who wait for a lane
+            self._changed.notify_all()  # wake the threads that wait for a lane
             while set(self._holders.values()) - {me}:
                 self._changed.wait()
             return self._all

@@ -1,4 +1,4 @@
-"""TensorRT or TensorRT for RTX, imported when something needs it, and never where that would crash."""
+"""Import TensorRT or TensorRT for RTX when it is needed, and never where the import would crash the process."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Library:
     flavour: Flavour
     """TensorRT, or TensorRT for RTX."""
     version: str
-    """The version, as the bindings tell it."""
+    """The version that the bindings report."""
 
     @property
     def title(self) -> str:
-        """For people: 'TensorRT for RTX 1.7.1.116'."""
+        """Name and version for people: 'TensorRT for RTX 1.7.1.116'."""
         return f"{TITLES[self.flavour]} {self.version}"
 
 
@@ -83,7 +83,7 @@ def load_library(flavour: Flavour | None = None, *, gpu: Callable[[], object] = 
 
 
 def make_messages(trt: Any) -> Any:
-    """A logger that keeps TensorRT's errors rather than prints them. Its base class is known only when TensorRT is."""
+    """A logger that keeps TensorRT's errors instead of printing them. Its base class is that of the given TensorRT."""
 
     class Messages(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -95,7 +95,7 @@ def make_messages(trt: Any) -> Any:
                 self.errors.append(str(message).strip())
 
         def take(self) -> str:
-            """The first error since the last time, from which the others follow; empty where there was none."""
+            """The first error since the last call, as later errors follow from it; empty if there was none."""
             errors, self.errors = self.errors, []
             return line_of(errors[0]) if errors else ""
 
@@ -103,7 +103,7 @@ def make_messages(trt: Any) -> Any:
 
 
 def is_installed(flavour: Flavour) -> bool:
-    """Whether the bindings are there; nothing is imported."""
+    """Whether the bindings are installed; nothing is imported."""
     name = MODULES[flavour]
     if name in sys.modules:
         return sys.modules[name] is not None
@@ -111,7 +111,7 @@ def is_installed(flavour: Flavour) -> bool:
 
 
 def _import_lazily_bound(name: str) -> ModuleType:
-    # Libraries that are opened for a plugin nobody uses need not be complete: symbols are bound when they are called.
+    # With lazy binding a symbol is looked up when it is called, so libraries for unused plugins need not be complete.
     if not hasattr(sys, "setdlopenflags"):
         return importlib.import_module(name)
     before = sys.getdlopenflags()

@@ -1,4 +1,4 @@
-"""From an artifact to a running engine: which one fits this machine, its bytes checked, its memory on the card."""
+"""From an artifact to a running engine: find the one that fits this machine, check its bytes, and load it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spade_deploy.spec import Flavour, GraphKind, Precision
 
 
 def has_engines(artifact: Artifact, precision: Precision | None = None, kind: GraphKind | None = None) -> bool:
-    """Whether an engine was built; one that fits no machine counts too. None stands for any precision, any kind."""
+    """Whether an engine was built, even if it does not fit this machine. None stands for any precision or kind."""
     return any(
         precision in (None, stored.key.precision) and kind in (None, stored.key.kind)
         for stored in stored_engines(artifact)
@@ -27,7 +27,7 @@ def has_engines(artifact: Artifact, precision: Precision | None = None, kind: Gr
 
 
 def can_run(wanted: RuntimeRequest) -> bool:
-    """Whether an engine was built. Whether it fits is found out by opening it: the reason why not is worth telling."""
+    """Whether an engine was built. `open_runtime` finds out if it fits, so that its error can say why it does not."""
     return has_engines(wanted.artifact, wanted.precision)
 
 
@@ -56,7 +56,7 @@ def open_runtime(wanted: RuntimeRequest) -> TrtRuntime:
                 first_error = first_error or error
                 continue
             return _open(artifact, stored, library, gpu)
-    assert first_error is not None  # each turn of the loop returns or leaves one
+    assert first_error is not None  # every round of the loop returns or sets it
     raise first_error
 
 

@@ -1,8 +1,8 @@
-"""Proof of precision: what types the typed graph asks for, and what types the built engine really runs.
+"""Proof of precision: compare the types that the typed graph asks for with those that the built engine really runs.
 
-A network that is asked for half precision in a way that TensorRT no longer listens to builds, runs, and is a float32
-engine. So the layers that do the work, convolutions and matrix products, are read twice: from the typed network before
-the build, and from the engine's own inspector after it.
+If half precision is asked for in a way that TensorRT no longer supports, the build succeeds, and the engine runs in
+float32. So the layers that do the work, convolutions and matrix products, are read twice: from the typed network
+before the build, and from the engine's own inspector after it.
 
 What the inspector shows. A kernel has the types of what goes in and out, and says which layers of the graph it
 computes: in its metadata, or in its name, where fused layers are joined with ` + ` and convolutions that share an input
@@ -33,7 +33,7 @@ WORK = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _JOINED = re.compile(r" \+ | \|\| ")
 _MOVES = ("reformat", "noop", "constant", "shuffle", "cast")
-"""Kinds of an engine's layers that compute nothing. Their names hold those of the layers that they move values for."""
+"""Kinds of an engine's layers that only move values. Their names contain those of the layers that they serve."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TypedLayer:
     name: str
     """Its name in the graph."""
     kind: str
-    """What it is: 'convolution', 'deconvolution' or 'matrix_multiply'."""
+    """Its kind: 'convolution', 'deconvolution' or 'matrix_multiply'."""
     type: str
     """The type of what it multiplies: 'fp16'."""
 
@@ -55,15 +55,15 @@ class EngineLayer:
     name: str
     """Its name in the engine."""
     kind: str
-    """What it is, in TensorRT's words."""
+    """Its kind, in TensorRT's words."""
     types: tuple[str, ...]
-    """The types of what goes in and out, sorted; empty where they are not told."""
+    """The types of its inputs and outputs, sorted; empty if the inspector does not show them."""
     covers: tuple[str, ...]
-    """The graph's layers that are fused in it, as far as it says."""
+    """The graph's layers that are fused in it, as far as the inspector shows them."""
 
     @property
     def is_readable(self) -> bool:
-        """Whether its types say in what the layers run that it covers: it computes, and is no region of many layers."""
+        """Whether its types are those in which its covered layers run: it computes, and is not a compiled region."""
         return bool(self.types) and "ForeignNode" not in self.name and self.kind.lower() not in _MOVES
 
 
@@ -76,21 +76,21 @@ class Proof:
     total: int
     """The working layers of the typed network."""
     asked: int
-    """Those of them that the typed network has in the precision."""
+    """How many of these layers have the precision in the typed network."""
     reached: int
-    """Those that were seen in the precision in the engine itself, where it was read: `asked - reached` layers could not
-    be seen. Where it was not read, `asked`: what a strongly typed network is bound to."""
+    """How many layers were seen in the precision in the engine itself; the other `asked - reached` could not be seen.
+    If the engine was not read it equals `asked`, since a strongly typed engine has to keep the network's types."""
     of_engine: bool
-    """Whether the engine itself was read. It cannot be where it is built for a card that is not here."""
+    """Whether the engine itself was read. An engine for a card that is not in this machine cannot be read."""
     layers: tuple[EngineLayer, ...] = ()
-    """All that the inspector shows."""
+    """All layers that the inspector shows."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def proof_text(proof: Mapping[str, Any]) -> str:
-    """One sentence of `Proof.to_json`."""
+    """A proof in one sentence, from the JSON of `Proof.to_json`."""
     counted = f"{proof.get('reached')} of {proof.get('total')} convolutions and products in {proof.get('precision')}"
     if proof.get("of_engine"):
         hidden = int(proof.get("asked", 0)) - int(proof.get("reached", 0))
@@ -157,7 +157,7 @@ def engine_layers(information: str) -> list[EngineLayer]:
 
 
 def prove(precision: Precision, typed: Sequence[TypedLayer], layers: Sequence[EngineLayer] | None) -> Proof:
-    """Hold an engine to its typed graph. layers: of the engine; None where it cannot be read here.
+    """Compare an engine with its typed graph. layers: those of the engine; None if it cannot be read here.
 
     Raises BuildError where the graph has no layer of the precision at all, a layer of the engine runs in another type,
     or too few layers can be seen to say that it does not (see the top of this file).

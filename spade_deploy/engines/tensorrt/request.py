@@ -1,4 +1,4 @@
-"""What is asked of a build: which graphs become engines, for which shapes and for which card."""
+"""The request for a build: which graphs become engines, for which shapes and for which card."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BuildRequest:
         None, help="8.9 and the like: rtx builds ahead of time, on a machine without the card."
     )
     options: BuildOptions = field(default_factory=BuildOptions)
-    """What the builder is told besides."""
+    """The builder's other options."""
 
     timing_cache: Path | None = setting(
         None, help="Read and written; one in the artifact if left out.", after="optimization_level"

@@ -1,4 +1,4 @@
-"""TensorRT: an engine that runs, for one caller or several, one batch or a stream of them."""
+"""The runtime of TensorRT: it runs an engine for one or several threads, on one batch or on a stream of batches."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from spade_deploy.spec import GraphKind, ShapeProfile
 class TrtRuntime:
     """An engine in one or more lanes, each with a context, streams and memory for the profile's largest batch.
 
-    content: the engine's bytes, of an artifact that vouches for them. model: what it was built of.
-    contexts: runs at a time; a caller beyond waits. graphs: CUDA graphs that a lane keeps, one for each shape (and
-    slot, in `run_many`) that comes again; 0 for none. owns_device: `close` closes the device too.
+    content: the engine's bytes, which were checked against the artifact. model: what it was built from.
+    contexts: how many runs may be under way; further callers wait. graphs: how many CUDA graphs a lane keeps, one for
+    each shape (and slot, in `run_many`) that comes again; 0 for none. owns_device: `close` closes the device too.
     Raises ArtifactError for an engine that does not load or is not this model's, RuntimeUnavailableError where memory
     is short.
     """
@@ -97,8 +97,8 @@ class TrtRuntime:
     ) -> Iterator[Arrays]:
         """Outputs of one batch after another, in order; copies and the finding of patterns overlap with computing.
 
-        The batch after is taken from `batches` before a batch's outputs are given. What fails, a refused input or
-        `batches` itself, raises in its place, after the outputs of all batches before it. The iterator holds a
+        A batch's outputs are yielded after the next batch was taken from `batches`. If an input is refused, or
+        `batches` itself raises, the error comes after the outputs of all batches before it. The iterator holds a
         context until it ends or is closed.
         """
         names = output_names_of(self.spec, output_names)
@@ -114,7 +114,7 @@ class TrtRuntime:
         lane = self._lanes.take()
         try:
             with self._device.active():
-                lane.submit(0, fed, names)  # what is put off until a shape's first run is no layer's time
+                lane.submit(0, fed, names)  # a shape's first run does extra work, which is not timed
                 lane.collect(0)
                 seen: list[dict[str, float]] = []
                 for _ in range(runs):
@@ -128,7 +128,7 @@ class TrtRuntime:
         return {name: statistics.median(found[name] for found in seen if name in found) for name in seen[-1]}
 
     def close(self) -> None:
-        """Wait for the runs of other threads, then free everything; again does nothing."""
+        """Wait for the runs of other threads, then free everything. A second call does nothing."""
         lanes = self._lanes.close()
         if lanes is None:
             return
@@ -180,7 +180,7 @@ class TrtRuntime:
                 raise failure
         finally:
             try:
-                if under_way and not self._lanes.is_closed:  # left before its end: copies may still be under way
+                if under_way and not self._lanes.is_closed:  # the caller left early: copies may still be under way
                     with self._device.active():
                         lane.drain()
             finally:

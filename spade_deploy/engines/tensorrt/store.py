@@ -1,4 +1,4 @@
-"""Which engine of an artifact may run here: found by its key, never by its name or its being there."""
+"""Find the engine of an artifact that may run here: by its key, never by the name of a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StoredEngine:
     entry: EngineEntry
     """What the engine's manifest says."""
     key: EngineKey
-    """What it was built of, by and for."""
+    """The graph, the TensorRT, the card and the options of its build."""
 
 
 def this_system() -> str:
@@ -29,7 +29,7 @@ def this_system() -> str:
 
 
 def this_machine(library: Library, gpu: Gpu) -> Machine:
-    """Where an engine would run."""
+    """This machine, in the words of an engine's key."""
     return Machine(library.flavour, library.version, gpu.name, capability_text(gpu.compute_capability), this_system())
 
 

@@ -22,7 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from spade_deploy.errors import ExportError, reason_of
 
 LEVELS = 127
-"""Quantised weights lie in -127..127, and so do the activations that were seen."""
+"""Quantised weights lie in -127..127, and so do activations up to the largest that calibration saw."""
 EXTERNAL_DATA_BYTES = 1_900_000_000
 """A protobuf file ends at 2 GiB: weights beyond this go into a second file beside the graph."""
 
@@ -38,7 +38,7 @@ class Int8Weight:
     """The quantised numbers, of the weight's shape."""
 
     scales: NDArray[np.float32]
-    """What the numbers are multiplied by, one scale for each index of `axis`."""
+    """The scales that the numbers are multiplied by, one for each index of `axis`."""
 
     axis: int
     """The axis of the output channels."""
@@ -50,7 +50,7 @@ class Int8Weight:
 
 
 def activation_scale(largest: float) -> np.float32:
-    """The scale for magnitudes up to `largest`; 1 where only zeros were seen."""
+    """The scale for magnitudes up to `largest`; 1 if all values were zero."""
     scale = np.float32(largest / LEVELS)
     return scale if scale >= _TINY else np.float32(1)
 
@@ -127,7 +127,7 @@ class _Pairs:
         self._activations: dict[tuple[str, float], str] = {}
 
     def activation(self, node: NodeProto, scale: np.float32, layer: str) -> list[NodeProto]:
-        """The nodes that quantise `node`'s first input; none where that value is quantised already."""
+        """The nodes that quantise `node`'s first input; an empty list if that value is quantised already."""
         value = node.input[0]
         known = self._activations.get((value, float(scale)))
         name = f"{layer}.input"

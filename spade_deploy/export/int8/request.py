@@ -1,4 +1,4 @@
-"""What is asked of int8: the label maps to calibrate on, and the quality of the graphs. Needs no PyTorch."""
+"""The request for int8 graphs: the label maps to calibrate on, and the quality. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ DEFAULT_CALIBRATION_COUNT = 32
 
 
 def require_target(min_psnr_db: float) -> None:
-    """Raises ConfigError for what cannot be a target."""
+    """Raise ConfigError if a PSNR is not positive and finite."""
     if not 0 < min_psnr_db < float("inf"):
         raise ConfigError(f"`min_psnr_db`: {min_psnr_db:g} is not a positive number of decibels")
 
 
 @dataclass(frozen=True)
 class Int8Request:
-    """An int8 graph of each kind, of a stated quality."""
+    """Asks for an int8 graph of each kind, with a stated quality."""
 
     calibration: Arrays
     """The dense graph's inputs by name, N of each."""
 
     described: str
-    """Where they come from, for people."""
+    """Where the label maps come from, for people."""
 
     min_psnr_db: float = DEFAULT_MIN_PSNR_DB
     """The PSNR of the image against float32 that every graph must reach."""

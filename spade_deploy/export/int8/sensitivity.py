@@ -1,7 +1,7 @@
-"""What int8 costs, layer by layer: the deploy model in PyTorch with fake quantisation, and which layers to spare.
+"""Measure the error of int8 layer by layer, with fake quantisation in PyTorch, and choose the layers that stay float32.
 
-Fake quantisation rounds weights and inputs to the int8 grid and computes in float32: what the int8 graph means
-(`qdq.py`), without writing a graph for each layer. Layers are those of the dense graph, by the names of the trained
+Fake quantisation rounds weights and inputs to the int8 grid and computes in float32. That is the arithmetic of the
+int8 graph (`qdq.py`), without a graph for each layer. Layers are those of the dense graph, by the names of the trained
 ones: `fc`, `level_4` (all hidden maps of a level), `up_0.norm_0.modulation`, `up_0.conv_1`, `conv_img`.
 """
 
@@ -26,21 +26,21 @@ from spade_deploy.progress import SILENT, Progress
 
 Images = NDArray[np.float32]
 Batches = Sequence[Sequence[Tensor]]
-"""One image's inputs each, in the order that the model takes them."""
+"""For each image its inputs, in the order in which the model takes them."""
 
 MIN_INT8_SHARE = 0.5
-"""A graph is called int8 from this share of its multiply-adds on."""
+"""The least share of its multiply-adds that must be int8 for a graph to be called int8."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was seen while a model ran on the calibration maps."""
+    """Measurements that were taken while a model ran on the calibration maps."""
 
     ranges: Mapping[str, float]
     """The largest magnitude of the input of each module that can be int8."""
 
     work: Mapping[str, int]
-    """Multiply-adds of each module for one map; also of modules that compute in float32 alone."""
+    """Multiply-adds of each module for one map, modules that can only compute in float32 included."""
 
     images: Images
     """The model's own images, N x 3 x H x W."""
@@ -48,7 +48,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class LayerDamage:
-    """What one layer in int8 costs while all others are float32."""
+    """The error of one layer in int8 while all other layers are float32."""
 
     layer: str
     """The layer's name."""
@@ -66,22 +66,22 @@ class LayerDamage:
 
     @property
     def psnr_db(self) -> float | None:
-        """None where there is no error at all."""
+        """The PSNR in dB; None if there is no error at all."""
         return psnr_db(self.mean_square)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The layers that stay float32, and what that brings."""
+    """The layers that stay float32, and the quality that is reached with them."""
 
     kept: tuple[str, ...]
     """Their names, worst first."""
 
     plain_psnr_db: float
-    """The PSNR with none of them kept."""
+    """The PSNR with all layers in int8."""
 
     psnr_db: float
-    """The PSNR with all of them kept."""
+    """The PSNR with these layers in float32."""
 
 
 def products(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -210,10 +210,10 @@ def mean_square_error(images: Iterator[Images], expected: Images) -> float:
 def choose_layers(
     ranking: Sequence[LayerDamage], psnr_without: Callable[[Collection[str]], float], target_db: float
 ) -> Choice:
-    """How many of the worst layers must stay float32 for `target_db`: none where that is enough, else by bisection.
+    """Choose the fewest of the worst layers that must stay float32 to reach `target_db`, by bisection.
 
-    psnr_without: the PSNR with all layers but these in int8. Raises ExportError where the target is out of reach with
-    MIN_INT8_SHARE of the work in int8.
+    psnr_without: measures the PSNR with all layers in int8 except the given ones. Raises ExportError if the target
+    cannot be reached with MIN_INT8_SHARE of the work in int8.
     """
     names = [entry.layer for entry in ranking]
     measured = {0: psnr_without(())}
@@ -240,7 +240,7 @@ def most_kept(ranking: Sequence[LayerDamage]) -> int:
 
 
 def out_of_reach(target_db: float, reached_db: float, kept: int, ranking: Sequence[LayerDamage]) -> ExportError:
-    """The target is missed although as many layers as possible stay float32."""
+    """The error for a target that is missed although as many layers as possible stay float32."""
     return ExportError(
         f"`min_psnr_db` {target_db:g}: int8 reaches {reached_db:.1f} dB with {kept} of {len(ranking)} layers kept in"
         f" float32; with more of them, less than {MIN_INT8_SHARE:.0%} of the multiply-adds would be int8",

@@ -43,9 +43,9 @@ from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 RANKED_ON = 3
-"""Maps, evenly spaced among the calibration maps, that each layer is measured on."""
+"""How many evenly spaced calibration maps each layer is measured on."""
 CHOSEN_ON = 4
-"""Maps that a set of layers is measured on, besides the golden inputs."""
+"""How many calibration maps a set of layers is measured on, besides the golden inputs."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class GraphQuality:
 
 @dataclass(frozen=True)
 class Int8Summary:
-    """What the report says of the int8 graphs."""
+    """The facts about the int8 graphs, for the report."""
 
     min_psnr_db: float
     """The PSNR that every graph must reach."""
@@ -79,13 +79,13 @@ class Int8Summary:
     """How many calibration maps there are."""
 
     ranking: tuple[LayerDamage, ...]
-    """What each layer in int8 costs, worst first."""
+    """The error of each layer in int8, worst first."""
 
     choice: Choice
     """The layers that stay float32 in the dense graph, by simulation."""
 
     graphs: tuple[GraphQuality, ...] = field(default=())
-    """What the graphs reach that were written."""
+    """The quality that the written graphs reach."""
 
     @property
     def kept(self) -> frozenset[str]:
@@ -200,19 +200,27 @@ def _plan(
 
 @dataclass(frozen=True)
 class _Maker:
-    """Writes one graph, and keeps further layers until what was written meets the target."""
+    """Writes one graph, and writes it again with further layers in float32 until it meets the target."""
 
     folder: Path
+    """The folder with the fp32 graph, into which the int8 graph is written."""
     kind: GraphKind
+    """The kind of the graph."""
     spec: GeneratorSpec
+    """How the generator is built."""
     ranges: Mapping[str, float]
+    """The largest magnitude of the input of each module that can be int8."""
     request: Int8Request
+    """The calibration maps and the quality to reach."""
     expected: Images
+    """The float32 images of the calibration maps."""
     golden: tuple[Arrays, Images]
+    """The golden inputs and the reference's images of them."""
     progress: Progress
+    """It is told of each image."""
 
     def make(self, kept: Sequence[str], ranking: Sequence[LayerDamage]) -> GraphQuality:
-        """Raises ExportError where too few layers would be left."""
+        """Write the graph and measure it. Raises ExportError if too few layers would be left in int8."""
         order = [entry.layer for entry in ranking]
         for count in range(len(kept), most_kept(ranking) + 1):
             quality = self._write(order[:count])

@@ -16,10 +16,10 @@ _DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
 
 
 def parallel(network: nn.Module, world: World) -> nn.Module:
-    """The network as one of several processes calls it: its backward pass leaves the mean of all their gradients.
+    """The network, wrapped so that its backward pass gives every process the mean of all processes' gradients.
 
-    Buffers are not sent: batch norm's statistics are synchronised where they are made, and spectral norm's vectors
-    follow from weights that are equal.
+    Buffers are not sent: batch norm synchronises its own statistics, and spectral norm's vectors follow from weights,
+    which are equal.
     """
     if world.size == 1:
         return network
@@ -31,7 +31,7 @@ def parallel(network: nn.Module, world: World) -> nn.Module:
 
 @contextmanager
 def without_averaging(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """A block whose backward passes leave each process its own gradients; a later backward pass averages their sum."""
+    """A block in which backward passes do not average gradients; a later backward pass averages their sum."""
     with ExitStack() as stack:
         for network in networks:
             if isinstance(network, DistributedDataParallel):

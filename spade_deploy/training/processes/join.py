@@ -1,8 +1,8 @@
-"""How a process that torchrun started finds the other ones, and how it leaves them.
+"""How a process that torchrun started finds its peers, and how it leaves them.
 
-torchrun tells each process its place by environment variables. Between tensors of GPUs nccl averages, between tensors
-of a CPU gloo; both are set up, whichever device trains, so that what the processes tell each other (signals, errors)
-never waits for a GPU.
+torchrun gives each process its place in environment variables. Tensors on GPUs are averaged by nccl, tensors on a CPU
+by gloo. Both are set up, whichever device trains, so that messages between the processes (signals, errors) never wait
+for a GPU.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from spade_deploy.training.processes.world import ALONE, World
 
 @contextmanager
 def join_world() -> Iterator[World]:
-    """A block in which this process trains with the others that torchrun started; without torchrun it is alone.
+    """A block in which this process trains with its peers, which torchrun started; without torchrun it is alone.
 
-    Processes other than 0 print nothing to stdout. An error that all of them know ends them without a message, with its
-    exit code. Raises ConfigError for an environment that makes no sense, TrainingError where the others do not come in
-    time.
+    Processes other than 0 print nothing to stdout. An error that all processes know ends them with its exit code and
+    without a message. Raises ConfigError if the environment makes no sense, TrainingError if a peer does not arrive
+    in time.
     """
     with watched_launcher(os.environ) as launcher:
         place = place_in_world(os.environ)
@@ -43,7 +43,10 @@ def join_world() -> Iterator[World]:
 
 
 def place_in_world(environment: Mapping[str, str]) -> World:
-    """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; alone without them. Raises ConfigError."""
+    """The place that torchrun gives in RANK, WORLD_SIZE and LOCAL_RANK; without them the process is alone.
+
+    Raises ConfigError.
+    """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return ALONE
     size = _number(environment, "WORLD_SIZE", 1, 1 << 20)
@@ -61,7 +64,7 @@ def place_in_world(environment: Mapping[str, str]) -> World:
 
 @contextmanager
 def _joined(place: World) -> Iterator[World]:
-    """Meet the others, and leave them at the end of the block: well, or with the reason why this process fails."""
+    """Meet the peers, and leave them at the end of the block; if this process fails, tell them the reason."""
     world, watch = _met(place)
     failure = "it was stopped"
     try:
@@ -83,14 +86,14 @@ def _joined(place: World) -> Iterator[World]:
         raise
     finally:
         watch.close(failure)
-        if failure:  # a group that lost a process may wait for it for ever
+        if failure:  # a group that lost a process may wait for it forever
             peers.abandon_group()
         else:
             distributed.destroy_process_group()
 
 
 def _met(place: World) -> tuple[World, peers.PeerWatch]:
-    """The world once all processes have met, and this process's watch over the others."""
+    """Wait until all processes have met. Returns the world, and this process's watch over its peers."""
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     seconds = timeout_s()
     if not distributed.is_available():

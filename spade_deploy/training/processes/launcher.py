@@ -1,4 +1,4 @@
-"""A process that torchrun started notices when torchrun is killed: nobody else would tell it, and it would train on.
+"""Make a process notice that torchrun, which started it, was killed; otherwise it would train on.
 
 When a process ends, the system gives its children another parent. torchrun is the parent of this process, or an
 ancestor where a script stands between them, so a parent that has changed means that torchrun or that script is gone.
@@ -26,7 +26,7 @@ class Launcher:
         self._ancestors = _ancestors_to_torchrun()
 
     def look(self) -> bool:
-        """Whether one of the ancestors is gone now."""
+        """Look whether one of the ancestors has ended."""
         parents = [os.getppid(), *(_parent(pid) for pid in self._ancestors[:-1])]
         self.is_lost = self.is_lost or parents != self._ancestors
         return self.is_lost
@@ -34,9 +34,9 @@ class Launcher:
 
 @contextmanager
 def watched_launcher(environment: Mapping[str, str]) -> Iterator[Launcher | None]:
-    """A block in which this process gets SIGTERM when torchrun is gone; torchrun sends that itself where it can.
+    """A block in which this process gets SIGTERM if torchrun was killed before it could send that itself.
 
-    Yields None where torchrun did not start this process.
+    Yields None if torchrun did not start this process.
     """
     if "TORCHELASTIC_RUN_ID" not in environment:
         yield None
@@ -59,7 +59,7 @@ def watched_launcher(environment: Mapping[str, str]) -> Iterator[Launcher | None
 
 
 def _ancestors_to_torchrun() -> list[int]:
-    """The parent, its parent, ..., torchrun; the parent alone where the system does not say which one is torchrun."""
+    """The parent, its parent, and so on up to torchrun; only the parent if the system does not show which that is."""
     ancestors = [os.getppid()]
     while not _is_torchrun(ancestors[-1]):
         above = _parent(ancestors[-1])
@@ -78,7 +78,7 @@ def _is_torchrun(pid: int) -> bool:
 
 
 def _parent(pid: int) -> int:
-    """The process's parent; 0 where there is no such process, or the system does not say."""
+    """The parent of a process; 0 if there is no such process, or the system does not report it."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(facts.rpartition(")")[2].split()[1])

@@ -1,9 +1,9 @@
-"""Every process learns at once when another one of its group is gone, and who it was.
+"""Every process learns at once if a peer is lost, and which one.
 
 Process 0 has a connection to each of its peers. The operating system closes the connections of a process that ends,
-however it ends, and keep-alive probes find within a minute a host that lost its power; process 0 then tells the others
-who was lost. PyTorch alone would be late: gloo notices a dead peer when it next talks to it, and nccl waits for its
-timeout in a call that nothing interrupts.
+however it ends, and keep-alive probes find within a minute a host that lost its power. Process 0 then tells the other
+processes who was lost. PyTorch alone would notice it late: gloo when it next sends to the dead peer, and nccl after its
+timeout, in a call that nothing interrupts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import closing, suppress
 from spade_deploy.errors import TrainingError, reason_of
 
 GRACE_S = 20.0
-"""How long a process may take to end by itself once a peer is lost; then it is ended."""
+"""How long a process may take to end by itself after a peer is lost; after that it is ended."""
 
 _BYE, _LOST = b"bye", b"lost "
 _MESSAGE_BYTES = 4096
@@ -69,7 +69,7 @@ class PeerWatch:
         self._thread.start()
 
     def lost_peer(self, wait_s: float = 0.0) -> str:
-        """Who was lost and how, a sentence without its full stop; '' where nobody is lost within `wait_s` seconds."""
+        """Who was lost and how, a sentence without its full stop; empty if nobody is lost within `wait_s` seconds."""
         self._lost.wait(wait_s)
         return self._reason
 
@@ -79,14 +79,14 @@ class PeerWatch:
         self._tell(_LOST + f"{_name(self._rank, self._size)} failed: {failure}".encode() if failure else _BYE)
         for peer in self._peers.values():
             with suppress(OSError):
-                peer.shutdown(socket.SHUT_RDWR)  # wakes the thread
+                peer.shutdown(socket.SHUT_RDWR)  # the thread's call returns
         self._thread.join()
         for peer in self._peers.values():
             peer.close()
 
     def _tell(self, message: bytes) -> None:
         for peer in self._peers.values():
-            with suppress(OSError):  # that peer is gone itself
+            with suppress(OSError):  # that peer has ended, too
                 peer.sendall(message[:_MESSAGE_BYTES])
 
     def _watch(self) -> None:
@@ -151,14 +151,14 @@ def _accepted(size: int, timeout_s: float, share: Callable[[str], str]) -> dict[
             said = peer.recv(len(token) + _RANK_BYTES, socket.MSG_WAITALL)
             if said.startswith(token.encode()):
                 peers[int(said[len(token) :])] = _kept_alive(peer)
-            else:  # a stranger, such as one that scans ports
+            else:  # not a peer, for example a port scanner
                 peer.close()
     return peers
 
 
 def _server(size: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
-        with suppress(OSError):  # this Python has IPv6, and the host has switched it off
+        with suppress(OSError):  # the host has switched IPv6 off
             return socket.create_server(("", 0), family=socket.AF_INET6, backlog=size, dualstack_ipv6=True)
     return socket.create_server(("", 0), backlog=size)
 
@@ -173,7 +173,7 @@ def _kept_alive(peer: socket.socket) -> socket.socket:
 
 
 def _received(peer: socket.socket) -> bytes:
-    """What a peer said last; empty where its connection ended without a word."""
+    """The last message of a peer; empty if its connection was closed without one."""
     try:
         return peer.recv(_MESSAGE_BYTES)
     except OSError:

@@ -1,4 +1,4 @@
-"""How long a process waits for another one that is still there."""
+"""How long a process waits for a peer that is alive but does not answer."""
 
 from __future__ import annotations
 

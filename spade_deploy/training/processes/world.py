@@ -1,7 +1,7 @@
-"""Several processes that train one model together: which of them this one is, and what they agree on.
+"""The processes that train one model together: the place of this process among them, and how they agree.
 
-All of them run the same program on their share of every batch; gradients, losses and batch norm's statistics are those
-of the whole batch, so that the networks stay equal without being sent. Process 0 alone writes and prints.
+All processes run the same program on their share of every batch. Gradients, losses and batch norm's statistics are
+those of the whole batch, so that the networks stay equal without being sent. Only process 0 writes and prints.
 `join.py` makes a `World`.
 """
 
@@ -24,12 +24,12 @@ from spade_deploy.training.processes.timeout import TIMEOUT_VARIABLE, timeout_s
 T = TypeVar("T")
 
 _NOTICE_S = 5.0
-"""The end of a process is noticed at once; this is how long the news of it may take to reach this process."""
+"""How long it may take until this process learns of a peer's end, which process 0 notices at once."""
 
 
 @dataclass(frozen=True)
 class News:
-    """What a process has to tell the others before a step."""
+    """The messages of a process to its peers before a step."""
 
     signal: str = ""
     """The name of the signal that it got."""
@@ -58,10 +58,10 @@ class World:
     """The number of this process on its host, and of its GPU there."""
 
     peers: PeerWatch | None = field(default=None, repr=False, compare=False)
-    """Notices when another process is gone; None for a process alone."""
+    """Notices that a peer was lost; None for a process alone."""
 
     launcher: Launcher | None = field(default=None, repr=False, compare=False)
-    """Notices when torchrun is gone; None where torchrun did not start this process."""
+    """Notices that torchrun was killed; None if torchrun did not start this process."""
 
     @property
     def is_main(self) -> bool:
@@ -69,7 +69,7 @@ class World:
         return self.rank == 0
 
     def stopped_by(self, signal: str) -> str:
-        """What a signal stands for: the end of torchrun also arrives as SIGTERM."""
+        """The cause of a signal in words: the end of torchrun also arrives as SIGTERM."""
         return LOST if signal and self.launcher is not None and self.launcher.is_lost else signal
 
     def shard(self, parts: int = 1) -> Shard:
@@ -77,7 +77,7 @@ class World:
         return Shard(self.rank, self.size, parts)
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process. All of them must ask."""
+        """Whether `flag` is set in any process. All processes must call it."""
         if self.size == 1:
             return flag
         flags = torch.tensor([int(flag)])
@@ -85,7 +85,7 @@ class World:
         return bool(flags.item())
 
     def exchange(self, own: News) -> News:
-        """The news of all processes, the same in each of them. Where there are none, only one number is sent."""
+        """The news of all processes, the same in each process. If there is no news, only one number is sent."""
         if self.size == 1 or not self.any_rank(bool(own)):
             return own
         found: list[News] = [News()] * self.size
@@ -100,7 +100,7 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that ends well in every process or in none: the first error is raised in all of them."""
+        """A block that succeeds in every process or in none: the first error is raised in all processes."""
         error = None
         try:
             yield
@@ -111,7 +111,7 @@ class World:
 
     @contextmanager
     def noticing_lost_peers(self, last_good: Callable[[], tuple[str, str]]) -> Iterator[None]:
-        """A block in which the end of another process becomes a TrainingError, however PyTorch reports it.
+        """A block in which the loss of a peer becomes a TrainingError, however PyTorch reports it.
 
         last_good: returns a sentence on what is saved, and the next step; it is called when they are needed.
         """
@@ -136,7 +136,7 @@ class World:
         return ""
 
     def main_first(self, action: Callable[[], T]) -> T:
-        """What `action` returns; process 0 does it before the others, which find what it downloaded.
+        """The result of `action`, which process 0 runs before its peers, so that these find what it downloaded.
 
         An error in one process is raised in all of them.
         """
@@ -156,7 +156,7 @@ class World:
         return values[0]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """In process 0 the rows of all processes, on the CPU; in the others their own. Each has as many rows."""
+        """In process 0 the rows of all processes, on the CPU; in its peers their own rows. All have equally many."""
         if self.size == 1:
             return rows
         own = rows.cpu().contiguous()
@@ -165,7 +165,7 @@ class World:
         return own if found is None else torch.cat(found)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over the processes: of means over equal shares, the mean of the whole batch."""
+        """The mean of a tensor over the processes. For means over equal shares it is the mean of the whole batch."""
         if self.size == 1:
             return values
         total = values.clone()

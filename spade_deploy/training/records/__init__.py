@@ -1,1 +1,1 @@
-"""What a run writes while it goes."""
+"""The files that a run writes while it trains: logs, plots, pictures and checkpoints."""

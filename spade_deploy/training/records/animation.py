@@ -28,7 +28,8 @@ from spade_deploy.training.records.sample_grid import (
 
 GIF_BYTES = 5_000_000
 GIF_FRAMES, MP4_FRAMES = 60, 600
-"""The most frames: of a run with more sample grids some are shown, evenly spaced, the first and the last included."""
+"""The most frames of a GIF and of an MP4. Of more sample grids, evenly spaced ones are shown, the first and the last
+included."""
 _GIF_SIDE_PX, _MP4_SIDE_PX = 560, 1080
 _LEAST_WIDTH_PX = 240
 _BAR_PX, _BAR = 4, (31, 119, 180)
@@ -84,7 +85,7 @@ def animate(run: Path, out: Path, fps: float | None = None) -> Animation:
 def save_gif(
     run: Path, target: Path | None = None, fps: float | None = None, max_bytes: int = GIF_BYTES
 ) -> Animation | None:
-    """Write RUN/samples.gif, smaller until it has at most `max_bytes`. None where there are fewer than two grids."""
+    """Write RUN/samples.gif, and make it smaller until it has at most `max_bytes`. None for fewer than two grids."""
     target = target or run / "samples.gif"
     grids, chosen = evenly_chosen(run, GIF_FRAMES)
     if len(chosen) < 2:
@@ -133,7 +134,7 @@ def save_mp4(run: Path, target: Path | None = None, fps: float | None = None) ->
 
 
 def require_video() -> None:
-    """Raises MissingDependencyError where MP4 files cannot be written."""
+    """Raise MissingDependencyError if MP4 files cannot be written."""
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         raise MissingDependencyError(
             "imageio-ffmpeg is not installed; MP4 files need it",

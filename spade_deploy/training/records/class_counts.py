@@ -1,4 +1,4 @@
-"""How often each class occurs in what a run trains on: a class that no sample has cannot be learned."""
+"""Count how often each class occurs in the training samples: a class that no sample has cannot be learned."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = 8
 
 
 class ClassCounts:
-    """Pixels and samples of each class, counted while batches go by, after cropping.
+    """Counts the pixels and samples of each class in the batches of a run, after cropping.
 
     table: ids x 2 int64, the pixels of each class and the samples that have it. samples: how many were counted.
     first_step, last_step: the steps whose batches were counted.
@@ -41,13 +41,13 @@ class ClassCounts:
         self.last_step += 1
 
     def missing(self) -> tuple[str, ...]:
-        """The names of the classes that no sample had; empty where nothing was counted."""
+        """The names of the classes that no sample had; empty if nothing was counted."""
         if not self.samples:
             return ()
         return tuple(self.labels.name_of(index) for index in torch.nonzero(self.table[:, 0] == 0).flatten().tolist())
 
     def sentence(self) -> str:
-        """What the user should know, or an empty text where every class occurs."""
+        """A sentence on the classes that never occur; empty if every class occurs."""
         names = self.missing()
         if not names:
             return ""
@@ -76,7 +76,7 @@ class ClassCounts:
         write_json(run / CLASSES_JSON, {**steps, "samples": self.samples, "pixels": pixels, "classes": classes})
 
     def state(self) -> dict[str, Any]:
-        """What `resumed` continues from: plain values and a tensor."""
+        """The counts, from which `resumed` continues: plain values and a tensor."""
         return {
             "table": self.table.clone(),
             "samples": self.samples,
@@ -88,7 +88,7 @@ class ClassCounts:
     def resumed(cls, run: Path, labels: LabelSpec, start: int, state: Mapping[str, Any] | None = None) -> ClassCounts:
         """Continue to count after step `start` of a run; begin at zero where the counts end at another step.
 
-        state: what the checkpoint has; older checkpoints have none, and classes.json is read instead.
+        state: the counts in the checkpoint; older checkpoints have none, and classes.json is read instead.
         """
         counts = cls(labels, start)
         try:

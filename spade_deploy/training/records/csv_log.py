@@ -21,9 +21,9 @@ _MAX_CSV_BYTES = 1 << 30
 class CsvLog:
     """A header, then a row of numbers for each logged step; a row is in the file as soon as it is written.
 
-    Opening an existing file keeps its rows up to `last_step`: what an interrupted run logged after its last checkpoint
-    will be computed again. Rows that a full disk does not take are kept, and the next call writes them first: no row is
-    lost, and none is left cut in half.
+    Opening an existing file keeps its rows up to `last_step`, since the steps after an interrupted run's last
+    checkpoint are computed again. Rows that cannot be written to a full disk are kept, and the next call writes them
+    first, so that no row is lost or cut in half.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...], last_step: int) -> None:
@@ -42,7 +42,7 @@ class CsvLog:
         self._write_pending()
 
     def close(self) -> None:
-        """Raises OSError where rows are left that the disk does not take."""
+        """Write the rows that are left. Raises OSError if the disk is still full."""
         with self._file:
             self._write_pending()
 
@@ -70,9 +70,9 @@ def read_rows(path: Path) -> list[list[str]]:
 
 
 def _rows_until(path: Path, columns: tuple[str, ...], last_step: int) -> list[list[str]]:
-    """The rows of an existing log up to a step; none of a log with other columns, or where there is no log.
+    """The rows of an existing log up to a step; empty if there is no log, or it has other columns.
 
-    Raises OSError for a file that is there and cannot be read: it must not be written over.
+    Raises OSError for a file that exists and cannot be read, as it must not be overwritten.
     """
     try:
         rows = read_rows(path)

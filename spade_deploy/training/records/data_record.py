@@ -1,7 +1,7 @@
-"""Which files a run is trained on, so that a resumed run notices when they have changed.
+"""Record which files a run is trained on, so that a resumed run notices if they have changed.
 
-The names of the samples decide their order, and with it what every step sees, so the checkpoint holds their digest.
-Whether a file has changed is judged by its size and time alone: reading all files would take as long as an epoch.
+The names of the samples decide their order, and so the samples of every step; the checkpoint holds their digest.
+Whether a file has changed is judged only by its size and time: reading all files would take as long as an epoch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DataRecord:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must find again: the number of samples, and the SHA-256 of their names in order."""
+        """The number of samples and the SHA-256 of their names in order, which must be the same in a resumed run."""
         return {"count": len(self.names), "names_sha256": _sha256(self.names)}
 
     @property
@@ -64,7 +64,7 @@ class DataRecord:
 
     @classmethod
     def read(cls, run: Path) -> DataRecord | None:
-        """The record that `write` wrote; None where there is none, or it is damaged."""
+        """The record that `write` wrote; None if there is none, or it is damaged."""
         try:
             value = read_json(run / DATA_JSON)
             names = tuple(str(name) for name, *_ in value["samples"])
@@ -75,7 +75,7 @@ class DataRecord:
 
 
 def place_of_run(run: Path) -> Path | None:
-    """Where a run lay when it was last trained; None where that is not recorded."""
+    """The folder of a run when it was last trained; None if that is not recorded."""
     try:
         return Path(read_json(run / DATA_JSON)["run"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -83,7 +83,7 @@ def place_of_run(run: Path) -> Path | None:
 
 
 def refuse_other_samples(checkpoint: Path, saved: Any, now: DataRecord) -> None:
-    """Raises CheckpointError that names the samples that differ. saved: the identity that the checkpoint holds."""
+    """Raise CheckpointError, which names the samples that differ. saved: the identity in the checkpoint."""
     if not isinstance(saved, dict) or saved == now.identity:  # older checkpoints hold none
         return
     was, count = saved.get("count"), len(now.names)
@@ -115,7 +115,7 @@ def changed_samples(run: Path, now: DataRecord) -> str:
     ]
     if not changed:
         return ""
-    return f"{_listed(changed, 'written again')} since this run was last trained: it goes on with what they are now"
+    return f"{_listed(changed, 'written again')} since this run was last trained: it goes on with the new files"
 
 
 def _listed(names: Sequence[str], what: str) -> str:

@@ -1,4 +1,4 @@
-"""The metrics of a run: metrics.csv, metrics.png, and which checkpoint is the best by one of them."""
+"""The metrics of a run: write metrics.csv and metrics.png, and keep the checkpoint that is best by one of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METRICS_CSV = "metrics.csv"
 
 
 class Measures(Protocol):
-    """What measures a generator on held-out samples."""
+    """Measures a generator on held-out samples."""
 
     def evaluate(self, generate: Callable[[Batch], Tensor]) -> dict[str, float]: ...
 
@@ -33,7 +33,7 @@ class Measures(Protocol):
 
 
 def measured_with(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the figures of two runs must have in common to be compared; it is saved in best.json."""
+    """The facts that two measurements must share to be comparable; they are saved in best.json."""
     files = {"extractor": config.extractor, "segmenter": config.segmenter}
     held_out = {"held_out": facts["held_out"]} if facts.get("held_out") else {}
     return {
@@ -60,10 +60,10 @@ class MetricLog:
             self._log.write({**row, "step": step, "seconds": seconds})
 
     def steps(self) -> set[float]:
-        """The steps that the log has a row of."""
+        """The steps that have a row in the log."""
         try:
             return set(read_columns(self._path).get("step", ()))
-        except (OSError, ValueError):  # there is none yet, or it is damaged: the step is measured again
+        except (OSError, ValueError):  # the log is missing or damaged: the step is measured again
             return set()
 
     def plot(self, best: Best | None) -> None:
@@ -74,13 +74,13 @@ class MetricLog:
             plot_metrics(self._path, self._run / "metrics.png", (best.metric, best.step) if best is not None else None)
 
     def close(self) -> None:
-        """A failure becomes a message."""
+        """Close the log. A failure becomes a message."""
         if self._log is not None:
             with self._messages.optional(METRICS_CSV):
                 self._log.close()
 
     def _open(self, columns: tuple[str, ...]) -> CsvLog:
-        """Rows of other metrics, which a resumed run may measure, stay in a file of their own."""
+        """Open the log. If a file with other metrics exists, as of a resumed run, it is kept under another name."""
         if self._start and self._path.is_file():
             try:
                 header = next(iter(read_rows(self._path)), [])
@@ -94,8 +94,8 @@ class MetricLog:
 class BestCheckpoint:
     """The best checkpoint of a run by one metric, and best.json, which names it.
 
-    best: the best so far; None where there is none that was measured in the same way. marked_step: the step of the
-    checkpoint that best.json names, which is never removed. measured_with: what figures must share to be compared.
+    best: the best so far; None if none was measured in the same way. marked_step: the step of the checkpoint that
+    best.json names, which is never removed. measured_with: the facts that figures must share to be comparable.
     """
 
     def __init__(self, run: Path, metric: str, measured_with: dict[str, Any], messages: RunMessages) -> None:
@@ -105,7 +105,7 @@ class BestCheckpoint:
         self._run, self._metric, self._messages = run, metric, messages
 
     def remember(self) -> None:
-        """Find the best so far of a resumed run; a message says where it was measured in another way."""
+        """Read the best so far of a resumed run. A message says if it was measured in another way."""
         try:
             best = read_best(self._run)
         except CheckpointError as error:
@@ -127,7 +127,7 @@ class BestCheckpoint:
         return self.best is None or found.is_better_than(self.best)
 
     def mark(self, found: Best) -> None:
-        """Name a checkpoint, which is there, in best.json. A failure becomes a message."""
+        """Name an existing checkpoint in best.json. A failure becomes a message."""
         with self._messages.optional(BEST_JSON):
             write_json(self._run / BEST_JSON, found.to_json())
             self.best, self.marked_step = found, found.step

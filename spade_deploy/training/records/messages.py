@@ -1,4 +1,4 @@
-"""What a run has to tell its user, and the steps of it that may fail without ending it."""
+"""Messages of a run to its user, and a block for work that may fail without ending the run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from spade_deploy.errors import reason_of
 
 
 class RunMessages:
-    """One sentence about each subject: a new one about the same subject replaces it.
+    """Keeps one sentence about each subject; a new sentence about the same subject replaces it.
 
-    step: the step that is recorded now.
+    step: the step that is being recorded.
     """
 
     def __init__(self, step: int) -> None:
@@ -20,7 +20,7 @@ class RunMessages:
         self._told: set[str] = set()
 
     def say(self, subject: str, sentence: str) -> None:
-        """Say a sentence about a subject; an empty one takes back what was said."""
+        """Set the sentence about a subject; an empty one removes it."""
         self._by_subject.pop(subject, None)
         if sentence:
             self._by_subject[subject] = sentence
@@ -30,14 +30,14 @@ class RunMessages:
         return tuple(self._by_subject.values())
 
     def new(self) -> tuple[str, ...]:
-        """The sentences about subjects that came up since this was last called."""
+        """The sentences about subjects that are new since the last call."""
         fresh = {subject: text for subject, text in self._by_subject.items() if subject not in self._told}
         self._told.update(fresh)
         return tuple(fresh.values())
 
     @contextmanager
     def optional(self, what: str) -> Iterator[None]:
-        """A block that may fail: the reason becomes a message, since what is only looked at must not end a training."""
+        """A block that may fail, such as drawing a plot. The reason becomes a message, and training goes on."""
         try:
             yield
         except Exception as error:

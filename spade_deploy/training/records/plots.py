@@ -21,7 +21,7 @@ _MAX_POINTS = 2000
 
 
 def require_matplotlib() -> None:
-    """Raises MissingDependencyError now, not at the first plot."""
+    """Raise MissingDependencyError without matplotlib, now and not at the first plot."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingDependencyError(
             "matplotlib is not installed; the loss plot needs it", hint="pip install 'spade-deploy[train]'"
@@ -86,7 +86,7 @@ def plot_metrics(metrics_csv: Path, target: Path, best: tuple[str, int] | None =
 
 
 def smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """Mean of up to `width` values around each one; fewer at the ends, so that nothing is invented there."""
+    """The mean of up to `width` values around each one; at the ends fewer values are averaged."""
     before, after = (width - 1) // 2, width // 2
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))

@@ -1,9 +1,8 @@
-"""What a run writes while it goes: logs, sample grids, plots, checkpoints; nothing of a state that is not finite.
+"""Write the files of a run while it trains: logs, sample grids, plots, checkpoints. NaN and infinity are never saved.
 
-There are two ways to fail at writing. A checkpoint that cannot be written ends the run, with an error that names the
-last good one: going on would be for nothing. Everything else is there to be looked at, and training goes on without it:
-the failure becomes a message, and it is tried again when it is next due. Rows of a log are kept until the disk takes
-them.
+If a checkpoint cannot be written, the run ends with an error that names the last good one, as further training would be
+lost. All other files are only to be looked at, and training goes on without them: the failure becomes a message, and
+writing is tried again when it is next due. Rows of a log are kept until they can be written.
 
 A checkpoint comes first and the rest of its step after it, so a process that is killed between the two leaves a step
 whose pictures and metrics are missing. A resumed run makes them (`catch_up`) before its first step.
@@ -49,11 +48,11 @@ _BOARD = "TensorBoard"
 class Recorder:
     """Writes one run's folder.
 
-    samples: the fixed label maps of the sample grids. facts: what a resumed run must find unchanged.
+    samples: the fixed label maps of the sample grids. facts: the facts that a resumed run must find unchanged.
     resume, start: the checkpoint that this run goes on from, and its step.
-    evaluator: asked every `eval_every` steps and at the end; None for no metrics.
-    counts: the classes counted so far, as the checkpoint has them.
-    Attributes: `metrics` are the last that were measured, `skipped` the samples that could not be read.
+    evaluator: measures the generator every `eval_every` steps and at the end; None measures nothing.
+    counts: the class counts in the checkpoint.
+    Attributes: `metrics` has the last measured metrics, `skipped` the samples that could not be read.
     Raises TrainingError where the folder cannot be written, MissingDependencyError, ConfigError for `best_by`.
     """
 
@@ -82,7 +81,7 @@ class Recorder:
         self._evaluator = evaluator if config.eval_every else None
         self._messages = RunMessages(start)
         if evaluator is not None and config.best_by:
-            evaluator.direction(config.best_by)  # refuses now what is not measured
+            evaluator.direction(config.best_by)  # raises now if the metric is not measured
         if config.tensorboard:
             require_tensorboard()
         self._counts = ClassCounts(labels, start) if resume is None else ClassCounts.resumed(run, labels, start, counts)
@@ -122,7 +121,7 @@ class Recorder:
         return self._messages.all()
 
     def new_notes(self) -> tuple[str, ...]:
-        """What the user should know and was not told by this before, a sentence each."""
+        """The notes that are new since the last call, a sentence each."""
         return self._messages.new()
 
     def say(self, note: str) -> None:
@@ -130,18 +129,18 @@ class Recorder:
         self._messages.say(note, note)
 
     def write_data(self, record: DataRecord) -> None:
-        """Keep which samples the run is trained on. Raises TrainingError."""
+        """Write the record of the training samples. Raises TrainingError."""
         with self._writing():
             record.write(self.run)
 
     def count(self, label: Tensor) -> None:
-        """Count the classes of a step's label maps, N x H x W ids; before `record`."""
+        """Count the classes of a step's label maps, N x H x W ids; call it before `record`."""
         self._counts.add(label)
 
     def record(
         self, step: int, losses: dict[str, float], rates: tuple[float, float], seconds: float, *, is_last: bool
     ) -> None:
-        """Check a step's losses, then write what is due after it."""
+        """Check a step's losses, then write the files that are due after it."""
         config = self._learner.setup.train
         self._check_losses(step, losses)
         self._messages.step, self.losses = step, losses
@@ -159,7 +158,7 @@ class Recorder:
             self._finish()
 
     def catch_up(self, *, is_last: bool) -> None:
-        """Make what was due after the restored step and is missing: the process was killed before it made that.
+        """Write the files that were due after the restored step and are missing, since the process was killed before.
 
         is_last: whether the run ends with that step.
         """
@@ -234,8 +233,8 @@ class Recorder:
         raise TrainingError(
             f"{self.run}: in step {step} {what}; nothing of this state was saved. {self._last_good_sentence()}",
             # The losses of the first step are computed before any weight is moved, so the rates had no part in them.
-            hint="no rate has moved a weight yet: it comes of what the run began with (`init`, `perceptual_file`, a"
-            " checkpoint) or of `amp` fp16"
+            hint="no rate has moved a weight yet: the cause is what the run began with (`init`, `perceptual_file`, a"
+            " checkpoint) or `amp` fp16"
             if step == self._start + 1
             else "start again with lower `lr_generator` and `lr_discriminator`, or another `seed`",
         )
@@ -287,7 +286,7 @@ class Recorder:
             self._prune()
 
     def _to_board(self, write: Callable[[Board], None]) -> None:
-        """A board that failed once is left alone: its writer cannot be used again."""
+        """Write to TensorBoard, unless that has failed before: its writer cannot be used again."""
         if self._board is not None:
             board, self._board = self._board, None
             with self._messages.optional(_BOARD):

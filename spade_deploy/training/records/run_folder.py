@@ -1,4 +1,4 @@
-"""What is removed from a run's folder: old checkpoints, leftovers of killed processes, and steps that were given up."""
+"""Clean up a run's folder: remove old checkpoints and files of killed processes, and set abandoned steps aside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spade_deploy.files import atomic, temporary
 from spade_deploy.runs import BEST_JSON, CHECKPOINTS, read_checkpoint_info, run_checkpoints
 
 SET_ASIDE = "set_aside"
-_LEFTOVER = re.compile(r"\.step_\d+\.[^.]+\.tmp")  # as version 0.1.0 and older named it
+_LEFTOVER = re.compile(r"\.step_\d+\.[^.]+\.tmp")  # the name that version 0.1.0 and older used
 _SAMPLE = re.compile(r"step_(\d{1,12})\.png")
 
 
@@ -24,7 +24,7 @@ def prune(run: Path, count: int, kept: Collection[Path]) -> None:
 
 
 def sweep(run: Path) -> None:
-    """Remove what killed processes left: parts of checkpoints are as large as checkpoints, and nothing reads them."""
+    """Remove unfinished files of killed processes: parts of checkpoints are large, and nothing reads them."""
     for folder in (run, run / CHECKPOINTS, run / "samples"):
         temporary.sweep(folder)
     for folder in (run / CHECKPOINTS).glob(".step_*"):
@@ -35,8 +35,8 @@ def sweep(run: Path) -> None:
 def set_aside_later(run: Path, step: int) -> str:
     """Move the checkpoints and sample grids of later steps than `step` out of the way of a run that resumes there.
 
-    In a run the last step counts as the newest checkpoint, and these belong to a training that was given up. Returns a
-    sentence on what was moved where, '' where there was nothing. Raises OSError.
+    Otherwise the last of them would count as the run's newest checkpoint, although that training was abandoned. Returns
+    a sentence on what was moved where, which is empty if nothing was. Raises OSError.
     """
     later = [folder for folder in run_checkpoints(run) if read_checkpoint_info(folder).step > step]
     if not later:

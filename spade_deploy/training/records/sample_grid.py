@@ -115,7 +115,7 @@ def resized(pixels: Pixels, size: tuple[int, int], *, keep_colours: bool) -> Ima
 
 
 def write_caption(draw: Any, place: tuple[float, float], text: str, anchor: str, room: float) -> None:
-    """Write text in the largest of a few sizes that fits into `room` pixels; in the smallest where none does."""
+    """Write text in the largest of a few sizes that fits into `room` pixels, or in the smallest size if none fits."""
     for size in _FONT_SIZES_PX:
         font = ImageFont.load_default(size)
         if draw.textlength(text, font=font) <= room:

@@ -16,7 +16,7 @@ FOLDER = "tensorboard"
 
 
 def require_tensorboard() -> None:
-    """Raises MissingDependencyError now, not when the first event is written."""
+    """Raise MissingDependencyError without tensorboard, now and not when the first event is written."""
     if importlib.util.find_spec("tensorboard") is None:
         raise MissingDependencyError(
             "tensorboard is not installed; `tensorboard` needs it",

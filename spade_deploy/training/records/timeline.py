@@ -28,7 +28,7 @@ _CELL_PX = 160
 def save_timeline(run: Path, target: Path | None = None) -> Path | None:
     """Write RUN/timeline.png: a row for each label map, and label map | up to eight steps | photo side by side.
 
-    None where there are fewer than two grids. Raises CheckpointError where config.json does not tell the images' size.
+    Returns None for fewer than two grids. Raises CheckpointError if config.json does not hold the images' size.
     """
     _, chosen = evenly_chosen(run, TIMELINE_STEPS)
     if len(chosen) < 2:
