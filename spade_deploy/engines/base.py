@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, input_tensors, mismatch, output_tensors
 from spade_deploy.errors import ConfigError, InputRefusedError
+from spade_deploy.settings import check_one_of
 from spade_deploy.spec import Backend, GeneratorSpec, GraphChoice, GraphKind, Precision
 
 __all__ = [
@@ -98,15 +99,13 @@ class TableRuntime(Runtime, Protocol):
 
 def parse_graph_choice(text: str) -> GraphChoice:
     """Raises ConfigError, with what is allowed."""
-    if text not in list(GraphChoice):
-        raise ConfigError(f"`graph`: {text!r} is not one of {', '.join(GraphChoice)}")
+    check_one_of("graph", text, GraphChoice)
     return GraphChoice(text)
 
 
 def parse_backend(text: str) -> Backend:
     """Raises ConfigError, with what is allowed."""
-    if text not in list(Backend):
-        raise ConfigError(f"`backend`: {text!r} is not one of {', '.join(Backend)}")
+    check_one_of("backend", text, Backend)
     return Backend(text)
 
 

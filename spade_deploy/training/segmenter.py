@@ -28,7 +28,8 @@ from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import ConfusionMatrix, OnnxSegmenter
 from spade_deploy.metrics.onnx_images import METADATA_KEY
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.spec import LabelSpec
+from spade_deploy.settings import check_range
+from spade_deploy.spec import MAX_BATCH, LabelSpec
 from spade_deploy.training.dataset import Batch, SampleSource, open_source, training_batches
 
 DEFAULT_STEPS = 400
@@ -54,9 +55,8 @@ class SegmenterRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, most in (("segmenter_steps", self.steps, 10**7), ("batch_size", self.batch_size, 4096)):
-            if not 1 <= value <= most:
-                raise ConfigError(f"`{name}`: {value} is not in 1..{most}")
+        check_range("segmenter_steps", self.steps, 1, 10**7)
+        check_range("batch_size", self.batch_size, 1, MAX_BATCH)
         if self.data.crop_size[0] < 16 or self.data.crop_size[1] < 16:
             raise ConfigError(f"`train_segmenter`: {self.data.crop_size} pixels are fewer than 16 x 16")
 
