@@ -7,9 +7,7 @@ is expected to reach more, and what the score leaves out cannot be judged.
 from __future__ import annotations
 
 import json
-import logging
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.errors import ConfigError, DatasetError, ExportError, LabelMapError, TrainingError, reason_of
+from spade_deploy.export.onnx_file import OPSET, quiet_export
 from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.labels.layouts import DataConfig
@@ -33,7 +32,6 @@ from spade_deploy.spec import MAX_BATCH, LabelSpec
 from spade_deploy.training.dataset import Batch, SampleSource, open_source, training_batches
 
 DEFAULT_STEPS = 400
-OPSET = 18
 _RATE = 2e-3
 _WARM_UP = 20
 _VERSION = 1
@@ -229,11 +227,8 @@ def _score(path: Path, request: SegmenterRequest) -> tuple[dict[str, Any] | None
 
 def _exported(network: SegmenterNet, request: SegmenterRequest) -> Any:
     height, width = request.data.crop_size
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with quiet_export():
             return torch.onnx.export(
                 network,
                 (torch.zeros(2, 3, height, width),),
@@ -249,8 +244,6 @@ def _exported(network: SegmenterNet, request: SegmenterRequest) -> Any:
         raise  # onnxscript: the command says which extra brings it
     except Exception as error:  # the exporter raises dozens of types
         raise ExportError(f"torch.onnx could not export the segmenter: {reason_of(error)}") from error
-    finally:
-        logger.setLevel(level)
 
 
 def _save(program: Any, path: Path, facts: dict[str, Any]) -> None:
