@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, joined, one_by_one
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.size import checked_size
@@ -79,7 +79,7 @@ def batches(maps: list[Arrays], batch_size: int) -> tuple[Arrays, ...]:
     check_range("batch_size", batch_size, 1, MAX_BATCH)
     count = -(-len(maps) // batch_size)
     groups = [[maps[(k * batch_size + n) % len(maps)] for n in range(batch_size)] for k in range(count)]
-    return tuple({name: np.concatenate([one[name] for one in group]) for name in group[0]} for group in groups)
+    return tuple(joined(group) for group in groups)
 
 
 def make_segmap(spec: GeneratorSpec, inputs: Arrays) -> NDArray[np.float32]:
