@@ -6,7 +6,6 @@ Credits stand in README.md beside this file and go with everything that is writt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from PIL import Image
 
 from spade_deploy.errors import ConfigError, DatasetError, SpadeError
 from spade_deploy.files.atomic import atomic_file, atomic_folder, write_text
+from spade_deploy.labels.sets import label_set
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.settings import check_one_of
 from spade_deploy.spec import LabelSpec
@@ -54,10 +54,9 @@ class Tile:
         return f"{self.index:04d}"
 
 
-@cache
 def earth_labels() -> LabelSpec:
     """The 17 IGBP classes with their names and colours."""
-    return LabelSpec.from_json(json.loads((_FOLDER / "label_sets.json").read_text(encoding="utf-8"))["earth"])
+    return label_set("earth")
 
 
 @cache

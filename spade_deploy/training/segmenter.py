@@ -136,7 +136,7 @@ def find_or_train(
     skipped: list[str] = []
     network = _train(request, source, torch.device(device), skipped.append, progress)
     facts = {
-        "name": f"U-Net of {_data_name(request.data)}, {request.steps} steps",
+        "name": f"U-Net of {request.data.described}, {request.steps} steps",
         "mean": 127.5,
         "std": 127.5,
         "size": list(request.data.crop_size),
@@ -144,7 +144,7 @@ def find_or_train(
         "labels": [request.labels.name_of(n) for n in range(request.labels.num_labels)],
         "labels_sha256": sha256_of_bytes(json.dumps(request.labels.to_json()).encode()),
         "request_sha256": request.digest,
-        "trained_on": f"{len(source)} real photos of the train split of {_data_name(request.data)}",
+        "trained_on": f"{len(source)} real photos of the train split of {request.data.described}",
         "steps": request.steps,
         "settings": {name: value for name, value in asdict(request).items() if name in ("batch_size", "width", "seed")},
     }
@@ -255,11 +255,6 @@ def _save(program: Any, path: Path, facts: dict[str, Any]) -> None:
 def _without_edges(labels: LabelSpec) -> LabelSpec:
     """Photos have no instance maps, and a segmenter needs none."""
     return LabelSpec(labels.num_labels, labels.has_dontcare, names=labels.names, palette=labels.palette)
-
-
-def _data_name(data: DataConfig) -> str:
-    where = data.root or data.labels_dir
-    return f"{data.preset} ({where})" if where else f"{data.preset} (embedded)"
 
 
 def default_device() -> str:
