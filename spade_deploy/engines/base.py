@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +17,7 @@ from spade_deploy.spec import Backend, GeneratorSpec, GraphChoice, GraphKind, Pr
 
 __all__ = [
     "Backend",
+    "ClosedByWith",
     "GraphChoice",
     "Runtime",
     "RuntimeRequest",
@@ -81,6 +83,21 @@ class Runtime(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class ClosedByWith(ABC):
+    """A context manager that closes itself at the end of its block, as every runtime does."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class TableRuntime(Runtime, Protocol):
