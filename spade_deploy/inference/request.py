@@ -8,10 +8,9 @@ from pathlib import Path
 from spade_deploy.engines.base import parse_backend, parse_graph_choice
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
+from spade_deploy.labels.files import RESULT_SUFFIXES
 from spade_deploy.settings import check_one_of, check_ranges, setting
 from spade_deploy.spec import MAX_BATCH, Backend, Precision, ResizePolicy, parse_size
-
-RESULT_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
