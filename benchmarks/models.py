@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from printed import Printed
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Manifest, Source, rewrite_manifest
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Manifest, Source, joined, rewrite_manifest
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.labels.files import (
     label_dtype,
@@ -67,7 +67,7 @@ def make_artifact(work: Path, spec: GeneratorSpec, maps: dict[str, Arrays]) -> A
     run = work / f"labels-{spec.labels.num_channels}-base-{spec.base_channels}-{spec.height}x{spec.width}"
     folder = run / "artifact"
     if not (folder / "manifest.json").exists():
-        golden = stacked([resized(one, spec.height, spec.width) for one in list(maps.values())[:2]])
+        golden = joined([resized(one, spec.height, spec.width) for one in list(maps.values())[:2]])
         generator = make_generator(spec)
         info = save_checkpoint(checkpoint_folder(run, 0), generator, step=0, origin="import")
         folder.mkdir(exist_ok=True)
@@ -130,11 +130,6 @@ def synthetic_maps(spec: GeneratorSpec, count: int = 3) -> dict[str, Arrays]:
 def resized(inputs: Arrays, height: int, width: int) -> Arrays:
     """Batch 1 at another size, nearest."""
     return {name: resize_nearest(array[0], (height, width))[None] for name, array in inputs.items()}
-
-
-def stacked(maps: list[Arrays]) -> Arrays:
-    """Batches of one size as one."""
-    return {name: np.concatenate([one[name] for one in maps]) for name in maps[0]}
 
 
 def with_noise(inputs: Arrays, share: float, num_ids: int) -> Arrays:

@@ -18,7 +18,7 @@ name other settings by their fields in backticks, as errors do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass
 from typing import Any
 
@@ -90,17 +90,33 @@ def check_ranges(request: Any) -> None:
         known, value = setting_of(field), getattr(request, field.name)
         if known is None or value is None:
             continue
-        is_low = known.least is not None and not value >= known.least
-        if is_low or (known.most is not None and not value <= known.most):
-            name = known.flag.replace("-", "_") or field.name
-            raise ConfigError(f"`{name}`: {quoted(value)} is not {_range(known)}")
+        check_range(known.flag.replace("-", "_") or field.name, value, known.least, known.most)
 
 
-def _range(known: Setting) -> str:
+def check_range(field: str, value: Any, least: float | None, most: float | None) -> None:
+    """Raises ConfigError where `value` is below `least` or above `most`; None leaves that side open."""
+    if (least is not None and not value >= least) or (most is not None and not value <= most):
+        raise ConfigError(f"`{field}`: {quoted(value)} is not {_range(least, most)}")
+
+
+def _range(least: float | None, most: float | None) -> str:
     """The allowed range in words: 'in 1..4096', 'at least 1', 'at most 9'."""
-    if known.most is None:
-        return f"at least {known.least}"
-    return f"at most {known.most}" if known.least is None else f"in {known.least}..{known.most}"
+    if most is None:
+        return f"at least {least}"
+    return f"at most {most}" if least is None else f"in {least}..{most}"
+
+
+def check_positive(field: str, value: int | None) -> None:
+    """Raises ConfigError for a count below 1, such as that of threads; None is no value."""
+    if value is not None and value < 1:
+        raise ConfigError(f"`{field}`: {value} is not a positive number")
+
+
+def check_one_of(field: str, value: str, allowed: Iterable[str], hint: str | None = None) -> None:
+    """Raises ConfigError, which lists what is allowed, such as the members of an enum, where `value` is none of it."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ConfigError(f"`{field}`: {quoted(str(value))} is not one of {', '.join(allowed)}", hint=hint)
 
 
 def as_typed(value: Any) -> str:

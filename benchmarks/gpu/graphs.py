@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Artifact
+from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Artifact, joined
 from spade_deploy.bench.candidates import Candidate, Kind
 from spade_deploy.bench.judging import judge
 from spade_deploy.engines.base import GraphChoice, Runtime
@@ -24,7 +22,7 @@ def judged(
     for start in range(0, count, batch):
         chosen = [(start + offset) % count for offset in range(batch)]
         parts.append(runtime.run({name: array[chosen] for name, array in golden.inputs.items()}, [IMAGE, PIXELS]))
-    found = {name: np.concatenate([part[name] for part in parts])[:count] for name in (IMAGE, PIXELS)}
+    found = {name: array[:count] for name, array in joined(parts).items()}
     candidate = Candidate(Kind.GRAPH, f"{precision} {kind}", precision, GraphChoice(kind.value))
     verdict = judge(artifact, candidate, golden, found)
     return {

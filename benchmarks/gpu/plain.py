@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ from torch.export import Dim
 from spade_deploy.artifact import IMAGE
 from spade_deploy.bench.runners import SEGMAP
 from spade_deploy.errors import ConfigError
+from spade_deploy.export.onnx_file import quiet_export
 from spade_deploy.networks.spade import SpadeGenerator
 
 
@@ -25,21 +24,15 @@ def write_plain(generator: SpadeGenerator, path: Path, *, half: bool) -> None:
     module.load_state_dict(generator.state_dict())
     module.to(dtype).eval()
     segmap = torch.zeros(2, spec.labels.num_channels, spec.height, spec.width, dtype=dtype)
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of every torchvision operator where torchvision is not installed
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            program = torch.onnx.export(
-                module,
-                (segmap,),
-                dynamo=True,
-                input_names=[SEGMAP],
-                output_names=[IMAGE],
-                dynamic_shapes=({0: Dim("batch", min=1)},),
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
+    with quiet_export():
+        program = torch.onnx.export(
+            module,
+            (segmap,),
+            dynamo=True,
+            input_names=[SEGMAP],
+            output_names=[IMAGE],
+            dynamic_shapes=({0: Dim("batch", min=1)},),
+            verbose=False,
+        )
     assert program is not None  # of dynamo=True
     program.save(str(path), external_data=False)

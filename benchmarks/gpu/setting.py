@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from models import ADE20K, DATA, SMALL, coco_maps, make_generator, resized, stacked, synthetic_maps
+from models import ADE20K, DATA, SMALL, coco_maps, make_generator, resized, synthetic_maps
 from printed import Printed
 
-from spade_deploy.artifact import LABEL, Arrays, Artifact, Source
+from spade_deploy.artifact import LABEL, Arrays, Artifact, Source, joined
 from spade_deploy.errors import SpadeError
 from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
@@ -63,11 +63,11 @@ class Setting:
     @property
     def golden(self) -> Arrays:
         """What every candidate is validated on before it is timed."""
-        return stacked(self.maps[:GOLDEN_MAPS])
+        return joined(self.maps[:GOLDEN_MAPS])
 
     def batch(self, size: int) -> Arrays:
         """The first maps, in turn where there are fewer."""
-        return stacked([self.maps[index % len(self.maps)] for index in range(size)])
+        return joined([self.maps[index % len(self.maps)] for index in range(size)])
 
     def artifact(self, precision: Precision) -> Artifact:
         """The artifact that has the graphs of a precision, exported once. int8 lies apart, with the fp32 it is made of.
@@ -95,7 +95,7 @@ class Setting:
         return {}
 
     def _export(self, folder: Path, is_int8: bool) -> None:
-        calibration = stacked(self.maps[-CALIBRATION_MAPS:])
+        calibration = joined(self.maps[-CALIBRATION_MAPS:])
         export_artifact(
             self.generator,
             folder,

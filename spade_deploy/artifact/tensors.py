@@ -5,7 +5,7 @@ They are the same for every precision and every runtime; any ONNX client can rel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,3 +159,10 @@ def one_by_one(arrays: Mapping[str, NDArray[Any]]) -> Iterator[Arrays]:
     """Split a batch: for each of its N images, the tensors by name with N = 1."""
     for index in range(len(next(iter(arrays.values())))):
         yield {name: array[index : index + 1] for name, array in arrays.items()}
+
+
+def joined(parts: Sequence[Mapping[str, NDArray[Any]]]) -> Arrays:
+    """Tensors by name of several batches of one size -> those of one batch, in order: the way back of `one_by_one`."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, joined, one_by_one
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.size import checked_size
@@ -16,6 +16,7 @@ from spade_deploy.labels.files import resize_nearest
 from spade_deploy.labels.find import find_label_maps
 from spade_deploy.labels.pairs import read_maps, require_instances, require_labels
 from spade_deploy.lookup.tables import pixel_codes
+from spade_deploy.settings import check_range
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec
 
 
@@ -76,11 +77,10 @@ def folder_cases(
 
 def batches(maps: list[Arrays], batch_size: int) -> tuple[Arrays, ...]:
     """Single maps -> batches in turn; the last one is filled up from the beginning, so that all have one shape."""
-    if not 1 <= batch_size <= MAX_BATCH:
-        raise ConfigError(f"`batch_size`: {batch_size} is not in 1..{MAX_BATCH}")
+    check_range("batch_size", batch_size, 1, MAX_BATCH)
     count = -(-len(maps) // batch_size)
     groups = [[maps[(k * batch_size + n) % len(maps)] for n in range(batch_size)] for k in range(count)]
-    return tuple({name: np.concatenate([one[name] for one in group]) for name in group[0]} for group in groups)
+    return tuple(joined(group) for group in groups)
 
 
 def make_segmap(spec: GeneratorSpec, inputs: Arrays) -> NDArray[np.float32]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 
 from spade_deploy.artifact import IMAGE, Z
 from spade_deploy.bench.runners import SEGMAP
-
-_LARGE_BYTES = 1_900_000_000
-"""Weights beyond this go into a file of their own: a protobuf file cannot be larger than 2 GiB."""
+from spade_deploy.files.onnx_data import EXTERNAL_DATA_BYTES
 
 
 def write_plain_export(checkpoint: Path, path: Path) -> None:
@@ -18,6 +14,7 @@ def write_plain_export(checkpoint: Path, path: Path) -> None:
     import torch
     from torch.export import Dim
 
+    from spade_deploy.export.onnx_file import quiet_export
     from spade_deploy.runs.checkpoint import load_generator
 
     loaded = load_generator(checkpoint)
@@ -34,22 +31,16 @@ def write_plain_export(checkpoint: Path, path: Path) -> None:
         inputs.append(torch.zeros(2, spec.z_dim))
         names.append(Z)
         shapes.append({0: batch})
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of every torchvision operator where torchvision is not installed
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            program = torch.onnx.export(
-                loaded.module,
-                tuple(inputs),
-                dynamo=True,
-                input_names=names,
-                output_names=[IMAGE],
-                dynamic_shapes=tuple(shapes),
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
+    with quiet_export():
+        program = torch.onnx.export(
+            loaded.module,
+            tuple(inputs),
+            dynamo=True,
+            input_names=names,
+            output_names=[IMAGE],
+            dynamic_shapes=tuple(shapes),
+            verbose=False,
+        )
     assert program is not None
     size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.module.parameters())
-    program.save(str(path), external_data=size > _LARGE_BYTES)
+    program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)

@@ -11,10 +11,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from spade_deploy.bench.job import Job
+from spade_deploy.engines.base import ClosedByWith
 from spade_deploy.errors import SpadeError, line_of
 
 ANSWER_LIMIT_S = 900.0
@@ -25,7 +25,7 @@ class WorkerError(SpadeError):
     """A worker failed or died; the message says how."""
 
 
-class Worker:
+class Worker(ClosedByWith):
     """One candidate's process.
 
     Once it has started, `imports_s`, `load_s` and `first_run_s` are the parts of its cold start, in seconds.
@@ -85,14 +85,6 @@ class Worker:
                 with contextlib.suppress(OSError):  # closing flushes the pipe, which fails if the process has ended
                     stream.close()
         self._stderr.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

@@ -13,7 +13,7 @@ from spade_deploy.engines.base import parse_backend
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.pairs import require_labels
-from spade_deploy.settings import check_ranges, setting
+from spade_deploy.settings import check_positive, check_range, check_ranges, setting
 from spade_deploy.spec import MAX_BATCH, Backend, Precision, parse_size
 
 DEFAULT_ROUNDS = 20
@@ -44,7 +44,7 @@ class BenchRequest:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        _check_threads(self.threads)
+        check_positive("threads", self.threads)
         parse_backend(str(self.backend))
         require_labels(self.labels, self.instances)
 
@@ -101,15 +101,9 @@ class BenchPlan:
     def __post_init__(self) -> None:
         if not self.candidates or not self.cases:
             raise ConfigError("there is nothing to measure: no candidates or no label maps")
-        _check_threads(self.threads)
-        if not 1 <= self.rounds <= MAX_ROUNDS:
-            raise ConfigError(f"`rounds`: {self.rounds} is not in 1..{MAX_ROUNDS}")
+        check_positive("threads", self.threads)
+        check_range("rounds", self.rounds, 1, MAX_ROUNDS)
         parse_backend(str(self.backend))
         shapes = {case[LABEL].shape for case in self.cases}
         if len(shapes) > 1:
             raise ConfigError(f"the label maps of one bench have one shape; found {sorted(shapes)}")
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and threads < 1:
-        raise ConfigError(f"`threads`: {threads} is not a positive number")

@@ -71,13 +71,12 @@ def _timed(runner: Any, inputs: Any) -> dict[str, Any]:
 
 
 def _answer_golden(runner: Any, job: Any) -> None:
-    import numpy as np
-
-    from spade_deploy.artifact import IMAGE, PIXELS
+    from spade_deploy.artifact import IMAGE, PIXELS, joined
     from spade_deploy.bench.job import read_arrays, write_arrays
 
     found = [runner.answers(read_arrays(path)) for path in job.golden]
-    write_arrays(job.golden_outputs, {name: np.concatenate([one[name] for one in found]) for name in (IMAGE, PIXELS)})
+    outputs = joined(found)
+    write_arrays(job.golden_outputs, {name: outputs[name] for name in (IMAGE, PIXELS)})
 
 
 def _take_stdout() -> IO[str]:

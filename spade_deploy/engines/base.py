@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, input_tensors, mismatch, output_tensors
 from spade_deploy.errors import ConfigError, InputRefusedError
+from spade_deploy.settings import check_one_of
 from spade_deploy.spec import Backend, GeneratorSpec, GraphChoice, GraphKind, Precision
 
 __all__ = [
     "Backend",
+    "ClosedByWith",
     "GraphChoice",
     "Runtime",
     "RuntimeRequest",
@@ -82,6 +85,21 @@ class Runtime(Protocol):
     ) -> None: ...
 
 
+class ClosedByWith(ABC):
+    """A context manager that closes itself at the end of its block, as every runtime does."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class TableRuntime(Runtime, Protocol):
     """A runtime that also runs a lookup graph on pattern tables."""
 
@@ -98,15 +116,13 @@ class TableRuntime(Runtime, Protocol):
 
 def parse_graph_choice(text: str) -> GraphChoice:
     """The graph choice of that name. Raises ConfigError, which lists the allowed names."""
-    if text not in list(GraphChoice):
-        raise ConfigError(f"`graph`: {text!r} is not one of {', '.join(GraphChoice)}")
+    check_one_of("graph", text, GraphChoice)
     return GraphChoice(text)
 
 
 def parse_backend(text: str) -> Backend:
     """The backend of that name. Raises ConfigError, which lists the allowed names."""
-    if text not in list(Backend):
-        raise ConfigError(f"`backend`: {text!r} is not one of {', '.join(Backend)}")
+    check_one_of("backend", text, Backend)
     return Backend(text)
 
 

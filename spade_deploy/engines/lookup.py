@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
-from spade_deploy.engines.base import GraphChoice, Runtime, RuntimeRequest, TableRuntime, check_inputs
+from spade_deploy.engines.base import ClosedByWith, GraphChoice, Runtime, RuntimeRequest, TableRuntime, check_inputs
 from spade_deploy.lookup.tables import extract_patterns
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
@@ -32,7 +31,7 @@ def open_by_choice(
     return AutoRuntime(open_graph(GraphKind.LOOKUP), lambda: open_graph(GraphKind.DENSE), share)
 
 
-class AutoRuntime:
+class AutoRuntime(ClosedByWith):
     """Runs each map on the lookup graph or on the dense one, in any engine that can run tables.
 
     open_dense: opens the dense graph. It is called at most once, when the first map needs it. share: the dense graph
@@ -80,11 +79,3 @@ class AutoRuntime:
         self._lookup.close()
         if self._dense is not None:
             self._dense.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -15,8 +15,9 @@ from types import ModuleType
 
 from spade_deploy.artifact import Artifact
 from spade_deploy.engines.base import Backend, GraphChoice, Runtime, RuntimeRequest, parse_graph_choice
-from spade_deploy.errors import ConfigError, RuntimeUnavailableError, SpadeError
+from spade_deploy.errors import RuntimeUnavailableError, SpadeError
 from spade_deploy.machine.cores import at_most_cores
+from spade_deploy.settings import check_one_of, check_positive
 from spade_deploy.spec import Precision
 
 
@@ -65,8 +66,7 @@ def open_runtime(
     """
     name = _known_name(str(backend))
     choice = parse_graph_choice(str(graph))
-    if threads is not None and threads < 1:
-        raise ConfigError(f"`threads`: {threads} is not a positive number")
+    check_positive("threads", threads)
     threads = None if threads is None else at_most_cores(threads, "threads")
     wanted = RuntimeRequest(artifact, name, precision, threads, choice)
     if name == Backend.AUTO:
@@ -98,6 +98,5 @@ def _open_first(wanted: RuntimeRequest, engines: Iterable[Engine]) -> Runtime:
 
 def _known_name(backend: str) -> str:
     known = dict.fromkeys([*Backend, *(engine.backend for engine in ENGINES)])
-    if backend not in known:
-        raise ConfigError(f"`backend`: {backend!r} is not one of {', '.join(known)}")
+    check_one_of("backend", backend, known)
     return backend

@@ -7,7 +7,6 @@ cropped nor mirrored. The embedded tiles are cut at that size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from spade_deploy.errors import DatasetError
 from spade_deploy.images.image_file import Size
@@ -90,9 +89,3 @@ class SampleSet:
         """Load a sample. Raises LabelMapError if it cannot be used."""
         found = self._samples.load(index)
         return Sample(found.label, found.instance, found.photo, index, self.stem(index))
-
-
-def described(config: DataConfig) -> str:
-    """A data set in words: 'earth (embedded)', 'custom (/data/mine)'."""
-    where: Path | None = config.root or config.labels_dir
-    return f"{config.preset} ({where})" if where else f"{config.preset} (embedded)"

@@ -15,7 +15,7 @@ from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.sets import LABEL_SETS, label_set
 from spade_deploy.metrics.onnx_images import number_triple
 from spade_deploy.settings import asked_of, check_ranges, setting
-from spade_deploy.spec import LabelSpec, parse_size
+from spade_deploy.spec import MAX_BATCH, LabelSpec, parse_size
 
 DATA, JUDGES = "Data", "Judges"
 """The groups of the settings in `--help`."""
@@ -106,7 +106,7 @@ class EvalRequest:
     styles: int = setting(0, help="Images of one label map whose diversity is measured.", group=JUDGES)
     best: bool = setting(False, help="Of a run its best checkpoint, by `best_by` of its training; not the newest.")
     backend: Backend = setting(Backend.AUTO, help="What runs the models.")
-    batch_size: int = setting(4, help="Images at a time.", least=1, most=4096)
+    batch_size: int = setting(4, help="Images at a time.", least=1, most=MAX_BATCH)
     seed: int = setting(0, help="Of styles and of the kernel distance's subsets.", least=0, most=2**32 - 1)
     pictures: int = setting(8, help="Samples that the page shows.", least=0, most=1000)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import DatasetError
-from spade_deploy.evaluation.data import SampleSet, described, evenly, has_one_set, held_out_split, open_set
+from spade_deploy.evaluation.data import SampleSet, evenly, has_one_set, held_out_split, open_set
 from spade_deploy.evaluation.measure import (
     STYLED_SAMPLES,
     Judges,
@@ -48,7 +48,7 @@ def evaluate(
     extractor = OnnxExtractor(request.extractor, request.extractor_facts) if request.extractor else None
     segmenter, more = _segmenter(request, config, split, labels, runs_dir, progress)
     judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size)
-    progress.step(f"{described(config)}, {samples.name}: reading the real photos")
+    progress.step(f"{config.described}, {samples.name}: reading the real photos")
     reality = measure_reality(judges, samples, evenly(len(samples), request.samples), progress)
     references = [reality.row] if segmenter is not None else []
     floor, why = _floor(judges, reality, config, split, labels, size, progress)
@@ -114,7 +114,7 @@ def _segmenter(
     if request.segmenter_steps is not None:
         asked = replace(asked, steps=request.segmenter_steps)
     folder = runs_dir / f"segmenter-{config.preset}"
-    progress.step(f"the segmenter of {described(config)} ({asked.steps} steps; trained once, then reused) in {folder}")
+    progress.step(f"the segmenter of {config.described} ({asked.steps} steps; trained once, then reused) in {folder}")
     made = training.find_or_train(
         asked,
         folder,
@@ -149,14 +149,14 @@ def _floor(
 def _data_notes(config: DataConfig, split: str, samples: SampleSet, models: Sequence[Model]) -> list[str]:
     notes = []
     if split == "train":
-        notes.append(f"{described(config)} was evaluated on its training samples: the figures are too good")
+        notes.append(f"{config.described} was evaluated on its training samples: the figures are too good")
     for model in models:
         if model.data is not None and (model.data.preset, model.data.root, model.data.labels_dir) != (
             config.preset,
             config.root,
             config.labels_dir,
         ):
-            notes.append(f"{model.name} was trained on {described(model.data)}, not on what it is judged on")
+            notes.append(f"{model.name} was trained on {model.data.described}, not on what it is judged on")
         elif model.data is not None and has_one_set(config):
             notes.append(f"{model.name} was trained on these very samples: its figures are too good")
     if samples.problems:

@@ -18,12 +18,11 @@ from spade_deploy.errors import ExportError, reason_of
 from spade_deploy.export.build import TracedModel, stage_names
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.spade import levels
+from spade_deploy.files.onnx_data import EXTERNAL_DATA_BYTES
 from spade_deploy.lookup.tables import LATENT_KERNEL, lookup_tensors
 from spade_deploy.spec import GeneratorSpec
 
 OPSET = 18
-EXTERNAL_DATA_BYTES = 1_900_000_000
-"""A protobuf file ends at 2 GiB: weights beyond this go into a second file beside the graph."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 

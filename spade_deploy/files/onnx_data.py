@@ -13,6 +13,9 @@ from pathlib import Path
 
 from spade_deploy.files.reading import open_regular
 
+EXTERNAL_DATA_BYTES = 1_900_000_000
+"""A protobuf file ends at 2 GiB: whoever writes a graph puts weights beyond this into a second file beside it."""
+
 _KEY = b"location"
 _CONTEXT = b"EPContext"
 _MAX_DEPTH = 100

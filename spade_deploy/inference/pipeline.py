@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z
+from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z, joined
 from spade_deploy.engines.base import Runtime, check_inputs
 from spade_deploy.errors import InputRefusedError, LabelMapError, RuntimeUnavailableError, SpadeError
 from spade_deploy.files.atomic import atomic_file
@@ -203,7 +203,7 @@ class Pipeline:
         def feed() -> Iterator[Arrays]:
             while (batch := again.popleft() if again else next(batches, None)) is not None:
                 waiting.append(batch)
-                yield _joined(batch)
+                yield joined([maps.inputs for maps in batch])
 
         while True:
             try:
@@ -269,12 +269,6 @@ class Pipeline:
                     hint="free some space or choose another folder; the same command goes on where this one stopped",
                 ) from error
             self._tally.count_written(was_resized=writing.was_resized)
-
-
-def _joined(batch: list[Maps]) -> Arrays:
-    if len(batch) == 1:
-        return batch[0].inputs
-    return {name: np.concatenate([maps.inputs[name] for maps in batch]) for name in batch[0].inputs}
 
 
 def _write(result: Path, pixels: NDArray[np.uint8]) -> None:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.errors import ConfigError, LabelMapError
-from spade_deploy.inference.request import RESULT_SUFFIXES
 from spade_deploy.inference.results import is_done
-from spade_deploy.labels.files import is_image_name
+from spade_deploy.labels.files import RESULT_SUFFIXES, is_image_name
 from spade_deploy.labels.pairs import Pairing
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from spade_deploy.engines.base import parse_backend, parse_graph_choice
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
-from spade_deploy.settings import check_ranges, setting
+from spade_deploy.labels.files import RESULT_SUFFIXES
+from spade_deploy.settings import check_one_of, check_ranges, setting
 from spade_deploy.spec import MAX_BATCH, Backend, Precision, ResizePolicy, parse_size
-
-RESULT_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class InferRequest:
         check_ranges(self)
         if self.instances is not None and self.no_instances:
             raise ConfigError("`instances` and `no_instances` contradict each other")
-        if self.resize not in list(ResizePolicy):
-            raise ConfigError(f"`resize`: {str(self.resize)!r} is not one of {', '.join(ResizePolicy)}")
+        check_one_of("resize", self.resize, ResizePolicy)
         if self.resize == ResizePolicy.NEVER and self.size is not None:
             raise ConfigError("`size` and `resize` never contradict each other", hint="leave one of them out")
         if f".{self.image_format}" not in RESULT_SUFFIXES:

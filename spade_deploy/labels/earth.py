@@ -6,7 +6,6 @@ Credits stand in README.md beside this file and go with everything that is writt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +17,9 @@ from PIL import Image
 
 from spade_deploy.errors import ConfigError, DatasetError, SpadeError
 from spade_deploy.files.atomic import atomic_file, atomic_folder, write_text
+from spade_deploy.labels.sets import label_set
 from spade_deploy.progress import SILENT, Progress
+from spade_deploy.settings import check_one_of
 from spade_deploy.spec import LabelSpec
 
 SPLITS = ("train", "val", "test")
@@ -54,10 +55,9 @@ class Tile:
         return f"{self.index:04d}"
 
 
-@cache
 def earth_labels() -> LabelSpec:
     """The 17 IGBP classes with their names and colours."""
-    return LabelSpec.from_json(json.loads((_FOLDER / "label_sets.json").read_text(encoding="utf-8"))["earth"])
+    return label_set("earth")
 
 
 @cache
@@ -67,8 +67,7 @@ def earth_tiles(split: str, size: int = 128, stride: int = 64) -> tuple[Tile, ..
     size, stride: in pixels (one is 1/15 of a degree), size 16..450. At the default 348 train, 23 val, 76 test.
     Raises ConfigError.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"`split`: {split!r} is not one of {', '.join(SPLITS)}")
+    check_one_of("split", split, SPLITS)
     if not 16 <= size <= _BAND or stride < 1:
         raise ConfigError(f"`size`: earth tiles of {size} pixels at stride {stride}; allowed are 16..{_BAND} and 1..")
     labels, _ = _world()

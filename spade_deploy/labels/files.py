@@ -25,6 +25,9 @@ from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
 LabelIds = NDArray[Any]
 """An array of ids, uint8 or int32 as `label_dtype` says."""
 
+RESULT_SUFFIXES = (".png", ".jpg", ".jpeg")
+"""What `save_pixels` writes."""
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 """Suffixes of files that are listed as images. TIFF and GIF are among them so that they are refused, not overlooked."""
 FOLDER = "a folder"
@@ -150,7 +153,7 @@ def save_pixels(path: Path, pixels: NDArray[np.uint8], *, compress_level: int = 
     Raises ConfigError for another suffix, LabelMapError where the file cannot be written.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".png", ".jpg", ".jpeg"):
+    if suffix not in RESULT_SUFFIXES:
         raise ConfigError(f"{path}: images are written as .png or .jpg, not as {suffix or 'a file without a suffix'}")
     image = Image.fromarray(np.ascontiguousarray(pixels))
     try:

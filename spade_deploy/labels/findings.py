@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError
+from spade_deploy.settings import check_one_of
 
 CODES = (
     *("rgb", "palette-order", "mask", "range", "antialiased", "jpeg", "damaged", "size", "empty"),
@@ -63,6 +63,5 @@ class LintReport:
         """The report without findings of these codes. Raises ConfigError for a code that does not exist."""
         codes = tuple(codes)
         for code in codes:
-            if code not in CODES:
-                raise ConfigError(f"`ignore`: {code!r} is not one of {', '.join(CODES)}")
+            check_one_of("ignore", code, CODES)
         return replace(self, findings=tuple(found for found in self.findings if found.code not in codes))

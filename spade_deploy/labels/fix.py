@@ -98,7 +98,9 @@ def fix_file(path: Path, target: Path, labels: LabelSpec, *, is_mask: bool, by_i
         ids, how = _converted(path, labels, is_mask, by_index)
         refuse_bad_ids(ids, labels, path)
         with atomic_file(target, flush="file") as temporary:
-            Image.fromarray(ids.astype(np.uint8 if labels.num_ids <= 256 else np.uint16)).save(temporary, format="PNG")
+            Image.fromarray(ids.astype(np.uint8 if labels.id_type == "uint8" else np.uint16)).save(
+                temporary, format="PNG"
+            )
     except (LabelMapError, OSError) as error:
         return FixResult(path, None, FixAction.REFUSED, str(error).removeprefix(f"{path}: "))
     return FixResult(path, target, FixAction.CONVERTED, how)

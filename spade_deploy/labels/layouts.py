@@ -96,6 +96,11 @@ class DataConfig:
         return PRESET_SPLITS[self.preset]
 
     @property
+    def described(self) -> str:
+        """For people: 'earth (embedded)', 'custom (/data/mine)'."""
+        return f"{self.preset} ({self.root or self.labels_dir or 'embedded'})"
+
+    @property
     def evaluation_split(self) -> str:
         """The split for sample grids and metrics: the second one, val (facades: test)."""
         return self.splits[1]

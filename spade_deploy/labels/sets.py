@@ -6,7 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError
+from spade_deploy.settings import check_one_of
 from spade_deploy.spec import LabelSpec
 
 LABEL_SETS = ("earth", "coco", "ade20k", "cityscapes", "facades")
@@ -26,8 +26,7 @@ def label_set(name: str) -> LabelSpec:
     facades: CMP's 12 classes from id 1 on; 0 is unknown.
     earth: the 17 classes of IGBP land cover.
     """
-    if name not in LABEL_SETS:
-        raise ConfigError(f"`preset`: {name!r} is not one of {', '.join(LABEL_SETS)}")
+    check_one_of("preset", name, LABEL_SETS)
     return LabelSpec.from_json(json.loads(_FILE.read_text(encoding="utf-8"))[name])
 
 

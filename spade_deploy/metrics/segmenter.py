@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spade_deploy.errors import ConfigError, quoted
+from spade_deploy.labels.files import resize_nearest
 from spade_deploy.metrics.onnx_images import ImageModel
 from spade_deploy.spec import LabelSpec
 
@@ -60,7 +61,7 @@ class OnnxSegmenter:
         if found.ndim == 4 and np.issubdtype(found.dtype, np.floating):
             ids = np.stack([_resized_logits(logits, size).argmax(0) for logits in found])
         elif found.ndim == 3 and np.issubdtype(found.dtype, np.integer):
-            ids = np.stack([_resized_ids(image, size) for image in found.astype(np.int32)])
+            ids = np.stack([resize_nearest(image, size) for image in found.astype(np.int32)])
         else:
             raise ConfigError(
                 f"{self._model.where}: output {self.output} is {found.dtype} {found.shape};"
@@ -121,10 +122,3 @@ def _resized_logits(logits: NDArray[Any], size: tuple[int, int]) -> NDArray[np.f
         return values
     planes = [Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BILINEAR) for plane in values]
     return np.stack([np.asarray(plane) for plane in planes])
-
-
-def _resized_ids(ids: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
-    if ids.shape == size:
-        return ids
-    resized = Image.fromarray(np.ascontiguousarray(ids)).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(resized)

@@ -11,7 +11,7 @@ from pathlib import Path
 from spade_deploy.errors import ConfigError
 from spade_deploy.export.int8.request import require_target
 from spade_deploy.labels.pairs import require_labels
-from spade_deploy.settings import setting
+from spade_deploy.settings import check_positive, setting
 from spade_deploy.spec import Precision
 
 _INT8 = "int8"
@@ -43,8 +43,7 @@ class Int8Options:
                     raise ConfigError(f"`{name}`: belongs to `int8`", hint="add `int8`, or leave it out")
         if self.min_psnr_db is not None:
             require_target(self.min_psnr_db)
-        if self.calibration_count is not None and self.calibration_count < 1:
-            raise ConfigError(f"`calibration_count`: {self.calibration_count} is not a positive number")
+        check_positive("calibration_count", self.calibration_count)
         if self.calibrate_instances is not None and self.calibrate is None:
             raise ConfigError("`calibrate_instances`: needs `calibrate`, the label maps that they belong to")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError, quoted
-from spade_deploy.settings import setting
+from spade_deploy.errors import ConfigError
+from spade_deploy.settings import check_one_of, setting
 from spade_deploy.spec import LabelSpec, NormType, Upsampling, parse_size
 
 RELEASED = {
@@ -35,8 +35,8 @@ class ImportRequest:
     """The labels that the channels stand for, with names and colours. In Python it replaces `num_labels`."""
 
     def __post_init__(self) -> None:
-        if self.preset is not None and self.preset not in RELEASED:
-            raise ConfigError(f"`preset`: {quoted(self.preset)} is not one of {', '.join(RELEASED)}")
+        if self.preset is not None:
+            check_one_of("preset", self.preset, RELEASED)
         if self.num_labels is None and (self.has_dontcare or self.has_edges):
             raise ConfigError("`has_dontcare` and `has_edges` say what `num_labels` leaves open; give that too")
         if self.num_labels is not None and self.labels is not None:

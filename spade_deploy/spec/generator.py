@@ -9,7 +9,7 @@ from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import from_json, to_json
-from spade_deploy.settings import setting
+from spade_deploy.settings import check_range, setting
 from spade_deploy.spec.choices import Architecture, GraphKind, NormType, Upsampling
 from spade_deploy.spec.labels import LabelSpec
 from spade_deploy.spec.sizes import MAX_SIDE
@@ -134,12 +134,11 @@ class GeneratorSpec:
             raise ConfigError(
                 f"`base_channels`: {quoted(self.base_channels)} is not an even number in 2..{MAX_BASE_CHANNELS}"
             )
-        if not 1 <= self.hidden_channels <= MAX_HIDDEN_CHANNELS:
-            raise ConfigError(f"`hidden_channels`: {quoted(self.hidden_channels)} is not in 1..{MAX_HIDDEN_CHANNELS}")
+        check_range("hidden_channels", self.hidden_channels, 1, MAX_HIDDEN_CHANNELS)
         if self.kernel_size not in (1, 3, 5):
             raise ConfigError(f"`kernel_size`: {quoted(self.kernel_size)} is not 1, 3 or 5")
-        if self.z_dim is not None and not 1 <= self.z_dim <= MAX_STYLE_LENGTH:
-            raise ConfigError(f"`z_dim`: {quoted(self.z_dim)} is not in 1..{MAX_STYLE_LENGTH}")
+        if self.z_dim is not None:
+            check_range("z_dim", self.z_dim, 1, MAX_STYLE_LENGTH)
         self._check_architecture()
         for name, size in (("height", self.height), ("width", self.width)):
             if size > MAX_SIDE:

@@ -7,6 +7,7 @@ from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import from_json, to_json
+from spade_deploy.settings import check_range
 
 Rgb = tuple[int, int, int]
 
@@ -34,8 +35,7 @@ class LabelSpec:
     """The colour of each id, that of unknown pixels included, RGB in 0..255; or empty."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_labels <= 4096:
-            raise ConfigError(f"`num_labels`: {quoted(self.num_labels)} is not in 1..4096")
+        check_range("num_labels", self.num_labels, 1, 4096)
         for name, entries in (("names", self.names), ("palette", self.palette)):
             if entries and len(entries) != self.num_ids:
                 raise ConfigError(

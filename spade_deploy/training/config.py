@@ -15,8 +15,8 @@ from typing import Any
 from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import from_json, to_json
 from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.settings import check_ranges, setting
-from spade_deploy.spec import Architecture, DiscriminatorSpec, GeneratorSpec, NormType
+from spade_deploy.settings import check_range, check_ranges, setting
+from spade_deploy.spec import MAX_BATCH, Architecture, DiscriminatorSpec, GeneratorSpec, NormType
 
 STYLE_LENGTH = 256
 """The length of a style vector, as in the paper."""
@@ -75,7 +75,7 @@ class TrainConfig:
 
     steps: int | None = setting(None, help="Length of the run in steps.", least=1, most=10**9)
     epochs: int | None = setting(None, help="Length of the run in epochs.", least=1, most=10**9)
-    batch_size: int = setting(32, help="Samples a step.", group=LEARNING, least=1, most=4096)
+    batch_size: int = setting(32, help="Samples a step.", group=LEARNING, least=1, most=MAX_BATCH)
     """The number includes the samples of all processes and of all `accumulate` parts."""
     workers: int = setting(4, help="Loading processes; 0 loads in this one.", group=DATA, least=0, most=256)
     gan_mode: GanMode = setting(
@@ -161,8 +161,7 @@ class TrainConfig:
             found = "neither is set" if self.steps is None else f"both are set, {self.steps} and {self.epochs}"
             raise ConfigError(f"`steps`, `epochs`: {found}; a run needs one of the two")
         check_ranges(self)
-        if not 1 <= self.accumulate <= self.batch_size:
-            raise ConfigError(f"`accumulate`: {quoted(self.accumulate)} is not in 1..{self.batch_size}")
+        check_range("accumulate", self.accumulate, 1, self.batch_size)
         if self.batch_size % self.accumulate:
             raise ConfigError(f"`accumulate`: {self.accumulate} does not divide `batch_size` {self.batch_size}")
         for name in ("lr_generator", "lr_discriminator"):
@@ -181,8 +180,7 @@ class TrainConfig:
             raise ConfigError(
                 f"`ema_decay`: {self.ema_decay} is not from 0 to below 1; 0.999 averages a thousand steps"
             )
-        if not 1 <= self.ema_batches <= 10_000:
-            raise ConfigError(f"`ema_batches`: {quoted(self.ema_batches)} is not in 1..10000")
+        check_range("ema_batches", self.ema_batches, 1, 10_000)
         self._check_evaluation()
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"`device`: {quoted(self.device)} is not auto, cpu, cuda or cuda:NUMBER")

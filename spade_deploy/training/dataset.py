@@ -20,6 +20,7 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import find_samples
 from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
+from spade_deploy.settings import check_positive
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.loader import loaded
 from spade_deploy.training.records.data_record import DataRecord
@@ -165,8 +166,7 @@ def open_held_out(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, 
 
 def steps_per_epoch(source: SampleSource, batch_size: int) -> int:
     """The number of full batches in an epoch; an incomplete one is dropped. Raises DatasetError if there is none."""
-    if batch_size < 1:
-        raise ConfigError(f"`batch_size`: {batch_size} is not a positive number")
+    check_positive("batch_size", batch_size)
     steps = len(source) // batch_size
     if not steps:
         raise DatasetError(

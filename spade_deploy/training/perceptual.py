@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.errors import CheckpointError, ConfigError, quoted, reason_of
+from spade_deploy.errors import CheckpointError, quoted, reason_of
 from spade_deploy.files.reading import open_regular, sha256_of
 from spade_deploy.runs.state_dicts import check_values
 from spade_deploy.runs.tensors import require_finite
 from spade_deploy.runs.weight_files import load_weights
+from spade_deploy.settings import check_one_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -136,8 +137,7 @@ def fetch_vgg(name: str, cache: Path | None = None) -> Path:
     (`$TORCH_HOME/hub/checkpoints`), which torchvision uses too.
     Raises ConfigError for another name, CheckpointError if the file cannot be downloaded or has another digest.
     """
-    if name not in PUBLISHED:
-        raise ConfigError(f"`perceptual`: {name!r} is not one of {', '.join(PUBLISHED)}")
+    check_one_of("perceptual", name, PUBLISHED)
     published = PUBLISHED[name]
     folder = Path(torch.hub.get_dir()) / "checkpoints" if cache is None else cache
     path = folder / published.file_name

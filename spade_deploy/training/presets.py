@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.sets import label_set
+from spade_deploy.settings import check_one_of
 from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec, Upsampling
 from spade_deploy.training.config import Setup, TrainConfig
 
@@ -23,11 +23,8 @@ def preset(name: str, root: Path | None = None, size: Size | None = None) -> Set
     earth: the embedded data set at 128 x 128 with a network that learns in minutes on a CPU.
     size: (height, width) in pixels instead of the preset's; data and generator both follow it.
     """
-    if name not in PRESETS:
-        raise ConfigError(
-            f"`preset`: {name!r} is not one of {', '.join(PRESETS)}",
-            hint="for your own data there is `preset` custom with `labels` DIR `images` DIR `num_labels` N",
-        )
+    own_data = "for your own data there is `preset` custom with `labels` DIR `images` DIR `num_labels` N"
+    check_one_of("preset", name, PRESETS, hint=own_data)
     data = DataConfig.for_preset(name, crop_size=size, root=root)
     generator = GeneratorSpec(label_set(name), height=data.crop_size[0], width=data.crop_size[1])
     if name == "earth":

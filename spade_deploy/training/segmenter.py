@@ -7,9 +7,7 @@ limit: no generator is expected to score higher, and classes that it does not fi
 from __future__ import annotations
 
 import json
-import logging
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -22,17 +20,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.errors import ConfigError, DatasetError, ExportError, LabelMapError, TrainingError, reason_of
+from spade_deploy.export.onnx_file import OPSET, quiet_export
 from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import ConfusionMatrix, OnnxSegmenter
 from spade_deploy.metrics.onnx_images import METADATA_KEY
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.spec import LabelSpec
+from spade_deploy.settings import check_range
+from spade_deploy.spec import MAX_BATCH, LabelSpec
 from spade_deploy.training.dataset import Batch, SampleSource, open_source, training_batches
 
 DEFAULT_STEPS = 400
-OPSET = 18
 _RATE = 2e-3
 _WARM_UP = 20
 _VERSION = 1
@@ -59,9 +58,8 @@ class SegmenterRequest:
     """The seed of the weights and of the order of the samples."""
 
     def __post_init__(self) -> None:
-        for name, value, most in (("segmenter_steps", self.steps, 10**7), ("batch_size", self.batch_size, 4096)):
-            if not 1 <= value <= most:
-                raise ConfigError(f"`{name}`: {value} is not in 1..{most}")
+        check_range("segmenter_steps", self.steps, 1, 10**7)
+        check_range("batch_size", self.batch_size, 1, MAX_BATCH)
         if self.data.crop_size[0] < 16 or self.data.crop_size[1] < 16:
             raise ConfigError(f"`train_segmenter`: {self.data.crop_size} pixels are fewer than 16 x 16")
 
@@ -144,7 +142,7 @@ def find_or_train(
     skipped: list[str] = []
     network = _train(request, source, torch.device(device), skipped.append, progress)
     facts = {
-        "name": f"U-Net of {_data_name(request.data)}, {request.steps} steps",
+        "name": f"U-Net of {request.data.described}, {request.steps} steps",
         "mean": 127.5,
         "std": 127.5,
         "size": list(request.data.crop_size),
@@ -152,7 +150,7 @@ def find_or_train(
         "labels": [request.labels.name_of(n) for n in range(request.labels.num_labels)],
         "labels_sha256": sha256_of_bytes(json.dumps(request.labels.to_json()).encode()),
         "request_sha256": request.digest,
-        "trained_on": f"{len(source)} real photos of the train split of {_data_name(request.data)}",
+        "trained_on": f"{len(source)} real photos of the train split of {request.data.described}",
         "steps": request.steps,
         "settings": {name: value for name, value in asdict(request).items() if name in ("batch_size", "width", "seed")},
     }
@@ -235,11 +233,8 @@ def _score(path: Path, request: SegmenterRequest) -> tuple[dict[str, Any] | None
 
 def _exported(network: SegmenterNet, request: SegmenterRequest) -> Any:
     height, width = request.data.crop_size
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with quiet_export():
             return torch.onnx.export(
                 network,
                 (torch.zeros(2, 3, height, width),),
@@ -255,8 +250,6 @@ def _exported(network: SegmenterNet, request: SegmenterRequest) -> Any:
         raise  # onnxscript is missing: the command names the extra that brings it
     except Exception as error:  # the exporter raises dozens of types
         raise ExportError(f"torch.onnx could not export the segmenter: {reason_of(error)}") from error
-    finally:
-        logger.setLevel(level)
 
 
 def _save(program: Any, path: Path, facts: dict[str, Any]) -> None:
@@ -268,11 +261,6 @@ def _save(program: Any, path: Path, facts: dict[str, Any]) -> None:
 def _without_edges(labels: LabelSpec) -> LabelSpec:
     """Photos have no instance maps, and a segmenter needs none."""
     return LabelSpec(labels.num_labels, labels.has_dontcare, names=labels.names, palette=labels.palette)
-
-
-def _data_name(data: DataConfig) -> str:
-    where = data.root or data.labels_dir
-    return f"{data.preset} ({where})" if where else f"{data.preset} (embedded)"
 
 
 def default_device() -> str:

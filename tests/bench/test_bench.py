@@ -297,12 +297,10 @@ def test_the_order_rotates_and_turns_so_that_each_candidate_comes_after_each_oth
         assert [run.round for run in one.runs] == list(range(6))
 
 
-def test_the_peak_is_the_most_that_was_held_and_not_what_is_held_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifact = stand_in_artifact(tmp_path / "artifact")
-    case = write_arrays(tmp_path / "case.npz", golden_cases(artifact)[0])
-    job = Job(
+def golden_job(artifact: Artifact, folder: Path) -> Job:
+    """What a worker is told that runs the artifact's graph on its first golden input."""
+    case = write_arrays(folder / "case.npz", golden_cases(artifact)[0])
+    return Job(
         candidate=choose_candidates(artifact)[0],
         artifact=artifact.path,
         manifest_sha256=artifact.manifest.to_json()["manifest_sha256"],
@@ -313,8 +311,15 @@ def test_the_peak_is_the_most_that_was_held_and_not_what_is_held_at_the_end(
         plain_onnx=None,
         cases=(case,),
         golden=(case,),
-        golden_outputs=tmp_path / "answers.npz",
+        golden_outputs=folder / "answers.npz",
     )
+
+
+def test_the_peak_is_the_most_that_was_held_and_not_what_is_held_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = stand_in_artifact(tmp_path / "artifact")
+    job = golden_job(artifact, tmp_path)
     job.write(tmp_path / "job.json")
     monkeypatch.setattr(worker_module, "memory_bytes", lambda: 111)
     monkeypatch.setattr(worker_module, "peak_memory_bytes", lambda: 999)
@@ -441,22 +446,9 @@ def test_a_killed_worker_is_named_and_the_others_go_on(tmp_path: Path, monkeypat
 
 def test_a_worker_that_ends_says_its_last_words(tmp_path: Path) -> None:
     artifact = stand_in_artifact(tmp_path / "artifact")
-    case = write_arrays(tmp_path / "case.npz", golden_cases(artifact)[0])
     broken = tmp_path / "golden.npz"
     broken.write_bytes(b"")
-    job = Job(
-        candidate=choose_candidates(artifact)[0],
-        artifact=artifact.path,
-        manifest_sha256=artifact.manifest.to_json()["manifest_sha256"],
-        spec=PLAIN,
-        backend="cpu",
-        threads=1,
-        checkpoint=None,
-        plain_onnx=None,
-        cases=(case,),
-        golden=(case,),
-        golden_outputs=tmp_path / "answers.npz",
-    )
+    job = golden_job(artifact, tmp_path)
     with Worker(job, tmp_path / "worker") as worker:
         worker.start()
         assert "ONNX Runtime" in worker.runtime

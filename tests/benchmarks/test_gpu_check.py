@@ -16,9 +16,9 @@ import pytest
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
 from spade_deploy.errors import BuildError, ConfigError, MissingDependencyError, RuntimeUnavailableError
 from spade_deploy.export.pipeline import ExportRequest
-from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
+from spade_deploy.spec import GraphKind, Precision
 from tests.support import stand_in
-from tests.support.bench_model import load_script
+from tests.support.bench_model import TINY, load_script, tiny_setting
 from tests.support.paths import ROOT
 
 check: Any = load_script("gpu_check")
@@ -28,11 +28,6 @@ report: Any = load_script("gpu.report")
 setting: Any = load_script("gpu.setting")
 
 CARD = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80 << 30, "13.0")
-TINY = GeneratorSpec(LabelSpec(7, True, True), base_channels=4, hidden_channels=8, height=32, width=32)
-
-
-def tiny(work: Path, **fields: Any) -> Any:
-    return setting.Setting(TINY, work, **{"batches": (1, 2), "rounds": 2, "device": "cpu", "quick": True, **fields})
 
 
 # --- bookkeeping
@@ -338,7 +333,7 @@ def test_an_artifact_is_exported_once_and_a_refusal_is_remembered(
         stand_in.stand_in_artifact(folder, TINY)
 
     monkeypatch.setattr(setting, "export_artifact", export)
-    small = tiny(tmp_path)
+    small = tiny_setting(tmp_path)
     for _ in range(2):
         assert small.artifact(Precision.FP16).manifest.generator == TINY
         with pytest.raises(BuildError, match="out of reach"):

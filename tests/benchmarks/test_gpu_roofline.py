@@ -23,18 +23,11 @@ from spade_deploy.spec import (
     NormType,
     Upsampling,
 )
-from tests.support.bench_model import load_script
+from tests.support.bench_model import load_script, tiny_setting
 from tests.support.generators import build_generator, random_inputs
 
 records: Any = load_script("gpu.records")
 roofline: Any = load_script("gpu.roofline")
-setting: Any = load_script("gpu.setting")
-
-TINY = GeneratorSpec(LabelSpec(7, True, True), base_channels=4, hidden_channels=8, height=32, width=32)
-
-
-def tiny(work: Path, **fields: Any) -> Any:
-    return setting.Setting(TINY, work, **{"batches": (1, 2), "rounds": 2, "device": "cpu", "quick": True, **fields})
 
 
 SPECS = [
@@ -135,7 +128,7 @@ def test_peaks_are_the_best_of_all_tries() -> None:
 
 
 def test_the_roofline_of_a_batch(tmp_path: Path) -> None:
-    outcome = records.run_step(records.Book("roofline"), partial(roofline.run_roofline, tiny(tmp_path)))
+    outcome = records.run_step(records.Book("roofline"), partial(roofline.run_roofline, tiny_setting(tmp_path)))
     assert outcome.status == "done", outcome.reason
     rows = {(row.name, row.batch): row.figures for row in outcome.rows}
     assert len(rows) == 8

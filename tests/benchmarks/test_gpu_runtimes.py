@@ -23,14 +23,12 @@ from spade_deploy.engines.tensorrt.library import Library, load_library
 from spade_deploy.errors import BuildError, ConfigError, MissingDependencyError
 from spade_deploy.spec import (
     Flavour,
-    GeneratorSpec,
     GraphKind,
-    LabelSpec,
     Precision,
     ShapeProfile,
 )
 from tests.support import stand_in
-from tests.support.bench_model import load_script
+from tests.support.bench_model import TINY, load_script, tiny_setting
 from tests.support.generators import build_generator
 from tests.support.paths import ROOT
 
@@ -39,17 +37,12 @@ timing: Any = load_script("gpu.timing")
 setting: Any = load_script("gpu.setting")
 
 CARD = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80 << 30, "13.0")
-TINY = GeneratorSpec(LabelSpec(7, True, True), base_channels=4, hidden_channels=8, height=32, width=32)
-
-
-def tiny(work: Path, **fields: Any) -> Any:
-    return setting.Setting(TINY, work, **{"batches": (1, 2), "rounds": 2, "device": "cpu", "quick": True, **fields})
 
 
 def test_onnxruntime_is_skipped_where_cuda_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ort = load_script("gpu.ort_cuda")
     monkeypatch.setattr(ort, "provider_loads", lambda _: False)
-    outcome = records.run_step(records.Book("onnxruntime"), partial(ort.run_ort_cuda, tiny(tmp_path)))
+    outcome = records.run_step(records.Book("onnxruntime"), partial(ort.run_ort_cuda, tiny_setting(tmp_path)))
     assert outcome.status == "skipped"
     assert "spade-deploy[gpu]" in outcome.hint
 
@@ -95,7 +88,7 @@ def test_tensorrt_is_skipped_where_there_is_none(tmp_path: Path, monkeypatch: py
         raise MissingDependencyError("TensorRT is not installed", hint="pip install 'spade-deploy[trt]'")
 
     monkeypatch.setattr(engines, "load_library", missing)
-    outcome = records.run_step(records.Book("tensorrt"), partial(engines.run_trt_engines, tiny(tmp_path)))
+    outcome = records.run_step(records.Book("tensorrt"), partial(engines.run_trt_engines, tiny_setting(tmp_path)))
     assert (outcome.status, outcome.reason) == ("skipped", "TensorRT is not installed")
 
 
@@ -105,7 +98,7 @@ def test_a_card_that_rtx_does_not_build_for_is_told_first(
     rtx = Library(ModuleType("rtx"), Flavour.RTX, "1.7")
     monkeypatch.setattr(without_cuda, "load_library", lambda: rtx)
     monkeypatch.setattr(without_cuda, "require_gpu", lambda: CARD)
-    outcome = records.run_step(records.Book("tensorrt"), partial(without_cuda.run_trt_engines, tiny(tmp_path)))
+    outcome = records.run_step(records.Book("tensorrt"), partial(without_cuda.run_trt_engines, tiny_setting(tmp_path)))
     assert outcome.status == "skipped"
     assert "NVIDIA H100 80GB HBM3 (9.0)" in outcome.reason
     assert "spade-deploy[trt]" in outcome.hint
@@ -205,7 +198,7 @@ def test_engines_that_are_not_built_leave_the_baselines(
     monkeypatch.setattr(engines, "write_plain", lambda *_, **__: None)
     monkeypatch.setattr(engines, "load_library", lambda: SimpleNamespace(title="TensorRT 11", flavour=Flavour.TENSORRT))
     stand_in.stand_in_artifact(tmp_path / "artifact", TINY, (Precision.FP32, Precision.FP16))
-    small = tiny(tmp_path, batches=(2,), precisions=(Precision.FP32, Precision.FP16))
+    small = tiny_setting(tmp_path, batches=(2,), precisions=(Precision.FP32, Precision.FP16))
     outcome = records.run_step(records.Book("tensorrt"), partial(engines.run_trt_engines, small))
     rows = {row.name: row for row in outcome.rows}
     ours = {f"{precision} {kind}" for precision in ("fp32", "fp16") for kind in GraphKind}

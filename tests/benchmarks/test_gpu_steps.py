@@ -12,26 +12,17 @@ import torch
 
 from spade_deploy.export.spade import DeployModel
 from spade_deploy.spec import (
-    GeneratorSpec,
     GraphKind,
-    LabelSpec,
 )
-from tests.support.bench_model import load_script
+from tests.support.bench_model import load_script, tiny_setting
 
 records: Any = load_script("gpu.records")
 report: Any = load_script("gpu.report")
-setting: Any = load_script("gpu.setting")
 numerics: Any = load_script("gpu.numerics")
-
-TINY = GeneratorSpec(LabelSpec(7, True, True), base_channels=4, hidden_channels=8, height=32, width=32)
-
-
-def tiny(work: Path, **fields: Any) -> Any:
-    return setting.Setting(TINY, work, **{"batches": (1, 2), "rounds": 2, "device": "cpu", "quick": True, **fields})
 
 
 def test_numerics_on_a_cpu(tmp_path: Path) -> None:
-    outcome = records.run_step(records.Book("numerics"), partial(numerics.run_numerics, tiny(tmp_path)))
+    outcome = records.run_step(records.Book("numerics"), partial(numerics.run_numerics, tiny_setting(tmp_path)))
     assert outcome.status == "done", outcome.reason
     mean = {row.name: row.figures["mean_abs"] for row in outcome.rows}
     assert mean["fp32 untouched"] == 0
@@ -56,7 +47,7 @@ class WrongModel(DeployModel):
 def test_a_wrong_fold_fails_both_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     latency = load_script("gpu.torch_latency")
     monkeypatch.setattr(numerics, "build_model", lambda generator, kind, **named: WrongModel(generator, **named))
-    small = tiny(tmp_path, kinds=(GraphKind.DENSE,), batches=(1,))
+    small = tiny_setting(tmp_path, kinds=(GraphKind.DENSE,), batches=(1,))
     outcome = records.run_step(records.Book("numerics"), partial(numerics.run_numerics, small))
     assert outcome.status == "failed"
     assert [row.name for row in outcome.rows if row.failures] == ["fp32 dense", "fp16 dense"]
@@ -84,7 +75,7 @@ def test_tensor_float_is_off_inside_and_as_it_was_outside() -> None:
 
 def test_latency_in_pytorch_on_a_cpu(tmp_path: Path) -> None:
     latency = load_script("gpu.torch_latency")
-    outcome = records.run_step(records.Book("torch"), partial(latency.run_torch_latency, tiny(tmp_path)))
+    outcome = records.run_step(records.Book("torch"), partial(latency.run_torch_latency, tiny_setting(tmp_path)))
     assert outcome.status == "done", outcome.reason
     rows = {(row.name, row.batch): row for row in outcome.rows}
     names = {"fp16 untouched", latency.BASELINE, "fp16 dense", "fp16 dense, channels last", "fp16 lookup"}
@@ -103,7 +94,7 @@ def test_a_training_step_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # A CPU takes seconds for fp16.
     quick = {name: changes for name, changes in training.VARIANTS.items() if "fp16" not in name}
     monkeypatch.setattr(training, "VARIANTS", quick)
-    small = tiny(tmp_path, batches=(2,))
+    small = tiny_setting(tmp_path, batches=(2,))
     outcome = records.run_step(records.Book("training"), partial(training.run_training_step, small))
     assert outcome.status == "done", outcome.reason
     assert len(outcome.rows) == 5

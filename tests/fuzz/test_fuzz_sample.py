@@ -33,6 +33,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return open_corpus(tmp_path_factory.mktemp("fuzz") / "corpus")
 
 
+@pytest.fixture
+def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case changes both, the working folder and TMPDIR; those of the tests come back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 def test_a_sample_of_every_reader_holds(corpus: Corpus) -> None:
     summary = run_cases(list(range(CASES)), SEED, corpus.root.parent, jobs=2)
     assert summary.passed, f"\n{summary.table()}\nfailing inputs: {corpus.root.parent / 'failures'}"
@@ -41,9 +48,8 @@ def test_a_sample_of_every_reader_holds(corpus: Corpus) -> None:
     assert all(summary.accepted[name] + summary.refused[name] for name in READERS)
 
 
-def test_a_case_is_the_same_each_time(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the case sets its own; this one comes back
+@pytest.mark.usefixtures("in_its_own_folder")
+def test_a_case_is_the_same_each_time(corpus: Corpus, tmp_path: Path) -> None:
     make_outside(tmp_path)
     for name in ("label-map", "manifest.json", "graph", "best.json"):
         first, second = (run_case(3, 5, tmp_path, corpus, [name]) for _ in range(2))
@@ -145,12 +151,10 @@ def _cases(corpus: Corpus, work: Path, reader: str, count: int) -> list[Any]:
     return [failure for index in range(count) for failure in run_case(1, index, work, corpus, [reader]).failures]
 
 
+@pytest.mark.usefixtures("in_its_own_folder")
 def test_a_reader_that_lets_an_error_through_is_found(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-
     def careless(path: Path, labels: Any, size: Any = None) -> Any:
         with Image.open(path) as image:
             return np.array(image)
@@ -160,12 +164,10 @@ def test_a_reader_that_lets_an_error_through_is_found(
     assert "traceback" in {failure.kind for failure in found}
 
 
+@pytest.mark.usefixtures("in_its_own_folder")
 def test_a_reader_that_gives_other_ids_is_found(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-
     def turned(path: Path, labels: Any, size: Any = None) -> Any:
         return label_map.read_label_map(path, labels, size)[::-1]
 
@@ -174,11 +176,10 @@ def test_a_reader_that_gives_other_ids_is_found(
     assert any("differ from a second reading" in failure.where for failure in found)
 
 
+@pytest.mark.usefixtures("in_its_own_folder")
 def test_an_engine_that_is_not_compared_with_its_digest_is_found(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(
         "fuzz.artifact_readers.read_engine", lambda artifact, entry: engines.engine_path(artifact, entry).read_bytes()
     )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spade_deploy.artifact import Artifact
+from spade_deploy.spec import GeneratorSpec, LabelSpec
 from tests.support.paths import ROOT
 
 
@@ -20,6 +21,15 @@ def load_script(name: str) -> Any:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
+
+
+TINY = GeneratorSpec(LabelSpec(7, True, True), base_channels=4, hidden_channels=8, height=32, width=32)
+
+
+def tiny_setting(work: Path, **fields: Any) -> Any:
+    """The `Setting` of benchmarks/gpu for a tiny model on the CPU; `fields` replace its own."""
+    settings = {"batches": (1, 2), "rounds": 2, "device": "cpu", "quick": True, **fields}
+    return load_script("gpu.setting").Setting(TINY, work, **settings)
 
 
 def work_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

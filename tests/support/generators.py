@@ -48,8 +48,7 @@ def random_inputs(spec: Any, count: int, height: int | None = None, width: int |
     import torch
 
     shape = (count, height or spec.height, width or spec.width)
-    label = torch.randint(0, spec.labels.num_ids, shape, dtype=torch.int32)
-    label = label.to(torch.uint8) if spec.labels.num_ids <= 256 else label
+    label = torch.randint(0, spec.labels.num_ids, shape, dtype=torch.int32).to(getattr(torch, spec.labels.id_type))
     instance = torch.randint(0, 3, shape, dtype=torch.int32)
     z = torch.randn(count, spec.z_dim) if spec.z_dim is not None else None
     return label, instance, z

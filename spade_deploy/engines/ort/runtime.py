@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import ModuleType, TracebackType
-from typing import Any, Self
+from types import ModuleType
+from typing import Any
 
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, input_tensors, output_tensors
-from spade_deploy.engines.base import check_inputs, output_names_of
+from spade_deploy.engines.base import ClosedByWith, check_inputs, output_names_of
 from spade_deploy.engines.cuda.driver import require_gpu
 from spade_deploy.engines.ort import session as sessions
 from spade_deploy.engines.ort.binding import DeviceBinding
@@ -34,7 +34,7 @@ from spade_deploy.lookup.tables import check_tables, graph_inputs, level_names, 
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 
-class OrtRuntime:
+class OrtRuntime(ClosedByWith):
     """One graph of an artifact in an ONNX Runtime session.
 
     provider: the execution provider that must run it. CUDA runs the operators that the TensorRT provider does not have,
@@ -141,14 +141,6 @@ class OrtRuntime:
     def close(self) -> None:
         self._binding = None
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _open_session(

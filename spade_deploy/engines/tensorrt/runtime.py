@@ -7,13 +7,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LABEL, Arrays
-from spade_deploy.engines.base import check_inputs, output_names_of
+from spade_deploy.engines.base import ClosedByWith, check_inputs, output_names_of
 from spade_deploy.engines.cuda.device import Device
 from spade_deploy.engines.tensorrt.engine import Engine, EngineModel, times
 from spade_deploy.engines.tensorrt.lane import SLOTS, Lane
@@ -24,7 +23,7 @@ from spade_deploy.lookup.tables import check_tables, graph_inputs
 from spade_deploy.spec import GraphKind, ShapeProfile
 
 
-class TrtRuntime:
+class TrtRuntime(ClosedByWith):
     """An engine in one or more lanes, each with a context, streams and memory for the profile's largest batch.
 
     content: the engine's bytes, which were checked against the artifact. model: what it was built from.
@@ -138,14 +137,6 @@ class TrtRuntime:
             self._engine.close()
         if self._owns_device:
             self._device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _run(self, fed: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Arrays:
         lane = self._lanes.take()

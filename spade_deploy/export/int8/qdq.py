@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from spade_deploy.errors import ExportError, reason_of
+from spade_deploy.files.onnx_data import EXTERNAL_DATA_BYTES
 
 LEVELS = 127
 """Quantised weights lie in -127..127, and so do activations up to the largest that calibration saw."""
-EXTERNAL_DATA_BYTES = 1_900_000_000
-"""A protobuf file ends at 2 GiB: weights beyond this go into a second file beside the graph."""
 
 _ZERO = "int8.zero"
 _TINY = float(np.finfo(np.float32).tiny)

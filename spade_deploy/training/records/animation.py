@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, reason_of
 from spade_deploy.files.atomic import atomic_file
+from spade_deploy.settings import check_range
 from spade_deploy.training.records.sample_grid import (
     CAPTION_PX,
     COLUMNS,
@@ -63,8 +64,8 @@ def animate(run: Path, out: Path, fps: float | None = None) -> Animation:
     suffix = out.suffix.lower()
     if suffix not in writers:
         raise ConfigError(f"`out`: {out} is not .gif or .mp4", hint="spade animate RUN --out samples.mp4")
-    if fps is not None and not 0.1 <= fps <= 60:
-        raise ConfigError(f"`fps`: {fps} is not in 0.1..60")
+    if fps is not None:
+        check_range("fps", fps, 0.1, 60)
     if len(sample_grids(run)) < 2:
         raise NotFoundError(
             f"{run}: has {len(sample_grids(run))} sample grids (samples/step_*.png); an animation needs two",
