@@ -107,5 +107,5 @@ def test_the_lines_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         inputs = {LABEL: np.zeros((1, 128, 128), np.uint8)}
         np.testing.assert_array_equal(names["image"], runtime.run(inputs, [PIXELS])[PIXELS][0])
     result = names["result"]
-    assert [entry.candidate.name for entry in result.measured] == ["fp32", "fp32 lookup", "auto"]
+    assert [entry.candidate.name for entry in result.measured] == ["fp32 dense", "fp32 lookup"]
     assert all(result.figures(entry).images_per_s > 0 for entry in result.measured)

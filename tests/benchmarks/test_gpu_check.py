@@ -325,7 +325,7 @@ def test_an_artifact_is_exported_once_and_a_refusal_is_remembered(
 ) -> None:
     calls: list[Path] = []
 
-    def export(_: Any, folder: Path, request: ExportRequest) -> None:
+    def export(_: Any, folder: Path, request: ExportRequest, progress: Any) -> None:
         calls.append(folder)
         if request.int8 is not None:
             (folder / "half").write_text("written")

@@ -116,7 +116,7 @@ class TestSeveralNetworks:
         found = read(self.content(state), tmp_path)
         assert torch.equal(found.module.state_dict()[WEIGHT], state[WEIGHT] * 2)
         (guess,) = found.guesses
-        assert "'state_dict.generator_ema' of the 2 generators" in guess
+        assert "of 2 generators in the file 'state_dict.generator_ema' was taken" in guess
         assert "not 'state_dict.generator'" in guess
         assert "`part`" in guess
 

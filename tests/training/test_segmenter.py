@@ -153,7 +153,7 @@ def test_the_embedded_data_needs_no_files() -> None:
     losses = [float(what.removeprefix("segmenter, loss ")) for what, _, _ in heard.counts]
     assert len(losses) == 2
     assert losses[0] == pytest.approx(np.log(17), abs=1.0)  # measured 3.2: as good as a guess among 17 classes
-    assert segmenter._data_name(request.data) == "earth (embedded)"
+    assert request.data.described == "earth (embedded)"
 
 
 def test_without_held_out_photos_there_is_no_score(trained: tuple[SegmenterRequest, Path], data: DataConfig) -> None:

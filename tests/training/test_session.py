@@ -202,7 +202,7 @@ class TestPlaces:
         (tmp_path / "labels").rename(tmp_path / "maps")
         with pytest.raises(NotFoundError, match=f"was trained with {tmp_path / 'labels'}, which does not") as caught:
             start(TrainRequest(train={"steps": 2}), runs_dir=tmp_path / "runs", resume=str(run))
-        assert f"--resume {run} --labels PATH" in str(caught.value.hint)
+        assert f"--resume {run} `labels` PATH" in str(caught.value.hint)
         moved = TrainRequest(data=DataRequest(labels=tmp_path / "maps"), train={"steps": 2})
         assert start(moved, runs_dir=tmp_path / "runs", resume=str(run)).train(SILENT).step == 2
 

@@ -312,7 +312,7 @@ def test_the_target_holds_on_the_golden_maps_and_on_those_of_the_calibration(
     monkeypatch.setattr(int8._Maker, "_write", written)
     monkeypatch.setattr(int8, "most_kept", lambda ranking: 5)
     expected: Any = (golden, None)
-    maker = int8._Maker(tmp_path, GraphKind.DENSE, generator.spec, {}, request, None, expected, lambda *_: None)  # type: ignore[arg-type]
+    maker = int8._Maker(tmp_path, GraphKind.DENSE, generator.spec, {}, request, None, expected, SILENT)  # type: ignore[arg-type]
     quality = maker.make((), ranking)
     assert wrote == [0, 1, 2, 3]
     assert min(quality.calibration_psnr_db, quality.golden_psnr_db) == 40.0
@@ -360,7 +360,7 @@ def test_the_choice_is_made_on_the_golden_maps_too(dense: Case, monkeypatch: pyt
     monkeypatch.setattr(int8, "simulated_error", error)
     monkeypatch.setattr(int8, "choose_layers", choose)
     monkeypatch.setattr(int8, "rank_layers", lambda *_: ())
-    int8._plan(dense.model, request, (golden, images), lambda *_: None)
+    int8._plan(dense.model, request, (golden, images), SILENT)
     assert chosen == [pytest.approx(30.0)]
     assert sorted(asked) == [(2, 30.0), (4, 60.0)]
 
