@@ -93,7 +93,8 @@ def _data_set_maps(
         except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
             why = error.message
     ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=seed)
-    return ids, objects, f"synthetic label maps ({why}; `{name}` DIR takes real ones)"
+    # Reports keep this text and show it as it is, so it names what is typed.
+    return ids, objects, f"synthetic label maps ({why}; `spade export ... --{name} DIR` takes real ones)"
 
 
 def _read_maps(

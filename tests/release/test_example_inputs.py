@@ -55,5 +55,5 @@ def test_golden_maps_are_the_first_that_can_be_read(tmp_path: Path) -> None:
 def test_without_a_folder_the_maps_are_synthetic_and_it_says_so() -> None:
     golden = golden_inputs(SPEC, IMPORTED, None, None, 2)
     calibration = calibration_inputs(SPEC, IMPORTED, None, None, 2)
-    assert re.search("synthetic.*`labels` DIR", golden.described)
-    assert re.search("synthetic.*`calibrate` DIR", calibration.described)
+    assert re.search("synthetic.*--labels DIR", golden.described)
+    assert re.search("synthetic.*--calibrate DIR", calibration.described)

@@ -36,17 +36,6 @@ CARD = Gpu(0, "NVIDIA L4", (8, 9), 24 << 30, "13.0")
 PROFILE = ShapeProfile.parse("1x32x32:2x64x64:4x128x64")
 
 
-@pytest.fixture
-def artifact(tmp_path: Path) -> Artifact:
-    return stand_in_artifact(tmp_path / "artifact", EDGES, (Precision.FP32, Precision.FP16))
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 def told(provider: str, artifact: Artifact, options: GpuOptions, precision: Precision = Precision.FP32) -> Any:
     return provider_options(provider, artifact, artifact.graph(precision), CARD, options, "1.26.0")
 

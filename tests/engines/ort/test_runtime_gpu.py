@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -31,17 +30,6 @@ NO_MEMORY = (
 NO_CUDNN = "Failed to load library libonnxruntime_providers_cuda.so: libcudnn.so.9: cannot open shared object file"
 CARD = Gpu(0, "NVIDIA L4", (8, 9), 24 << 30, "13.0")
 PROFILE = ShapeProfile.parse("1x32x32:2x64x64:4x128x64")
-
-
-@pytest.fixture
-def artifact(tmp_path: Path) -> Artifact:
-    return stand_in_artifact(tmp_path / "artifact", EDGES, (Precision.FP32, Precision.FP16))
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
 
 
 # --- Memory that is kept: the same steps on the CPU -------------------------------------------------------------------
