@@ -149,6 +149,7 @@ def _line(row: Row, outcomes: Sequence[Outcome]) -> str:
         _part(figures, "images_per_s", "{:.1f} images/s"),
         _part(figures, "faster_than_untouched", "{:.2f} x faster than untouched"),
         _part(figures, "faster_than_eager", "{:.2f} x eager"),
+        _part(figures, "faster_than_eager_graph", "{:.2f} x eager as a CUDA graph"),
         _part(figures, "faster_than_plain_fp16", "{:.2f} x plain"),
         _part(figures, "steps_per_s", "{:.2f} steps/s"),
         _part(figures, "peak_memory_bytes", "{:,.0f} bytes"),

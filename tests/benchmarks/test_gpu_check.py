@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
 from spade_deploy.errors import BuildError, ConfigError, MissingDependencyError, RuntimeUnavailableError
 from spade_deploy.export.pipeline import ExportRequest
-from spade_deploy.spec import GraphKind, Precision
+from spade_deploy.spec import GraphKind, Precision, RoundingError
 from tests.support import stand_in
 from tests.support.bench_model import TINY, load_script, tiny_setting
 from tests.support.paths import ROOT
@@ -151,6 +156,37 @@ def test_the_wall_clock_waits_on_either_side() -> None:
     timer = timing.host_timer(lambda: said.append("wait"))
     assert timer(lambda: said.append("work")) >= 0
     assert said == ["wait", "work", "wait"]
+
+
+def test_work_is_captured_after_it_has_run_and_on_a_stream_of_its_own() -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        said.append(f"into {name}")
+        try:
+            yield
+        finally:
+            said.append(f"out of {name}")
+
+    def work() -> int:
+        said.append("work")
+        return said.count("work")
+
+    cuda = SimpleNamespace(
+        Stream=lambda: "a stream",
+        stream=inside,
+        graph=lambda graph: inside(graph.name),
+        CUDAGraph=lambda: SimpleNamespace(name="a graph", replay=lambda: said.append("replay")),
+        synchronize=lambda: said.append("wait"),
+    )
+    replay, returned = timing.captured(SimpleNamespace(cuda=cuda), work)
+    once = ["into a graph", "work", "out of a graph"]
+    before = ["wait", "into a stream", "work", "work", "work", "wait"]
+    assert said == [*before, *once, "out of a stream", "wait"]
+    assert returned == 4  # what the captured run returned, whose memory a replay writes
+    replay()
+    assert said[-1] == "replay"
 
 
 # --- the result
@@ -339,7 +375,75 @@ def test_an_artifact_is_exported_once_and_a_refusal_is_remembered(
         with pytest.raises(BuildError, match="out of reach"):
             small.artifact(Precision.INT8)
     assert len(calls) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+    assert {path.name for path in tmp_path.iterdir()} == {"artifact", "generator"}
+
+
+def test_a_folder_of_another_generator_is_refused(tmp_path: Path) -> None:
+    other = replace(TINY, height=64)
+    stand_in.stand_in_artifact(tmp_path / "artifact", other)
+    with pytest.raises(ConfigError, match=r"`work`: .*artifact is of another generator"):
+        tiny_setting(tmp_path).artifact(Precision.FP32)
+    assert tiny_setting(tmp_path).generator.spec == TINY
+    elsewhere = setting.Setting(other, tmp_path, device="cpu")
+    with pytest.raises(ConfigError, match=r"`work`: .*generator is of another generator"):
+        elsewhere.generator  # noqa: B018
+
+
+def test_the_generator_is_made_once_for_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tiny_setting(tmp_path)
+    made = first.generator
+    monkeypatch.setattr(setting, "make_generator", lambda _: pytest.fail("it was made again"))
+    second = tiny_setting(tmp_path)
+    again = second.generator
+    assert not again.training
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in made.state_dict().items())
+    assert first.generator_sha256 == second.generator_sha256
+
+
+def test_the_reference_is_computed_once_for_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference: Any = load_script("gpu.reference")
+    first = reference.Reference.of(tiny_setting(tmp_path))
+    computed: list[str] = []
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            computed.append(function.__name__)
+            return function(*given)
+
+        return run
+
+    for name in ("run_reference", "rounding_error"):
+        monkeypatch.setattr(reference, name, counting(getattr(reference, name)))
+    again = reference.Reference.of(tiny_setting(tmp_path))
+    assert computed == []
+    assert again.rounding == first.rounding
+    assert first.outputs.keys() == again.outputs.keys() == {"image", "pixels", "logits"}
+    assert all(np.array_equal(value, again.outputs[name]) for name, value in first.outputs.items())
+    # Other maps, and other weights, are another reference.
+    turned = tiny_setting(tmp_path)
+    turned.maps.reverse()
+    assert not np.array_equal(reference.Reference.of(turned).outputs["image"], first.outputs["image"])
+    assert computed == ["run_reference", "rounding_error"]
+    other = tiny_setting(tmp_path)
+    with torch.no_grad():
+        other.generator.conv_img.bias.add_(0.5)
+    setting.save_checkpoint(tmp_path / "generator", other.generator, step=0, origin="import")
+    assert not np.array_equal(reference.Reference.of(other).outputs["image"], first.outputs["image"])
+
+
+def test_float64_is_computed_on_the_steps_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference: Any = load_script("gpu.reference")
+    asked: list[Any] = []
+
+    def rounding_error(*given: Any) -> RoundingError:
+        asked.append(given[-1])
+        return RoundingError(1, 1, 1, 1)
+
+    monkeypatch.setattr(reference, "rounding_error", rounding_error)
+    reference.Reference.of(tiny_setting(tmp_path, device="cuda"))
+    monkeypatch.setattr(setting, "export_artifact", lambda *given, **_: asked.append(given[2].float64_device))
+    tiny_setting(tmp_path, device="cuda")._export(tmp_path, False)
+    assert asked == ["cuda", "cuda"]
 
 
 @pytest.mark.gpu
