@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,19 @@ from onnx import numpy_helper
 
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source, rewrite_manifest
 from spade_deploy.engines.base import Runtime
-from spade_deploy.engines.cuda.driver import find_gpus
+from spade_deploy.engines.cuda.driver import Gpu, require_gpu
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.tensorrt.build import build
+from spade_deploy.engines.tensorrt.builder import RTX_CAPABILITIES
+from spade_deploy.engines.tensorrt.library import Library, load_library
 from spade_deploy.engines.tensorrt.request import BuildRequest
+from spade_deploy.engines.tensorrt.store import capability_text
 from spade_deploy.errors import ConfigError, InputRefusedError, MissingDependencyError, RuntimeUnavailableError
 from spade_deploy.export.build import stage_names
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.metrics.tolerances import Tolerance, tolerance_for
-from spade_deploy.spec import GraphKind, Precision, RoundingError
+from spade_deploy.spec import Flavour, GraphKind, Precision, RoundingError
 from spade_deploy.validation import second_opinion
 from spade_deploy.validation.second_opinion import (
     compare_graph,
@@ -98,13 +103,42 @@ def test_inspect_refuses_what_is_no_graph(exported: Artifact, tmp_path: Path) ->
     assert polygraphy("inspect", "model", tmp_path / "half.onnx").returncode != 0
 
 
+def skip_unless_engines_can_be_built() -> None:
+    """A card alone builds nothing: there must be a TensorRT that knows it."""
+    try:
+        gpu = require_gpu()
+        library = load_library()
+    except (MissingDependencyError, RuntimeUnavailableError) as error:
+        pytest.skip(error.message)
+    if library.flavour is Flavour.RTX and capability_text(gpu.compute_capability) not in RTX_CAPABILITIES:
+        pytest.skip(f"{library.title} does not build for {gpu.name}")
+
+
+def test_a_card_without_a_tensorrt_that_knows_it_is_a_reason_to_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = sys.modules[__name__]
+    h100 = Gpu(0, "NVIDIA H100", (9, 0), 80 << 30, "13.0")
+    rtx = Library(types.ModuleType("rtx"), Flavour.RTX, "1.7.1.116")
+
+    def installed() -> Library:
+        return rtx
+
+    monkeypatch.setattr(here, "require_gpu", lambda: h100)
+    monkeypatch.setattr("spade_deploy.engines.tensorrt.library.is_installed", lambda *_: False)
+    with pytest.raises(pytest.skip.Exception, match="neither TensorRT nor TensorRT for RTX is installed"):
+        skip_unless_engines_can_be_built()
+    monkeypatch.setattr(here, "load_library", installed)
+    with pytest.raises(pytest.skip.Exception, match=r"RTX 1\.7\.1\.116 does not build for NVIDIA H100"):
+        skip_unless_engines_can_be_built()
+    h100 = replace(h100, compute_capability=(8, 9))
+    skip_unless_engines_can_be_built()
+    h100, rtx = replace(h100, compute_capability=(9, 0)), replace(rtx, flavour=Flavour.TENSORRT)
+    skip_unless_engines_can_be_built()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", list(GraphKind))
 def test_inspect_reads_our_engines(exported: Artifact, kind: GraphKind) -> None:
-    try:
-        find_gpus()
-    except RuntimeUnavailableError as error:
-        pytest.skip(error.message)
+    skip_unless_engines_can_be_built()
     engine = next(one for one in build(exported, BuildRequest()) if one.key.kind is kind)
     rtx = {"POLYGRAPHY_USE_TENSORRT_RTX": "1"} if engine.key.flavour == "rtx" else {}
     done = polygraphy("inspect", "model", engine.path, "--model-type", "engine", "--show", "layers", **rtx)
