@@ -14,7 +14,10 @@ from gpu.records import Outcome, Row, Status
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.engines.cuda.driver import Gpu
 
-PACKAGES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "cuda-core", "cuda-bindings", "pycuda")
+PACKAGES = (
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-lean", "tensorrt-dispatch", "tensorrt-rtx"),
+    *("cuda-core", "cuda-bindings", "pycuda"),
+)
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,15 @@ _PACKAGES = {
 _GPU_PACKAGES = {
     "tensorrt": ("TensorRT engines: spade build", "trt"),
     "tensorrt-rtx": ("TensorRT for RTX engines: spade build --target rtx", "rtx"),
+    "tensorrt-lean": ("version-compatible TensorRT engines, without a builder", "trt-lean"),
     "cuda-core": ("the memory of TensorRT engines", "trt"),
     "cuda-bindings": ("the memory of TensorRT engines", "trt"),
 }
 _ALIASES = {
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+    "tensorrt-lean": ("tensorrt-lean", "tensorrt-lean-cu12", "tensorrt-lean-cu13"),
+    "tensorrt-dispatch": ("tensorrt-dispatch", "tensorrt-dispatch-cu12", "tensorrt-dispatch-cu13"),
 }
 """For a distribution, others that bring the same package."""
 
@@ -87,7 +90,12 @@ def diagnose(folder: Path | None = None) -> tuple[Check, ...]:
         *(_check_package(name, purpose, extra) for name, (purpose, extra) in _PACKAGES.items()),
         *_check_onnxruntime(has_gpu),
         gpu,
-        *(_check_package(name, purpose, extra) for name, (purpose, extra) in _GPU_PACKAGES.items()),
+        *(
+            _check_package(name, purpose, extra)
+            for name, (purpose, extra) in _GPU_PACKAGES.items()
+            if name != "tensorrt-lean" or not _found("tensorrt-lean")
+        ),
+        *_check_runtimes(),
         *_check_pycuda(),
         Check(Status.GOOD, "CPU cores", str(usable_cores())),
         _check_disk(folder or Path.cwd()),
@@ -112,8 +120,7 @@ def _check_needed(name: str) -> Check:
 
 
 def _check_package(name: str, purpose: str, extra: str) -> Check:
-    found = next((number for alias in _ALIASES.get(name, (name,)) if (number := _version(alias))), None)
-    if found:
+    if found := _found(name):
         return Check(Status.GOOD, name, found)
     return Check(Status.MISSING, name, "not installed", f"for {purpose}: pip install 'spade-deploy[{extra}]'")
 
@@ -143,6 +150,23 @@ def _torch_build() -> str | None:
         return None
     match = re.search(r"^__version__ *(?:: *str *)?= *['\"]([^'\"]+)['\"]", text, re.MULTILINE)
     return match[1] if match else None
+
+
+def _found(name: str) -> str | None:
+    """The version of a distribution, or of another that brings the same package."""
+    return next((number for alias in _ALIASES.get(name, (name,)) if (number := _version(alias))), None)
+
+
+def _check_runtimes() -> tuple[Check, ...]:
+    """TensorRT's runtimes that build nothing, where they are installed: they run version-compatible engines."""
+    checks: list[Check] = []
+    before = "tensorrt" if _found("tensorrt") else None
+    for name in ("tensorrt-lean", "tensorrt-dispatch"):
+        if number := _found(name):
+            use = f"{before} is taken first" if before else "runs version-compatible engines, and builds none"
+            checks.append(Check(Status.GOOD, name, f"{number} ({use})"))
+            before = before or name
+    return tuple(checks)
 
 
 def _check_pycuda() -> tuple[Check, ...]:

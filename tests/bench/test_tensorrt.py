@@ -32,8 +32,8 @@ from tests.support.stand_in import PLAIN
 device = RecordingDevice()
 fake = FakeTensorRT(device, PLAIN, GraphKind.DENSE, PROFILE)
 trt_open.require_gpu = lambda: HERE
-trt_open.is_installed = lambda flavour: flavour is Flavour.TENSORRT
-trt_open.load_library = lambda flavour: fake.library(flavour)
+trt_open.is_installed = lambda flavour, to_run: flavour is Flavour.TENSORRT
+trt_open.load_library = lambda flavour, to_run: fake.library(flavour)
 trt_open.open_device = lambda index: device
 """
 

@@ -85,9 +85,30 @@ def test_a_command_that_does_not_exist_is_seen(wrong: str) -> None:
 def test_flags_in_sentences_are_of_the_builder() -> None:
     known = {flag for arguments in spade_commands(PAGE) for flag in flags_of(arguments[0])}
     others = {"--onnx", "--stronglyTyped", "--gpus", "--upgrade", "--build-arg", "--quick", "--step", "--batch"}
-    others |= {"--file", "--tag", "--rm", "--user", "--volume"}
+    others |= {"--file", "--tag", "--rm", "--user", "--volume", "--work"}
     for flag in re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", PAGE):
         assert flag in known | others, flag
+
+
+def seen() -> list[list[str]]:
+    """The rows of the page's last table: section, statement, what was seen without a card, on which card."""
+    (_, last) = PAGE.split("## What was seen, and where\n")
+    rows = [line.strip("| ").split(" | ") for line in last.splitlines() if line.startswith("| ")]
+    return rows[1:]
+
+
+def test_every_section_says_what_of_it_was_seen_on_a_card() -> None:
+    sections = set(re.findall(r"^## (.+)$", PAGE, flags=re.MULTILINE))
+    rows = seen()
+    assert all(len(row) == 4 for row in rows)
+    assert {row[0] for row in rows} == sections - {"Errors, and what they mean", "What was seen, and where"}
+
+
+def test_a_card_that_is_named_has_its_result() -> None:
+    for _, statement, _, where in seen():
+        results = re.findall(r"\]\(\.\./(benchmarks/results/gpu-[\w-]+\.json)\)", where)
+        assert where == "not yet" or results, statement
+        assert all((ROOT / result).is_file() for result in results), statement
 
 
 def test_every_extra_exists() -> None:

@@ -97,6 +97,35 @@ def test_pycuda_is_said_to_be_used(monkeypatch: pytest.MonkeyPatch, others: tupl
     assert by_name(diagnose())["pycuda"] == Check(Status.GOOD, "pycuda", f"1.2.3 ({use})")
 
 
+@pytest.mark.parametrize(
+    ("there", "uses"),
+    [
+        (("tensorrt-lean-cu13",), {"tensorrt-lean": "runs version-compatible engines, and builds none"}),
+        (
+            ("tensorrt-lean", "tensorrt-dispatch-cu12"),
+            {
+                "tensorrt-lean": "runs version-compatible engines, and builds none",
+                "tensorrt-dispatch": "tensorrt-lean is taken first",
+            },
+        ),
+        (("tensorrt-cu13", "tensorrt-lean"), {"tensorrt-lean": "tensorrt is taken first"}),
+    ],
+)
+def test_runtimes_that_build_nothing_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], uses: dict[str, str]
+) -> None:
+    """The order is that of engines/tensorrt/library.py."""
+    pretend_installed(monkeypatch, *doctor._NEEDED, "onnxruntime", *there)
+    checks = by_name(diagnose())
+    for name, use in uses.items():
+        assert checks[name] == Check(Status.GOOD, name, f"1.2.3 ({use})")
+    assert ("tensorrt-dispatch" in checks) == ("tensorrt-dispatch" in uses)
+    pretend_installed(monkeypatch, *doctor._NEEDED, "onnxruntime")
+    missing = by_name(diagnose())["tensorrt-lean"]
+    assert missing.status is Status.MISSING
+    assert "pip install 'spade-deploy[trt-lean]'" in missing.advice
+
+
 def test_every_package_of_every_extra_is_looked_for() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = {

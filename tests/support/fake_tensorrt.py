@@ -15,6 +15,7 @@ import numpy as np
 
 from spade_deploy.artifact import LABEL, Arrays, input_tensors, output_tensors
 from spade_deploy.engines.input_shapes import tensor_ranges
+from spade_deploy.engines.tensorrt.key import Edition
 from spade_deploy.engines.tensorrt.library import Library
 from spade_deploy.lookup.tables import level_names, lookup_tensors
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, ShapeProfile
@@ -134,8 +135,8 @@ class FakeTensorRT(ModuleType):
         self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
         self.CudaGraphStrategy = CudaGraphStrategy
 
-    def library(self, flavour: Flavour = Flavour.TENSORRT) -> Library:
-        return Library(self, flavour, "9.9.9")
+    def library(self, flavour: Flavour = Flavour.TENSORRT, edition: Edition = Edition.WHOLE) -> Library:
+        return Library(self, flavour, "9.9.9", edition)
 
 
 class ICudaEngine:

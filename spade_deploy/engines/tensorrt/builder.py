@@ -6,8 +6,10 @@ else; no flag here asks for one.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,9 +122,19 @@ def _set_options(library: Library, config: Any, options: BuildOptions, compute_c
             " on",
         )
     if options.version_compatible:
+        _load_lean_runtime()
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def _load_lean_runtime() -> None:
+    """Load the library that the builder copies into a version-compatible engine, where its wheel is installed.
+
+    The builder asks for it by its name alone, and the system does not look into the folder of a wheel.
+    """
+    with suppress(ImportError, OSError):
+        importlib.import_module("tensorrt_lean_libs")
 
 
 def _set_capability(trt: Any, config: Any, capability: str | None) -> None:
@@ -172,6 +184,11 @@ def _build_error(library: Library, said: str) -> BuildError:
         return BuildError(
             f"{library.title} found no way to run a layer: {said}",
             hint="`workspace_bytes` 8GiB lets it try more of them",
+        )
+    if "nvinfer_lean" in lowered:
+        return BuildError(
+            f"{library.title} does not find its lean runtime, which it puts into a version-compatible engine: {said}",
+            hint=f"pip install tensorrt-lean=={library.version}",
         )
     return BuildError(f"{library.title} built no engine: {said}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any
 
 from spade_deploy.errors import ArtifactError, ConfigError, reason_of
@@ -103,6 +104,15 @@ class EngineKey:
             ) from error
 
 
+class Edition(StrEnum):
+    """How much of TensorRT is installed. The whole builds and runs; the others run version-compatible engines alone."""
+
+    WHOLE = "whole"
+    LEAN = "lean"
+    DISPATCH = "dispatch"
+    """It computes nothing itself: it loads the lean runtime that a version-compatible engine brings."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where an engine is to run, in the words of an engine's key."""
@@ -117,6 +127,8 @@ class Machine:
     """The compute capability of the card, as '8.9'."""
     system: str
     """The operating system and processor."""
+    edition: Edition = Edition.WHOLE
+    """How much of that TensorRT is installed."""
 
 
 def differences(key: EngineKey, onnx_sha256: str, machine: Machine) -> list[str]:
@@ -128,6 +140,8 @@ def differences(key: EngineKey, onnx_sha256: str, machine: Machine) -> list[str]
         found.append(f"it is of {key.flavour}, here is {machine.flavour}")
     elif not _is_same_version(key, machine):
         found.append(f"it was built by version {key.version}, here is {machine.version}")
+    if machine.edition is not Edition.WHOLE and not key.options.version_compatible:
+        found.append(f"it is not version-compatible, and here is only TensorRT's {machine.edition} runtime")
     if key.system != machine.system:
         found.append(f"it was built for {key.system}, here is {machine.system}")
     found += _card_differences(key, machine)
@@ -159,9 +173,16 @@ def _capability(text: str) -> tuple[int, int]:
     return int(major), int(minor or 0)
 
 
-def mismatch_error(name: str, found: list[str], options: Mapping[str, str]) -> ArtifactError:
-    """One error that names all differences. options: the options of `spade build` that make the engine again."""
+def mismatch_error(
+    name: str, found: list[str], options: Mapping[str, str], edition: Edition = Edition.WHOLE
+) -> ArtifactError:
+    """One error that names all differences.
+
+    options: the options of `spade build` that make the engine again. edition: what is installed here, which may be
+    unable to build.
+    """
     flags = " ".join(f"--{option} {value}" for option, value in options.items())
-    return ArtifactError(
-        f"the engine {name} must not run here: {'; '.join(found)}", hint=f"spade build ARTIFACT {flags}".rstrip()
-    )
+    hint = f"spade build ARTIFACT {flags}".rstrip()
+    if edition is not Edition.WHOLE:
+        hint = f"pip install 'spade-deploy[trt]' here, or, where that is installed: {hint} --version-compatible"
+    return ArtifactError(f"the engine {name} must not run here: {'; '.join(found)}", hint=hint)

@@ -44,11 +44,11 @@ def open_runtime(wanted: RuntimeRequest) -> TrtRuntime:
         raise NotFoundError(f"{artifact.path} has no TensorRT engines", hint=f"spade build {artifact.path}")
     gpu = require_gpu()
     built = {stored.key.flavour for stored in stored_engines(artifact)}
-    flavours = [flavour for flavour in Flavour if flavour in built and is_installed(flavour)]
+    flavours = [flavour for flavour in Flavour if flavour in built and is_installed(flavour, to_run=True)]
     kinds = list(GraphKind) if wanted.graph is GraphChoice.AUTO else [GraphKind(wanted.graph.value)]
     first_error: SpadeError | None = None
     for flavour in flavours or [next(flavour for flavour in Flavour if flavour in built)]:
-        library = load_library(flavour)
+        library = load_library(flavour, to_run=True)
         for kind in kinds:
             try:
                 stored = find_engine(artifact, wanted.precision, kind, this_machine(library, gpu))
@@ -67,11 +67,12 @@ def time_layers(artifact: Artifact, name: str) -> dict[str, float]:
     """
     (stored,) = (stored for stored in stored_engines(artifact) if stored.entry.name == name)
     gpu = require_gpu()
-    library = load_library(stored.key.flavour)
+    library = load_library(stored.key.flavour, to_run=True)
     graph = artifact.graph(stored.key.precision, stored.key.kind)
     found = differences(stored.key, artifact.manifest.files[graph.file].sha256, this_machine(library, gpu))
     if found:
-        raise mismatch_error(name, found, {"precision": str(stored.key.precision), "graph": str(stored.key.kind)})
+        options = {"precision": str(stored.key.precision), "graph": str(stored.key.kind)}
+        raise mismatch_error(name, found, options, library.edition)
     spec = artifact.manifest.generator
     batch, height, width = stored.key.profile.best
     ids, objects = synthetic_label_maps(spec.labels, height, width, batch, seed=0)

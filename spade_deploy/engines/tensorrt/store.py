@@ -30,7 +30,14 @@ def this_system() -> str:
 
 def this_machine(library: Library, gpu: Gpu) -> Machine:
     """This machine, in the words of an engine's key."""
-    return Machine(library.flavour, library.version, gpu.name, capability_text(gpu.compute_capability), this_system())
+    return Machine(
+        library.flavour,
+        library.version,
+        gpu.name,
+        capability_text(gpu.compute_capability),
+        this_system(),
+        library.edition,
+    )
 
 
 def capability_text(capability: tuple[int, int]) -> str:
@@ -66,7 +73,7 @@ def find_engine(artifact: Artifact, precision: Precision | None, kind: GraphKind
     if not fitting:
         stored, reasons = min(found, key=lambda pair: len(pair[1]))
         options = {"precision": str(stored.key.precision), "graph": str(kind), "profile": str(stored.key.profile)}
-        raise mismatch_error(stored.entry.name, reasons, options)
+        raise mismatch_error(stored.entry.name, reasons, options, machine.edition)
     best = fitting[0].key.precision
     return max((stored for stored in fitting if stored.key.precision is best), key=_room)
 

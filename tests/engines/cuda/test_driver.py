@@ -79,7 +79,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensorrt_is_not_imported_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its runtime ends the process where it finds no driver."""
-    monkeypatch.setattr(trt_library, "is_installed", lambda flavour: True)
+    monkeypatch.setattr(trt_library, "is_installed", lambda *_, **__: True)
     monkeypatch.setattr(trt_library, "_import_lazily_bound", lambda name: pytest.fail("it was imported"))
 
     def none_here() -> None:
@@ -89,14 +89,55 @@ def test_tensorrt_is_not_imported_without_a_gpu(monkeypatch: pytest.MonkeyPatch)
         trt_library.load_library(Flavour.TENSORRT, gpu=none_here)
 
 
+def test_the_whole_is_preferred_to_its_runtimes_and_lean_to_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt", "tensorrt_lean", "tensorrt_dispatch", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__="11.4.0.106", name=name))
+
+    def loaded(flavour: Flavour | None = None, *, to_run: bool = True) -> tuple[str, str]:
+        library = trt_library.load_library(flavour, to_run=to_run, gpu=lambda: None)
+        return library.module.name, library.title
+
+    assert loaded() == loaded(to_run=False) == ("tensorrt", "TensorRT 11.4.0.106")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert loaded() == loaded(Flavour.TENSORRT) == ("tensorrt_lean", "TensorRT lean runtime 11.4.0.106")
+    assert loaded(to_run=False)[0] == "tensorrt_rtx"  # what builds
+    with pytest.raises(MissingDependencyError, match="only the lean runtime is installed, which builds no engines"):
+        loaded(Flavour.TENSORRT, to_run=False)
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", None)
+    assert loaded() == ("tensorrt_dispatch", "TensorRT dispatch runtime 11.4.0.106")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingDependencyError, match="only the dispatch runtime is installed") as caught:
+        loaded(to_run=False)
+    assert "spade-deploy[trt]" in str(caught.value.hint)
+    assert trt_library.is_installed(Flavour.TENSORRT, to_run=True)
+    assert not trt_library.is_installed(Flavour.TENSORRT)
+    assert not trt_library.is_installed(Flavour.RTX, to_run=True)
+    monkeypatch.setitem(sys.modules, "tensorrt_dispatch", None)
+    for to_run in (False, True):
+        with pytest.raises(MissingDependencyError, match="TensorRT is not installed"):
+            loaded(Flavour.TENSORRT, to_run=to_run)
+
+
+def test_a_runtime_alone_is_not_imported_without_a_gpu_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", SimpleNamespace(__version__="11.4.0.106"))
+    monkeypatch.setattr(trt_library, "_import_lazily_bound", lambda name: pytest.fail("it was imported"))
+
+    def none_here() -> None:
+        raise RuntimeUnavailableError("no driver")
+
+    with pytest.raises(RuntimeUnavailableError, match="no driver"):
+        trt_library.load_library(to_run=True, gpu=none_here)
+
+
 def test_libraries_that_are_missing_too_old_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt_library, "is_installed", lambda flavour: False)
+    monkeypatch.setattr(trt_library, "is_installed", lambda *_, **__: False)
     with pytest.raises(MissingDependencyError, match="neither TensorRT nor") as caught:
         trt_library.load_library()
     assert "spade-deploy[rtx]" in str(caught.value.hint)
     with pytest.raises(MissingDependencyError, match="TensorRT is not installed"):
         trt_library.load_library(Flavour.TENSORRT)
-    monkeypatch.setattr(trt_library, "is_installed", lambda flavour: True)
+    monkeypatch.setattr(trt_library, "is_installed", lambda *_, **__: True)
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.1"))
     with pytest.raises(RuntimeUnavailableError, match=r"TensorRT 8.6.1 is too old"):
         trt_library.load_library(Flavour.TENSORRT, gpu=lambda: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -23,7 +24,7 @@ from spade_deploy.artifact.manifest import manifest_digest
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.input_shapes import tensor_ranges
 from spade_deploy.engines.tensorrt.build import _find_same, build
-from spade_deploy.engines.tensorrt.builder import _open_timing_cache, _set_options, build_engine
+from spade_deploy.engines.tensorrt.builder import _build_error, _open_timing_cache, _set_options, build_engine
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey, Machine
 from spade_deploy.engines.tensorrt.library import load_library
 from spade_deploy.engines.tensorrt.request import BuildRequest
@@ -486,3 +487,37 @@ def _quantized_convolution(quantizes_input: bool) -> bytes:
     graph = helper.make_graph(nodes, "quantized", values[:1], values[1:], weights)
     content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]).SerializeToString()
     return content
+
+
+def test_a_builder_without_its_lean_runtime_says_what_brings_it() -> None:
+    # The words are TensorRT for RTX's, on a machine without that library.
+    said = (
+        "Error Code 6: API Usage Error (Unable to load library: libnvinfer_lean.so.11: cannot open shared object file)"
+    )
+    library = replace(load_library(Flavour.RTX), flavour=Flavour.TENSORRT, version="11.4.0.106")
+    error = _build_error(library, said)
+    assert "TensorRT 11.4.0.106 does not find its lean runtime" in error.message
+    assert said in error.message
+    assert error.hint == "pip install tensorrt-lean==11.4.0.106"
+    assert "lean" not in _build_error(library, "out of memory").message
+
+
+def test_the_lean_runtime_of_a_wheel_is_loaded_for_version_compatible_engines_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def import_module(name: str) -> None:
+        asked.append(name)
+        raise ImportError(name)
+
+    real = load_library(Flavour.RTX)
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    library = replace(real, flavour=Flavour.TENSORRT)
+    messages = real.module.Logger(real.module.Logger.ERROR)
+    builder = real.module.Builder(messages)
+    for is_compatible in (False, True):
+        config = builder.create_builder_config()
+        _set_options(library, config, BuildOptions(version_compatible=is_compatible), None)
+        assert config.get_flag(real.module.BuilderFlag.VERSION_COMPATIBLE) is is_compatible
+    assert asked == ["tensorrt_lean_libs"]

@@ -43,7 +43,14 @@ SYMBOLS = (
     "getNvOnnxParserVersion",
     "getInferLibVersion",
 )
-LIBRARIES = ("libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11")
+LIBRARIES = {
+    BINDINGS: ("libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11"),
+    "tensorrt_lean_bindings": ("libnvinfer_lean.so.11",),
+    "tensorrt_dispatch_bindings": ("libnvinfer_dispatch.so.11",),
+}
+"""What the bindings of TensorRT, and of its runtimes that build nothing, link."""
+BUILDING = ("build.py", "builder.py", "proof.py")
+"""Sources that speak to the builder alone; all others run with a runtime that has none."""
 
 RTX_ALONE = {
     Use("IBuilderConfig", "num_compute_capabilities"),
@@ -76,23 +83,43 @@ def ask(module: str, folder: str, environment: dict[str, str]) -> dict[str, Any]
 @pytest.fixture(scope="module")
 def tensorrt(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The names of TensorRT 11, by class."""
+    return names_of(BINDINGS, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=["tensorrt_lean_bindings", "tensorrt_dispatch_bindings"])
+def runtime_alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The names of a runtime of TensorRT 11 that builds nothing, by class."""
+    return names_of(request.param, tmp_path_factory)
+
+
+def names_of(bindings: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = os.environ.get("TENSORRT_BINDINGS", "")
     if not sys.platform.startswith("linux"):
         pytest.skip("an empty library in place of TensorRT's is made on Linux alone")
-    if not (Path(folder) / BINDINGS).is_dir() if folder else find_spec(BINDINGS) is None:
-        pytest.skip("the bindings of TensorRT 11 are not here: pip install --no-deps tensorrt-cu13-bindings")
+    if not (Path(folder) / bindings).is_dir():
+        folder = ""
+    if not folder and find_spec(bindings) is None:
+        wheel = bindings.replace("_bindings", "-cu13-bindings").replace("_", "-")
+        pytest.skip(f"the bindings of TensorRT 11 are not here: pip install --no-deps {wheel}")
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler to make an empty library with")
     empty = tmp_path_factory.mktemp("empty")
     (empty / "empty.c").write_text("".join(f"void {name}(void) {{}}\n" for name in SYMBOLS))
-    for library in LIBRARIES:
+    for library in LIBRARIES[bindings]:
         command = [compiler, "-shared", "-fPIC", "empty.c", "-o", library, f"-Wl,-soname,{library}"]
         subprocess.run(command, cwd=empty, check=True)
-    listed = ask(BINDINGS, folder, {"LD_LIBRARY_PATH": str(empty)})
+    listed = ask(bindings, folder, {"LD_LIBRARY_PATH": str(empty)})
     assert listed["version"].startswith("11."), f"these bindings are of TensorRT {listed['version']}"
     known: dict[str, list[str]] = listed["known"]
     return known
+
+
+@pytest.fixture(scope="module")
+def uses_to_run() -> Uses:
+    """What running needs: all but what is asked of a builder."""
+    sources = read_sources(ROOT / "spade_deploy" / "engines")
+    return uses_of({name: text for name, text in sources.items() if name not in BUILDING})
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +133,16 @@ def rtx() -> dict[str, list[str]]:
 
 def test_all_that_is_used_is_in_tensorrt_11(uses: Uses, tensorrt: dict[str, list[str]]) -> None:
     assert missing(uses.needed - uses.optional - RTX_ALONE, tensorrt) == []
+
+
+def test_all_that_running_uses_is_in_the_runtimes_that_build_nothing(
+    uses_to_run: Uses, runtime_alone: dict[str, list[str]]
+) -> None:
+    assert missing(uses_to_run.needed - uses_to_run.optional - RTX_ALONE, runtime_alone) == []
+    # It is no trick of the reader: what loads an engine is among the uses, and the runtimes do lack a builder.
+    loads = {Use("module", "Runtime"), Use("Runtime", "engine_host_code_allowed"), Use("ICudaEngine", "num_io_tensors")}
+    assert loads <= uses_to_run.needed
+    assert missing({Use("module", "Builder")}, runtime_alone) == [Use("module", "Builder")]
 
 
 def test_all_that_is_used_is_in_tensorrt_for_rtx(uses: Uses, rtx: dict[str, list[str]]) -> None:

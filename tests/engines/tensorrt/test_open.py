@@ -13,7 +13,7 @@ from spade_deploy.artifact import LABEL, PIXELS, Artifact, engine_name
 from spade_deploy.engines.cuda.driver import Gpu
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.tensorrt import open as trt_open
-from spade_deploy.engines.tensorrt.key import BuildOptions
+from spade_deploy.engines.tensorrt.key import BuildOptions, Edition
 from spade_deploy.errors import ArtifactError, InputRefusedError, NotFoundError, RuntimeUnavailableError
 from spade_deploy.inference import InferRequest, infer
 from spade_deploy.inspection.describe import inspect_path
@@ -38,8 +38,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingDevice]:
     device = RecordingDevice()
     fake = FakeTensorRT(device, PLAIN, GraphKind.DENSE, PROFILE)
     monkeypatch.setattr(trt_open, "require_gpu", lambda: HERE)
-    monkeypatch.setattr(trt_open, "is_installed", lambda flavour: flavour is Flavour.TENSORRT)
-    monkeypatch.setattr(trt_open, "load_library", lambda flavour: fake.library(flavour))
+    monkeypatch.setattr(trt_open, "is_installed", lambda flavour, to_run: flavour is Flavour.TENSORRT)
+    monkeypatch.setattr(trt_open, "load_library", lambda flavour, to_run: fake.library(flavour))
     monkeypatch.setattr(trt_open, "open_device", lambda index: device)
     yield device
     device.close()
@@ -62,6 +62,37 @@ def test_an_engine_whose_key_says_that_it_is_version_compatible_may_bring_code(
     inputs = random_inputs(PLAIN, 2)
     with open_runtime(artifact, backend="tensorrt") as runtime:
         np.testing.assert_array_equal(runtime.run(inputs)[PIXELS], expected(PLAIN, inputs)[PIXELS])
+
+
+@pytest.mark.parametrize("edition", [Edition.LEAN, Edition.DISPATCH])
+def test_a_runtime_without_a_builder_runs_version_compatible_engines(
+    artifact: Artifact, card: RecordingDevice, monkeypatch: pytest.MonkeyPatch, edition: Edition
+) -> None:
+    fake = FakeTensorRT(card, PLAIN, GraphKind.DENSE, PROFILE)
+    monkeypatch.setattr(trt_open, "load_library", lambda flavour, to_run: fake.library(flavour, edition))
+    add_engine(artifact)
+    with pytest.raises(ArtifactError, match=f"not version-compatible, and here is only TensorRT's {edition}") as caught:
+        open_runtime(artifact, backend="tensorrt")
+    assert caught.value.hint == (
+        "pip install 'spade-deploy[trt]' here, or, where that is installed: spade build ARTIFACT --precision fp16"
+        f" --graph dense --profile {PROFILE} --version-compatible"
+    )
+    add_engine(artifact, COMPATIBLE_ENGINE, options=BuildOptions(version_compatible=True))
+    inputs = random_inputs(PLAIN, 2)
+    with open_runtime(artifact, backend="tensorrt") as runtime:
+        assert runtime.name == f"TensorRT {edition} runtime 9.9.9, fp16"
+        np.testing.assert_array_equal(runtime.run(inputs)[PIXELS], expected(PLAIN, inputs)[PIXELS])
+
+
+def test_an_engine_is_timed_by_the_same_rule(
+    artifact: Artifact, card: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeTensorRT(card, PLAIN, GraphKind.DENSE, PROFILE)
+    monkeypatch.setattr(trt_open, "load_library", lambda flavour, to_run: fake.library(flavour, Edition.LEAN))
+    key = add_engine(artifact)
+    with pytest.raises(ArtifactError, match="not version-compatible") as caught:
+        trt_open.time_layers(artifact, engine_name(key.precision, key.kind, key.digest))
+    assert "spade-deploy[trt]" in str(caught.value.hint)
 
 
 def test_auto_says_in_one_line_why_its_engine_does_not_run(artifact: Artifact, card: RecordingDevice) -> None:
@@ -102,7 +133,7 @@ def test_without_a_driver_nothing_is_imported(artifact: Artifact, monkeypatch: p
         raise RuntimeUnavailableError("the NVIDIA driver does not load here")
 
     monkeypatch.setattr(trt_open, "require_gpu", none_here)
-    monkeypatch.setattr(trt_open, "load_library", lambda flavour: pytest.fail("it was imported"))
+    monkeypatch.setattr(trt_open, "load_library", lambda *_, **__: pytest.fail("it was imported"))
     with pytest.raises(RuntimeUnavailableError, match="driver does not load"):
         open_runtime(artifact, backend="tensorrt")
     with open_runtime(artifact) as runtime:
