@@ -89,9 +89,12 @@ class Setting:
         """What every candidate is validated on before it is timed."""
         return joined(self.maps[:GOLDEN_MAPS])
 
-    def batch(self, size: int) -> Arrays:
-        """The first maps, in turn where there are fewer."""
-        return joined([self.maps[index % len(self.maps)] for index in range(size)])
+    def batch(self, count: int, size: tuple[int, int] | None = None) -> Arrays:
+        """The first maps, in turn where there are fewer. size: (height, width) in pixels; None is the model's."""
+        maps = self.maps
+        if size is not None and size != (self.spec.height, self.spec.width):
+            maps = [resized(one, *size) for one in (coco_maps(self.spec).values() if self.has_samples else maps)]
+        return joined([maps[index % len(maps)] for index in range(count)])
 
     def artifact(self, precision: Precision) -> Artifact:
         """The artifact that has the graphs of a precision, exported once. int8 lies apart, with the fp32 it is made of.
