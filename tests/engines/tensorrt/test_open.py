@@ -23,7 +23,7 @@ from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate
-from tests.support.fake_tensorrt import GOOD_ENGINE, FakeTensorRT
+from tests.support.fake_tensorrt import COMPATIBLE_ENGINE, GOOD_ENGINE, FakeTensorRT
 from tests.support.listener import Listener
 from tests.support.recording_device import RecordingDevice
 from tests.support.stand_in import PLAIN, expected, random_inputs, stand_in_artifact
@@ -42,7 +42,7 @@ PROOF = {
 }
 
 
-def add_engine(artifact: Artifact, **changes: Any) -> EngineKey:
+def add_engine(artifact: Artifact, content: bytes = GOOD_ENGINE, **changes: Any) -> EngineKey:
     onnx = artifact.graph(Precision.FP16).file
     key = EngineKey(
         artifact.manifest.files[onnx].sha256,
@@ -58,7 +58,7 @@ def add_engine(artifact: Artifact, **changes: Any) -> EngineKey:
     )
     key = replace(key, **changes)
     name = engine_name(key.precision, key.kind, key.digest)
-    write_engine(artifact, name, GOOD_ENGINE, key=key.to_json(), proof=PROOF, seconds=1.0)
+    write_engine(artifact, name, content, key=key.to_json(), proof=PROOF, seconds=1.0)
     return key
 
 
@@ -87,6 +87,15 @@ def test_an_engine_that_fits_is_what_runs(artifact: Artifact, card: RecordingDev
     inputs = random_inputs(PLAIN, 2)
     with open_runtime(artifact, backend=backend) as runtime:
         assert runtime.name == "TensorRT 9.9.9, fp16"
+        np.testing.assert_array_equal(runtime.run(inputs)[PIXELS], expected(PLAIN, inputs)[PIXELS])
+
+
+def test_an_engine_whose_key_says_that_it_is_version_compatible_may_bring_code(
+    artifact: Artifact, card: RecordingDevice
+) -> None:
+    add_engine(artifact, COMPATIBLE_ENGINE, version="9.9.1", options=BuildOptions(version_compatible=True))
+    inputs = random_inputs(PLAIN, 2)
+    with open_runtime(artifact, backend="tensorrt") as runtime:
         np.testing.assert_array_equal(runtime.run(inputs)[PIXELS], expected(PLAIN, inputs)[PIXELS])
 
 
