@@ -7,6 +7,7 @@ Steps, each in a process of its own, so that one that fails, or that the driver 
     training     a training step: float32 as `spade train` computes it, and what half precision would change
     numerics     folds, lookup and half precision in PyTorch on the card against the untouched module
     torch        the same graphs' latency in PyTorch
+    lookup       lookup with its patterns found on the card, against dense, as CUDA graphs
     onnxruntime  ONNX Runtime's CUDA provider
     tensorrt     engines of all graphs against PyTorch, torch.compile and a plain export
     roofline     what the card could reach at best
@@ -39,7 +40,7 @@ from spade_deploy.spec import GraphKind, Precision
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NO_GPU = 3
-STEPS = ("training", "numerics", "torch", "onnxruntime", "tensorrt", "roofline")
+STEPS = ("training", "numerics", "torch", "lookup", "onnxruntime", "tensorrt", "roofline")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,6 +139,8 @@ def step_named(name: str) -> Callable[[Any, Book], None]:
         from gpu.numerics import run_numerics as found
     elif name == "torch":
         from gpu.torch_latency import run_torch_latency as found
+    elif name == "lookup":
+        from gpu.lookup_on_card import run_lookup as found
     elif name == "onnxruntime":
         from gpu.ort_cuda import run_ort_cuda as found
     elif name == "tensorrt":
