@@ -7,6 +7,7 @@ Steps, each in a process of its own, so that one that fails, or that the driver 
     prepare      what other steps share: the generator and the exported graphs, kept in --work
     tests        the tests that need a GPU
     roofline     what the card could reach at best
+    lookup       lookup with its patterns found on the card, against dense, as CUDA graphs
     onnxruntime  ONNX Runtime's CUDA provider beside a plain export
     torch        the graphs' latency in PyTorch
     numerics     folds, lookup and half precision in PyTorch on the card against the untouched module
@@ -43,7 +44,7 @@ from spade_deploy.spec import GraphKind, Precision
 RESULTS = Path(__file__).resolve().parent / "results"
 NO_GPU = 3
 PARTS = {
-    1: {"prepare": 120, "tests": 70, "roofline": 30, "onnxruntime": 120},
+    1: {"prepare": 120, "tests": 70, "roofline": 20, "lookup": 75, "onnxruntime": 120},
     2: {"torch": 80, "numerics": 60, "training": 80, "tensorrt": 200},
 }
 """The steps of each part, with their limits in seconds."""
@@ -159,6 +160,8 @@ def step_named(name: str) -> Callable[[Any, Book], None]:
         from gpu.numerics import run_numerics as found
     elif name == "torch":
         from gpu.torch_latency import run_torch_latency as found
+    elif name == "lookup":
+        from gpu.lookup_on_card import run_lookup as found
     elif name == "onnxruntime":
         from gpu.ort_cuda import run_ort_cuda as found
     elif name == "tensorrt":
