@@ -4,13 +4,16 @@ At each size and batch: the dense module and the lookup module as CUDA graphs, t
 `extract_patterns` makes them on the CPU), with the tables found on the card in the same graph, and the finding alone.
 Every image is held to that of the untouched module in exact float32 before anything is timed. Times are the card's
 between two events ('device'), and from a label map on the host to pixels on the host ('end_to_end'), where the finding
-on the CPU is in the time. The module is built directly; nothing is exported.
+on the CPU is in the time. The modules are built directly; nothing is exported. Where Triton is, finding and lookup with
+its kernels (`fused_lookup.py`) are measured, too.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -42,9 +45,14 @@ HEADROOM = 1.1
 LEAST_PSNR_DB = {Precision.FP32: 70.0, Precision.FP16: 35.0}
 """Of the dense module. Others may have twice its mean error."""
 DENSE = "dense"
+CONTIGUOUS = "dense, contiguous"
 GIVEN = "lookup, patterns given"
 FOUND = "lookup, patterns found on the card"
 FINDING = "finding the patterns on the card"
+FUSED = "lookup, found on the card, Triton"
+GATHERED = "lookup, found on the card, Triton, gathered products"
+FUSED_FINDING = "finding the patterns on the card, Triton"
+FINDINGS = (FINDING, FUSED_FINDING)
 Outputs = tuple[Tensor, ...]
 
 
@@ -67,6 +75,10 @@ class Bench:
     @property
     def device(self) -> str:
         return self.setting.device
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        return (self.setting.spec.height,) if self.setting.quick else SIDES
 
     def model(self, kind: GraphKind, precision: Precision) -> nn.Module:
         """Built once in float32; its half is rounded from that, with the units in float32 that the export keeps."""
@@ -103,7 +115,8 @@ class Bench:
         """The untouched module's image in float32, without TensorFloat-32."""
         if self.untouched is None:
             self.untouched = copy_of(self.setting, torch.float32)
-        with exact_float32(), torch.inference_mode():
+        tuned = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)  # it runs once
+        with exact_float32(), tuned, torch.inference_mode():
             image: Tensor = self.untouched(segmap_of(self.setting, inputs, torch.float32))
         return image
 
@@ -114,9 +127,10 @@ def run_lookup(setting: Setting, book: Book) -> None:
     # Making the generator takes longer than all else where no one has made it before: it does not count.
     setting.generator  # noqa: B018
     book.note("seconds for the generator", round(time.perf_counter() - start, 1))
+    book.note("Triton", has_triton(setting.device))
     start = time.perf_counter()
     left_out = []
-    for case in cases(setting):
+    for case in cases(bench):
         if time.perf_counter() - start > TIME_S:
             left_out.append(f"{case.precision} {case.side} batch {case.batch}")
             continue
@@ -129,16 +143,16 @@ def run_lookup(setting: Setting, book: Book) -> None:
     book.note("left out for lack of time", left_out)
 
 
-def cases(setting: Setting) -> list[Case]:
+def cases(bench: Bench) -> list[Case]:
     """What is measured, the most telling first."""
-    sides = (setting.spec.height,) if setting.quick else SIDES
+    sides, batches = bench.sides, bench.setting.batches
     found = [
         Case(side, batch, Precision.FP16)
         for side in sides
-        for batch in setting.batches
+        for batch in batches
         if side * side * batch <= 1024 * 1024 * 2
     ]
-    return [*found, *(Case(side, setting.batches[0], Precision.FP32) for side in sides[:2])]
+    return [*found, *(Case(side, batches[0], Precision.FP32) for side in sides[:2])]
 
 
 def run_case(bench: Bench, case: Case, book: Book) -> None:
@@ -157,7 +171,11 @@ def run_case(bench: Bench, case: Case, book: Book) -> None:
             except Exception as error:  # out of memory, a kernel that does not compile: the others go on
                 figures[name], failures[name] = {}, error_text(error)
         device = {name: work for name, work in on_device.items() if not failures[name]}
-        ends = {name: work for name, work in from_host.items() if not failures[name] and name != FINDING}
+        ends = {
+            name: work
+            for name, work in from_host.items()
+            if not failures[name] and name not in (FINDING, FUSED_FINDING)
+        }
         rounds, warm_up = bench.setting.rounds, 3
         timed = measure_interleaved(device, device_timer(torch, bench.device), rounds, warm_up)
         waits = torch.cuda.synchronize if bench.device.startswith("cuda") else lambda: None
@@ -178,14 +196,33 @@ Make = Callable[[], tuple[Outputs, Work, Work]]
 
 def candidates(bench: Bench, case: Case, inputs: Arrays) -> dict[str, Make]:
     dense = partial(bench.model, GraphKind.DENSE, case.precision)
-    lookup = partial(bench.model, GraphKind.LOOKUP, case.precision)
-    return {
-        DENSE: lambda: on_maps(bench, in_format(dense(), torch.channels_last), inputs),
-        f"{DENSE}, contiguous": lambda: on_maps(bench, in_format(dense(), torch.contiguous_format), inputs),
-        GIVEN: lambda: on_tables(bench, lookup(), inputs),
-        FOUND: lambda: on_maps(bench, Found(finder_of(bench, case), lookup()), inputs),
-        FINDING: lambda: on_maps(bench, finder_of(bench, case), inputs),
-    }
+
+    def lookup() -> nn.Module:
+        return in_format(bench.model(GraphKind.LOOKUP, case.precision), torch.channels_last)
+
+    def found(finder: nn.Module, module: nn.Module) -> tuple[Outputs, Work, Work]:
+        return on_maps(bench, Found(finder, module), inputs)
+
+    finder = finder_of(bench, case)
+    made: dict[str, Make] = {DENSE: lambda: on_maps(bench, in_format(dense(), torch.channels_last), inputs)}
+    if case.side == bench.sides[0]:  # each shape's convolutions are tuned anew, which takes seconds
+        made[CONTIGUOUS] = lambda: on_maps(bench, in_format(dense(), torch.contiguous_format), inputs)
+    made[GIVEN] = lambda: on_tables(bench, lookup(), inputs)
+    made[FOUND] = lambda: found(finder, lookup())
+    made[FINDING] = lambda: on_maps(bench, finder, inputs)
+    if has_triton(bench.device):
+        from gpu.fused_lookup import FusedFinder, FusedLookup
+
+        made[FUSED] = lambda: found(FusedFinder(finder), FusedLookup(lookup()))
+        made[GATHERED] = lambda: found(FusedFinder(finder), FusedLookup(lookup(), gathers=True))
+        made[FUSED_FINDING] = lambda: on_maps(bench, FusedFinder(finder), inputs)
+    return made
+
+
+def has_triton(device: str) -> bool:
+    """Whether Triton's kernels run: on a card, or on a CPU under its interpreter, which is very slow."""
+    is_served = device.startswith("cuda") or bool(os.environ.get("TRITON_INTERPRET"))
+    return is_served and importlib.util.find_spec("triton") is not None
 
 
 class Found(nn.Module):

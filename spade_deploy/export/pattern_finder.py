@@ -188,7 +188,8 @@ class _Rows(nn.Module):
         place = (before - 1).clamp(max=self.capacity)  # one more than there is stands for none
         last = self.count - 1
         row = torch.where(flags, (place + self.outside).clamp(max=last), codes.flatten())
-        target = torch.where(flags, place, self.capacity).to(torch.int64)
+        # torch.where would bring a number from the host, which a CUDA graph does not take.
+        target = place.masked_fill(~flags, self.capacity).to(torch.int64)
         first = self.starts.new_zeros(self.capacity + 1).scatter(0, target, self.starts)[: self.capacity]
         picked = (first[:, None] + self.offsets).flatten()
         own = padded.flatten().index_select(0, picked).view(self.capacity, self.taps)

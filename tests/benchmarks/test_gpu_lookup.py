@@ -25,7 +25,7 @@ def test_the_step_on_a_cpu(tmp_path: Path) -> None:
     outcome = outcome_of(tiny_setting(tmp_path))
     assert outcome.status == "done", outcome.reason
     rows = {(row.name, row.batch): row for row in outcome.rows}
-    names = [lookup.DENSE, f"{lookup.DENSE}, contiguous", lookup.GIVEN, lookup.FOUND, lookup.FINDING]
+    names = [lookup.DENSE, lookup.CONTIGUOUS, lookup.GIVEN, lookup.FOUND, lookup.FINDING]
     cases = [("fp16", 1), ("fp16", 2), ("fp32", 1)]
     assert set(rows) == {(f"{precision} 32 {name}", batch) for precision, batch in cases for name in names}
     for (name, batch), row in rows.items():
