@@ -79,6 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=1, help="of ade20k; earth has its preset's")
+    parser.add_argument(
+        "--no-search",
+        action="store_true",
+        help="on a GPU: cuDNN chooses; trying all algorithms takes minutes",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="small networks and few rounds: a try-out")
     asked = parser.parse_args(arguments)
@@ -87,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             setup = make_setup(name, Path(folder), asked.quick, asked.batch_size)
             batches = make_batches(setup, asked.data)
-            value = measure(setup, batches, torch.device(asked.device), 2 if asked.quick else asked.rounds)
+            rounds = 2 if asked.quick else asked.rounds
+            value = measure(setup, batches, torch.device(asked.device), rounds, searches=not asked.no_search)
             value["loading"] = measure_loading(setup, Path(folder), asked.data, 4 if asked.quick else 40)
         target = asked.out / f"training-{'quick-' if asked.quick else ''}{name}{card_suffix(asked.device)}.json"
         asked.out.mkdir(parents=True, exist_ok=True)
@@ -137,8 +143,13 @@ def make_batches(setup: Setup, data: Path) -> list[Batch]:
     return batches
 
 
-def measure(setup: Setup, batches: list[Batch], device: torch.device, rounds: int) -> dict[str, Any]:
-    """All candidates side by side; the first step is compared and not counted."""
+def measure(
+    setup: Setup, batches: list[Batch], device: torch.device, rounds: int, *, searches: bool = True
+) -> dict[str, Any]:
+    """All candidates side by side; the first step is compared and not counted.
+
+    searches: whether cuDNN tries all its algorithms, as `spade train` lets it.
+    """
     steps: dict[str, Callable[[Batch], dict[str, float]]] = {}
     looked_up: dict[str, int] = {}
     for name, (amp, modulation) in OURS.items():
@@ -151,6 +162,8 @@ def measure(setup: Setup, batches: list[Batch], device: torch.device, rounds: in
         if PLAIN not in steps:
             steps[PLAIN] = PlainLoop(setup, learner, device).step
         steps[name] = lambda batch, learner=learner: learner.step(batch, 1.0)
+    if not searches:
+        torch.backends.cudnn.benchmark = False
     losses = {name: step(batches[0]) for name, step in steps.items()}
     check_first_losses(losses)
     for name, (_, modulation) in OURS.items():
@@ -165,6 +178,7 @@ def measure(setup: Setup, batches: list[Batch], device: torch.device, rounds: in
         "generator": setup.generator.to_json(),
         "discriminator": asdict(setup.train.discriminator),
         "batch_size": setup.train.batch_size,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark if device.type == "cuda" else None,
         "unique_share": statistics.median(_share(setup, batch) for batch in batches),
         "first_losses": losses,
         "candidates": {name: summarize(name, done) for name in steps},

@@ -29,6 +29,7 @@ from gpu.numerics import copy_of, exact_float32, segmap_of
 from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
 from gpu.timing import Work, device_timer, host_timer, measure_interleaved, median_ratio, spread
+from gpu.timing import captured as as_graph
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, joined
 from spade_deploy.export.build import build_model, unit_names
 from spade_deploy.export.pattern_finder import Capacity, PatternFinder, needed_capacities
@@ -301,18 +302,10 @@ def captured(work: Callable[[], Outputs], device: str) -> tuple[Outputs, Work]:
     """
     if not device.startswith("cuda"):
         return work(), work
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = work()
-    graph.replay()
+    replay, outputs = as_graph(torch, work)
+    replay()
     torch.cuda.synchronize()
-    return outputs, graph.replay
+    return outputs, replay
 
 
 def judged(

@@ -139,7 +139,7 @@ class Setting:
                 golden_inputs=self.golden,
                 source=Source("gpu-check", 0, "import", self.generator_sha256),
                 int8=Int8Request(calibration, f"{len(calibration[LABEL])} maps") if is_int8 else None,
-                float64_device=self.device,
+                device=self.device,
             ),
             progress=Printed(),
         )

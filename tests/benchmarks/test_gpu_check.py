@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -187,6 +188,39 @@ def test_work_is_captured_after_it_has_run_and_on_a_stream_of_its_own() -> None:
     assert returned == 4  # what the captured run returned, whose memory a replay writes
     replay()
     assert said[-1] == "replay"
+
+
+def test_a_replay_keeps_what_its_graph_reads() -> None:
+    """A CUDA graph holds addresses. A module that nobody keeps is freed, and the graph reads what lies there next."""
+
+    class Module:
+        def __call__(self) -> str:
+            return "an image"
+
+    module = Module()
+    known = weakref.ref(module)
+    replay, returned = timing.captured(FakeTorch, module)
+    del module
+    assert (returned, known() is not None) == ("an image", True)
+    replay()
+    assert FakeTorch.cuda.replayed == 1
+    del replay
+    assert known() is None
+
+
+class FakeTorch:
+    """What `captured` asks of PyTorch."""
+
+    class cuda:  # noqa: N801
+        replayed = 0
+        Stream = staticmethod(lambda: None)
+        stream = staticmethod(lambda _: nullcontext())
+        graph = staticmethod(lambda _: nullcontext())
+        synchronize = staticmethod(lambda: None)
+
+        class CUDAGraph:
+            def replay(self) -> None:
+                FakeTorch.cuda.replayed += 1
 
 
 # --- the result
@@ -497,7 +531,7 @@ def test_float64_is_computed_on_the_steps_device(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(reference, "rounding_error", rounding_error)
     reference.Reference.of(tiny_setting(tmp_path, device="cuda"))
-    monkeypatch.setattr(setting, "export_artifact", lambda *given, **_: asked.append(given[2].float64_device))
+    monkeypatch.setattr(setting, "export_artifact", lambda *given, **_: asked.append(given[2].device))
     tiny_setting(tmp_path, device="cuda")._export(tmp_path, False)
     assert asked == ["cuda", "cuda"]
 

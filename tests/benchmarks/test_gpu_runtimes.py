@@ -79,6 +79,7 @@ def test_onnxruntime_times_a_plain_export_of_the_same_generator(
         "plain export fp32",
         "fp32 dense, 64 x 64",
         "fp32 lookup, 64 x 64",
+        "plain export fp32, 64 x 64",
     }
     assert all(len(row.times_ms[which]) == 2 for row in rows.values() for which in ("device", "end_to_end"))
     assert not any(row.note for row in rows.values())  # nothing was left out, and the pixels on the card are the same
