@@ -151,6 +151,8 @@ def _line(row: Row, outcomes: Sequence[Outcome]) -> str:
         _part(figures, "end_to_end_p50_ms", "{:.3f} ms end to end"),
         _part(figures, "images_per_s", "{:.1f} images/s"),
         _part(figures, "faster_than_untouched", "{:.2f} x faster than untouched"),
+        _part(figures, "faster_than_dense", "{:.2f} x dense"),
+        _part(figures, "end_to_end_faster_than_dense", "{:.2f} x dense end to end"),
         _part(figures, "faster_than_eager", "{:.2f} x eager"),
         _part(figures, "faster_than_eager_graph", "{:.2f} x eager as a CUDA graph"),
         _part(figures, "faster_than_plain_fp16", "{:.2f} x plain"),

@@ -89,9 +89,12 @@ class Setting:
         """What every candidate is validated on before it is timed."""
         return joined(self.maps[:GOLDEN_MAPS])
 
-    def batch(self, size: int) -> Arrays:
-        """The first maps, in turn where there are fewer."""
-        return joined([self.maps[index % len(self.maps)] for index in range(size)])
+    def batch(self, count: int, size: tuple[int, int] | None = None) -> Arrays:
+        """The first maps, in turn where there are fewer. size: (height, width) in pixels; None is the model's."""
+        maps = self.maps
+        if size is not None and size != (self.spec.height, self.spec.width):
+            maps = [resized(one, *size) for one in (coco_maps(self.spec).values() if self.has_samples else maps)]
+        return joined([maps[index % len(maps)] for index in range(count)])
 
     def artifact(self, precision: Precision) -> Artifact:
         """The artifact that has the graphs of a precision, exported once. int8 lies apart, with the fp32 it is made of.
@@ -136,7 +139,7 @@ class Setting:
                 golden_inputs=self.golden,
                 source=Source("gpu-check", 0, "import", self.generator_sha256),
                 int8=Int8Request(calibration, f"{len(calibration[LABEL])} maps") if is_int8 else None,
-                float64_device=self.device,
+                device=self.device,
             ),
             progress=Printed(),
         )

@@ -54,7 +54,18 @@ def cuda_timer(torch: Any) -> Timer:
     return measure
 
 
-def captured(torch: Any, work: Work) -> tuple[Work, Any]:
+@dataclass(frozen=True)
+class Replay:
+    """Launches a CUDA graph. It keeps the work: the graph's kernels read the memory of its weights and inputs."""
+
+    graph: Any
+    work: Work
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def captured(torch: Any, work: Work) -> tuple[Replay, Any]:
     """(The work as a CUDA graph, to be replayed; what the captured work returned, which a replay writes).
 
     A replay launches all kernels at once: what is timed is the card, and not the program that launches. The work runs a
@@ -70,7 +81,7 @@ def captured(torch: Any, work: Work) -> tuple[Work, Any]:
         with cuda.graph(graph):
             returned = work()
     cuda.synchronize()
-    return graph.replay, returned
+    return Replay(graph, work), returned
 
 
 def device_timer(torch: Any, device: str) -> Timer:

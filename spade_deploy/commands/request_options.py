@@ -60,10 +60,15 @@ class Option:
         return any(get_origin(kind) is list for kind in (self.kind, *get_args(self.kind)))
 
     @property
+    def value_kind(self) -> Any:
+        """The type of a value, or of one of them if it is given several times."""
+        kind = next((each for each in get_args(self.kind) if each is not type(None)), self.kind)
+        return next(iter(get_args(kind)), kind)
+
+    @property
     def takes(self) -> str:
         """What a value has to be, in words, as far as the type says it."""
-        kind = next((each for each in get_args(self.kind) if each is not type(None)), self.kind)
-        kind = next(iter(get_args(kind)), kind)
+        kind = self.value_kind
         if isinstance(kind, type) and issubclass(kind, Enum):
             return f"one of {', '.join(kind)}"
         return {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(kind, "a text")
@@ -85,7 +90,7 @@ class Option:
     def value_of(self, typed: Any) -> Any:
         """The field's value from what typer made of the text. Raises ConfigError that names the field."""
         if typed is None or self.setting.parse is None:
-            return tuple(typed) if isinstance(typed, list) else typed
+            return tuple(map(self._in_kind, typed)) if isinstance(typed, list | tuple) else self._in_kind(typed)
         try:
             return self.setting.parse(typed)
         except ConfigError as error:
@@ -94,6 +99,13 @@ class Option:
             raise ConfigError(message, hint=error.hint) from error
         except ValueError as error:
             raise ConfigError(f"`{self.key}`: {error}") from error
+
+
+    def _in_kind(self, typed: Any) -> Any:
+        """A path or a member of an enum from its text: older versions of typer convert only when they call a function
+        themselves (0.20 does, 0.29 does not)."""
+        is_made = isinstance(self.value_kind, type) and issubclass(self.value_kind, Path | Enum)
+        return self.value_kind(typed) if is_made and isinstance(typed, str) else typed
 
 
 def options_of(request: type, path: tuple[str, ...] = (), *, is_asked: bool = False) -> Iterator[Option]:

@@ -74,8 +74,9 @@ class ExportRequest:
     encoder: StyleEncoder | None = None
     """The generator's style encoder in eval mode. It is written beside the graphs, and the file is proved equal."""
 
-    float64_device: str = "cpu"
-    """Where PyTorch runs the float64 reference, which takes a CPU the longest of all; 'cuda' is a GPU."""
+    device: str = "cpu"
+    """Where PyTorch runs the float64 reference and measures ranges, which takes a CPU the longest; 'cuda' is a GPU. The
+    float32 reference always runs on the CPU, where no TensorFloat-32 can be."""
 
     def __post_init__(self) -> None:
         if not self.precisions or not set(self.precisions) <= {Precision.FP32, Precision.FP16}:
@@ -124,7 +125,7 @@ def export_artifact(
             " in PyTorch and float32: there is nothing to export",
             hint="use an earlier checkpoint, or train again with lower rates",
         )
-    rounding = rounding_error(generator, golden_inputs, reference[LOGITS], request.float64_device)
+    rounding = rounding_error(generator, golden_inputs, reference[LOGITS], request.device)
     write_golden(folder, golden_inputs, reference)
     encoder_graph = None
     if request.encoder is not None:
@@ -134,7 +135,7 @@ def export_artifact(
     stress: tuple[StressMap, ...] = ()
     if Precision.FP16 in request.precisions:
         progress.step("measuring what half precision must hold, on the golden inputs and on stress maps")
-        measured = measure_ranges(generator, kinds, golden_inputs, progress)
+        measured = measure_ranges(generator, kinds, golden_inputs, progress, request.device)
         kept, stress = kept_units(generator.spec, measured.largest, request.keep_fp32), (measured.hardest,)
     graphs = []
     for precision, kind in itertools.product(request.precisions, kinds):

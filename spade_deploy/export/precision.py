@@ -39,11 +39,12 @@ def always_fp32(spec: GeneratorSpec) -> tuple[str, ...]:
 def unit_ranges(model: TracedModel, inputs: Sequence[Tensor]) -> dict[str, float]:
     """The largest magnitude in each unit for these inputs: of its weights, of its inputs and of its results.
 
-    model: in float32. inputs: in the order in which `model` takes them.
+    model: in float32, on any device. inputs: in the order in which `model` takes them; they are copied to its device.
     """
+    device = next(model.parameters()).device
     ranges = {name: _largest(model.get_submodule(name).parameters()) for name in unit_names(model.spec)}
     with _watched_units(model, ranges), torch.no_grad():
-        model(*inputs)
+        model(*(tensor.to(device) for tensor in inputs))
     return ranges
 
 
@@ -63,10 +64,12 @@ def measure_ranges(
     kinds: Sequence[GraphKind],
     golden: Arrays,
     progress: Progress = SILENT,
+    device: str = "cpu",
 ) -> MeasuredRanges:
     """The ranges of every kind of graph in one, so that all keep the same units.
 
     golden: the dense graph's inputs by name, N of each; stress maps and a search for the largest activations are added.
+    device: where the models run, as PyTorch names it.
     """
     spec = generator.spec
     evaluations = evaluations_for(spec)
@@ -74,7 +77,7 @@ def measure_ranges(
     largest: dict[str, float] = {}
     hardest: StressMap | None = None
     for kind in kinds:
-        model = build_model(generator, kind)
+        model = build_model(generator, kind).to(device)
         maps = [*one_by_one(golden), *(one.inputs for one in stress)]
         by_map = []
         for done, inputs in enumerate(maps, start=1):

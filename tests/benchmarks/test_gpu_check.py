@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -189,6 +190,39 @@ def test_work_is_captured_after_it_has_run_and_on_a_stream_of_its_own() -> None:
     assert said[-1] == "replay"
 
 
+def test_a_replay_keeps_what_its_graph_reads() -> None:
+    """A CUDA graph holds addresses. A module that nobody keeps is freed, and the graph reads what lies there next."""
+
+    class Module:
+        def __call__(self) -> str:
+            return "an image"
+
+    module = Module()
+    known = weakref.ref(module)
+    replay, returned = timing.captured(FakeTorch, module)
+    del module
+    assert (returned, known() is not None) == ("an image", True)
+    replay()
+    assert FakeTorch.cuda.replayed == 1
+    del replay
+    assert known() is None
+
+
+class FakeTorch:
+    """What `captured` asks of PyTorch."""
+
+    class cuda:  # noqa: N801
+        replayed = 0
+        Stream = staticmethod(lambda: None)
+        stream = staticmethod(lambda _: nullcontext())
+        graph = staticmethod(lambda _: nullcontext())
+        synchronize = staticmethod(lambda: None)
+
+        class CUDAGraph:
+            def replay(self) -> None:
+                FakeTorch.cuda.replayed += 1
+
+
 # --- the result
 
 
@@ -356,6 +390,62 @@ def test_what_was_asked_for_is_what_a_step_gets(tmp_path: Path) -> None:
         assert callable(check.step_named(name))
 
 
+def test_a_part_takes_seven_minutes_at_most() -> None:
+    assert (*check.PARTS[1], *check.PARTS[2]) == check.STEPS
+    for number, limits in check.PARTS.items():
+        assert sum(limits.values()) <= 420
+        asked = check._parser().parse_args(["--part", str(number)])
+        assert check.steps_of(asked) == tuple(limits)
+    assert check.steps_of(check._parser().parse_args([])) == check.STEPS
+    both = check._parser().parse_args(["--part", "1", "--step", "torch", "--step", "tests"])
+    assert check.steps_of(both) == ("torch", "tests", *(step for step in check.PARTS[1] if step != "tests"))
+
+
+def test_a_step_ends_at_its_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def run(*_: Any, timeout: float, **__: Any) -> Any:
+        seen.append(timeout)
+        raise subprocess.TimeoutExpired("a step", timeout)
+
+    monkeypatch.setattr(check.subprocess, "run", run)
+    outcome = check.run_apart("roofline", tmp_path, check._parser().parse_args([]))
+    assert outcome.reason == f"it was not done after {check.LIMITS_S['roofline']} s (--limit)"
+    check.run_apart("roofline", tmp_path, check._parser().parse_args(["--limit", "7"]))
+    assert seen == [check.LIMITS_S["roofline"], 7]
+
+
+# --- the step of the tests
+
+
+REPORT = """<testsuites><testsuite tests="5">
+<testcase classname="tests.a" name="one"/><testcase classname="tests.a" name="two"/>
+<testcase classname="tests.a" name="three"><skipped message="no pycuda"/></testcase>
+<testcase classname="tests.b" name="four[cuda]"><failure message="assert 1 == 2&#10;more">trace</failure></testcase>
+<testcase classname="tests.b" name="five"><error message="setup broke"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_rows_say_what_passed_what_was_skipped_and_what_failed() -> None:
+    rows = load_script("gpu.gpu_tests").rows_of(REPORT)
+    assert [(row.name, row.figures.get("tests"), row.failures) for row in rows] == [
+        ("passed", 2.0, ()),
+        ("skipped: no pycuda", 1.0, ()),
+        ("tests.b::four[cuda]", None, ("assert 1 == 2",)),
+        ("tests.b::five", None, ("setup broke",)),
+    ]
+    with pytest.raises(ValueError, match="not one test"):
+        load_script("gpu.gpu_tests").rows_of('<testsuites><testsuite tests="0"/></testsuites>')
+
+
+def test_only_files_with_such_a_test_are_collected() -> None:
+    files = load_script("gpu.gpu_tests").marked_files()
+    assert "tests/engines/cuda/test_device.py" in files
+    assert "tests/engines/ort/test_runtime_gpu.py" in files
+    assert not [file for file in files if file.endswith("test_gpu_check.py")]
+    assert len(files) < 10
+
+
 def test_an_artifact_is_exported_once_and_a_refusal_is_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,7 +531,7 @@ def test_float64_is_computed_on_the_steps_device(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(reference, "rounding_error", rounding_error)
     reference.Reference.of(tiny_setting(tmp_path, device="cuda"))
-    monkeypatch.setattr(setting, "export_artifact", lambda *given, **_: asked.append(given[2].float64_device))
+    monkeypatch.setattr(setting, "export_artifact", lambda *given, **_: asked.append(given[2].device))
     tiny_setting(tmp_path, device="cuda")._export(tmp_path, False)
     assert asked == ["cuda", "cuda"]
 
@@ -453,12 +543,14 @@ def test_all_of_it_in_small_on_a_gpu(tmp_path: Path) -> None:
             pytest.skip("the NVIDIA driver sees no GPU")
     except RuntimeUnavailableError as error:
         pytest.skip(error.message)
+    steps = [name for name in check.STEPS if name != "tests"]  # this is one of them
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--out", str(tmp_path)]
+    command += [part for name in steps for part in ("--step", name)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = tmp_path.glob("gpu-*-quick.json")
-    steps = json.loads(result.read_text(encoding="utf-8"))["steps"]
-    assert set(steps) == set(check.STEPS)
-    assert all(step["status"] in ("done", "skipped") for step in steps.values())
+    found = json.loads(result.read_text(encoding="utf-8"))["steps"]
+    assert set(found) == set(steps)
+    assert all(step["status"] in ("done", "skipped") for step in found.values())

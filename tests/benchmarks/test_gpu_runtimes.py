@@ -56,10 +56,46 @@ def test_onnxruntime_validates_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     outcome = records.run_step(records.Book("onnxruntime"), partial(ort.run_ort_cuda, small))
     rows = {(row.name, row.batch): row for row in outcome.rows}
     assert len(rows["fp32 dense", 2].times_ms["end_to_end"]) == 2
+    assert len(rows["fp32 dense", 2].times_ms["device"]) == 2
     assert rows["fp32 dense", 2].figures["max_abs"] < 1e-6
     # The stand-in has no lookup graph: that one fails, and says why.
     assert "lookup" in rows["fp32 lookup", 1].failures[0]
     assert outcome.status == "failed"
+
+
+def test_onnxruntime_times_a_plain_export_of_the_same_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real graphs of a tiny generator, on the CPU's provider: dense, lookup and plain, at both sizes."""
+    ort = load_script("gpu.ort_cuda")
+    monkeypatch.setattr(ort, "CUDA", CPU)
+    small = tiny_setting(tmp_path, batches=(1,), precisions=(Precision.FP32,))
+    outcome = records.run_step(records.Book("onnxruntime"), partial(ort.run_ort_cuda, small))
+    assert outcome.status == "done", outcome.reason
+    rows = {row.name: row for row in outcome.rows}
+    assert set(rows) == {
+        "fp32 dense",
+        "fp32 lookup",
+        "plain export fp32",
+        "fp32 dense, 64 x 64",
+        "fp32 lookup, 64 x 64",
+        "plain export fp32, 64 x 64",
+    }
+    assert all(len(row.times_ms[which]) == 2 for row in rows.values() for which in ("device", "end_to_end"))
+    assert not any(row.note for row in rows.values())  # nothing was left out, and the pixels on the card are the same
+    # What the plain export makes is what the untouched module makes.
+    path = ort.plain_path(small, Precision.FP32, (32, 32))
+    segmap = numerics_segmap(small)
+    session = ort.open_session(path)
+    on_card = ort.OnCard(session, {"segmap": segmap}, [("image", "float32", (1, 3, 32, 32))])
+    on_card.run()
+    with torch.inference_mode():
+        torch.testing.assert_close(on_card.outputs["image"], small.generator(segmap), rtol=0, atol=1e-4)
+
+
+def numerics_segmap(small: Any) -> torch.Tensor:
+    found: torch.Tensor = load_script("gpu.numerics").segmap_of(small, small.batch(1), torch.float32)
+    return found
 
 
 def test_a_wrong_graph_is_not_timed(tmp_path: Path) -> None:

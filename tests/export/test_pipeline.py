@@ -70,6 +70,6 @@ def test_an_export_computes_float64_where_its_request_says(tmp_path: Path, monke
 
     monkeypatch.setattr(pipeline, "rounding_error", stop)
     generator = build_generator(training_steps=0)
-    request = ExportRequest(golden_of(generator.spec), SOURCE, float64_device="cuda:1")
+    request = ExportRequest(golden_of(generator.spec), SOURCE, device="cuda:1")
     with pytest.raises(KeyboardInterrupt, match=r"^cuda:1$"):
         pipeline.export_artifact(generator, tmp_path, request)

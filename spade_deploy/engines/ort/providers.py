@@ -47,6 +47,8 @@ class GpuOptions:
     not (see `provider_options`)."""
     cuda_graph: bool = False
     """Whether a shape's kernels are replayed as one launch. It is an option of the CUDA provider and dense graphs."""
+    channels_last: bool = False
+    """Whether convolutions run with channels last. It is an option of the CUDA provider."""
     profile: ShapeProfile | None = None
     """What the TensorRT provider builds its engine for when the session is opened. With None it builds at the first
     run, and again for shapes beyond those seen so far."""
@@ -66,6 +68,8 @@ class GpuOptions:
                 "`cuda_graph`: the tables of a lookup graph have another size for every map, and nothing is replayed",
                 hint="take the dense graph (`graph`), or no CUDA graphs",
             )
+        if self.channels_last and provider != CUDA:
+            raise ConfigError(f"`channels_last`: {provider} has no such choice", hint=f"it is an option of {CUDA}")
         if provider != TENSORRT and (self.profile is not None or self.cache_folder is not None):
             what = "profile" if self.profile is not None else "cache_folder"
             raise ConfigError(f"`{what}`: {provider} builds no engines", hint=f"it is an option of {TENSORRT}")
@@ -98,6 +102,7 @@ def provider_options(
             "cudnn_conv_use_max_workspace": "1",
             "use_tf32": "0" if graph.precision is Precision.FP32 else "1",
             "enable_cuda_graph": "1" if options.cuda_graph else "0",
+            "prefer_nhwc": "1" if options.channels_last else "0",
         }
     if provider != TENSORRT:
         return {}

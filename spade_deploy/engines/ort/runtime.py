@@ -75,6 +75,11 @@ class OrtRuntime(ClosedByWith):
         self.name = f"ONNX Runtime {ort.__version__} {_short(loaded)}, {graph.name}"
         _check_contract(artifact, graph, self._session)
 
+    @property
+    def session(self) -> Any:
+        """ONNX Runtime's session, for callers that bind memory of their own. None once it is closed."""
+        return self._session
+
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
         """See `Runtime.run`. Raises RuntimeUnavailableError where the session fails."""
         check_inputs(self.spec, inputs)

@@ -52,12 +52,14 @@ def test_cuda_searches_where_the_size_is_fixed_and_estimates_where_it_is_not(
         "cudnn_conv_use_max_workspace": "1",
         "use_tf32": "0",
         "enable_cuda_graph": "0",
+        "prefer_nhwc": "0",
     }
     fixed = stand_in_artifact(tmp_path / "fixed", STYLED)
     assert told(CUDA, fixed, GpuOptions())["cudnn_conv_algo_search"] == "EXHAUSTIVE"
     asked = GpuOptions(conv_search=ConvSearch.EXHAUSTIVE, cuda_graph=True)
     assert told(CUDA, artifact, asked)["cudnn_conv_algo_search"] == "EXHAUSTIVE"
     assert told(CUDA, artifact, asked)["enable_cuda_graph"] == "1"
+    assert told(CUDA, artifact, GpuOptions(channels_last=True))["prefer_nhwc"] == "1"
 
 
 def test_tf32_never_runs_a_float32_graph(artifact: Artifact) -> None:
@@ -168,6 +170,7 @@ def test_a_folder_of_engines_that_others_may_write_to_is_refused(tmp_path: Path)
     ("provider", "kind", "options", "message"),
     [
         (TENSORRT, GraphKind.DENSE, GpuOptions(cuda_graph=True), "`cuda_graph`: Tensorrt"),
+        (TENSORRT, GraphKind.DENSE, GpuOptions(channels_last=True), "`channels_last`: Tensorrt"),
         (CUDA, GraphKind.LOOKUP, GpuOptions(cuda_graph=True), "another size for every map"),
         (CUDA, GraphKind.DENSE, GpuOptions(profile=PROFILE), "`profile`: CUDA"),
         (CUDA, GraphKind.DENSE, GpuOptions(cache_folder=Path("a")), "`cache_folder`: CUDA"),
