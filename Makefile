@@ -25,8 +25,9 @@ layers: $(STAMP)
 check: lint types layers test
 
 # For a machine with a GPU; ends with code 3 where there is none. make gpu-check GPU_CHECK="--quick --step tensorrt"
-gpu-check: $(STAMP)
-	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK)
+# GPU_PYTHON=python3 takes the packages that this Python has, where nothing can be installed, and this checkout.
+gpu-check: $(if $(GPU_PYTHON),,$(STAMP))
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(GPU_CHECK)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "spade-deploy needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }

@@ -4,17 +4,20 @@
 
 Steps, each in a process of its own, so that one that fails, or that the driver kills, leaves the others alone:
 
-    training     a training step: float32 as `spade train` computes it, and what half precision would change
-    numerics     folds, lookup and half precision in PyTorch on the card against the untouched module
-    torch        the same graphs' latency in PyTorch
-    lookup       lookup with its patterns found on the card, against dense, as CUDA graphs
-    onnxruntime  ONNX Runtime's CUDA provider
-    tensorrt     engines of all graphs against PyTorch, torch.compile and a plain export
+    prepare      what other steps share: the generator and the exported graphs, kept in --work
+    tests        the tests that need a GPU
     roofline     what the card could reach at best
+    lookup       lookup with its patterns found on the card, against dense, as CUDA graphs
+    onnxruntime  ONNX Runtime's CUDA provider beside a plain export
+    torch        the graphs' latency in PyTorch
+    numerics     folds, lookup and half precision in PyTorch on the card against the untouched module
+    training     a training step: float32 as `spade train` computes it, and what half precision would change
+    tensorrt     engines of all graphs against PyTorch, torch.compile and a plain export
 
-A step whose library is missing is skipped and says what installs it. Generator: of ADE20K's size, 256 x 256; its
-weights are random. The result is benchmarks/results/gpu-CARD.json; --step replaces that step in it. Exit code: 0; 1
-where a step failed; 3 where there is no GPU.
+Each step has its own time limit; --part 1 and --part 2 are at most seven minutes each, for a card that is lent for
+minutes. A step whose library is missing is skipped and says what installs it. Generator: of ADE20K's size, 256 x 256;
+its weights are random. The result is benchmarks/results/gpu-CARD.json; --step replaces that step in it. Exit code: 0;
+1 where a step failed; 3 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -40,7 +43,14 @@ from spade_deploy.spec import GraphKind, Precision
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NO_GPU = 3
-STEPS = ("training", "numerics", "torch", "lookup", "onnxruntime", "tensorrt", "roofline")
+PARTS = {
+    1: {"prepare": 120, "tests": 70, "roofline": 20, "lookup": 75, "onnxruntime": 120},
+    2: {"torch": 80, "numerics": 60, "training": 80, "tensorrt": 200},
+}
+"""The steps of each part, with their limits in seconds."""
+LIMITS_S = {step: limit for part in PARTS.values() for step, limit in part.items()}
+STEPS = tuple(LIMITS_S)
+NEED_NO_CUDA_IN_TORCH = ("prepare", "tests")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{gpu.name}, compute capability {machine['gpu']['compute_capability']}, driver {machine['driver']}")
     before = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else None
     outcomes = {outcome.step: outcome for outcome in merged(before, machine, setting)}
-    steps = tuple(asked.step or STEPS)
+    steps = steps_of(asked)
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,17 +85,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code([outcomes[step] for step in steps])
 
 
+def steps_of(asked: argparse.Namespace) -> tuple[str, ...]:
+    """The steps that were asked for, by name or by part; all of them by default."""
+    named = [*(asked.step or ()), *(step for part in asked.part or () for step in PARTS[part])]
+    return tuple(dict.fromkeys(named)) or STEPS
+
+
 def run_apart(step: str, folder: Path, asked: argparse.Namespace) -> Outcome:
     """A step in a process of its own; what it had found stays, however it ends."""
     book = folder / f"{step}.json"
     book.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--worker", step, "--book", str(book), "--work", str(folder), *_passed(asked)]
+    limit = LIMITS_S[step] if asked.limit is None else asked.limit
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=asked.limit, check=False)
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=limit, check=False)
         died = how_it_died(done.returncode, done.stderr)
     except subprocess.TimeoutExpired:
-        died = f"it was not done after {asked.limit:g} s (--limit)"
+        died = f"it was not done after {limit:g} s (--limit)"
     outcome = read_outcome(step, book, died)
     outcome.seconds = round(time.perf_counter() - start, 1)
     return outcome
@@ -108,7 +125,7 @@ def work(asked: argparse.Namespace) -> int:
 
 
 def _run(asked: argparse.Namespace, book: Book) -> None:
-    if asked.worker != "onnxruntime":
+    if asked.worker not in NEED_NO_CUDA_IN_TORCH:
         require_cuda_torch()
     try:
         from gpu.setting import make_setting
@@ -133,7 +150,11 @@ def _run(asked: argparse.Namespace, book: Book) -> None:
 
 def step_named(name: str) -> Callable[[Any, Book], None]:
     """The function of a step; imported here, since each needs other libraries."""
-    if name == "training":
+    if name == "prepare":
+        from gpu.prepare import run_prepare as found
+    elif name == "tests":
+        from gpu.gpu_tests import run_gpu_tests as found
+    elif name == "training":
         from gpu.training_step import run_training_step as found
     elif name == "numerics":
         from gpu.numerics import run_numerics as found
@@ -186,13 +207,14 @@ def _passed(asked: argparse.Namespace) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", choices=STEPS, action="append", help="may be repeated; all by default")
+    parser.add_argument("--part", type=int, choices=list(PARTS), action="append", help="half of the steps")
     parser.add_argument("--quick", action="store_true", help="a small generator and few rounds: figures mean nothing")
     parser.add_argument("--batch", type=int, action="append", help="may be repeated; 1 and 8 by default")
     parser.add_argument("--rounds", type=int, help="of every comparison; 50 by default")
     parser.add_argument("--precision", choices=list(Precision), action="append", help="of our graphs; all by default")
     parser.add_argument("--graph", choices=list(GraphKind), action="append", help="dense, lookup; both by default")
     parser.add_argument("--optimization-level", type=int, choices=range(6), help="of TensorRT's builder")
-    parser.add_argument("--limit", type=float, help="seconds a step may take")
+    parser.add_argument("--limit", type=float, help="seconds a step may take; each has its own by default")
     parser.add_argument("--work", type=Path, help="keeps exports and engines between runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--worker", choices=STEPS, help=argparse.SUPPRESS)

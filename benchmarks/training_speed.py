@@ -6,13 +6,16 @@ with the same weights, so their losses must agree up to rounding. The perceptual
 and ADE20K's label maps are the COCO-Stuff samples, or made up where those are missing: no time depends on values, but
 that of the lookup on the shapes in the label maps.
 
-    python benchmarks/training_speed.py [--preset ade20k] [--rounds 5] [--out FOLDER]
+    python benchmarks/training_speed.py [--preset ade20k] [--rounds 5] [--out FOLDER] [--device cuda] [--batch-size 8]
+
+On a GPU the result's name ends with the card's.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -75,32 +78,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=1, help="of ade20k; earth has its preset's")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="small networks and few rounds: a try-out")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
     for name in asked.preset or ("ade20k", "earth"):
         with tempfile.TemporaryDirectory() as folder:
-            setup = make_setup(name, Path(folder), asked.quick)
+            setup = make_setup(name, Path(folder), asked.quick, asked.batch_size)
             batches = make_batches(setup, asked.data)
             value = measure(setup, batches, torch.device(asked.device), 2 if asked.quick else asked.rounds)
             value["loading"] = measure_loading(setup, Path(folder), asked.data, 4 if asked.quick else 40)
-        target = asked.out / f"training-{'quick-' if asked.quick else ''}{name}.json"
+        target = asked.out / f"training-{'quick-' if asked.quick else ''}{name}{card_suffix(asked.device)}.json"
         asked.out.mkdir(parents=True, exist_ok=True)
         write_json(target, {"preset": name, "threads": asked.threads, "machine": describe_machine(), **value})
         show(value)
         print(f"written to {target}")
 
 
-def make_setup(name: str, folder: Path, quick: bool) -> Setup:
-    """The preset; ADE20K with one sample a step and the perceptual loss."""
+def card_suffix(device: str) -> str:
+    """'-nvidia-h100-80gb-hbm3' for a GPU, '' for the CPU."""
+    if not device.startswith("cuda"):
+        return ""
+    return re.sub(r"[^a-z0-9]+", "-", f"-{torch.cuda.get_device_name(device)}".lower()).rstrip("-")
+
+
+def make_setup(name: str, folder: Path, quick: bool, batch_size: int = 1) -> Setup:
+    """The preset; ADE20K with `batch_size` samples a step and the perceptual loss."""
     setup = preset(name, None if name == "earth" else folder)
     train, generator = replace(setup.train, deterministic=False, compile=False, ema_decay=None), setup.generator
     if name != "earth":
         vgg = folder / "vgg19.safetensors"
         torch.manual_seed(0)
         safetensors.torch.save_file(VggFeatures("VGG19").state_dict(), vgg)
-        train = replace(train, batch_size=1, perceptual_file=vgg)
+        train = replace(train, batch_size=batch_size, perceptual_file=vgg)
     if quick:
         train = replace(train, discriminator=DiscriminatorSpec(base_channels=4))
         generator = replace(generator, base_channels=4, hidden_channels=8, height=64, width=64)
@@ -117,11 +128,12 @@ def make_batches(setup: Setup, data: Path) -> list[Batch]:
         return list(islice(training_batches(source, batch_size=size, seed=0), 7))
     maps = coco_maps(spec, data) if (data / "train_label").is_dir() else synthetic_maps(spec, 13)
     numbers = torch.Generator().manual_seed(0)
-    batches = []
-    for stem, inputs in maps.items():
-        label = np.array(resized(inputs, spec.height, spec.width)[LABEL])  # a copy that may be written
-        photo = torch.rand(1, 3, spec.height, spec.width, generator=numbers) * 2 - 1
-        batches.append(Batch(torch.from_numpy(label), None, photo, (stem,)))
+    batches, stems = [], list(maps)
+    for first in range(len(stems)):
+        chosen = [stems[(first + offset) % len(stems)] for offset in range(size)]
+        label = np.concatenate([resized(maps[stem], spec.height, spec.width)[LABEL] for stem in chosen])
+        photo = torch.rand(size, 3, spec.height, spec.width, generator=numbers) * 2 - 1
+        batches.append(Batch(torch.from_numpy(label), None, photo, tuple(chosen)))
     return batches
 
 
@@ -242,7 +254,7 @@ def _file_source(setup: Setup, folder: Path, data: Path) -> SampleSource:
 
 
 def _pictures(setup: Setup, data: Path) -> list[tuple[Any, Any]]:
-    if (data / "train_label").is_dir():
+    if (data / "train_img").is_dir():
         return [
             (np.array(Image.open(path)), np.array(Image.open(data / "train_img" / f"{path.stem}.jpg").convert("RGB")))
             for path in sorted((data / "train_label").glob("*.png"))

@@ -144,7 +144,7 @@ def run_lookup(setting: Setting, book: Book) -> None:
             run_case(bench, case, book)
         except Exception as error:  # out of memory: smaller cases go on
             book.add(Row(f"{case.precision} {case.side}", case.batch, failures=(error_text(error),)))
-        if setting.device.startswith("cuda"):
+        if setting.is_cuda:
             torch.cuda.empty_cache()
     book.note("left out for lack of time", left_out)
 

@@ -1,63 +1,33 @@
 """Folds and half precision in PyTorch on the card, against the untouched module.
 
-The reference is the untouched module in float32 on the CPU, where no TensorFloat-32 can be. Half precision is held to
-twice the error of PyTorch's own: the untouched module, cast to half.
+The reference is that of `gpu.reference`. Half precision is held to twice the error of PyTorch's own: the untouched
+module, cast to half.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from gpu.records import Book, Row, error_text
+from gpu.reference import Reference, Run
 from gpu.setting import Setting
-from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, LOGITS, PIXELS, Arrays, one_by_one
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays
 from spade_deploy.export.build import build_model, model_inputs
 from spade_deploy.export.lookup import LookupModel
-from spade_deploy.export.pipeline import rounding_error, run_reference
 from spade_deploy.export.precision import unit_ranges, units_to_keep
 from spade_deploy.export.spade import DeployModel
-from spade_deploy.metrics.judge import Judge
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap, to_pixels
-from spade_deploy.spec import GraphKind, LabelSpec, Precision, RoundingError
+from spade_deploy.spec import GraphKind, Precision
 
 FP16_AT_MOST = 2.0
 """Times the mean error of PyTorch's own half precision."""
 Model = DeployModel | LookupModel
-Run = Callable[[Arrays], Arrays]
-"""The dense graph's inputs of one map -> `image` and `pixels`."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The golden maps, what the untouched module makes of them, and what rounding alone costs it."""
-
-    labels: LabelSpec
-    inputs: Arrays
-    outputs: Arrays
-    rounding: RoundingError
-
-    @classmethod
-    def of(cls, setting: Setting) -> Reference:
-        outputs = run_reference(setting.generator, setting.golden)
-        rounding = rounding_error(setting.generator, setting.golden, outputs[LOGITS])
-        return cls(setting.spec.labels, setting.golden, outputs, rounding)
-
-    def judge(self, run: Run, precision: Precision) -> tuple[dict[str, float | None], tuple[str, ...]]:
-        """(Errors of the image in [-1, 1], what is wrong with them by the precision's stated tolerance)."""
-        judge = Judge(self.labels, precision, self.rounding)
-        for inputs, expected in zip(one_by_one(self.inputs), one_by_one(self.outputs), strict=True):
-            judge.add(inputs[LABEL], expected, run(inputs))
-        verdict = judge.verdict()
-        if not verdict.diff.finite:
-            return dict.fromkeys(("max_abs", "mean_abs", "psnr_db")), verdict.failures
-        figures = {name: getattr(verdict.diff, name) for name in ("max_abs", "mean_abs", "psnr_db")}
-        return figures, verdict.failures
 
 
 def run_numerics(setting: Setting, book: Book) -> None:
@@ -65,6 +35,7 @@ def run_numerics(setting: Setting, book: Book) -> None:
     reference = Reference.of(setting)
     book.note("rounding", vars(reference.rounding))
     book.note("reference", "untouched module, float32, on the CPU")
+    book.note("rounding_against", f"the same weights in float64, on {setting.device}")
     eager_half: float | None = None
     for name, precision, make in candidates(setting):
         try:
@@ -135,13 +106,17 @@ def copy_of(setting: Setting, dtype: torch.dtype) -> SpadeGenerator:
 
 
 def make_model(setting: Setting, kind: GraphKind, precision: Precision) -> Model:
-    """As the export makes it: in half precision, units whose values it cannot hold stay float32."""
+    """As the export makes it, on the device: in half precision, units whose values it cannot hold stay float32."""
+    return deepcopy(_folded(setting, kind, precision)).to(setting.device)
+
+
+@cache  # folding takes seconds, and each batch size and memory layout wants a model of its own
+def _folded(setting: Setting, kind: GraphKind, precision: Precision) -> Model:
     kept: tuple[str, ...] = ()
     if precision is Precision.FP16:
         wide = build_model(setting.generator, kind)
         kept = units_to_keep(unit_ranges(wide, model_inputs(wide, setting.batch(1))))
-    model = build_model(setting.generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
-    return model.to(setting.device)
+    return build_model(setting.generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
 
 
 def on_device(setting: Setting, model: Model, inputs: Arrays) -> list[Tensor]:

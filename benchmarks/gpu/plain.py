@@ -14,8 +14,11 @@ from spade_deploy.export.onnx_file import quiet_export
 from spade_deploy.networks.spade import SpadeGenerator
 
 
-def write_plain(generator: SpadeGenerator, path: Path, *, half: bool) -> None:
-    """segmap N x L x H x W -> image, in the model's size, with a dynamic batch. half: all of it in half precision."""
+def write_plain(generator: SpadeGenerator, path: Path, *, half: bool, size: tuple[int, int] | None = None) -> None:
+    """segmap N x L x H x W -> image, with a dynamic batch.
+
+    half: all of it in half precision. size: (height, width) in pixels; None is the model's size.
+    """
     spec = generator.spec
     if spec.z_dim is not None:
         raise ConfigError("the plain export of a model with a style vector is not measured")
@@ -23,7 +26,7 @@ def write_plain(generator: SpadeGenerator, path: Path, *, half: bool) -> None:
     module = SpadeGenerator(spec)
     module.load_state_dict(generator.state_dict())
     module.to(dtype).eval()
-    segmap = torch.zeros(2, spec.labels.num_channels, spec.height, spec.width, dtype=dtype)
+    segmap = torch.zeros(2, spec.labels.num_channels, *(size or (spec.height, spec.width)), dtype=dtype)
     with quiet_export():
         program = torch.onnx.export(
             module,

@@ -151,6 +151,7 @@ def _line(row: Row, outcomes: Sequence[Outcome]) -> str:
         _part(figures, "faster_than_dense", "{:.2f} x dense"),
         _part(figures, "end_to_end_faster_than_dense", "{:.2f} x dense end to end"),
         _part(figures, "faster_than_eager", "{:.2f} x eager"),
+        _part(figures, "faster_than_eager_graph", "{:.2f} x eager as a CUDA graph"),
         _part(figures, "faster_than_plain_fp16", "{:.2f} x plain"),
         _part(figures, "steps_per_s", "{:.2f} steps/s"),
         _part(figures, "peak_memory_bytes", "{:,.0f} bytes"),

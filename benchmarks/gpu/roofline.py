@@ -14,7 +14,7 @@ from typing import Any
 
 from gpu.records import Book, Row
 from gpu.setting import Setting
-from gpu.timing import Timer, cuda_timer, host_timer
+from gpu.timing import Timer, device_timer
 from spade_deploy.artifact import INSTANCE, LABEL
 from spade_deploy.lookup.tables import extract_patterns
 from spade_deploy.spec import GeneratorSpec
@@ -93,7 +93,7 @@ def run_roofline(setting: Setting, book: Book) -> None:
     """The card's peaks, then the floor of every graph and batch size."""
     import torch
 
-    timer = cuda_timer(torch) if setting.device.startswith("cuda") else host_timer()
+    timer = device_timer(torch, setting.device)
     peaks = measure_peaks(torch, setting.device, timer, side=1024 if setting.quick else 8192)
     book.note("peaks", peaks)
     spec = setting.spec
@@ -112,7 +112,7 @@ def run_roofline(setting: Setting, book: Book) -> None:
 
 
 def measure_peaks(torch: Any, device: str, timer: Timer, side: int, repeats: int = 20) -> dict[str, float]:
-    """What the card reaches: products of two square matrices, and copies of 8 side^2 bytes. The best of all tries."""
+    """What the card reaches: the best of all tries of two square matrices' product, and of copying 8 side^2 bytes."""
     peaks = {}
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -121,7 +121,8 @@ def measure_peaks(torch: Any, device: str, timer: Timer, side: int, repeats: int
             a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
             best = min(timer(partial(torch.matmul, a, b)) for _ in range(repeats))
             peaks[f"{name}_flop_per_s"] = 2 * side**3 / best * 1000
-        source = torch.zeros(8 * side**2, dtype=torch.uint8, device=device)
+        # A card may compress what is all the same in its memory: zeros would be copied faster than anything real.
+        source = torch.randint(256, (8 * side**2,), dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         best = min(timer(partial(target.copy_, source)) for _ in range(repeats))
         peaks["bytes_per_s"] = 2 * source.numel() / best * 1000

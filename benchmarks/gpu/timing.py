@@ -54,6 +54,25 @@ def cuda_timer(torch: Any) -> Timer:
     return measure
 
 
+def captured(torch: Any, work: Work) -> tuple[Work, Any]:
+    """(The work as a CUDA graph, to be replayed; what the captured work returned, which a replay writes).
+
+    A replay launches all kernels at once: what is timed is the card, and not the program that launches. The work runs a
+    few times before, since algorithms are chosen in the first runs. Raises RuntimeError where it cannot be captured.
+    """
+    cuda = torch.cuda
+    cuda.synchronize()  # the inputs may still be on their way, on another stream
+    with cuda.stream(cuda.Stream()):  # PyTorch wants another stream than the default; one that fails is left here
+        for _ in range(3):
+            work()
+        cuda.synchronize()
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph):
+            returned = work()
+    cuda.synchronize()
+    return graph.replay, returned
+
+
 def device_timer(torch: Any, device: str) -> Timer:
     """CUDA events on a GPU, the wall clock elsewhere."""
     return cuda_timer(torch) if device.startswith("cuda") else host_timer()

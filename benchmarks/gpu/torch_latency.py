@@ -1,7 +1,8 @@
 """The graphs in PyTorch on the card, against the untouched module: what folding and lookup alone do, without an engine.
 
 All in half precision. The untouched module gets its one-hot map ready-made, and the lookup graph its tables: what is
-timed is the card's work between two events.
+timed lies between two events on the card. At batch 1 that is mostly PyTorch launching its operators, 169 to 319 of
+them; so each candidate has a second row, where it runs as a CUDA graph, and that is the card's own work.
 """
 
 from __future__ import annotations
@@ -9,22 +10,28 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from gpu.numerics import Reference, copy_of, deployed, make_model, on_device, segmap_of
+from gpu.numerics import copy_of, deployed, make_model, on_device, segmap_of
 from gpu.records import Book, Row, error_text
+from gpu.reference import Reference
 from gpu.setting import Setting
-from gpu.timing import Work, device_timer, measure_interleaved, median_ratio, spread
+from gpu.timing import Measured, Work, captured, device_timer, measure_interleaved, median_ratio, spread
 from spade_deploy.artifact import Arrays
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.spec import GraphKind, Precision
 
 BASELINE = "fp16 untouched, channels last"
 PATTERN_TRIES = 5
+AS_GRAPH = ", CUDA graph"
+"""Ends the name of a row whose kernels are launched at once."""
+SAME_IMAGE = 0.01
+"""How far a replay's image may be off its module's, in [-1, 1]: the same kernels add up in another order at most."""
 
 
 def run_torch_latency(setting: Setting, book: Book) -> None:
@@ -33,28 +40,75 @@ def run_torch_latency(setting: Setting, book: Book) -> None:
     wrong = {kind: _failures(reference, setting, kind) for kind in setting.kinds}
     timer = device_timer(torch, setting.device)
     for batch in setting.batches:
-        inputs = setting.batch(batch)
-        works: dict[str, Work] = {}
-        failures: dict[str, tuple[str, ...]] = {}
-        for name, (make, kind) in _candidates(setting).items():
-            failures[name] = wrong.get(kind, ()) if kind else ()
-            if failures[name]:
-                continue
-            try:
-                works[name] = make(inputs)
-            except Exception as error:  # out of memory: the others go on
-                failures[name] = (error_text(error),)
+        made = _made(setting, setting.batch(batch), wrong)
         with torch.inference_mode():
-            measured = measure_interleaved(works, timer, setting.rounds, warm_up=3 if setting.quick else 10)
-        for name in failures:
-            own = measured.times_ms.get(name, [])
-            failed = failures[name] or tuple(filter(None, [measured.failures.get(name)]))
-            figures = spread(own, "device")
-            figures["faster_than_untouched"] = median_ratio(measured.times_ms.get(BASELINE, []), own)
-            if name == "fp16 lookup":
-                figures["patterns_on_cpu_ms"] = patterns_ms(setting, inputs)
-            book.add(Row(name, batch, figures, {"device": own}, failed))
-        del works
+            measured = measure_interleaved(made.works, timer, setting.rounds, warm_up=3 if setting.quick else 10)
+        for name in made.names:
+            book.add(_row(setting, name, batch, made, measured))
+        del made  # the memory of this batch size
+
+
+@dataclass
+class _Made:
+    """The candidates of a batch size that are ready to run, and why others are not."""
+
+    names: list[str] = field(default_factory=list)
+    works: dict[str, Work] = field(default_factory=dict)
+    failures: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def _made(setting: Setting, inputs: Arrays, wrong: dict[GraphKind, tuple[str, ...]]) -> _Made:
+    made = _Made()
+    for name, (make, kind) in _candidates(setting).items():
+        made.names.append(name)
+        if kind and wrong[kind]:
+            made.failures[name] = wrong[kind]
+            continue
+        try:
+            made.works[name] = make(inputs)
+        except Exception as error:  # out of memory: the others go on
+            made.failures[name] = (error_text(error),)
+            continue
+        if setting.is_cuda:
+            _add_as_graph(made, name)
+    return made
+
+
+def _add_as_graph(made: _Made, name: str) -> None:
+    """The candidate's second row. One that cannot be captured is told; a replay of another image is a failure."""
+    work, again = made.works[name], name + AS_GRAPH
+    made.names.append(again)
+    try:
+        with torch.inference_mode():
+            replay, returned = captured(torch, work)
+            replay()
+            is_same = torch.allclose(_image(returned), _image(work()), rtol=0, atol=SAME_IMAGE, equal_nan=True)
+    except Exception as error:
+        made.notes[again] = f"not measured: {error_text(error)}"
+        return
+    if is_same:
+        made.works[again] = replay
+    else:
+        made.failures[again] = ("its replay makes another image than the module",)
+
+
+def _image(returned: Any) -> torch.Tensor:
+    """The image of what a module returned: our graphs return the pixels before it."""
+    image: torch.Tensor = returned[-1] if isinstance(returned, tuple) else returned
+    return image.float()
+
+
+def _row(setting: Setting, name: str, batch: int, made: _Made, measured: Measured) -> Row:
+    """Its times, and how much faster it is than the untouched module, launched as it is launched."""
+    own = measured.times_ms.get(name, [])
+    failed = made.failures.get(name) or tuple(filter(None, [measured.failures.get(name)]))
+    figures = spread(own, "device")
+    against = BASELINE + (AS_GRAPH if name.endswith(AS_GRAPH) else "")
+    figures["faster_than_untouched"] = median_ratio(measured.times_ms.get(against, []), own)
+    if name == "fp16 lookup":
+        figures["patterns_on_cpu_ms"] = patterns_ms(setting, setting.batch(batch))
+    return Row(name, batch, figures, {"device": own}, failed, made.notes.get(name, ""))
 
 
 def patterns_ms(setting: Setting, inputs: Arrays) -> float:

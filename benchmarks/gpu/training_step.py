@@ -35,7 +35,7 @@ def run_training_step(setting: Setting, book: Book) -> None:
 
 
 def _measured(setting: Setting, name: str, batch: int, make: Callable[[], Callable[[], object]]) -> Row:
-    is_cuda = setting.device.startswith("cuda")
+    is_cuda = setting.is_cuda
     timer = device_timer(torch, setting.device)
     if is_cuda:
         torch.cuda.empty_cache()

@@ -62,10 +62,3 @@ class DeviceEngine:
         """Put one run on the current stream."""
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise RuntimeUnavailableError(f"{self._name} does not run the engine")
-
-    def captured(self) -> torch.cuda.CUDAGraph:
-        """One run as a CUDA graph; the engine must have run before. Raises RuntimeError where it cannot be captured."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.run()
-        return graph

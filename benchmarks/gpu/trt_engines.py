@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from gpu.graphs import judged
-from gpu.numerics import Reference, copy_of, segmap_of
+from gpu.numerics import copy_of, segmap_of
 from gpu.plain import SEGMAP, write_plain
 from gpu.records import Book, Row, error_text
+from gpu.reference import Reference
 from gpu.setting import Setting
-from gpu.timing import Measured, Work, cuda_timer, host_timer, measure_interleaved, median_ratio, spread
+from gpu.timing import Measured, Work, captured, cuda_timer, host_timer, measure_interleaved, median_ratio, spread
 from gpu.trt_device import DeviceEngine
 from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Arrays
 from spade_deploy.engines.base import GraphChoice
@@ -39,6 +40,8 @@ from spade_deploy.networks.spade import to_pixels
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
 
 EAGER = "PyTorch fp16 eager, channels last"
+EAGER_GRAPH = f"{EAGER}, CUDA graph"
+"""The same kernels launched at once: at batch 1 the launches take PyTorch longer than the card's work."""
 COMPILED = {"torch.compile fp16": None, "torch.compile fp16, CUDA graphs": "reduce-overhead"}
 STREAM_LENGTH = 20
 """Batches of the throughput figure."""
@@ -127,13 +130,14 @@ class _BatchSize:
         for precision in (Precision.FP32, Precision.FP16):
             if precision in setting.precisions:
                 found[plain_name(precision)] = partial(self._add_plain, precision)
-        found[EAGER] = self._add_eager
+        found |= {EAGER: self._add_eager, EAGER_GRAPH: self._add_eager_graph}
         return found | {name: partial(self._add_compiled, mode) for name, mode in COMPILED.items()}
 
     def _write(self, name: str, device: Measured, whole: Measured) -> None:
         times = {"device": device.times_ms.get(name, []), "end_to_end": whole.times_ms.get(name, [])}
         found = self._figures[name] | spread(times["device"], "device") | spread(times["end_to_end"], "end_to_end")
-        for against, prefix in ((EAGER, "eager"), (plain_name(Precision.FP16), "plain_fp16")):
+        plain = plain_name(Precision.FP16)
+        for against, prefix in ((EAGER, "eager"), (EAGER_GRAPH, "eager_graph"), (plain, "plain_fp16")):
             found[f"faster_than_{prefix}"] = median_ratio(device.times_ms.get(against, []), times["device"])
         found["faster_than_eager_end_to_end"] = median_ratio(whole.times_ms.get(EAGER, []), times["end_to_end"])
         late = tuple(measured.failures[name] for measured in (device, whole) if name in measured.failures)
@@ -203,6 +207,11 @@ class _BatchSize:
         self._device[name] = partial(module, segmap)
         self._end_to_end[name] = whole
 
+    def _add_eager_graph(self, name: str) -> None:
+        module, segmap = self._half()
+        with torch.inference_mode():
+            self._device[name], _ = captured(torch, partial(module, segmap))
+
     def _add_compiled(self, mode: str | None, name: str) -> None:
         module, segmap = self._half()
         compiled: Any = torch.compile(module, dynamic=False, mode=mode)
@@ -220,12 +229,9 @@ class _BatchSize:
 
 def launched(engine: DeviceEngine) -> tuple[Callable[[], object], str]:
     """One launch of the engine: as a CUDA graph where it can be captured, as the product's runtime runs it."""
-    for _ in range(3):
-        engine.run()
-    torch.cuda.synchronize()
     try:
-        graph: Any = engine.captured()
-        return graph.replay, "as a CUDA graph"
+        replay, _ = captured(torch, engine.run)
+        return replay, "as a CUDA graph"
     except Exception as error:  # what cannot be captured is launched kernel by kernel
         return engine.run, f"without a CUDA graph: {error_text(error)}"
 

@@ -23,7 +23,7 @@ from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.ort.session import SessionSetup, load_onnxruntime, open_session
 from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.spec import Backend, GeneratorSpec
 
 IMPORTS = {
     Kind.GRAPH: "onnxruntime",
@@ -60,12 +60,21 @@ class Runner(Protocol):
         """The `image` and `pixels` of these inputs, to be compared with the golden outputs."""
 
 
-def import_libraries(kind: Kind) -> None:
-    """Import what `load` needs. Raises MissingDependencyError with what installs it."""
+def import_libraries(job: Job) -> None:
+    """Import what `load` needs. Raises MissingDependencyError with what installs it.
+
+    TensorRT is imported by `load`, which asks for the driver first. A graph whose engine is chosen by `auto` may run
+    without ONNX Runtime, so it is `load` that says then what is missing.
+    """
+    kind = job.candidate.kind
+    if kind is Kind.GRAPH and job.backend == Backend.TENSORRT:
+        return
     name = IMPORTS[kind]
     try:
         importlib.import_module(name)
     except ImportError as error:
+        if kind is Kind.GRAPH and job.backend == Backend.AUTO:
+            return
         extra = {"torch": "'spade-deploy[export]'", "onnxruntime": "'spade-deploy[cpu]'"}.get(name, name)
         raise MissingDependencyError(f"{name} cannot be imported: {error}", hint=f"pip install {extra}") from error
 

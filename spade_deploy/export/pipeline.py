@@ -74,6 +74,9 @@ class ExportRequest:
     encoder: StyleEncoder | None = None
     """The generator's style encoder in eval mode. It is written beside the graphs, and the file is proved equal."""
 
+    float64_device: str = "cpu"
+    """Where PyTorch runs the float64 reference, which takes a CPU the longest of all; 'cuda' is a GPU."""
+
     def __post_init__(self) -> None:
         if not self.precisions or not set(self.precisions) <= {Precision.FP32, Precision.FP16}:
             named = ", ".join(self.precisions) or "none"
@@ -121,7 +124,7 @@ def export_artifact(
             " in PyTorch and float32: there is nothing to export",
             hint="use an earlier checkpoint, or train again with lower rates",
         )
-    rounding = rounding_error(generator, golden_inputs, reference[LOGITS])
+    rounding = rounding_error(generator, golden_inputs, reference[LOGITS], request.float64_device)
     write_golden(folder, golden_inputs, reference)
     encoder_graph = None
     if request.encoder is not None:
@@ -169,15 +172,18 @@ def run_reference(generator: Generator, inputs: Arrays) -> dict[str, NDArray[Any
     return {PIXELS: to_pixels(image).numpy(), IMAGE: image.numpy(), LOGITS: logits.numpy()}
 
 
-def rounding_error(generator: Generator, inputs: Arrays, logits: NDArray[np.float32]) -> RoundingError:
+def rounding_error(
+    generator: Generator, inputs: Arrays, logits: NDArray[np.float32], device: str = "cpu"
+) -> RoundingError:
     """The float32 rounding error of the untouched module itself: its logits against the same weights in float64.
 
+    device: where the float64 module runs, as PyTorch names it; float64 rounds so finely that any gives these figures.
     Values of the image that rounding alone may carry across zero are left out of the image's figures.
     """
     wide = build_generator(generator.spec).double()
     wide.load_state_dict(generator.state_dict())
-    wide.eval()
-    exact = _run(wide, inputs, torch.float64)[1].numpy()
+    wide.to(device).eval()
+    exact = _run(wide, inputs, torch.float64, device)[1].numpy()
     error = np.abs(logits - exact)
     largest, mean = float(error.max()), float(error.mean())
     image_error = np.abs(np.tanh(logits.astype(np.float64)) - np.tanh(exact))
@@ -187,18 +193,18 @@ def rounding_error(generator: Generator, inputs: Arrays, logits: NDArray[np.floa
     return RoundingError(float(decided.max()), float(decided.mean()), largest, mean)
 
 
-def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The module's own images, and its logits as a hook sees them."""
+def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """The module's own images, and its logits as a hook sees them, on the CPU. device: where the module is."""
     # One image at a time: a batch of full-size activations would not fit small machines.
     images: list[Tensor] = []
     logits: list[Tensor] = []
-    hook = generator.conv_img.register_forward_hook(lambda _, __, output: logits.append(output))
+    hook = generator.conv_img.register_forward_hook(lambda _, __, output: logits.append(output.cpu()))
     try:
         with torch.inference_mode():
             for arrays in one_by_one(inputs):
-                one = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+                one = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
                 segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
-                images.append(generator(segmap, one[Z].to(dtype) if Z in one else None))
+                images.append(generator(segmap, one[Z].to(dtype) if Z in one else None).cpu())
     finally:
         hook.remove()
     return torch.cat(images), torch.cat(logits)

@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
 from spade_deploy.errors import BuildError, ConfigError, MissingDependencyError, RuntimeUnavailableError
 from spade_deploy.export.pipeline import ExportRequest
-from spade_deploy.spec import GraphKind, Precision
+from spade_deploy.spec import GraphKind, Precision, RoundingError
 from tests.support import stand_in
 from tests.support.bench_model import TINY, load_script, tiny_setting
 from tests.support.paths import ROOT
@@ -151,6 +156,37 @@ def test_the_wall_clock_waits_on_either_side() -> None:
     timer = timing.host_timer(lambda: said.append("wait"))
     assert timer(lambda: said.append("work")) >= 0
     assert said == ["wait", "work", "wait"]
+
+
+def test_work_is_captured_after_it_has_run_and_on_a_stream_of_its_own() -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        said.append(f"into {name}")
+        try:
+            yield
+        finally:
+            said.append(f"out of {name}")
+
+    def work() -> int:
+        said.append("work")
+        return said.count("work")
+
+    cuda = SimpleNamespace(
+        Stream=lambda: "a stream",
+        stream=inside,
+        graph=lambda graph: inside(graph.name),
+        CUDAGraph=lambda: SimpleNamespace(name="a graph", replay=lambda: said.append("replay")),
+        synchronize=lambda: said.append("wait"),
+    )
+    replay, returned = timing.captured(SimpleNamespace(cuda=cuda), work)
+    once = ["into a graph", "work", "out of a graph"]
+    before = ["wait", "into a stream", "work", "work", "work", "wait"]
+    assert said == [*before, *once, "out of a stream", "wait"]
+    assert returned == 4  # what the captured run returned, whose memory a replay writes
+    replay()
+    assert said[-1] == "replay"
 
 
 # --- the result
@@ -320,6 +356,62 @@ def test_what_was_asked_for_is_what_a_step_gets(tmp_path: Path) -> None:
         assert callable(check.step_named(name))
 
 
+def test_a_part_takes_seven_minutes_at_most() -> None:
+    assert (*check.PARTS[1], *check.PARTS[2]) == check.STEPS
+    for number, limits in check.PARTS.items():
+        assert sum(limits.values()) <= 420
+        asked = check._parser().parse_args(["--part", str(number)])
+        assert check.steps_of(asked) == tuple(limits)
+    assert check.steps_of(check._parser().parse_args([])) == check.STEPS
+    both = check._parser().parse_args(["--part", "1", "--step", "torch", "--step", "tests"])
+    assert check.steps_of(both) == ("torch", "tests", *(step for step in check.PARTS[1] if step != "tests"))
+
+
+def test_a_step_ends_at_its_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def run(*_: Any, timeout: float, **__: Any) -> Any:
+        seen.append(timeout)
+        raise subprocess.TimeoutExpired("a step", timeout)
+
+    monkeypatch.setattr(check.subprocess, "run", run)
+    outcome = check.run_apart("roofline", tmp_path, check._parser().parse_args([]))
+    assert outcome.reason == f"it was not done after {check.LIMITS_S['roofline']} s (--limit)"
+    check.run_apart("roofline", tmp_path, check._parser().parse_args(["--limit", "7"]))
+    assert seen == [check.LIMITS_S["roofline"], 7]
+
+
+# --- the step of the tests
+
+
+REPORT = """<testsuites><testsuite tests="5">
+<testcase classname="tests.a" name="one"/><testcase classname="tests.a" name="two"/>
+<testcase classname="tests.a" name="three"><skipped message="no pycuda"/></testcase>
+<testcase classname="tests.b" name="four[cuda]"><failure message="assert 1 == 2&#10;more">trace</failure></testcase>
+<testcase classname="tests.b" name="five"><error message="setup broke"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_rows_say_what_passed_what_was_skipped_and_what_failed() -> None:
+    rows = load_script("gpu.gpu_tests").rows_of(REPORT)
+    assert [(row.name, row.figures.get("tests"), row.failures) for row in rows] == [
+        ("passed", 2.0, ()),
+        ("skipped: no pycuda", 1.0, ()),
+        ("tests.b::four[cuda]", None, ("assert 1 == 2",)),
+        ("tests.b::five", None, ("setup broke",)),
+    ]
+    with pytest.raises(ValueError, match="not one test"):
+        load_script("gpu.gpu_tests").rows_of('<testsuites><testsuite tests="0"/></testsuites>')
+
+
+def test_only_files_with_such_a_test_are_collected() -> None:
+    files = load_script("gpu.gpu_tests").marked_files()
+    assert "tests/engines/cuda/test_device.py" in files
+    assert "tests/engines/ort/test_runtime_gpu.py" in files
+    assert not [file for file in files if file.endswith("test_gpu_check.py")]
+    assert len(files) < 10
+
+
 def test_an_artifact_is_exported_once_and_a_refusal_is_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,7 +431,75 @@ def test_an_artifact_is_exported_once_and_a_refusal_is_remembered(
         with pytest.raises(BuildError, match="out of reach"):
             small.artifact(Precision.INT8)
     assert len(calls) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+    assert {path.name for path in tmp_path.iterdir()} == {"artifact", "generator"}
+
+
+def test_a_folder_of_another_generator_is_refused(tmp_path: Path) -> None:
+    other = replace(TINY, height=64)
+    stand_in.stand_in_artifact(tmp_path / "artifact", other)
+    with pytest.raises(ConfigError, match=r"`work`: .*artifact is of another generator"):
+        tiny_setting(tmp_path).artifact(Precision.FP32)
+    assert tiny_setting(tmp_path).generator.spec == TINY
+    elsewhere = setting.Setting(other, tmp_path, device="cpu")
+    with pytest.raises(ConfigError, match=r"`work`: .*generator is of another generator"):
+        elsewhere.generator  # noqa: B018
+
+
+def test_the_generator_is_made_once_for_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tiny_setting(tmp_path)
+    made = first.generator
+    monkeypatch.setattr(setting, "make_generator", lambda _: pytest.fail("it was made again"))
+    second = tiny_setting(tmp_path)
+    again = second.generator
+    assert not again.training
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in made.state_dict().items())
+    assert first.generator_sha256 == second.generator_sha256
+
+
+def test_the_reference_is_computed_once_for_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference: Any = load_script("gpu.reference")
+    first = reference.Reference.of(tiny_setting(tmp_path))
+    computed: list[str] = []
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            computed.append(function.__name__)
+            return function(*given)
+
+        return run
+
+    for name in ("run_reference", "rounding_error"):
+        monkeypatch.setattr(reference, name, counting(getattr(reference, name)))
+    again = reference.Reference.of(tiny_setting(tmp_path))
+    assert computed == []
+    assert again.rounding == first.rounding
+    assert first.outputs.keys() == again.outputs.keys() == {"image", "pixels", "logits"}
+    assert all(np.array_equal(value, again.outputs[name]) for name, value in first.outputs.items())
+    # Other maps, and other weights, are another reference.
+    turned = tiny_setting(tmp_path)
+    turned.maps.reverse()
+    assert not np.array_equal(reference.Reference.of(turned).outputs["image"], first.outputs["image"])
+    assert computed == ["run_reference", "rounding_error"]
+    other = tiny_setting(tmp_path)
+    with torch.no_grad():
+        other.generator.conv_img.bias.add_(0.5)
+    setting.save_checkpoint(tmp_path / "generator", other.generator, step=0, origin="import")
+    assert not np.array_equal(reference.Reference.of(other).outputs["image"], first.outputs["image"])
+
+
+def test_float64_is_computed_on_the_steps_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference: Any = load_script("gpu.reference")
+    asked: list[Any] = []
+
+    def rounding_error(*given: Any) -> RoundingError:
+        asked.append(given[-1])
+        return RoundingError(1, 1, 1, 1)
+
+    monkeypatch.setattr(reference, "rounding_error", rounding_error)
+    reference.Reference.of(tiny_setting(tmp_path, device="cuda"))
+    monkeypatch.setattr(setting, "export_artifact", lambda *given, **_: asked.append(given[2].float64_device))
+    tiny_setting(tmp_path, device="cuda")._export(tmp_path, False)
+    assert asked == ["cuda", "cuda"]
 
 
 @pytest.mark.gpu
@@ -349,12 +509,14 @@ def test_all_of_it_in_small_on_a_gpu(tmp_path: Path) -> None:
             pytest.skip("the NVIDIA driver sees no GPU")
     except RuntimeUnavailableError as error:
         pytest.skip(error.message)
+    steps = [name for name in check.STEPS if name != "tests"]  # this is one of them
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--out", str(tmp_path)]
+    command += [part for name in steps for part in ("--step", name)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = tmp_path.glob("gpu-*-quick.json")
-    steps = json.loads(result.read_text(encoding="utf-8"))["steps"]
-    assert set(steps) == set(check.STEPS)
-    assert all(step["status"] in ("done", "skipped") for step in steps.values())
+    found = json.loads(result.read_text(encoding="utf-8"))["steps"]
+    assert set(found) == set(steps)
+    assert all(step["status"] in ("done", "skipped") for step in found.values())

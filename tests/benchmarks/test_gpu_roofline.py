@@ -127,6 +127,21 @@ def test_peaks_are_the_best_of_all_tries() -> None:
     }
 
 
+def test_copies_are_of_bytes_that_differ() -> None:
+    copied: list[torch.Tensor] = []
+
+    def timer(work: Callable[[], object]) -> float:
+        found = work()
+        if isinstance(found, torch.Tensor) and found.dtype is torch.uint8:
+            copied.append(found)
+        return 1.0
+
+    roofline.measure_peaks(torch, "cpu", timer, side=64, repeats=1)
+    counts = torch.bincount(copied[0].long(), minlength=256)
+    assert len(copied[0]) == 8 * 64**2
+    assert 64 < counts.min() <= counts.max() < 256  # about 128 of each: nothing that memory could compress
+
+
 def test_the_roofline_of_a_batch(tmp_path: Path) -> None:
     outcome = records.run_step(records.Book("roofline"), partial(roofline.run_roofline, tiny_setting(tmp_path)))
     assert outcome.status == "done", outcome.reason

@@ -89,6 +89,39 @@ def test_latency_in_pytorch_on_a_cpu(tmp_path: Path) -> None:
         assert ours.figures["patterns_on_cpu_ms"] > 0
 
 
+def test_each_candidate_has_a_row_as_a_cuda_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latency, setting = load_script("gpu.torch_latency"), load_script("gpu.setting")
+    monkeypatch.setattr(setting.Setting, "is_cuda", True)
+    replays: list[int] = []
+
+    def captured(_: Any, work: Any) -> tuple[Any, Any]:
+        returned = work()
+        image = returned[-1] if isinstance(returned, tuple) else returned
+        if len(candidates) == 1:  # the second of all: its replay forgets to compute
+            image.zero_()
+        candidates.append(work)
+        if len(candidates) == 3:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return lambda: replays.append(1), returned
+
+    candidates: list[Any] = []
+    monkeypatch.setattr(latency, "captured", captured)
+    small = tiny_setting(tmp_path, batches=(2,))
+    outcome = records.run_step(records.Book("torch"), partial(latency.run_torch_latency, small))
+    rows = {row.name: row for row in outcome.rows}
+    names = ["fp16 untouched", latency.BASELINE, "fp16 dense", "fp16 dense, channels last", "fp16 lookup"]
+    assert list(rows) == [row for name in names for row in (name, f"{name}, CUDA graph")]
+    graph = [rows[f"{name}, CUDA graph"] for name in names]
+    assert [bool(row.failures) for row in graph] == [False, True, False, False, False]
+    assert graph[1].failures == ("its replay makes another image than the module",)
+    assert graph[2].note == "not measured: RuntimeError: operation not permitted when stream is capturing"
+    assert [len(row.times_ms["device"]) for row in graph] == [2, 0, 0, 2, 2]
+    assert len(replays) == 4 + 3 * (3 + 2)  # one to compare each, then warm-up and rounds
+    # A graph is held to the baseline as a graph, which is the one that failed here.
+    assert graph[0].figures["faster_than_untouched"] is None
+    assert rows["fp16 dense"].figures["faster_than_untouched"] > 0
+
+
 def test_a_training_step_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = load_script("gpu.training_step")
     # A CPU takes seconds for fp16.

@@ -22,6 +22,9 @@ from tests.support.recording_device import RecordingDevice, Work
 from tests.support.stand_in import expected
 
 GOOD_ENGINE = b"an engine"
+COMPATIBLE_ENGINE = b"an engine that brings a runtime of its own"
+"""A version-compatible engine: refused, in TensorRT's own words, unless its code is allowed."""
+NO_HOST_CODE = "Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed() is false."
 SCRATCH_BYTES = 4096
 _CODES = {"uint8": "UINT8", "int32": "INT32", "float32": "FLOAT"}
 
@@ -98,14 +101,28 @@ class FakeTensorRT(ModuleType):
         self.fails_when_capturing = False
         self.fails_to_run = False
         self.most_contexts = 100
+        self.runtimes: list[Any] = []
         fake = self
 
         class Runtime:
             def __init__(self, logger: ILogger) -> None:
                 self._logger = logger
+                self._is_code_allowed = False
+                fake.runtimes.append(self)
+
+            @property
+            def engine_host_code_allowed(self) -> bool:
+                return self._is_code_allowed
+
+            @engine_host_code_allowed.setter
+            def engine_host_code_allowed(self, value: bool) -> None:
+                self._is_code_allowed = value
 
             def deserialize_cuda_engine(self, content: bytes) -> ICudaEngine | None:
-                if content != GOOD_ENGINE:
+                if content == COMPATIBLE_ENGINE and not self._is_code_allowed:
+                    self._logger.log(1, NO_HOST_CODE)
+                    return None
+                if content not in (GOOD_ENGINE, COMPATIBLE_ENGINE):
                     self._logger.log(2, "a warning that is not the reason")
                     self._logger.log(1, "magic tag does not match")
                     return None

@@ -24,8 +24,8 @@ from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
 from spade_deploy.engines.input_shapes import default_profile, tensor_ranges
 from spade_deploy.engines.tensorrt.builder import Built, build_engine
-from spade_deploy.engines.tensorrt.key import EngineKey
-from spade_deploy.engines.tensorrt.library import Library, load_library
+from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
+from spade_deploy.engines.tensorrt.library import Library, load_library, make_runtime
 from spade_deploy.engines.tensorrt.proof import EngineLayer, Proof, engine_layers, proof_text, prove
 from spade_deploy.engines.tensorrt.request import BuildRequest
 from spade_deploy.engines.tensorrt.store import capability_text, this_system
@@ -116,7 +116,7 @@ def build(
                 None,
                 capability_text(gpu.compute_capability),
             )
-            layers = read_engine_layers(library, made.engine) if is_for_this_card else None
+            layers = read_engine_layers(library, made.engine, request.options) if is_for_this_card else None
             proof = prove(graph.precision, made.layers, layers)
             built.append(_write(artifact, key, made, proof, time.perf_counter() - started))
     return tuple(built)
@@ -150,10 +150,11 @@ class _GraphProgress(Silent):
         self._progress.count(f"{self._graph}: {what}", done, total)
 
 
-def read_engine_layers(library: Library, engine: bytes) -> list[EngineLayer]:
+def read_engine_layers(library: Library, engine: bytes, options: BuildOptions) -> list[EngineLayer]:
     """The layers of a serialized engine, by TensorRT's own inspector; needs the card that it was built for."""
     trt = library.module
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    messages = trt.Logger(trt.Logger.ERROR)
+    runtime = make_runtime(library, messages, version_compatible=options.version_compatible)
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
         raise BuildError(

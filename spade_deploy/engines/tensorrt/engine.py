@@ -10,7 +10,7 @@ import numpy as np
 from spade_deploy.artifact import TensorInfo, input_tensors, output_tensors
 from spade_deploy.engines.cuda.device import DeviceMemory
 from spade_deploy.engines.input_shapes import Shape, tensor_ranges
-from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messages
+from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messages, make_runtime
 from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, reason_of
 from spade_deploy.lookup.tables import lookup_tensors
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, Precision, ShapeProfile
@@ -31,6 +31,8 @@ class EngineModel:
     """The kind of its graph, which decides what its inputs are."""
     profile: ShapeProfile
     """The sizes of images that it takes."""
+    version_compatible: bool = False
+    """Whether it was built to run with later versions of TensorRT, and so brings code: see `make_runtime`."""
 
 
 class Engine:
@@ -52,7 +54,7 @@ class Engine:
         self._trt: Any = library.module
         self._messages = make_messages(self._trt)
         # The runtime must outlive its engine, and its logger both.
-        self._runtime: Any = self._trt.Runtime(self._messages)
+        self._runtime: Any = make_runtime(library, self._messages, version_compatible=model.version_compatible)
         self._engine: Any = self._load(content)
         self._check_tensors(fed, output_tensors(spec))
         self._check_profile(model.profile)

@@ -102,6 +102,18 @@ def make_messages(trt: Any) -> Any:
     return Messages()
 
 
+def make_runtime(library: Library, messages: Any, *, version_compatible: bool) -> Any:
+    """The object of TensorRT that loads engines.
+
+    version_compatible: a version-compatible engine holds a TensorRT runtime of its own, code that this process runs.
+    TensorRT loads no such engine unless it is told that this code is allowed, and it is told so for these alone.
+    """
+    runtime: Any = library.module.Runtime(messages)
+    if version_compatible:
+        runtime.engine_host_code_allowed = True
+    return runtime
+
+
 def is_installed(flavour: Flavour) -> bool:
     """Whether the bindings are installed; nothing is imported."""
     name = MODULES[flavour]

@@ -89,7 +89,7 @@ def _open(artifact: Artifact, stored: StoredEngine, library: Library, gpu: Gpu) 
     return TrtRuntime(
         library,
         read_engine(artifact, stored.entry),
-        EngineModel(artifact.manifest.generator, key.precision, key.kind, key.profile),
+        EngineModel(artifact.manifest.generator, key.precision, key.kind, key.profile, key.options.version_compatible),
         device=open_device(gpu.index),
         owns_device=True,
     )

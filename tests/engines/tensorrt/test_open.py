@@ -3,63 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from spade_deploy.artifact import LABEL, PIXELS, Artifact, engine_name, write_engine
+from spade_deploy.artifact import LABEL, PIXELS, Artifact, engine_name
 from spade_deploy.engines.cuda.driver import Gpu
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.tensorrt import open as trt_open
-from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
-from spade_deploy.engines.tensorrt.store import this_system
+from spade_deploy.engines.tensorrt.key import BuildOptions
 from spade_deploy.errors import ArtifactError, InputRefusedError, NotFoundError, RuntimeUnavailableError
 from spade_deploy.inference import InferRequest, infer
 from spade_deploy.inspection.describe import inspect_path
-from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
+from spade_deploy.spec import Flavour, GraphKind, Precision
 from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate
-from tests.support.fake_tensorrt import GOOD_ENGINE, FakeTensorRT
+from tests.support.built_engine import HERE, PROFILE, add_engine
+from tests.support.fake_tensorrt import COMPATIBLE_ENGINE, GOOD_ENGINE, FakeTensorRT
 from tests.support.listener import Listener
 from tests.support.recording_device import RecordingDevice
 from tests.support.stand_in import PLAIN, expected, random_inputs, stand_in_artifact
-
-HERE = Gpu(0, "NVIDIA H100", (9, 0), 80 << 30, "13.0")
-PROFILE = ShapeProfile((1, PLAIN.height, PLAIN.width), (1, PLAIN.height, PLAIN.width), (2, PLAIN.height, PLAIN.width))
-
-
-PROOF = {
-    "precision": "fp16",
-    "total": 3,
-    "asked": 3,
-    "reached": 3,
-    "of_engine": True,
-    "layers": [{"name": "node_conv_2", "kind": "conv", "types": ["fp16"], "covers": ["node_conv_2", "node_add"]}],
-}
-
-
-def add_engine(artifact: Artifact, **changes: Any) -> EngineKey:
-    onnx = artifact.graph(Precision.FP16).file
-    key = EngineKey(
-        artifact.manifest.files[onnx].sha256,
-        Flavour.TENSORRT,
-        "9.9.9",
-        HERE.name,
-        "9.0",
-        this_system(),
-        Precision.FP16,
-        GraphKind.DENSE,
-        PROFILE,
-        BuildOptions(),
-    )
-    key = replace(key, **changes)
-    name = engine_name(key.precision, key.kind, key.digest)
-    write_engine(artifact, name, GOOD_ENGINE, key=key.to_json(), proof=PROOF, seconds=1.0)
-    return key
 
 
 @pytest.fixture
@@ -87,6 +52,15 @@ def test_an_engine_that_fits_is_what_runs(artifact: Artifact, card: RecordingDev
     inputs = random_inputs(PLAIN, 2)
     with open_runtime(artifact, backend=backend) as runtime:
         assert runtime.name == "TensorRT 9.9.9, fp16"
+        np.testing.assert_array_equal(runtime.run(inputs)[PIXELS], expected(PLAIN, inputs)[PIXELS])
+
+
+def test_an_engine_whose_key_says_that_it_is_version_compatible_may_bring_code(
+    artifact: Artifact, card: RecordingDevice
+) -> None:
+    add_engine(artifact, COMPATIBLE_ENGINE, version="9.9.1", options=BuildOptions(version_compatible=True))
+    inputs = random_inputs(PLAIN, 2)
+    with open_runtime(artifact, backend="tensorrt") as runtime:
         np.testing.assert_array_equal(runtime.run(inputs)[PIXELS], expected(PLAIN, inputs)[PIXELS])
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from spade_deploy.engines.tensorrt.build import read_engine_layers
+from spade_deploy.engines.tensorrt.key import BuildOptions
+from spade_deploy.engines.tensorrt.library import Library
 from spade_deploy.engines.tensorrt.proof import EngineLayer, TypedLayer, engine_layers, proof_text, prove, typed_layers
 from spade_deploy.errors import BuildError
-from spade_deploy.spec import Precision
+from spade_deploy.spec import Flavour, Precision
 
 TYPED = [
     TypedLayer("node_conv_1", "convolution", "fp16"),
@@ -241,3 +244,32 @@ def test_what_only_adds_or_moves_is_no_work() -> None:
     )
     assert [layer.name for layer in typed_layers(None, network)] == ["product", "up"]
     assert {layer.type for layer in typed_layers(None, network)} == {"fp16"}
+
+
+@pytest.mark.parametrize("is_compatible", [False, True])
+def test_the_inspector_reads_an_engine_that_brings_code_only_where_it_was_built_so(is_compatible: bool) -> None:
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def __init__(self, _: Any) -> None: ...
+
+        def deserialize_cuda_engine(self, content: bytes) -> Any:
+            if content == b"a version-compatible plan" and not self.engine_host_code_allowed:
+                return None
+            return SimpleNamespace(
+                create_engine_inspector=lambda: SimpleNamespace(get_engine_information=lambda _: '{"Layers": []}')
+            )
+
+    class Logger:
+        ERROR = 1
+
+        def __init__(self, _: int) -> None: ...
+
+    trt: Any = SimpleNamespace(Runtime=Runtime, Logger=Logger, LayerInformationFormat=SimpleNamespace(JSON=1))
+    library, options = Library(trt, Flavour.TENSORRT, "11.4.0.106"), BuildOptions(version_compatible=is_compatible)
+    if is_compatible:
+        assert read_engine_layers(library, b"a version-compatible plan", options) == []
+    else:
+        assert read_engine_layers(library, b"a plan", options) == []
+        with pytest.raises(BuildError, match="built an engine that it does not load"):
+            read_engine_layers(library, b"a version-compatible plan", options)

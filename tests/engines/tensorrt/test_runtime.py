@@ -10,13 +10,13 @@ from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Arrays
 from spade_deploy.engines.cuda.device import Event, Stream
 from spade_deploy.engines.tensorrt import lane as trt_lane
 from spade_deploy.engines.tensorrt.engine import Engine, EngineModel
-from spade_deploy.engines.tensorrt.library import load_library
+from spade_deploy.engines.tensorrt.library import load_library, make_runtime
 from spade_deploy.engines.tensorrt.runtime import TrtRuntime
 from spade_deploy.errors import ArtifactError, ConfigError, InputRefusedError, RuntimeUnavailableError
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.spec import Flavour, GeneratorSpec, GraphKind, LabelSpec, Precision, ShapeProfile
 from tests.support import fake_tensorrt
-from tests.support.fake_tensorrt import GOOD_ENGINE, CudaGraphStrategy, FakeTensorRT
+from tests.support.fake_tensorrt import COMPATIBLE_ENGINE, GOOD_ENGINE, CudaGraphStrategy, FakeTensorRT
 from tests.support.recording_device import MisuseError, RecordingDevice
 from tests.support.stand_in import EDGES, PLAIN, STYLED, expected, random_inputs
 
@@ -38,11 +38,18 @@ class Rig:
     profile: ShapeProfile
     opened: list[TrtRuntime]
 
-    def open(self, *, flavour: Flavour = Flavour.TENSORRT, content: bytes = GOOD_ENGINE, **options: Any) -> TrtRuntime:
+    def open(
+        self,
+        *,
+        flavour: Flavour = Flavour.TENSORRT,
+        content: bytes = GOOD_ENGINE,
+        version_compatible: bool = False,
+        **options: Any,
+    ) -> TrtRuntime:
         runtime = TrtRuntime(
             self.trt.library(flavour),
             content,
-            EngineModel(self.trt.spec, Precision.FP16, self.trt.kind, self.profile),
+            EngineModel(self.trt.spec, Precision.FP16, self.trt.kind, self.profile, version_compatible),
             device=self.device,
             **options,
         )
@@ -660,6 +667,33 @@ def test_lanes_that_share_scratch_memory_are_seen(make_rig: MakeRig, monkeypatch
     rig.device.complaints.clear()
 
 
+# --- An engine that brings code ---------------------------------------------------------------------------------------
+
+
+def test_a_version_compatible_engine_may_bring_its_code(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    inputs = random_inputs(PLAIN)
+    runtime = rig.open(content=COMPATIBLE_ENGINE, version_compatible=True)
+    np.testing.assert_array_equal(runtime.run(inputs)[PIXELS], expected(PLAIN, inputs)[PIXELS])
+    assert [one.engine_host_code_allowed for one in rig.trt.runtimes] == [True]
+
+
+def test_no_other_engine_may_bring_code(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.open()
+    with pytest.raises(ArtifactError, match=r"cannot load the engine: .*getEngineHostCodeAllowed\(\) is false"):
+        rig.open(content=COMPATIBLE_ENGINE)  # its key does not say that it is version-compatible
+    assert [one.engine_host_code_allowed for one in rig.trt.runtimes] == [False, False]
+
+
+def test_the_real_library_takes_and_keeps_what_is_allowed() -> None:
+    real = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    library = load_library(Flavour.RTX)
+    for is_allowed in (False, True):
+        runtime = make_runtime(library, real.Logger(real.Logger.ERROR), version_compatible=is_allowed)
+        assert runtime.engine_host_code_allowed is is_allowed
+
+
 # --- The fake is no other library than the real one ------------------------------------------------------------------
 
 FAKED = ("ILogger", "IRuntimeConfig", "ICudaEngine", "IExecutionContext")
@@ -684,8 +718,8 @@ def test_whatever_the_fake_has_the_real_bindings_have() -> None:
         names = public_names(getattr(fake_tensorrt, name))
         assert names
         assert names - set(dir(getattr(real, name))) == set(), name
-    assert public_names(fake.Runtime) == {"deserialize_cuda_engine"}
-    assert hasattr(real.Runtime, "deserialize_cuda_engine")
+    assert public_names(fake.Runtime) == {"deserialize_cuda_engine", "engine_host_code_allowed"}
+    assert public_names(fake.Runtime) <= set(dir(real.Runtime))
     for name in FAKED_ENUMS:
         members = set(getattr(fake_tensorrt, name).__members__)
         assert members - set(getattr(real, name).__members__) == set(), name
