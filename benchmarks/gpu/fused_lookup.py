@@ -6,6 +6,7 @@ of both, the modulation and the leaky ReLU are one kernel. `FusedFinder` takes t
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from gpu import triton_kernels as kernels
 from spade_deploy.errors import ConfigError
 from spade_deploy.export.dense_model import dtype_of, edge_map, to_outputs
 from spade_deploy.export.lookup import LookupBlock, LookupModel
-from spade_deploy.export.pattern_finder import PatternFinder
-from spade_deploy.export.spade import levels
+from spade_deploy.export.pattern_finder import PatternFinder, pixel_codes
+from spade_deploy.export.spade import DeployModel, levels
 from spade_deploy.lookup.tables import modulated_channels, num_codes
 from spade_deploy.networks.spade import LEAKY_SLOPE
 from spade_deploy.spec import NormType
@@ -45,11 +46,14 @@ class FusedLookup(nn.Module):
         for block, spec in zip(self.blocks, self.spec.blocks, strict=True):
             codes, patterns, index = by_stride[spec.stride]
             if spec.stride not in hidden:
-                summed = self.hidden[str(spec.stride)]
-                hidden[spec.stride] = kernels.hidden_rows(codes, summed.table, summed.bias)
+                hidden[spec.stride] = self.hidden_rows(spec.stride, codes)
             x, column[spec.stride] = block(x, hidden[spec.stride], column[spec.stride], patterns, index)
         x = functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(self.conv_img))
         return to_outputs(self.conv_img(x.permute(0, 3, 1, 2)))
+
+    def hidden_rows(self, stride: int, codes: Tensor) -> Tensor:
+        summed = self.hidden[str(stride)]
+        return kernels.hidden_rows(codes, summed.table, summed.bias)
 
 
 class FusedBlock(nn.Module):
@@ -131,15 +135,22 @@ class FusedFinder(nn.Module):
             self.buffers_of[stride] = (rows, patterns, torch.empty_like(part.own_index), part.own_index.clone())
 
     def forward(self, label: Tensor, instance: Tensor | None = None) -> tuple[Tensor, ...]:
-        codes = label
-        if self.spec.labels.has_edges:
-            assert instance is not None
-            codes = label.to(torch.int32) * 2 + edge_map(instance)[:, 0].to(torch.int32)
-        codes = codes.contiguous()
+        codes = self.codes(label, instance)
+        by_stride, excess = self.tables(codes, tuple(self.buffers_of))
+        return (*self.finder.latent(codes), *(table for tables in by_stride.values() for table in tables), excess)
+
+    def codes(self, label: Tensor, instance: Tensor | None) -> Tensor:
+        return pixel_codes(self.spec, label, instance).contiguous()
+
+    def tables(
+        self, codes: Tensor, strides: Collection[int]
+    ) -> tuple[dict[int, tuple[Tensor, Tensor, Tensor]], Tensor]:
+        """(codes, patterns and index of these levels, what found no place at each of all levels)."""
         self.counters.zero_()
-        tables = self.finder._latent(codes.to(torch.int32))
-        outside = num_codes(self.spec)
+        outside, found = num_codes(self.spec), {}
         for number, (stride, (rows, patterns, small, index)) in enumerate(self.buffers_of.items()):
+            if stride not in strides:
+                continue
             part = self.finder.get_submodule(f"level_{stride}")
             shared = {"kernel": part.kernel, "outside": outside}
             first, second = self.counters[2 * number : 2 * number + 1], self.counters[2 * number + 1 : 2 * number + 2]
@@ -148,5 +159,44 @@ class FusedFinder(nn.Module):
                 kernels.find_windows(
                     small, patterns, index, second, border=len(rows), of_rows=True, own=part.is_all_own, **shared
                 )
-            tables += [rows, patterns, index]
-        return (*tables, (self.counters - self.capacity).clamp(min=0))
+            found[stride] = (rows, patterns, index)
+        return found, (self.counters - self.capacity).clamp(min=0)
+
+
+class Hybrid(nn.Module):
+    """label (and instance) -> (pixels, image, excess): lookup at some strides, convolutions at all others.
+
+    A coarse level has a row for almost every pixel: there a convolution computes the same without tables.
+    """
+
+    def __init__(
+        self, finder: FusedFinder, lookup: LookupModel, dense: DeployModel, strides: Collection[int], *, gathers: bool
+    ) -> None:
+        super().__init__()
+        self.finder, self.dense, self.strides = finder, dense, tuple(strides)
+        self.fused = FusedLookup(lookup, gathers=gathers)
+
+    def forward(self, label: Tensor, instance: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        ids, edges = label.float(), None if instance is None else edge_map(instance)
+        tables, excess = self.finder.tables(self.finder.codes(label, instance), self.strides)
+        x, maps = self.dense._latent(ids, edges, None), {}
+        rows, column = {}, dict.fromkeys(self.strides, 0)
+        for block, spec in zip(self.fused.blocks, self.fused.spec.blocks, strict=True):
+            stride = spec.stride
+            if stride in self.strides:
+                codes, patterns, index = tables[stride]
+                if stride not in rows:
+                    rows[stride] = self.fused.hidden_rows(stride, codes)
+                wide = x.permute(0, 2, 3, 1)
+                wide, column[stride] = block(wide, rows[stride], column[stride], patterns, index)
+                x = wide.permute(0, 3, 1, 2)
+                continue
+            if stride not in maps:
+                maps[stride] = self.dense._hidden(stride, ids, edges)
+            if spec.doubles:
+                x = functional.interpolate(x, scale_factor=2, mode="nearest")
+            count = 3 if spec.has_shortcut else 2
+            mine, maps[stride] = maps[stride][:count], maps[stride][count:]
+            x = self.dense.get_submodule(spec.name)(x, mine)
+        last = self.dense.conv_img
+        return *to_outputs(last(functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(last)))), excess

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,10 @@ FOUND = "lookup, patterns found on the card"
 FINDING = "finding the patterns on the card"
 FUSED = "lookup, found on the card, Triton"
 GATHERED = "lookup, found on the card, Triton, gathered products"
+HYBRID = "dense where coarse, lookup where fine, Triton"
+HYBRID_GATHERED = "dense where coarse, lookup where fine, Triton, gathered products"
+PAYING_SHARE = 0.62
+"""Rows over pixels, under which the hybrid looks a level up."""
 FUSED_FINDING = "finding the patterns on the card, Triton"
 FINDINGS = (FINDING, FUSED_FINDING)
 Outputs = tuple[Tensor, ...]
@@ -62,6 +66,8 @@ class Case:
     side: int
     batch: int
     precision: Precision
+    is_fused: bool = False
+    """Triton's kernels, which come last: a kernel that reads where it may not ends the process."""
 
 
 @dataclass
@@ -133,7 +139,7 @@ def run_lookup(setting: Setting, book: Book) -> None:
     left_out = []
     for case in cases(bench):
         if time.perf_counter() - start > TIME_S:
-            left_out.append(f"{case.precision} {case.side} batch {case.batch}")
+            left_out.append(f"{case.precision} {case.side} batch {case.batch}{' Triton' if case.is_fused else ''}")
             continue
         try:
             run_case(bench, case, book)
@@ -153,7 +159,14 @@ def cases(bench: Bench) -> list[Case]:
         for batch in batches
         if side * side * batch <= 1024 * 1024 * 2
     ]
-    return [*found, *(Case(side, batches[0], Precision.FP32) for side in sides[:2])]
+    fused = [replace(case, is_fused=True) for case in found] if has_triton(bench.device) else []
+    return [
+        *found[:4],
+        *fused[:4],
+        *found[4:],
+        *fused[4:],
+        *(Case(side, batches[0], Precision.FP32) for side in sides[:2]),
+    ]
 
 
 def run_case(bench: Bench, case: Case, book: Book) -> None:
@@ -188,7 +201,10 @@ def run_case(bench: Bench, case: Case, book: Book) -> None:
         found["end_to_end_faster_than_dense"] = median_ratio(whole.times_ms.get(DENSE, []), end)
         times = {"device": own, "end_to_end": end}
         failed = failures[name] or timed.failures.get(name) or whole.failures.get(name) or ""
-        book.add(Row(f"{case.precision} {case.side} {name}", case.batch, found, times, tuple(filter(None, [failed]))))
+        again = ", beside Triton" if case.is_fused and name == DENSE else ""
+        book.add(
+            Row(f"{case.precision} {case.side} {name}{again}", case.batch, found, times, tuple(filter(None, [failed])))
+        )
 
 
 Make = Callable[[], tuple[Outputs, Work, Work]]
@@ -206,18 +222,35 @@ def candidates(bench: Bench, case: Case, inputs: Arrays) -> dict[str, Make]:
 
     finder = finder_of(bench, case)
     made: dict[str, Make] = {DENSE: lambda: on_maps(bench, in_format(dense(), torch.channels_last), inputs)}
+    if case.is_fused:
+        from gpu.fused_lookup import FusedFinder, FusedLookup, Hybrid
+
+        def hybrid(gathers: bool) -> tuple[Outputs, Work, Work]:
+            convolved, own = in_format(dense(), torch.channels_last), FusedFinder(finder)
+            return on_maps(bench, Hybrid(own, lookup(), convolved, paying(finder), gathers=gathers), inputs)
+
+        made[FUSED] = lambda: found(FusedFinder(finder), FusedLookup(lookup()))
+        made[GATHERED] = lambda: found(FusedFinder(finder), FusedLookup(lookup(), gathers=True))
+        made[HYBRID] = lambda: hybrid(False)
+        made[HYBRID_GATHERED] = lambda: hybrid(True)
+        made[FUSED_FINDING] = lambda: on_maps(bench, FusedFinder(finder), inputs)
+        return made
     if case.side == bench.sides[0]:  # each shape's convolutions are tuned anew, which takes seconds
         made[CONTIGUOUS] = lambda: on_maps(bench, in_format(dense(), torch.contiguous_format), inputs)
     made[GIVEN] = lambda: on_tables(bench, lookup(), inputs)
     made[FOUND] = lambda: found(finder, lookup())
     made[FINDING] = lambda: on_maps(bench, finder, inputs)
-    if has_triton(bench.device):
-        from gpu.fused_lookup import FusedFinder, FusedLookup
-
-        made[FUSED] = lambda: found(FusedFinder(finder), FusedLookup(lookup()))
-        made[GATHERED] = lambda: found(FusedFinder(finder), FusedLookup(lookup(), gathers=True))
-        made[FUSED_FINDING] = lambda: on_maps(bench, FusedFinder(finder), inputs)
     return made
+
+
+def paying(finder: PatternFinder) -> tuple[int, ...]:
+    """The strides at which a lookup has far fewer rows than pixels."""
+    levels = {stride: finder.get_submodule(f"level_{stride}") for stride in modulated_channels(finder.spec)}
+    return tuple(
+        stride
+        for stride, level in levels.items()
+        if not level.is_all_own and level.large.count < PAYING_SHARE * level.own_index.numel()
+    )
 
 
 def has_triton(device: str) -> bool:

@@ -66,7 +66,7 @@ def default_capacities(
 
 def needed_capacities(spec: GeneratorSpec, label: Tensor, instance: Tensor | None = None) -> dict[int, Capacity]:
     """By stride, how many windows of more than one code these maps have."""
-    codes, found = _pixel_codes(spec, label, instance), {}
+    codes, found = pixel_codes(spec, label, instance), {}
     for stride in modulated_channels(spec):
         picked = codes[:, ::stride, ::stride]
         counts = []
@@ -105,15 +105,16 @@ class PatternFinder(nn.Module):
             self.add_module(f"level_{stride}", _Level(num_codes(spec), spec.kernel_size, shape, given[stride]))
 
     def forward(self, label: Tensor, instance: Tensor | None = None) -> tuple[Tensor, ...]:
-        codes = _pixel_codes(self.spec, label, instance)
-        tables, excess = self._latent(codes), []
+        codes = pixel_codes(self.spec, label, instance)
+        tables, excess = self.latent(codes), []
         for stride in modulated_channels(self.spec):
             found = self.get_submodule(f"level_{stride}")(codes[:, ::stride, ::stride])
             tables += found[:3]
             excess += found[3:]
         return (*tables, torch.stack(excess))
 
-    def _latent(self, codes: Tensor) -> list[Tensor]:
+    def latent(self, codes: Tensor) -> list[Tensor]:
+        """The codes around each pixel of the latent map; nothing for a model with a style vector."""
         if self.spec.z_dim is not None:
             return []
         picked = codes[:, :: self.spec.stride, :: self.spec.stride]
@@ -197,7 +198,7 @@ class _Rows(nn.Module):
         return row.view(self.shape), torch.cat([self.uniform, own]), excess
 
 
-def _pixel_codes(spec: GeneratorSpec, label: Tensor, instance: Tensor | None) -> Tensor:
+def pixel_codes(spec: GeneratorSpec, label: Tensor, instance: Tensor | None) -> Tensor:
     """As `lookup.tables.pixel_codes`, with tensors."""
     codes = label.to(torch.int32)
     if not spec.labels.has_edges:

@@ -10,6 +10,7 @@ import torch
 
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.pattern_finder import Capacity, PatternFinder
+from spade_deploy.export.spade import DeployModel
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
 from tests.export.test_pattern_finder import assert_same_windows, blocks_of, rooms
 from tests.support.bench_model import load_script
@@ -61,6 +62,23 @@ def test_the_fused_module_gives_the_same_image(gathers: bool) -> None:
         image = fused.FusedLookup(model, gathers=gathers)(*tables)[1]
     # Measured 3e-7; without beta, or with the rows of another pixel, over 1e-2.
     assert (image - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("strides", [(), (1,), (1, 2, 32)])
+def test_the_hybrid_gives_the_same_image(strides: tuple[int, ...]) -> None:
+    generator = build_generator(
+        height=32, width=32, base_channels=4, hidden_channels=8, labels=LabelSpec(7, has_edges=True)
+    )
+    label, instance = blocks_of(generator.spec, 1, 32, 32)
+    model, dense = LookupModel(generator).to(DEVICE), DeployModel(generator).to(DEVICE)
+    finder = fused.FusedFinder(PatternFinder(generator.spec, 1, 32, 32).to(DEVICE))
+    maps = [label.to(DEVICE), instance.to(DEVICE)]
+    with torch.inference_mode():
+        expected = dense(*maps)
+        pixels, image, excess = fused.Hybrid(finder, model, dense, strides, gathers=False)(*maps)
+    assert not excess.any()
+    assert (image - expected[1]).abs().max() < 1e-5
+    assert (pixels != expected[0]).float().mean() < 0.01
 
 
 def test_the_modulation_doubles_and_leaves_out_beta() -> None:
