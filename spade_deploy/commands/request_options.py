@@ -100,7 +100,6 @@ class Option:
         except ValueError as error:
             raise ConfigError(f"`{self.key}`: {error}") from error
 
-
     def _in_kind(self, typed: Any) -> Any:
         """A path or a member of an enum from its text: older versions of typer convert only when they call a function
         themselves (0.20 does, 0.29 does not)."""

@@ -12,12 +12,13 @@ from spade_deploy.bench.request import BenchPlan, BenchRequest
 from spade_deploy.cli import COMMANDS
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import RequestCommand
+from spade_deploy.commands.request_options import options_of, request_from
 from spade_deploy.engines.tensorrt.key import BuildOptions
 from spade_deploy.errors import ConfigError
 from spade_deploy.inference import InferRequest
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs.import_request import ImportRequest
-from spade_deploy.spec import LabelSpec, ShapeProfile
+from spade_deploy.spec import Backend, GraphChoice, LabelSpec, ShapeProfile
 from spade_deploy.validation.request import ValidationRequest
 
 MADE = {made.name or "": made for made in COMMANDS if isinstance(made, RequestCommand)}
@@ -121,3 +122,13 @@ def test_the_labels_of_an_import_are_those_that_were_given() -> None:
     assert ImportRequest(num_labels=3, has_edges=True).label_spec == LabelSpec(3, has_edges=True)
     named = LabelSpec(1, names=("sea",))
     assert ImportRequest(labels=named).label_spec == named
+
+
+def test_texts_of_an_older_typer_become_paths_and_choices() -> None:
+    """typer 0.20 leaves them to a conversion of its own, which a command that is invoked directly does not run."""
+    values = {option.key: option.default for option in options_of(InferRequest)}
+    values |= {"labels": "maps", "out": "images", "backend": "cpu", "graph": "lookup"}
+    asked = request_from(InferRequest, values)
+    assert (asked.labels, asked.out) == (Path("maps"), Path("images"))
+    assert (asked.backend, asked.graph) == (Backend.CPU, GraphChoice.LOOKUP)
+    assert type(asked.backend) is Backend

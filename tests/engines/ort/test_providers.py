@@ -60,6 +60,10 @@ def test_cuda_searches_where_the_size_is_fixed_and_estimates_where_it_is_not(
     assert told(CUDA, artifact, asked)["cudnn_conv_algo_search"] == "EXHAUSTIVE"
     assert told(CUDA, artifact, asked)["enable_cuda_graph"] == "1"
     assert told(CUDA, artifact, GpuOptions(channels_last=True))["prefer_nhwc"] == "1"
+    half = replace(artifact.graph(), precision=Precision.FP16)
+    asked = [None, False, True]
+    found = [provider_options(CUDA, artifact, half, None, GpuOptions(channels_last=one), "1.31.1") for one in asked]
+    assert [options["prefer_nhwc"] for options in found] == ["1", "0", "1"]
 
 
 def test_tf32_never_runs_a_float32_graph(artifact: Artifact) -> None:
