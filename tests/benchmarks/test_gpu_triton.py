@@ -1,4 +1,4 @@
-"""benchmarks/gpu/triton_kernels.py and fused_lookup.py, by Triton's interpreter, or on a card."""
+"""benchmarks/gpu/triton_kernels.py and benchmarks/gpu/fused_lookup.py, by Triton's interpreter, or on a card."""
 
 from __future__ import annotations
 
