@@ -26,7 +26,7 @@ from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.files.atomic import atomic_folder, write_json, write_text
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.release.break_even import measure_break_even
+from spade_deploy.tuning.break_even import measure_break_even
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
