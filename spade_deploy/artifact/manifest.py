@@ -239,6 +239,9 @@ def require_safe_name(folder: Path, name: str) -> None:
 def _check_consistency(manifest: Manifest, value: dict[str, Any]) -> None:
     if not manifest.graphs:
         raise ConfigError("graphs is empty")
+    for index, graph in enumerate(manifest.graphs):
+        if graph.precision is not graph.precision.exported:
+            raise ConfigError(f"graphs[{index}]: precision {graph.precision} is no file's, it is arithmetic alone")
     encoder, spec = manifest.encoder, manifest.generator
     graphs = [graph.file for graph in manifest.graphs] + ([] if encoder is None else [encoder.file])
     for name in (*graphs, GOLDEN_INPUTS, GOLDEN_OUTPUTS):
