@@ -43,4 +43,3 @@ def busy_seconds() -> float | None:
     # Busy time is user, nice, system, irq, softirq and steal, without idle and iowait.
     user, nice, system, _idle, _waiting, *rest = map(int, table.read_text().split("\n", 1)[0].split()[1:9])
     return float(user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-

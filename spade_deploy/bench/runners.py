@@ -20,11 +20,11 @@ from spade_deploy.bench.candidates import Kind
 from spade_deploy.bench.inputs import make_segmap
 from spade_deploy.bench.job import Job
 from spade_deploy.engines.base import GraphChoice
-from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.openvino.library import load_openvino, version_of
 from spade_deploy.engines.ort.session import SessionSetup, load_onnxruntime, open_session
 from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
 from spade_deploy.spec import GeneratorSpec
+from spade_deploy.tuning.open import open_runtime
 
 IMPORTS = {
     Kind.GRAPH: "onnxruntime",
@@ -99,7 +99,7 @@ class _GraphRunner:
                 hint="the same command measures the new one",
             )
         choice = candidate.graph or GraphChoice.AUTO
-        self._runtime = open_runtime(artifact, candidate.precision, job.backend, job.threads, choice)
+        self._runtime = open_runtime(artifact, candidate.precision, job.backend, job.threads, choice, images=0)
         self.name = self._runtime.name
 
     @property

@@ -14,6 +14,7 @@ from spade_deploy.spec.choices import (
     GraphKind,
     NormType,
     Precision,
+    PrecisionChoice,
     ResizePolicy,
     Upsampling,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "LabelSpec",
     "NormType",
     "Precision",
+    "PrecisionChoice",
     "ResizePolicy",
     "Rgb",
     "RoundingError",

@@ -68,6 +68,16 @@ class Precision(StrEnum):
         return Precision.FP32 if self is Precision.BF16 else self
 
 
+class PrecisionChoice(StrEnum):
+    """What a user asks for: a precision, or the fastest of those whose images are good enough."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+    FASTEST = "fastest"
+
+
 class GraphKind(StrEnum):
     """Dense: convolutions of one-hot maps, as trained. Lookup: a table row for each pattern of labels, gathered."""
 
@@ -86,8 +96,9 @@ class GraphChoice(StrEnum):
 class Backend(StrEnum):
     """Where an artifact runs. Auto: a TensorRT engine that fits, else CUDA where it really loads, else the CPU.
 
-    CPU and CUDA are ONNX Runtime's; OpenVINO runs on the CPU, too. TensorRT is an engine of `spade build`, of TensorRT
-    or of TensorRT for RTX; ORT_TENSORRT is ONNX Runtime's own TensorRT provider, which builds when it is first run.
+    On the CPU `auto` takes the engine that was measured to be the fastest. CPU and CUDA are ONNX Runtime's, OpenVINO
+    runs on the CPU, too. TensorRT is an engine of `spade build`, of TensorRT or of TensorRT for RTX; ORT_TENSORRT is
+    ONNX Runtime's own TensorRT provider, which builds when it is first run.
     """
 
     AUTO = "auto"
