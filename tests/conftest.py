@@ -38,7 +38,7 @@ def _one_torch_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The cache of the tests, and of the commands that they start: never that of the user who runs them."""
+    """What tests compile and measure is kept in a folder of their own, for the processes that they start, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("cache")))
         yield

@@ -23,7 +23,7 @@ from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.openvino.library import load_openvino, version_of
 from spade_deploy.engines.ort.session import SessionSetup, load_onnxruntime, open_session
 from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.spec import Backend, GeneratorSpec
 from spade_deploy.tuning.open import open_runtime
 
 IMPORTS = {
@@ -61,9 +61,10 @@ class Runner(Protocol):
         """The `image` and `pixels` of these inputs, to be compared with the golden outputs."""
 
 
-def import_libraries(kind: Kind) -> None:
+def import_libraries(job: Job) -> None:
     """Import what `load` needs. Raises MissingDependencyError with what installs it."""
-    name = IMPORTS[kind]
+    kind = job.candidate.kind
+    name = "openvino" if kind is Kind.GRAPH and job.backend == Backend.OPENVINO else IMPORTS[kind]
     if name == "openvino":
         load_openvino()
         return
