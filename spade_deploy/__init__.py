@@ -5,7 +5,7 @@ heavy, and a program that only runs an artifact never loads PyTorch.
 
     artifact = spade_deploy.export_checkpoint().artifact            # the newest checkpoint in runs/, validated
     artifact = spade_deploy.Artifact.open("runs/earth-001/artifact")
-    with spade_deploy.open_runtime(artifact) as runtime:            # the fastest engine that runs here
+    with spade_deploy.open_runtime(artifact) as runtime:            # the fastest engine here that is right
         image = spade_deploy.make_images(runtime, labels)           # H x W ids -> H x W x 3, uint8 RGB
     spade_deploy.validate(artifact).require_passed()                # against the PyTorch module
     result = spade_deploy.bench_artifact(artifact)                  # latency, images a second, memory

@@ -60,6 +60,9 @@ def bench(which: ArtifactPlace, asked: BenchRequest, call: TuneCall, result: Res
         found = benching.run_plan(opened, plan, progress)
         files = benching.write_result(found, folder)
     print_bench(found, files)
+    for entry in found.measured:
+        if entry.candidate.graph is not None:
+            stdout().print(f"  {entry.candidate.name}: {entry.runtime}")
     found.require_right()
 
 

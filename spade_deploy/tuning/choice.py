@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spade_deploy.spec import GraphKind, Precision
-from spade_deploy.tuning.record import Candidate, Record, Session, Time
+from spade_deploy.tuning.record import EngineChoice, Record, Session, Time
 from spade_deploy.tuning.wish import Wish, engine_of
 
 AS_FAST = 1.03
@@ -32,19 +32,17 @@ class Choice:
 def choose(wish: Wish, record: Record, session: Session) -> Choice:
     """Rank the candidates of a session that the wish allows: their images are right, and as good as was asked."""
     right = [one for one in session.times if not record.failures_of(one.candidate)]
-    allowed = [
-        one for one in right if one.candidate.precision in wish.precisions and is_good(wish, record, one.candidate)
-    ]
+    allowed = [one for one in right if wish.allows(one.candidate) and is_good(wish, record, one.candidate)]
     ranked = tuple(sorted(allowed, key=lambda one: one.ms))
     return Choice(session, ranked, _hint(wish, record, right, ranked[0]) if ranked else "")
 
 
-def is_good(wish: Wish, record: Record, candidate: Candidate) -> bool:
+def is_good(wish: Wish, record: Record, candidate: EngineChoice) -> bool:
     """Whether a candidate reaches the PSNR that the wish asks for, if it asks for one."""
     return wish.min_psnr_db is None or psnr_of(record, candidate) >= wish.min_psnr_db
 
 
-def psnr_of(record: Record, candidate: Candidate) -> float:
+def psnr_of(record: Record, candidate: EngineChoice) -> float:
     """The least PSNR of a candidate's graphs against the reference, in dB; infinite where the images are the same."""
     found = [one.psnr_db for one in record.checks if one.candidate == candidate]
     return min((math.inf if psnr is None else psnr for psnr in found), default=math.inf)
@@ -72,7 +70,7 @@ def measured_line(choice: Choice, taken: Time, record: Record, kind: GraphKind, 
     return f"auto: {described(taken.candidate, kind)}{quality}, {said}{f' ({kept})' if kept else ''}"
 
 
-def described(candidate: Candidate, kind: GraphKind) -> str:
+def described(candidate: EngineChoice, kind: GraphKind) -> str:
     """A candidate with its graph, for people: 'OpenVINO fp32 lookup'."""
     graph = "" if kind is GraphKind.DENSE else f" {kind}"
     return f"{_named(candidate)}{graph}"
@@ -96,7 +94,7 @@ def _quality(psnr_db: float) -> str:
     return "" if math.isinf(psnr_db) else f", at {psnr_db:.1f} dB against the reference"
 
 
-def _named(what: Candidate | str) -> str:
+def _named(what: EngineChoice | str) -> str:
     if isinstance(what, str):
-        return engine_of(Candidate(what, Precision.FP32)).title
+        return engine_of(EngineChoice(what, Precision.FP32)).title
     return f"{engine_of(what).title} {what.precision}"

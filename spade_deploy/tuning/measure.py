@@ -21,7 +21,7 @@ from spade_deploy.lookup.tables import unique_share
 from spade_deploy.spec import GraphChoice, GraphKind
 from spade_deploy.tuning.break_even import TimedMaps
 from spade_deploy.tuning.opened import Opened
-from spade_deploy.tuning.record import Candidate, Session, Time
+from spade_deploy.tuning.record import EngineChoice, Session, Time
 from spade_deploy.tuning.timing import Pace, medians_ms, now
 from spade_deploy.tuning.wish import Wish
 
@@ -63,7 +63,7 @@ def measure(wish: Wish, candidates: Sequence[Opened], effort: Effort) -> Session
     """
     golden = wish.artifact.golden().inputs
     usual = _usual_map(wish, golden)
-    left_out: list[Candidate] = []
+    left_out: list[EngineChoice] = []
     ready, slowest_s = _open_all(candidates, usual, effort, left_out)
     ms = medians_ms([_by_rule(one, usual) for one in ready], effort.pace)
     found = {one.candidate: Time(one.candidate, value) for one, value in zip(ready, ms, strict=True)}
@@ -80,7 +80,7 @@ def measure(wish: Wish, candidates: Sequence[Opened], effort: Effort) -> Session
 
 
 def _open_all(
-    candidates: Sequence[Opened], usual: Arrays, effort: Effort, left_out: list[Candidate]
+    candidates: Sequence[Opened], usual: Arrays, effort: Effort, left_out: list[EngineChoice]
 ) -> tuple[list[Opened], float]:
     """The candidates that are open and warm, and the seconds that an image takes on the slowest of them."""
     start, slowest_s = now(), 0.0
@@ -128,7 +128,7 @@ def _usual_map(wish: Wish, golden: Arrays) -> Arrays:
     return sorted(maps, key=lambda one: unique_share(spec, one))[(len(maps) - 1) // 2]
 
 
-def _leave_out(one: Opened, error: Exception, left_out: list[Candidate]) -> None:
+def _leave_out(one: Opened, error: Exception, left_out: list[EngineChoice]) -> None:
     reason = error.message if isinstance(error, SpadeError) else reason_of(error)
     _LOG.warning("auto leaves %s out: %s", one.name, reason)
     left_out.append(one.candidate)

@@ -22,7 +22,7 @@ from spade_deploy.tuning.choice import choose, described, is_good, measured_line
 from spade_deploy.tuning.key import key_on_cpu
 from spade_deploy.tuning.measure import FIRST_USE, measure
 from spade_deploy.tuning.opened import Opened
-from spade_deploy.tuning.record import Candidate, Notebook, Record, Session, read_record
+from spade_deploy.tuning.record import EngineChoice, Notebook, Record, Session, read_record
 from spade_deploy.tuning.timing import now
 from spade_deploy.tuning.wish import Wish, engine_of, parse_precision
 
@@ -90,7 +90,7 @@ class _Auto:
     def __init__(self, wish: Wish, progress: Progress) -> None:
         self._wish, self._progress = wish, progress
         self._notebook = Notebook(read_record(key_on_cpu(wish.artifact, wish.threads)))
-        self._opened: dict[Candidate, Opened] = {}
+        self._opened: dict[EngineChoice, Opened] = {}
 
     @property
     def _record(self) -> Record:
@@ -113,7 +113,7 @@ class _Auto:
         for one in self._opened.values():
             one.close()
 
-    def _pays(self, wanted: Sequence[Candidate]) -> bool:
+    def _pays(self, wanted: Sequence[EngineChoice]) -> bool:
         """Whether measuring costs less time than a faster engine is hoped to save in this job.
 
         Each candidate is opened, makes the golden images and a few more. Where the images alone are too many, nothing
@@ -136,7 +136,7 @@ class _Auto:
         image_s = now() - start
         return images * image_s * HOPED_GAIN >= count * (taken_s + rounds * image_s)
 
-    def _measure(self, wanted: Sequence[Candidate]) -> Session:
+    def _measure(self, wanted: Sequence[EngineChoice]) -> Session:
         wish = self._wish
         candidates = [*wanted, *wish.candidates(wish.hints)]
         names = " and ".join(dict.fromkeys(engine_of(one).title for one in candidates))
@@ -164,7 +164,7 @@ class _Auto:
             return runtime
         raise self._nothing_right()
 
-    def _take_unmeasured(self, wanted: Sequence[Candidate]) -> Runtime:
+    def _take_unmeasured(self, wanted: Sequence[EngineChoice]) -> Runtime:
         """What runs without a measurement: an engine that was checked here before, else the usual one.
 
         Where only other engines can run what was asked for, the first of them is checked now.
@@ -174,12 +174,15 @@ class _Auto:
         usual = [one for one in right if engine_of(one).is_automatic]
         others = [one for one in right if one not in usual]
         checked = [one for one in others if record.check_of(one, self._open(one).main_kind(None)) is not None]
-        for candidate in dict.fromkeys([*checked, *usual, *others]):
+        order = list(dict.fromkeys([*checked, *usual, *others]))
+        for candidate in order:
             one = self._open(candidate)
             try:
                 is_free = wish.min_psnr_db is None and candidate in usual and not one.is_open
                 runtime = self._open_unchecked(candidate) if is_free else one.runtime(None)
-            except ValidationFailedError as error:
+            except SpadeError as error:
+                if candidate == order[-1] and not isinstance(error, ValidationFailedError):
+                    raise
                 _LOG.warning("auto leaves %s out: %s", one.name, error.message)
                 continue
             if not is_good(wish, self._record, candidate):
@@ -190,7 +193,7 @@ class _Auto:
             return runtime
         raise self._nothing_right()
 
-    def _why_unmeasured(self, candidate: Candidate, wanted: Sequence[Candidate]) -> str:
+    def _why_unmeasured(self, candidate: EngineChoice, wanted: Sequence[EngineChoice]) -> str:
         psnr = psnr_of(self._record, candidate)
         right = "" if psnr == float("inf") else f" ({psnr:.1f} dB)"
         if len(wanted) == 1:
@@ -202,13 +205,13 @@ class _Auto:
         count = f"{self._wish.images} image{'s' if self._wish.images > 1 else ''}"
         return f"{checked}not measured: for {count} that takes longer than it saves; `spade bench --tune` does it"
 
-    def _open(self, candidate: Candidate) -> Opened:
+    def _open(self, candidate: EngineChoice) -> Opened:
         """The candidate; nothing of it is opened yet, unless it was before."""
         if candidate not in self._opened:
             self._opened[candidate] = Opened(self._wish, candidate, self._notebook)
         return self._opened[candidate]
 
-    def _open_unchecked(self, candidate: Candidate) -> Runtime:
+    def _open_unchecked(self, candidate: EngineChoice) -> Runtime:
         wish = self._wish
         return engines.open_runtime(wish.artifact, candidate.precision, candidate.backend, wish.threads, wish.graph)
 

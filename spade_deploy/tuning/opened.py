@@ -17,7 +17,7 @@ from spade_deploy.errors import ValidationFailedError
 from spade_deploy.metrics.judge import Judge
 from spade_deploy.metrics.tolerances import tolerance_for
 from spade_deploy.spec import GraphChoice, GraphKind
-from spade_deploy.tuning.record import Candidate, Check, Notebook
+from spade_deploy.tuning.record import EngineChoice, GoldenCheck, Notebook
 from spade_deploy.tuning.wish import Wish, engine_of
 
 _LOG = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 class Opened:
     """One candidate. notebook: has what earlier checks found, and gets each new one."""
 
-    def __init__(self, wish: Wish, candidate: Candidate, notebook: Notebook) -> None:
+    def __init__(self, wish: Wish, candidate: EngineChoice, notebook: Notebook) -> None:
         self.candidate = candidate
         self.wish, self._notebook = wish, notebook
         self._graphs: dict[GraphKind, Runtime] = {}
@@ -104,17 +104,17 @@ class Opened:
             _LOG.warning("%s; every map runs on the lookup graph", error.message)
             return self.graph(GraphKind.LOOKUP)
 
-    def _check(self, runtime: Runtime, kind: GraphKind) -> Check:
+    def _check(self, runtime: Runtime, kind: GraphKind) -> GoldenCheck:
         golden = self.wish.artifact.golden()
         judge = _judge(self.wish.artifact, self.candidate, kind)
         outputs = zip(*(one_by_one(arrays) for arrays in (golden.inputs, golden.outputs)), strict=True)
         for inputs, expected in outputs:
             judge.add(inputs[LABEL], expected, runtime.run(inputs))
         verdict = judge.verdict()
-        return Check(self.candidate, kind, verdict.failures, verdict.decided.psnr_db)
+        return GoldenCheck(self.candidate, kind, verdict.failures, verdict.decided.psnr_db)
 
 
-def _judge(artifact: Artifact, candidate: Candidate, kind: GraphKind) -> Judge:
+def _judge(artifact: Artifact, candidate: EngineChoice, kind: GraphKind) -> Judge:
     """The judge of a graph in an engine, with the tolerance of the precision that it runs in."""
     manifest = artifact.manifest
     goal = artifact.graph(candidate.precision.exported, kind).min_psnr_db

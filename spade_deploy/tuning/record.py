@@ -32,7 +32,7 @@ MOST_FILES = 200
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EngineChoice:
     """One way to run an artifact: an engine, and the arithmetic that it runs in."""
 
     backend: str
@@ -42,10 +42,10 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Check:
+class GoldenCheck:
     """What the golden images say of one graph in one engine, on this machine."""
 
-    candidate: Candidate
+    candidate: EngineChoice
     """The engine and the precision."""
     kind: GraphKind
     """The graph."""
@@ -59,7 +59,7 @@ class Check:
 class Time:
     """How fast one candidate was in a session."""
 
-    candidate: Candidate
+    candidate: EngineChoice
     """The engine and the precision."""
     ms: Annotated[float, Rule(lambda ms: ms > 0, "more than 0")]
     """Milliseconds for an image of the golden maps, each on the graph that the rule gives it."""
@@ -80,10 +80,10 @@ class Session:
     """When it was, in seconds since 1970."""
     times: tuple[Time, ...]
     """The candidates that were timed."""
-    left_out: tuple[Candidate, ...] = ()
+    left_out: tuple[EngineChoice, ...] = ()
     """The candidates that could not be opened, or whose images were wrong."""
 
-    def covers(self, graph: GraphChoice, wanted: Sequence[Candidate]) -> bool:
+    def covers(self, graph: GraphChoice, wanted: Sequence[EngineChoice]) -> bool:
         """Whether it says which of these candidates is the fastest."""
         known = {time.candidate for time in self.times} | set(self.left_out)
         return self.graph is graph and bool(self.times) and known >= set(wanted)
@@ -95,29 +95,29 @@ class Record:
 
     key: TuningKey
     """What it holds for."""
-    checks: tuple[Check, ...] = ()
+    checks: tuple[GoldenCheck, ...] = ()
     """One for each graph in each engine that was checked."""
     sessions: tuple[Session, ...] = ()
     """What was measured, the newest last."""
     format_version: int = field(default=FORMAT_VERSION)
     """The version of this format."""
 
-    def check_of(self, candidate: Candidate, kind: GraphKind) -> Check | None:
+    def check_of(self, candidate: EngineChoice, kind: GraphKind) -> GoldenCheck | None:
         """What is known of a graph in an engine; None if it was not checked."""
         return next((one for one in self.checks if (one.candidate, one.kind) == (candidate, kind)), None)
 
-    def failures_of(self, candidate: Candidate) -> tuple[str, ...]:
+    def failures_of(self, candidate: EngineChoice) -> tuple[str, ...]:
         """Why a candidate is out: a sentence for each limit that one of its graphs exceeds."""
         return tuple(
             f"{one.kind} graph: {why}" for one in self.checks if one.candidate == candidate for why in one.failures
         )
 
-    def session_for(self, graph: GraphChoice, wanted: Sequence[Candidate]) -> Session | None:
+    def session_for(self, graph: GraphChoice, wanted: Sequence[EngineChoice]) -> Session | None:
         """The session that says which of these is the fastest: a careful one before others, then the newest."""
         found = [one for one in self.sessions if one.covers(graph, wanted)]
         return max(found, key=lambda one: (one.is_careful, one.unix_s), default=None)
 
-    def with_check(self, check: Check) -> Record:
+    def with_check(self, check: GoldenCheck) -> Record:
         """The record with one more check, in place of an older one of the same graph."""
         others = [one for one in self.checks if (one.candidate, one.kind) != (check.candidate, check.kind)]
         return replace(self, checks=(*others, check))
@@ -145,10 +145,10 @@ class Notebook:
         self.kept = ""
         """Where it is kept, or why it is not; empty before anything was added."""
 
-    def add(self, what: Check | Session) -> None:
+    def add(self, what: GoldenCheck | Session) -> None:
         """Add what a check or a measurement found."""
         record = self.record
-        self.record = record.with_check(what) if isinstance(what, Check) else record.with_session(what)
+        self.record = record.with_check(what) if isinstance(what, GoldenCheck) else record.with_session(what)
         self.kept = keep(self.record)
 
 

@@ -13,7 +13,7 @@ from spade_deploy.tuning.choice import choose, measured_line, psnr_of
 from spade_deploy.tuning.key import key_on_cpu
 from spade_deploy.tuning.measure import CAREFUL, measure
 from spade_deploy.tuning.opened import Opened
-from spade_deploy.tuning.record import Candidate, Notebook, Record, Session, Time
+from spade_deploy.tuning.record import EngineChoice, Notebook, Record, Session, Time
 from spade_deploy.tuning.wish import ON_A_CPU, Wish, engine_of
 
 
@@ -34,7 +34,7 @@ class Tuned:
         """The PSNR of a candidate against the reference, in dB; infinite where the images are the same."""
         return psnr_of(self.record, time.candidate)
 
-    def name(self, candidate: Candidate) -> str:
+    def name(self, candidate: EngineChoice) -> str:
         """A candidate for people: 'OpenVINO bf16'."""
         return f"{engine_of(candidate).title} {candidate.precision}"
 

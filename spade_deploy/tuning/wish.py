@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from spade_deploy.artifact import Artifact
 from spade_deploy.engines.base import RuntimeRequest
 from spade_deploy.engines.open import ENGINES, Engine
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.settings import check_one_of
 from spade_deploy.spec import Backend, GraphChoice, GraphKind, Precision, PrecisionChoice
-from spade_deploy.tuning.record import Candidate
+from spade_deploy.tuning.record import EngineChoice
 
 DEFAULT_MIN_PSNR_DB = 45.0
 """The PSNR that `fastest` asks for if nothing else is said: the eye sees no difference."""
@@ -56,10 +56,14 @@ class Wish:
         is_free = self.precision is None and self.min_psnr_db is None and self.usual is Precision.FP32
         return (Precision.BF16,) if is_free else ()
 
-    def candidates(self, precisions: Iterable[Precision]) -> list[Candidate]:
+    def allows(self, candidate: EngineChoice) -> bool:
+        """Whether a candidate is of an engine and a precision that may run."""
+        return candidate.precision in self.precisions and self.backend in (Backend.AUTO, candidate.backend)
+
+    def candidates(self, precisions: Iterable[Precision]) -> list[EngineChoice]:
         """What can run these precisions here, ONNX Runtime before OpenVINO. Only now engines are asked for bf16."""
         return [
-            Candidate(engine.backend, precision)
+            EngineChoice(engine.backend, precision)
             for precision in precisions
             for engine in ENGINES
             if self._can_run(engine, precision)
@@ -75,10 +79,13 @@ class Wish:
         if (precision.exported, kind) not in there:
             return False
         request = RuntimeRequest(self.artifact, engine.backend, precision, self.threads, self.graph)
-        return bool(engine.load().can_run(request))
+        try:
+            return bool(engine.load().can_run(request))
+        except SpadeError:  # it is installed, but does not load; who asks for it by name is told why
+            return False
 
 
-def engine_of(candidate: Candidate) -> Engine:
+def engine_of(candidate: EngineChoice) -> Engine:
     """The engine of a candidate."""
     return next(engine for engine in ENGINES if engine.backend == candidate.backend)
 

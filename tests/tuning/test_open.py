@@ -74,12 +74,12 @@ def with_graphs(artifact: Artifact, share: float | None = None, *, int8: bool = 
     return Artifact(artifact.path, replace(artifact.manifest, graphs=tuple(graphs)))
 
 
-def taken(artifact: Artifact, **asked: Any) -> tuple[str, list[str]]:
+def taken(artifact: Artifact, worst: float = 0.01, **asked: Any) -> tuple[str, list[str]]:
     """What runs, as 'backend precision', and the lines that were told. The images are right, or nearly so."""
     notes = Notes()
     with open_runtime(artifact, progress=notes, **{"images": MANY, **asked}) as runtime:
         inputs = random_inputs(PLAIN)
-        np.testing.assert_allclose(runtime.run(inputs)[IMAGE], expected(PLAIN, inputs)[IMAGE], atol=0.01)
+        np.testing.assert_allclose(runtime.run(inputs)[IMAGE], expected(PLAIN, inputs)[IMAGE], atol=worst)
         (backend,) = {one[0] for one in toy_engine.MACHINE.is_open}
         precision = runtime.precision
     assert toy_engine.MACHINE.is_open == [], "closing the runtime closes everything"
@@ -207,7 +207,7 @@ def test_fastest_takes_the_fastest_that_is_good_enough(artifact: Artifact, machi
     )
     machine.opened.clear()
     for least, best in ((35.0, "other int8"), (50.0, "other bf16"), (60.0, "other fp32")):
-        assert taken(artifact, precision="fastest", min_psnr_db=least)[0] == best
+        assert taken(artifact, 0.031, precision="fastest", min_psnr_db=least)[0] == best
     assert taken(artifact, precision="fastest", min_psnr_db=35.0, backend="usual")[0] == "usual fp32"
     assert taken(artifact)[0] == "other fp32", "what the fastest is changes nothing for others"
     assert len(machine.opened) == 5, "all from one measurement"

@@ -17,20 +17,20 @@ from spade_deploy.spec import GraphChoice, GraphKind, Precision
 from spade_deploy.tuning import key as keys
 from spade_deploy.tuning import record as records
 from spade_deploy.tuning.key import TuningKey, key_on_cpu
-from spade_deploy.tuning.record import Candidate, Check, Record, Session, Time, keep, read_record, record_file
+from spade_deploy.tuning.record import EngineChoice, GoldenCheck, Record, Session, Time, keep, read_record, record_file
 from tests.support.stand_in import stand_in_artifact
 
 KEY = TuningKey("a" * 64, "cpu", "A CPU", ("amx_bf16", "avx2"), 2, 2, {"onnxruntime": "1.32.0"})
 USUAL, OTHER, BF16 = (
-    Candidate("cpu", Precision.FP32),
-    Candidate("openvino", Precision.FP32),
-    Candidate("openvino", Precision.BF16),
+    EngineChoice("cpu", Precision.FP32),
+    EngineChoice("openvino", Precision.FP32),
+    EngineChoice("openvino", Precision.BF16),
 )
 SESSION = Session(GraphChoice.AUTO, False, 1_700_000_000, (Time(USUAL, 20.5), Time(OTHER, 10.25, 0.5)), (BF16,))
 RECORD = (
     Record(KEY)
-    .with_check(Check(OTHER, GraphKind.LOOKUP, (), 131.5))
-    .with_check(Check(BF16, GraphKind.DENSE, ("PSNR 9.0 dB is under 40.0 dB",), 9.0))
+    .with_check(GoldenCheck(OTHER, GraphKind.LOOKUP, (), 131.5))
+    .with_check(GoldenCheck(BF16, GraphKind.DENSE, ("PSNR 9.0 dB is under 40.0 dB",), 9.0))
     .with_session(SESSION)
 )
 
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_named_and_measured_again(content: bytes, caplog: pyte
         (("format_version",), 2, "it is of format 2, not 1"),
         (("sessions", 0, "times", 0, "ms"), 0.0, "ms is 0.0, not more than 0"),
         (("sessions", 0, "times", 1, "break_even_share"), 1.5, "break_even_share is 1.5, not in 0..1"),
-        (("sessions", 0, "times", 0, "candidate", "precision"), "fp8", "'fp8' is not one of fp32, bf16, fp16, int8"),
+        (("sessions", 0, "times", 0, "candidate", "precision"), "fp8", "precision 'fp8' is not one of fp32, "),
         (("checks", 0, "failures"), "none", "'none' is of type str"),
         (("checks", 0, "secret"), 1, "unknown field 'secret'"),
     ],
@@ -217,7 +217,7 @@ def test_a_session_says_the_fastest_only_of_what_it_measured() -> None:
     assert RECORD.session_for(GraphChoice.AUTO, [USUAL, OTHER]) == SESSION
     assert RECORD.session_for(GraphChoice.AUTO, [USUAL, BF16]) == SESSION, "what was left out is known, too"
     assert RECORD.session_for(GraphChoice.DENSE, [USUAL, OTHER]) is None
-    assert RECORD.session_for(GraphChoice.AUTO, [USUAL, Candidate("cpu", Precision.INT8)]) is None
+    assert RECORD.session_for(GraphChoice.AUTO, [USUAL, EngineChoice("cpu", Precision.INT8)]) is None
     nothing = replace(SESSION, times=(), left_out=(USUAL, OTHER))
     assert Record(KEY).with_session(nothing).session_for(GraphChoice.AUTO, [USUAL, OTHER]) is None
 
@@ -233,7 +233,7 @@ def test_a_careful_session_goes_before_a_newer_one() -> None:
 
 
 def test_a_new_check_takes_the_place_of_the_old_one() -> None:
-    right = Check(BF16, GraphKind.DENSE, (), 50.0)
+    right = GoldenCheck(BF16, GraphKind.DENSE, (), 50.0)
     assert RECORD.failures_of(BF16) == ("dense graph: PSNR 9.0 dB is under 40.0 dB",)
     assert RECORD.with_check(right).failures_of(BF16) == ()
     assert RECORD.with_check(right).check_of(BF16, GraphKind.DENSE) == right
