@@ -18,7 +18,7 @@ from spade_deploy.engines.open import ENGINES, Engine
 from spade_deploy.errors import ConfigError, RuntimeUnavailableError, ValidationFailedError
 from spade_deploy.files.user_cache import VARIABLE
 from spade_deploy.progress import Silent
-from spade_deploy.spec import GraphKind, Precision
+from spade_deploy.spec import GraphKind, Precision, PrecisionChoice
 from spade_deploy.tuning import key, timing
 from spade_deploy.tuning.open import open_runtime
 from spade_deploy.tuning.tune import tune
@@ -437,6 +437,10 @@ def test_whatever_is_chosen_the_images_are_right(
     error = np.abs(found[IMAGE] - golden.outputs[IMAGE]).max()
     assert error <= worst, f"{runtime.name}: {error}"
     assert any(line.startswith(("auto: ONNX Runtime ", "auto: OpenVINO ")) for line in notes.lines), notes.lines
+
+
+def test_every_precision_can_be_asked_for() -> None:
+    assert {str(choice) for choice in PrecisionChoice} == {*map(str, Precision), "fastest"}
 
 
 def test_engines_on_the_cpu_are_named_for_people_and_have_versions() -> None:
