@@ -26,7 +26,7 @@ class InferRequest:
         None, help="The data set whose layout LABELS has; what the model was trained on if left out."
     )
     precision: PrecisionChoice | Precision | str | None = setting(
-        None, help="fp16 on a GPU, fp32 on a CPU if left out. fastest: whichever is, with `min_psnr_db`."
+        None, help="fp16 on a GPU, fp32 on a CPU if left out. bf16 is OpenVINO's. fastest: see `min_psnr_db`."
     )
     min_psnr_db: float | None = setting(
         None, help="Of `precision` fastest: at least so many dB against the reference; 45 if left out.", flag="min-psnr"
