@@ -26,10 +26,10 @@ from spade_deploy.labels.files import (
     synthetic_label_maps,
 )
 from spade_deploy.networks.spade import SpadeGenerator, initialize, make_segmap
-from spade_deploy.release.break_even import measure_break_even
 from spade_deploy.runs import checkpoint_folder
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec, GraphKind, LabelSpec, Precision
+from spade_deploy.tuning.break_even import measure_break_even
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "coco_stuff_sample"

@@ -5,7 +5,7 @@ heavy, and a program that only runs an artifact never loads PyTorch.
 
     artifact = spade_deploy.export_checkpoint().artifact            # the newest checkpoint in runs/, validated
     artifact = spade_deploy.Artifact.open("runs/earth-001/artifact")
-    with spade_deploy.open_runtime(artifact) as runtime:            # the fastest engine that runs here
+    with spade_deploy.open_runtime(artifact) as runtime:            # the fastest engine here that is right
         image = spade_deploy.make_images(runtime, labels)           # H x W ids -> H x W x 3, uint8 RGB
     spade_deploy.validate(artifact).require_passed()                # against the PyTorch module
     result = spade_deploy.bench_artifact(artifact)                  # latency, images a second, memory
@@ -21,11 +21,11 @@ from spade_deploy.version import __version__
 if TYPE_CHECKING:
     from spade_deploy.artifact import Artifact
     from spade_deploy.bench import BenchRequest, bench_artifact
-    from spade_deploy.engines.open import open_runtime
     from spade_deploy.errors import SpadeError
     from spade_deploy.inference import InferRequest, infer, make_images
     from spade_deploy.release.release import export_checkpoint
     from spade_deploy.release.request import ReleaseRequest
+    from spade_deploy.tuning.open import open_runtime
     from spade_deploy.validation.request import ValidationRequest
     from spade_deploy.validation.validate import validate
 
@@ -56,7 +56,7 @@ _HOMES = {
     "export_checkpoint": "spade_deploy.release.release",
     "infer": "spade_deploy.inference",
     "make_images": "spade_deploy.inference",
-    "open_runtime": "spade_deploy.engines.open",
+    "open_runtime": "spade_deploy.tuning.open",
     "validate": "spade_deploy.validation.validate",
 }
 """The module that each name comes from."""

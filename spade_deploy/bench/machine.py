@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.machine.cores import usable_cores
+from spade_deploy.machine.packages import installed
+from spade_deploy.machine.processor import processor
 
 PACKAGES = (
     "spade-deploy",
@@ -30,16 +31,8 @@ def describe_machine() -> dict[str, Any]:
         "cores": usable_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": installed(PACKAGES),
     }
-
-
-def processor() -> str:
-    """The processor's name, as well as the system knows it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def busy_seconds() -> float | None:
@@ -50,10 +43,3 @@ def busy_seconds() -> float | None:
     # Busy time is user, nice, system, irq, softirq and steal, without idle and iowait.
     user, nice, system, _idle, _waiting, *rest = map(int, table.read_text().split("\n", 1)[0].split()[1:9])
     return float(user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -20,10 +20,11 @@ from spade_deploy.bench.candidates import Kind
 from spade_deploy.bench.inputs import make_segmap
 from spade_deploy.bench.job import Job
 from spade_deploy.engines.base import GraphChoice
-from spade_deploy.engines.open import open_runtime
+from spade_deploy.engines.openvino.library import load_openvino, version_of
 from spade_deploy.engines.ort.session import SessionSetup, load_onnxruntime, open_session
 from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
 from spade_deploy.spec import Backend, GeneratorSpec
+from spade_deploy.tuning.open import open_runtime
 
 IMPORTS = {
     Kind.GRAPH: "onnxruntime",
@@ -69,7 +70,10 @@ def import_libraries(job: Job) -> None:
     kind = job.candidate.kind
     if kind is Kind.GRAPH and job.backend == Backend.TENSORRT:
         return
-    name = IMPORTS[kind]
+    name = "openvino" if kind is Kind.GRAPH and job.backend == Backend.OPENVINO else IMPORTS[kind]
+    if name == "openvino":
+        load_openvino()
+        return
     try:
         importlib.import_module(name)
     except ImportError as error:
@@ -104,7 +108,7 @@ class _GraphRunner:
                 hint="the same command measures the new one",
             )
         choice = candidate.graph or GraphChoice.AUTO
-        self._runtime = open_runtime(artifact, candidate.precision, job.backend, job.threads, choice)
+        self._runtime = open_runtime(artifact, candidate.precision, job.backend, job.threads, choice, images=0)
         self.name = self._runtime.name
 
     @property
@@ -196,15 +200,14 @@ class _OpenVinoRunner(_Baseline):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        openvino: Any = importlib.import_module("openvino")  # it has no types
-
+        openvino = load_openvino()
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": job.threads,
         }
         self._model = openvino.Core().compile_model(str(_plain_file(job)), "CPU", settings)
-        self.name = f"OpenVINO {openvino.__version__.split('-')[0]} CPU, f32, latency hint"
+        self.name = f"OpenVINO {version_of(openvino)} CPU, f32, latency hint"
 
     def run(self, prepared: Any) -> NDArray[np.float32]:
         image: NDArray[np.float32] = self._model(prepared)[IMAGE]

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spade_deploy.commands.artifact import ArtifactPlace, open_artifact
-from spade_deploy.commands.console import print_bench
+from spade_deploy.commands.console import print_bench, stdout
+from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import CHECK, RunsFolder, command
 from spade_deploy.commands.progress import spinner
+from spade_deploy.errors import ConfigError
 from spade_deploy.files.locks import locked
 from spade_deploy.settings import setting
 
 if TYPE_CHECKING:
+    from spade_deploy.artifact import Artifact
     from spade_deploy.bench import BenchRequest
+    from spade_deploy.tuning.tune import Tuned
+
+
+@dataclass(frozen=True)
+class TuneCall:
+    """Whether something else is measured: what `auto` takes."""
+
+    tune: bool = setting(
+        False, help="Measure instead which engine and graph are fastest on this CPU; `backend` auto takes them then."
+    )
 
 
 @dataclass(frozen=True)
@@ -27,19 +41,66 @@ class ResultPlace:
 def _requests() -> tuple[type, ...]:
     from spade_deploy.bench.request import BenchRequest
 
-    return ArtifactPlace, BenchRequest, ResultPlace, RunsFolder
+    return ArtifactPlace, BenchRequest, TuneCall, ResultPlace, RunsFolder
 
 
 @command("bench", panel=CHECK, requests=_requests)
-def bench(which: ArtifactPlace, asked: BenchRequest, result: ResultPlace, place: RunsFolder) -> None:
+def bench(which: ArtifactPlace, asked: BenchRequest, call: TuneCall, result: ResultPlace, place: RunsFolder) -> None:
     """Measure an artifact's graphs side by side: latency, images/s, memory, cold start. What is wrong has no figure."""
     from spade_deploy import bench as benching
 
     opened = open_artifact(which.artifact, place)
+    if call.tune:
+        _refuse_others(asked, result)
+        _tune(opened, asked.threads)
+        return
     folder = result.out or benching.default_folder(opened)
     plan = asked.plan(opened, place.runs)
     with locked(folder, "measuring"), spinner("measuring", "{what} {done} of {total}") as progress:
         found = benching.run_plan(opened, plan, progress)
         files = benching.write_result(found, folder)
     print_bench(found, files)
+    for entry in found.measured:
+        if entry.candidate.graph is not None:
+            stdout().print(f"  {entry.candidate.name}: {entry.runtime}")
     found.require_right()
+
+
+def _refuse_others(asked: BenchRequest, result: ResultPlace) -> None:
+    """Raise ConfigError for an option that `tune` would ignore."""
+    for request, usual in ((asked, type(asked)()), (result, ResultPlace())):
+        for field in fields(request):
+            if field.name != "threads" and getattr(request, field.name) != getattr(usual, field.name):
+                raise ConfigError(
+                    f"`{field.name}`: `tune` measures every engine on the golden maps, and takes `threads` alone",
+                    hint="leave one of them out",
+                )
+
+
+def _tune(artifact: Artifact, threads: int | None) -> None:
+    from spade_deploy.tuning.tune import tune
+
+    with spinner("measuring") as progress:
+        found = tune(artifact, threads, progress)
+    _print_tuned(found)
+
+
+def _print_tuned(found: Tuned) -> None:
+    """Print a row for each candidate that was measured on the CPU, and what `auto` takes."""
+    from rich.table import Table
+
+    from spade_deploy.pages.render import decibel
+
+    table = Table(box=None)
+    for heading in ("", "ms an image", "PSNR", "lookup up to"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for time in sorted(found.session.times, key=lambda one: one.ms):
+        share = time.break_even_share
+        rule = "never" if share == 0 else "as exported" if share is None else f"{share:.0%} unique patterns"
+        psnr_db = found.psnr_db(time)
+        table.add_row(found.name(time.candidate), f"{time.ms:.1f}", decibel(None if psnr_db == inf else psnr_db), rule)
+    console = stdout()
+    console.print(table)
+    console.print(in_flags(found.line))
+    if found.hint:
+        console.print(in_flags(found.hint))

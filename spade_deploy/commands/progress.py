@@ -115,7 +115,10 @@ def count_bar() -> Iterator[Progress]:
 
 
 class _ImageBar(_CountBar):
-    """The bar of `spade infer`; its one step says which runtime runs."""
+    """The bar of `spade infer`; its one step says which runtime runs, its notes why that one."""
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(f"  {one_line(in_flags(text))}", style="dim")
 
     def step(self, what: str) -> None:
         begin, with_, runtime = what.rpartition(" with ")

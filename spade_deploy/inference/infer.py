@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.engines.open import open_runtime
+from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.files.locks import locked
 from spade_deploy.images.image_file import Size
@@ -20,6 +20,7 @@ from spade_deploy.labels.find import find_label_maps
 from spade_deploy.labels.pairs import require_instances
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, ResizePolicy
+from spade_deploy.tuning.open import open_runtime
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,7 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
         _make_folder(plan.folder)
         # Two commands that fill one folder would both make all images, so a folder is locked. A single image is not.
         alone = nullcontext() if labels.is_file() else locked(plan.folder, f"making images of {labels}")
-        with (
-            alone,
-            open_runtime(artifact, request.precision, request.backend, request.threads, request.graph) as runtime,
-        ):
+        with alone, _open(artifact, request, len(plan.jobs), progress) as runtime:
             runtime_name = runtime.name
             progress.step(f"running {artifact.path} with {runtime_name}")
             tally.start()
@@ -106,6 +104,19 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
         runtime=runtime_name,
         seconds=tally.seconds,
         left_out=plan.left_out,
+    )
+
+
+def _open(artifact: Artifact, request: InferRequest, images: int, progress: Progress) -> Runtime:
+    return open_runtime(
+        artifact,
+        request.precision,
+        request.backend,
+        request.threads,
+        request.graph,
+        min_psnr_db=request.min_psnr_db,
+        images=images,
+        progress=progress,
     )
 
 

@@ -10,7 +10,8 @@ from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.files import RESULT_SUFFIXES
 from spade_deploy.settings import check_one_of, check_ranges, setting
-from spade_deploy.spec import MAX_BATCH, Backend, Precision, ResizePolicy, parse_size
+from spade_deploy.spec import MAX_BATCH, Backend, Precision, PrecisionChoice, ResizePolicy, parse_size
+from spade_deploy.tuning.wish import parse_precision
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,15 @@ class InferRequest:
     preset: str | None = setting(
         None, help="The data set whose layout LABELS has; what the model was trained on if left out."
     )
-    precision: Precision | None = setting(None, help="fp16 on a GPU, fp32 on a CPU if left out.")
-    backend: Backend | str = setting(Backend.AUTO, help="auto: a TensorRT engine that fits, else CUDA, else the CPU.")
+    precision: PrecisionChoice | Precision | str | None = setting(
+        None, help="fp16 on a GPU, fp32 on a CPU if left out. bf16 is OpenVINO's. fastest: see `min_psnr_db`."
+    )
+    min_psnr_db: float | None = setting(
+        None, help="Of `precision` fastest: at least so many dB against the reference; 45 if left out.", flag="min-psnr"
+    )
+    backend: Backend | str = setting(
+        Backend.AUTO, help="auto: a TensorRT engine that fits, else CUDA, else what is fastest on this CPU."
+    )
     resize: ResizePolicy | str = setting(
         ResizePolicy.MODEL,
         help="model: every map is resized to the model's size, nearest. never: its own size must fit.",
@@ -50,6 +58,7 @@ class InferRequest:
             raise ConfigError("`size` and `resize` never contradict each other", hint="leave one of them out")
         if f".{self.image_format}" not in RESULT_SUFFIXES:
             raise ConfigError(f"`image_format`: {self.image_format!r} is not one of png, jpg")
+        parse_precision(self.precision, self.min_psnr_db)
         parse_backend(str(self.backend))
         parse_graph_choice(str(self.graph))
         if self.seed is not None and self.style_image is not None:

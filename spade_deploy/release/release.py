@@ -26,7 +26,6 @@ from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.files.atomic import atomic_folder, write_json, write_text
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.release.break_even import measure_break_even
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
@@ -34,6 +33,7 @@ from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.records import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, GraphKind
+from spade_deploy.tuning.break_even import measure_break_even
 from spade_deploy.validation.report import ValidationReport
 from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate

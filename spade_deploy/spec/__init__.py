@@ -6,6 +6,7 @@ offer them without loading NumPy.
 """
 
 from spade_deploy.spec.choices import (
+    EXPORTED,
     Architecture,
     Backend,
     FirstInput,
@@ -14,6 +15,7 @@ from spade_deploy.spec.choices import (
     GraphKind,
     NormType,
     Precision,
+    PrecisionChoice,
     ResizePolicy,
     Upsampling,
 )
@@ -35,6 +37,7 @@ from spade_deploy.spec.sizes import MAX_BATCH, MAX_SIDE, parse_size
 
 __all__ = [
     "CRN_WIDTHS",
+    "EXPORTED",
     "MAX_BATCH",
     "MAX_SIDE",
     "NETWORK",
@@ -56,6 +59,7 @@ __all__ = [
     "LabelSpec",
     "NormType",
     "Precision",
+    "PrecisionChoice",
     "ResizePolicy",
     "Rgb",
     "RoundingError",

@@ -478,7 +478,7 @@ def test_baselines_beside_the_artifacts_graphs(exported: Artifact, monkeypatch: 
     assert compiled.status is Status.FAILED
     assert "C++ compiler" in compiled.reason
     if importlib.util.find_spec("openvino") is None:
-        assert (vino.status, vino.hint) == (Status.FAILED, "pip install openvino")
+        assert (vino.status, vino.hint) == (Status.FAILED, "pip install 'spade-deploy[openvino]'")
     else:
         assert vino.status is Status.MEASURED
     assert result.reference is by_name["PyTorch eager"]

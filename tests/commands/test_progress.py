@@ -91,3 +91,12 @@ def test_only_training_steps_move_the_bar_of_a_training(capsys: pytest.CaptureFi
     said = capsys.readouterr()
     assert said.out == "  validating every graph\n"
     assert [line.split()[1] for line in said.err.splitlines()] == ["1/9"]
+
+
+def test_notes_of_infer_are_no_part_of_its_results(capsys: pytest.CaptureFixture[str]) -> None:
+    """A script that reads stdout sees no line about the engine that was chosen."""
+    with image_bar() as progress:
+        progress.note("auto: it is [red]fast[/red], says `no_such_field`\nand more")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "auto: it is [red]fast[/red], says `no_such_field`" in printed.err

@@ -46,7 +46,7 @@ from spade_deploy.export.spade import DeployModel
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.progress import Silent
-from spade_deploy.spec import Flavour, GraphKind, LabelSpec, Precision, ShapeProfile
+from spade_deploy.spec import EXPORTED, Flavour, GraphKind, LabelSpec, Precision, ShapeProfile
 from tests.support.commands import spade
 from tests.support.generators import build_generator
 from tests.support.listener import Listener
@@ -87,7 +87,7 @@ def artifact(exported: Path, tmp_path: Path) -> Artifact:
     return Artifact.open(tmp_path / "artifact")
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", EXPORTED)
 def test_every_precision_and_kind_builds_and_is_proved(artifact: Artifact, precision: Precision) -> None:
     seen = Listener()
     built = build(artifact, replace(RTX, precision=precision), progress=seen)
@@ -521,3 +521,8 @@ def test_the_lean_runtime_of_a_wheel_is_loaded_for_version_compatible_engines_al
         _set_options(library, config, BuildOptions(version_compatible=is_compatible), None)
         assert config.get_flag(real.module.BuilderFlag.VERSION_COMPATIBLE) is is_compatible
     assert asked == ["tensorrt_lean_libs"]
+
+
+def test_bf16_is_no_engines_precision() -> None:
+    with pytest.raises(ConfigError, match=r"`precision`: bf16 is no graph's, .*; allowed are fp32, fp16, int8"):
+        BuildRequest(precision=Precision.BF16)

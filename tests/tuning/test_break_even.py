@@ -15,14 +15,14 @@ from spade_deploy.engines.base import Backend, GraphChoice
 from spade_deploy.engines.lookup import AutoRuntime
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.progress import SILENT
-from spade_deploy.release import break_even as measuring
 from spade_deploy.release import release as releasing
-from spade_deploy.release.break_even import MARGIN, BreakEven, measure_break_even
 from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.spec import GraphKind, LabelSpec, Precision
+from spade_deploy.tuning import break_even as measuring
+from spade_deploy.tuning.break_even import MARGIN, BreakEven, measure_break_even
 from tests.support.bench_model import small_artifact
 from tests.support.generators import build_generator
 from tests.support.stand_in import stand_in_artifact

@@ -3,13 +3,12 @@
 The time of a lookup graph grows linearly with the share of unique patterns, since it computes a row for each of them;
 the time of the dense graph does not depend on it. Two label maps, one with few and one with many patterns, give the
 line, and the point where it crosses the dense graph's time is the break-even. All times are taken side by side on one
-machine.
+machine, in one engine: another engine, or another precision in it, has another break-even.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +16,14 @@ from functools import partial
 import numpy as np
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, one_by_one
-from spade_deploy.engines.base import Backend, GraphChoice
+from spade_deploy.engines.base import Backend, GraphChoice, Runtime
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.lookup.tables import extract_patterns, unique_share
 from spade_deploy.spec import GeneratorSpec, Precision
+from spade_deploy.tuning.timing import Pace, medians_ms
 
-FEWEST_ROUNDS, MOST_ROUNDS, ENOUGH_S = 3, 41, 1.5
-"""The fewest and the most rounds, and the seconds after which no more are needed: three times of a few milliseconds, as
-small models take, would say little."""
+PACE = Pace(fewest=3, most=41, seconds=1.5)
+"""Three times of a few milliseconds, as small models take, would say little."""
 MARGIN = 0.95
 """A map runs on the lookup graph if that is expected to take less than this share of the dense graph's time."""
 WORTH_IT = 0.97
@@ -92,41 +91,61 @@ class BreakEven:
         return (self.many_ms - self.few_ms) / (self.many_share - self.few_share)
 
 
+@dataclass(frozen=True)
+class TimedMaps:
+    """What the graphs are timed on: a map of few patterns, one of many, and the shares of both."""
+
+    few: Arrays
+    """The dense graph's inputs for the map with few patterns."""
+    many: Arrays
+    """Those for the map with many patterns, which is noise."""
+    few_share: float
+    """The share of unique patterns of the first."""
+    many_share: float
+    """That of the second."""
+    usual_shares: tuple[float, ...]
+    """Those of the golden maps."""
+
+    @classmethod
+    def of(cls, spec: GeneratorSpec, golden: Arrays) -> TimedMaps:
+        """The maps for a model with these golden inputs."""
+        few = next(one_by_one(golden))
+        many = _noise(spec, few)
+        if unique_share(spec, many) - unique_share(spec, few) < 0.3:  # the golden maps are noise themselves
+            few = {**few, LABEL: np.zeros_like(few[LABEL])}
+            if INSTANCE in few:
+                few[INSTANCE] = np.zeros_like(few[INSTANCE])
+        usual = tuple(unique_share(spec, one) for one in one_by_one(golden))
+        return cls(few, many, unique_share(spec, few), unique_share(spec, many), usual)
+
+    def break_even(self, few_ms: float, many_ms: float, dense_ms: float, look_ms: float) -> BreakEven:
+        """What follows from the times of both graphs on these maps."""
+        return BreakEven(self.few_share, self.many_share, few_ms, many_ms, dense_ms, look_ms, self.usual_shares)
+
+    def jobs(self, lookup: Runtime, dense: Runtime) -> list[Callable[[], object]]:
+        """What has to be timed of an engine, in the order of the first arguments of `break_even`."""
+        return [partial(lookup.run, self.few), partial(lookup.run, self.many), partial(dense.run, self.few)]
+
+    def look(self, spec: GeneratorSpec) -> Callable[[], object]:
+        """What is timed for `look_ms`: looking at a map that then runs on the dense graph."""
+        return partial(extract_patterns, spec, self.many[LABEL], self.many.get(INSTANCE), max_share=0.5)
+
+
 def measure_break_even(artifact: Artifact, precision: Precision, threads: int | None = None) -> BreakEven:
-    """Run both graphs of a precision on a map of few patterns and on noise, in turns. Raises errors of the runtime."""
+    """Run both graphs of a precision in ONNX Runtime on the CPU, on a map of few patterns and on noise, in turns.
+
+    Raises errors of the runtime.
+    """
     spec = artifact.manifest.generator
-    golden = artifact.golden().inputs
-    few = next(one_by_one(golden))
-    many = _noise(spec, few)
-    if unique_share(spec, many) - unique_share(spec, few) < 0.3:  # the golden maps are noise themselves
-        few = {**few, LABEL: np.zeros_like(few[LABEL])}
-        if INSTANCE in few:
-            few[INSTANCE] = np.zeros_like(few[INSTANCE])
+    maps = TimedMaps.of(spec, artifact.golden().inputs)
     with (
         open_runtime(artifact, precision, Backend.CPU, threads, GraphChoice.DENSE) as dense,
         open_runtime(artifact, precision, Backend.CPU, threads, GraphChoice.LOOKUP) as lookup,
     ):
-        jobs: tuple[Callable[[], object], ...] = (
-            partial(lookup.run, few),
-            partial(lookup.run, many),
-            partial(dense.run, few),
-            partial(extract_patterns, spec, many[LABEL], many.get(INSTANCE), max_share=0.5),
-        )
+        jobs = [*maps.jobs(lookup, dense), maps.look(spec)]
         for job in jobs:
             job()
-        times: list[list[float]] = []
-        while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and np.sum(times) < ENOUGH_S * 1e3):
-            times.append([_milliseconds(job) for job in jobs])
-    few_ms, many_ms, dense_ms, look_ms = (statistics.median(column) for column in zip(*times, strict=True))
-    usual = tuple(unique_share(spec, one) for one in one_by_one(golden))
-    shares = unique_share(spec, few), unique_share(spec, many)
-    return BreakEven(*shares, few_ms, many_ms, dense_ms, look_ms, usual)
-
-
-def _milliseconds(job: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    job()
-    return (time.perf_counter() - start) * 1e3
+        return maps.break_even(*medians_ms(jobs, PACE))
 
 
 def _noise(spec: GeneratorSpec, like: Arrays) -> Arrays:
