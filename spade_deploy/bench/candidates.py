@@ -128,10 +128,10 @@ def _graphs(
     for one in asked:
         # This raises and lists the existing graphs: a graph that was asked for is never left out in silence.
         for kind in [GraphKind(choice) for choice in wanted if choice != GraphChoice.AUTO] or [GraphKind.DENSE]:
-            artifact.graph(one, kind)
+            artifact.graph(None if one is None else one.exported, kind)
     found: list[Candidate] = []
     for precision in precisions or dict.fromkeys(precision for precision, _ in there):
-        own = [choice for found_precision, choice in there if found_precision is precision]
+        own = [choice for found_precision, choice in there if found_precision is precision.exported]
         for choice in wanted or own:
             if choice == GraphChoice.AUTO or choice in own:
                 found.append(Candidate(Kind.GRAPH, f"{precision} {choice}", precision, choice))

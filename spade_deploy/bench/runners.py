@@ -21,9 +21,10 @@ from spade_deploy.bench.inputs import make_segmap
 from spade_deploy.bench.job import Job
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.open import open_runtime
+from spade_deploy.engines.openvino.library import load_openvino, version_of
 from spade_deploy.engines.ort.session import SessionSetup, load_onnxruntime, open_session
 from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.spec import Backend, GeneratorSpec
 
 IMPORTS = {
     Kind.GRAPH: "onnxruntime",
@@ -60,9 +61,13 @@ class Runner(Protocol):
         """The `image` and `pixels` of these inputs, to be compared with the golden outputs."""
 
 
-def import_libraries(kind: Kind) -> None:
+def import_libraries(job: Job) -> None:
     """Import what `load` needs. Raises MissingDependencyError with what installs it."""
-    name = IMPORTS[kind]
+    kind = job.candidate.kind
+    name = "openvino" if kind is Kind.GRAPH and job.backend == Backend.OPENVINO else IMPORTS[kind]
+    if name == "openvino":
+        load_openvino()
+        return
     try:
         importlib.import_module(name)
     except ImportError as error:
@@ -187,15 +192,14 @@ class _OpenVinoRunner(_Baseline):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        openvino: Any = importlib.import_module("openvino")  # it has no types
-
+        openvino = load_openvino()
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": job.threads,
         }
         self._model = openvino.Core().compile_model(str(_plain_file(job)), "CPU", settings)
-        self.name = f"OpenVINO {openvino.__version__.split('-')[0]} CPU, f32, latency hint"
+        self.name = f"OpenVINO {version_of(openvino)} CPU, f32, latency hint"
 
     def run(self, prepared: Any) -> NDArray[np.float32]:
         image: NDArray[np.float32] = self._model(prepared)[IMAGE]

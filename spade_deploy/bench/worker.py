@@ -37,7 +37,7 @@ def _serve(job_file: Path, answers: IO[str]) -> None:
     from spade_deploy.bench.job import Job, read_arrays
 
     job = Job.read(job_file)
-    runners.import_libraries(job.candidate.kind)
+    runners.import_libraries(job)
     _say(answers, memory_bytes=memory_bytes())
     runner = runners.load(job)
     _say(answers, runtime=runner.name)

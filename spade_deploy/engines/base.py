@@ -10,8 +10,9 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LABEL, Arrays, Artifact, input_tensors, mismatch, output_tensors
-from spade_deploy.errors import ConfigError, InputRefusedError
+from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, TensorInfo, input_tensors, mismatch, output_tensors
+from spade_deploy.errors import ArtifactError, ConfigError, InputRefusedError
+from spade_deploy.lookup.tables import lookup_tensors
 from spade_deploy.settings import check_one_of
 from spade_deploy.spec import Backend, GeneratorSpec, GraphChoice, GraphKind, Precision
 
@@ -22,7 +23,9 @@ __all__ = [
     "Runtime",
     "RuntimeRequest",
     "TableRuntime",
+    "check_contract",
     "check_inputs",
+    "fed_tensors",
     "output_names_of",
     "parse_backend",
     "parse_graph_choice",
@@ -139,6 +142,28 @@ def check_inputs(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> Non
     if lowest < 0 or highest >= spec.labels.num_ids:
         bad = lowest if lowest < 0 else highest
         raise InputRefusedError(f"input {LABEL}: id {bad} is out of range; allowed are 0..{spec.labels.num_ids - 1}")
+
+
+def fed_tensors(spec: GeneratorSpec, kind: GraphKind) -> tuple[TensorInfo, ...]:
+    """The inputs of a graph of that kind, in order."""
+    return input_tensors(spec) if kind is GraphKind.DENSE else lookup_tensors(spec)
+
+
+def check_contract(
+    artifact: Artifact, graph: Graph, inputs: Iterable[tuple[str, str]], outputs: Iterable[tuple[str, str]]
+) -> None:
+    """Raise ArtifactError for a file whose inputs or outputs are not those of the manifest's graph.
+
+    inputs, outputs: name and type, as NumPy calls it, of each tensor that an engine found in the file.
+    """
+    spec = artifact.manifest.generator
+    for what, tensors, found in (
+        ("inputs", fed_tensors(spec, graph.kind), inputs),
+        ("outputs", output_tensors(spec), outputs),
+    ):
+        expected, there = sorted((tensor.name, tensor.dtype) for tensor in tensors), sorted(found)
+        if there != expected:
+            raise ArtifactError(f"{artifact.path / graph.file}: its {what} are {there}, the manifest says {expected}")
 
 
 def output_names_of(spec: GeneratorSpec, wanted: Sequence[str] | None) -> list[str]:

@@ -19,12 +19,12 @@ def open_by_choice(
 ) -> Runtime:
     """Open the graph that was asked for. For `auto`, open both if the lookup graph was measured to win on some maps.
 
-    open_graph: opens the graph of that kind in an engine, in `precision`.
+    precision: what runs; that of the graphs follows from it. open_graph: opens the graph of that kind in an engine.
     """
     if wanted.graph is GraphChoice.LOOKUP:
         return open_graph(GraphKind.LOOKUP)
     graphs = wanted.artifact.manifest.graphs
-    found = [graph for graph in graphs if graph.kind is GraphKind.LOOKUP and graph.precision is precision]
+    found = [graph for graph in graphs if graph.kind is GraphKind.LOOKUP and graph.precision is precision.exported]
     share = found[0].break_even_share if found and wanted.graph is GraphChoice.AUTO else None
     if not share:
         return open_graph(GraphKind.DENSE)

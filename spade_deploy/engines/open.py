@@ -15,7 +15,7 @@ from types import ModuleType
 
 from spade_deploy.artifact import Artifact
 from spade_deploy.engines.base import Backend, GraphChoice, Runtime, RuntimeRequest, parse_graph_choice
-from spade_deploy.errors import RuntimeUnavailableError, SpadeError
+from spade_deploy.errors import ConfigError, RuntimeUnavailableError, SpadeError
 from spade_deploy.machine.cores import at_most_cores
 from spade_deploy.settings import check_one_of, check_positive
 from spade_deploy.spec import Precision
@@ -31,6 +31,8 @@ class Engine:
     """The module with `can_run` and `open_runtime`. It is imported when the engine is tried."""
     is_automatic: bool = True
     """Whether `auto` tries it."""
+    has_bf16: bool = False
+    """Whether it runs fp32 graphs in bfloat16. Of a request for bf16, `auto` tries these engines and no others."""
     note_on_failure: str = ""
     """The note, followed by the reason, in the runtime's name after `auto` tried this engine, failed, and took a later
     one. For an engine without a note such a failure is an error."""
@@ -44,6 +46,7 @@ ENGINES = (
     Engine("tensorrt", "spade_deploy.engines.tensorrt.open", note_on_failure="its TensorRT engine does not run here"),
     Engine("cuda", "spade_deploy.engines.ort.open"),
     Engine("cpu", "spade_deploy.engines.ort.open"),
+    Engine("openvino", "spade_deploy.engines.openvino.open", is_automatic=False, has_bf16=True),
     Engine("ort-tensorrt", "spade_deploy.engines.ort.open", is_automatic=False),
 )
 """The engines, in the order in which `auto` tries them."""
@@ -69,9 +72,13 @@ def open_runtime(
     check_positive("threads", threads)
     threads = None if threads is None else at_most_cores(threads, "threads")
     wanted = RuntimeRequest(artifact, name, precision, threads, choice)
+    wants_bf16 = precision is Precision.BF16
     if name == Backend.AUTO:
-        return _open_first(wanted, (engine for engine in ENGINES if engine.is_automatic))
+        return _open_first(wanted, (one for one in ENGINES if (one.has_bf16 if wants_bf16 else one.is_automatic)))
     (engine,) = (engine for engine in ENGINES if engine.backend == name)
+    if wants_bf16 and not engine.has_bf16:
+        able = " or ".join(one.backend for one in ENGINES if one.has_bf16)
+        raise ConfigError(f"`precision`: `backend` {name} has no bf16 arithmetic", hint=f"`backend` {able} has it")
     runtime: Runtime = engine.load().open_runtime(wanted)
     return runtime
 

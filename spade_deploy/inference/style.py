@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
-from spade_deploy.engines.ort.session import INSTALL, declared, load_onnxruntime, open_session
+from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session, types_of
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, reason_of
 from spade_deploy.images.image_file import read_photo
 
@@ -87,8 +87,8 @@ def _session(path: Path) -> Any:
 
 
 def _check_contract(path: Path, session: Any, artifact: Artifact) -> None:
-    found = sorted((tensor.name, tensor.type) for tensor in (*session.get_inputs(), *session.get_outputs()))
+    found = sorted(types_of((*session.get_inputs(), *session.get_outputs())))
     inputs, outputs = encoder_tensors(artifact.manifest.generator)
-    expected = declared((*inputs, *outputs))
+    expected = sorted((tensor.name, tensor.dtype) for tensor in (*inputs, *outputs))
     if found != expected:
         raise ArtifactError(f"{path}: its tensors are {found}, the manifest says {expected}")

@@ -25,6 +25,9 @@ FP16_FLOOR = 2e-4
 FP16_LOGIT_FACTOR = 2.0**15
 """The factor for the mean rounding error of the logits: 2^13 as for the image, times four, since the largest error is
 about four times the mean."""
+BF16_FACTOR = 2.0**16
+"""bfloat16 rounds at 8 bits, float32 at 24: errors grow by 2^16 at most."""
+BF16_MIN_PSNR_DB = 40.0
 FP16_MIN_PSNR_DB = 45.0
 FP16_MIN_SSIM = 0.99
 STRESS_MIN_PSNR_DB = 40.0
@@ -93,6 +96,8 @@ def tolerance_for(precision: Precision, rounding: RoundingError, min_psnr_db: fl
             mean_abs=FP32_FACTOR * rounding.mean_abs + FP32_FLOOR / 10,
             max_flip=1,
         )
+    if precision is Precision.BF16:
+        return Tolerance(mean_abs=BF16_FACTOR * rounding.mean_abs + FP16_FLOOR, min_psnr_db=BF16_MIN_PSNR_DB)
     return Tolerance(
         mean_abs=FP16_FACTOR * rounding.mean_abs + FP16_FLOOR, min_psnr_db=FP16_MIN_PSNR_DB, min_ssim=FP16_MIN_SSIM
     )

@@ -52,11 +52,24 @@ class FirstInput(StrEnum):
 
 
 class Precision(StrEnum):
-    """The type of a graph's weights and activations."""
+    """The type of a graph's weights and activations, and of the arithmetic that runs it.
+
+    BF16 is arithmetic alone: no file has it, an engine runs the fp32 graph in it (`exported` is that graph's).
+    """
 
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
+    BF16 = "bf16"
+
+    @property
+    def exported(self) -> Precision:
+        """The precision of the graph that runs: fp32 for bf16, and its own for all others."""
+        return Precision.FP32 if self is Precision.BF16 else self
+
+
+EXPORTED = tuple(precision for precision in Precision if precision is precision.exported)
+"""The precisions that a file can have."""
 
 
 class GraphKind(StrEnum):
@@ -77,12 +90,13 @@ class GraphChoice(StrEnum):
 class Backend(StrEnum):
     """Where an artifact runs. Auto: a TensorRT engine that fits, else CUDA where it really loads, else the CPU.
 
-    CPU and CUDA are ONNX Runtime's. TensorRT is an engine of `spade build`, of TensorRT or of TensorRT for RTX;
-    ORT_TENSORRT is ONNX Runtime's own TensorRT provider, which builds when it is first run.
+    CPU and CUDA are ONNX Runtime's; OpenVINO runs on the CPU, too. TensorRT is an engine of `spade build`, of TensorRT
+    or of TensorRT for RTX; ORT_TENSORRT is ONNX Runtime's own TensorRT provider, which builds when it is first run.
     """
 
     AUTO = "auto"
     CPU = "cpu"
+    OPENVINO = "openvino"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
     ORT_TENSORRT = "ort-tensorrt"

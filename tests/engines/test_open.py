@@ -85,7 +85,7 @@ def test_cuda_by_name_is_never_a_silent_cpu_run(tmp_path: Path, capfd: pytest.Ca
 
 def test_impossible_requests(tmp_path: Path) -> None:
     artifact = stand_in_artifact(tmp_path / "a")
-    with pytest.raises(ConfigError, match="`backend`: 'tpu' is not one of auto, cpu, cuda"):
+    with pytest.raises(ConfigError, match="`backend`: 'tpu' is not one of auto, cpu, openvino, cuda"):
         open_runtime(artifact, backend="tpu")
     with pytest.raises(ConfigError, match="`threads`: 0"):
         open_runtime(artifact, threads=0)
@@ -156,7 +156,7 @@ def test_an_engine_is_imported_only_when_it_is_tried(tmp_path: Path, monkeypatch
     nowhere = Engine("nowhere", "no.such.module")
     monkeypatch.setattr(opening, "ENGINES", (*ENGINES, nowhere))
     assert open_runtime(stand_in_artifact(tmp_path / "a")).name.startswith("ONNX Runtime")
-    with pytest.raises(ConfigError, match="'tpu' is not one of auto, cpu, cuda, tensorrt, ort-tensorrt, nowhere"):
+    with pytest.raises(ConfigError, match=r"'tpu' is not one of auto, cpu, .*, ort-tensorrt, nowhere"):
         open_runtime(stand_in_artifact(tmp_path / "a"), backend="tpu")
     with pytest.raises(ModuleNotFoundError):
         open_runtime(stand_in_artifact(tmp_path / "a"), backend="nowhere")

@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,8 +18,9 @@ from spade_deploy.artifact import Artifact, Graph
 from spade_deploy.engines.cuda.driver import Gpu
 from spade_deploy.engines.input_shapes import Shape, tensor_ranges
 from spade_deploy.engines.ort.session import CUDA, TENSORRT
-from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError, reason_of
+from spade_deploy.errors import ConfigError, InputRefusedError, RuntimeUnavailableError
 from spade_deploy.files.reading import sha256_of_bytes
+from spade_deploy.files.user_cache import user_cache
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, ShapeProfile
 
 FIRST_WEAKLY_TYPED = (1, 27)
@@ -169,10 +169,7 @@ def loaded_tensorrt() -> str | None:
 
 def cache_folder(artifact: Artifact, options: GpuOptions) -> Path:
     """Where engines of the TensorRT provider are kept. Raises ConfigError for a folder inside the artifact."""
-    folder = options.cache_folder
-    if folder is None:
-        home = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-        folder = (Path(home) if home else Path.home() / ".cache") / "spade-deploy" / "onnxruntime-tensorrt"
+    folder = user_cache("onnxruntime-tensorrt") if options.cache_folder is None else options.cache_folder
     folder = folder.expanduser().absolute()
     if folder.resolve().is_relative_to(artifact.path.resolve()):
         raise ConfigError(
@@ -180,23 +177,6 @@ def cache_folder(artifact: Artifact, options: GpuOptions) -> Path:
             hint="give a folder elsewhere, or none for the user's own",
         )
     return folder
-
-
-def make_cache_folder(folder: Path) -> None:
-    """Make the folder, for its owner alone: an engine is code, and whoever can write here could get code run.
-
-    Raises ConfigError if it cannot be made, or if others may write to it.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.stat()
-    except OSError as error:
-        raise ConfigError(f"`cache_folder`: {folder} cannot be made: {reason_of(error)}") from error
-    if hasattr(os, "getuid") and (facts.st_uid != os.getuid() or facts.st_mode & 0o022):
-        raise ConfigError(
-            f"`cache_folder`: others may write to {folder}, and an engine is code that is run",
-            hint=f"chmod go-w {folder}, if it is yours; else give another folder",
-        )
 
 
 def check_profile(

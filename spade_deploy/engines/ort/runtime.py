@@ -9,8 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, input_tensors, output_tensors
-from spade_deploy.engines.base import ClosedByWith, check_inputs, output_names_of
+from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, output_tensors
+from spade_deploy.engines.base import ClosedByWith, check_contract, check_inputs, output_names_of
 from spade_deploy.engines.cuda.driver import require_gpu
 from spade_deploy.engines.ort import session as sessions
 from spade_deploy.engines.ort.binding import DeviceBinding
@@ -19,7 +19,6 @@ from spade_deploy.engines.ort.providers import (
     GpuOptions,
     cache_folder,
     check_profile,
-    make_cache_folder,
     provider_options,
 )
 from spade_deploy.engines.ort.session import CPU, CUDA, TENSORRT, SessionSetup
@@ -30,7 +29,8 @@ from spade_deploy.errors import (
     SpadeError,
     reason_of,
 )
-from spade_deploy.lookup.tables import check_tables, graph_inputs, level_names, lookup_tensors, modulated_channels
+from spade_deploy.files.user_cache import make_private
+from spade_deploy.lookup.tables import check_tables, graph_inputs, level_names, modulated_channels
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 
@@ -73,7 +73,8 @@ class OrtRuntime(ClosedByWith):
         if provider in (CUDA, TENSORRT):
             self._binding = DeviceBinding(ort, self._session, index=options.device, cuda_graph=options.cuda_graph)
         self.name = f"ONNX Runtime {ort.__version__} {_short(loaded)}, {graph.name}"
-        _check_contract(artifact, graph, self._session)
+        found = (sessions.types_of(self._session.get_inputs()), sessions.types_of(self._session.get_outputs()))
+        check_contract(artifact, graph, *found)
 
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
         """See `Runtime.run`. Raises RuntimeUnavailableError where the session fails."""
@@ -150,7 +151,7 @@ def _open_session(
     card = None
     if provider == TENSORRT:
         card = require_gpu(gpu.device)
-        make_cache_folder(cache_folder(artifact, gpu))
+        make_private(cache_folder(artifact, gpu), "`cache_folder`")
     # Operators that TensorRT leaves to CUDA get CUDA's usual options.
     providers = {name: provider_options(name, artifact, graph, card, gpu, ort.__version__) for name in names}
     with artifact.vouched(graph.file) as path:
@@ -164,19 +165,6 @@ def _open_session(
             )
 
         return sessions.open_session(path, SessionSetup(threads), providers, failed=failed)
-
-
-def _check_contract(artifact: Artifact, graph: Graph, session: Any) -> None:
-    """Raise ArtifactError for a file whose inputs or outputs are not those of the manifest's graph."""
-    spec = artifact.manifest.generator
-    fed = input_tensors(spec) if graph.kind is GraphKind.DENSE else lookup_tensors(spec)
-    for what, tensors, found in (
-        ("inputs", fed, session.get_inputs()),
-        ("outputs", output_tensors(spec), session.get_outputs()),
-    ):
-        expected, there = sessions.declared(tensors), sorted((tensor.name, tensor.type) for tensor in found)
-        if there != expected:
-            raise ArtifactError(f"{artifact.path / graph.file}: its {what} are {there}, the manifest says {expected}")
 
 
 def _short(provider: str) -> str:

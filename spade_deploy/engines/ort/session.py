@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from spade_deploy.artifact import TensorInfo
 from spade_deploy.engines.ort.messages import PROBE_MODEL
 from spade_deploy.errors import ArtifactError, MissingDependencyError, SpadeError, reason_of
 
@@ -26,6 +25,7 @@ TENSORRT = "TensorrtExecutionProvider"
 
 INSTALL = "pip install 'spade-deploy[cpu]'"
 _QUIET = 4  # only fatal errors are logged: what goes wrong comes back as an exception
+_NUMPY_TYPES = MappingProxyType({"tensor(float)": "float32", "tensor(double)": "float64"})
 _ON_THE_CPU: Mapping[str, Mapping[str, str]] = MappingProxyType({CPU: MappingProxyType({})})
 
 
@@ -118,9 +118,9 @@ def open_session(
         ) from error
 
 
-def declared(tensors: Iterable[TensorInfo]) -> list[tuple[str, str]]:
-    """The sorted names and types that a session must report for its inputs or outputs to be these tensors."""
-    return sorted((tensor.name, f"tensor({tensor.dtype.replace('float32', 'float')})") for tensor in tensors)
+def types_of(tensors: Iterable[Any]) -> list[tuple[str, str]]:
+    """Name and type, as NumPy calls it, of a session's inputs or outputs; a type of ONNX alone keeps its name."""
+    return [(one.name, _NUMPY_TYPES.get(one.type, one.type.removeprefix("tensor(").rstrip(")"))) for one in tensors]
 
 
 def provider_loads(provider: str) -> bool:

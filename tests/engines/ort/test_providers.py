@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import stat
 import sys
 import types
 from dataclasses import replace
@@ -24,7 +23,6 @@ from spade_deploy.engines.ort.providers import (
     cache_folder,
     cache_key,
     check_profile,
-    make_cache_folder,
     provider_options,
 )
 from spade_deploy.engines.ort.session import CPU, CUDA, TENSORRT
@@ -148,20 +146,6 @@ def test_engines_are_not_kept_inside_the_artifact(artifact: Artifact, tmp_path: 
     for folder in (artifact.path, artifact.path / "engines", tmp_path / "cache" / ".." / artifact.path.name):
         with pytest.raises(ConfigError, match="inside the artifact"):
             cache_folder(artifact, GpuOptions(cache_folder=folder))
-
-
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system has no owners of files to check")
-def test_a_folder_of_engines_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "a" / "b"
-    make_cache_folder(folder)
-    assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0
-    make_cache_folder(folder)
-    folder.chmod(0o777)
-    with pytest.raises(ConfigError, match="others may write"):
-        make_cache_folder(folder)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
-        make_cache_folder(tmp_path / "file" / "b")
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from spade_deploy.engines.ort.session import (
     INSTALL,
     Optimization,
     SessionSetup,
-    declared,
     load_onnxruntime,
     open_session,
+    types_of,
 )
 from spade_deploy.errors import ArtifactError, ExportError, MissingDependencyError
 from tests.support.paths import ROOT
@@ -102,10 +102,10 @@ def test_without_onnxruntime_the_caller_says_what_for(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("spec", [EDGES, STYLED], ids=["edges", "styled"])
-def test_tensors_are_declared_as_a_session_tells_of_them(spec: Any) -> None:
+def test_a_sessions_types_are_told_as_numpy_calls_them(spec: Any) -> None:
     session = open_session(stand_in_graph(spec))
-    assert declared(input_tensors(spec)) == sorted((found.name, found.type) for found in session.get_inputs())
-    assert declared(output_tensors(spec)) == sorted((found.name, found.type) for found in session.get_outputs())
+    assert types_of(session.get_inputs()) == [(tensor.name, tensor.dtype) for tensor in input_tensors(spec)]
+    assert types_of(session.get_outputs()) == [(tensor.name, tensor.dtype) for tensor in output_tensors(spec)]
 
 
 def test_every_session_of_the_package_is_opened_here() -> None:
