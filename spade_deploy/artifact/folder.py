@@ -26,12 +26,12 @@ from spade_deploy.artifact.manifest import (
     require_safe_name,
 )
 from spade_deploy.artifact.tensors import golden_tensors, input_tensors, mismatch
-from spade_deploy.errors import ArtifactError, quoted
+from spade_deploy.errors import ArtifactError, ConfigError, quoted
 from spade_deploy.files.atomic import write_json
 from spade_deploy.files.onnx_data import external_files
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.files.temporary import bring_back
-from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
+from spade_deploy.spec import EXPORTED, GeneratorSpec, GraphKind, Precision, RoundingError
 from spade_deploy.version import __version__
 
 ENCODER_ONNX = "encoder.onnx"
@@ -93,6 +93,8 @@ class Artifact:
                 f"{self.path}: a {spec.architecture} generator has no {kind} graph", hint="leave `graph` out"
             )
         there = ", ".join(f"{graph.precision} {graph.kind}" for graph in self.manifest.graphs)
+        if precision is not None and precision not in EXPORTED:
+            raise ConfigError(f"`precision`: {precision} is no graph's; allowed are {', '.join(EXPORTED)}")
         flag = f" --{precision}" if precision not in (None, Precision.FP32) else ""
         raise ArtifactError(
             f"{self.path}: there is no {precision or 'default'} {kind} graph; there is: {there}",

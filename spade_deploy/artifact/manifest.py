@@ -18,7 +18,7 @@ from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError, 
 from spade_deploy.fields import Count, Sha256, digest_of, from_json, of_type, parse, to_json
 from spade_deploy.files.reading import MAX_JSON_BYTES
 from spade_deploy.files.reading import read_json as read_json_file
-from spade_deploy.spec import GeneratorSpec, GraphKind, Precision, RoundingError
+from spade_deploy.spec import EXPORTED, GeneratorSpec, GraphKind, Precision, RoundingError
 from spade_deploy.version import __version__
 
 FORMAT_VERSION = 1
@@ -240,8 +240,9 @@ def _check_consistency(manifest: Manifest, value: dict[str, Any]) -> None:
     if not manifest.graphs:
         raise ConfigError("graphs is empty")
     for index, graph in enumerate(manifest.graphs):
-        if graph.precision is not graph.precision.exported:
-            raise ConfigError(f"graphs[{index}]: precision {graph.precision} is no file's, it is arithmetic alone")
+        if graph.precision not in EXPORTED:
+            allowed = ", ".join(EXPORTED)
+            raise ConfigError(f"graphs[{index}]: precision {graph.precision} is no file's; allowed are {allowed}")
     encoder, spec = manifest.encoder, manifest.generator
     graphs = [graph.file for graph in manifest.graphs] + ([] if encoder is None else [encoder.file])
     for name in (*graphs, GOLDEN_INPUTS, GOLDEN_OUTPUTS):

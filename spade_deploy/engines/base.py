@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, input_tensors, mismatch, output_tensors
+from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, TensorInfo, input_tensors, mismatch, output_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, InputRefusedError
 from spade_deploy.lookup.tables import lookup_tensors
 from spade_deploy.settings import check_one_of
@@ -25,6 +25,7 @@ __all__ = [
     "TableRuntime",
     "check_contract",
     "check_inputs",
+    "fed_tensors",
     "output_names_of",
     "parse_backend",
     "parse_graph_choice",
@@ -143,6 +144,11 @@ def check_inputs(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> Non
         raise InputRefusedError(f"input {LABEL}: id {bad} is out of range; allowed are 0..{spec.labels.num_ids - 1}")
 
 
+def fed_tensors(spec: GeneratorSpec, kind: GraphKind) -> tuple[TensorInfo, ...]:
+    """The inputs of a graph of that kind, in order."""
+    return input_tensors(spec) if kind is GraphKind.DENSE else lookup_tensors(spec)
+
+
 def check_contract(
     artifact: Artifact, graph: Graph, inputs: Iterable[tuple[str, str]], outputs: Iterable[tuple[str, str]]
 ) -> None:
@@ -151,8 +157,10 @@ def check_contract(
     inputs, outputs: name and type, as NumPy calls it, of each tensor that an engine found in the file.
     """
     spec = artifact.manifest.generator
-    fed = input_tensors(spec) if graph.kind is GraphKind.DENSE else lookup_tensors(spec)
-    for what, tensors, found in (("inputs", fed, inputs), ("outputs", output_tensors(spec), outputs)):
+    for what, tensors, found in (
+        ("inputs", fed_tensors(spec, graph.kind), inputs),
+        ("outputs", output_tensors(spec), outputs),
+    ):
         expected, there = sorted((tensor.name, tensor.dtype) for tensor in tensors), sorted(found)
         if there != expected:
             raise ArtifactError(f"{artifact.path / graph.file}: its {what} are {there}, the manifest says {expected}")

@@ -1,7 +1,7 @@
 """The checks of `spade doctor`: what is installed, what really loads, and how to install what is missing.
 
 Nothing here imports a heavy package: the installed metadata says what is there. Only ONNX Runtime is really run, since
-its list of providers says only what it was built with. The GPU is found through the driver's own library.
+its list of providers says only what it was built with, and OpenVINO, which knows what this CPU computes fast. The GPU is found through the driver's own library.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from spade_deploy.engines.cuda.driver import find_gpus
+from spade_deploy.engines.openvino import library as openvino
 from spade_deploy.engines.ort import session as ort
 from spade_deploy.errors import RuntimeUnavailableError, SpadeError
 from spade_deploy.machine.cores import usable_cores
@@ -86,6 +87,7 @@ def diagnose(folder: Path | None = None) -> tuple[Check, ...]:
         _check_torch(has_gpu),
         *(_check_package(name, purpose, extra) for name, (purpose, extra) in _PACKAGES.items()),
         *_check_onnxruntime(has_gpu),
+        *_check_openvino(),
         gpu,
         *(_check_package(name, purpose, extra) for name, (purpose, extra) in _GPU_PACKAGES.items()),
         *_check_pycuda(),
@@ -181,6 +183,27 @@ def _check_onnxruntime(has_gpu: bool) -> tuple[Check, ...]:
         else:
             checks.append(_cuda_check(label, loads, has_gpu_build=bool(gpu), has_gpu=has_gpu))
     return tuple(checks)
+
+
+def _check_openvino() -> tuple[Check, ...]:
+    """Two lines: the package, and whether bf16 runs here."""
+    label, found = "bf16 in OpenVINO", _version("openvino")
+    if found is None:
+        return (_check_package("openvino", "graphs on the CPU, in bf16 where it has that", "openvino"),)
+    try:
+        listed, has_bf16 = sorted(openvino.capabilities()), openvino.has_bf16()
+    except SpadeError as error:
+        return (Check(Status.PROBLEM, "openvino", f"{found}: {error.message}", error.hint or ""),)
+    except Exception as error:  # a broken installation raises anything; the diagnosis goes on
+        value = f"{found} cannot be run: {type(error).__name__}: {error}"
+        return (Check(Status.PROBLEM, "openvino", value, "pip install --force-reinstall openvino"),)
+    version = Check(Status.GOOD, "openvino", found)
+    if not has_bf16:
+        return version, Check(Status.MISSING, label, f"this CPU has none; OpenVINO lists {', '.join(listed)}")
+    by = ", ".join(openvino.bf16_instructions()) or "instructions that only OpenVINO names"
+    return version, Check(
+        Status.GOOD, label, f"this CPU has it: {by}", "spade infer --backend openvino --precision bf16"
+    )
 
 
 _REINSTALL = "pip install --force-reinstall onnxruntime"

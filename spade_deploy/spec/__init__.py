@@ -6,6 +6,7 @@ offer them without loading NumPy.
 """
 
 from spade_deploy.spec.choices import (
+    EXPORTED,
     Architecture,
     Backend,
     FirstInput,
@@ -35,6 +36,7 @@ from spade_deploy.spec.sizes import MAX_BATCH, MAX_SIDE, parse_size
 
 __all__ = [
     "CRN_WIDTHS",
+    "EXPORTED",
     "MAX_BATCH",
     "MAX_SIDE",
     "NETWORK",

@@ -58,14 +58,18 @@ class Precision(StrEnum):
     """
 
     FP32 = "fp32"
-    BF16 = "bf16"
     FP16 = "fp16"
     INT8 = "int8"
+    BF16 = "bf16"
 
     @property
     def exported(self) -> Precision:
         """The precision of the graph that runs: fp32 for bf16, and its own for all others."""
         return Precision.FP32 if self is Precision.BF16 else self
+
+
+EXPORTED = tuple(precision for precision in Precision if precision is precision.exported)
+"""The precisions that a file can have."""
 
 
 class GraphKind(StrEnum):

@@ -1,6 +1,6 @@
 """Judge an fp16 graph in real half precision, which is emulated on a validation's inputs and on stress maps.
 
-ONNX Runtime's CPU kernels compute an fp16 graph in float32, so their results prove nothing about a GPU. The emulation
+ONNX Runtime's CPU kernels and OpenVINO compute an fp16 graph in float32, so their results prove nothing about a GPU. The emulation
 is in `half_emulation.py`.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph
 from spade_deploy.engines.base import Runtime
+from spade_deploy.engines.openvino.runtime import OpenVinoRuntime
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.engines.ort.session import CPU
 from spade_deploy.errors import MissingDependencyError, NotFoundError, RuntimeUnavailableError
@@ -163,6 +164,11 @@ def stress_failures(verdict: HalfVerdict | None) -> Sequence[str]:
     return () if verdict is None else tuple(one.name for one in verdict.stress if one.failures)
 
 
+def computes_half_in_float32(runtime: Runtime) -> bool:
+    """Whether a runtime, as those of a CPU do, computes an fp16 graph in float32, which proves nothing about a GPU."""
+    return isinstance(runtime, OpenVinoRuntime) or (isinstance(runtime, OrtRuntime) and runtime.provider == CPU)
+
+
 class Trusted(Protocol):
     """The reference, of which only the outputs are needed here."""
 
@@ -171,7 +177,7 @@ class Trusted(Protocol):
 
 
 class HalfPrecisionCheck:
-    """Emulates the fp16 graphs that ONNX Runtime's CPU kernels run in a validation; all other graphs pass by.
+    """Emulates the fp16 graphs that a CPU runs in a validation; all other graphs pass by.
 
     stress: the maps that are emulated beside the inputs of the validation.
     """
@@ -183,7 +189,7 @@ class HalfPrecisionCheck:
 
     def open(self, graph: Graph, runtime: Runtime) -> HalfJudge | HalfVerdict | None:
         """A judge for a graph; None if it needs no emulation; a verdict with the reason if it cannot be emulated."""
-        if graph.precision is not Precision.FP16 or not isinstance(runtime, OrtRuntime) or runtime.provider != CPU:
+        if graph.precision is not Precision.FP16 or not computes_half_in_float32(runtime):
             return None
         try:
             return HalfJudge(self._artifact, graph)

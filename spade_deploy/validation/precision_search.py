@@ -34,8 +34,6 @@ from spade_deploy.artifact import (
 )
 from spade_deploy.engines.base import Backend, GraphChoice, Runtime
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.engines.ort.runtime import OrtRuntime
-from spade_deploy.engines.ort.session import CPU
 from spade_deploy.engines.tensorrt.build import build
 from spade_deploy.engines.tensorrt.library import load_library
 from spade_deploy.engines.tensorrt.request import BuildRequest
@@ -53,7 +51,7 @@ from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GraphKind, LabelSpec, Precision, RoundingError
 from spade_deploy.validation.bisection import PrecisionSearch, Trial, find_layers_to_keep
 from spade_deploy.validation.half_emulation import EmulatedGraph
-from spade_deploy.validation.half_precision import stress_failures
+from spade_deploy.validation.half_precision import computes_half_in_float32, stress_failures
 from spade_deploy.validation.reference import find_exported_checkpoint, load_exported_generator
 from spade_deploy.validation.report import ValidationReport
 from spade_deploy.validation.request import ValidationRequest
@@ -191,7 +189,7 @@ def opener_like(artifact: Artifact, graph: Graph, backend: Backend) -> OpenCandi
     def open_trial(trial: Artifact) -> AbstractContextManager[Runs]:
         (only,) = trial.manifest.graphs
         runtime = open_runtime(trial, only.precision, backend, graph=only.kind.value)
-        if isinstance(runtime, OrtRuntime) and runtime.provider == CPU and only.precision is Precision.FP16:
+        if only.precision is Precision.FP16 and computes_half_in_float32(runtime):
             runtime.close()
             return nullcontext(EmulatedTrial(trial, only))
         return runtime

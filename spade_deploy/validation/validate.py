@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import LABEL, PIXELS, Arrays, Artifact, Graph
 from spade_deploy.engines.base import Backend, Runtime
 from spade_deploy.engines.open import open_runtime
+from spade_deploy.engines.openvino.library import has_bf16
 from spade_deploy.engines.tensorrt.open import has_engines
 from spade_deploy.errors import (
     MissingDependencyError,
@@ -25,6 +26,7 @@ from spade_deploy.export.stress_maps import stress_maps
 from spade_deploy.metrics.judge import Judge, Verdict
 from spade_deploy.metrics.tolerances import tolerance_for
 from spade_deploy.progress import SILENT, Progress
+from spade_deploy.spec import EXPORTED, Precision
 from spade_deploy.validation.half_precision import HalfJudge, HalfPrecisionCheck, HalfVerdict
 from spade_deploy.validation.inputs import Inputs, open_inputs
 from spade_deploy.validation.reference import Reference, open_reference
@@ -64,7 +66,14 @@ def validate(
 
 
 def _graphs(artifact: Artifact, backend: Backend) -> tuple[Graph, ...]:
-    """The graphs to validate: all of them, or for TensorRT those that an engine was built from."""
+    """The graphs to validate, each with the precision that it runs in.
+
+    They are all of the artifact; for TensorRT those that an engine was built from. OpenVINO runs the fp32 graphs in
+    bf16, too, where this CPU has it.
+    """
+    if backend == Backend.OPENVINO and has_bf16():
+        of_fp32 = [graph for graph in artifact.manifest.graphs if graph.precision is Precision.BF16.exported]
+        return (*artifact.manifest.graphs, *(replace(graph, precision=Precision.BF16) for graph in of_fp32))
     if backend != Backend.TENSORRT:
         return artifact.manifest.graphs
     built = tuple(graph for graph in artifact.manifest.graphs if has_engines(artifact, graph.precision, graph.kind))
@@ -92,7 +101,7 @@ class _Validation:
             more = () if half is None else tuple(f"in real half precision, {why}" for why in half.failures)
             opinion = _second_opinion(self._artifact, graph, runtime) if backend == Backend.TENSORRT else None
         diverges_at = None
-        if verdict.failures:
+        if verdict.failures and graph.precision in EXPORTED:  # a file can be searched, its bf16 arithmetic cannot
             with self._artifact.vouched(graph.file) as file:
                 diverges_at = self._reference.diverges_at(file, graph, worst)
         return GraphResult(

@@ -156,7 +156,7 @@ def test_an_engine_is_imported_only_when_it_is_tried(tmp_path: Path, monkeypatch
     nowhere = Engine("nowhere", "no.such.module")
     monkeypatch.setattr(opening, "ENGINES", (*ENGINES, nowhere))
     assert open_runtime(stand_in_artifact(tmp_path / "a")).name.startswith("ONNX Runtime")
-    with pytest.raises(ConfigError, match="'tpu' is not one of auto, cpu, openvino, cuda, tensorrt, ort-tensorrt, nowhere"):
+    with pytest.raises(ConfigError, match=r"'tpu' is not one of auto, cpu, .*, ort-tensorrt, nowhere"):
         open_runtime(stand_in_artifact(tmp_path / "a"), backend="tpu")
     with pytest.raises(ModuleNotFoundError):
         open_runtime(stand_in_artifact(tmp_path / "a"), backend="nowhere")

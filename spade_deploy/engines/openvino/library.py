@@ -68,16 +68,19 @@ def has_bf16() -> bool:
     return "BF16" in capabilities()
 
 
-def bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """The instruction sets with bfloat16 that Linux lists for this CPU; empty if there are none or it is not Linux."""
+def instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """The instruction sets that Linux lists for this CPU, sorted; none where it is not Linux."""
     try:
         text = cpuinfo.read_text("utf-8", "replace")
     except OSError:
         return ()
-    listed = {
-        word for line in text.splitlines() if line.lower().startswith(("flags", "features")) for word in line.split()
-    }
-    return tuple(name for name in BF16_INSTRUCTIONS if name in listed)
+    lists = (line.split()[2:] for line in text.splitlines() if line.lower().startswith(("flags", "features")))
+    return tuple(sorted({name for words in lists for name in words}))
+
+
+def bf16_instructions() -> tuple[str, ...]:
+    """The instruction sets with bfloat16 that Linux lists for this CPU."""
+    return tuple(name for name in BF16_INSTRUCTIONS if name in instructions())
 
 
 def require_bf16() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from spade_deploy.engines.base import parse_graph_choice
 from spade_deploy.engines.tensorrt.key import BuildOptions
+from spade_deploy.errors import ConfigError
 from spade_deploy.settings import setting
-from spade_deploy.spec import Flavour, GraphChoice, Precision, ShapeProfile
+from spade_deploy.spec import EXPORTED, Flavour, GraphChoice, Precision, ShapeProfile
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,10 @@ class BuildRequest:
     timing_cache: Path | None = setting(
         None, help="Read and written; one in the artifact if left out.", after="optimization_level"
     )
+
+    def __post_init__(self) -> None:
+        if self.precision not in (None, *EXPORTED):
+            raise ConfigError(
+                f"`precision`: {self.precision} is no graph's, and an engine has its graph's;"
+                f" allowed are {', '.join(EXPORTED)}"
+            )

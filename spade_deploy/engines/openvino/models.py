@@ -1,0 +1,145 @@
+"""The compiled models of one graph: one for each batch, height and width that is in use."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import LABEL, Artifact, Graph, TensorInfo
+from spade_deploy.engines.base import check_contract, fed_tensors
+from spade_deploy.engines.openvino.cache import Extent, ModelCache, open_cache
+from spade_deploy.engines.openvino.library import DEVICE, core, load_openvino, version_of
+from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, reason_of
+from spade_deploy.lookup.tables import level_names, modulated_channels
+from spade_deploy.spec import GraphKind, Precision
+
+KEPT_SIZES = 4
+"""How many sizes keep their compiled model: of more, the one that was not used for longest goes. The first so many are
+also kept on the disk, for the next start."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A compiled model that runs."""
+
+    request: Any
+    """OpenVINO's own `InferRequest`."""
+    memory: NDArray[Any] | None
+    """The file that it was loaded from, which must stay mapped while it runs; None if it was compiled."""
+
+
+class SizedModels:
+    """Compiles a graph for each size that comes, or loads what an earlier process compiled.
+
+    With height, width and batch fixed OpenVINO merges transposes and reorders, which it leaves alone where they are
+    open. The numbers of windows and patterns, which differ from map to map, stay open. graph: its precision is that of
+    what runs. Raises ArtifactError, when it is made or when a size first comes, for a file that OpenVINO cannot read.
+    """
+
+    def __init__(self, artifact: Artifact, graph: Graph, threads: int | None) -> None:
+        self._artifact, self._graph, self._openvino = artifact, graph, load_openvino()
+        self._settings = settings_of(graph.precision, threads)
+        self._ready: OrderedDict[Extent, _Ready] = OrderedDict()
+        self._cache: ModelCache = open_cache(artifact, graph, self._settings)
+        self._stored = 0
+        # What an earlier process compiled was read by it: only a graph that nobody has read yet is read at once.
+        self._model: Any = self._read() if self._cache.is_empty() else None
+
+    def request(self, inputs: Mapping[str, NDArray[Any]]) -> Any:
+        """The `InferRequest` for inputs of these shapes. Raises RuntimeUnavailableError where it cannot be compiled."""
+        spec = self._artifact.manifest.generator
+        finest = LABEL if self._graph.kind is GraphKind.DENSE else level_names(min(modulated_channels(spec)))[2]
+        extent = inputs[finest].shape
+        ready = self._ready.get(extent)
+        if ready is None:
+            while len(self._ready) >= KEPT_SIZES:  # first, so that there is never one more in memory
+                self._ready.popitem(last=False)
+            ready = self._ready[extent] = self._load(extent) or self._compile(extent, inputs)
+        self._ready.move_to_end(extent)
+        return ready.request
+
+    def close(self) -> None:
+        """Let go of all memory."""
+        self._ready.clear()
+        self._model = None
+
+    def _load(self, extent: Extent) -> _Ready | None:
+        memory = self._cache.load(extent)
+        if memory is None:
+            return None
+        try:
+            tensor = self._openvino.Tensor(memory, shared_memory=True)
+            compiled = core().import_model(tensor, DEVICE, self._settings)
+            self._check(compiled)
+        except (RuntimeError, ArtifactError) as error:
+            self._cache.discard(extent, reason_of(error))
+            return None
+        return _Ready(compiled.create_infer_request(), memory)
+
+    def _compile(self, extent: Extent, inputs: Mapping[str, NDArray[Any]]) -> _Ready:
+        if self._model is None:
+            self._model = self._read()
+        try:
+            self._model.reshape(dict(_shapes(fed_tensors(self._artifact.manifest.generator, self._graph.kind), inputs)))
+            compiled = core().compile_model(self._model, DEVICE, self._settings)
+        except RuntimeError as error:
+            size = " x ".join(map(str, extent))
+            raise RuntimeUnavailableError(
+                f"OpenVINO {version_of(self._openvino)} cannot compile {self._graph.name} for {size}:"
+                f" {reason_of(error)}",
+                hint="where memory ran out, a smaller `batch_size` or `size` helps; `backend` cpu runs it, too",
+            ) from error
+        self._check(compiled)
+        if self._stored < KEPT_SIZES:
+            self._stored += 1
+            self._cache.store(extent, compiled.export_model)
+        return _Ready(compiled.create_infer_request(), None)
+
+    def _check(self, compiled: Any) -> None:
+        """Raise for a model that has other inputs or outputs, or another precision, than was asked for."""
+        check_contract(self._artifact, self._graph, _types_of(compiled.inputs), _types_of(compiled.outputs))
+        found, asked = compiled.get_property("INFERENCE_PRECISION_HINT"), self._settings["INFERENCE_PRECISION_HINT"]
+        if found != getattr(self._openvino.Type, asked):
+            raise RuntimeUnavailableError(f"OpenVINO runs {self._graph.name} in {found}, not in {asked}")
+
+    def _read(self) -> Any:
+        with self._artifact.vouched(self._graph.file) as path:
+            try:
+                model = core().read_model(str(path))
+            except RuntimeError as error:
+                raise ArtifactError(
+                    f"{path}: OpenVINO {version_of(self._openvino)} cannot read it: {reason_of(error)}",
+                    hint=f"the graph is of opset {self._graph.opset}: pip install --upgrade openvino, or `spade export`"
+                    " again",
+                ) from error
+        check_contract(self._artifact, self._graph, _types_of(model.inputs), _types_of(model.outputs))
+        return model
+
+
+def settings_of(precision: Precision, threads: int | None) -> dict[str, Any]:
+    """What OpenVINO is told. threads: None leaves the number to OpenVINO, which takes one for each physical core."""
+    settings: dict[str, Any] = {
+        # OpenVINO's own default is bf16 wherever the CPU has it. What is no bf16 is real float32: in an int8 graph that
+        # is all between the quantised convolutions, and in an fp16 graph, as in ONNX Runtime, the arithmetic.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        # Pinned threads of two processes, or of two graphs, sit on the same cores and leave the others idle.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return settings if threads is None else {**settings, "INFERENCE_NUM_THREADS": threads}
+
+
+def _types_of(tensors: Iterable[Any]) -> list[tuple[str, str]]:
+    return [(tensor.get_any_name(), tensor.get_element_type().to_dtype().name) for tensor in tensors]
+
+
+def _shapes(tensors: Iterable[TensorInfo], inputs: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, list[int]]]:
+    """The shape of each input with N, height and width fixed; the number of windows and of patterns stays open (-1)."""
+    for tensor in tensors:
+        sizes = inputs[tensor.name].shape
+        is_open = [isinstance(part, str) and part[0] in "UP" for part in tensor.shape]
+        yield tensor.name, [-1 if free else size for free, size in zip(is_open, sizes, strict=True)]
