@@ -17,6 +17,7 @@ from PIL import Image
 from printed import Printed
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Manifest, Source, joined, rewrite_manifest
+from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.labels.files import (
     label_dtype,
@@ -59,12 +60,14 @@ def make_generator(spec: GeneratorSpec, passes: int = 3) -> SpadeGenerator:
     return generator.eval()
 
 
-def make_artifact(work: Path, spec: GeneratorSpec, maps: dict[str, Arrays]) -> Artifact:
+def make_artifact(work: Path, spec: GeneratorSpec, maps: dict[str, Arrays], *, with_int8: bool = False) -> Artifact:
     """The artifact of a run in `work`, with its checkpoint: dense and lookup graphs in fp32. One that is there is kept.
 
-    maps: the first two become the golden inputs, in the model's size.
+    maps: the first two become the golden inputs, in the model's size. with_int8: adds int8 graphs of 35 dB, which are
+    calibrated on these two.
     """
-    run = work / f"labels-{spec.labels.num_channels}-base-{spec.base_channels}-{spec.height}x{spec.width}"
+    ending = "-int8" if with_int8 else ""
+    run = work / f"labels-{spec.labels.num_channels}-base-{spec.base_channels}-{spec.height}x{spec.width}{ending}"
     folder = run / "artifact"
     if not (folder / "manifest.json").exists():
         golden = joined([resized(one, spec.height, spec.width) for one in list(maps.values())[:2]])
@@ -78,6 +81,7 @@ def make_artifact(work: Path, spec: GeneratorSpec, maps: dict[str, Arrays]) -> A
                 precisions=[Precision.FP32],
                 golden_inputs=golden,
                 source=Source(run.name, 0, "import", info.generator_sha256),
+                int8=Int8Request(golden, "the golden label maps") if with_int8 else None,
             ),
             progress=Printed(),
         )

@@ -17,22 +17,46 @@ from spade_deploy.spec import Backend, GraphChoice, GraphKind, Precision
 
 
 class Kind(StrEnum):
-    """What a candidate is: a graph, a bound, or one of the baselines, which all run the untouched module."""
+    """What a candidate is: a graph, a bound, the reference, or one of the baselines, which all run the trained module.
+
+    A baseline is what a careful user gets without this package, each in the precision that its name says.
+    """
 
     GRAPH = "graph"
     """A graph of the artifact."""
 
     EAGER = "eager"
-    """PyTorch as it is."""
+    """PyTorch in float32: spectral norm removed by PyTorch's own function, channels last."""
+
+    EAGER_BF16 = "eager-bf16"
+    """The same, weights and activations in bfloat16."""
 
     COMPILE = "compile"
-    """PyTorch through torch.compile."""
+    """EAGER through torch.compile."""
+
+    COMPILE_BF16 = "compile-bf16"
+    """EAGER_BF16 through torch.compile."""
 
     PLAIN = "plain"
     """A plain ONNX export in ONNX Runtime."""
 
+    PLAIN_INT8 = "plain-int8"
+    """The plain export after `onnxruntime.quantization.quantize_static` with its defaults, in ONNX Runtime."""
+
     OPENVINO = "openvino"
-    """The same plain export in OpenVINO."""
+    """The plain export in OpenVINO at its own precision, which is bf16 where the CPU has it."""
+
+    OPENVINO_F32 = "openvino-f32"
+    """The plain export in OpenVINO, held to float32."""
+
+    OPENVINO_INT8 = "openvino-int8"
+    """The plain export after `nncf.quantize` with its defaults, in OpenVINO."""
+
+    NCNN = "ncnn"
+    """The trained module, traced and converted by pnnx, in ncnn: float32 with Winograd convolutions."""
+
+    REFERENCE = "reference"
+    """The untouched module in PyTorch, float32. It is never timed: the PSNR of the others refers to its images."""
 
     BOUND = "bound"
     """An ONNX file with inputs of fixed shapes, run on random numbers.
@@ -40,13 +64,31 @@ class Kind(StrEnum):
     It makes no image, so its images are not judged: it says how fast a part of the work alone would be.
     """
 
+    GEMM = "gemm"
+    """A product of two large matrices in PyTorch, in the candidate's precision. It makes no image: its fastest run says
+    how many operations a second this CPU does at most."""
+
 
 BASELINES = {
     Kind.EAGER: "PyTorch eager",
+    Kind.EAGER_BF16: "PyTorch eager, bf16",
     Kind.COMPILE: "torch.compile",
+    Kind.COMPILE_BF16: "torch.compile, bf16",
     Kind.PLAIN: "plain export, ONNX Runtime",
-    Kind.OPENVINO: "plain export, OpenVINO",
+    Kind.PLAIN_INT8: "plain export, ONNX Runtime int8",
+    Kind.OPENVINO: "plain export, OpenVINO default",
+    Kind.OPENVINO_F32: "plain export, OpenVINO f32",
+    Kind.OPENVINO_INT8: "plain export, OpenVINO int8 (NNCF)",
+    Kind.NCNN: "ncnn",
 }
+_PRECISIONS = {
+    Kind.EAGER_BF16: Precision.BF16,
+    Kind.COMPILE_BF16: Precision.BF16,
+    Kind.PLAIN_INT8: Precision.INT8,
+    Kind.OPENVINO_INT8: Precision.INT8,
+}
+GEMM_SIDE = 2048
+"""Rows and columns of the matrices of a GEMM: a product takes 17 GFLOP."""
 ALL_BASELINES = "all"
 
 
@@ -61,7 +103,7 @@ class Candidate:
     """Its name in tables: 'fp16 lookup', 'PyTorch eager'."""
 
     precision: Precision = Precision.FP32
-    """The precision of the graph; baselines are fp32."""
+    """The precision that is asked for. OpenVINO's default is its own choice: the entry of the result says what ran."""
 
     graph: GraphChoice | None = None
     """Which graph of the artifact it is; None for a baseline or a bound."""
@@ -69,9 +111,16 @@ class Candidate:
     onnx: Path | None = None
     """The file of a bound; None for all others."""
 
+    backend: str | None = None
+    """What runs the graph; None for what the plan says."""
+
     @property
     def is_baseline(self) -> bool:
         return self.kind in BASELINES
+
+    @property
+    def makes_images(self) -> bool:
+        return self.kind not in (Kind.BOUND, Kind.GEMM)
 
     def to_json(self) -> dict[str, Any]:
         return to_json(self)
@@ -116,7 +165,7 @@ def _baselines(names: Sequence[str]) -> list[Candidate]:
             kinds.append(Kind(name))
         else:
             raise ConfigError(f"`baselines`: {name!r} is not one of {', '.join(BASELINES)} or {ALL_BASELINES}")
-    return [Candidate(kind, BASELINES[kind]) for kind in kinds]
+    return [Candidate(kind, BASELINES[kind], _PRECISIONS.get(kind, Precision.FP32)) for kind in kinds]
 
 
 def _graphs(

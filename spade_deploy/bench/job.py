@@ -38,10 +38,10 @@ class Job:
     """The number of CPU threads."""
 
     checkpoint: Path | None
-    """The checkpoint that PyTorch baselines load."""
+    """The checkpoint that PyTorch baselines and the reference load."""
 
-    plain_onnx: Path | None
-    """The ONNX file that the two baselines of a plain export load."""
+    model: Path | None
+    """What a baseline of another engine loads: an ONNX file, an OpenVINO file, or a folder of ncnn's files."""
 
     cases: tuple[Path, ...]
     """.npz files of the graph's inputs, batch by batch."""

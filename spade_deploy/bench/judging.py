@@ -8,6 +8,11 @@ from spade_deploy.artifact import LABEL, Arrays, Artifact, Golden, Graph
 from spade_deploy.bench.candidates import Candidate
 from spade_deploy.metrics.judge import Judge
 from spade_deploy.metrics.tolerances import Tolerance, tolerance_for
+from spade_deploy.spec import Precision
+
+LEAST_PSNR_DB = 15.0
+"""What an int8 baseline has to reach: a tool at its defaults promises no quality, but it has to run this model. A
+candidate with less on any label map has no figure, whatever its precision."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ def judge(artifact: Artifact, candidate: Candidate, golden: Golden, found: Array
 def _tolerance(artifact: Artifact, candidate: Candidate) -> Tolerance:
     goals = [graph.min_psnr_db for graph in artifact.manifest.graphs if _is_meant(graph, candidate)]
     goal = min((goal for goal in goals if goal is not None), default=None)
+    if candidate.is_baseline and candidate.precision is Precision.INT8:
+        goal = LEAST_PSNR_DB
     return tolerance_for(candidate.precision, artifact.manifest.rounding, goal)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from spade_deploy.bench.job import Job
 from spade_deploy.engines.base import ClosedByWith
 from spade_deploy.errors import SpadeError, line_of
+from spade_deploy.spec import Precision
 
 ANSWER_LIMIT_S = 900.0
 """torch.compile takes minutes before the first image of a large model."""
@@ -28,7 +29,8 @@ class WorkerError(SpadeError):
 class Worker(ClosedByWith):
     """One candidate's process.
 
-    Once it has started, `imports_s`, `load_s` and `first_run_s` are the parts of its cold start, in seconds.
+    Once it has started, `precision` is what the candidate really runs in, and `imports_s`, `load_s` and `first_run_s`
+    are the parts of its cold start, in seconds.
     """
 
     def __init__(self, job: Job, folder: Path) -> None:
@@ -36,6 +38,7 @@ class Worker(ClosedByWith):
         self.imports_s = self.load_s = self.first_run_s = 0.0
         self.imports_bytes: int | None = None
         self.runtime = ""
+        self.precision = job.candidate.precision
         folder.mkdir()
         job.write(folder / "job.json")
         # A cache of compiled code from an earlier run would make a cold start a warm one.
@@ -60,8 +63,9 @@ class Worker(ClosedByWith):
         """Wait for the first image. Raises WorkerError."""
         self.imports_bytes = self._answer()["memory_bytes"]
         imported = time.perf_counter()
-        self.runtime = self._answer()["runtime"]
+        answer = self._answer()
         loaded = time.perf_counter()
+        self.runtime, self.precision = answer["runtime"], Precision(answer["precision"])
         self._answer()
         self.imports_s, self.load_s = imported - self._born, loaded - imported
         self.first_run_s = time.perf_counter() - loaded

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact
-from spade_deploy.bench.candidates import Candidate, choose_candidates
+from spade_deploy.bench.candidates import ALL_BASELINES, BASELINES, Candidate, choose_candidates
 from spade_deploy.bench.inputs import read_cases
 from spade_deploy.engines.base import parse_backend
 from spade_deploy.errors import ConfigError
@@ -33,7 +33,7 @@ class BenchRequest:
         (), help="dense, lookup or auto; may be repeated; all graphs if left out.", flag="graph"
     )
     baselines: tuple[str, ...] = setting(
-        (), help="eager, compile, plain, openvino or all; may be repeated.", flag="baseline"
+        (), help=f"{', '.join(BASELINES)} or {ALL_BASELINES}; may be repeated.", flag="baseline"
     )
     backend: Backend | str = setting(Backend.AUTO, help="What runs the graphs; baselines run on the CPU.")
     batch_size: int = setting(1, help="Images a run of the graph.", least=1, most=MAX_BATCH)
@@ -92,8 +92,9 @@ class BenchPlan:
     runs_dir: Path = Path("runs")
     """The folder in which the checkpoint is looked for."""
 
-    plain_onnx: Path | None = None
-    """A plain export that is kept between calls: the file is read if it exists, and written otherwise."""
+    kept: Path | None = None
+    """A folder in which the plain export, what is converted from it and the reference's images are kept between calls;
+    None makes them anew each time."""
 
     limit_s: float | None = None
     """After so many seconds no further round begins; the first round always runs."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spade_deploy.bench.candidates import Candidate, Kind
-from spade_deploy.bench.judging import CandidateVerdict
+from spade_deploy.bench.candidates import Kind
+from spade_deploy.bench.entries import Entry, Figures, Round, Run, Status
 from spade_deploy.errors import ValidationFailedError
 from spade_deploy.spec import GraphKind, Precision
 
-QUIET = 0.04
-"""The share of the machine that other processes may have had in a round that counts as undisturbed."""
 CONDITIONS = (
     "A process a candidate; rounds interleave them, in an order that rotates.",
     "Ratios are taken within a round, and their median is given.",
@@ -24,134 +22,12 @@ CONDITIONS = (
     "Baselines: the one-hot segmap is ready before the timing begins, the float image ends it; that favours them.",
     "Peak memory: the most physical memory of the candidate's process, libraries included, from its start to its end.",
     "Cold start: from starting the process, Python included, to the first image. Files are in the system's cache.",
+    "PyTorch: spectral norm removed, channels last; bfloat16 is that of weights and activations.",
+    "OpenVINO: the size of the inputs is fixed. NNCF and onnxruntime.quantization: defaults, calibrated on these maps.",
+    "PSNR: of the images that are timed, against the untouched module in PyTorch float32; the lowest of all maps.",
+    "Processor time is that of the process, all threads together.",
     "torch.compile begins with an empty cache of compiled code.",
 )
-
-
-class Status(StrEnum):
-    """What became of a candidate."""
-
-    MEASURED = "measured"
-    """It ran, its images are right, and there are figures."""
-
-    WRONG = "wrong"
-    """Its images are not the golden ones, so it has no figure."""
-
-    FAILED = "failed"
-    """It did not run."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One batch that was run."""
-
-    round: int
-    """The number of the round, from 0."""
-
-    seconds: float
-    """How long it took."""
-
-    patterns_s: float | None = None
-    """The part of `seconds` that was spent on finding patterns; None if there were none to find."""
-
-    graph: str | None = None
-    """The graph that ran, for a candidate that chooses between dense and lookup."""
-
-
-@dataclass(frozen=True)
-class ColdStart:
-    """Seconds from starting the process to its first image, in three parts."""
-
-    imports_s: float
-    """Starting Python and importing the libraries."""
-
-    load_s: float
-    """Loading the model."""
-
-    first_run_s: float
-    """The first image."""
-
-    @property
-    def total_s(self) -> float:
-        return self.imports_s + self.load_s + self.first_run_s
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round, in which every candidate ran the same case."""
-
-    case: int
-    """The number of the case, from 0."""
-
-    others: float | None
-    """The share of the machine that other processes used; None if it is not known."""
-
-    @property
-    def is_quiet(self) -> bool:
-        return self.others is None or self.others <= QUIET
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The figures of one candidate over all rounds."""
-
-    p50_ms: float
-    """The median latency of a batch."""
-
-    p90_ms: float
-    """Nine of ten batches take less."""
-
-    p99_ms: float
-    """99 of 100 batches take less."""
-
-    images_per_s: float
-    """Images a second over all rounds."""
-
-    patterns_p50_ms: float | None
-    """The median time for finding patterns; None for a candidate that finds none."""
-
-    lookup_share: float | None
-    """The share of batches that the lookup graph ran; None for a candidate that does not choose."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What became of one candidate."""
-
-    candidate: Candidate
-    """The candidate."""
-
-    status: Status
-    """Whether it was measured."""
-
-    runtime: str = ""
-    """The engine or library that ran it, for people."""
-
-    reason: str = ""
-    """Why there is no figure."""
-
-    hint: str | None = None
-    """What to do about it."""
-
-    verdict: CandidateVerdict | None = None
-    """How its images were judged; None for a bound, which has no image."""
-
-    cold_start: ColdStart | None = None
-    """The time from the start of its process to its first image."""
-
-    imports_bytes: int | None = None
-    """Physical memory of its process after the imports."""
-
-    peak_memory_bytes: int | None = None
-    """The most physical memory of its process."""
-
-    runs: tuple[Run, ...] = ()
-    """Its runs, round by round."""
-
-    @property
-    def is_fault(self) -> bool:
-        """Whether the whole bench fails because of it: its images are wrong, or it is a graph that did not run."""
-        return self.status is Status.WRONG or (self.status is Status.FAILED and not self.candidate.is_baseline)
 
 
 @dataclass(frozen=True)
@@ -191,6 +67,9 @@ class BenchResult:
     entries: tuple[Entry, ...]
     """What became of each candidate, in the order in which they were asked for."""
 
+    no_references: str = ""
+    """Why no PSNR could be measured on the cases; empty if it was, or if no baseline was asked for."""
+
     @property
     def measured(self) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.status is Status.MEASURED)
@@ -208,6 +87,8 @@ class BenchResult:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the table must know."""
         notes = []
+        if self.no_references:
+            notes.append(f"PSNR is that of the golden inputs, not of these label maps: {self.no_references}")
         if any(entry.candidate.is_baseline for entry in self.measured):
             notes.append("baselines get the one-hot map ready-made, outside the timing; the graphs make their own")
         if any(run.patterns_s for entry in self.measured for run in entry.runs):
@@ -227,6 +108,7 @@ class BenchResult:
         """The figures of a candidate that was measured, over all rounds or those of one case."""
         runs = self._runs(entry, case)
         ms = np.array([run.seconds for run in runs]) * 1e3
+        cpu = [run.cpu_s for run in runs if run.cpu_s is not None]
         patterns = [run.patterns_s for run in runs if run.patterns_s is not None]
         chosen = [run.graph for run in runs if run.graph is not None]
         p50, p90, p99 = (float(value) for value in np.percentile(ms, (50, 90, 99)))
@@ -234,6 +116,7 @@ class BenchResult:
             p50_ms=p50,
             p90_ms=p90,
             p99_ms=p99,
+            cpu_p50_ms=statistics.median(cpu) * 1e3 if cpu else None,
             images_per_s=self.batch_size * len(ms) * 1e3 / float(ms.sum()),
             patterns_p50_ms=statistics.median(patterns) * 1e3 if patterns else None,
             lookup_share=chosen.count(GraphKind.LOOKUP) / len(chosen) if chosen else None,
@@ -243,6 +126,22 @@ class BenchResult:
         """How many times as fast as `to` a candidate is: the median over rounds of the ratio within the round."""
         pairs = zip(self._runs(to, case), self._runs(entry, case), strict=True)
         return statistics.median(other.seconds / own.seconds for other, own in pairs)
+
+    def cpu_ratio(self, entry: Entry, to: Entry, case: int | None = None) -> float:
+        """The same by processor time, which other processes on the machine disturb less."""
+        pairs = zip(self._runs(to, case), self._runs(entry, case), strict=True)
+        return statistics.median((other.cpu_s or math.nan) / (own.cpu_s or math.nan) for other, own in pairs)
+
+    def psnr_db(self, entry: Entry) -> float | None:
+        """The lowest PSNR of a candidate's images: of the cases, or of the golden inputs where these were not compared.
+
+        Infinite for identical images; None for a bound.
+        """
+        if entry.psnr_db:
+            return min(entry.psnr_db.values())
+        if entry.verdict is None:
+            return None
+        return math.inf if entry.verdict.psnr_db is None else entry.verdict.psnr_db
 
     def require_right(self) -> None:
         """Raise ValidationFailedError, with every reason, where a candidate is wrong or a graph did not run."""
@@ -279,8 +178,9 @@ class BenchResult:
         value: dict[str, Any] = {
             "name": entry.candidate.name,
             "kind": entry.candidate.kind,
-            "precision": entry.candidate.precision,
+            "precision": entry.precision,
             "graph": entry.candidate.graph,
+            "backend": entry.candidate.backend,
             "status": entry.status,
             "runtime": entry.runtime,
             "reason": entry.reason,
@@ -293,11 +193,17 @@ class BenchResult:
             **value,
             **asdict(self.figures(entry)),
             "ratio": None if reference is None else self.ratio(entry, reference),
+            "psnr_db": {self.cases[case]: said_db(value) for case, value in sorted(entry.psnr_db.items())},
             "cold_start": {**asdict(entry.cold_start), "total_s": entry.cold_start.total_s},
             "imports_bytes": entry.imports_bytes,
             "peak_memory_bytes": entry.peak_memory_bytes,
             "runs": [asdict(run) for run in entry.runs],
         }
+
+
+def said_db(value: float | None) -> float | str | None:
+    """A PSNR as JSON holds it: a number, or "identical"."""
+    return "identical" if value == math.inf else value
 
 
 def _rank(entry: Entry) -> tuple[bool, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from contextlib import ExitStack
@@ -10,18 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spade_deploy.artifact import LABEL, Artifact, Golden
-from spade_deploy.bench.candidates import Candidate, Kind
+from spade_deploy.bench.candidates import Candidate
+from spade_deploy.bench.comparison import ImageComparison
+from spade_deploy.bench.entries import ColdStart, Entry, Round, Run, Status
+from spade_deploy.bench.files import BaselineFiles
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
 from spade_deploy.bench.judging import judge
 from spade_deploy.bench.machine import busy_seconds, describe_machine
 from spade_deploy.bench.process import Worker, WorkerError
 from spade_deploy.bench.request import BenchPlan, BenchRequest
-from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run, Status
-from spade_deploy.errors import MissingDependencyError, NotFoundError, SpadeError, reason_of
+from spade_deploy.bench.result import BenchResult
+from spade_deploy.errors import SpadeError, reason_of
 from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.machine.cores import at_most_cores, usable_cores
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.runs.folders import find_checkpoint_by_digest, resolve_checkpoint
 
 SETTLE_S = 0.02
 """The pause before each run: threads of the run before spin for some milliseconds before they sleep."""
@@ -64,8 +65,9 @@ def run_plan(artifact: Artifact, plan: BenchPlan, progress: Progress = SILENT) -
     threads = usable_cores() if plan.threads is None else at_most_cores(plan.threads, "threads")
     golden = artifact.golden()
     with scratch_folder("bench") as folder, ExitStack() as stack:
-        files = _Files(artifact, folder, plan, progress)
+        files = BaselineFiles(artifact, folder, plan, progress)
         jobs = _jobs(artifact, plan, golden, folder, threads)
+        references, no_references = _reference_images(files, jobs)
         live: list[_Live] = []
         entries: dict[Candidate, Entry] = {}
         for number, job in enumerate(jobs):
@@ -76,10 +78,11 @@ def run_plan(artifact: Artifact, plan: BenchPlan, progress: Progress = SILENT) -
             else:
                 entries[job.candidate] = started
         progress.step(f"{plan.rounds} rounds of {len(live)} candidates")
-        done = _measure(live, entries, len(plan.cases), plan.rounds, plan.limit_s, progress)
+        images = ImageComparison(references, folder)
+        done = _measure(live, entries, images, plan, progress)
         for one in live:
             if one.entry.candidate not in entries:
-                entries[one.entry.candidate] = _finish(one)
+                entries[one.entry.candidate] = _finish(one, images)
     label, names = plan.cases[0][LABEL], plan.names
     return BenchResult(
         artifact=artifact.path,
@@ -92,6 +95,7 @@ def run_plan(artifact: Artifact, plan: BenchPlan, progress: Progress = SILENT) -
         machine=describe_machine(),
         cases=tuple(names) if names is not None else tuple(f"case {number}" for number in range(len(plan.cases))),
         rounds=tuple(done),
+        no_references=no_references,
         entries=tuple(entries[candidate] for candidate in plan.candidates),
     )
 
@@ -110,7 +114,7 @@ def _jobs(artifact: Artifact, plan: BenchPlan, golden: Golden, folder: Path, thr
             backend=str(plan.backend),
             threads=threads,
             checkpoint=None,
-            plain_onnx=None,
+            model=None,
             cases=case_files,
             golden=golden_files,
             golden_outputs=folder / f"answers-{number}.npz",
@@ -119,63 +123,20 @@ def _jobs(artifact: Artifact, plan: BenchPlan, golden: Golden, folder: Path, thr
     ]
 
 
-@dataclass
-class _Files:
-    """The files that baselines need. They are found or made when the first baseline asks for them."""
-
-    artifact: Artifact
-    """The artifact that is measured."""
-
-    folder: Path
-    """The folder of a plain export that is not kept."""
-
-    plan: BenchPlan
-    """The plan, which says where the files are looked for."""
-
-    progress: Progress
-    """It is told of each step."""
-
-    checkpoint: Path | None = None
-    """The checkpoint, once it was found."""
-
-    def give(self, job: Job) -> Job:
-        """The job with the paths of its files. Raises SpadeError if a file of a baseline cannot be found or made."""
-        if not job.candidate.is_baseline:
-            return job
-        if job.candidate.kind in (Kind.PLAIN, Kind.OPENVINO):
-            return replace(job, plain_onnx=self._plain())
-        return replace(job, checkpoint=self._found_checkpoint())
-
-    def _found_checkpoint(self) -> Path:
-        if importlib.util.find_spec("torch") is None:
-            raise MissingDependencyError("PyTorch is not installed", hint="pip install 'spade-deploy[export]'")
-        if self.checkpoint is None:
-            self.checkpoint = self._look_for_checkpoint()
-        return self.checkpoint
-
-    def _look_for_checkpoint(self) -> Path:
-        runs_dir = self.plan.runs_dir
-        if self.plan.checkpoint is not None:
-            return resolve_checkpoint(self.plan.checkpoint, runs_dir)
-        digest = self.artifact.manifest.source.generator_sha256
-        found = find_checkpoint_by_digest(digest, near=self.artifact.path, runs_dir=runs_dir)
-        if found is None:
-            raise NotFoundError(f"the checkpoint that was exported is not in {runs_dir}", hint="give `checkpoint`")
-        return found
-
-    def _plain(self) -> Path:
-        path = self.plan.plain_onnx or self.folder / "plain.onnx"
-        if not path.exists():
-            checkpoint = self._found_checkpoint()
-            self.progress.step("plain export of the untouched module")
-            from spade_deploy.bench.plain_export import write_plain_export
-
-            write_plain_export(checkpoint, path)
-        return path
+def _reference_images(files: BaselineFiles, jobs: list[Job]) -> tuple[tuple[Path, ...], str]:
+    """The reference's image of each case, and why there are none if so."""
+    plan = files.plan
+    if not any(job.candidate.is_baseline for job in jobs):
+        return (), ""  # an artifact alone needs no PyTorch
+    try:
+        seen = replace(jobs[0], cases=jobs[0].cases[: plan.rounds])
+        return files.reference_images(seen), ""
+    except SpadeError as error:
+        return (), error.message
 
 
 def _start(
-    files: _Files, job: Job, artifact: Artifact, golden: Golden, folder: Path, stack: ExitStack
+    files: BaselineFiles, job: Job, artifact: Artifact, golden: Golden, folder: Path, stack: ExitStack
 ) -> _Live | Entry:
     candidate = job.candidate
     try:
@@ -183,41 +144,46 @@ def _start(
             worker = until_it_is_right.enter_context(Worker(files.give(job), folder))
             worker.start()
             verdict = None
-            if candidate.kind is not Kind.BOUND:
+            if candidate.makes_images:
                 worker.ask(do="golden")
-                verdict = judge(artifact, candidate, golden, read_arrays(job.golden_outputs))
+                ran = replace(candidate, precision=worker.precision)
+                verdict = judge(artifact, ran, golden, read_arrays(job.golden_outputs))
                 if verdict.failures:
                     reason = f"its images are wrong: {'; '.join(verdict.failures)}"
-                    return Entry(candidate, Status.WRONG, worker.runtime, reason, verdict=verdict)
+                    return Entry(
+                        candidate, Status.WRONG, worker.runtime, reason, verdict=verdict, precision=worker.precision
+                    )
             worker.ask(do="run", case=0)  # a warm-up, since the golden inputs may have another size
             stack.push(until_it_is_right.pop_all())
     except SpadeError as error:
         return Entry(candidate, Status.FAILED, reason=error.message, hint=error.hint)
     except Exception as error:  # an exporter raises dozens of types; only the baseline that needs it has no figure
         return Entry(candidate, Status.FAILED, reason=f"{type(error).__name__}: {reason_of(error)}")
-    return _Live(worker, Entry(candidate, Status.MEASURED, worker.runtime, verdict=verdict))
+    entry = Entry(candidate, Status.MEASURED, worker.runtime, verdict=verdict, precision=worker.precision)
+    return _Live(worker, entry)
 
 
 def _measure(
     live: list[_Live],
     entries: dict[Candidate, Entry],
-    num_cases: int,
-    rounds: int,
-    limit_s: float | None,
+    images: ImageComparison,
+    plan: BenchPlan,
     progress: Progress,
 ) -> list[Round]:
     """Run the rounds and return those that were done. A candidate that dies counts as failed and runs no more."""
     done: list[Round] = []
-    end = None if limit_s is None else time.monotonic() + limit_s
-    while live and len(done) < rounds and (not done or end is None or time.monotonic() < end):
-        case = len(done) % num_cases
-        others = _one_round([one for one in live if one.entry.candidate not in entries], entries, len(done), case)
-        done.append(Round(case, others))
-        progress.count("round", len(done), rounds)
+    end = None if plan.limit_s is None else time.monotonic() + plan.limit_s
+    while live and len(done) < plan.rounds and (not done or end is None or time.monotonic() < end):
+        case = len(done) % len(plan.cases)
+        running = [one for one in live if one.entry.candidate not in entries]
+        done.append(Round(case, _one_round(running, entries, images, len(done), case)))
+        progress.count("round", len(done), plan.rounds)
     return done
 
 
-def _one_round(live: list[_Live], entries: dict[Candidate, Entry], number: int, case: int) -> float | None:
+def _one_round(
+    live: list[_Live], entries: dict[Candidate, Entry], images: ImageComparison, number: int, case: int
+) -> float | None:
     """Run one round. Returns the share of the machine that other processes used, None if it is not known."""
     shift = number % max(1, len(live))
     order = [*live[shift:], *live[:shift]]
@@ -225,14 +191,18 @@ def _one_round(live: list[_Live], entries: dict[Candidate, Entry], number: int, 
     cpu_s = 0.0
     for one in order if number % 2 == 0 else reversed(order):
         time.sleep(SETTLE_S)
+        candidate = one.entry.candidate
+        image_to = images.image_to(candidate, case)
         try:
-            answer = one.worker.ask(do="run", case=case)
+            answer = one.worker.ask(do="run", case=case, image_to=None if image_to is None else str(image_to))
         except WorkerError as error:
-            candidate = one.entry.candidate
             entries[candidate] = Entry(candidate, Status.FAILED, one.entry.runtime, error.message, error.hint)
             continue
-        cpu_s += answer["cpu_s"]
-        one.runs.append(Run(number, answer["seconds"], answer["patterns_s"], answer["graph"]))
+        cpu_s += answer["all_cpu_s"]
+        one.runs.append(Run(number, answer["seconds"], answer["cpu_s"], answer["patterns_s"], answer["graph"]))
+        wrong = None if image_to is None else images.add(candidate, case, image_to)
+        if wrong is not None:
+            entries[candidate] = replace(one.entry, status=Status.WRONG, reason=wrong)
     after, wall = busy_seconds(), time.perf_counter() - start
     if before is None or after is None:
         return None
@@ -240,7 +210,7 @@ def _one_round(live: list[_Live], entries: dict[Candidate, Entry], number: int, 
     return max(0.0, after - before - cpu_s) / (wall * (os.cpu_count() or 1))
 
 
-def _finish(one: _Live) -> Entry:
+def _finish(one: _Live, images: ImageComparison) -> Entry:
     worker = one.worker
     try:
         peak = worker.ask(do="stop")["peak_memory_bytes"]
@@ -251,5 +221,6 @@ def _finish(one: _Live) -> Entry:
         cold_start=ColdStart(worker.imports_s, worker.load_s, worker.first_run_s),
         imports_bytes=worker.imports_bytes,
         peak_memory_bytes=peak,
+        psnr_db=images.found.get(one.entry.candidate, {}),
         runs=tuple(one.runs),
     )

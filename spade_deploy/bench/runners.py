@@ -7,34 +7,35 @@ segmap that is ready, and stop at the float image: the time for the steps before
 from __future__ import annotations
 
 import importlib
-import os
-import shutil
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import IMAGE, PIXELS, Arrays, Artifact, Z
-from spade_deploy.bench.candidates import Kind
-from spade_deploy.bench.inputs import make_segmap
+from spade_deploy.artifact import IMAGE, PIXELS, Arrays, Artifact
+from spade_deploy.bench.baselines import (
+    NcnnBaseline,
+    OpenVinoBaseline,
+    OrtBaseline,
+    TorchBaseline,
+    default_setup,
+)
+from spade_deploy.bench.candidates import GEMM_SIDE, Candidate, Kind
 from spade_deploy.bench.job import Job
 from spade_deploy.engines.base import GraphChoice
-from spade_deploy.engines.openvino.library import load_openvino, version_of
-from spade_deploy.engines.ort.session import SessionSetup, load_onnxruntime, open_session
-from spade_deploy.errors import ArtifactError, ConfigError, MissingDependencyError
-from spade_deploy.spec import Backend, GeneratorSpec
+from spade_deploy.engines.openvino.library import load_openvino
+from spade_deploy.engines.ort.session import load_onnxruntime, open_session
+from spade_deploy.errors import ArtifactError, MissingDependencyError
+from spade_deploy.spec import Backend, Precision
 from spade_deploy.tuning.open import open_runtime
 
-IMPORTS = {
-    Kind.GRAPH: "onnxruntime",
-    Kind.EAGER: "torch",
-    Kind.COMPILE: "torch",
-    Kind.PLAIN: "onnxruntime",
-    Kind.OPENVINO: "openvino",
-    Kind.BOUND: "onnxruntime",
+_LIBRARIES = {
+    "torch": (Kind.EAGER, Kind.EAGER_BF16, Kind.COMPILE, Kind.COMPILE_BF16, Kind.REFERENCE, Kind.GEMM),
+    "onnxruntime": (Kind.PLAIN, Kind.PLAIN_INT8, Kind.BOUND),
+    "openvino": (Kind.OPENVINO, Kind.OPENVINO_F32, Kind.OPENVINO_INT8),
+    "ncnn": (Kind.NCNN,),
 }
-SEGMAP = "segmap"
+_EXTRAS = {"torch": "export", "onnxruntime": "cpu", "ncnn": "peers"}
 
 
 class Runner(Protocol):
@@ -44,6 +45,7 @@ class Runner(Protocol):
     """
 
     name: str
+    precision: Precision
 
     @property
     def patterns_s(self) -> float | None: ...
@@ -57,44 +59,55 @@ class Runner(Protocol):
     def run(self, prepared: Any) -> Any:
         """Run the candidate once; this is timed."""
 
+    def image(self, prepared: Any, made: Any) -> NDArray[np.float32]:
+        """The float image of a run whose result was `made`; this is not timed."""
+
     def answers(self, inputs: Arrays) -> Arrays:
         """The `image` and `pixels` of these inputs, to be compared with the golden outputs."""
 
 
-def import_libraries(job: Job) -> None:
+def library_of(candidate: Candidate, backend: str) -> str:
+    """The library that runs a candidate. backend: of the graphs whose candidate names none."""
+    if candidate.kind is Kind.GRAPH:
+        return "openvino" if (candidate.backend or backend) == Backend.OPENVINO else "onnxruntime"
+    return next(name for name, kinds in _LIBRARIES.items() if candidate.kind in kinds)
+
+
+def import_libraries(candidate: Candidate, backend: str) -> None:
     """Import what `load` needs. Raises MissingDependencyError with what installs it.
 
     TensorRT is imported by `load`, which asks for the driver first. A graph whose engine is chosen by `auto` may run
     without ONNX Runtime, so it is `load` that says then what is missing.
     """
-    kind = job.candidate.kind
-    if kind is Kind.GRAPH and job.backend == Backend.TENSORRT:
+    asked = (candidate.backend or backend) if candidate.kind is Kind.GRAPH else ""
+    if asked == Backend.TENSORRT:
         return
-    name = "openvino" if kind is Kind.GRAPH and job.backend == Backend.OPENVINO else IMPORTS[kind]
+    name = library_of(candidate, backend)
     if name == "openvino":
         load_openvino()
         return
     try:
         importlib.import_module(name)
     except ImportError as error:
-        if kind is Kind.GRAPH and job.backend == Backend.AUTO:
+        if asked == Backend.AUTO:
             return
-        extra = {"torch": "'spade-deploy[export]'", "onnxruntime": "'spade-deploy[cpu]'"}.get(name, name)
-        raise MissingDependencyError(f"{name} cannot be imported: {error}", hint=f"pip install {extra}") from error
+        raise MissingDependencyError(
+            f"{name} cannot be imported: {error}", hint=f"pip install 'spade-deploy[{_EXTRAS[name]}]'"
+        ) from error
 
 
 def load(job: Job) -> Runner:
     """Load the candidate of a job, ready to run."""
-    kind = job.candidate.kind
-    if kind is Kind.GRAPH:
+    candidate = job.candidate
+    if candidate.kind is Kind.GRAPH:
         return _GraphRunner(job)
-    if kind in (Kind.EAGER, Kind.COMPILE):
-        return _TorchRunner(job)
-    if kind is Kind.PLAIN:
-        return _PlainRunner(job)
-    if kind is Kind.OPENVINO:
-        return _OpenVinoRunner(job)
-    return _BoundRunner(job)
+    if candidate.kind is Kind.BOUND:
+        return _BoundRunner(job)
+    if candidate.kind is Kind.GEMM:
+        return _GemmRunner(job)
+    baselines = {"torch": TorchBaseline, "onnxruntime": OrtBaseline, "openvino": OpenVinoBaseline, "ncnn": NcnnBaseline}
+    made: Runner = baselines[library_of(candidate, job.backend)](job)
+    return made
 
 
 class _GraphRunner:
@@ -107,9 +120,9 @@ class _GraphRunner:
                 f"{artifact.path}: another artifact was exported there while this one was measured",
                 hint="the same command measures the new one",
             )
-        choice = candidate.graph or GraphChoice.AUTO
-        self._runtime = open_runtime(artifact, candidate.precision, job.backend, job.threads, choice, images=0)
-        self.name = self._runtime.name
+        choice, backend = candidate.graph or GraphChoice.AUTO, candidate.backend or job.backend
+        self._runtime = open_runtime(artifact, candidate.precision, backend, job.threads, choice, images=0)
+        self.name, self.precision = self._runtime.name, candidate.precision
 
     @property
     def patterns_s(self) -> float | None:
@@ -125,104 +138,37 @@ class _GraphRunner:
     def run(self, prepared: Arrays) -> Arrays:
         return self._runtime.run(prepared, [PIXELS])
 
+    def image(self, prepared: Any, made: Any) -> NDArray[np.float32]:
+        image: NDArray[np.float32] = self._runtime.run(prepared, [IMAGE])[IMAGE]  # what is timed makes pixels alone
+        return image
+
     def answers(self, inputs: Arrays) -> Arrays:
         return self._runtime.run(inputs)
 
 
-class _Baseline:
-    """A baseline: its input is the segmap, its output the float image."""
+class _Bound:
+    """A part of the work: no image, only a time."""
 
     patterns_s: float | None = None
     graph: str | None = None
 
     def __init__(self, job: Job) -> None:
-        self._spec: GeneratorSpec = job.spec
+        self.precision: Precision = job.candidate.precision
 
-    def prepare(self, inputs: Arrays) -> Any:
-        feeds = {SEGMAP: make_segmap(self._spec, inputs)}
-        return {**feeds, Z: inputs[Z]} if Z in inputs else feeds
-
-    def run(self, prepared: Any) -> NDArray[np.float32]:
+    def image(self, prepared: Any, made: Any) -> NDArray[np.float32]:
         raise NotImplementedError
 
     def answers(self, inputs: Arrays) -> Arrays:
-        image = np.asarray(self.run(self.prepare(inputs)))
-        pixels = ((image + 1) / 2 * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        return {IMAGE: image, PIXELS: pixels}
+        raise NotImplementedError
 
 
-class _TorchRunner(_Baseline):
-    """The untouched module in eval mode, as it is or through torch.compile."""
+class _BoundRunner(_Bound):
+    """An ONNX file of fixed shapes on random numbers, in ONNX Runtime."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        if job.candidate.kind is Kind.COMPILE:
-            _require_cpp_compiler()
-        import torch
-
-        from spade_deploy.runs.checkpoint import load_generator
-
-        if job.checkpoint is None:
-            raise ConfigError("the checkpoint is not known")
-        torch.set_num_threads(job.threads)
-        module: Any = load_generator(job.checkpoint).module
-        self.name = f"PyTorch {torch.__version__}, eager"
-        if job.candidate.kind is Kind.COMPILE:
-            # Shapes are fixed, since compiled code for one size is faster than code for all sizes.
-            module = torch.compile(module, dynamic=False)
-            self.name = f"PyTorch {torch.__version__}, torch.compile"
-        self._torch, self._module = torch, module
-
-    def prepare(self, inputs: Arrays) -> Any:
-        return [self._torch.from_numpy(array) for array in super().prepare(inputs).values()]
-
-    def run(self, prepared: Any) -> NDArray[np.float32]:
-        with self._torch.inference_mode():
-            image: NDArray[np.float32] = self._module(*prepared).numpy()
-        return image
-
-
-class _PlainRunner(_Baseline):
-    """`torch.onnx.export` of the untouched module in ONNX Runtime, with its default options."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
-        self._session = open_session(_plain_file(job), _default_setup(job))
-        self.name = f"ONNX Runtime {load_onnxruntime().__version__} CPU"
-
-    def run(self, prepared: Any) -> NDArray[np.float32]:
-        image: NDArray[np.float32] = self._session.run([IMAGE], prepared)[0]
-        return image
-
-
-class _OpenVinoRunner(_Baseline):
-    """The plain export in OpenVINO, in float32, tuned for latency."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
-        openvino = load_openvino()
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": job.threads,
-        }
-        self._model = openvino.Core().compile_model(str(_plain_file(job)), "CPU", settings)
-        self.name = f"OpenVINO {version_of(openvino)} CPU, f32, latency hint"
-
-    def run(self, prepared: Any) -> NDArray[np.float32]:
-        image: NDArray[np.float32] = self._model(prepared)[IMAGE]
-        return image
-
-
-class _BoundRunner:
-    """An ONNX file of fixed shapes on random numbers: no image, only a time."""
-
-    patterns_s: float | None = None
-    graph: str | None = None
-
-    def __init__(self, job: Job) -> None:
         assert job.candidate.onnx is not None  # a bound is a file
-        self._session = open_session(job.candidate.onnx, _default_setup(job))
+        self._session = open_session(job.candidate.onnx, default_setup(job))
         self.name = f"ONNX Runtime {load_onnxruntime().__version__} CPU"
         rng = np.random.default_rng(0)
         inputs = self._session.get_inputs()
@@ -234,22 +180,22 @@ class _BoundRunner:
     def run(self, prepared: Any) -> Any:
         return self._session.run(None, prepared)
 
-    def answers(self, inputs: Arrays) -> Arrays:
-        raise NotImplementedError
 
+class _GemmRunner(_Bound):
+    """The product of two square matrices in PyTorch, in float32 or bfloat16."""
 
-def _default_setup(job: Job) -> SessionSetup:
-    """The setup of baselines and bounds: ONNX Runtime's own defaults."""
-    return SessionSetup(job.threads, stops_spinning=False)
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        import torch
 
+        torch.set_num_threads(job.threads)
+        dtype = torch.bfloat16 if self.precision is Precision.BF16 else torch.float32
+        self._torch = torch
+        self._pair = [torch.randn(GEMM_SIDE, GEMM_SIDE).to(dtype) for _ in range(2)]
+        self.name = f"PyTorch {torch.__version__}, {GEMM_SIDE} x {GEMM_SIDE} x {GEMM_SIDE}, {self.precision}"
 
-def _plain_file(job: Job) -> Path:
-    if job.plain_onnx is None:
-        raise ConfigError("there is no plain export")
-    return job.plain_onnx
+    def prepare(self, inputs: Arrays) -> Any:
+        return self._pair
 
-
-def _require_cpp_compiler() -> None:
-    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
-    if not any(shutil.which(name) for name in compilers if name):
-        raise MissingDependencyError("torch.compile needs a C++ compiler, and there is none", hint="install g++")
+    def run(self, prepared: Any) -> Any:
+        return self._torch.mm(*prepared)

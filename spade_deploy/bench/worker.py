@@ -1,8 +1,8 @@
 """A candidate in a process of its own: `python -m spade_deploy.bench.worker JOB.json`.
 
 Every message is one line of JSON. At first the worker reports, without being asked, that it has imported its
-libraries, loaded the model and made a first image. Then it answers {"do": "golden"}, {"do": "run", "case": 0} and
-{"do": "stop"}. An error is a message too.
+libraries, loaded the model and made a first image. Then it answers {"do": "golden"}, {"do": "run", "case": 0}, with
+"image_to" where the image is to be written to a file, and {"do": "stop"}. An error is a message too.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def _serve(job_file: Path, answers: IO[str]) -> None:
     from spade_deploy.bench.job import Job, read_arrays
 
     job = Job.read(job_file)
-    runners.import_libraries(job)
+    runners.import_libraries(job.candidate, job.backend)
     _say(answers, memory_bytes=memory_bytes())
     runner = runners.load(job)
-    _say(answers, runtime=runner.name)
+    _say(answers, runtime=runner.name, precision=runner.precision)
     runner.run(runner.prepare(read_arrays(job.cases[0])))
     _say(answers)
     for line in sys.stdin:
@@ -51,23 +51,37 @@ def _serve(job_file: Path, answers: IO[str]) -> None:
             _answer_golden(runner, job)
             _say(answers)
         else:
-            _say(answers, **_timed(runner, read_arrays(job.cases[message["case"]])))
+            image_to = None if message.get("image_to") is None else Path(message["image_to"])
+            _say(answers, **_timed(runner, read_arrays(job.cases[message["case"]]), image_to))
     _say(answers, peak_memory_bytes=peak_memory_bytes())
 
 
-def _timed(runner: Any, inputs: Any) -> dict[str, Any]:
-    """Run once and time it. `cpu_s` includes the preparation, as it tells this process's work from that of others."""
+def _timed(runner: Any, inputs: Any, image_to: Path | None = None) -> dict[str, Any]:
+    """Run once and time it, by the clock and by processor time. image_to: where the float image is written, untimed.
+
+    `all_cpu_s` includes what is not timed, as it tells this process's work from that of others.
+    """
     cpu = time.process_time()
     prepared = runner.prepare(inputs)
-    start = time.perf_counter()
-    runner.run(prepared)
-    seconds = time.perf_counter() - start
+    start, start_cpu = time.perf_counter(), time.process_time()
+    made = runner.run(prepared)
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
+    if image_to is not None:
+        _write_image(image_to, runner.image(prepared, made))
     return {
         "seconds": seconds,
+        "cpu_s": cpu_s,
         "patterns_s": runner.patterns_s,
         "graph": runner.graph,
-        "cpu_s": time.process_time() - cpu,
+        "all_cpu_s": time.process_time() - cpu,
     }
+
+
+def _write_image(path: Path, image: Any) -> None:
+    from spade_deploy.artifact import IMAGE
+    from spade_deploy.bench.job import write_arrays
+
+    write_arrays(path, {IMAGE: image})
 
 
 def _answer_golden(runner: Any, job: Any) -> None:

@@ -244,13 +244,18 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
     table = Table(box=None)
     table.add_column("")
     against = f"vs {reference.candidate.name}" if reference is not None else "ratio"
-    for heading in ("p50 ms", "p90", "p99", "patterns", "images/s", against, "peak memory", "cold start"):
+    for heading in ("in", "PSNR dB", "p50 ms", "p90", "p99", "CPU ms", "patterns", "images/s", against):
+        table.add_column(heading, justify="right")
+    for heading in ("peak memory", "cold start"):
         table.add_column(heading, justify="right")
     for entry in result.measured:
         figures, cold = result.figures(entry), entry.cold_start
         table.add_row(
             entry.candidate.name,
+            str(entry.precision),
+            "" if (found_db := result.psnr_db(entry)) is None else f"{found_db:.1f}",
             *(f"{value:.1f}" for value in (figures.p50_ms, figures.p90_ms, figures.p99_ms)),
+            "" if figures.cpu_p50_ms is None else f"{figures.cpu_p50_ms:.1f}",
             "" if figures.patterns_p50_ms is None else f"{figures.patterns_p50_ms:.1f}",
             f"{figures.images_per_s:.2f}",
             "" if reference is None else f"{result.ratio(entry, reference):.2f}",

@@ -75,7 +75,10 @@ class PatternProduct(nn.Module):
 
 
 class LookupSpade(nn.Module):
-    """x gamma' + beta', channels last. Where no batch norm is folded, the caller has normalised x."""
+    """x gamma' + beta', channels last. Where no batch norm is folded, the caller has normalised x.
+
+    x is the first factor, since engines that walk the graph depth first then finish x before they gather the windows.
+    """
 
     def __init__(self, layer: Spade) -> None:
         super().__init__()
@@ -83,7 +86,7 @@ class LookupSpade(nn.Module):
         self.gamma, self.beta = PatternProduct(gamma), PatternProduct(beta)
 
     def forward(self, x: Tensor, windows: Tensor, index: Tensor) -> Tensor:
-        return _merge(_spread(self.gamma(windows), index) * x + _spread(self.beta(windows), index))
+        return _merge(x * _spread(self.gamma(windows), index) + _spread(self.beta(windows), index))
 
 
 class LookupShortcut(nn.Module):
@@ -96,12 +99,15 @@ class LookupShortcut(nn.Module):
         self.projection = _matrix(fold_conv(block.conv_s).weight.flatten(1), None)
 
     def forward(self, x: Tensor, windows: Tensor, index: Tensor) -> Tensor:
-        projected = self.projection(_spread(self.gamma(windows), index) * x)
+        projected = self.projection(x * _spread(self.gamma(windows), index))
         return _merge(projected + _spread(self.beta(windows), index))
 
 
 class LookupBlock(nn.Module):
-    """A residual block: N x h x w x C -> N x H x W x C', both with channels last; H = 2 h where the block doubles."""
+    """A residual block: N x h x w x C -> N x H x W x C', both with channels last; H = 2 h where the block doubles.
+
+    hidden: for each of its layers (norm_0, norm_1, norm_s), the hidden rows of its level, (U + 1) x hidden.
+    """
 
     def __init__(self, block: SpadeBlock, spec: BlockSpec, norm: NormType) -> None:
         super().__init__()
@@ -111,9 +117,9 @@ class LookupBlock(nn.Module):
         self.conv_0, self.conv_1 = make_conv(fold_conv(block.conv_0)), make_conv(fold_conv(block.conv_1))
         self.conv_s = LookupShortcut(block) if spec.has_shortcut else None
 
-    def forward(self, x: Tensor, windows: list[Tensor], index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden: list[Tensor], patterns: Tensor, index: Tensor) -> Tensor:
         dtype = self.conv_0.weight.dtype
-        x, windows = x.to(dtype), [part.to(dtype) for part in windows]
+        x, hidden = x.to(dtype), [rows.to(dtype) for rows in hidden]
         batch, height, width, channels = x.shape
         small_index = index
         if (
@@ -123,11 +129,12 @@ class LookupBlock(nn.Module):
             small_index = index.view(batch, height, 2, width, 2)
         normalized = self._normalize(x)
         if self.conv_s is not None:
-            shortcut = self.conv_s(normalized, windows[2], small_index)
+            shortcut = self.conv_s(normalized, _windows(hidden[2], patterns), small_index)
         else:
             shortcut = _merge(x.expand(batch, height, 2, width, 2, channels)) if self.doubles else x
-        y = _convolve(self.conv_0, self.norm_0(normalized, windows[0], small_index))
-        y = _convolve(self.conv_1, self.norm_1(self._normalize(y), windows[1], index))
+        # The windows of one layer are gathered at a time: those of all layers of a level take more memory than its maps
+        y = _convolve(self.conv_0, self.norm_0(normalized, _windows(hidden[0], patterns), small_index))
+        y = _convolve(self.conv_1, self.norm_1(self._normalize(y), _windows(hidden[1], patterns), index))
         result: Tensor = shortcut + y
         return result
 
@@ -182,23 +189,22 @@ class LookupModel(nn.Module):
         x: Tensor | None = self.fc(rest.pop(0)) if self.spec.z_dim is None else None
         tables = {stride: rest[3 * k : 3 * k + 3] for k, stride in enumerate(levels(self.spec))}
         x = x if x is not None else self.fc(rest[-1].to(dtype_of(self.fc)))
-        windows: dict[int, list[Tensor]] = {}
+        hidden: dict[int, list[Tensor]] = {}
         for block in self.spec.blocks:
             codes, patterns, index = tables[block.stride]
-            if block.stride not in windows:
-                windows[block.stride] = self._windows(block.stride, codes, patterns)
+            if block.stride not in hidden:
+                hidden[block.stride] = self._hidden(block.stride, codes)
             count = 3 if block.has_shortcut else 2
-            mine, windows[block.stride] = windows[block.stride][:count], windows[block.stride][count:]
-            x = self.get_submodule(block.name)(x, mine, index)
+            mine, hidden[block.stride] = hidden[block.stride][:count], hidden[block.stride][count:]
+            x = self.get_submodule(block.name)(x, mine, patterns, index)
         x = functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(self.conv_img))
         return to_outputs(self.conv_img(x.permute(0, 3, 1, 2)))
 
-    def _windows(self, stride: int, codes: Tensor, patterns: Tensor) -> list[Tensor]:
-        """For each layer of a level, the hidden rows of every pattern: P x k*k*hidden."""
+    def _hidden(self, stride: int, codes: Tensor) -> list[Tensor]:
+        """For each layer of a level, its hidden rows and a row of zeros for outside the image: (U + 1) x hidden."""
         hidden = self.get_submodule(f"level_{stride}")(codes)
         outside = torch.zeros(1, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
-        layers = torch.split(torch.cat([hidden, outside]), self.spec.hidden_channels, dim=1)
-        return [functional.embedding(patterns, layer).flatten(1) for layer in layers]
+        return list(torch.split(torch.cat([hidden, outside]), self.spec.hidden_channels, dim=1))
 
 
 class _StyleMap(nn.Module):
@@ -239,6 +245,11 @@ def _matrix(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         linear.bias.data.copy_(bias)
     return linear.requires_grad_(False)
+
+
+def _windows(hidden: Tensor, patterns: Tensor) -> Tensor:
+    """The hidden rows of every pattern: (U + 1) x hidden rows, P x k*k of their numbers -> P x k*k*hidden."""
+    return functional.embedding(patterns, hidden).flatten(1)
 
 
 def _spread(rows: Tensor, index: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from PIL import Image
 from spade_deploy import bench as benching
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Artifact, Z, graph_file, rewrite_manifest
 from spade_deploy.bench import (
+    BASELINES,
     BenchPlan,
     Candidate,
     Kind,
@@ -34,11 +35,13 @@ from spade_deploy.bench import (
 from spade_deploy.bench import plot as plot_module
 from spade_deploy.bench import run as run_module
 from spade_deploy.bench import worker as worker_module
+from spade_deploy.bench.comparison import ImageComparison
+from spade_deploy.bench.entries import ColdStart, Entry, Round, Run
 from spade_deploy.bench.inputs import batches, make_segmap
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
 from spade_deploy.bench.judging import CandidateVerdict, judge
 from spade_deploy.bench.process import Worker, WorkerError
-from spade_deploy.bench.result import BenchResult, ColdStart, Entry, Round, Run
+from spade_deploy.bench.result import BenchResult
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, NotFoundError, ValidationFailedError
 from spade_deploy.networks import spade as networks
@@ -75,8 +78,8 @@ def test_candidates_are_the_graphs_that_are_there_after_the_baselines(tmp_path: 
     artifact = two_graphs(tmp_path / "artifact")
     assert [one.name for one in choose_candidates(artifact)] == ["fp32 dense", "fp16 dense"]
     asked = choose_candidates(artifact, [Precision.FP16], ["dense", "auto"], ["plain", "all"])
-    assert [one.kind for one in asked[:4]] == [Kind.PLAIN, Kind.EAGER, Kind.COMPILE, Kind.OPENVINO]
-    assert [one.name for one in asked[4:]] == ["fp16 dense", "fp16 auto"]
+    assert [one.kind for one in asked[:-2]] == [Kind.PLAIN, *(kind for kind in BASELINES if kind is not Kind.PLAIN)]
+    assert [one.name for one in asked[-2:]] == ["fp16 dense", "fp16 auto"]
     for candidate in asked:
         assert Candidate.from_json(json.loads(json.dumps(candidate.to_json()))) == candidate
 
@@ -160,7 +163,7 @@ def by_hand(seconds: dict[str, list[float]], kinds: dict[str, Kind], cases: int 
             Candidate(kinds.get(name, Kind.GRAPH), name, graph=GraphChoice.LOOKUP if "lookup" in name else None),
             Status.MEASURED,
             cold_start=ColdStart(1.0, 2.0, 0.5),
-            runs=tuple(Run(number, value, 0.25, "lookup") for number, value in enumerate(times)),
+            runs=tuple(Run(number, value, value / 2, 0.25, "lookup") for number, value in enumerate(times)),
         )
         for name, times in seconds.items()
     )
@@ -186,6 +189,7 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     assert result.reference is plain
     assert result.ratio(lookup, plain) == 2.0
     assert result.ratio(plain, plain) == 1.0
+    assert result.cpu_ratio(lookup, plain) == 2.0
 
 
 def test_figures_by_hand() -> None:
@@ -194,6 +198,7 @@ def test_figures_by_hand() -> None:
     figures = result.figures(entry)
     assert (figures.p50_ms, figures.p90_ms) == (2500.0, pytest.approx(3700.0))
     assert figures.images_per_s == pytest.approx(2 * 4 / 10)
+    assert figures.cpu_p50_ms == 1250.0
     assert (figures.patterns_p50_ms, figures.lookup_share) == (250.0, 1.0)
     assert result.figures(entry, case=0).p50_ms == 1500.0
     assert result.figures(entry, case=1).p50_ms == 3500.0
@@ -272,7 +277,7 @@ def test_the_preparation_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module.time, "perf_counter", wall)
     monkeypatch.setattr(worker_module.time, "process_time", cpu)
     answer = worker_module._timed(Slow(wall, cpu), {})
-    assert answer == {"seconds": 3.0, "cpu_s": 21.5, "patterns_s": 0.5, "graph": "lookup"}
+    assert answer == {"seconds": 3.0, "cpu_s": 1.5, "all_cpu_s": 21.5, "patterns_s": 0.5, "graph": "lookup"}
 
 
 def test_the_order_rotates_and_turns_so_that_each_candidate_comes_after_each_other(
@@ -283,13 +288,14 @@ def test_the_order_rotates_and_turns_so_that_each_candidate_comes_after_each_oth
     def live(name: str) -> Any:
         def ask(**message: Any) -> dict[str, Any]:
             order.append(name)
-            return {"seconds": 1.0, "cpu_s": 0.5, "patterns_s": None, "graph": None}
+            return {"seconds": 1.0, "cpu_s": 0.5, "all_cpu_s": 0.5, "patterns_s": None, "graph": None}
 
         return run_module._Live(SimpleNamespace(ask=ask), Entry(Candidate(Kind.GRAPH, name), Status.MEASURED))  # type: ignore[arg-type]
 
     monkeypatch.setattr(run_module.time, "sleep", lambda _: None)
     candidates = [live(name) for name in "abc"]
-    done = run_module._measure(candidates, {}, 2, 6, None, SILENT)
+    plan: Any = SimpleNamespace(cases=[0, 1], rounds=6, limit_s=None)
+    done = run_module._measure(candidates, {}, ImageComparison((), Path()), plan, SILENT)
     assert [entry.case for entry in done] == [0, 1, 0, 1, 0, 1]
     rounds = ["".join(order[first : first + 3]) for first in range(0, 18, 3)]
     assert rounds == ["abc", "acb", "cab", "cba", "bca", "bac"]
@@ -308,7 +314,7 @@ def golden_job(artifact: Artifact, folder: Path) -> Job:
         backend="cpu",
         threads=1,
         checkpoint=None,
-        plain_onnx=None,
+        model=None,
         cases=(case,),
         golden=(case,),
         golden_outputs=folder / "answers.npz",
@@ -469,12 +475,12 @@ def test_baselines_beside_the_artifacts_graphs(exported: Artifact, monkeypatch: 
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     candidates = choose_candidates(exported, graphs=["dense", "lookup", "auto"], baselines=["all"])
-    plain = exported.path.parent / "plain.onnx"
+    kept = exported.path.parent.parent / "kept"
     cases = golden_cases(exported, 2)
-    result = run_plan(exported, BenchPlan(candidates, cases, rounds=2, threads=1, backend="cpu", plain_onnx=plain))
+    result = run_plan(exported, BenchPlan(candidates, cases, rounds=2, threads=1, backend="cpu", kept=kept))
     result.require_right()
     by_name = {entry.candidate.name: entry for entry in result.entries}
-    compiled, vino = by_name["torch.compile"], by_name["plain export, OpenVINO"]
+    compiled, vino = by_name["torch.compile"], by_name["plain export, OpenVINO f32"]
     assert compiled.status is Status.FAILED
     assert "C++ compiler" in compiled.reason
     if importlib.util.find_spec("openvino") is None:

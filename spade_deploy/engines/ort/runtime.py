@@ -169,7 +169,9 @@ def _open_session(
                 hint=f"the graph is of opset {graph.opset}: pip install --upgrade onnxruntime, or `spade export` again",
             )
 
-        return sessions.open_session(path, SessionSetup(threads), providers, failed=failed)
+        # Each map brings other numbers of patterns, and so a block of memory of its own that no other map can use.
+        setup = SessionSetup(threads, plans_memory=provider != CPU)
+        return sessions.open_session(path, setup, providers, failed=failed)
 
 
 def _short(provider: str) -> str:

@@ -51,12 +51,18 @@ class SessionSetup:
     """Whether the threads rest after a run. By default ONNX Runtime lets them spin for a while, and they would take
     the cores from other work, such as a second session or the decoding of label files."""
 
+    plans_memory: bool = True
+    """Whether ONNX Runtime plans one block of memory for each set of input shapes that comes, as it does by default. It
+    keeps the block beside the memory of the first run. Without it the first run's memory serves all later ones."""
+
     def options(self, ort: ModuleType) -> Any:
         """ONNX Runtime's own `SessionOptions`."""
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET
         if self.optimization is not Optimization.ALL:  # it is the library's default
             options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, self.optimization)
+        if not self.plans_memory:
+            options.enable_mem_pattern = False
         if self.stops_spinning:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.weights_folder is not None:

@@ -59,6 +59,13 @@ def test_many_batches_in_order_and_what_fails_in_its_place(tmp_path: Path) -> No
             next(answers)
 
 
+def test_no_block_of_memory_is_kept_for_each_number_of_patterns(tmp_path: Path) -> None:
+    # At COCO-Stuff's size such blocks take 280 MB after two maps and 480 after 13, and make no map faster.
+    with OrtRuntime(stand_in_artifact(tmp_path / "a")) as runtime:
+        assert not runtime._session.get_session_options().enable_mem_pattern
+    assert sessions.open_session(PROBE_MODEL).get_session_options().enable_mem_pattern
+
+
 def test_only_the_outputs_that_are_asked_for_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = OrtRuntime(stand_in_artifact(tmp_path / "a"))
     asked = []
