@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spade_deploy.commands.artifact import ArtifactPlace, open_artifact
-from spade_deploy.commands.console import print_bench, stdout
+from spade_deploy.commands.console import stdout
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import CHECK, RunsFolder, command
 from spade_deploy.commands.progress import spinner
+from spade_deploy.commands.tables import print_bench
 from spade_deploy.errors import ConfigError
 from spade_deploy.files.locks import locked
 from spade_deploy.settings import setting

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spade_deploy.commands.artifact import ArtifactPlace, open_artifact
-from spade_deploy.commands.console import print_engines
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
+from spade_deploy.commands.tables import print_engines
 
 if TYPE_CHECKING:
     from spade_deploy.engines.tensorrt.request import BuildRequest

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from spade_deploy.commands.console import finding_table, line, print_next, stdout, styled
+from spade_deploy.commands.console import line, print_next, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import CHECK, command
 from spade_deploy.commands.progress import count_bar
+from spade_deploy.commands.tables import finding_table
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.files.temporary import beside
 from spade_deploy.printable import one_line

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spade_deploy.commands.console import duration, print_next, print_places, print_report, stdout
+from spade_deploy.commands.console import duration, print_next, print_places, stdout
 from spade_deploy.commands.options import MAIN, command
 from spade_deploy.commands.progress import training_bar
+from spade_deploy.commands.tables import print_report
 from spade_deploy.files.locks import locked
 from spade_deploy.settings import setting
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spade_deploy.commands.console import print_next, print_places, print_report, stdout
+from spade_deploy.commands.console import print_next, print_places, stdout
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
+from spade_deploy.commands.tables import print_report
 from spade_deploy.printable import one_line
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from spade_deploy.commands.artifact import ArtifactPlace, open_artifact
-from spade_deploy.commands.console import print_next, print_places, print_report, stderr, stdout, styled
+from spade_deploy.commands.console import print_next, print_places, stderr, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import CHECK, RunsFolder, command, needed
 from spade_deploy.commands.progress import spinner
+from spade_deploy.commands.tables import print_report
 from spade_deploy.settings import setting
 
 if TYPE_CHECKING:

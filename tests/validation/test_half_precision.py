@@ -32,7 +32,7 @@ from spade_deploy.artifact import (
     write_golden,
     write_manifest,
 )
-from spade_deploy.commands.console import print_report
+from spade_deploy.commands.tables import print_report
 from spade_deploy.engines.base import Backend
 from spade_deploy.errors import ExportError, RuntimeUnavailableError, ValidationFailedError
 from spade_deploy.export.build import build_model, model_inputs
