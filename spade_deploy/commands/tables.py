@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spade_deploy.commands.console import duration, line, print_next, print_places, stdout, styled
+from spade_deploy.commands.flags import in_flags
 from spade_deploy.printable import one_line
 
 if TYPE_CHECKING:
