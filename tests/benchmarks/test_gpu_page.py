@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -202,8 +204,17 @@ def test_an_image_holds_the_package_and_nothing_else() -> None:
 
 
 def test_make_has_the_target() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.search(r"^gpu-check: \$\(STAMP\)\n\t\$\(BIN\)/python benchmarks/gpu_check\.py", makefile, re.MULTILINE)
+    def would_run(*arguments: str) -> str:
+        command = ["make", "--dry-run", "gpu-check", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    if shutil.which("make") is None:
+        pytest.skip("there is no make here")
+    assert ".venv/bin/python benchmarks/gpu_check.py --quick" in would_run("GPU_CHECK=--quick")
+    bare = would_run("GPU_PYTHON=python3")
+    assert " python3 benchmarks/gpu_check.py" in bare
+    assert "pip install" not in bare  # nothing can be installed there
+    assert f'PYTHONPATH="{ROOT}' in bare
     assert "make gpu-check" in PAGE
 
 
