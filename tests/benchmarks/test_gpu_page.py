@@ -87,7 +87,7 @@ def test_a_command_that_does_not_exist_is_seen(wrong: str) -> None:
 def test_flags_in_sentences_are_of_the_builder() -> None:
     known = {flag for arguments in spade_commands(PAGE) for flag in flags_of(arguments[0])}
     others = {"--onnx", "--stronglyTyped", "--gpus", "--upgrade", "--build-arg", "--quick", "--step", "--batch"}
-    others |= {"--file", "--tag", "--rm", "--user", "--volume", "--work"}
+    others |= {"--file", "--tag", "--rm", "--user", "--volume", "--work", "--part"}
     for flag in re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", PAGE):
         assert flag in known | others, flag
 
