@@ -31,6 +31,8 @@ from spade_deploy.spec import GeneratorSpec, GraphKind
 CROSSINGS = 27.0
 """How often a line across a label map may cross from one region into another, by default. Over 13 COCO-Stuff maps at
 256, 512 and 1024 pixels the most was 24."""
+_SUM_ROW = 256
+"""Flags that one product sums: with more, their totals would not be exact in TensorFloat-32, which ends at 2048."""
 _EDGE_WIDTH = 1.75
 """By how many pixels an edge channel widens the surroundings of a boundary; measured on the same maps."""
 
@@ -81,7 +83,8 @@ class PatternFinder(nn.Module):
 
     label: batch x height x width, the ids of the spec. instance: int32 of the same shape, iff the spec has edges.
     excess: int32, two numbers for each level: k x k windows and larger windows that found no place.
-    capacities: by stride; `default_capacities` where None. Raises ConfigError for sizes that the spec does not take.
+    capacities: by stride; `default_capacities` where None. by_products: prefix sums by matrix products, for runtimes
+    whose CumSum is slow. Raises ConfigError for sizes that the spec does not take.
     """
 
     def __init__(
@@ -91,6 +94,8 @@ class PatternFinder(nn.Module):
         height: int,
         width: int,
         capacities: Mapping[int, Capacity] | None = None,
+        *,
+        by_products: bool = False,
     ) -> None:
         super().__init__()
         if GraphKind.LOOKUP not in spec.graph_kinds:
@@ -98,11 +103,12 @@ class PatternFinder(nn.Module):
         for name, size in (("height", height), ("width", width)):
             if not spec.takes_side(size):
                 raise ConfigError(f"`{name}`: {size} is not a {spec.side_rule}")
-        self.spec = spec
+        self.spec, self.shape = spec, (batch, height, width)
         given = capacities or default_capacities(spec, batch, height, width)
         for stride in modulated_channels(spec):
             shape = (batch, height // stride, width // stride)
-            self.add_module(f"level_{stride}", _Level(num_codes(spec), spec.kernel_size, shape, given[stride]))
+            level = _Level(num_codes(spec), spec.kernel_size, shape, given[stride], by_products)
+            self.add_module(f"level_{stride}", level)
 
     def forward(self, label: Tensor, instance: Tensor | None = None) -> tuple[Tensor, ...]:
         codes = pixel_codes(self.spec, label, instance)
@@ -127,7 +133,9 @@ class _Level(nn.Module):
     own_patterns: Tensor
     own_index: Tensor
 
-    def __init__(self, outside: int, kernel: int, shape: tuple[int, int, int], capacity: Capacity) -> None:
+    def __init__(
+        self, outside: int, kernel: int, shape: tuple[int, int, int], capacity: Capacity, by_products: bool
+    ) -> None:
         super().__init__()
         self.outside, self.kernel, self.border = outside, kernel, kernel // 2
         pixels = math.prod(shape)
@@ -135,8 +143,8 @@ class _Level(nn.Module):
         """Every pixel has its own row of `codes`."""
         self.is_all_own = self.is_whole or _pays_no_search(outside, capacity.patterns, pixels)
         """Every pixel has its own row of `patterns`."""
-        self.small = _Rows(outside, kernel, shape, capacity.codes)
-        self.large = _Rows(outside, kernel, shape, capacity.patterns)
+        self.small = _Rows(outside, kernel, shape, capacity.codes, by_products)
+        self.large = _Rows(outside, kernel, shape, capacity.patterns, by_products)
         self.num_codes = pixels if self.is_whole else self.small.count
         every = torch.arange(pixels, dtype=torch.int32).view(shape)
         windows = _neighbours(_pad(every, self.border, pixels), kernel).flatten(0, 2)
@@ -165,8 +173,11 @@ class _Rows(nn.Module):
     offsets: Tensor
     uniform: Tensor
 
-    def __init__(self, outside: int, kernel: int, shape: tuple[int, int, int], capacity: int) -> None:
+    def __init__(
+        self, outside: int, kernel: int, shape: tuple[int, int, int], capacity: int, by_products: bool
+    ) -> None:
         super().__init__()
+        self.sums = _PrefixSum() if by_products else None
         images, height, width = shape
         self.outside, self.shape, self.taps = outside, shape, kernel * kernel
         self.capacity = max(capacity, 1)
@@ -185,7 +196,7 @@ class _Rows(nn.Module):
         padded: the map of which the rows are windows, with its border.
         """
         flags = is_mixed.flatten()
-        before = torch.cumsum(flags, 0, dtype=torch.int32)
+        before = torch.cumsum(flags, 0, dtype=torch.int32) if self.sums is None else self.sums(flags)
         place = (before - 1).clamp(max=self.capacity)  # one more than there is stands for none
         last = self.count - 1
         row = torch.where(flags, (place + self.outside).clamp(max=last), codes.flatten())
@@ -213,12 +224,44 @@ def _is_mixed(padded: Tensor, kernel: int) -> Tensor:
     return functional.max_pool2d(wide, kernel, 1) != -functional.max_pool2d(-wide, kernel, 1)
 
 
+class _PrefixSum(nn.Module):
+    """Flags -> at each, how many are set up to it; int32. Exact for up to 2^24 flags, with TensorFloat-32, too.
+
+    ONNX Runtime's CUDA provider computes a CumSum in a time that grows with the square of its length, and TensorRT
+    before 10.8 in a loop. Here flags are summed in rows by a product with a triangle, and so are the rows' totals,
+    which are small integers; the totals of those, of which there are few, are summed in float32 one by one.
+    """
+
+    triangle: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("triangle", torch.ones(_SUM_ROW, _SUM_ROW).triu(), persistent=False)
+
+    def forward(self, flags: Tensor) -> Tensor:
+        within = self._rows(flags.to(torch.float32)) @ self.triangle
+        totals = within[:, -1]
+        above = self._rows(totals) @ self.triangle
+        largest = above[:, -1]
+        # Masked and summed, not multiplied: these totals have more digits than TensorFloat-32.
+        count = largest.shape[0]
+        earlier = torch.ones(count, count, device=flags.device).tril(-1)
+        base = (earlier * largest).sum(dim=1, keepdim=True)
+        before = (above + base).flatten()[: totals.shape[0]] - totals
+        return (within + before[:, None]).flatten()[: flags.shape[0]].to(torch.int32)
+
+    def _rows(self, values: Tensor) -> Tensor:
+        return functional.pad(values, (0, -values.shape[0] % _SUM_ROW)).view(-1, _SUM_ROW)
+
+
 def _pays_no_search(outside: int, capacity: int, pixels: int) -> bool:
     return outside + capacity >= pixels
 
 
 def _pad(values: Tensor, by: int, with_value: int) -> Tensor:
-    return functional.pad(values, (by, by, by, by), value=with_value)
+    # In float32, which holds every code and row: ONNX Runtime's CUDA provider pads no integers.
+    wide = functional.pad(values.to(torch.float32), (by, by, by, by), value=float(with_value))
+    return wide.to(torch.int32)
 
 
 def _neighbours(padded: Tensor, kernel: int) -> Tensor:

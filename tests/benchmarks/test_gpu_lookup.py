@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,3 +75,24 @@ def test_cases_that_would_begin_too_late_are_left_out(tmp_path: Path, monkeypatc
     outcome = outcome_of(tiny_setting(tmp_path, batches=(1,)))
     assert outcome.rows == []
     assert outcome.facts["left out for lack of time"] == ["fp16 32 batch 1", "fp32 32 batch 1"]
+
+
+def test_the_graph_with_its_finder_in_onnx_runtime(tmp_path: Path) -> None:
+    in_ort = load_script("gpu.lookup_in_ort")
+    book = records.Book("lookup_ort")
+    outcome = records.run_step(
+        book, partial(in_ort.run_lookup_in_ort, tiny_setting(tmp_path, batches=(2,)), provider=in_ort.CPU)
+    )
+    assert outcome.status == "done", outcome.reason
+    rows = {row.name: row for row in outcome.rows}
+    names = (in_ort.DENSE, in_ort.LOOKUP, in_ort.FOUND)
+    assert set(rows) == {f"fp32 {in_ort.DENSE}", *(f"fp16 {name}" for name in names)}
+    for name, row in rows.items():
+        assert len(row.times_ms["end_to_end"]) == 2
+        if name.startswith("fp16"):
+            # Measured 5e-4 at most: half precision. A wrong row makes 1e-2 and more.
+            assert 0 < row.figures["mean_abs"] < 2e-3
+    image = {in_ort.IMAGE: np.ones((1, 3, 2, 2))}
+    assert "PSNR 6.0 dB" in in_ort.judged(image, 0 * image[in_ort.IMAGE])[1]
+    overflow = {**image, in_ort.EXCESS: np.array([0, 3])}
+    assert "[0, 3]" in in_ort.judged(overflow, image[in_ort.IMAGE])[1]

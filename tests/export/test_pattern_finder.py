@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from spade_deploy.errors import ConfigError
+from spade_deploy.export import pattern_finder
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.pattern_finder import Capacity, PatternFinder, default_capacities, needed_capacities
 from spade_deploy.labels.files import list_label_files, read_instance_map, read_label_map
@@ -152,6 +153,15 @@ def test_a_kernel_of_one_needs_no_rows_of_its_own() -> None:
     assert not excess.any()
     assert_same_windows(spec, tables, label, instance)
     assert len(named(spec, tables)["patterns_1"]) == 6
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 65_536, 65_537, 400_000])
+def test_prefix_sums_by_products_are_exact(count: int) -> None:
+    flags = torch.rand(count, generator=torch.Generator().manual_seed(count)) < 0.7
+    expected = torch.cumsum(flags, 0, dtype=torch.int32)
+    torch.testing.assert_close(pattern_finder._PrefixSum()(flags), expected, rtol=0, atol=0)
+    every = pattern_finder._PrefixSum()(torch.ones(count, dtype=torch.bool))
+    assert every[-1] == count
 
 
 @pytest.mark.shared
