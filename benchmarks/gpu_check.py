@@ -12,10 +12,10 @@ Steps, each in a process of its own, so that one that fails, or that the driver 
     torch        the graphs' latency in PyTorch
     numerics     folds, lookup and half precision in PyTorch on the card against the untouched module
     training     a training step: float32 as `spade train` computes it, and what half precision would change
-    tensorrt     engines of all graphs against PyTorch, torch.compile and a plain export
     lookup_ort   finding and lookup as one graph in ONNX Runtime's CUDA provider, as a CUDA graph
+    tensorrt     engines of all graphs against PyTorch, torch.compile and a plain export
 
-Each step has its own time limit; --part 1, 2 and 3 are at most seven minutes each, for a card that is lent for
+Each step has its own time limit; --part 1 and --part 2 are at most seven minutes each, for a card that is lent for
 minutes. A step whose library is missing is skipped and says what installs it. Generator: of ADE20K's size, 256 x 256;
 its weights are random. The result is benchmarks/results/gpu-CARD.json; --step replaces that step in it. Exit code: 0;
 1 where a step failed; 3 where there is no GPU.
@@ -45,9 +45,8 @@ from spade_deploy.spec import GraphKind, Precision
 RESULTS = Path(__file__).resolve().parent / "results"
 NO_GPU = 3
 PARTS = {
-    1: {"prepare": 120, "tests": 70, "roofline": 20, "lookup": 75, "onnxruntime": 120},
-    2: {"torch": 80, "numerics": 60, "training": 80, "tensorrt": 200},
-    3: {"lookup_ort": 120},
+    1: {"prepare": 120, "tests": 70, "roofline": 15, "lookup": 85, "onnxruntime": 130},
+    2: {"torch": 60, "numerics": 40, "training": 60, "lookup_ort": 60, "tensorrt": 200},
 }
 """The steps of each part, with their limits in seconds."""
 LIMITS_S = {step: limit for part in PARTS.values() for step, limit in part.items()}
@@ -211,7 +210,7 @@ def _passed(asked: argparse.Namespace) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", choices=STEPS, action="append", help="may be repeated; all by default")
-    parser.add_argument("--part", type=int, choices=list(PARTS), action="append", help="the steps of one call")
+    parser.add_argument("--part", type=int, choices=list(PARTS), action="append", help="half of the steps")
     parser.add_argument("--quick", action="store_true", help="a small generator and few rounds: figures mean nothing")
     parser.add_argument("--batch", type=int, action="append", help="may be repeated; 1 and 8 by default")
     parser.add_argument("--rounds", type=int, help="of every comparison; 50 by default")
