@@ -1,7 +1,8 @@
 """The checks of `spade doctor`: what is installed, what really loads, and how to install what is missing.
 
 Nothing here imports a heavy package: the installed metadata says what is there. Only ONNX Runtime is really run, since
-its list of providers says only what it was built with, and OpenVINO, which knows what this CPU computes fast. The GPU is found through the driver's own library.
+its list of providers says only what it was built with, and OpenVINO, which knows what this CPU computes fast. The GPU
+is found through the driver's own library.
 """
 
 from __future__ import annotations

@@ -105,9 +105,10 @@ def tolerance_for(precision: Precision, rounding: RoundingError, min_psnr_db: fl
 
 def logit_margin(precision: Precision, rounding: RoundingError) -> float:
     """How far rounding alone may move a logit in a graph of this precision."""
-    if precision is not Precision.FP16:  # int8 is held to a quality, which allows more than rounding
-        return FP32_FACTOR * rounding.logit_max
-    return FP16_LOGIT_FACTOR * rounding.logit_mean
+    if precision is Precision.FP16:
+        return FP16_LOGIT_FACTOR * rounding.logit_mean
+    # bf16 and int8 are held to a quality of all values. What bf16's rounding may move is most of an image.
+    return FP32_FACTOR * rounding.logit_max
 
 
 def is_undecided(logits: NDArray[Any], margin: float) -> NDArray[np.bool_]:

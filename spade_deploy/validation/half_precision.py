@@ -1,7 +1,7 @@
 """Judge an fp16 graph in real half precision, which is emulated on a validation's inputs and on stress maps.
 
-ONNX Runtime's CPU kernels and OpenVINO compute an fp16 graph in float32, so their results prove nothing about a GPU. The emulation
-is in `half_emulation.py`.
+ONNX Runtime's CPU kernels and OpenVINO compute an fp16 graph in float32, so their results prove nothing about a GPU.
+The emulation is in `half_emulation.py`.
 """
 
 from __future__ import annotations

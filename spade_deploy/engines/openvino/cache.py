@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import Artifact, Graph
-from spade_deploy.engines.openvino.library import DEVICE, capabilities, core, instructions, load_openvino
+from spade_deploy.engines.openvino.library import DEVICE, capabilities, core, instructions, load_openvino, said_by
 from spade_deploy.errors import ConfigError, reason_of
 from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import sha256_of_bytes
@@ -88,7 +88,6 @@ class ModelCache:
         """Keep a compiled model. export: writes it to a stream, as `CompiledModel.export_model` does."""
         path = self.file(extent)
         try:
-            make_private(self.folder, f"${VARIABLE}")
             with atomic_file(path, flush="nothing") as temporary:
                 with temporary.open("wb") as file:
                     export(_FileStream(file))
@@ -96,9 +95,8 @@ class ModelCache:
                     digest = hashlib.file_digest(file, "sha256").digest()
                 with temporary.open("ab") as file:
                     file.write(digest)
-        except (ConfigError, OSError, RuntimeError) as error:
-            why = error.message if isinstance(error, ConfigError) else reason_of(error)
-            _LOG.warning("%s cannot be kept, the next start compiles again: %s", path, why)
+        except (OSError, RuntimeError) as error:
+            _LOG.warning("%s cannot be kept, the next start compiles again: %s", path, said_by(error))
             return
         self._remove_oldest(path)
 
@@ -118,8 +116,17 @@ class ModelCache:
                 total -= size
 
 
-def open_cache(artifact: Artifact, graph: Graph, settings: dict[str, Any]) -> ModelCache:
-    """The cache of a graph's compiled models. settings: what OpenVINO is told, of which the precision counts."""
+def open_cache(artifact: Artifact, graph: Graph, settings: Mapping[str, Any]) -> ModelCache | None:
+    """The cache of a graph's compiled models; None, with a warning, where its folder cannot be made or is not safe.
+
+    settings: what OpenVINO is told, of which the precision counts.
+    """
+    folder = user_cache("openvino")
+    try:
+        make_private(folder, f"${VARIABLE}")
+    except ConfigError as error:
+        _LOG.warning("compiled models are not kept: %s", error.message)
+        return None
     facts = {
         "file": graph.file,
         "files": {name: fact.sha256 for name, fact in artifact.manifest.files.items() if name.count("/") == 0},
@@ -130,7 +137,7 @@ def open_cache(artifact: Artifact, graph: Graph, settings: dict[str, Any]) -> Mo
         "instructions": instructions(),
         "machine": platform.machine(),
     }
-    return ModelCache(user_cache("openvino"), sha256_of_bytes(json.dumps(facts, sort_keys=True).encode()))
+    return ModelCache(folder, sha256_of_bytes(json.dumps(facts, sort_keys=True).encode()))
 
 
 class _FileStream(io.BytesIO):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError, reason_of
+from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError, line_of, reason_of
 
 DEVICE = "CPU"
 INSTALL = "pip install 'spade-deploy[openvino]'"
 _CONVERTER = "openvino.tools.ovc"
+_OF_ITS_SOURCES = re.compile(r"\s*(Exception from |Check '|FrontEnd API failed)")
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx_ne_convert", "bf16")
 """The names, as Linux lists them, of the instruction sets with bfloat16: three of x86, and that of Arm."""
 
@@ -50,6 +52,19 @@ def load_openvino() -> ModuleType:
 def version_of(openvino: ModuleType) -> str:
     """Its version without the build: '2026.4.1'."""
     return str(openvino.__version__).split("-")[0]
+
+
+def read_onnx(path: Path) -> Any:
+    """OpenVINO's own `Model` of an ONNX file; it raises whatever its reader raises.
+
+    The reader for ONNX is taken by name: `Core.read_model` tries those of other formats on a file that is damaged, and
+    they write to the terminal.
+    """
+    load_openvino()
+    from openvino.frontend import FrontEndManager
+
+    reader = FrontEndManager().load_by_framework("onnx")
+    return reader.convert(reader.load(str(path)))
 
 
 @cache
@@ -91,6 +106,12 @@ def require_bf16() -> None:
             f"`precision` bf16: {name} has no instructions for it; OpenVINO lists {', '.join(sorted(capabilities()))}",
             hint="leave `precision` out, or take fp32",
         )
+
+
+def said_by(error: Exception) -> str:
+    """What OpenVINO says of a failure, in one line: the last of its lines that does not name its own source files."""
+    told = [line for line in str(error).splitlines() if line.strip() and not _OF_ITS_SOURCES.match(line)]
+    return line_of(told[-1]) if told else reason_of(error)
 
 
 @contextmanager

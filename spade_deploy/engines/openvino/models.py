@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import LABEL, Artifact, Graph, TensorInfo
 from spade_deploy.engines.base import check_contract, fed_tensors
 from spade_deploy.engines.openvino.cache import Extent, ModelCache, open_cache
-from spade_deploy.engines.openvino.library import DEVICE, core, load_openvino, version_of
-from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, reason_of
+from spade_deploy.engines.openvino.library import DEVICE, core, load_openvino, read_onnx, said_by, version_of
+from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, SpadeError
 from spade_deploy.lookup.tables import level_names, modulated_channels
 from spade_deploy.spec import GraphKind, Precision
 
@@ -44,10 +44,10 @@ class SizedModels:
         self._artifact, self._graph, self._openvino = artifact, graph, load_openvino()
         self._settings = settings_of(graph.precision, threads)
         self._ready: OrderedDict[Extent, _Ready] = OrderedDict()
-        self._cache: ModelCache = open_cache(artifact, graph, self._settings)
+        self._cache: ModelCache | None = open_cache(artifact, graph, self._settings)
         self._stored = 0
         # What an earlier process compiled was read by it: only a graph that nobody has read yet is read at once.
-        self._model: Any = self._read() if self._cache.is_empty() else None
+        self._model: Any = self._read() if self._cache is None or self._cache.is_empty() else None
 
     def request(self, inputs: Mapping[str, NDArray[Any]]) -> Any:
         """The `InferRequest` for inputs of these shapes. Raises RuntimeUnavailableError where it cannot be compiled."""
@@ -68,15 +68,15 @@ class SizedModels:
         self._model = None
 
     def _load(self, extent: Extent) -> _Ready | None:
-        memory = self._cache.load(extent)
-        if memory is None:
+        memory = None if self._cache is None else self._cache.load(extent)
+        if self._cache is None or memory is None:
             return None
         try:
             tensor = self._openvino.Tensor(memory, shared_memory=True)
             compiled = core().import_model(tensor, DEVICE, self._settings)
             self._check(compiled)
-        except (RuntimeError, ArtifactError) as error:
-            self._cache.discard(extent, reason_of(error))
+        except (RuntimeError, SpadeError) as error:
+            self._cache.discard(extent, error.message if isinstance(error, SpadeError) else said_by(error))
             return None
         return _Ready(compiled.create_infer_request(), memory)
 
@@ -89,12 +89,11 @@ class SizedModels:
         except RuntimeError as error:
             size = " x ".join(map(str, extent))
             raise RuntimeUnavailableError(
-                f"OpenVINO {version_of(self._openvino)} cannot compile {self._graph.name} for {size}:"
-                f" {reason_of(error)}",
+                f"OpenVINO {version_of(self._openvino)} cannot compile {self._graph.name} for {size}: {said_by(error)}",
                 hint="where memory ran out, a smaller `batch_size` or `size` helps; `backend` cpu runs it, too",
             ) from error
         self._check(compiled)
-        if self._stored < KEPT_SIZES:
+        if self._cache is not None and self._stored < KEPT_SIZES:
             self._stored += 1
             self._cache.store(extent, compiled.export_model)
         return _Ready(compiled.create_infer_request(), None)
@@ -109,10 +108,10 @@ class SizedModels:
     def _read(self) -> Any:
         with self._artifact.vouched(self._graph.file) as path:
             try:
-                model = core().read_model(str(path))
-            except RuntimeError as error:
+                model = read_onnx(path)
+            except Exception as error:  # the exceptions of its readers share no base class
                 raise ArtifactError(
-                    f"{path}: OpenVINO {version_of(self._openvino)} cannot read it: {reason_of(error)}",
+                    f"{path}: OpenVINO {version_of(self._openvino)} cannot read it: {said_by(error)}",
                     hint=f"the graph is of opset {self._graph.opset}: pip install --upgrade openvino, or `spade export`"
                     " again",
                 ) from error

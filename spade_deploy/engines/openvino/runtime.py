@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import Arrays, Artifact
 from spade_deploy.engines.base import ClosedByWith, check_inputs, output_names_of
-from spade_deploy.engines.openvino.library import load_openvino, version_of
+from spade_deploy.engines.openvino.library import load_openvino, said_by, version_of
 from spade_deploy.engines.openvino.models import SizedModels
-from spade_deploy.errors import ConfigError, RuntimeUnavailableError, reason_of
+from spade_deploy.errors import ConfigError, RuntimeUnavailableError
 from spade_deploy.lookup.tables import check_tables, graph_inputs
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
@@ -90,6 +90,6 @@ class OpenVinoRuntime(ClosedByWith):
             except (RuntimeError, MemoryError) as error:
                 shapes = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in inputs.items())
                 raise RuntimeUnavailableError(
-                    f"{self.name} failed on {shapes}: {reason_of(error)}",
+                    f"{self.name} failed on {shapes}: {said_by(error)}",
                     hint="where memory ran out, a smaller `batch_size` or `size` helps",
                 ) from error
