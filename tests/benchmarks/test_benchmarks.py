@@ -162,6 +162,36 @@ def test_peers_in_small(work: Path, tmp_path: Path) -> None:
         peers.main([*arguments, "--resume"])
 
 
+def test_figures_over_maps_by_hand() -> None:
+    """Two maps, two groups: medians, the worst PSNR, the first group's row of a candidate, and what was aimed at."""
+    table_script = load_script("peers_table")
+    plain, own = table_script.PLAIN, table_script.OURS["fp32"][0]
+
+    def figures(ms: float, db: Any, faster: float, precision: str = "fp32") -> dict[str, Any]:
+        times = {"ms": ms, "cpu_ms": 2 * ms, "times_plain": 100 / ms, "times_plain_cpu": 100 / ms}
+        return {"kind": "plain", "precision": precision, "psnr_db": db, "ours_is_faster_by": {own: faster}, **times}
+
+    table = table_script.new_table({"size": 256})
+    table["groups"] = {
+        "fp32": {
+            "one": {plain: figures(100.0, 131.26, 4.0), own: figures(25.0, "identical", 1.0)},
+            "two": {plain: figures(200.0, 130.04, 6.0), own: figures(35.0, "identical", 1.0)},
+        },
+        "bf16": {"one": {plain: figures(900.0, 99.0, 9.0), "half": figures(10.0, 55.0, 0.5, "bf16")}, "two": {}},
+    }
+    process = {"runtime": "r", "peak_memory_bytes": 7, "cold_start": {"total_s": 1.5}}
+    candidates = [{"name": name, **process} for name in (plain, own, "half")]
+    table["bench"] = [{"group": group, "candidates": candidates} for group in table["groups"]]
+    table_script.refresh(table)
+    rows = table["over_maps"]
+    assert set(rows) == {plain, own}  # the candidate in bf16 ran on one map of two
+    assert (rows[plain]["ms"], rows[plain]["cpu_ms"], rows[plain]["psnr_db"]) == (150.0, 300.0, 130.0)
+    assert (rows[plain]["compared_with"], rows[plain]["ours_is_faster_by"]) == (own, 5.0)
+    assert (rows[own]["psnr_db"], rows[own]["peak_memory_bytes"], rows[own]["cold_start_s"]) == ("identical", 7, 1.5)
+    (goal,) = table["goals"]
+    assert goal == {"ours": own, "other": plain, "goal": 4.5, "reached": 5.0, "is_reached": True}
+
+
 def test_the_bounds_are_of_the_residual_convolutions(tmp_path: Path) -> None:
     models, bounds = load_script("models"), load_script("cpu_bounds")
     bounds.write_convolutions(models.SMALL, 64, tmp_path / "convolutions.onnx")
