@@ -174,7 +174,8 @@ def test_the_tolerances_are_the_stated_ones() -> None:
 
 def test_how_far_rounding_may_move_a_logit() -> None:
     assert logit_margin(Precision.FP32, TYPICAL) == pytest.approx(6 * 5e-6, rel=1e-9)
-    assert logit_margin(Precision.INT8, TYPICAL) == logit_margin(Precision.FP32, TYPICAL)
+    for held_to_a_quality in (Precision.INT8, Precision.BF16):
+        assert logit_margin(held_to_a_quality, TYPICAL) == logit_margin(Precision.FP32, TYPICAL)
     assert logit_margin(Precision.FP16, TYPICAL) == pytest.approx(32768 * 4e-7, rel=1e-9)
 
 
