@@ -129,12 +129,11 @@ class LookupBlock(nn.Module):
             small_index = index.view(batch, height, 2, width, 2)
         normalized = self._normalize(x)
         if self.conv_s is not None:
-            shortcut = self.conv_s(normalized, _windows(hidden[2], patterns), small_index)
+            shortcut = self.conv_s(normalized, _windows(hidden[2], patterns, x), small_index)
         else:
             shortcut = _merge(x.expand(batch, height, 2, width, 2, channels)) if self.doubles else x
-        # The windows of one layer are gathered at a time: those of all layers of a level take more memory than its maps
-        y = _convolve(self.conv_0, self.norm_0(normalized, _windows(hidden[0], patterns), small_index))
-        y = _convolve(self.conv_1, self.norm_1(self._normalize(y), _windows(hidden[1], patterns), index))
+        y = _convolve(self.conv_0, self.norm_0(normalized, _windows(hidden[0], patterns, x), small_index))
+        y = _convolve(self.conv_1, self.norm_1(self._normalize(y), _windows(hidden[1], patterns, y), index))
         result: Tensor = shortcut + y
         return result
 
@@ -247,9 +246,14 @@ def _matrix(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return linear.requires_grad_(False)
 
 
-def _windows(hidden: Tensor, patterns: Tensor) -> Tensor:
-    """The hidden rows of every pattern: (U + 1) x hidden rows, P x k*k of their numbers -> P x k*k*hidden."""
-    return functional.embedding(patterns, hidden).flatten(1)
+def _windows(hidden: Tensor, patterns: Tensor, x: Tensor) -> Tensor:
+    """The hidden rows of every pattern: (U + 1) x hidden rows, P x k*k of their numbers -> P x k*k*hidden.
+
+    x: the map that they modulate. They depend on it, by a zero that is added, so that no engine gathers them before x
+    is there. ONNX Runtime begins with what depends on no map, and so held the windows and rows of all levels at once.
+    """
+    zero = x.flatten()[:1].to(patterns.dtype) * 0
+    return functional.embedding(patterns + zero, hidden).flatten(1)
 
 
 def _spread(rows: Tensor, index: Tensor) -> Tensor:

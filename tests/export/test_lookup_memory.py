@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from spade_deploy.bench.inputs import make_segmap
@@ -33,6 +34,34 @@ def test_windows_are_gathered_for_one_layer_at_a_time(order: str, tmp_path: Path
         sum(value.shape in windows for value in values) for values in live_values(tmp_path / "lookup.onnx", fed, order)
     ]
     assert max(counts) == 1
+
+
+def test_windows_wait_for_the_map_that_they_modulate(tmp_path: Path) -> None:
+    # An engine that begins with what depends on no map would else hold the windows of all levels at once: in ONNX
+    # Runtime Cityscapes' generator takes 390 MB for 256 x 512 pixels, and took 580.
+    generator = build_generator()
+    write_onnx(LookupModel(generator), tmp_path / "lookup.onnx")
+    nodes = onnx.load(str(tmp_path / "lookup.onnx")).graph.node
+    producer = {name: node for node in nodes for name in node.output}
+
+    def before(node: Any, found: dict[str, Any]) -> dict[str, Any]:
+        for name in node.input:
+            if name in producer and name not in found:
+                found[name] = producer[name]
+                before(producer[name], found)
+        return found
+
+    gathers = [node for node in nodes if node.op_type == "Gather" and is_made_by(producer, node.input[0], "Split")]
+    done = [sum(other.op_type == "Conv" for other in before(node, {}).values()) for node in gathers]
+    blocks = enumerate(generator.spec.blocks)
+    # norm_0 and norm_s wait for both convolutions of all blocks before, norm_1 for one more.
+    expected = [[2 * k, 2 * k + 1, *([2 * k] if block.has_shortcut else [])] for k, block in blocks]
+    assert sorted(done) == sorted(count for counts in expected for count in counts)
+
+
+def is_made_by(producer: dict[str, Any], name: str, operator: str) -> bool:
+    """Whether a value comes out of a node of that operator."""
+    return name in producer and producer[name].op_type == operator
 
 
 @pytest.mark.shared
