@@ -32,7 +32,7 @@ def test_each_says_what_it_did_where_it_is_and_what_comes_next(mission: Mission)
     assert "runs/earth-001/artifact/report.html" in exported
     assert re.search(r"fp16\s+pass", exported)
     assert "next: spade infer labels/ out/" in exported
-    assert "ONNX Runtime" in inferred
+    assert "ONNX Runtime" in inferred or "OpenVINO" in inferred  # the engine that was the fastest there
     assert "CPU, fp32" in inferred
     assert "wrote 76 of 76 images to out" in inferred
 
