@@ -13,8 +13,10 @@ is the sum of both.
 
 Rows are gathered with their channels last, so between the 3 x 3 convolutions everything is N x H x W x C: a transpose
 of gamma' and beta' would cost more than all products of tables. A feature map is doubled by a broadcast inside the
-modulation, so that the map of twice the size is never made. The learned shortcut's 1 x 1 convolution is a matrix
-product, and its beta' goes through it beforehand (`fold.fold_shortcut`).
+modulation, so that the map of twice the size is never made. There a map is *in pairs*, N x h x 2 x w x 2 x C, and what
+follows elementwise (activation, residual) is done before its axes are merged: then engines make it one step. The
+learned shortcut's 1 x 1 convolution is a matrix product, and its beta' goes through it beforehand
+(`fold.fold_shortcut`).
 
 Sub-modules carry the trained names as in `DeployModel`, and the units of precision are the same.
 """
@@ -41,7 +43,7 @@ from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS, Spade, SpadeBlock
 from spade_deploy.spec import BlockSpec, GeneratorSpec, LabelSpec, NormType
 
 OUTPUTS_NCHW = ("conv_0", "conv_1", "conv_img")
-"""Layers whose values are N x C x H x W in this module, too; all others have their channels last."""
+"""Layers whose values are N x C x H x W in this module, too; all others have their channels last, maybe in pairs."""
 
 
 class WindowSum(nn.Module):
@@ -86,7 +88,7 @@ class LookupSpade(nn.Module):
         self.gamma, self.beta = PatternProduct(gamma), PatternProduct(beta)
 
     def forward(self, x: Tensor, windows: Tensor, index: Tensor) -> Tensor:
-        return _merge(x * _spread(self.gamma(windows), index) + _spread(self.beta(windows), index))
+        return x * _spread(self.gamma(windows), index) + _spread(self.beta(windows), index)
 
 
 class LookupShortcut(nn.Module):
@@ -99,12 +101,14 @@ class LookupShortcut(nn.Module):
         self.projection = _matrix(fold_conv(block.conv_s).weight.flatten(1), None)
 
     def forward(self, x: Tensor, windows: Tensor, index: Tensor) -> Tensor:
-        projected = self.projection(x * _spread(self.gamma(windows), index))
-        return _merge(projected + _spread(self.beta(windows), index))
+        projected: Tensor = self.projection(x * _spread(self.gamma(windows), index))
+        return projected + _spread(self.beta(windows), index)
 
 
 class LookupBlock(nn.Module):
     """A residual block: N x h x w x C -> N x H x W x C', both with channels last; H = 2 h where the block doubles.
+
+    The result of a block that doubles is in pairs.
 
     hidden: for each of its layers (norm_0, norm_1, norm_s), the hidden rows of its level, (U + 1) x hidden.
     """
@@ -120,6 +124,7 @@ class LookupBlock(nn.Module):
     def forward(self, x: Tensor, hidden: list[Tensor], patterns: Tensor, index: Tensor) -> Tensor:
         dtype = self.conv_0.weight.dtype
         x, hidden = x.to(dtype), [rows.to(dtype) for rows in hidden]
+        x = merged(x)
         batch, height, width, channels = x.shape
         small_index = index
         if (
@@ -128,14 +133,13 @@ class LookupBlock(nn.Module):
             x = x.view(batch, height, 1, width, 1, channels)
             small_index = index.view(batch, height, 2, width, 2)
         normalized = self._normalize(x)
+        shortcut = x
         if self.conv_s is not None:
             shortcut = self.conv_s(normalized, _windows(hidden[2], patterns), small_index)
-        else:
-            shortcut = _merge(x.expand(batch, height, 2, width, 2, channels)) if self.doubles else x
         # The windows of one layer are gathered at a time: those of all layers of a level take more memory than its maps
         y = _convolve(self.conv_0, self.norm_0(normalized, _windows(hidden[0], patterns), small_index))
         y = _convolve(self.conv_1, self.norm_1(self._normalize(y), _windows(hidden[1], patterns), index))
-        result: Tensor = shortcut + y
+        result: Tensor = shortcut + (y.view(batch, height, 2, width, 2, -1) if self.doubles else y)
         return result
 
     def _normalize(self, x: Tensor) -> Tensor:
@@ -198,7 +202,7 @@ class LookupModel(nn.Module):
             mine, hidden[block.stride] = hidden[block.stride][:count], hidden[block.stride][count:]
             x = self.get_submodule(block.name)(x, mine, patterns, index)
         x = functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(self.conv_img))
-        return to_outputs(self.conv_img(x.permute(0, 3, 1, 2)))
+        return to_outputs(self.conv_img(merged(x).permute(0, 3, 1, 2)))
 
     def _hidden(self, stride: int, codes: Tensor) -> list[Tensor]:
         """For each layer of a level, its hidden rows and a row of zeros for outside the image: (U + 1) x hidden."""
@@ -257,12 +261,12 @@ def _spread(rows: Tensor, index: Tensor) -> Tensor:
     return functional.embedding(index, rows)
 
 
-def _merge(x: Tensor) -> Tensor:
-    """N x h x 2 x w x 2 x C -> N x 2h x 2w x C; a map with four axes stays as it is."""
+def merged(x: Tensor) -> Tensor:
+    """A map in pairs, N x h x 2 x w x 2 x C, as N x 2h x 2w x C; one with four axes stays as it is."""
     return x.flatten(3, 4).flatten(1, 2) if x.dim() == 6 else x
 
 
 def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """leaky_relu and a 3 x 3 convolution of a map with its channels last."""
-    y: Tensor = conv(functional.leaky_relu(x, LEAKY_SLOPE).permute(0, 3, 1, 2))
+    """leaky_relu and a 3 x 3 convolution: a map with its channels last, maybe in pairs -> N x H x W x C'."""
+    y: Tensor = conv(merged(functional.leaky_relu(x, LEAKY_SLOPE)).permute(0, 3, 1, 2))
     return y.permute(0, 2, 3, 1)

@@ -21,7 +21,7 @@ from spade_deploy.artifact import INSTANCE, LABEL, Graph, Z
 from spade_deploy.engines.ort.session import Optimization, SessionSetup, open_session
 from spade_deploy.errors import ArtifactError
 from spade_deploy.export.build import stage_names
-from spade_deploy.export.lookup import OUTPUTS_NCHW
+from spade_deploy.export.lookup import OUTPUTS_NCHW, merged
 from spade_deploy.files.onnx_data import external_files
 from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.lookup.tables import graph_inputs
@@ -63,7 +63,7 @@ def first_divergence(
             continue  # a file of another exporter may lack the name
         reference, candidate = expected[name].astype(np.float64), found[name].astype(np.float64)
         if is_lookup and not name.endswith(OUTPUTS_NCHW):
-            candidate = candidate.transpose(0, 3, 1, 2)
+            candidate = merged(torch.from_numpy(candidate)).permute(0, 3, 1, 2).numpy()
         error = candidate - reference
         scale = float(np.sqrt(np.mean(reference**2))) or 1.0
         relative = float(np.sqrt(np.mean(error**2))) / scale
