@@ -24,7 +24,7 @@ class InferRequest:
     preset: str | None = setting(
         None, help="The data set whose layout LABELS has; what the model was trained on if left out."
     )
-    precision: Precision | None = setting(None, help="fp16 on a GPU, fp32 on a CPU if left out.")
+    precision: Precision | None = setting(None, help="fp16 on a GPU, fp32 on a CPU if left out. bf16 is OpenVINO's.")
     backend: Backend | str = setting(Backend.AUTO, help="auto: a TensorRT engine that fits, else CUDA, else the CPU.")
     resize: ResizePolicy | str = setting(
         ResizePolicy.MODEL,

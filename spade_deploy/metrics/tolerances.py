@@ -25,9 +25,14 @@ FP16_FLOOR = 2e-4
 FP16_LOGIT_FACTOR = 2.0**15
 """The factor for the mean rounding error of the logits: 2^13 as for the image, times four, since the largest error is
 about four times the mean."""
-BF16_FACTOR = 2.0**16
-"""bfloat16 rounds at 8 bits, float32 at 24: errors grow by 2^16 at most."""
+BF16_FACTOR = 40_000.0
+"""bfloat16 rounds at 8 bits, float32 at 24: errors grow by 2^16 at most, and less where sums are float32. The worst
+measured mean is 25285 (benchmarks/bf16_tolerance.py); a layer of 1.2 times what it should be has 43687 and more."""
+BF16_FLOOR = 2e-4
+"""A fortieth of a grey level, as for fp16."""
 BF16_MIN_PSNR_DB = 40.0
+"""Five less than fp16 has to reach. Models that do not amplify rounding have 53 and more."""
+BF16_MIN_SSIM = 0.99
 FP16_MIN_PSNR_DB = 45.0
 FP16_MIN_SSIM = 0.99
 STRESS_MIN_PSNR_DB = 40.0
@@ -84,6 +89,7 @@ def tolerance_for(precision: Precision, rounding: RoundingError, min_psnr_db: fl
     rounding: the float32 error that eager PyTorch itself has. A right graph differs from eager PyTorch by rounding
     alone, so fp32 is held to a small multiple of it, and fp16 to what its shorter mantissa makes of it. fp16 is also
     held to an image quality, since a model that amplifies rounding may be within that and still look wrong.
+    bf16 is held to the same three as fp16, with limits of its own.
     int8 is lossy by design: it is held to the quality that it was made to reach, `min_psnr_db`, and to nothing else.
     """
     if precision is Precision.INT8:
@@ -97,7 +103,9 @@ def tolerance_for(precision: Precision, rounding: RoundingError, min_psnr_db: fl
             max_flip=1,
         )
     if precision is Precision.BF16:
-        return Tolerance(mean_abs=BF16_FACTOR * rounding.mean_abs + FP16_FLOOR, min_psnr_db=BF16_MIN_PSNR_DB)
+        return Tolerance(
+            mean_abs=BF16_FACTOR * rounding.mean_abs + BF16_FLOOR, min_psnr_db=BF16_MIN_PSNR_DB, min_ssim=BF16_MIN_SSIM
+        )
     return Tolerance(
         mean_abs=FP16_FACTOR * rounding.mean_abs + FP16_FLOOR, min_psnr_db=FP16_MIN_PSNR_DB, min_ssim=FP16_MIN_SSIM
     )

@@ -244,6 +244,10 @@ def test_fields_of_a_later_minor_version_are_ignored(artifact: Artifact) -> None
     [
         (lambda v: v.pop("graphs"), "field 'graphs' is missing"),
         (lambda v: v.update(graphs=[]), "graphs is empty"),
+        (
+            lambda v: v["graphs"][0].update(precision="bf16"),
+            "precision bf16 is no file's; allowed are fp32, fp16, int8",
+        ),
         (lambda v: v["graphs"][0].update(precision="fp8"), "precision 'fp8' is not one of fp32, fp16"),
         (lambda v: v["graphs"][0].update(file="other.onnx"), "files lacks 'other.onnx'"),
         (lambda v: v["graphs"][0].update(opset="18"), "opset: '18' is of type str, not int"),

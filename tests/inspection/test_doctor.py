@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from spade_deploy.cli import app
 from spade_deploy.engines.cuda.driver import Gpu, find_gpus
+from spade_deploy.engines.openvino import library
 from spade_deploy.engines.ort import session as ort
 from spade_deploy.inspection import doctor
 from spade_deploy.inspection.doctor import Check, Status, diagnose
@@ -80,7 +81,13 @@ def test_python(version: tuple[int, int], status: Status, text: str) -> None:
 def test_what_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch, *doctor._NEEDED, "onnxruntime")
     checks = by_name(diagnose())
-    for name, extra in (("torch", "train,export"), ("onnx", "export"), ("matplotlib", "train"), ("tensorrt", "trt")):
+    for name, extra in (
+        ("torch", "train,export"),
+        ("onnx", "export"),
+        ("matplotlib", "train"),
+        ("tensorrt", "trt"),
+        ("openvino", "openvino"),
+    ):
         assert checks[name].status is Status.MISSING
         assert f"pip install 'spade-deploy[{extra}]'" in checks[name].advice
     assert not [check for check in checks.values() if check.status is Status.PROBLEM]
@@ -107,8 +114,33 @@ def test_every_package_of_every_extra_is_looked_for() -> None:
     told = {**doctor._PACKAGES, **doctor._GPU_PACKAGES}
     for name, (_, extra) in told.items():
         assert name in extras[extra], "the extra that is named does not bring it"
-    assert set.union(*extras.values()) == {*told, "torch", "onnxruntime", "onnxruntime-gpu"}
+    assert set.union(*extras.values()) == {*told, "torch", "onnxruntime", "onnxruntime-gpu", "openvino"}
     assert {re.split("[><=]", requirement)[0] for requirement in project["dependencies"]} == set(doctor._NEEDED)
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_whether_bf16_runs_and_by_what(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
+    listed = {"FP32", "INT8"} | ({"BF16"} if has_it else set())
+    monkeypatch.setattr(library, "capabilities", lambda: frozenset(listed))
+    monkeypatch.setattr(library, "instructions", lambda: ("amx_bf16", "avx512_bf16", "fpu"))
+    package, bf16 = doctor._check_openvino()
+    assert (package.status, package.name) == (Status.GOOD, "openvino")
+    if has_it:
+        assert bf16.value == "this CPU has it: amx_bf16, avx512_bf16"
+        assert bf16.advice == "spade infer --backend openvino --precision bf16"
+    else:
+        assert bf16 == Check(Status.MISSING, "bf16 in OpenVINO", "this CPU has none; OpenVINO lists FP32, INT8")
+
+
+def test_an_openvino_that_does_not_run_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("libtbb.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(library, "capabilities", fail)
+    (check,) = doctor._check_openvino()
+    assert check.status is Status.PROBLEM
+    assert "cannot be run: OSError: libtbb.so.12" in check.value
+    assert check.advice == "pip install --force-reinstall openvino"
 
 
 def test_the_python_that_is_supported_is_the_one_of_the_project() -> None:

@@ -167,6 +167,10 @@ def test_the_tolerances_are_the_stated_ones() -> None:
     assert fp16.mean_abs == pytest.approx(8192 * 2e-7 + 2e-4, rel=1e-9)
     assert (fp16.min_psnr_db, fp16.min_ssim) == (45.0, 0.99)
     assert (fp16.max_abs, fp16.max_flip, fp16.flip_share) == (None, None, None)
+    bf16 = tolerance_for(Precision.BF16, TYPICAL)
+    assert bf16.mean_abs == pytest.approx(40_000 * 2e-7 + 2e-4, rel=1e-9)
+    assert (bf16.min_psnr_db, bf16.min_ssim) == (40.0, 0.99)
+    assert (bf16.max_abs, bf16.max_flip, bf16.flip_share) == (None, None, None)
     assert tolerance_for(Precision.INT8, TYPICAL, 35.0) == Tolerance(min_psnr_db=35.0)
     with pytest.raises(ConfigError, match="no tolerance"):
         tolerance_for(Precision.INT8, TYPICAL)
@@ -174,7 +178,8 @@ def test_the_tolerances_are_the_stated_ones() -> None:
 
 def test_how_far_rounding_may_move_a_logit() -> None:
     assert logit_margin(Precision.FP32, TYPICAL) == pytest.approx(6 * 5e-6, rel=1e-9)
-    assert logit_margin(Precision.INT8, TYPICAL) == logit_margin(Precision.FP32, TYPICAL)
+    for held_to_a_quality in (Precision.INT8, Precision.BF16):
+        assert logit_margin(held_to_a_quality, TYPICAL) == logit_margin(Precision.FP32, TYPICAL)
     assert logit_margin(Precision.FP16, TYPICAL) == pytest.approx(32768 * 4e-7, rel=1e-9)
 
 

@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 
 MOST_BYTES = 4 << 30
 """How large the cache may become: of more, the files that were not used for longest go."""
+CHANGES = 1
+"""How a graph is changed before it is compiled (`exact_ids.py`): to be raised when that is done in another way."""
 _SUFFIX = ".blob"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -131,6 +133,7 @@ def open_cache(artifact: Artifact, graph: Graph, settings: Mapping[str, Any]) ->
         "file": graph.file,
         "files": {name: fact.sha256 for name, fact in artifact.manifest.files.items() if name.count("/") == 0},
         "openvino": str(load_openvino().__version__),
+        "changes": CHANGES,
         "precision": settings["INFERENCE_PRECISION_HINT"],
         "cpu": core().get_property(DEVICE, "FULL_DEVICE_NAME"),
         "capabilities": sorted(capabilities()),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import LABEL, Artifact, Graph, TensorInfo
 from spade_deploy.engines.base import check_contract, fed_tensors
 from spade_deploy.engines.openvino.cache import Extent, ModelCache, open_cache
+from spade_deploy.engines.openvino.exact_ids import compare_ids_as_integers
 from spade_deploy.engines.openvino.library import DEVICE, core, load_openvino, read_onnx, said_by, version_of
 from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, SpadeError
 from spade_deploy.lookup.tables import level_names, modulated_channels
@@ -116,6 +117,8 @@ class SizedModels:
                     " again",
                 ) from error
         check_contract(self._artifact, self._graph, _types_of(model.inputs), _types_of(model.outputs))
+        if self._graph.precision is Precision.BF16 and self._graph.kind is GraphKind.DENSE:
+            compare_ids_as_integers(model, self._artifact.manifest.generator.labels)
         return model
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import Arrays, Artifact
 from spade_deploy.engines.base import ClosedByWith, check_inputs, output_names_of
+from spade_deploy.engines.openvino.exact_ids import exact_inputs
 from spade_deploy.engines.openvino.library import load_openvino, said_by, version_of
 from spade_deploy.engines.openvino.models import SizedModels
 from spade_deploy.errors import ConfigError, RuntimeUnavailableError
@@ -53,6 +54,8 @@ class OpenVinoRuntime(ClosedByWith):
         fed = graph_inputs(self.spec, self.kind, inputs)
         if self.kind is GraphKind.LOOKUP:
             self.patterns_s = time.perf_counter() - start
+        else:
+            fed = exact_inputs(fed)
         return self._run(fed, output_names)
 
     def run_many(

@@ -138,6 +138,9 @@ def test_the_name_says_all_that_a_model_depends_on(
         patch.setattr(caching, "capabilities", lambda: frozenset({"FP32"}))
         keys.append(key())
     with monkeypatch.context() as patch:
+        patch.setattr(caching, "CHANGES", caching.CHANGES + 1)
+        keys.append(key())
+    with monkeypatch.context() as patch:
         patch.setattr(caching, "instructions", lambda: ("avx2",))
         keys.append(key())
     with monkeypatch.context() as patch:

@@ -45,7 +45,7 @@ from spade_deploy.export.spade import DeployModel
 from spade_deploy.inspection.describe import inspect_path
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.progress import Silent
-from spade_deploy.spec import Flavour, GraphKind, LabelSpec, Precision, ShapeProfile
+from spade_deploy.spec import EXPORTED, Flavour, GraphKind, LabelSpec, Precision, ShapeProfile
 from tests.support.commands import spade
 from tests.support.generators import build_generator
 from tests.support.listener import Listener
@@ -86,7 +86,7 @@ def artifact(exported: Path, tmp_path: Path) -> Artifact:
     return Artifact.open(tmp_path / "artifact")
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", EXPORTED)
 def test_every_precision_and_kind_builds_and_is_proved(artifact: Artifact, precision: Precision) -> None:
     seen = Listener()
     built = build(artifact, replace(RTX, precision=precision), progress=seen)
@@ -486,3 +486,8 @@ def _quantized_convolution(quantizes_input: bool) -> bytes:
     graph = helper.make_graph(nodes, "quantized", values[:1], values[1:], weights)
     content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]).SerializeToString()
     return content
+
+
+def test_bf16_is_no_engines_precision() -> None:
+    with pytest.raises(ConfigError, match=r"`precision`: bf16 is no graph's, .*; allowed are fp32, fp16, int8"):
+        BuildRequest(precision=Precision.BF16)
