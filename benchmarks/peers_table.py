@@ -18,6 +18,15 @@ OURS = {
     "int8": ("this artifact, int8 lookup, OpenVINO", "this artifact, int8 lookup, ONNX Runtime"),
 }
 """Our graph that each precision class is compared with: the first of these that was measured."""
+GOALS = {
+    256: (
+        (OURS["fp32"][0], PLAIN, 4.5),
+        (OURS["fp32"][0], OURS["fp32"][1], 1.3),
+        (OURS["bf16"][0], BASELINES[Kind.OPENVINO], 2.3),
+    ),
+    512: ((OURS["bf16"][0], BASELINES[Kind.OPENVINO], 2.7),),
+}
+"""What was aimed at, by size: how many times as fast the first should be as the second, side by side."""
 
 
 def new_table(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,6 +82,11 @@ def refresh(table: dict[str, Any]) -> None:
     for row in over_maps.values():
         own = next((name for name in OURS.get(row["precision"], ()) if name in row["by_ours"]), None)
         row["compared_with"], row["ours_is_faster_by"] = own, None if own is None else row["by_ours"][own]
+    table["goals"] = [
+        {"ours": ours, "other": other, "goal": goal, "reached": reached, "is_reached": reached >= goal}
+        for ours, other, goal in GOALS.get(table["size"], ())
+        if (reached := over_maps.get(other, {}).get("by_ours", {}).get(ours)) is not None
+    ]
 
 
 def _over(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The README's table of figures, made of results/peers-*.json and put between its two markers.
+"""The README's table of figures, made of results/peers-MODEL-SIZE-CPU.json and put between its two markers.
 
 python benchmarks/readme_table.py            # writes README.md
 python benchmarks/readme_table.py --check    # exit code 1 where README.md and the results differ
@@ -19,10 +19,16 @@ ROOT = Path(__file__).resolve().parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NAMES = {"ade20k": "ADE20K", "coco": "COCO-Stuff"}
-OURS = "fp32 lookup"
+KINDS = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2"}
+"""How people write the names of kinds; others are written as they are."""
+CLASSES = ("fp32", "bf16", "fp16", "int8")
 PLAIN = "plain export, ONNX Runtime"
-COMPARED = ("torch", "onnxruntime", "openvino")
-ROWS = {"fp32 dense": "this artifact, dense graph", OURS: "**this artifact, lookup graph**"}
+COMPARED = ("torch", "onnxruntime", "openvino", "nncf", "ncnn")
+OWN = "this artifact"
+WAYS = {"direct": "directly", "winograd_2x2": "by Winograd F(2 x 2)", "winograd_4x4": "by Winograd F(4 x 4)"}
+
+Results = dict[str, dict[str, Any]]
+"""Results by heading: model and size."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,53 +40,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = read_results(asked.results)
     text = asked.readme.read_text(encoding="utf-8")
     if not found:
-        print(f"{asked.results} holds no peers-*.json; `python benchmarks/peers.py` makes them")
+        print(f"{asked.results} holds no peers-MODEL-SIZE-CPU.json; `python benchmarks/peers.py` makes them")
         return 0
-    wanted = with_table(text, table(found))
+    wanted = with_table(text, "\n\n".join(section(kind, results) for kind, results in found.items()))
     if wanted is None:
         print(f"{asked.readme}: the lines {BEGIN} and {END} are missing, each once and in this order", file=sys.stderr)
         return 1
     if wanted == text:
-        print(f"{asked.readme} is in step with {len(found)} results")
+        print(f"{asked.readme} is in step with the results of {', '.join(found)}")
         return 0
     if asked.check:
         print(f"{asked.readme} differs from the results; run: python benchmarks/readme_table.py", file=sys.stderr)
         return 1
     write_text(asked.readme, wanted)
-    print(f"{asked.readme} has the table of {len(found)} results")
+    print(f"{asked.readme} has the tables of {', '.join(found)}")
     return 0
 
 
-def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Results by heading, by model and then by size."""
+def read_results(folder: Path) -> dict[str, Results]:
+    """Results by kind of CPU, each by model and then by size. Older results, which name no kind, are left out."""
     found = []
-    for name in NAMES:
-        for path in folder.glob(f"peers-{name}-*.json"):
+    for position, (name, shown) in enumerate(NAMES.items()):
+        for path in folder.glob(f"peers-{name}-*-*.json"):
             value = json.loads(path.read_text(encoding="utf-8"))
-            found.append((list(NAMES).index(name), value["size"], f"{NAMES[name]}, {value['size']} px", value))
-    return {heading: value for _, _, heading, value in sorted(found, key=lambda entry: entry[:2])}
+            found.append((value["machine"]["cpu_kind"], position, value["size"], f"{shown}, {value['size']} px", value))
+    by_kind: dict[str, Results] = {}
+    for kind, _, _, heading, value in sorted(found, key=lambda entry: entry[:3]):
+        by_kind.setdefault(kind, {})[heading] = value
+    return by_kind
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """A row for each candidate of any result: by how much the lookup graph is faster, and the time of an image."""
+def section(kind: str, results: Results) -> str:
+    """The headline, the table and the facts of one kind of CPU."""
+    lines = [f"**{KINDS.get(kind, kind)}**: {headline(results)}", "", *table(results), ""]
+    return "\n".join([*lines, *(facts(heading, value) for heading, value in results.items())])
+
+
+def headline(results: Results) -> str:
+    """By how much our graph is faster than the fastest other of its precision, from the first result."""
+    heading, value = next(iter(results.items()))
+    said = []
+    for precision in CLASSES:
+        others = {
+            name: row["ours_is_faster_by"]
+            for name, row in value["over_maps"].items()
+            if row["precision"] == precision and row["ours_is_faster_by"] and is_other(name, row)
+        }
+        if others:
+            fastest = min(others, key=lambda name: others[name])
+            said.append(f"{others[fastest]:.2f} times as fast in {precision} ({fastest})")
+    if not said:
+        return "nothing is compared yet."
+    return (
+        f"the lookup graph, on the fastest engine for it, against the fastest other of the same precision, {heading}: "
+        f"{', '.join(said)}."
+    )
+
+
+def is_other(name: str, row: dict[str, Any]) -> bool:
+    return not name.startswith(OWN) and row["kind"] not in ("bound", "gemm")
+
+
+def table(results: Results) -> list[str]:
+    """A row for each candidate of any result, by precision: how much faster ours is, the time, the PSNR."""
     headings = list(results)
-    candidates = dict.fromkeys(name for value in results.values() for name in value["over_maps"])
     lines = [
-        f"| the lookup graph is faster than ... by | {' | '.join(headings)} |",
-        f"|---|{'---:|' * len(headings)}",
+        f"| in | our lookup graph is faster than ... by | {' | '.join(headings)} |",
+        f"|---|---|{'---:|' * len(headings)}",
     ]
-    for name in candidates:
-        cells = [cell(value["over_maps"].get(name), is_ours=name == OURS) for value in results.values()]
-        lines.append(f"| {ROWS.get(name, name)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(facts(heading, value) for heading, value in results.items())])
+    rows = {
+        (row["precision"], name)
+        for value in results.values()
+        for name, row in value["over_maps"].items()
+        if row["kind"] != "gemm"
+    }
+    order = [name for value in results.values() for name in value["over_maps"]]
+    for precision, name in sorted(rows, key=lambda entry: (CLASSES.index(entry[0]), order.index(entry[1]))):
+        cells = [cell(name, value["over_maps"].get(name), precision) for value in results.values()]
+        own = any(value["over_maps"].get(name, {}).get("compared_with") == name for value in results.values())
+        lines.append(f"| {precision} | {f'**{name}**' if own else name} | {' | '.join(cells)} |")
+    return lines
 
 
-def cell(row: dict[str, Any] | None, *, is_ours: bool) -> str:
-    if row is None:
+def cell(name: str, row: dict[str, Any] | None, precision: str) -> str:
+    if row is None or row["precision"] != precision:
         return "not measured"
-    if is_ours or row["ours_is_faster_by"] is None:
-        return f"{milliseconds(row['ms'])}"
-    return f"{row['ours_is_faster_by']:.2f} x ({milliseconds(row['ms'])})"
+    quality = f", {row['psnr_db']:.0f} dB" if isinstance(row["psnr_db"], float) else ""
+    said = f"{milliseconds(row['ms'])}{quality}"
+    if row["ours_is_faster_by"] is None or row["compared_with"] == name:
+        return said
+    return f"{row['ours_is_faster_by']:.2f} x ({said})"
 
 
 def milliseconds(ms: float) -> str:
@@ -88,24 +137,29 @@ def milliseconds(ms: float) -> str:
 
 
 def facts(heading: str, value: dict[str, Any]) -> str:
-    """One line: where and of what."""
-    bench = value["bench"]
-    packages = bench["machine"]["packages"]
-    versions = ", ".join(f"{name} {packages[name]}" for name in COMPARED if name in packages)
-    quiet = sum(entry["is_quiet"] for entry in bench["rounds"])
-    return (
-        f"- {heading}: batch {bench['batch_size']}, fp32, median over {value['maps']} COCO-Stuff maps,"
-        f" {len(bench['rounds'])} rounds ({quiet} undisturbed), {bench['threads']} threads,"
-        f" {bench['machine']['processor']}; {versions}. {memory(value['over_maps'])}".rstrip()
+    """One line: where, of what, and what bounds it."""
+    machine, rounds = value["machine"], [one for bench in value["bench"] for one in bench["rounds"]]
+    versions = ", ".join(f"{name} {machine['packages'][name]}" for name in COMPARED if name in machine["packages"])
+    quiet = sum(one["is_quiet"] for one in rounds)
+    measured = (
+        f"- {heading}: batch 1, median over {len(value['per_map'])} COCO-Stuff maps, PSNR of the worst of them,"
+        f" {len(rounds)} rounds ({quiet} undisturbed), {value['threads']} threads, {machine['processor']}"
+        f" ({machine['cpu_model']}); {versions}."
     )
+    return " ".join([measured, *bounds(value["bounds"])])
 
 
-def memory(rows: dict[str, dict[str, Any]]) -> str:
-    """Peak memory of the lookup graph's process and of the plain export's."""
-    ours, plain = (rows.get(name, {}).get("peak_memory_bytes") for name in (OURS, PLAIN))
-    if ours is None or plain is None:
-        return ""
-    return f"Peak memory of the process: lookup graph {ours / 1e6:,.0f} MB, plain export {plain / 1e6:,.0f} MB."
+def bounds(found: dict[str, Any]) -> list[str]:
+    """What the residual blocks' convolutions alone need at the CPU's peak, a sentence for each precision."""
+    said = []
+    for precision, ways in found.get("ms", {}).items():
+        rate = found["peak_flop_per_s"][precision] / 1e9
+        times = ", ".join(f"{milliseconds(ways[way])} {shown}" for way, shown in WAYS.items())
+        said.append(
+            f"At the {rate:,.0f} GFLOP/s of a large {precision} matrix product the residual convolutions alone need"
+            f" {times}."
+        )
+    return said
 
 
 def with_table(readme: str, made: str) -> str | None:

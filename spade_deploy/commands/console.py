@@ -244,9 +244,8 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
     table = Table(box=None)
     table.add_column("")
     against = f"vs {reference.candidate.name}" if reference is not None else "ratio"
-    for heading in ("in", "PSNR dB", "p50 ms", "p90", "p99", "CPU ms", "patterns", "images/s", against):
-        table.add_column(heading, justify="right")
-    for heading in ("peak memory", "cold start"):
+    times = ("p50 ms", "p90", "p99", "CPU ms", "patterns", "images/s", against)
+    for heading in ("in", "PSNR dB", *times, "peak memory", "cold start"):
         table.add_column(heading, justify="right")
     for entry in result.measured:
         figures, cold = result.figures(entry), entry.cold_start

@@ -87,7 +87,7 @@ def test_candidates_are_the_graphs_that_are_there_after_the_baselines(tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (([], [], ["caffe"]), ConfigError, "`baselines`: 'caffe'.*eager, compile, plain, openvino or all"),
+        (([], [], ["caffe"]), ConfigError, "`baselines`: 'caffe'.*eager, eager-bf16, .*ncnn or all"),
         (([], ["sparse"], []), ConfigError, "`graph`: 'sparse'"),
         (([], ["lookup"], []), ArtifactError, "no default lookup graph; there is: fp32 dense"),
         (([Precision.INT8], [], []), ArtifactError, "no int8 dense graph"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 
 from spade_deploy.artifact import INSTANCE, LABEL
@@ -43,17 +44,39 @@ def test_the_readme_has_the_table_of_the_results() -> None:
     assert load_script("readme_table").main(["--check"]) == 0
 
 
-def result(size: int, faster: float) -> dict[str, Any]:
-    machine = {"processor": "a processor", "packages": {"torch": "2.0", "onnxruntime": "1.0"}}
-    rounds = [{"is_quiet": True}, {"is_quiet": False}]
+def row(kind: str, precision: str, faster: float | None, ms: float, db: float | None) -> dict[str, Any]:
+    own = {"fp32": "this artifact, fp32 lookup, OpenVINO", "bf16": "this artifact, bf16 lookup, OpenVINO"}[precision]
+    return {
+        "kind": kind,
+        "precision": precision,
+        "ms": ms,
+        "psnr_db": db,
+        "compared_with": own,
+        "ours_is_faster_by": faster,
+    }
+
+
+def result(kind: str, size: int, faster: float) -> dict[str, Any]:
+    packages = {"torch": "2.0", "onnxruntime": "1.0"}
     return {
         "size": size,
-        "maps": 13,
+        "threads": 2,
+        "machine": {"processor": "a processor", "cpu_kind": kind, "cpu_model": "model 7", "packages": packages},
+        "per_map": {f"map {number}": {} for number in range(13)},
         "over_maps": {
-            "PyTorch eager": {"ms": 1234.5, "ours_is_faster_by": faster},
-            "fp32 lookup": {"ms": 45.67, "ours_is_faster_by": 1.0},
+            "PyTorch eager": row("eager", "fp32", faster, 1234.5, 131.2),
+            "ncnn": row("ncnn", "fp32", 1.25, 567.8, 136.0),
+            "PyTorch eager, bf16": row("eager-bf16", "bf16", 2.0, 345.6, 55.1),
+            "this artifact, fp32 lookup, OpenVINO": row("graph", "fp32", 1.0, 45.67, 130.0),
+            "this artifact, bf16 lookup, OpenVINO": row("graph", "bf16", 1.0, 12.3, 56.0),
+            "convolutions": row("bound", "fp32", 0.5, 22.2, None),
+            "matrix product, fp32": row("gemm", "fp32", 0.1, 5.0, None),
         },
-        "bench": {"batch_size": 1, "threads": 2, "machine": machine, "rounds": rounds},
+        "bounds": {
+            "peak_flop_per_s": {"fp32": 2e11},
+            "ms": {"fp32": {"direct": 400.0, "winograd_2x2": 180.0, "winograd_4x4": 100.5}},
+        },
+        "bench": [{"rounds": [{"is_quiet": True}, {"is_quiet": False}]}],
     }
 
 
@@ -63,8 +86,9 @@ def test_the_table_follows_the_results(tmp_path: Path, capsys: pytest.CaptureFix
     results.mkdir()
     arguments = ["--readme", str(readme), "--results", str(results)]
     readme.write_text("before\nafter\n", encoding="utf-8")
+    (results / "peers-ade20k-256.json").write_text("{}", encoding="utf-8")  # of an older version: no kind of CPU
     assert script.main([*arguments, "--check"]) == 0  # no results, no markers: nothing to compare
-    (results / "peers-ade20k-256.json").write_text(json.dumps(result(256, 3.456)), encoding="utf-8")
+    (results / "peers-ade20k-256-amx.json").write_text(json.dumps(result("amx", 256, 3.456)), encoding="utf-8")
     assert script.main([*arguments, "--check"]) == 1
     assert "bench:begin" in capsys.readouterr().err
     readme.write_text(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n", encoding="utf-8")
@@ -72,16 +96,29 @@ def test_the_table_follows_the_results(tmp_path: Path, capsys: pytest.CaptureFix
     assert script.main(arguments) == 0
     assert script.main([*arguments, "--check"]) == 0
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{script.BEGIN}\n")
+    assert text.startswith(f"before\n{script.BEGIN}\n**AMX**: the lookup graph, on the fastest engine for it, against")
     assert text.endswith(f"\n{script.END}\nafter\n")
-    assert "| PyTorch eager | 3.46 x (1,234 ms) |" in text
-    assert "| 45.7 ms |" in text
+    # The headline names the class, and the fastest other in it; neither a bound nor our own graphs count.
+    assert (
+        "ADE20K, 256 px: 1.25 times as fast in fp32 (ncnn), 2.00 times as fast in bf16 (PyTorch eager, bf16)." in text
+    )
+    assert "| fp32 | PyTorch eager | 3.46 x (1,234 ms, 131 dB) |" in text
+    assert "| bf16 | PyTorch eager, bf16 | 2.00 x (346 ms, 55 dB) |" in text
+    assert "| bf16 | **this artifact, bf16 lookup, OpenVINO** | 12.3 ms, 56 dB |" in text
+    assert "| fp32 | convolutions | 0.50 x (22.2 ms) |" in text
+    assert "matrix product, fp32" not in text
     assert "old" not in text
-    assert "2 rounds (1 undisturbed), 2 threads, a processor; torch 2.0, onnxruntime 1.0" in text
-    (results / "peers-coco-512.json").write_text(json.dumps(result(512, 4.0)), encoding="utf-8")
+    assert "2 rounds (1 undisturbed), 2 threads, a processor (model 7); torch 2.0, onnxruntime 1.0." in text
+    assert "At the 200 GFLOP/s of a large fp32 matrix product" in text
+    assert "400 ms directly, 180 ms by Winograd F(2 x 2), 100 ms by Winograd F(4 x 4)" in text
+    (results / "peers-coco-512-amx.json").write_text(json.dumps(result("amx", 512, 4.0)), encoding="utf-8")
+    (results / "peers-coco-256-avx2.json").write_text(json.dumps(result("avx2", 256, 5.0)), encoding="utf-8")
     assert script.main([*arguments, "--check"]) == 1
     assert script.main(arguments) == 0
-    assert "| 3.46 x (1,234 ms) | 4.00 x (1,234 ms) |" in readme.read_text(encoding="utf-8")
+    text = readme.read_text(encoding="utf-8")
+    assert "| 3.46 x (1,234 ms, 131 dB) | 4.00 x (1,234 ms, 131 dB) |" in text
+    assert "**AVX2**: the lookup graph" in text
+    assert "| fp32 | PyTorch eager | 5.00 x (1,234 ms, 131 dB) |" in text
 
 
 # --- the scripts
@@ -89,31 +126,99 @@ def test_the_table_follows_the_results(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_peers_in_small(work: Path, tmp_path: Path) -> None:
     peers = load_script("peers")
-    arguments = ["--quick", "--baseline", "plain", "--threads", "1", "--work", str(work), "--out", str(tmp_path)]
-    peers.main(arguments)
-    target = tmp_path / "peers-quick-64.json"
+    arguments = ["--quick", "--group", "fp32-graphs", "--threads", "1", "--work", str(work), "--out", str(tmp_path)]
+    peers.main([*arguments, "--maps", "2"])
+    (target,) = tmp_path.iterdir()
+    assert target.name == f"peers-quick-64-{peers.cpu_kind()}.json"
     value = json.loads(target.read_text(encoding="utf-8"))
-    assert set(value["over_maps"]) == {"plain export, ONNX Runtime", "fp32 dense", "fp32 lookup", peers.FLOOR}
-    assert len(value["per_map"]) == value["maps"] == 3
-    assert value["over_maps"]["fp32 lookup"]["ours_is_faster_by"] == 1
-    by_map = [row["ours_is_faster_by"][peers.FLOOR] for row in value["per_map"].values()]
-    assert value["over_maps"][peers.FLOOR]["ours_is_faster_by"] == np.median(by_map)
-    assert all(0 < row["unique_share"] < 1 for row in value["per_map"].values())
+    plain, lookup = "plain export, ONNX Runtime", "this artifact, fp32 lookup, ONNX Runtime"
+    there = {plain, lookup, "this artifact, fp32 dense, ONNX Runtime", peers.CONVOLUTIONS, "matrix product, fp32"}
+    assert there <= set(value["over_maps"])
+    assert len(value["per_map"]) == 2
+    assert value["over_maps"][plain]["times_plain"] == 1
+    by_map = [rows[lookup]["times_plain"] for rows in value["groups"]["fp32-graphs"].values()]
+    assert value["over_maps"][lookup]["times_plain"] == np.median(by_map)
+    quality = [rows[lookup]["psnr_db"] for rows in value["groups"]["fp32-graphs"].values()]
+    assert value["over_maps"][lookup]["psnr_db"] == round(min(quality), 1) > 110  # measured 139
+    assert value["over_maps"][lookup]["cpu_ms"] > 0
+    assert all(0 < one["unique_share"] < 1 for one in value["per_map"].values())
     assert str(tmp_path) not in target.read_text(encoding="utf-8")
+    ways = value["bounds"]["ms"]["fp32"]
+    assert ways["direct"] > ways["winograd_2x2"] > ways["winograd_4x4"] > 0
+    # The maps that are missing are added, and what was measured stays.
+    peers.main([*arguments, "--resume"])
+    more = json.loads(target.read_text(encoding="utf-8"))
+    assert len(more["per_map"]) == 3
+    assert len(more["bench"]) == 2
+    for stem, rows in value["groups"]["fp32-graphs"].items():
+        assert more["groups"]["fp32-graphs"][stem] == rows
     before = target.stat().st_mtime_ns
     peers.main([*arguments, "--resume"])
     assert target.stat().st_mtime_ns == before
+    # A result of another CPU is not gone on with.
+    more["machine"]["cpu_model"] = "another"
+    target.write_text(json.dumps(more), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"its machine is .*another.*here it is"):
+        peers.main([*arguments, "--resume"])
 
 
-def test_the_floor_is_the_residual_convolutions(tmp_path: Path) -> None:
-    models, peers = load_script("models"), load_script("peers")
-    peers.write_floor(models.SMALL, 64, tmp_path / "floor.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "floor.onnx"), providers=["CPUExecutionProvider"])
+def test_figures_over_maps_by_hand() -> None:
+    """Two maps, two groups: medians, the worst PSNR, the first group's row of a candidate, and what was aimed at."""
+    table_script = load_script("peers_table")
+    plain, own = table_script.PLAIN, table_script.OURS["fp32"][0]
+
+    def figures(ms: float, db: Any, faster: float, precision: str = "fp32") -> dict[str, Any]:
+        times = {"ms": ms, "cpu_ms": 2 * ms, "times_plain": 100 / ms, "times_plain_cpu": 100 / ms}
+        return {"kind": "plain", "precision": precision, "psnr_db": db, "ours_is_faster_by": {own: faster}, **times}
+
+    table = table_script.new_table({"size": 256})
+    table["groups"] = {
+        "fp32": {
+            "one": {plain: figures(100.0, 131.26, 4.0), own: figures(25.0, "identical", 1.0)},
+            "two": {plain: figures(200.0, 130.04, 6.0), own: figures(35.0, "identical", 1.0)},
+        },
+        "bf16": {"one": {plain: figures(900.0, 99.0, 9.0), "half": figures(10.0, 55.0, 0.5, "bf16")}, "two": {}},
+    }
+    process = {"runtime": "r", "peak_memory_bytes": 7, "cold_start": {"total_s": 1.5}}
+    candidates = [{"name": name, **process} for name in (plain, own, "half")]
+    table["bench"] = [{"group": group, "candidates": candidates} for group in table["groups"]]
+    table_script.refresh(table)
+    rows = table["over_maps"]
+    assert set(rows) == {plain, own}  # the candidate in bf16 ran on one map of two
+    assert (rows[plain]["ms"], rows[plain]["cpu_ms"], rows[plain]["psnr_db"]) == (150.0, 300.0, 130.0)
+    assert (rows[plain]["compared_with"], rows[plain]["ours_is_faster_by"]) == (own, 5.0)
+    assert (rows[own]["psnr_db"], rows[own]["peak_memory_bytes"], rows[own]["cold_start_s"]) == ("identical", 7, 1.5)
+    (goal,) = table["goals"]
+    assert goal == {"ours": own, "other": plain, "goal": 4.5, "reached": 5.0, "is_reached": True}
+
+
+def test_the_bounds_are_of_the_residual_convolutions(tmp_path: Path) -> None:
+    models, bounds = load_script("models"), load_script("cpu_bounds")
+    bounds.write_convolutions(models.SMALL, 64, tmp_path / "convolutions.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "convolutions.onnx"), providers=["CPUExecutionProvider"])
     (fed,), (made,) = session.get_inputs(), session.get_outputs()
     assert (fed.shape, made.shape) == ([1, 128, 2, 2], [1, 8, 64, 64])
     (found,) = session.run(None, {"x": np.random.default_rng(0).standard_normal((1, 128, 2, 2), np.float32)})
     assert np.isfinite(found).all()
     assert found.std() > 0
+    # The multiply-adds are those of PyTorch's own convolutions, counted as they run.
+    counted = 0
+
+    def count(module: Any, _: Any, out: Any) -> None:
+        nonlocal counted
+        counted += module.weight[0].numel() * out.numel()
+
+    generator = models.make_generator(models.SMALL, passes=0)
+    for name, module in generator.named_modules():
+        if name.rpartition(".")[2] in ("conv_0", "conv_1", "conv_s"):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        generator(torch.zeros(1, models.SMALL.labels.num_channels, 64, 64))
+    value = bounds.lower_bounds(models.SMALL, 64, {"fp32": 1e9})
+    assert sum(layer["macs"] for layer in value["layers"]) == counted
+    assert value["ms"]["fp32"]["direct"] == pytest.approx(2 * counted / 1e6)
+    ones = sum(layer["macs"] for layer in value["layers"] if layer["kernel"] == 1)
+    assert value["ms"]["fp32"]["winograd_4x4"] == pytest.approx(2 * (ones + (counted - ones) / 4) / 1e6)
 
 
 def test_the_cost_curve_in_small(work: Path, tmp_path: Path) -> None:
