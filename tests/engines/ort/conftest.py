@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spade_deploy.artifact import Artifact
+from spade_deploy.files.user_cache import VARIABLE
 from spade_deploy.spec import Precision
 from tests.support.stand_in import EDGES, stand_in_artifact
 
@@ -19,5 +20,6 @@ def artifact(tmp_path: Path) -> Artifact:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
