@@ -32,10 +32,10 @@ import openvino
 from models import ADE20K, DATA, RESULTS, coco_maps, make_artifact, resized
 
 from spade_deploy.artifact import IMAGE, LABEL, Arrays
+from spade_deploy.bench.baselines import SEGMAP
 from spade_deploy.bench.inputs import make_segmap
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.bench.plain_export import write_plain_export
-from spade_deploy.bench.runners import SEGMAP
 from spade_deploy.engines.ort.session import SessionSetup, open_session
 from spade_deploy.files.atomic import write_json
 from spade_deploy.lookup.tables import graph_inputs
