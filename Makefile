@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types layers check gpu-check clean
+.PHONY: demo test test-slow lint types layers check gpu-check clean
 
 demo: $(STAMP)
 	$(BIN)/spade demo --out demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# The tests that `make test` leaves out, since CI has 40 minutes on two cores.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one small generator, to see that the script works")
+    parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     parser.add_argument("--out", type=Path, default=RESULTS / "bf16-tolerance.json")
     asked = parser.parse_args(arguments)
-    rows = []
-    for name, generator in generators(asked.seeds, asked.quick):
+    rows: list[dict[str, Any]] = json.loads(asked.out.read_text())["rows"] if asked.resume else []
+    done = {row["generator"] for row in rows}
+    for name, make in generators(asked.seeds, asked.quick):
+        if name in done:
+            continue
+        generator = make()
         with tempfile.TemporaryDirectory() as folder:
             made = measured(generator, inputs_of(generator.spec), Path(folder))
         rows += [{"generator": name, **row} for row in made]
@@ -107,20 +114,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(asked.out, {"rows": rows, **facts})  # after each, so that a run that is stopped has its result
 
 
-def generators(seeds: int, quick: bool) -> Iterator[tuple[str, Generator]]:
-    """Generators in eval mode, each with its name."""
+def generators(seeds: int, quick: bool) -> Iterator[tuple[str, Callable[[], Generator]]]:
+    """The name of each generator, and what makes it, in eval mode."""
     if quick:
-        yield "SPADE with edges, seed 0", believable(replace(SPADE, base_channels=4), 0, 1.0)
+        yield "SPADE with edges, seed 0", partial(believable, replace(SPADE, base_channels=4), 0, 1.0)
         return
-    yield "Earth, shipped", shipped_generator()
+    yield "Earth, shipped", shipped_generator
     for name, spec in SPECS.items():
-        yield f"{name}, seed 0", believable(spec, 0, 1.0)
-    yield "SPADE, ADE20K size", make_generator(ADE20K)
-    yield "SPADE, COCO-Stuff size", make_generator(COCO)
+        yield f"{name}, seed 0", partial(believable, spec, 0, 1.0)
     for name, gain in itertools.product(AMPLIFIED, GAINS):
-        yield f"{name}, weights of gain {gain}", believable(SPECS[name], 0, gain)
+        yield f"{name}, weights of gain {gain}", partial(believable, SPECS[name], 0, gain)
     for seed, (name, spec) in itertools.product(range(1, seeds), SPECS.items()):
-        yield f"{name}, seed {seed}", believable(spec, seed, 1.0)
+        yield f"{name}, seed {seed}", partial(believable, spec, seed, 1.0)
+    yield "SPADE, ADE20K size", partial(make_generator, ADE20K)
+    yield "SPADE, COCO-Stuff size", partial(make_generator, COCO)
 
 
 def believable(spec: GeneratorSpec, seed: int, gain: float) -> Generator:

@@ -61,6 +61,9 @@ _PACKAGES = {
     "onnx": ("export", "export"),
     "onnxscript": ("export", "export"),
     "jinja2": ("export", "export"),
+    "nncf": ("int8 of OpenVINO in spade bench --baseline", "peers"),
+    "ncnn": ("ncnn in spade bench --baseline", "peers"),
+    "pnnx": ("ncnn in spade bench --baseline", "peers"),
     "starlette": ("serving over HTTP, which no command does yet", "serve"),
     "uvicorn": ("serving over HTTP, which no command does yet", "serve"),
 }

@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_the_graph_is_as_exact_as_eager(variant: str, tmp_path: Path) -> None:
     generator = build_generator(**VARIANTS[variant])

@@ -74,6 +74,7 @@ def assert_same_windows(spec: GeneratorSpec, tables: list[Any], label: Any, inst
         np.testing.assert_array_equal(mine, window_of_pixels(level.codes, level.patterns, level.index))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_the_image_is_that_of_the_untouched_module(variant: str) -> None:
     generator = in_float64(build_generator(**VARIANTS[variant]))

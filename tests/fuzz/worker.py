@@ -17,6 +17,7 @@ def main() -> None:
     home = work / "home"
     home.mkdir(exist_ok=True)
     os.environ |= {"HOME": str(home), "MPLCONFIGDIR": str(home), "TORCHINDUCTOR_CACHE_DIR": str(home)}
+    os.environ |= {"SPADE_CACHE_DIR": str(home / "cache")}  # a measurement and compiled models are kept there
     os.environ |= {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
     warnings.simplefilter("ignore")
     import onnxruntime

@@ -119,11 +119,11 @@ def test_a_card_without_a_tensorrt_that_knows_it_is_a_reason_to_skip(monkeypatch
     h100 = Gpu(0, "NVIDIA H100", (9, 0), 80 << 30, "13.0")
     rtx = Library(types.ModuleType("rtx"), Flavour.RTX, "1.7.1.116")
 
-    def installed() -> Library:
+    def installed(**_: object) -> Library:
         return rtx
 
     monkeypatch.setattr(here, "require_gpu", lambda: h100)
-    monkeypatch.setattr("spade_deploy.engines.tensorrt.library.is_installed", lambda *_: False)
+    monkeypatch.setattr("spade_deploy.engines.tensorrt.library.is_installed", lambda *_, **__: False)
     with pytest.raises(pytest.skip.Exception, match="neither TensorRT nor TensorRT for RTX is installed"):
         skip_unless_engines_can_be_built()
     monkeypatch.setattr(here, "load_library", installed)
