@@ -269,7 +269,7 @@ def show(table: dict[str, Any]) -> None:
             print(f"  {name:36} {figures} {one['psnr_db']:6.1f} dB")
         for name, one in row["cold_starts"].items():
             later = statistics.median(start["total_s"] for start in one["later"])
-            ratios = f"{one['total_ratio']:.2f} x the first, cpu {one['cpu_ratio']:.2f} x"
+            ratios = f"{one['total_ratio']:.2f} x ONNX Runtime's, cpu {one['cpu_ratio']:.2f} x"
             print(f"  cold start of {name:30} {one['first']['total_s']:5.1f} s, then {later:5.1f} s: {ratios}")
 
 
