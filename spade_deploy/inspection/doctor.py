@@ -61,9 +61,9 @@ _PACKAGES = {
     "onnx": ("export", "export"),
     "onnxscript": ("export", "export"),
     "jinja2": ("export", "export"),
-    "nncf": ("int8 of OpenVINO in spade bench --baseline", "peers"),
-    "ncnn": ("ncnn in spade bench --baseline", "peers"),
-    "pnnx": ("ncnn in spade bench --baseline", "peers"),
+    "nncf": ("the baseline int8 of OpenVINO", "peers"),
+    "ncnn": ("the baseline ncnn", "peers"),
+    "pnnx": ("the baseline ncnn", "peers"),
     "starlette": ("serving over HTTP, which no command does yet", "serve"),
     "uvicorn": ("serving over HTTP, which no command does yet", "serve"),
 }
