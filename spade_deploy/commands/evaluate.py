@@ -70,7 +70,7 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     """Print a row of figures for each model, those of real photos below them, the notes, the files."""
     from rich.table import Table
 
-    from spade_deploy.evaluation.page import HEADINGS, heading, lines
+    from spade_deploy.evaluation.page import heading, lines, short_name, verdict_lines
 
     console, columns = stdout(), result.measured()
     data = result.settings["data"]
@@ -81,16 +81,18 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     )
     table = Table(box=None)
     table.add_column("")
-    for name in ("images", *map(heading, columns)):
+    for name in ("images", *(heading(result, column) for column in columns)):
         table.add_column(name, justify="right", no_wrap=True)
     for row in lines(result):
-        # The deviation of the kernel distance is in the report: a terminal of 80 columns has no room for it.
+        # The intervals are in the report: a terminal of 80 columns has no room for them.
         cells = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
         table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *cells)
     console.print(table)
+    for name, reason, is_best in verdict_lines(result):
+        console.print(styled(f"  {name}: {one_line(reason)}", "green" if is_best else ""))
     for name in columns:
         if name not in ("l1", "psnr"):
-            console.print(styled(f"  {HEADINGS[name]}: {result.names[name]}", "dim"))
+            console.print(styled(f"  {short_name(result, name)}: {result.names[name]}", "dim"))
     for text in result.notes:
         note(text)
     print_places(*((file.suffix.lstrip("."), file) for file in files))
