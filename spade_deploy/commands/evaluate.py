@@ -70,7 +70,14 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     """Print a row of figures for each model, those of real photos below them, the notes, the files."""
     from rich.table import Table
 
-    from spade_deploy.evaluation.page import heading, lines, short_name, verdict_lines
+    from spade_deploy.evaluation.page import (
+        heading,
+        lines,
+        seed_lines,
+        seed_verdict_lines,
+        short_name,
+        verdict_lines,
+    )
 
     console, columns = stdout(), result.measured()
     data = result.settings["data"]
@@ -85,10 +92,17 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in lines(result):
         # The intervals are in the report: a terminal of 80 columns has no room for them.
-        cells = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
-        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *cells)
+        shown = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
+        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *shown)
     console.print(table)
     for name, reason, is_best in verdict_lines(result):
+        console.print(styled(f"  {name}: {one_line(reason)}", "green" if is_best else ""))
+    for name, seeds, cells in seed_lines(result):
+        told = ", ".join(
+            f"{short_name(result, column)} {cell}" for column, cell in zip(columns, cells, strict=True) if cell
+        )
+        console.print(f"  {one_line(name)} (random seeds {seeds}), mean ± deviation: {told}")
+    for name, reason, is_best in seed_verdict_lines(result):
         console.print(styled(f"  {name}: {one_line(reason)}", "green" if is_best else ""))
     for name in columns:
         if name not in ("l1", "psnr"):

@@ -122,7 +122,7 @@ def measure_model(
         str(model.kind),
         model.path,
         tally.images,
-        facts={**model.facts, "runtime": images.runtime},
+        facts={**model.facts, "runtime": images.runtime, "settings": model.settings},
         skipped=tuple(skipped),
         diversity=float(np.mean(diversities)) if diversities else None,
         **pixel_errors(scores),

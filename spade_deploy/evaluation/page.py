@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,15 @@ import numpy as np
 from spade_deploy.errors import MissingDependencyError, SpadeError
 from spade_deploy.evaluation.result import EvalResult
 from spade_deploy.evaluation.row import Row
+from spade_deploy.evaluation.verdict import Verdict
 from spade_deploy.evaluation.verdict import shown as as_text
 from spade_deploy.files.atomic import write_json, write_text
 from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.metrics import HIGHER_IS_BETTER
 from spade_deploy.pages import render as pages
+from spade_deploy.runs.settings import as_text as setting_text
+from spade_deploy.runs.settings import differing
 
 JSON_FILE = "evaluation.json"
 HTML_FILE = "evaluation.html"
@@ -106,13 +109,55 @@ def lines(result: EvalResult) -> list[Line]:
 
 
 def verdict_lines(result: EvalResult) -> list[tuple[str, str, bool]]:
-    """For each figure its short name, the sentence of its verdict, and whether there is a best model."""
-    found = [(name, result.verdicts[name]) for name in result.measured() if name in result.verdicts]
+    """For each figure its short name, the sentence of its verdict, and whether there is a best model.
+
+    Figures with the same sentence share a line.
+    """
+    is_told = len(result.rows) > 1
+    found = {name: verdict for name, verdict in result.verdicts.items() if is_told or verdict.is_judge_unfit}
+    return _grouped(result, found)
+
+
+def seed_lines(result: EvalResult) -> list[tuple[str, str, list[str]]]:
+    """For each group of seeds its name, its seeds, and mean and deviation of each column."""
+    found = []
+    for group in result.seed_groups:
+        cells = [group.figures.get(name) for name in result.measured()]
+        texts = [
+            "" if cell is None else f"{as_text(name, cell.mean)} ± {as_text(name, cell.std)}"
+            for name, cell in zip(result.measured(), cells, strict=True)
+        ]
+        found.append((group.name, ", ".join(map(str, group.seeds)), texts))
+    return found
+
+
+def seed_verdict_lines(result: EvalResult) -> list[tuple[str, str, bool]]:
+    """As `verdict_lines`, of the settings whose seeds are averaged."""
+    return _grouped(result, result.seed_verdicts)
+
+
+def _grouped(result: EvalResult, verdicts: Mapping[str, Verdict]) -> list[tuple[str, str, bool]]:
+    by_reason: dict[str, list[str]] = {}
+    for name in result.measured():
+        if name in verdicts:
+            by_reason.setdefault(verdicts[name].reason, []).append(name)
     return [
-        (short_name(result, name), verdict.reason, verdict.best is not None)
-        for name, verdict in found
-        if len(result.rows) > 1 or verdict.is_judge_unfit
+        (", ".join(short_name(result, name) for name in names), reason, verdicts[names[0]].best is not None)
+        for reason, names in by_reason.items()
     ]
+
+
+def _model_settings(result: EvalResult) -> tuple[list[str], list[list[str]], list[list[str]]]:
+    """The names of the models that have settings, the rows in which they differ, and the rows that all share."""
+    rows = [row for row in result.rows if row.facts.get("settings")]
+    tables = [row.facts["settings"] for row in rows]
+    if not tables:
+        return [], [], []
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    apart = differing(tables)
+    told = {name: [name, *(setting_text(table.get(name)) for table in tables)] for name in names}
+    shared = [told[name][:2] for name in names if name not in apart]
+    return [row.name for row in rows], [told[name] for name in apart], shared
 
 
 def write_report(result: EvalResult, out: Path) -> tuple[Path, ...]:
@@ -146,6 +191,9 @@ def _page(result: EvalResult) -> str:
         headings=[heading(result, name) for name in columns],
         lines=lines(result),
         verdicts=verdict_lines(result),
+        seeds=seed_lines(result),
+        seed_verdicts=seed_verdict_lines(result),
+        model_settings=_model_settings(result),
         has_intervals=any(row.intervals for row in result.rows),
         meanings=[(short_name(result, name), result.names[name]) for name in columns],
         settings=_settings(result),

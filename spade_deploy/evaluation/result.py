@@ -8,6 +8,7 @@ from typing import Any
 from spade_deploy.errors import SpadeError
 from spade_deploy.evaluation.models import Pixels
 from spade_deploy.evaluation.row import Row
+from spade_deploy.evaluation.seeds import SeedGroup
 from spade_deploy.evaluation.verdict import Verdict
 from spade_deploy.labels.files import LabelIds
 from spade_deploy.spec import LabelSpec
@@ -64,6 +65,10 @@ class EvalResult:
     """Sentences that a reader of the figures has to know."""
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """By each figure that has a better direction, which model is the best, or why that cannot be said."""
+    seed_groups: tuple[SeedGroup, ...] = ()
+    """The models that differ by their random seed alone, averaged."""
+    seed_verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """Of several such groups, which setting is the best by each figure."""
     best_by_class: dict[int, str] = field(default_factory=dict)
     """The name of the model that is the best at a class, by its id, where the difference exceeds the noise."""
     strips: tuple[Strip, ...] = ()
@@ -96,6 +101,8 @@ class EvalResult:
             "notes": list(self.notes),
             "metrics": self.names,
             "verdicts": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
+            "seeds_averaged": [group.to_json() for group in self.seed_groups],
+            "verdicts_of_settings": {name: verdict.to_json() for name, verdict in self.seed_verdicts.items()},
             "models": [row.to_json(self.labels) for row in self.rows],
             "references": [row.to_json(self.labels) for row in self.references],
         }

@@ -23,6 +23,7 @@ from spade_deploy.evaluation.request import EvalRequest, chosen_data
 from spade_deploy.evaluation.result import EvalResult, Strip, StyleStrip
 from spade_deploy.evaluation.row import Row
 from spade_deploy.evaluation.scores import Drawn, Scores, draw_again
+from spade_deploy.evaluation.seeds import compare_groups, group_by_seed
 from spade_deploy.evaluation.verdict import best_by_class, unfit_judges, verdicts
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
@@ -63,6 +64,7 @@ def evaluate(
     drawn = draw_again([scores for _, scores in judged], reality.scores, request.seed)
     rows = _with_intervals([row for row, _ in judged], drawn, remark)
     notes += [*more, *why, *_notes(request, rows, models, judges)]
+    groups = group_by_seed(models, rows)
     result = EvalResult(
         rows=tuple(rows),
         references=tuple(references),
@@ -73,6 +75,8 @@ def evaluate(
         skipped=reality.skipped,
         notes=tuple(notes),
         verdicts=verdicts(rows, drawn, unfit),
+        seed_groups=groups,
+        seed_verdicts=compare_groups(groups, unfit),
         best_by_class=best_by_class(rows, drawn, unfit),
         strips=strips,
         style_strips=style_strips,

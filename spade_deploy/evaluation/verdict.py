@@ -52,8 +52,8 @@ def unfit_judges(real: Scores) -> dict[str, str]:
         kappa = kappa_of(sums)
         if not kappa >= LEAST_KAPPA:
             why = (
-                f"the segmenter finds the class of {float(accuracy_of(sums)):.1%} of the pixels of the real photos, and"
-                f" guessing would find {by_chance(sums):.1%} (kappa {kappa:.2f}; needed is {LEAST_KAPPA})"
+                f"the segmenter finds {float(accuracy_of(sums)):.1%} of the pixels of the real photos, guessing finds"
+                f" {by_chance(sums):.1%} (kappa {kappa:.2f}, needed {LEAST_KAPPA})"
             )
             found.update(dict.fromkeys(BY_SEGMENTER, why))
     if real.features is not None and len(real.features) > 1 and not real.features.std(0).any():

@@ -22,12 +22,15 @@ from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError, SpadeError
 from spade_deploy.evaluation import DataFlags, EvalRequest, EvalResult, evaluate
 from spade_deploy.evaluation.data import evenly, held_out_split
+from spade_deploy.evaluation.seeds import SeedGroup, compare_groups
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import OnnxExtractor, frechet_distance, kernel_distance
+from spade_deploy.metrics.seeds import spread
 from spade_deploy.networks import build as architectures
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap, to_pixels
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
+from spade_deploy.training.config import TrainConfig
 from tests.support.generators import build_generator
 from tests.support.onnx_judges import extractor_file, segmenter_file
 from tests.support.stand_in import EDGES, STYLED, expected, stand_in_artifact
@@ -243,7 +246,7 @@ class TestVerdicts:
         for name in ("miou", "accuracy"):
             verdict = result.verdicts[name]
             assert (verdict.best, verdict.is_judge_unfit) == (None, True)
-            assert "finds the class of 0.0% of the pixels of the real photos" in verdict.reason
+            assert "finds 0.0% of the pixels of the real photos" in verdict.reason
         assert result.best("l1") == "images"  # the other judges keep their verdict
         assert result.best_by_class == {}
         assert all(
@@ -284,6 +287,48 @@ class TestVerdicts:
         assert {name: result.best(name) for name in result.measured()} == dict.fromkeys(result.measured())
         assert result.best_by_class == {}
         assert result.verdicts["miou"].reason == "no best: images and again are equal"
+
+
+class TestSeeds:
+    def test_runs_that_differ_by_their_seed_are_averaged(self, place: Path, tmp_path: Path) -> None:
+        """Two settings of two seeds each; a fifth run of the first setting has the same seed and a longer training."""
+        paths = []
+        for name, batch_size, seed, steps in (
+            ("a0", 4, 0, 9),
+            ("a1", 4, 1, 9),
+            ("b0", 8, 0, 9),
+            ("b1", 8, 1, 9),
+            ("c0", 4, 0, 10),
+        ):
+            paths.append(Path(shutil.copytree(place / "runs" / "first", tmp_path / name)))
+            info = paths[-1] / "checkpoints" / "step_00000004" / "checkpoint.json"
+            config = TrainConfig(steps=steps, batch_size=batch_size, seed=seed, workers=seed).to_json()
+            info.write_text(json.dumps({**json.loads(info.read_text()), "train": config}))
+        result = evaluate(EvalRequest(tuple(paths), samples=5), runs_dir=tmp_path)
+        assert [(group.models, group.seeds) for group in result.seed_groups] == [
+            (("a0, step 4", "a1, step 4"), (0, 1)),
+            (("b0, step 4", "b1, step 4"), (0, 1)),
+        ]
+        spread = result.seed_groups[0].figures["l1"]
+        assert (spread.mean, spread.std, spread.seeds) == (result.rows[0].l1, 0, 2)
+        assert result.seed_verdicts["l1"].best is None  # all of them are copies of one generator
+        page = evaluation.write_report(result, tmp_path / "out")[1].read_text()
+        for text in ("Random seeds averaged", "a0, step 4 and 1 more seed", "<th>train.batch_size</th><td>4</td>"):
+            assert text in page
+        assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["seeds_averaged"][1]["seeds"] == [0, 1]
+
+    def test_settings_are_compared_by_the_noise_of_their_seeds(self) -> None:
+        def group(name: str, *values: float) -> SeedGroup:
+            return SeedGroup(name, (name,) * len(values), tuple(range(len(values))), {"l1": spread(values)})
+
+        near, far = group("near", 0.10, 0.12, 0.11), group("far", 0.30, 0.31, 0.29)
+        found = compare_groups([far, near], {})["l1"]
+        assert found.best == "near"
+        # Welch by hand: deviations 0.01 each, so the error is sqrt(2 * 0.0001 / 3) and t(4) is 2.776.
+        assert found.noise == pytest.approx(2.776 * (2 * 0.0001 / 3) ** 0.5, rel=3e-3)
+        wide = group("wide", 0.05, 0.55, 0.20)
+        assert compare_groups([near, wide], {})["l1"].best is None
+        assert compare_groups([near, far], {"l1": "it is blind"})["l1"].reason == "no verdict: it is blind"
 
 
 class TestReport:
