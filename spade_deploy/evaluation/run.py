@@ -9,9 +9,9 @@ from typing import Any
 
 from spade_deploy.errors import DatasetError
 from spade_deploy.evaluation.data import SampleSet, evenly, has_one_set, held_out_split, open_set
+from spade_deploy.evaluation.judges import Judges
 from spade_deploy.evaluation.measure import (
     STYLED_SAMPLES,
-    Judges,
     Kept,
     Reality,
     measure_floor,
@@ -20,7 +20,11 @@ from spade_deploy.evaluation.measure import (
 )
 from spade_deploy.evaluation.models import Model, find_models, open_images
 from spade_deploy.evaluation.request import EvalRequest, chosen_data
-from spade_deploy.evaluation.result import EvalResult, Row, Strip, StyleStrip
+from spade_deploy.evaluation.result import EvalResult, Strip, StyleStrip
+from spade_deploy.evaluation.row import Row
+from spade_deploy.evaluation.scores import Drawn, Scores, draw_again
+from spade_deploy.evaluation.seeds import compare_groups, group_by_seed
+from spade_deploy.evaluation.verdict import best_by_class, unfit_judges, verdicts
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import OnnxExtractor, OnnxSegmenter
@@ -50,11 +54,17 @@ def evaluate(
     judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size)
     progress.step(f"{config.described}, {samples.name}: reading the real photos")
     reality = measure_reality(judges, samples, evenly(len(samples), request.samples), progress)
-    references = [reality.row] if segmenter is not None else []
+    unfit = unfit_judges(reality.scores)
+    remark = "; ".join(f"no verdict by this judge: {why}" for why in dict.fromkeys(unfit.values()))
+    references = [replace(reality.row, remark=remark)] if segmenter is not None or unfit else []
     floor, why = _floor(judges, reality, config, split, labels, size, progress)
     references += [floor] if floor is not None else []
-    rows, strips, style_strips = _judge_all(request, judges, reality, models, size, progress)
+    judged, strips, style_strips = _judge_all(request, judges, reality, models, size, progress)
+    progress.step("drawing the samples again, to see how far the figures are decided by their choice")
+    drawn = draw_again([scores for _, scores in judged], reality.scores, request.seed)
+    rows = _with_intervals([row for row, _ in judged], drawn, remark)
     notes += [*more, *why, *_notes(request, rows, models, judges)]
+    groups = group_by_seed(models, rows)
     result = EvalResult(
         rows=tuple(rows),
         references=tuple(references),
@@ -64,6 +74,10 @@ def evaluate(
         samples=len(reality.chosen),
         skipped=reality.skipped,
         notes=tuple(notes),
+        verdicts=verdicts(rows, drawn, unfit),
+        seed_groups=groups,
+        seed_verdicts=compare_groups(groups, unfit),
+        best_by_class=best_by_class(rows, drawn, unfit),
         strips=strips,
         style_strips=style_strips,
     )
@@ -78,7 +92,7 @@ def _judge_all(
     models: Sequence[Model],
     size: Size,
     progress: Progress,
-) -> tuple[list[Row], tuple[Strip, ...], tuple[StyleStrip, ...]]:
+) -> tuple[list[tuple[Row, Scores]], tuple[Strip, ...], tuple[StyleStrip, ...]]:
     shown = [reality.chosen[place] for place in evenly(len(reality.chosen), request.pictures)]
     rows, kept = [], dict[str, Kept]()
     for model in models:
@@ -94,6 +108,18 @@ def _judge_all(
     stem = reality.samples.stem(reality.chosen[0])
     styled = tuple(StyleStrip(name, stem, found.styles) for name, found in kept.items() if found.styles)
     return rows, tuple(strips), styled
+
+
+def _with_intervals(rows: Sequence[Row], drawn: Drawn | None, remark: str) -> list[Row]:
+    """The rows with the interval of each figure, and the remark on a judge that fails."""
+    if drawn is None:
+        return [replace(row, remark=remark) for row in rows]
+    found = []
+    for place, row in enumerate(rows):
+        halves = {name: drawn.interval(place, name) for name in drawn.figures[place]}
+        known = {name: half for name, half in halves.items() if half is not None and row.figure(name) is not None}
+        found.append(replace(row, intervals=known, remark=remark))
+    return found
 
 
 def _segmenter(

@@ -26,7 +26,7 @@ from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.files.atomic import atomic_folder, write_json, write_text
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
+from spade_deploy.release.example_inputs import ExampleInputs, calibration_inputs, golden_inputs
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
@@ -34,7 +34,7 @@ from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.records import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, GraphKind
 from spade_deploy.tuning.break_even import measure_break_even
-from spade_deploy.validation.report import ValidationReport
+from spade_deploy.validation.report import SampleImages, ValidationReport
 from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate
 
@@ -104,14 +104,14 @@ def export_checkpoint(
             progress,
         )
         _require_emulated(report)
-        report = replace(report, artifact=target)
+        report = replace(report, artifact=target, samples=_with_photos(report, golden))
         manifest, measured = _with_break_even(folder, exported.manifest, progress)
         summary = exported.int8
         more = {} if summary is None else {"int8": summary.to_json()}
         if manifest.encoder is not None:
             more["style_encoder"] = asdict(manifest.encoder)
         write_json(folder / REPORT_JSON, {**report.to_json(), **more, "break_even": measured})
-        page = report_page(report, manifest.graphs, loaded.spec, folder, summary, manifest.encoder)
+        page = report_page(report, manifest, folder, summary)
         write_text(folder / REPORT_HTML, page)
         rewrite_manifest(folder, manifest)
         if not report.passed:
@@ -122,6 +122,13 @@ def export_checkpoint(
             replace(report, artifact=failed).require_passed()
         notes = carry_engines(target, folder)
     return Release(Artifact.open(target), report, golden.described, checkpoint, notes)
+
+
+def _with_photos(report: ValidationReport, golden: ExampleInputs) -> tuple[SampleImages, ...]:
+    """The images of the report, each beside the real photo of its label map where there is one."""
+    if golden.photos is None:
+        return report.samples
+    return tuple(replace(one, photo=photo) for one, photo in zip(report.samples, golden.photos, strict=False))
 
 
 def _target(out: Path | None, run: Path) -> Path:

@@ -25,6 +25,7 @@ from spade_deploy.errors import ConfigError, ExportError, FolderBusyError, NotFo
 from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import export_checkpoint
+from spade_deploy.release.report import _milliseconds
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run, resolve_artifact
 from spade_deploy.runs.checkpoint import save_checkpoint
@@ -73,8 +74,14 @@ def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None
     page = (made.artifact.path / REPORT_HTML).read_text(encoding="utf-8")
     pictures = _Pictures()
     pictures.feed(page)
-    # label map, PyTorch, and each graph with its difference, of each golden input.
-    assert len(pictures.sources) == (2 + 2 * 2) * len(made.report.samples)
+    # label map, PyTorch, and each graph, of each golden input; float32 differs by too little to be drawn.
+    assert len(pictures.sources) == (2 + 2) * len(made.report.samples)
+    assert "There are no real photos of these label maps" in page
+    assert "This can be deployed: it makes the images that the trained model makes; in float32" in page
+    assert "tiny, imported: spade" in page
+    for result in made.report.results:
+        assert len(result.seconds) == len(made.report.samples)
+    assert f"fp32 {_milliseconds(made.report.results[0].median_seconds or 0)}" in page
     assert all(source.startswith("data:image/png;base64,") for source in pictures.sources)
     assert not re.search(r"(src|href)=\"https?:", page)
     assert "sea &amp; sky" in page
