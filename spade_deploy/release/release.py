@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact import (
+    MODEL_CARD,
     REPORT_HTML,
     REPORT_JSON,
     Artifact,
@@ -27,12 +28,13 @@ from spade_deploy.export.precision import parse_kept
 from spade_deploy.files.atomic import atomic_folder, write_json, write_text
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
+from spade_deploy.release.model_card import model_card
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.records import CheckpointInfo
-from spade_deploy.spec import GeneratorSpec, GraphKind
+from spade_deploy.spec import GeneratorSpec, GraphKind, GraphSet
 from spade_deploy.tuning.break_even import measure_break_even
 from spade_deploy.validation.report import ValidationReport
 from spade_deploy.validation.request import ValidationRequest
@@ -88,8 +90,9 @@ def export_checkpoint(
     progress.step(f"golden inputs: {golden.described}")
     exporting = ExportRequest(
         golden.inputs,
-        Source(run.name, loaded.info.step, loaded.info.origin, loaded.info.generator_sha256),
+        Source(run.name, loaded.info.step, loaded.info.origin, loaded.info.generator_sha256, request.license or ""),
         request.precisions,
+        kinds=(GraphKind.DENSE,) if request.graph is GraphSet.DENSE else None,
         keep_fp32=kept,
         int8=_int8_request(request.int8, loaded.spec, loaded.info),
         encoder=loaded.encoder,
@@ -105,7 +108,9 @@ def export_checkpoint(
         )
         _require_emulated(report)
         report = replace(report, artifact=target)
-        manifest, measured = _with_break_even(folder, exported.manifest, progress)
+        manifest, measured = exported.manifest, {}
+        if request.tune:
+            manifest, measured = _with_break_even(folder, manifest, progress)
         summary = exported.int8
         more = {} if summary is None else {"int8": summary.to_json()}
         if manifest.encoder is not None:
@@ -113,6 +118,7 @@ def export_checkpoint(
         write_json(folder / REPORT_JSON, {**report.to_json(), **more, "break_even": measured})
         page = report_page(report, manifest.graphs, loaded.spec, folder, summary, manifest.encoder)
         write_text(folder / REPORT_HTML, page)
+        write_text(folder / MODEL_CARD, model_card(manifest, report, golden.described))
         rewrite_manifest(folder, manifest)
         if not report.passed:
             failed = free_place(target.with_name(target.name + ".failed"))
