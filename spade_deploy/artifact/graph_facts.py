@@ -1,7 +1,7 @@
 """The facts that every ONNX file of an artifact carries in itself, so that a file that is copied alone says them.
 
 They are texts by name in the file's metadata, as ONNX Runtime's `get_modelmeta().custom_metadata_map` gives them; what
-is no plain text is JSON. No time, name or path is among them: the same checkpoint gives the same bytes.
+is no plain number or text is JSON. No time, name or path is among them: the same checkpoint gives the same bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ def model_facts(spec: GeneratorSpec, source: Source, versions: Mapping[str, str]
         "source": {"generator_sha256": source.generator_sha256, "origin": source.origin, "step": source.step},
         "versions": {"spade_deploy": __version__, **versions},
     }
-    texts = {PREFIX + name: _json(value) for name, value in values.items()}
+    plain = {
+        "height": spec.height,
+        "width": spec.width,
+        "num_ids": labels.num_ids,
+        "unknown_id": "" if labels.unknown_id is None else labels.unknown_id,
+    }
+    texts = {PREFIX + name: str(value) for name, value in plain.items()}
+    texts |= {PREFIX + name: _json(value) for name, value in values.items()}
     return {LICENSE: source.license or UNKNOWN_LICENSE, **texts}
 
 

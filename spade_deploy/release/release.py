@@ -26,13 +26,14 @@ from spade_deploy.export.int8.request import DEFAULT_CALIBRATION_COUNT, DEFAULT_
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.files.atomic import atomic_folder, write_json, write_text
-from spade_deploy.progress import SILENT, Progress
+from spade_deploy.progress import SILENT, Progress, StepTimes
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.release.model_card import model_card
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.runs.checkpoint import load_generator
+from spade_deploy.runs.leftovers import sweep_run, sweep_runs
 from spade_deploy.runs.records import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, GraphKind, GraphSet
 from spade_deploy.tuning.break_even import measure_break_even
@@ -66,6 +67,9 @@ class Release:
     notes: tuple[str, ...] = ()
     """Sentences on which engines of the artifact that was replaced were kept."""
 
+    seconds: tuple[tuple[str, float], ...] = ()
+    """The steps of the export, each with the seconds that it took."""
+
 
 def export_checkpoint(
     request: ReleaseRequest | None = None, *, runs_dir: Path = Path("runs"), progress: Progress = SILENT
@@ -77,8 +81,10 @@ def export_checkpoint(
     first label maps of the folder that the request names, else of the run's held-out samples, else synthetic.
     Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError, FolderBusyError.
     """
-    request = request or ReleaseRequest()
+    request, progress = request or ReleaseRequest(), StepTimes(progress)
     checkpoint = resolve_checkpoint(request.checkpoint, runs_dir, best=request.best)
+    sweep_runs(runs_dir)
+    sweep_run(checkpoint.parent.parent)  # it may lie elsewhere
     progress.step(f"loading {checkpoint}")
     loaded = load_generator(checkpoint)
     kept = parse_kept(loaded.spec, request.keep_fp32)
@@ -126,8 +132,10 @@ def export_checkpoint(
                 shutil.copytree(folder, copy, dirs_exist_ok=True)
             progress.step(f"the artifact that failed, with its report: {failed}")
             replace(report, artifact=failed).require_passed()
+        progress.step("putting the artifact in its place")
         notes = carry_engines(target, folder)
-    return Release(Artifact.open(target), report, golden.described, checkpoint, notes)
+    artifact = Artifact.open(target)
+    return Release(artifact, report, golden.described, checkpoint, notes, progress.seconds())
 
 
 def _target(out: Path | None, run: Path) -> Path:
