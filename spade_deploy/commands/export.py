@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spade_deploy.commands.console import print_next, print_places, stdout
+from spade_deploy.commands.console import duration, line, print_next, print_places, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
@@ -31,6 +31,10 @@ def export(asked: ReleaseRequest, place: RunsFolder) -> None:
     out, artifact = stdout(), made.artifact
     out.print(f"exported {one_line(made.checkpoint)}")
     print_report(made.report)
+    total = sum(seconds for _, seconds in made.seconds)
+    out.print(f"took {duration(total)}:")
+    for what, seconds in made.seconds:
+        out.print(line(styled(f"  {seconds:7.1f} s  {in_flags(what)}", "dim")))
     for note in made.notes:
         out.print(f"  note: {in_flags(note)}")
     print_places(

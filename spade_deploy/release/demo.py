@@ -92,7 +92,8 @@ def run_demo(
     save_checkpoint(
         checkpoint, shipped_generator(), step=0, origin="import", imported=Imported("earth, shipped"), setup=setup
     )
-    made = export_checkpoint(ReleaseRequest(checkpoint, fp16=True), runs_dir=out / "runs", progress=progress)
+    exporting = ReleaseRequest(checkpoint, fp16=True, license="apache-2.0")
+    made = export_checkpoint(exporting, runs_dir=out / "runs", progress=progress)
     tiles = _shown_tiles()
     labels, photos = out / "labels", out / "photos"
     for tile in tiles:
