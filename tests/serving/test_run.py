@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -19,70 +18,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.served import pixels_of, png, right_pixels, some_map
-from tests.support.stand_in import PLAIN, stand_in_artifact
+from tests.support.served import ServedProcess, pixels_of, png, right_pixels, some_map
+from tests.support.stand_in import PLAIN
 
 pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
 
 from spade_deploy.serving.client import Client, ServerError
 
 
-class Served:
-    """A running `spade serve`."""
-
-    def __init__(self, folder: Path, *flags: str) -> None:
-        stand_in_artifact(folder / "one", PLAIN)
-        command = [
-            sys.executable,
-            "-m",
-            "spade_deploy",
-            "serve",
-            str(folder / "one"),
-            "--port",
-            "0",
-            "--backend",
-            "cpu",
-        ]
-        self.errors = folder / "stderr"
-        with self.errors.open("wb") as file:
-            self.process = subprocess.Popen([*command, *flags], stdout=file, stderr=file, cwd=folder)
-        self.url = self._wait_for(r"http://127\.0\.0\.1:\d+")
-        end = time.monotonic() + 60
-        while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{self.url}/readyz", timeout=5).close()
-                return
-            time.sleep(0.05)
-        self.process.kill()
-        self.process.wait()
-        raise AssertionError(self.errors.read_text())
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return "127.0.0.1", int(self.url.rpartition(":")[2])
-
-    def _wait_for(self, pattern: str) -> str:
-        end = time.monotonic() + 60
-        while time.monotonic() < end and self.process.poll() is None:
-            if found := re.search(pattern, self.errors.read_text()):
-                return found[0]
-            time.sleep(0.05)
-        raise AssertionError(self.errors.read_text())
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    found = Served(tmp_path_factory.mktemp("run"), "--json-logs", "--max-bytes", "100000", "--timeout", "3")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProcess]:
+    found = ServedProcess(tmp_path_factory.mktemp("run"), "--json-logs", "--max-bytes", "100000", "--timeout", "3")
     yield found
     found.process.kill()
     found.process.wait()
 
 
-def test_many_clients_get_their_own_images(served: Served) -> None:
+def test_many_clients_get_their_own_images(served: ServedProcess) -> None:
     maps = [some_map(PLAIN, seed) for seed in range(60)]
     asking = Client(served.url)
     with ThreadPoolExecutor(8) as pool:
@@ -91,7 +43,7 @@ def test_many_clients_get_their_own_images(served: Served) -> None:
         np.testing.assert_array_equal(pixels_of(image), right_pixels(PLAIN, label))
 
 
-def test_connections_that_never_send_and_bodies_that_break_off_hold_up_nobody(served: Served) -> None:
+def test_connections_that_never_send_and_bodies_that_break_off_hold_up_nobody(served: ServedProcess) -> None:
     idle = [socket.create_connection(served.address, timeout=30) for _ in range(100)]
     half = socket.create_connection(served.address, timeout=30)
     half.sendall(
@@ -111,7 +63,7 @@ def test_connections_that_never_send_and_bodies_that_break_off_hold_up_nobody(se
         one.close()
 
 
-def test_a_large_body_is_refused_and_the_log_has_its_id(served: Served) -> None:
+def test_a_large_body_is_refused_and_the_log_has_its_id(served: ServedProcess) -> None:
     with pytest.raises(ServerError) as caught:
         Client(served.url).synthesize(b"x" * 200_000)
     assert caught.value.status == 413
@@ -119,7 +71,7 @@ def test_a_large_body_is_refused_and_the_log_has_its_id(served: Served) -> None:
 
 
 def test_a_request_that_has_begun_is_finished_when_the_server_is_told_to_stop(tmp_path: Path) -> None:
-    served = Served(tmp_path)
+    served = ServedProcess(tmp_path)
     label = some_map(PLAIN, 2)
     answers: list[bytes] = []
 
@@ -141,7 +93,7 @@ def test_a_request_that_has_begun_is_finished_when_the_server_is_told_to_stop(tm
 
 
 def test_a_killed_worker_loses_only_what_it_held(tmp_path: Path) -> None:
-    served = Served(tmp_path, "--workers", "2")
+    served = ServedProcess(tmp_path, "--workers", "2")
     try:
         children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children")
         if not children.exists():

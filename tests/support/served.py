@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +74,51 @@ def right_pixels(
     if spec.z_dim is not None:
         inputs[Z] = (np.zeros(spec.z_dim) if style is None else style)[None].astype(np.float32)
     return np.asarray(expected(spec, inputs)[PIXELS][0])
+
+
+class ServedProcess:
+    """A running `spade serve`."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.folder = folder
+        stand_in_artifact(folder / "one", PLAIN)
+        command = [
+            sys.executable,
+            "-m",
+            "spade_deploy",
+            "serve",
+            str(folder / "one"),
+            "--port",
+            "0",
+            "--backend",
+            "cpu",
+        ]
+        self.errors = folder / "stderr"
+        with self.errors.open("wb") as file:
+            self.process = subprocess.Popen([*command, *flags], stdout=file, stderr=file, cwd=folder)
+        self.url = self._wait_for(r"http://127\.0\.0\.1:\d+")
+        end = time.monotonic() + 60
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.url}/readyz", timeout=5).close()
+                return
+            time.sleep(0.05)
+        self.process.kill()
+        self.process.wait()
+        raise AssertionError(self.errors.read_text())
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", int(self.url.rpartition(":")[2])
+
+    def _wait_for(self, pattern: str) -> str:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and self.process.poll() is None:
+            if found := re.search(pattern, self.errors.read_text()):
+                return found[0]
+            time.sleep(0.05)
+        raise AssertionError(self.errors.read_text())
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
