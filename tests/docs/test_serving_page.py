@@ -19,7 +19,7 @@ from tests.support.stand_in import PLAIN
 pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
 
 PAGE = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
-LABEL = some_map(PLAIN, 11)
+LABEL = np.repeat(np.repeat(some_map(PLAIN, 11)[::16, ::16], 16, 0), 16, 1)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_curl_example(served: ServedProcess) -> None:
     needed("curl")
     subprocess.run(["bash", "-ec", example("bash", served.url)], cwd=served.folder, check=True, timeout=60)
     assert (served.folder / "photo.jpg").read_bytes().startswith(b"\xff\xd8")
-    check(served.folder / "photo.jpg", most=12)  # a JPEG of noise
+    check(served.folder / "photo.jpg", most=3)  # a JPEG
 
 
 def test_the_javascript_example(served: ServedProcess) -> None:
