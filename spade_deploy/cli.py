@@ -25,6 +25,7 @@ from spade_deploy.commands.export import export
 from spade_deploy.commands.import_generator import import_generator
 from spade_deploy.commands.infer import infer
 from spade_deploy.commands.inspect import doctor, inspect
+from spade_deploy.commands.serve import serve
 from spade_deploy.commands.train import train
 from spade_deploy.commands.validate import validate
 from spade_deploy.errors import SpadeError, system_error
@@ -35,6 +36,7 @@ COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
     import_generator,
     export,
     infer,
+    serve,
     build,
     demo,
     data,
