@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from spade_deploy.commands import output
 from spade_deploy.commands.console import line, print_next, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import CHECK, command
 from spade_deploy.commands.progress import count_bar
-from spade_deploy.commands.tables import finding_table
+from spade_deploy.commands.tables import print_findings
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.files.temporary import beside
 from spade_deploy.printable import one_line
@@ -45,9 +46,12 @@ def check_labels(asked: CheckLabelsRequest) -> None:
             progress=progress,
         ).without(asked.ignore)
     _print_findings(found)
+    result = {"label_maps": len(found.files), "counts": found.counts(), "findings": found.findings}
+    output.report(result)
     is_clean = not found.errors
     if asked.fix is not None:
         fixed = _fix(found, asked.fix, labels)
+        output.report({**result, "fixed": fixed})
         is_clean = all(result.target is not None for result in fixed)
         which = f"--preset {asked.preset}" if asked.preset else f"--num-labels {asked.num_labels}"
         print_next(f"spade check-labels {asked.fix} {which}")
@@ -60,7 +64,7 @@ def check_labels(asked: CheckLabelsRequest) -> None:
 def _print_findings(found: LintReport) -> None:
     out = stdout()
     if found.findings:
-        out.print(finding_table(found))
+        print_findings(found)
     counts = ", ".join(f"{count} {severity}s" for severity, count in found.counts().items() if count)
     out.print(f"checked {len(found.files)} label maps: {counts or 'nothing to report'}")
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from spade_deploy.commands import output
 from spade_deploy.commands.config_file import ConfigCommand, ConfigFile, as_yaml
-from spade_deploy.commands.console import note, print_next, print_places, stderr, stdout, styled
+from spade_deploy.commands.console import errors, note, print_next, print_places, print_settings, stdout, styled
 from spade_deploy.commands.options import CHECK, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
 from spade_deploy.files.locks import locked
@@ -51,18 +52,20 @@ def evaluate(asked: EvalRequest, file: ConfigFile, report: ReportFolder, place: 
     from spade_deploy import evaluation
 
     if file.print_config:
-        typer.echo(as_yaml(evaluate.settings, asked), nl=False)
+        print_settings(as_yaml(evaluate.settings, asked))
         return
     with locked(report.out, "evaluating"):
         with step_bar() as progress:
             found = evaluation.evaluate(asked, runs_dir=place.runs, progress=progress)
+        output.report(found)
         print_evaluation(found, evaluation.write_report(found, report.out))
     if asked.extractor is None and asked.segmenter is None and not asked.train_segmenter:
-        print_next("spade eval --train-segmenter   (what the images show), --extractor FILE.onnx (how real they look)")
+        stdout().print("  --train-segmenter judges what the images show, --extractor FILE.onnx how real they look")
+        print_next("spade", *output.typed_words(), "--train-segmenter")
     if found.all_skipped:
-        stderr().print(styled(f"{len(found.all_skipped)} files could not be used and were skipped", "red"))
+        errors().print(styled(f"{len(found.all_skipped)} files could not be used and were skipped", "red"))
         for reason in found.all_skipped[:SHOWN_SKIPPED]:
-            stderr().print(f"  {reason}")
+            errors().print(f"  {reason}")
         raise typer.Exit(1)
 
 

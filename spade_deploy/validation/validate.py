@@ -111,6 +111,7 @@ class _Validation:
             diff=verdict.diff,
             tolerance=verdict.tolerance,
             failures=(*verdict.failures, *more),
+            decided=verdict.decided,
             undecided_share=verdict.undecided_share,
             diverges_at=diverges_at,
             second_opinion=opinion,
