@@ -57,7 +57,7 @@ def evaluate(asked: EvalRequest, file: ConfigFile, report: ReportFolder, place: 
         with step_bar() as progress:
             found = evaluation.evaluate(asked, runs_dir=place.runs, progress=progress)
         print_evaluation(found, evaluation.write_report(found, report.out))
-    if asked.extractor is None and asked.segmenter is None and not asked.train_segmenter:
+    if not (asked.extractor or asked.fid or asked.lpips or asked.segmenter or asked.train_segmenter):
         print_next("spade eval --train-segmenter   (what the images show), --extractor FILE.onnx (how real they look)")
     if found.all_skipped:
         stderr().print(styled(f"{len(found.all_skipped)} files could not be used and were skipped", "red"))
