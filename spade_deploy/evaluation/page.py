@@ -233,6 +233,10 @@ def _settings(result: EvalResult) -> list[tuple[str, str]]:
     if settings["extractor"] is not None:
         found = settings["extractor"]
         rows.append(("extractor", f"{found['file']}, output {found['output']}, {_facts_of_model(found)}"))
+    if settings["lpips"] is not None:
+        found = settings["lpips"]
+        digests = ", ".join(f"{what} sha256 {found[f'{what}_sha256'][:12]}" for what in ("backbone", "linear"))
+        rows.append(("LPIPS", f"{found['name']}, {digests}"))
     if settings["segmenter"] is not None:
         found = settings["segmenter"]
         trained = f", trained on {found['trained_on']}" if "trained_on" in found else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from spade_deploy.errors import DatasetError
 from spade_deploy.evaluation.data import SampleSet, evenly, has_one_set, held_out_split, open_set
-from spade_deploy.evaluation.judges import Judges
+from spade_deploy.evaluation.judges import Extractor, Judges, Perceptual
 from spade_deploy.evaluation.measure import (
     STYLED_SAMPLES,
     Kept,
@@ -49,9 +49,9 @@ def evaluate(
     split = request.data.split or held_out_split(config)
     samples = open_set(config, split, labels, size)
     notes = [*_data_notes(config, split, samples, models)]
-    extractor = OnnxExtractor(request.extractor, request.extractor_facts) if request.extractor else None
+    extractor, perceptual = _extractor(request), _perceptual(request)
     segmenter, more = _segmenter(request, config, split, labels, runs_dir, progress)
-    judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size)
+    judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size, perceptual)
     progress.step(f"{config.described}, {samples.name}: reading the real photos")
     reality = measure_reality(judges, samples, evenly(len(samples), request.samples), progress)
     unfit = unfit_judges(reality.scores)
@@ -69,8 +69,8 @@ def evaluate(
         rows=tuple(rows),
         references=tuple(references),
         labels=labels,
-        names=_names(extractor, segmenter),
-        settings=_settings(request, config, split, size, extractor, segmenter),
+        names=_names(judges),
+        settings=_settings(request, config, split, size, judges),
         samples=len(reality.chosen),
         skipped=reality.skipped,
         notes=tuple(notes),
@@ -108,6 +108,22 @@ def _judge_all(
     stem = reality.samples.stem(reality.chosen[0])
     styled = tuple(StyleStrip(name, stem, found.styles) for name, found in kept.items() if found.styles)
     return rows, tuple(strips), styled
+
+
+def _extractor(request: EvalRequest) -> Extractor | None:
+    if request.fid:
+        from spade_deploy.evaluation.published.inception import InceptionFeatures
+
+        return InceptionFeatures(request.judge_weights)
+    return OnnxExtractor(request.extractor, request.extractor_facts) if request.extractor is not None else None
+
+
+def _perceptual(request: EvalRequest) -> Perceptual | None:
+    if not request.lpips:
+        return None
+    from spade_deploy.evaluation.published.lpips import Lpips
+
+    return Lpips(request.lpips, request.judge_weights)
 
 
 def _with_intervals(rows: Sequence[Row], drawn: Drawn | None, remark: str) -> list[Row]:
@@ -209,26 +225,24 @@ def _notes(request: EvalRequest, rows: Sequence[Row], models: Sequence[Model], j
     return notes
 
 
-def _names(extractor: OnnxExtractor | None, segmenter: OnnxSegmenter | None) -> dict[str, str]:
+def _names(judges: Judges) -> dict[str, str]:
     names = {"l1": "mean absolute difference from the photo, black to white being 1", "psnr": "PSNR against it, dB"}
+    extractor, segmenter, perceptual = judges.extractor, judges.segmenter, judges.perceptual
     if extractor is not None:
         names["frechet"] = extractor.frechet_name
         names["kernel"] = extractor.kernel_name
         names["diversity"] = f"feature diversity ({extractor.name})"
+    if perceptual is not None:
+        names["lpips"] = f"{perceptual.name} to the photo"
+        names.setdefault("diversity", f"{perceptual.name} between styles of one label map")
     if segmenter is not None:
         names["miou"] = f"mean IoU of the classes that occur (segmenter: {segmenter.name})"
         names["accuracy"] = f"share of pixels whose class is found (segmenter: {segmenter.name})"
     return names
 
 
-def _settings(
-    request: EvalRequest,
-    config: DataConfig,
-    split: str,
-    size: Size,
-    extractor: OnnxExtractor | None,
-    segmenter: OnnxSegmenter | None,
-) -> dict[str, Any]:
+def _settings(request: EvalRequest, config: DataConfig, split: str, size: Size, judges: Judges) -> dict[str, Any]:
+    extractor, segmenter, perceptual = judges.extractor, judges.segmenter, judges.perceptual
     return {
         "data": config.to_json(),
         "split": split,
@@ -240,5 +254,6 @@ def _settings(
         "styles": request.styles,
         "styled_samples": STYLED_SAMPLES if request.styles else 0,
         "extractor": extractor.describe() if extractor is not None else None,
+        "lpips": perceptual.describe() if perceptual is not None else None,
         "segmenter": segmenter.describe() if segmenter is not None else None,
     }
