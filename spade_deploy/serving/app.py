@@ -62,6 +62,7 @@ class Serving:
 def make_app(models: Mapping[str, ServedModel], asked: ServeRequest, token: str = "") -> FastAPI:
     """The app that serves these models. token: what requests must bring; empty if nothing."""
     from spade_deploy.serving.live import add_live
+    from spade_deploy.serving.page_routes import add_page
     from spade_deploy.serving.routes import add_routes
 
     runner = Runner(asked.queue)
@@ -86,6 +87,7 @@ def make_app(models: Mapping[str, ServedModel], asked: ServeRequest, token: str 
     _add_health(app, serving)
     add_routes(app, serving)
     add_live(app, serving)
+    add_page(app, serving)
     if asked.cors:
         app.add_middleware(
             CORSMiddleware,

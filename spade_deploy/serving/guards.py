@@ -21,11 +21,17 @@ from spade_deploy.serving.problems import HttpError, response_to
 
 _LOG = logging.getLogger("spade_deploy.serving.access")
 
-OPEN_PATHS = ("/healthz", "/readyz")
-"""What is told without a token."""
+HEALTH_PATHS = ("/healthz", "/readyz")
+PAGE_PATHS = ("/", "/page/")
+"""The paint page and the folder of its files."""
 TOKEN_PROTOCOL = "spade.token."
 """A page cannot send headers with a WebSocket: it names this subprotocol, with the token behind it."""
 _MOST_TOKEN_BYTES = 4096
+
+
+def is_open(path: str) -> bool:
+    """Whether it is told without a token: the state, and the page, which asks for the token itself."""
+    return path in HEALTH_PATHS or path == PAGE_PATHS[0] or path.startswith(PAGE_PATHS[1])
 
 
 def read_token(path: Path) -> str:
@@ -66,7 +72,7 @@ class Guards:
             return HttpError(
                 403, f"pages of {origin[:100]} may not use it", hint="`spade serve --cors ORIGIN` allows it"
             )
-        if self.token and scope["path"] not in OPEN_PATHS and not self._has_token(scope, headers):
+        if self.token and not is_open(scope["path"]) and not self._has_token(scope, headers):
             return HttpError(401, "the request has no valid token", hint="send it as Authorization: Bearer TOKEN")
         return None
 
@@ -128,7 +134,7 @@ class GuardMiddleware:
                 "ms": round(seconds * 1000, 2),
             }
             _LOG.info("%s", json.dumps(facts))
-        elif scope["path"] not in OPEN_PATHS:
+        elif scope["path"] not in HEALTH_PATHS:
             _LOG.info("%s %s %d %.1f ms", scope["method"], scope["path"][:200], status, seconds * 1000)
 
 

@@ -28,7 +28,8 @@ from spade_deploy.serving.routes import timing, work_of
 from spade_deploy.serving.runner import OvertakenError, Work
 
 SUBPROTOCOL = "spade.v1"
-_MOST_HEADER_BYTES = 64 << 10
+_MOST_HEADER_BYTES = 1 << 20
+"""It may hold an instance map in base64."""
 
 
 def add_live(app: FastAPI, serving: Serving) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.artifact import MANIFEST, Artifact, joined, one_by_one
+from spade_deploy.artifact import LABEL, MANIFEST, Artifact, joined, one_by_one
 from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError
 from spade_deploy.files.reading import sha256_of
@@ -52,6 +52,11 @@ class ServedModel:
         """The SHA-256 of its manifest, which holds those of all its files."""
         return sha256_of(self.artifact.path / MANIFEST)
 
+    @cached_property
+    def samples(self) -> int:
+        """How many label maps the artifact has to start from: its golden inputs."""
+        return len(self.artifact.golden().inputs[LABEL])
+
     @property
     def has_encoder(self) -> bool:
         """Whether it takes the style of a photo."""
@@ -77,6 +82,7 @@ class ServedModel:
                 "is_fixed": not spec.is_dynamic,
                 "multiple_of": spec.stride,
             },
+            "samples": self.samples,
             "styles": {"z_dim": spec.z_dim, "from_photo": self.has_encoder},
             "runtime": {
                 "name": self.runtime.name,
