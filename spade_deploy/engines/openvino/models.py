@@ -15,6 +15,7 @@ from spade_deploy.engines.openvino.cache import Extent, ModelCache, open_cache
 from spade_deploy.engines.openvino.exact_ids import compare_ids_as_integers
 from spade_deploy.engines.openvino.exact_norms import sum_axis_by_axis
 from spade_deploy.engines.openvino.library import DEVICE, core, load_openvino, read_onnx, said_by, version_of
+from spade_deploy.engines.openvino.winograd import use_winograd
 from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, SpadeError
 from spade_deploy.lookup.tables import level_names, modulated_channels
 from spade_deploy.spec import GraphKind, Precision
@@ -86,8 +87,11 @@ class SizedModels:
         if self._model is None:
             self._model = self._read()
         try:
-            self._model.reshape(dict(_shapes(fed_tensors(self._artifact.manifest.generator, self._graph.kind), inputs)))
-            compiled = core().compile_model(self._model, DEVICE, self._settings)
+            model = self._model.clone()
+            model.reshape(dict(_shapes(fed_tensors(self._artifact.manifest.generator, self._graph.kind), inputs)))
+            if self._graph.precision is Precision.FP32:
+                use_winograd(model)
+            compiled = core().compile_model(model, DEVICE, self._settings)
         except RuntimeError as error:
             size = " x ".join(map(str, extent))
             raise RuntimeUnavailableError(
