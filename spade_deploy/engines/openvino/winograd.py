@@ -35,8 +35,8 @@ CPU's caches."""
 LEAST_CHANNELS = 64
 LEAST_TILES = 64
 """From so many channels, in and out, and so many tiles in a batch on it pays (benchmarks/winograd.py): 1.4 to 2.3 times
-as fast with 64 channels and more, 1.1 times with 32, which tiles of 4 gain; with fewer tiles the time is that of reading
-the weights, which are 4 times as large (1.8 times with tiles of 2)."""
+as fast with 64 channels and more, 1.1 times with 32. With fewer tiles most of the time is that of reading the weights,
+which are 4 times as large (1.8 times with tiles of 2)."""
 _TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 """Transpositions between channels last and channels first."""
 
@@ -237,10 +237,16 @@ def _bias(add: Any, node: Any, layer: Layer) -> NDArray[np.float32] | None:
     """The constant that is added to a convolution, one value a channel; None for all else."""
     if add.get_type_name() != "Add":
         return None
-    (other,) = (value for value in add.input_values() if value.get_node() != node)
-    if other.get_node().get_type_name() != "Constant" or list(other.get_shape()) != [1, layer.outputs, 1, 1]:
+    others = [value for value in add.input_values() if value.get_node() is not node]
+    shapes = [value.get_partial_shape() for value in others]
+    if [shape.is_static and list(shape.to_shape()) for shape in shapes] != [[1, layer.outputs, 1, 1]]:
         return None
-    bias: NDArray[np.float32] = other.get_node().get_data().reshape(-1)
+    constant = others[0].get_node()
+    if constant.get_type_name() == "Reshape":  # as the reader of ONNX leaves it
+        constant = constant.input_value(0).get_node()
+    bias: NDArray[np.float32] | None = None
+    if constant.get_type_name() == "Constant":
+        bias = constant.get_data().reshape(-1)
     return bias
 
 
