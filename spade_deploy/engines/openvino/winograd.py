@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spade_deploy.spec import GraphKind
+
 TAPS = 3
 """The height and width of the kernels."""
 POINTS = {2: (0, 1, -1), 4: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
@@ -33,10 +35,11 @@ BAND_BYTES = 4 << 20
 """About how large the tiles may be that are computed at once: of more, some rows after others, so that they stay in the
 CPU's caches."""
 LEAST_CHANNELS = 64
-LEAST_TILES = 64
-"""From so many channels, in and out, and so many tiles in a batch on it pays (benchmarks/winograd.py): 1.4 to 2.3 times
-as fast with 64 channels and more, 1.1 times with 32. With fewer tiles most of the time is that of reading the weights,
-which are 4 times as large (1.8 times with tiles of 2)."""
+LEAST_TILES = {GraphKind.LOOKUP: 64, GraphKind.DENSE: 256}
+"""From so many channels, in and out, and so many tiles in a batch on a convolution becomes Winograd's. With 64 channels
+it is 1.4 to 2.3 times as fast, with 32 it is 1.1 times (benchmarks/results/winograd.json). With fewer tiles most of the
+time is that of reading the weights, which are 4 times as large (1.8 times with tiles of 2). A dense graph has so many
+convolutions of few pixels that with 64 tiles it would need more memory than a plain export."""
 _TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 """Transpositions between channels last and channels first."""
 
@@ -54,12 +57,12 @@ class Layer:
     width: int
 
 
-def tile_for(layer: Layer) -> int | None:
-    """The size of the tiles with which a convolution is fastest, or None where it stays the direct one."""
+def tile_for(layer: Layer, kind: GraphKind) -> int | None:
+    """The size of the tiles for a layer of such a graph: the largest that pays, or None where none does."""
     if min(layer.inputs, layer.outputs) < LEAST_CHANNELS:
         return None
     for tile in sorted(POINTS, reverse=True):
-        if layer.batch * -(-layer.height // tile) * -(-layer.width // tile) >= LEAST_TILES:
+        if layer.batch * -(-layer.height // tile) * -(-layer.width // tile) >= LEAST_TILES[kind]:
             return tile
     return None
 
@@ -109,15 +112,15 @@ def _polynomial(roots: list[Fraction]) -> list[float]:
     return [float(one) for one in found]
 
 
-def use_winograd(model: Any, choose: Callable[[Layer], int | None] = tile_for) -> int:
+def use_winograd(model: Any, kind: GraphKind, choose: Callable[[Layer, GraphKind], int | None] = tile_for) -> int:
     """Change an OpenVINO `Model` with fixed sizes: the convolutions where it pays become Winograd's. Returns how many.
 
-    choose: the size of the tiles for a layer, or None to leave its convolution as it is.
+    choose: the size of the tiles for a layer of such a graph, or None to leave its convolution as it is.
     """
     changed = 0
     for node in model.get_ordered_ops():
         layer = _layer_of(node)
-        tile = None if layer is None else choose(layer)
+        tile = None if layer is None else choose(layer, kind)
         if layer is not None and tile is not None:
             _replace(node, layer, tile)
             changed += 1
