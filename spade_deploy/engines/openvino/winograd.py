@@ -4,9 +4,9 @@ OpenVINO has no such convolution on x86, and its direct one already runs at the 
 convolutions are made of other operators here. F(m x m, 3 x 3) computes a tile of m x m outputs from (m + 2) x (m + 2)
 inputs (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015; Toom and Cook's algorithm behind it):
 
-    V = B' d B      of each tile d and channel         one matrix product with the Kronecker product of B' and B'
-    M = V U         for each of the (m + 2)^2 places   a batch of products over the channels, U = G w G'
-    Y = A' M A      the m x m outputs                  one matrix product with the Kronecker product of A' and A'
+    V = B' d B     of each tile d and channel         a matrix product with the Kronecker product of B' and B'
+    M = V U        for each of the (m + 2)^2 places   a 1 x 1 convolution with a group for each place, U = G w G'
+    Y = A' M A     the m x m outputs                  a matrix product with the Kronecker product of A' and A'
 
 It computes the same function with other roundings: tiles of 2 round about as a direct convolution does, tiles of 4
 about four times as much. The points of the polynomials decide that: 0, 3/4, -3/4, 3/2, -3/2 leave half of the error of
@@ -34,12 +34,14 @@ POINTS = {2: (0, 1, -1), 4: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2),
 BAND_BYTES = 4 << 20
 """About how large the tiles may be that are computed at once: of more, some rows after others, so that they stay in the
 CPU's caches."""
+MOST_BANDS = 64
+"""Into how many parts a convolution is cut at most: each has operators of its own, which are compiled one by one."""
 LEAST_CHANNELS = 64
 LEAST_TILES = {GraphKind.LOOKUP: 64, GraphKind.DENSE: 256}
 """From so many channels, in and out, and so many tiles in a batch on a convolution becomes Winograd's. With 64 channels
-it is 1.4 to 2.3 times as fast, with 32 it is 1.1 times (benchmarks/results/winograd.json). With fewer tiles most of the
-time is that of reading the weights, which are 4 times as large (1.8 times with tiles of 2). A dense graph has so many
-convolutions of few pixels that with 64 tiles it would need more memory than a plain export."""
+it is 1.4 to 2.3 times as fast, with 32 it is 1.1 times (benchmarks/results/winograd-layers.json). With fewer tiles most
+of the time is that of reading the weights, which are 4 times as large (1.8 times with tiles of 2). A dense graph has so
+many convolutions of few pixels that with 64 tiles it would need more memory than a plain export."""
 _TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 """Transpositions between channels last and channels first."""
 
@@ -171,30 +173,26 @@ def _convolution(values: Any, weights: NDArray[np.float32], layer: Layer, tile: 
     """N x H x W x inputs -> N x H x W x outputs, without the bias."""
     from openvino import opset13 as op
 
-    matrices = transforms_of(tile)
-    forth = op.constant(np.kron(matrices.inputs, matrices.inputs).astype(np.float32))
-    back = op.constant(np.kron(matrices.outputs, matrices.outputs).astype(np.float32))
-    kernels = transformed(weights, tile)
+    matrices, kernels = transforms_of(tile), transformed(weights, tile)
+    forth, back = (op.constant(np.kron(one, one).astype(np.float32)) for one in (matrices.inputs, matrices.outputs))
     products = op.constant(kernels, shared_memory=True)
-    taken_from = _with_zeros(op.reshape(values, _to((-1, layer.inputs)), False))
+    pixels = _with_zeros(op.reshape(values, _to((-1, layer.inputs)), False))
     places = _places(layer, tile)
     rows, columns = places.shape[1:3]
-    flat = places.reshape(-1, *places.shape[2:])  # batch * rows x columns x places
-    step = max(1, max(BAND_BYTES, kernels.nbytes) // (4 * flat[0].size * layer.inputs))
+    lines = places.reshape(-1, *places.shape[2:])  # N * rows x columns x places
+    most = max(BAND_BYTES, kernels.nbytes) // (4 * lines[0].size * layer.inputs)
+    step = max(1, most, -(-len(lines) // MOST_BANDS))
     bands = []
-    for start in range(0, len(flat), step):
-        band = flat[start : start + step]
-        tiles = op.matmul(
-            forth, op.gather(taken_from, op.constant(band.reshape(-1, band.shape[-1])), _to(0)), False, False
-        )
-        tiles = op.reshape(tiles, _to((1, len(band), columns, -1)), False)
-        tiles = op.group_convolution(op.transpose(tiles, _to(_TO_FIRST)), products, [1, 1], [0, 0], [0, 0], [1, 1])
-        tiles = op.reshape(op.transpose(tiles, _to(_TO_LAST)), _to((-1, band.shape[-1], layer.outputs)), False)
-        tiles = op.matmul(back, tiles, False, False)
-        tiles = op.reshape(tiles, _to((len(band), columns, tile, tile, layer.outputs)), False)
-        bands.append(
-            op.reshape(op.transpose(tiles, _to((0, 2, 1, 3, 4))), _to((-1, columns * tile, layer.outputs)), False)
-        )
+    for start in range(0, len(lines), step):
+        band = lines[start : start + step]
+        taken = op.gather(pixels, op.constant(band.reshape(-1, band.shape[-1])), _to(0))
+        taken = op.reshape(op.matmul(forth, taken, False, False), _to((1, len(band), columns, -1)), False)
+        made = op.group_convolution(op.transpose(taken, _to(_TO_FIRST)), products, [1, 1], [0, 0], [0, 0], [1, 1])
+        made = op.reshape(op.transpose(made, _to(_TO_LAST)), _to((-1, band.shape[-1], layer.outputs)), False)
+        made = op.matmul(back, made, False, False)
+        made = op.reshape(made, _to((len(band), columns, tile, tile, layer.outputs)), False)
+        made = op.transpose(made, _to((0, 2, 1, 3, 4)))
+        bands.append(op.reshape(made, _to((-1, columns * tile, layer.outputs)), False))
     whole = op.concat(bands, 0) if len(bands) > 1 else bands[0]
     whole = op.reshape(whole, _to((layer.batch, rows * tile, columns * tile, layer.outputs)), False)
     if rows * tile == layer.height and columns * tile == layer.width:
