@@ -214,12 +214,11 @@ def _page(result: EvalResult) -> str:
 def _lead(result: EvalResult) -> str:
     count = len(result.rows)
     what = "One model" if count == 1 else f"{count} models"
-    return (
-        f"{what} on {result.samples} samples that are held out: what each makes of the same label maps, and what a"
-        " camera saw."
-        if result.settings["split"] != "train"
-        else f"{what} on {result.samples} samples of the training split."
-    )
+    shows = "what each makes of the same label maps, and what a camera saw."
+    if result.settings["split"] == "train" or result.settings.get("held_out") is False:
+        return f"{what} on {result.samples} samples, not all of which were held out of training: {shows}"
+    held_out = " that are held out" if result.settings.get("held_out") else ""
+    return f"{what} on {result.samples} samples{held_out}: {shows}"
 
 
 def _settings(result: EvalResult) -> list[tuple[str, str]]:

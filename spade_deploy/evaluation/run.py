@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import DatasetError
-from spade_deploy.evaluation.data import SampleSet, evenly, has_one_set, held_out_split, open_set
+from spade_deploy.evaluation.data import SampleSet, evenly, has_one_set, held_out_split, learned_from, open_set
 from spade_deploy.evaluation.judges import Extractor, Judges, Perceptual
 from spade_deploy.evaluation.measure import (
     STYLED_SAMPLES,
@@ -24,6 +24,7 @@ from spade_deploy.evaluation.result import EvalResult, Strip, StyleStrip
 from spade_deploy.evaluation.row import Row
 from spade_deploy.evaluation.scores import Drawn, Scores, draw_again
 from spade_deploy.evaluation.seeds import compare_groups, group_by_seed
+from spade_deploy.evaluation.taught import apart_from_segmenter
 from spade_deploy.evaluation.verdict import best_by_class, unfit_judges, verdicts
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
@@ -47,8 +48,12 @@ def evaluate(
     models = find_models(request.models, runs_dir, best=request.best)
     config, size, labels = chosen_data(request.data, models)
     split = request.data.split or held_out_split(config)
+    taught: tuple[str, ...] = ()
+    if request.train_segmenter:
+        config, split, taught = apart_from_segmenter(config, split)
     samples = open_set(config, split, labels, size)
-    notes = [*_data_notes(config, split, samples, models)]
+    learned = {model.name: _learned(model, config, split) for model in models if model.spec is not None}
+    notes = [*taught, *_data_notes(config, split, samples, models, learned)]
     extractor, perceptual = _extractor(request), _perceptual(request)
     segmenter, more = _segmenter(request, config, split, labels, runs_dir, progress)
     judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size, perceptual)
@@ -70,7 +75,7 @@ def evaluate(
         references=tuple(references),
         labels=labels,
         names=_names(judges),
-        settings=_settings(request, config, split, size, judges),
+        settings=_settings(request, config, split, size, judges) | {"held_out": _is_held_out(learned)},
         samples=len(reality.chosen),
         skipped=reality.skipped,
         notes=tuple(notes),
@@ -163,8 +168,7 @@ def _segmenter(
         device=training.default_device(),
         progress=progress,
     )
-    notes = (*made.notes, *(("the segmenter learned from the very photos it is used on",) * has_one_set(config)))
-    return OnnxSegmenter(made.path, labels), notes
+    return OnnxSegmenter(made.path, labels), made.notes
 
 
 def _floor(
@@ -188,19 +192,39 @@ def _floor(
     return (row, row.skipped) if row.frechet is not None else (None, row.skipped)
 
 
-def _data_notes(config: DataConfig, split: str, samples: SampleSet, models: Sequence[Model]) -> list[str]:
+def _learned(model: Model, config: DataConfig, split: str) -> int | None:
+    """How many of the judged samples a model was trained on; None if that is not known."""
+    return None if model.data is None else learned_from(model.data, config, split)
+
+
+def _is_held_out(learned: Mapping[str, int | None]) -> bool | None:
+    """Whether no model was trained on a sample that it is judged on; None if that is not known of every model."""
+    if any(learned.values()):
+        return False
+    return None if None in learned.values() or not learned else True
+
+
+def _data_notes(
+    config: DataConfig,
+    split: str,
+    samples: SampleSet,
+    models: Sequence[Model],
+    learned: Mapping[str, int | None],
+) -> list[str]:
     notes = []
-    if split == "train":
+    if split == "train" and not has_one_set(config):
         notes.append(f"{config.described} was evaluated on its training samples: the figures are too good")
     for model in models:
-        if model.data is not None and (model.data.preset, model.data.root, model.data.labels_dir) != (
+        count = learned.get(model.name)
+        if count:
+            which = "these very samples" if count == len(samples) else f"{count} of these {len(samples)} samples"
+            notes.append(f"{model.name} was trained on {which}: its figures are too good")
+        elif model.data is not None and (model.data.preset, model.data.root, model.data.labels_dir) != (
             config.preset,
             config.root,
             config.labels_dir,
         ):
             notes.append(f"{model.name} was trained on {model.data.described}, not on what it is judged on")
-        elif model.data is not None and has_one_set(config):
-            notes.append(f"{model.name} was trained on these very samples: its figures are too good")
     if samples.problems:
         shown = "; ".join(samples.problems[:SHOWN_PROBLEMS])
         more = f"; and {len(samples.problems) - SHOWN_PROBLEMS} more" * (len(samples.problems) > SHOWN_PROBLEMS)

@@ -54,9 +54,9 @@ def read_label_map(path: ImageSource, labels: LabelSpec, size: Size | None = Non
 
     size: resized to it with NEAREST, on the file's own values; the check covers the whole file before that.
     Greyscale files (1, 2, 4, 8, 16 bit) hold ids, palette files hold them as indices.
-    255 means unknown and becomes `labels.unknown_id`. With more than 255 ids it is an ordinary id (files are then
-    16 bit) and unknown is written as the unknown id itself. Raises LabelMapError, also for a palette whose colours say
-    that its indices are not the ids (`moved_palette`).
+    255 means unknown and becomes `labels.unknown_id`, as `labels.ignore_id` does. With more than 255 ids it is an
+    ordinary id (files are then 16 bit) and unknown is written as the unknown id itself. Raises LabelMapError, also for
+    a palette whose colours say that its indices are not the ids (`moved_palette`).
     """
     samples = read_samples(path, "label map")
     values = _integers(samples, path, "label map")
@@ -72,8 +72,10 @@ def labels_from_values(values: LabelIds, labels: LabelSpec, path: ImageSource, s
     refuse_bad_ids(values, labels, path)
     if size is not None:
         values = resize_nearest(values, size)
-    if labels.unknown_id is not None and labels.num_ids <= UNKNOWN_VALUE:
-        values = np.where(values == UNKNOWN_VALUE, labels.unknown_id, values)
+    unknown_id = labels.unknown_id
+    if unknown_id is not None:
+        for value in labels.unknown_values - {unknown_id}:
+            values = np.where(values == value, unknown_id, values)
     return np.ascontiguousarray(values, dtype=label_dtype(labels))
 
 
@@ -101,7 +103,8 @@ def describe_bad_ids(bad: dict[int, int], labels: LabelSpec) -> str:
         )
     shown = ", ".join(f"{label_id} ({count} pixels)" for label_id, count in sorted(bad.items())[:_SHOWN_IDS])
     more = f" and {len(bad) - _SHOWN_IDS} more" if len(bad) > _SHOWN_IDS else ""
-    unknown = " and 255 for unknown" if _is_legal(UNKNOWN_VALUE, labels) and labels.num_ids <= UNKNOWN_VALUE else ""
+    beyond = [str(value) for value in sorted(labels.unknown_values) if value >= labels.num_ids]
+    unknown = f" and {' and '.join(beyond)} for unknown" if beyond else ""
     return f"ids out of range: {shown}{more}; allowed are 0..{labels.num_ids - 1}{unknown}"
 
 
@@ -143,7 +146,8 @@ def _integers(samples: Samples, path: ImageSource, what: str) -> LabelIds:
 
 
 def _is_legal(value: int, labels: LabelSpec) -> bool:
-    return 0 <= value < labels.num_ids or (value == UNKNOWN_VALUE and labels.unknown_id is not None)
+    is_unknown = value in labels.unknown_values or (value == UNKNOWN_VALUE and labels.unknown_id is not None)
+    return 0 <= value < labels.num_ids or is_unknown
 
 
 def save_pixels(path: Path, pixels: NDArray[np.uint8], *, compress_level: int = 1) -> None:

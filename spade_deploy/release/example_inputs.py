@@ -81,6 +81,13 @@ def _open_training(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource,
     return open_source(config, "train", labels), "training"
 
 
+def _where_from(config: DataConfig, split: str) -> str:
+    """The split of a data set in words, which never calls training samples anything else."""
+    if split == "val" and config.holdout is not None:
+        return "the data set's held-out samples"
+    return "the training samples, since none are held out" if split == "train" else f"the data set's {split} split"
+
+
 def _data_set_maps(
     spec: GeneratorSpec,
     info: CheckpointInfo,
@@ -93,10 +100,11 @@ def _data_set_maps(
     why = "an imported model has no data set"
     if info.data is not None:
         try:
-            source, split = open_split(DataConfig.from_json(info.data), spec.labels)
+            config = DataConfig.from_json(info.data)
+            source, split = open_split(config, spec.labels)
             label, instance, photo = validation_labels(source, count)
             objects = None if instance is None else instance.numpy()
-            return label.numpy(), objects, f"label maps of the data set's {split} split", photo_pixels(photo)
+            return label.numpy(), objects, f"label maps of {_where_from(config, split)}", photo_pixels(photo)
         except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
             why = error.message
     ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=seed)
