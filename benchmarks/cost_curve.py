@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 from models import ADE20K, DATA, RESULTS, SMALL, coco_maps, make_artifact, resized, synthetic_maps, with_noise
-from peers import unique_share
 
 from spade_deploy.artifact import LABEL, Arrays
 from spade_deploy.bench import CONDITIONS, BenchPlan, BenchResult, choose_candidates, run_plan
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.files.atomic import atomic_file, write_json
+from spade_deploy.lookup.tables import unique_share
 from spade_deploy.spec import GeneratorSpec
 
 SIZES = ((128, 128), (256, 256), (512, 512), (1024, 1024), (192, 608))

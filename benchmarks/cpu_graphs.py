@@ -32,8 +32,7 @@ import openvino
 from models import ADE20K, DATA, RESULTS, coco_maps, make_artifact, resized
 
 from spade_deploy.artifact import IMAGE, LABEL, Arrays
-from spade_deploy.bench.baselines import SEGMAP
-from spade_deploy.bench.inputs import make_segmap
+from spade_deploy.bench.inputs import SEGMAP, make_segmap
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.bench.plain_export import write_plain_export
 from spade_deploy.engines.ort.session import SessionSetup, open_session

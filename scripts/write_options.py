@@ -14,7 +14,8 @@ from typer.core import TyperGroup
 from spade_deploy.cli import COMMANDS
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import RequestCommand
-from spade_deploy.commands.request_options import Option
+from spade_deploy.commands.output import OutputOptions
+from spade_deploy.commands.request_options import Option, options_of
 from spade_deploy.settings import as_typed
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
@@ -29,10 +30,15 @@ In a file for `--config` an option has its name without dashes in front and with
 `batch_size: 4`, `--no-flip` is `flip: false`, and `null` is an option that is not given. A flag wins over the file.
 """
 
+EVERY = """## Every command
+
+`-h` and `--help` print the options of a command. [output.md](output.md) tells what is printed where.
+"""
+
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD]
+    parts = [HEAD, EVERY, "\n".join(rows(list(options_of(OutputOptions)), {})) + "\n"]
     for title, command in commands():
         parts.append(f"## {title}\n\n{command.help}\n")
         if command.options:
@@ -53,7 +59,11 @@ def commands() -> Iterator[tuple[str, RequestCommand]]:
 
 def table(command: RequestCommand) -> Iterator[str]:
     """A row for each option, group by group."""
-    options, flags = command.options, command.flags
+    yield from rows(command.options, command.flags)
+
+
+def rows(options: list[Option], flags: dict[str, str]) -> Iterator[str]:
+    """A row for each of these options, group by group."""
     yield "| option | takes | default | |"
     yield "|---|---|---|---|"
     for group in dict.fromkeys(["", *(option.setting.group for option in options)]):

@@ -13,21 +13,26 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from spade_deploy.commands import output
 from spade_deploy.commands.animate import animate
 from spade_deploy.commands.bench import bench
 from spade_deploy.commands.build import build
 from spade_deploy.commands.check_labels import check_labels
-from spade_deploy.commands.console import check_terminal_size, print_error, show_notes, stderr, styled
+from spade_deploy.commands.console import check_terminal_size, errors, print_error, show_notes, styled
 from spade_deploy.commands.data import data
 from spade_deploy.commands.demo import demo
 from spade_deploy.commands.evaluate import evaluate
 from spade_deploy.commands.export import export
+from spade_deploy.commands.help import fitted
 from spade_deploy.commands.import_generator import import_generator
 from spade_deploy.commands.infer import infer
 from spade_deploy.commands.inspect import doctor, inspect
+from spade_deploy.commands.options import CommandGroup
+from spade_deploy.commands.serve import serve
 from spade_deploy.commands.train import train
+from spade_deploy.commands.usage import USAGE_ERROR, print_usage_error
 from spade_deploy.commands.validate import validate
-from spade_deploy.errors import SpadeError, system_error
+from spade_deploy.errors import SpadeError, reason_of, system_error
 from spade_deploy.version import __version__
 
 COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
@@ -35,6 +40,7 @@ COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
     import_generator,
     export,
     infer,
+    serve,
     build,
     demo,
     data,
@@ -49,17 +55,51 @@ COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
 """The commands, in the order of `spade --help`."""
 
 
-class _Commands(TyperGroup):
-    """Prints an error that a user can mend as one message. Any other error is a defect and keeps its traceback."""
+STOPPED = 130
+"""The exit code of a command that Ctrl-C or SIGTERM stopped."""
 
-    def main(self, *args: Any, **options: Any) -> Any:
-        check_terminal_size()  # the help, too, is wrapped by it
-        return super().main(*args, **options)
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 it failed, or a part could not be used (the rest is done); 2 the command line is wrong;"
+    " 130 stopped with Ctrl-C. docs/output.md tells what is printed where, and what --json prints."
+)
+
+
+class _Commands(CommandGroup):
+    """Prints an error that a user can mend as one message. Any other error is a defect and keeps its traceback."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         for made in COMMANDS:
             self.commands[made.name or ""] = made
+
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        check_terminal_size()  # the help, too, is wrapped by it
+        output.begin("", ())
+        try:
+            code = self._ended(args, options)
+        except SystemExit as ended:
+            output.finish(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+            raise
+        except Exception as defect:
+            output.fail(type(defect).__name__, reason_of(defect), None)
+            output.finish(1)
+            raise
+        output.finish(code)
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def _ended(self, args: Any, options: Any) -> int:
+        """Run the command line, print the error with which it ends, and return the exit code."""
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except USAGE_ERROR as error:
+            return print_usage_error(error, self)
+        except (KeyboardInterrupt, typer.Abort):
+            output.fail("KeyboardInterrupt", "stopped", None)
+            errors().print(styled("stopped", "red"))
+            return STOPPED
+        return code if isinstance(code, int) else 0
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -74,14 +114,16 @@ class _Commands(TyperGroup):
             print_error(told)
             raise typer.Exit(told.exit_code) from error
         except KeyboardInterrupt:
-            stderr().print(styled("stopped", "red"))
-            raise typer.Exit(130) from None
+            raise typer.Abort from None  # click would end without a word
+
+    def get_help(self, ctx: Any) -> str:
+        return super().get_help(ctx) + "\n\n" + "\n".join(fitted(EXIT_CODES))
 
 
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train or import a SPADE (GauGAN) generator, export it to ONNX, prove it equal to PyTorch, run it fast.\n\n"

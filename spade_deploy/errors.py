@@ -97,6 +97,10 @@ class LabelMapError(SpadeError):
     """A label map, instance map or photo cannot be used: damaged, of the wrong kind or size, ids out of range."""
 
 
+class ImageTooLargeError(LabelMapError):
+    """An image has more pixels than are decoded."""
+
+
 class DatasetError(SpadeError):
     """A data set as a whole cannot be used: no pairs, a missing folder."""
 

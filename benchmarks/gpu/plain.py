@@ -8,7 +8,7 @@ import torch
 from torch.export import Dim
 
 from spade_deploy.artifact import IMAGE
-from spade_deploy.bench.baselines import SEGMAP
+from spade_deploy.bench.inputs import SEGMAP
 from spade_deploy.errors import ConfigError
 from spade_deploy.export.onnx_file import quiet_export
 from spade_deploy.networks.spade import SpadeGenerator

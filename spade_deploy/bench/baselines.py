@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Arrays, Z
+from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Arrays
 from spade_deploy.bench.candidates import Kind
-from spade_deploy.bench.inputs import make_segmap
+from spade_deploy.bench.inputs import module_feeds
 from spade_deploy.bench.job import Job, read_arrays
 from spade_deploy.engines.openvino.library import DEVICE, load_openvino, version_of
 from spade_deploy.engines.ort.session import SessionSetup, load_onnxruntime, open_session
 from spade_deploy.errors import ConfigError, MissingDependencyError, SpadeError
 from spade_deploy.images.image_file import Size
 from spade_deploy.spec import GeneratorSpec, Precision
-
-SEGMAP = "segmap"
 
 
 class Baseline:
@@ -40,9 +38,8 @@ class Baseline:
         self.precision: Precision = job.candidate.precision
 
     def prepare(self, inputs: Arrays) -> Any:
-        """The segmap by its name, and the style where the model has one."""
-        feeds = {SEGMAP: make_segmap(self._spec, inputs)}
-        return {**feeds, Z: inputs[Z]} if Z in inputs else feeds
+        """The input of the candidate's own library; `module_feeds` unless it wants another form."""
+        return module_feeds(self._spec, inputs)
 
     def run(self, prepared: Any) -> NDArray[np.float32]:
         raise NotImplementedError

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.artifact import Arrays, Z
-from spade_deploy.bench.baselines import SEGMAP, ncnn_files, remove_spectral_norm
+from spade_deploy.artifact import Arrays
+from spade_deploy.bench.baselines import ncnn_files, remove_spectral_norm
 from spade_deploy.bench.candidates import Kind
-from spade_deploy.bench.inputs import make_segmap
+from spade_deploy.bench.inputs import SEGMAP, module_feeds
 from spade_deploy.bench.job import read_arrays
 from spade_deploy.engines.openvino.library import load_openvino
 from spade_deploy.errors import ExportError
@@ -152,9 +152,7 @@ def convert_with_pnnx(asked: Conversion) -> None:
 
 def _feeds(asked: Conversion) -> Iterator[dict[str, Any]]:
     for path in asked.cases:
-        inputs = read_arrays(path)
-        feeds = {SEGMAP: make_segmap(asked.spec, inputs)}
-        yield {**feeds, Z: inputs[Z]} if Z in inputs else feeds
+        yield module_feeds(asked.spec, read_arrays(path))
 
 
 if __name__ == "__main__":

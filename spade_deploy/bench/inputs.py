@@ -19,6 +19,9 @@ from spade_deploy.lookup.tables import pixel_codes
 from spade_deploy.settings import check_range
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec
 
+SEGMAP = "segmap"
+"""The name of a plain export's input."""
+
 
 def read_cases(
     artifact: Artifact,
@@ -92,6 +95,12 @@ def make_segmap(spec: GeneratorSpec, inputs: Arrays) -> NDArray[np.float32]:
         codes, segmap[:, -1] = codes // 2, codes % 2
     np.put_along_axis(segmap, codes[:, None], 1, axis=1)
     return segmap
+
+
+def module_feeds(spec: GeneratorSpec, inputs: Arrays) -> Arrays:
+    """What a plain export is fed: the segmap by its name, and the style where the model has one."""
+    feeds: Arrays = {SEGMAP: make_segmap(spec, inputs)}
+    return {**feeds, Z: inputs[Z]} if Z in inputs else feeds
 
 
 def _resized(one: Arrays, size: Size) -> Arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spade_deploy.artifact import IMAGE, Z
-from spade_deploy.bench.baselines import SEGMAP
+from spade_deploy.bench.inputs import SEGMAP
 from spade_deploy.files.onnx_data import EXTERNAL_DATA_BYTES
 
 

@@ -62,7 +62,7 @@ def run_plan(artifact: Artifact, plan: BenchPlan, progress: Progress = SILENT) -
 
     A candidate that fails or is wrong is in the result, and the others go on. Raises NotFoundError.
     """
-    threads = usable_cores() if plan.threads is None else at_most_cores(plan.threads, "threads")
+    threads = at_most_cores(plan.threads or usable_cores(), "threads")
     golden = artifact.golden()
     with scratch_folder("bench") as folder, ExitStack() as stack:
         files = BaselineFiles(artifact, folder, plan, progress)

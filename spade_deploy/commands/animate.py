@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from spade_deploy.commands import output
 from spade_deploy.commands.console import print_places, stdout
 from spade_deploy.commands.options import CHECK, RunsFolder, command
 from spade_deploy.settings import setting
@@ -27,5 +28,6 @@ def animate(asked: AnimateRequest, place: RunsFolder) -> None:
 
     run = asked.run if asked.run is not None else newest_checkpoint(place.runs).parent.parent
     made = make_animation(run, asked.out if asked.out is not None else run / "samples.gif", asked.fps)
+    output.report({"run": run, "frames": made.frames, "grids": made.grids, "frames_per_second": made.fps})
     stdout().print(f"{made.frames} of {made.grids} sample grids, {made.fps:.3g} a second")
     print_places(("animation", made.path))

@@ -7,13 +7,15 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spade_deploy.commands import output
 from spade_deploy.commands.artifact import ArtifactPlace, open_artifact
 from spade_deploy.commands.console import stdout
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import CHECK, RunsFolder, command
 from spade_deploy.commands.progress import spinner
-from spade_deploy.commands.tables import print_bench
+from spade_deploy.commands.tables import Cell, print_bench, print_table
 from spade_deploy.errors import ConfigError
+from spade_deploy.fields import to_json
 from spade_deploy.files.locks import locked
 from spade_deploy.settings import setting
 
@@ -60,6 +62,7 @@ def bench(which: ArtifactPlace, asked: BenchRequest, call: TuneCall, result: Res
     with locked(folder, "measuring"), spinner("measuring", "{what} {done} of {total}") as progress:
         found = benching.run_plan(opened, plan, progress)
         files = benching.write_result(found, folder)
+    output.report(found)
     print_bench(found, files)
     for entry in found.measured:
         if entry.candidate.graph is not None:
@@ -83,25 +86,23 @@ def _tune(artifact: Artifact, threads: int | None) -> None:
 
     with spinner("measuring") as progress:
         found = tune(artifact, threads, progress)
+    times = [{"name": found.name(time.candidate), **to_json(time)} for time in found.session.times]
+    output.report({"auto": found.line, "faster": found.hint or None, "times": times})
     _print_tuned(found)
 
 
 def _print_tuned(found: Tuned) -> None:
     """Print a row for each candidate that was measured on the CPU, and what `auto` takes."""
-    from rich.table import Table
-
     from spade_deploy.pages.render import decibel
 
-    table = Table(box=None)
-    for heading in ("", "ms an image", "PSNR", "lookup up to"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    rows: list[tuple[Cell, ...]] = []
     for time in sorted(found.session.times, key=lambda one: one.ms):
         share = time.break_even_share
         rule = "never" if share == 0 else "as exported" if share is None else f"{share:.0%} unique patterns"
         psnr_db = found.psnr_db(time)
-        table.add_row(found.name(time.candidate), f"{time.ms:.1f}", decibel(None if psnr_db == inf else psnr_db), rule)
+        rows.append((found.name(time.candidate), f"{time.ms:.1f}", decibel(None if psnr_db == inf else psnr_db), rule))
     console = stdout()
-    console.print(table)
+    print_table(("", "ms an image", "PSNR", "lookup up to"), rows)
     console.print(in_flags(found.line))
     if found.hint:
         console.print(in_flags(found.hint))

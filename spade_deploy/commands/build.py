@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spade_deploy.commands import output
 from spade_deploy.commands.artifact import ArtifactPlace, open_artifact
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
@@ -27,4 +28,5 @@ def build(which: ArtifactPlace, asked: BuildRequest, place: RunsFolder) -> None:
     opened = open_artifact(which.artifact, place)
     with step_bar() as progress:
         found = building.build_until_interrupted(opened, asked, progress)
+    output.report({"engines": found})
     print_engines(found)

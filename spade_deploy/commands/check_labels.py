@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from spade_deploy.commands import label_report
+from spade_deploy.commands import label_report, output
 from spade_deploy.commands.console import line, print_next, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import CHECK, command
 from spade_deploy.commands.progress import count_bar
-from spade_deploy.commands.tables import finding_table
+from spade_deploy.commands.tables import print_findings
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.files.temporary import beside
 from spade_deploy.printable import one_line
-from spade_deploy.progress import SILENT
 
 if TYPE_CHECKING:
     from spade_deploy.labels.check_request import CheckLabelsRequest
@@ -46,28 +44,27 @@ def check_labels(asked: CheckLabelsRequest) -> None:
     pairing = folder_pairing(asked.folder, asked.preset or "custom", asked.images, asked.instances)
     with count_bar() as progress:
         seen = Survey(0, 0, ())
-        if stated is None or asked.json:
+        if stated is None or output.is_json():
             seen = survey([sample.label for sample in samples_to_check(pairing)], progress=progress)
         labels = stated or seen.suggested(has_dontcare=asked.has_dontcare, ignore_id=asked.ignore_id)
         found = lint_pairing(pairing, labels or _any_labels(), root=asked.folder, progress=progress)
     found = found.without(asked.ignore)
     groups = grouped(found, labels or _any_labels())
-    if asked.json:
-        report = label_report.as_json(asked, found, groups, seen, labels)
-        report |= {"fixed": _fix_quietly(asked, found, labels), "next": _next(asked, found, labels)}
-        typer.echo(json.dumps(report, indent=2))
-        raise typer.Exit(_exit_code(found, report["fixed"]))
+    report = label_report.as_json(asked, found, groups, seen, labels)
+    output.report(report)
     if stated is None:
         label_report.print_survey(seen, asked, labels)
     if asked.verbose and found.findings:
-        stdout().print(finding_table(found))
+        print_findings(found)
     label_report.print_groups(groups)
     stdout().print(label_report.counted(found, groups))
     if labels is None:
         stdout().print("no file holds ids: name the classes and their colours with --classes FILE")
     is_clean = labels is not None and not found.errors
     if asked.fix is not None and labels is not None:
-        is_clean = all(result.target is not None for result in _fix(asked, found, labels))
+        fixed = _fix(found, asked.fix, labels)
+        output.report({**report, "fixed": fixed})
+        is_clean = all(result.target is not None for result in fixed)
     if (following := _next(asked, found, labels)) is not None:
         print_next(following)
     if not is_clean:
@@ -92,43 +89,15 @@ def _next(asked: CheckLabelsRequest, found: LintReport, labels: LabelSpec | None
     return None if found.errors else label_report.train_command(asked, labels, asked.folder)
 
 
-def _exit_code(found: LintReport, fixed: list[dict[str, Any]] | None) -> int:
-    is_clean = not found.errors if fixed is None else all(entry["target"] for entry in fixed)
-    return 0 if is_clean else 1
-
-
-def _fix_quietly(asked: CheckLabelsRequest, found: LintReport, labels: LabelSpec | None) -> list[dict[str, Any]] | None:
-    """What became of each file; None if nothing was to be fixed."""
-    if asked.fix is None or labels is None:
-        return None
-    return [
-        {
-            "file": str(result.path),
-            "target": None if result.target is None else str(result.target),
-            "action": str(result.action),
-            "message": in_flags(result.message),
-        }
-        for result in _written(asked, found, labels, is_quiet=True)
-    ]
-
-
-def _written(asked: CheckLabelsRequest, found: LintReport, labels: LabelSpec, *, is_quiet: bool) -> list[FixResult]:
-    from spade_deploy.labels.fix import fix_labels
-
-    assert asked.fix is not None  # the caller asks
-    bar = nullcontext(SILENT) if is_quiet else count_bar()
-    with locked(asked.fix, "writing label maps", file=beside(asked.fix, LOCK)), bar as progress:
-        return fix_labels(found, asked.fix, labels, progress=progress)
-
-
-def _fix(asked: CheckLabelsRequest, found: LintReport, labels: LabelSpec) -> list[FixResult]:
+def _fix(found: LintReport, target: Path, labels: LabelSpec) -> list[FixResult]:
     """Write the corrected copy, and say what became of each file that was not just copied."""
-    from spade_deploy.labels.fix import FixAction
+    from spade_deploy.labels.fix import FixAction, fix_labels
 
-    fixed = _written(asked, found, labels, is_quiet=False)
+    with locked(target, "writing label maps", file=beside(target, LOCK)), count_bar() as progress:
+        fixed = fix_labels(found, target, labels, progress=progress)
     for result in fixed:
         if result.action != FixAction.COPIED:
             stdout().print(f"  {result.path}: {result.action}: {in_flags(result.message)}")
     written = sum(result.target is not None for result in fixed)
-    stdout().print(line(f"wrote {written} of {len(fixed)} label maps to ", styled(one_line(asked.fix), "bold")))
+    stdout().print(line(f"wrote {written} of {len(fixed)} label maps to ", styled(one_line(target), "bold")))
     return fixed

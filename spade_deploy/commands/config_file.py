@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from spade_deploy.commands.flags import in_flags, use_flags
+from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import RequestCommand
 from spade_deploy.commands.request_options import Option, options_of
 from spade_deploy.errors import ConfigError, quoted, reason_of
@@ -59,7 +59,7 @@ class ConfigCommand(RequestCommand):
         return [option for option in self.options if option.key in names]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        use_flags(self.flags)
+        self.begin(ctx, args)
         args = self.with_bare_values(args)
         typed, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         self._file, self._entries = None, {}

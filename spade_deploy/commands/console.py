@@ -5,14 +5,18 @@ rich is imported where it is used: a command that prints one line should not pay
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from spade_deploy.commands import output
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.errors import SpadeError
 from spade_deploy.printable import one_line, printable
@@ -27,10 +31,10 @@ NARROWEST, WIDEST = 20, 2000
 
 
 class _Notes(logging.Handler):
-    """Prints each warning of the package as one line on stderr."""
+    """Prints each warning of the package as a note."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        stderr().print(f"  note: {in_flags(record.getMessage())}", highlight=False, markup=False, soft_wrap=True)
+        note(record.getMessage())
 
 
 def show_notes() -> None:
@@ -41,25 +45,72 @@ def show_notes() -> None:
 
 
 def stdout() -> Console:
-    """The console for results. Lines are wrapped at a terminal's width, and never in a file or a pipe."""
-    return _console(to_stderr=False)
+    """The console for results: stderr where stdout belongs to a JSON document; silent with `quiet`."""
+    return _console(to_stderr=output.is_json(), quiet=output.is_quiet())
 
 
 def stderr() -> Console:
-    """The console for errors and progress."""
-    return _console(to_stderr=True)
+    """The console for progress and notes; silent with `quiet`."""
+    return _console(to_stderr=True, quiet=output.is_quiet())
 
 
-def _console(*, to_stderr: bool) -> Console:
-    """A console that prints text as it is: styles are `Text`, never markup, as a file may be called [/red].png."""
+def errors() -> Console:
+    """The console for errors, and for what has failed: it is never silent."""
+    return _console(to_stderr=True, quiet=False)
+
+
+def stdout_of_help() -> Console:
+    """The console for what was asked for with an option of its own, such as `--help`: it is never silent."""
+    return _console(to_stderr=output.is_json(), quiet=False)
+
+
+def is_live(console: Console) -> bool:
+    """Whether bars can be drawn anew there: on a terminal, and not in a file, even if colours are forced."""
+    return console.is_terminal and console.is_interactive and not console.is_dumb_terminal
+
+
+def _console(*, to_stderr: bool, quiet: bool) -> Console:
+    """A console that prints text as it is: styles are `Text`, never markup, as a file may be called [/red].png.
+
+    In a file or a pipe nothing is wrapped or cut, whatever COLUMNS says, and there are no bars. NO_COLOR leaves
+    colours out, FORCE_COLOR puts them into a file, too.
+    """
     from rich.console import Console
 
     stream = sys.stderr if to_stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding is no reason to fail
-    console = Console(stderr=to_stderr, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty())
+    is_file = not stream.isatty()
+    console = _logged(Console)(
+        stderr=to_stderr,
+        quiet=quiet,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=is_file,
+        width=WIDEST if is_file else None,
+        force_interactive=False if is_file else None,
+    )
     console.push_render_hook(_cleaner())
     return console
+
+
+@functools.cache
+def _logged(kind: type[Console]) -> type[Console]:
+    """A console that writes all that it prints to the log file, too, if there is one."""
+    from rich.control import Control
+
+    class Logged(kind):  # type: ignore[valid-type,misc]
+        def print(self, *objects: Any, **options: Any) -> None:
+            if output.has_log() and any(not isinstance(one, Control) for one in objects):
+                copy = kind(
+                    file=io.StringIO(), width=WIDEST, highlight=False, markup=False, emoji=False, color_system=None
+                )
+                copy.print(*objects, **{**options, "soft_wrap": True})
+                output.log(printable(copy.file.getvalue()))  # type: ignore[attr-defined]
+            super().print(*objects, **options)
+
+    return Logged
 
 
 def _cleaner() -> RenderHook:
@@ -109,27 +160,67 @@ def line(*parts: str | Text) -> Text:
 
 def print_error(error: SpadeError) -> None:
     """Print an error: what happened, then what to do. Fields are named by the flags of the command that runs."""
-    console = stderr()
-    console.print(line(styled("error:", "bold red"), f" {in_flags(error.message)}"))
-    if error.hint:
-        console.print(line(styled("next:", "bold"), f" {in_flags(error.hint)}"))
+    console, message = errors(), in_flags(error.message)
+    hint = None if error.hint is None else in_flags(error.hint)
+    output.fail(type(error).__name__, message, hint)
+    console.print(line(styled("error:", "bold red"), f" {message}"), soft_wrap=True)
+    if hint:
+        console.print(line(styled("next:", "bold"), f" {hint}"), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Print a note on stderr. Fields are named by the flags of the command that runs."""
-    stdout().print(f"  note: {in_flags(text)}")
+    said = in_flags(text)
+    output.add_note(said)
+    stderr().print(f"  note: {said}", soft_wrap=True)
 
 
 def print_places(*places: tuple[str, Path]) -> None:
     """Print where results are, one on a line."""
     width = max(len(what) for what, _ in places)
     for what, path in places:
-        stdout().print(line(f"  {what:<{width}}  ", styled(one_line(path), "bold")))
+        output.add_file(what, path)
+        stdout().print(line(f"  {what:<{width}}  ", styled(one_line(path), "bold")), soft_wrap=True)
 
 
-def print_next(command: str) -> None:
-    """Print the next command to type."""
-    stdout().print(line("next: ", styled(one_line(command), "bold cyan")))
+def command_line(*words: str | Path) -> str:
+    """A command line as one types it: words with blanks or special characters are quoted for the shell."""
+    return shlex.join(str(word) for word in words)
+
+
+def print_next(*words: str | Path) -> None:
+    """Print the next command to type: its words, or the whole line at once. It must run as printed, where it is."""
+    command = str(words[0]) if len(words) == 1 else command_line(*words)
+    output.add_next(command)
+    stdout().print(line("next: ", styled(one_line(command), "bold cyan")), soft_wrap=True)
+
+
+def free_folder(name: str) -> Path:
+    """A folder of that name in the current one, which does not exist yet: photos, photos-2, ..."""
+    places = (Path(name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(place for place in places if not place.exists())
+
+
+def print_hanging(first: Text, value: str) -> None:
+    """Print a value behind `first`; where it is longer than the terminal's line, its lines begin below each other."""
+    import textwrap
+
+    console = stdout()
+    room = max(console.width - first.cell_len, 16)
+    lines = textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False) if len(value) > room else [value]
+    console.print(line(first, lines[0]), soft_wrap=True)
+    for more in lines[1:]:
+        console.print(" " * first.cell_len + more, soft_wrap=True)
+
+
+def print_settings(text: str) -> None:
+    """Print settings as YAML, whatever `quiet` says; in a JSON document they are the result."""
+    if output.is_json():
+        import yaml
+
+        output.report({"settings": yaml.safe_load(text)})
+    else:
+        stdout_of_help().print(text, end="", soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from typer.core import TyperGroup
-
+from spade_deploy.commands import output
 from spade_deploy.commands.console import line, print_next, stdout, styled
-from spade_deploy.commands.options import MAIN, command
+from spade_deploy.commands.options import MAIN, CommandGroup, command
 from spade_deploy.commands.progress import count_bar
 from spade_deploy.files.locks import locked
 from spade_deploy.printable import one_line
@@ -32,11 +31,12 @@ def earth(asked: DataFolder) -> None:
         counts = write_earth(out, progress)
     counted = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test"))
     written = f": {counted} pairs ({counts['written']} files written now)"
+    output.report({"folder": out, "pairs": counts})
     stdout().print(line("the Earth data set is in ", styled(one_line(out), "bold"), written))
-    print_next(f"spade infer {out / 'test' / 'labels'} photos/")
+    print_next("spade", "check-labels", out, "--preset", "earth")
 
 
-data = TyperGroup(
+data = CommandGroup(
     name="data",
     help="Write the embedded demo data set as ordinary folders.",
     commands={"earth": earth},

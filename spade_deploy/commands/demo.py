@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spade_deploy.commands.console import duration, print_next, print_places, stdout
+from spade_deploy.commands import output
+from spade_deploy.commands.console import duration, free_folder, print_next, print_places, stdout
 from spade_deploy.commands.options import MAIN, command
 from spade_deploy.commands.progress import training_bar
 from spade_deploy.commands.tables import print_report
@@ -28,9 +29,11 @@ def demo(asked: DemoRequest) -> None:
 
     with locked(asked.out, "running the demo"), training_bar() as progress:
         made = run_demo(asked.out, steps=asked.steps, progress=progress)
+    output.report({"validation": made.report, "seconds": made.seconds, "training_seconds": made.training_seconds})
     print_report(made.report)
     stdout().print(f"the demo took {duration(made.seconds)}, {duration(made.training_seconds)} of it training")
     print_places(
         ("gallery", made.gallery), ("artifact", made.artifact), ("photos", made.photos), ("label maps", made.labels)
     )
-    print_next(f"open {made.gallery} in a browser; then, in a folder of your own: spade train")
+    stdout().print("  open the gallery in a browser; `spade train` trains a model as good as the shipped one")
+    print_next("spade", "infer", made.labels, free_folder("photos"), "--artifact", made.artifact)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from spade_deploy.commands import output
 from spade_deploy.commands.config_file import ConfigCommand, ConfigFile, as_yaml
-from spade_deploy.commands.console import note, print_next, print_places, stderr, stdout, styled
+from spade_deploy.commands.console import errors, note, print_next, print_places, print_settings, stdout, styled
 from spade_deploy.commands.options import CHECK, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
 from spade_deploy.files.locks import locked
@@ -51,18 +52,20 @@ def evaluate(asked: EvalRequest, file: ConfigFile, report: ReportFolder, place: 
     from spade_deploy import evaluation
 
     if file.print_config:
-        typer.echo(as_yaml(evaluate.settings, asked), nl=False)
+        print_settings(as_yaml(evaluate.settings, asked))
         return
     with locked(report.out, "evaluating"):
         with step_bar() as progress:
             found = evaluation.evaluate(asked, runs_dir=place.runs, progress=progress)
+        output.report(found)
         print_evaluation(found, evaluation.write_report(found, report.out))
-    if asked.extractor is None and asked.segmenter is None and not asked.train_segmenter:
-        print_next("spade eval --train-segmenter   (what the images show), --extractor FILE.onnx (how real they look)")
+    if not (asked.extractor or asked.fid or asked.lpips or asked.segmenter or asked.train_segmenter):
+        stdout().print("  --train-segmenter judges what the images show, --extractor FILE.onnx how real they look")
+        print_next("spade", *output.typed_words(), "--train-segmenter")
     if found.all_skipped:
-        stderr().print(styled(f"{len(found.all_skipped)} files could not be used and were skipped", "red"))
+        errors().print(styled(f"{len(found.all_skipped)} files could not be used and were skipped", "red"))
         for reason in found.all_skipped[:SHOWN_SKIPPED]:
-            stderr().print(f"  {reason}")
+            errors().print(f"  {reason}")
         raise typer.Exit(1)
 
 
@@ -70,7 +73,14 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     """Print a row of figures for each model, those of real photos below them, the notes, the files."""
     from rich.table import Table
 
-    from spade_deploy.evaluation.page import HEADINGS, heading, lines
+    from spade_deploy.evaluation.page import (
+        heading,
+        lines,
+        seed_lines,
+        seed_verdict_lines,
+        short_name,
+        verdict_lines,
+    )
 
     console, columns = stdout(), result.measured()
     data = result.settings["data"]
@@ -81,16 +91,25 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     )
     table = Table(box=None)
     table.add_column("")
-    for name in ("images", *map(heading, columns)):
+    for name in ("images", *(heading(result, column) for column in columns)):
         table.add_column(name, justify="right", no_wrap=True)
     for row in lines(result):
-        # The deviation of the kernel distance is in the report: a terminal of 80 columns has no room for it.
-        cells = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
-        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *cells)
+        # The intervals are in the report: a terminal of 80 columns has no room for them.
+        shown = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
+        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *shown)
     console.print(table)
+    for name, reason, is_best in verdict_lines(result):
+        console.print(styled(f"  {name}: {one_line(reason)}", "green" if is_best else ""))
+    for name, seeds, cells in seed_lines(result):
+        told = ", ".join(
+            f"{short_name(result, column)} {cell}" for column, cell in zip(columns, cells, strict=True) if cell
+        )
+        console.print(f"  {one_line(name)} (random seeds {seeds}), mean ± deviation: {told}")
+    for name, reason, is_best in seed_verdict_lines(result):
+        console.print(styled(f"  {name}: {one_line(reason)}", "green" if is_best else ""))
     for name in columns:
         if name not in ("l1", "psnr"):
-            console.print(styled(f"  {HEADINGS[name]}: {result.names[name]}", "dim"))
+            console.print(styled(f"  {short_name(result, name)}: {result.names[name]}", "dim"))
     for text in result.notes:
         note(text)
     print_places(*((file.suffix.lstrip("."), file) for file in files))

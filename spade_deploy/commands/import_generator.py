@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spade_deploy.commands.console import print_next, print_places, stdout
+from spade_deploy.commands import output
+from spade_deploy.commands.console import note, print_next, print_places, stdout
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.printable import one_line
@@ -43,10 +44,19 @@ def import_generator(generator: GeneratorFile, asked: ImportRequest, run: NewRun
 
     imported = import_checkpoint(generator.file, asked, runs_dir=place.runs, name=run.name)
     out = stdout()
+    output.report(
+        {
+            "file": generator.file,
+            "run": imported.checkpoint.parent.parent,
+            "checkpoint": imported.checkpoint,
+            "described": imported.described,
+            "guesses": [in_flags(guess) for guess in imported.guesses],
+        }
+    )
     out.print(f"imported {one_line(generator.file)}: {imported.described}")
     for guess in imported.guesses:
         out.print(f"  guessed: {in_flags(guess)}")
-    for note in imported.notes:
-        out.print(f"  note: {in_flags(note)}")
+    for text in imported.notes:
+        note(text)
     print_places(("checkpoint", imported.checkpoint))
-    print_next("spade export --fp16")
+    print_next("spade", "export", imported.checkpoint.parent.parent, "--fp16")

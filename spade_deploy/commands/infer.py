@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from spade_deploy.commands import output
 from spade_deploy.commands.artifact import open_artifact
-from spade_deploy.commands.console import line, stderr, stdout, styled
+from spade_deploy.commands.console import errors, line, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.progress import image_bar
+from spade_deploy.fields import to_json
 from spade_deploy.printable import one_line
 from spade_deploy.settings import setting
 
@@ -41,6 +43,7 @@ def infer(model: Model, asked: InferRequest, place: RunsFolder) -> None:
     opened = open_artifact(model.artifact, place)
     with image_bar() as progress:
         summary = make_images(opened, asked, progress)
+    output.report({"artifact": opened.path, **to_json(summary), "images_per_second": summary.images_per_s})
     _print_summary(summary)
     if summary.failures:
         _print_failures(summary)
@@ -63,7 +66,7 @@ def _print_summary(summary: InferSummary) -> None:
 
 
 def _print_failures(summary: InferSummary) -> None:
-    err = stderr()
+    err = errors()
     for failure in summary.failures:
         err.print(f"  {in_flags(failure.message)}")
     for hint in dict.fromkeys(failure.hint for failure in summary.failures if failure.hint):

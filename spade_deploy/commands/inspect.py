@@ -7,10 +7,12 @@ from pathlib import Path
 
 import typer
 
-from spade_deploy.commands.console import stdout, styled
+from spade_deploy.commands import output
+from spade_deploy.commands.console import line, print_hanging, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.import_generator import import_generator
 from spade_deploy.commands.options import CHECK, command
+from spade_deploy.commands.tables import print_table
 from spade_deploy.printable import one_line
 from spade_deploy.settings import setting
 
@@ -26,32 +28,27 @@ class InspectRequest:
 @command("inspect", panel=CHECK, requests=lambda: (InspectRequest,))
 def inspect(asked: InspectRequest) -> None:
     """Tell what a checkpoint, an artifact or an engine is."""
-    from rich.table import Table
-
     from spade_deploy.inspection.describe import inspect_path
 
     found = inspect_path(asked.path, with_times=asked.with_times)
     of_import: dict[str, str] = import_generator.flags  # guesses are changed by a new import
+    facts = [(key, one_line(in_flags(value, of_import))) for key, value in found.rows]
+    tables = {part.title: [dict(zip(part.columns, row, strict=True)) for row in part.rows] for part in found.tables}
+    output.report({"path": asked.path, "kind": found.title, "facts": dict(facts), "tables": tables})
     out = stdout()
-    table = Table(title=found.title, title_justify="left", show_header=False, box=None)
-    for key, value in found.rows:
-        table.add_row(styled(key, "dim"), one_line(in_flags(value, of_import)))
-    out.print(table)
+    out.print(styled(found.title, "italic"))
+    width = max((len(key) for key, _ in facts), default=0)
+    for key, value in facts:
+        print_hanging(line(" ", styled(f"{key:<{width}}", "dim"), "  "), value)
     for part in found.tables:
-        table = Table(title=part.title, title_justify="left", box=None)
-        for column in part.columns:
-            table.add_column(column)
-        for row in part.rows:
-            table.add_row(*(one_line(cell) for cell in row))
         out.print()
-        out.print(table)
+        rows = [[one_line(cell) for cell in row] for row in part.rows]
+        print_table(part.columns, rows, left=range(len(part.columns)), title=part.title)
 
 
 @command("doctor", panel=CHECK, requests=lambda: ())
 def doctor() -> None:
     """Tell what is installed, what really loads, and what to install for what is missing."""
-    from rich.table import Table
-
     from spade_deploy.inspection.doctor import Status, diagnose
 
     marks = {
@@ -59,10 +56,12 @@ def doctor() -> None:
         Status.MISSING: styled("--", "yellow"),
         Status.PROBLEM: styled("!!", "red"),
     }
-    table = Table(box=None, show_header=False)
     checks = diagnose()
+    output.report({"checks": checks})
+    width = max(len(check.name) for check in checks)
     for check in checks:
-        table.add_row(marks[check.status], check.name, check.value, styled(check.advice, "dim"))
-    stdout().print(table)
+        print_hanging(line(" ", marks[check.status], f"  {check.name:<{width}}  "), check.value)
+        if check.advice:  # on a line of its own, which the terminal wraps: a command can be copied as a whole
+            stdout().print(line("       ", styled(check.advice, "dim")), soft_wrap=True)
     if any(check.status is Status.PROBLEM for check in checks):
         raise typer.Exit(1)

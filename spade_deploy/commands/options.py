@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from spade_deploy.commands import output
 from spade_deploy.commands.flags import use_flags
+from spade_deploy.commands.help import help_of_command, help_of_group
 from spade_deploy.commands.request_options import Option, flag_table, in_order, options_of, request_from
 from spade_deploy.errors import MissingDependencyError
 from spade_deploy.settings import setting
@@ -41,6 +43,13 @@ class RunsFolder:
     """Where a command looks for runs."""
 
     runs: Path = setting(Path("runs"), help="Folder of runs, in which the newest is looked for.")
+
+
+class CommandGroup(TyperGroup):
+    """Several commands under one word."""
+
+    def get_help(self, ctx: Any) -> str:
+        return help_of_group(self, ctx)
 
 
 class RequestCommand(TyperCommand):
@@ -60,17 +69,22 @@ class RequestCommand(TyperCommand):
         self._handler, self._needs, self._extra_flags = handler, needs, flags or {}
         self._made: list[Any] | None = None
         text = inspect.cleandoc(handler.__doc__ or "")
-        super().__init__(name, help=text, rich_help_panel=panel, rich_markup_mode="rich")
+        super().__init__(name, help=text, rich_help_panel=panel)
 
     @cached_property
     def options(self) -> list[Option]:
         """Every option and argument, in the order in which the help lists them."""
         return in_order([option for request in self.requests() for option in options_of(request)])
 
+    @cached_property
+    def output_options(self) -> list[Option]:
+        """The options that every command has: how it reports."""
+        return list(options_of(output.OutputOptions))
+
     @property
     def flags(self) -> dict[str, str]:
         """The flag of every field, for `in_flags`."""
-        return {**flag_table(self.options), **self._extra_flags}
+        return {**flag_table([*self.options, *self.output_options]), **self._extra_flags}
 
     @property
     def params(self) -> list[Any]:
@@ -78,7 +92,9 @@ class RequestCommand(TyperCommand):
         if self._made is None:
             single = typer.Typer(add_completion=False)
             table = self.flags
-            single.command()(_with_parameters([option.parameter(table) for option in self.options]))
+            single.command()(
+                _with_parameters([option.parameter(table) for option in (*self.options, *self.output_options)])
+            )
             self._made = typer.main.get_command(single).params
         return self._made
 
@@ -86,9 +102,17 @@ class RequestCommand(TyperCommand):
     def params(self, value: list[Any]) -> None:
         """Ignored: the base class sets an empty list here, and the parameters are made from the requests."""
 
+    def get_help(self, ctx: Any) -> str:
+        return help_of_command(self, ctx)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        use_flags(self.flags)
+        self.begin(ctx, args)
         return super().parse_args(ctx, self.with_bare_values(args))
+
+    def begin(self, ctx: Any, args: list[str]) -> None:
+        """From now on messages name this command's flags, and are reported as its command line asks."""
+        use_flags(self.flags)
+        output.begin(ctx.command_path.partition(" ")[2] or str(self.name), args)
 
     def with_bare_values(self, args: list[str]) -> list[str]:
         """The command line, with the default value added after each flag that may stand alone and does so."""
@@ -106,6 +130,7 @@ class RequestCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         use_flags(self.flags_in(ctx))
+        output.use(request_from(output.OutputOptions, ctx.params))
         return ctx.invoke(self._run, **ctx.params)
 
     def _run(self, **values: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from spade_deploy.commands import console
+from spade_deploy.commands import console, output
 from spade_deploy.commands.console import clock_time, line, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.printable import one_line
@@ -43,12 +43,14 @@ LINE_EVERY_S = 30.0
 class _Spinner(Silent):
     """Shows the current step beside a spinner."""
 
-    def __init__(self, status: Status, counted: str) -> None:
+    def __init__(self, status: Status | None, counted: str) -> None:
         self._status = status
         self._counted = counted
 
     def step(self, what: str) -> None:
-        self._status.update(styled(one_line(what), ""))
+        output.log(what)
+        if self._status is not None:
+            self._status.update(styled(one_line(what), ""))
 
     def count(self, what: str, done: int, total: int, figures: Figures = NO_FIGURES) -> None:
         self.step(self._counted.format(what=what, done=done, total=total))
@@ -57,7 +59,11 @@ class _Spinner(Silent):
 @contextmanager
 def spinner(what: str, counted: str = "{what}: {done} of {total}") -> Iterator[Progress]:
     """A spinner on the terminal beside what is under way; `counted` says how a count is put into words."""
-    with console.stdout().status(styled(what, "")) as status:
+    out = console.stdout()
+    if not console.is_live(out):
+        yield _Spinner(None, counted)
+        return
+    with out.status(styled(what, "")) as status:
         yield _Spinner(status, counted)
 
 
@@ -85,7 +91,7 @@ def step_bar() -> Iterator[Progress]:
     out = console.stdout()
     described = TextColumn("{task.description}", markup=False)
     columns = (SpinnerColumn(), described, BarColumn(), TextColumn("{task.fields[count]}"))
-    with Bar(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+    with Bar(*columns, console=out, transient=True, disable=not console.is_live(out)) as bar:
         yield _StepBar(bar)
 
 
@@ -110,7 +116,8 @@ def count_bar() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Bar(*columns, console=console.stderr(), transient=True) as bar:
+    err = console.stderr()
+    with Bar(*columns, console=err, transient=True, disable=not console.is_live(err)) as bar:
         yield _CountBar(bar)
 
 
@@ -137,7 +144,8 @@ def image_bar() -> Iterator[Progress]:
         TextColumn("{task.fields[rate]:.1f} images/s, left"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console.stderr()) as bar:
+    err = console.stderr()
+    with Bar(*columns, console=err, disable=not console.is_live(err)) as bar:
         yield _ImageBar(bar)
 
 
@@ -208,7 +216,7 @@ class _TrainingBar(_Training):
 def training_bar(clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
     """Steps, the time that is left, speed and memory; losses and the last metrics below. In a file: plain lines."""
     out = console.stderr()
-    if not out.is_terminal or out.is_dumb_terminal:
+    if not console.is_live(out):
         yield _TrainingLines(out, clock)
         return
     from rich.console import Group

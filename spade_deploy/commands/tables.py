@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from spade_deploy.commands.console import duration, line, print_next, print_places, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.printable import one_line
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
     from spade_deploy.bench import BenchResult
     from spade_deploy.engines.tensorrt.build import BuiltEngine
@@ -21,62 +21,127 @@ if TYPE_CHECKING:
 SHOWN_FINDINGS = 500
 """At most so many rows of a table of findings are shown; a data set may have a finding in every file."""
 
+WORST_CLASSES = 5
+"""So many classes are shown where not all were asked for."""
 
-def print_report(report: ValidationReport, *, by_class: bool = False) -> None:
-    """Print a row of figures for each graph."""
+Cell: TypeAlias = "str | Text"
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[Cell]], *, left: Sequence[int] = (0,), title: str = ""
+) -> None:
+    """Print a table; where it is wider than the terminal, each row as lines of `heading value` under its first cell.
+
+    left: the columns whose cells stand at the left; others hold figures, and stand at the right.
+    """
+    from rich.cells import cell_len
     from rich.table import Table
 
+    console = stdout()
+    texts = [list(headings), *([str(cell) for cell in row] for row in rows)]
+    needed = sum(2 + max(cell_len(row[column]) for row in texts) for column in range(len(headings)))
+    if needed > console.width:
+        _print_records(headings, rows, title)
+        return
+    table = Table(box=None, title=title or None, title_justify="left", show_header=any(headings))
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if column in left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _print_records(headings: Sequence[str], rows: Sequence[Sequence[Cell]], title: str) -> None:
+    import textwrap
+
+    from rich.text import Text
+
+    console = stdout()
+    if title:
+        console.print(styled(title, "italic"))
+    for first, *others in rows:
+        console.print(Text(" ").append_text(first if isinstance(first, Text) else Text(first, style="bold")))
+        parts = [f"{head} {cell}".strip() for head, cell in zip(headings[1:], others, strict=True) if str(cell)]
+        current = ""
+        for part in parts:
+            if current and len(current) + 2 + len(part) > console.width - 4:
+                console.print(f"    {current}", soft_wrap=True)
+                current = ""
+            current = f"{current}  {part}" if current else part
+            if len(current) > console.width - 4:
+                *whole, current = textwrap.wrap(
+                    current, console.width - 4, break_long_words=False, break_on_hyphens=False
+                )
+                for text in whole:
+                    console.print(f"    {text}", soft_wrap=True)
+        if current:
+            console.print(f"    {current}", soft_wrap=True)
+
+
+def print_report(report: ValidationReport, *, by_class: bool | None = None) -> None:
+    """Print a row of figures for each graph. by_class: all classes if True, the worst if False, none if None."""
     from spade_deploy.pages.render import decibel, percent, scientific
 
     console = stdout()
     console.print(f"validated on {report.inputs}; reference: {report.reference}")
-    table = Table(box=None)
-    for heading in ("graph", "verdict", "max error", "mean error", "PSNR", "SSIM", "flipped pixels", "by at most"):
-        table.add_column(heading, justify="left" if heading in ("graph", "verdict") else "right")
+    headings = ["graph", "verdict", "max error", "mean error", "PSNR", "SSIM", "flipped pixels", "by at most"]
+    rows: list[list[Cell]] = []
     for result in report.results:
-        diff = result.diff
-        table.add_row(
-            result.name,
-            styled("pass", "green") if result.passed else styled("fail", "red"),
-            scientific(diff.max_abs),
-            scientific(diff.mean_abs),
-            decibel(diff.psnr_db),
-            f"{diff.ssim:.6f}",
-            percent(diff.flip_share),
-            f"{diff.max_flip}/255",
+        diff = result.judged
+        rows.append(
+            [
+                result.name,
+                styled("pass", "green") if result.passed else styled("fail", "red"),
+                scientific(diff.max_abs),
+                scientific(diff.mean_abs),
+                decibel(diff.psnr_db),
+                f"{diff.ssim:.6f}",
+                percent(diff.flip_share),
+                f"{diff.max_flip}/255",
+            ]
         )
-    console.print(table)
+    if any(result.left_out for result in report.results):
+        headings.append("left out of the verdict")
+        for row, result in zip(rows, report.results, strict=True):
+            row.append("; ".join(result.left_out) or "nothing")
+    print_table(headings, rows, left=(0, 1, 8))
     for result in report.results:
-        if result.undecided_share > 0:
-            share = percent(result.undecided_share)
-            console.print(f"  {result.name}: rounding alone decides {share} of the values; the rest is judged")
         if result.half is not None:
-            console.print(f"  {result.name}: {result.half}", highlight=False, markup=False)
+            console.print(f"  {result.name}: {result.half}")
         if result.second_opinion:
             console.print(f"  {result.name}: {result.second_opinion}")
-    if by_class:
-        console.print(_class_table(report))
+    if by_class is not None:
+        _print_classes(report, every=by_class)
 
 
-def _class_table(report: ValidationReport) -> Table:
-    from rich.table import Table
-
+def _print_classes(report: ValidationReport, *, every: bool) -> None:
+    """The figures by class: of every class and graph, or of the worst classes, each in the graph that is worst."""
     from spade_deploy.pages.render import percent, scientific
 
-    table = Table(box=None, title="by class", title_justify="left")
-    table.add_column("class")
-    table.add_column("share", justify="right")
-    for result in report.results:
-        for heading in ("mean", "max", "flipped"):
-            table.add_column(f"{result.name} {heading}", justify="right")
-    for row in zip(*(result.diff.classes for result in report.results), strict=True):
-        cells = [
-            cell
-            for entry in row
-            for cell in (scientific(entry.mean_abs), scientific(entry.max_abs), percent(entry.flip_share))
-        ]
-        table.add_row(row[0].name, percent(row[0].share), *cells)
-    return table
+    found = [(entry, result.name) for result in report.results for entry in result.diff.classes]
+    classes = len({entry.label_id for entry, _ in found})
+    if every:
+        found.sort(key=lambda one: one[0].label_id)
+    else:
+        found.sort(key=lambda one: -one[0].mean_abs)
+        worst = {entry.label_id: (entry, name) for entry, name in reversed(found)}
+        found = sorted(worst.values(), key=lambda one: -one[0].mean_abs)[:WORST_CLASSES]
+    print_table(
+        ("class", "share", "graph", "mean error", "max error", "flipped"),
+        [
+            (
+                one_line(entry.name),
+                percent(entry.share),
+                name,
+                scientific(entry.mean_abs),
+                scientific(entry.max_abs),
+                percent(entry.flip_share),
+            )
+            for entry, name in found
+        ],
+        left=(0, 2),
+        title="by class" if every else f"the worst {len(found)} of {classes} classes (--by-class shows all)",
+    )
 
 
 def print_engines(engines: Sequence[BuiltEngine]) -> None:
@@ -95,28 +160,23 @@ def print_engines(engines: Sequence[BuiltEngine]) -> None:
         console.print(f"  profile {key.profile}")
         print_places(("engine", engine.path))
     if engines:
-        print_next(f"spade inspect {engines[0].path}")
+        print_next("spade", "inspect", engines[0].path)
 
 
 def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
     """Print a row of figures for each measured candidate, why the others were not measured, the notes, the files."""
-    from rich.table import Table
-
     console, reference = stdout(), result.reference
     console.print(
         f"{result.height} x {result.width}, batch {result.batch_size}, {result.threads} threads,"
         f" {len(result.rounds)} rounds of {len(result.cases)} batches, {result.machine['processor']}",
         markup=False,
     )
-    table = Table(box=None)
-    table.add_column("")
     against = f"vs {reference.candidate.name}" if reference is not None else "ratio"
     times = ("p50 ms", "p90", "p99", "CPU ms", "patterns", "images/s", against)
-    for heading in ("in", "PSNR dB", *times, "peak memory", "cold start"):
-        table.add_column(heading, justify="right")
+    rows = []
     for entry in result.measured:
         figures, cold = result.figures(entry), entry.cold_start
-        table.add_row(
+        row = (
             entry.candidate.name,
             str(entry.precision),
             "" if (found_db := result.psnr_db(entry)) is None else f"{found_db:.1f}",
@@ -128,8 +188,9 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
             "?" if entry.peak_memory_bytes is None else f"{entry.peak_memory_bytes / 1e6:.0f} MB",
             "?" if cold is None else f"{cold.total_s:.2f} s",
         )
-    if result.measured:
-        console.print(table)
+        rows.append(row)
+    if rows:
+        print_table(("", "in", "PSNR dB", *times, "peak memory", "cold start"), rows)
     for entry in result.entries:
         if entry.reason:
             style = "red" if entry.is_fault else "yellow"
@@ -143,25 +204,16 @@ def print_bench(result: BenchResult, files: Sequence[Path]) -> None:
         console.print("  no plot: matplotlib is not installed (pip install matplotlib)")
 
 
-def finding_table(report: LintReport) -> Table:
-    """A row for each finding."""
-    from rich.table import Table
-
+def print_findings(report: LintReport) -> None:
+    """Print a row for each finding."""
     styles = {"error": "red", "warning": "yellow", "note": "dim"}
-    table = Table(box=None)
-    for heading in ("file", "", "code", "what", "--fix"):
-        table.add_column(heading, overflow="fold")
+    rows: list[tuple[Cell, ...]] = []
     for finding in report.findings[:SHOWN_FINDINGS]:
-        style = styles[finding.severity]
         name = finding.path.name if finding.path.is_absolute() else str(finding.path)
-        table.add_row(
-            one_line(name),
-            styled(finding.severity, style),
-            finding.code,
-            in_flags(finding.message),
-            "yes" if finding.fixable else "",
-        )
+        severity = styled(finding.severity, styles[finding.severity])
+        fixable = "yes" if finding.fixable else ""
+        rows.append((one_line(name), severity, finding.code, one_line(in_flags(finding.message)), fixable))
+    print_table(("file", "", "code", "what", "--fix"), rows, left=range(5))
     left = len(report.findings) - SHOWN_FINDINGS
     if left > 0:
-        table.add_row(f"... and {left} more")
-    return table
+        stdout().print(f" ... and {left} more")

@@ -6,8 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import typer
-
+from spade_deploy.commands import output
 from spade_deploy.commands.config_file import ConfigCommand, ConfigFile, as_yaml
 from spade_deploy.commands.console import (
     clock_time,
@@ -15,10 +14,12 @@ from spade_deploy.commands.console import (
     note,
     print_next,
     print_places,
+    print_settings,
     stdout,
 )
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.progress import training_bar
+from spade_deploy.fields import to_json
 from spade_deploy.progress import SILENT
 from spade_deploy.settings import setting
 
@@ -60,7 +61,7 @@ def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFol
     runs = place.runs
     if file.print_config:
         whole = session.complete_request(asked, runs_dir=runs, resume=call.resume)
-        typer.echo(as_yaml(train.settings, whole), nl=False)
+        print_settings(as_yaml(train.settings, whole))
         return
     if call.estimate:
         print_estimate(*session.estimate_run(asked, runs_dir=runs, resume=call.resume))
@@ -83,6 +84,16 @@ def _train(started: Session) -> None:
         out.print(f"  skipped: {skipped}")
     if len(result.skipped) > SHOWN_SKIPPED:
         note(f"{len(result.skipped)} samples were skipped; all are in {result.run / 'skipped.txt'}")
+    output.report(
+        {
+            "run": result.run,
+            "described": started.described,
+            "step": result.step,
+            "seconds": result.seconds,
+            "checkpoint": result.checkpoint,
+            "skipped": list(result.skipped),
+        }
+    )
     out.print(f"trained {result.step} steps in {duration(result.seconds)}")
     print_places(
         ("checkpoint", result.checkpoint),
@@ -91,12 +102,13 @@ def _train(started: Session) -> None:
         *((what, result.run / file) for what, file in SHOWN_OF_A_RUN if (result.run / file).is_file()),
         *((("label maps to try", started.example_labels),) if started.example_labels else ()),
     )
-    print_next("spade export --fp16")
+    print_next("spade", "export", result.run, "--fp16")
 
 
 def print_estimate(described: str, found: Estimate) -> None:
     """Print the memory and time that a training will need, and how these were estimated."""
     out = stdout()
+    output.report({"described": described, **to_json(found), "seconds": found.seconds, "fits": found.fits})
     out.print(f"would train: {described}")
     memory, shapes = found.memory_bytes, found.from_shapes
     how = "measured in a process of its own" if found.is_measured else "estimated from the shapes"

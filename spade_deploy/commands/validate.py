@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from spade_deploy.commands import output
 from spade_deploy.commands.artifact import ArtifactPlace, open_artifact
-from spade_deploy.commands.console import print_next, print_places, stderr, stdout, styled
+from spade_deploy.commands.console import errors, print_next, print_places, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import CHECK, RunsFolder, command, needed
 from spade_deploy.commands.progress import spinner
@@ -27,6 +28,7 @@ class ValidateCall:
     """What is done with the result."""
 
     report: Path | None = setting(None, help="Write the figures to this JSON file.")
+    by_class: bool = setting(False, help="Print the figures of every class, not only of the five worst.")
     find_precision: bool = setting(False, help="Where an fp16 graph fails, find the layers that must stay fp32.")
 
 
@@ -45,14 +47,15 @@ def validate(which: ArtifactPlace, asked: ValidationRequest, then: ValidateCall,
     opened, asked = open_artifact(which.artifact, place), replace(asked, runs_dir=place.runs)
     with spinner("validating", "validating {what}: {done} of {total}") as progress:
         found = compare(opened, asked, progress)
-    print_report(found, by_class=True)
+    output.report(found)
+    print_report(found, by_class=then.by_class)
     if then.report is not None:
         write_json(then.report, found.to_json())
         print_places(("report", then.report))
     if found.skipped:
-        stderr().print(styled(f"{len(found.skipped)} label maps were skipped", "red"))
+        errors().print(styled(f"{len(found.skipped)} label maps were skipped", "red"))
         for reason in found.skipped:
-            stderr().print(f"  {in_flags(reason)}")
+            errors().print(f"  {in_flags(reason)}")
     if then.find_precision and not found.passed:
         _find_precision(opened, found, asked)
     found.require_passed()
@@ -67,4 +70,7 @@ def _find_precision(opened: Artifact, found: ValidationReport, request: Validati
         searches = search_failures(opened, found, request, progress=progress)
     for name, search in searches.items():
         stdout().print(f"{name}: {search}")
-        print_next(f"spade export --fp16 {search.flags}")
+        run = opened.path.parent
+        print_next(
+            "spade", "export", *([run] if (run / "checkpoints").is_dir() else ()), "--fp16", *search.flags.split()
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any, Protocol, Self
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, TensorInfo, input_tensors, mismatch, output_tensors
-from spade_deploy.errors import ArtifactError, ConfigError, InputRefusedError
-from spade_deploy.lookup.tables import lookup_tensors
+from spade_deploy.errors import ArtifactError, ConfigError, InputRefusedError, RuntimeUnavailableError
+from spade_deploy.lookup.tables import check_tables, graph_inputs, lookup_tensors
 from spade_deploy.settings import check_one_of
 from spade_deploy.spec import Backend, GeneratorSpec, GraphChoice, GraphKind, Precision
 
@@ -20,6 +21,7 @@ __all__ = [
     "Backend",
     "ClosedByWith",
     "GraphChoice",
+    "GraphRuntime",
     "Runtime",
     "RuntimeRequest",
     "TableRuntime",
@@ -30,6 +32,9 @@ __all__ = [
     "parse_backend",
     "parse_graph_choice",
 ]
+
+
+OUT_OF_MEMORY = "where memory ran out, a smaller `batch_size` or `size` helps"
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,53 @@ class ClosedByWith(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class GraphRuntime(ClosedByWith):
+    """What the runtimes of an artifact's ONNX graphs share: batches run one after another, each on all threads."""
+
+    name: str
+    spec: GeneratorSpec
+    kind: GraphKind
+    patterns_s: float | None = None
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
+        """See `Runtime.run`. Raises RuntimeUnavailableError where the engine fails."""
+        check_inputs(self.spec, inputs)
+        return self._run(self._feed(inputs), output_names)
+
+    def run_many(
+        self, batches: Iterable[Mapping[str, NDArray[Any]]], output_names: Sequence[str] | None = None
+    ) -> Iterator[Arrays]:
+        """See `Runtime.run_many`."""
+        for batch in batches:
+            yield self.run(batch, output_names)
+
+    def run_tables(
+        self, tables: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None, *, is_checked: bool = False
+    ) -> Arrays:
+        """See `TableRuntime.run_tables`."""
+        if self.kind is not GraphKind.LOOKUP:
+            raise ConfigError(f"{self.name}: pattern tables are for a lookup graph; this one takes label maps")
+        if not is_checked:
+            check_tables(self.spec, tables)
+        return self._run(tables, output_names)
+
+    @abstractmethod
+    def _run(self, fed: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None) -> Arrays:
+        """The outputs for what the graph itself is fed."""
+
+    def _feed(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """What the graph itself is fed; `patterns_s` is taken on the way."""
+        start = time.perf_counter()
+        fed = graph_inputs(self.spec, self.kind, inputs)
+        self.patterns_s = time.perf_counter() - start if self.kind is GraphKind.LOOKUP else None
+        return fed
+
+    def _failed(self, fed: Mapping[str, NDArray[Any]], why: str, hint: str = OUT_OF_MEMORY) -> RuntimeUnavailableError:
+        """The error of an engine that failed on what it was fed."""
+        shapes = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in fed.items())
+        return RuntimeUnavailableError(f"{self.name} failed on {shapes}: {why}", hint=hint)
 
 
 class TableRuntime(Runtime, Protocol):

@@ -91,7 +91,7 @@ def open_runtime(
     name = known_backend(str(backend))
     choice = parse_graph_choice(str(graph))
     check_positive("threads", threads)
-    threads = None if threads is None else at_most_cores(threads, "threads")
+    threads = at_most_cores(threads, "threads")
     wanted = RuntimeRequest(artifact, name, precision, threads, choice)
     wants_bf16 = precision is Precision.BF16
     if name == Backend.AUTO:

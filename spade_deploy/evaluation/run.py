@@ -9,9 +9,9 @@ from typing import Any
 
 from spade_deploy.errors import DatasetError
 from spade_deploy.evaluation.data import SampleSet, evenly, has_one_set, held_out_split, learned_from, open_set
+from spade_deploy.evaluation.judges import Extractor, Judges, Perceptual
 from spade_deploy.evaluation.measure import (
     STYLED_SAMPLES,
-    Judges,
     Kept,
     Reality,
     measure_floor,
@@ -20,8 +20,12 @@ from spade_deploy.evaluation.measure import (
 )
 from spade_deploy.evaluation.models import Model, find_models, open_images
 from spade_deploy.evaluation.request import EvalRequest, chosen_data
-from spade_deploy.evaluation.result import EvalResult, Row, Strip, StyleStrip
+from spade_deploy.evaluation.result import EvalResult, Strip, StyleStrip
+from spade_deploy.evaluation.row import Row
+from spade_deploy.evaluation.scores import Drawn, Scores, draw_again
+from spade_deploy.evaluation.seeds import compare_groups, group_by_seed
 from spade_deploy.evaluation.taught import apart_from_segmenter
+from spade_deploy.evaluation.verdict import best_by_class, unfit_judges, verdicts
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import OnnxExtractor, OnnxSegmenter
@@ -50,25 +54,35 @@ def evaluate(
     samples = open_set(config, split, labels, size)
     learned = {model.name: _learned(model, config, split) for model in models if model.spec is not None}
     notes = [*taught, *_data_notes(config, split, samples, models, learned)]
-    extractor = OnnxExtractor(request.extractor, request.extractor_facts) if request.extractor else None
+    extractor, perceptual = _extractor(request), _perceptual(request)
     segmenter, more = _segmenter(request, config, split, labels, runs_dir, progress)
-    judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size)
+    judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size, perceptual)
     progress.step(f"{config.described}, {samples.name}: reading the real photos")
     reality = measure_reality(judges, samples, evenly(len(samples), request.samples), progress)
-    references = [reality.row] if segmenter is not None else []
+    unfit = unfit_judges(reality.scores)
+    remark = "; ".join(f"no verdict by this judge: {why}" for why in dict.fromkeys(unfit.values()))
+    references = [replace(reality.row, remark=remark)] if segmenter is not None or unfit else []
     floor, why = _floor(judges, reality, config, split, labels, size, progress)
     references += [floor] if floor is not None else []
-    rows, strips, style_strips = _judge_all(request, judges, reality, models, size, progress)
+    judged, strips, style_strips = _judge_all(request, judges, reality, models, size, progress)
+    progress.step("drawing the samples again, to see how far the figures are decided by their choice")
+    drawn = draw_again([scores for _, scores in judged], reality.scores, request.seed)
+    rows = _with_intervals([row for row, _ in judged], drawn, remark)
     notes += [*more, *why, *_notes(request, rows, models, judges)]
+    groups = group_by_seed(models, rows)
     result = EvalResult(
         rows=tuple(rows),
         references=tuple(references),
         labels=labels,
-        names=_names(extractor, segmenter),
-        settings=_settings(request, config, split, size, extractor, segmenter) | {"held_out": _is_held_out(learned)},
+        names=_names(judges),
+        settings=_settings(request, config, split, size, judges) | {"held_out": _is_held_out(learned)},
         samples=len(reality.chosen),
         skipped=reality.skipped,
         notes=tuple(notes),
+        verdicts=verdicts(rows, drawn, unfit),
+        seed_groups=groups,
+        seed_verdicts=compare_groups(groups, unfit),
+        best_by_class=best_by_class(rows, drawn, unfit),
         strips=strips,
         style_strips=style_strips,
     )
@@ -83,7 +97,7 @@ def _judge_all(
     models: Sequence[Model],
     size: Size,
     progress: Progress,
-) -> tuple[list[Row], tuple[Strip, ...], tuple[StyleStrip, ...]]:
+) -> tuple[list[tuple[Row, Scores]], tuple[Strip, ...], tuple[StyleStrip, ...]]:
     shown = [reality.chosen[place] for place in evenly(len(reality.chosen), request.pictures)]
     rows, kept = [], dict[str, Kept]()
     for model in models:
@@ -99,6 +113,34 @@ def _judge_all(
     stem = reality.samples.stem(reality.chosen[0])
     styled = tuple(StyleStrip(name, stem, found.styles) for name, found in kept.items() if found.styles)
     return rows, tuple(strips), styled
+
+
+def _extractor(request: EvalRequest) -> Extractor | None:
+    if request.fid:
+        from spade_deploy.evaluation.published.inception import InceptionFeatures
+
+        return InceptionFeatures(request.judge_weights)
+    return OnnxExtractor(request.extractor, request.extractor_facts) if request.extractor is not None else None
+
+
+def _perceptual(request: EvalRequest) -> Perceptual | None:
+    if not request.lpips:
+        return None
+    from spade_deploy.evaluation.published.lpips import Lpips
+
+    return Lpips(request.lpips, request.judge_weights)
+
+
+def _with_intervals(rows: Sequence[Row], drawn: Drawn | None, remark: str) -> list[Row]:
+    """The rows with the interval of each figure, and the remark on a judge that fails."""
+    if drawn is None:
+        return [replace(row, remark=remark) for row in rows]
+    found = []
+    for place, row in enumerate(rows):
+        halves = {name: drawn.interval(place, name) for name in drawn.figures[place]}
+        known = {name: half for name, half in halves.items() if half is not None and row.figure(name) is not None}
+        found.append(replace(row, intervals=known, remark=remark))
+    return found
 
 
 def _segmenter(
@@ -207,26 +249,24 @@ def _notes(request: EvalRequest, rows: Sequence[Row], models: Sequence[Model], j
     return notes
 
 
-def _names(extractor: OnnxExtractor | None, segmenter: OnnxSegmenter | None) -> dict[str, str]:
+def _names(judges: Judges) -> dict[str, str]:
     names = {"l1": "mean absolute difference from the photo, black to white being 1", "psnr": "PSNR against it, dB"}
+    extractor, segmenter, perceptual = judges.extractor, judges.segmenter, judges.perceptual
     if extractor is not None:
         names["frechet"] = extractor.frechet_name
         names["kernel"] = extractor.kernel_name
         names["diversity"] = f"feature diversity ({extractor.name})"
+    if perceptual is not None:
+        names["lpips"] = f"{perceptual.name} to the photo"
+        names.setdefault("diversity", f"{perceptual.name} between styles of one label map")
     if segmenter is not None:
         names["miou"] = f"mean IoU of the classes that occur (segmenter: {segmenter.name})"
         names["accuracy"] = f"share of pixels whose class is found (segmenter: {segmenter.name})"
     return names
 
 
-def _settings(
-    request: EvalRequest,
-    config: DataConfig,
-    split: str,
-    size: Size,
-    extractor: OnnxExtractor | None,
-    segmenter: OnnxSegmenter | None,
-) -> dict[str, Any]:
+def _settings(request: EvalRequest, config: DataConfig, split: str, size: Size, judges: Judges) -> dict[str, Any]:
+    extractor, segmenter, perceptual = judges.extractor, judges.segmenter, judges.perceptual
     return {
         "data": config.to_json(),
         "split": split,
@@ -238,5 +278,6 @@ def _settings(
         "styles": request.styles,
         "styled_samples": STYLED_SAMPLES if request.styles else 0,
         "extractor": extractor.describe() if extractor is not None else None,
+        "lpips": perceptual.describe() if perceptual is not None else None,
         "segmenter": segmenter.describe() if segmenter is not None else None,
     }

@@ -16,13 +16,16 @@ def user_cache(name: str) -> Path:
     """The folder of that name in the user's cache, which need not exist.
 
     The cache is $SPADE_CACHE_DIR where it is set, else `spade-deploy` in the system's folder for caches:
-    $XDG_CACHE_HOME or ~/.cache, and %LOCALAPPDATA% on Windows.
+    $XDG_CACHE_HOME or ~/.cache, and %LOCALAPPDATA% on Windows. Raises ConfigError for a user without a home folder.
     """
     chosen = os.environ.get(VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser().absolute() / name
-    home = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache").absolute() / "spade-deploy" / name
+    caches = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    try:
+        if chosen:
+            return Path(chosen).expanduser().absolute() / name
+        return (Path(caches) if caches else Path.home() / ".cache").absolute() / "spade-deploy" / name
+    except RuntimeError as error:  # pathlib's word for: the system knows no home folder of this user
+        raise ConfigError("there is no home folder for a cache", hint=f"{VARIABLE} names another place") from error
 
 
 def make_private(folder: Path, what: str) -> None:
@@ -34,7 +37,9 @@ def make_private(folder: Path, what: str) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.stat()
     except OSError as error:
-        raise ConfigError(f"{what}: {folder} cannot be made: {reason_of(error)}") from error
+        raise ConfigError(
+            f"{what}: {folder} cannot be made: {reason_of(error)}", hint="give a folder that you may write to"
+        ) from error
     if hasattr(os, "getuid") and (facts.st_uid != os.getuid() or facts.st_mode & 0o022):
         raise ConfigError(
             f"{what}: others may write to {folder}, and what lies there is code that is run",

@@ -61,11 +61,11 @@ _PACKAGES = {
     "onnx": ("export", "export"),
     "onnxscript": ("export", "export"),
     "jinja2": ("export", "export"),
-    "nncf": ("int8 of OpenVINO in spade bench --baseline", "peers"),
-    "ncnn": ("ncnn in spade bench --baseline", "peers"),
-    "pnnx": ("ncnn in spade bench --baseline", "peers"),
-    "starlette": ("serving over HTTP, which no command does yet", "serve"),
-    "uvicorn": ("serving over HTTP, which no command does yet", "serve"),
+    "nncf": ("the baseline int8 of OpenVINO", "peers"),
+    "ncnn": ("the baseline ncnn", "peers"),
+    "pnnx": ("the baseline ncnn", "peers"),
+    "fastapi": ("spade serve", "serve"),
+    "uvicorn": ("spade serve", "serve"),
 }
 _GPU_PACKAGES = {
     "tensorrt": ("TensorRT engines: spade build", "trt"),

@@ -31,7 +31,6 @@ class CheckLabelsRequest:
     ignore: tuple[str, ...] = setting((), help="A code that is no finding; may be repeated.")
     fix: Path | None = setting(None, help="Write a corrected copy of the folder here.")
     verbose: bool = setting(False, help="Print every finding, not only the groups.")
-    json: bool = setting(False, help="Print the report as JSON: ids, settings, groups, every finding.")
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
 from spade_deploy.files.atomic import atomic_file
-from spade_deploy.images.image_file import Samples, Size, read_samples
+from spade_deploy.images.image_file import ImageSource, Samples, Size, read_samples
 from spade_deploy.labels.palettes import effective_palette, moved_palette
 from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
 
@@ -49,7 +49,7 @@ def label_dtype(labels: LabelSpec) -> np.dtype[Any]:
     return np.dtype(labels.id_type)
 
 
-def read_label_map(path: Path, labels: LabelSpec, size: Size | None = None) -> LabelIds:
+def read_label_map(path: ImageSource, labels: LabelSpec, size: Size | None = None) -> LabelIds:
     """Class ids of a label file, H x W in `label_dtype(labels)`, every one of them in 0..num_ids-1.
 
     size: resized to it with NEAREST, on the file's own values; the check covers the whole file before that.
@@ -67,7 +67,7 @@ def read_label_map(path: Path, labels: LabelSpec, size: Size | None = None) -> L
     return labels_from_values(values, labels, path, size)
 
 
-def labels_from_values(values: LabelIds, labels: LabelSpec, path: Path, size: Size | None = None) -> LabelIds:
+def labels_from_values(values: LabelIds, labels: LabelSpec, path: ImageSource, size: Size | None = None) -> LabelIds:
     """The second half of `read_label_map`: a file's values, H x W integers -> checked ids."""
     refuse_bad_ids(values, labels, path)
     if size is not None:
@@ -85,7 +85,7 @@ def bad_ids(values: LabelIds, labels: LabelSpec) -> dict[int, int]:
     return {int(v): int(n) for v, n in zip(found, counts, strict=True) if not _is_legal(int(v), labels)}
 
 
-def refuse_bad_ids(values: LabelIds, labels: LabelSpec, path: Path) -> None:
+def refuse_bad_ids(values: LabelIds, labels: LabelSpec, path: ImageSource) -> None:
     """Raise LabelMapError, naming ids and pixel counts, where `bad_ids` finds any."""
     if values.size and int(values.min()) >= 0 and int(values.max()) < labels.num_ids:
         return  # a right file needs no counting
@@ -108,7 +108,7 @@ def describe_bad_ids(bad: dict[int, int], labels: LabelSpec) -> str:
     return f"ids out of range: {shown}{more}; allowed are 0..{labels.num_ids - 1}{unknown}"
 
 
-def read_instance_map(path: Path, size: Size | None = None) -> NDArray[np.int32]:
+def read_instance_map(path: ImageSource, size: Size | None = None) -> NDArray[np.int32]:
     """Object ids, H x W int32; `size` resizes with NEAREST. Any 1-, 8- or 16-bit file will do. Raises LabelMapError."""
     values = _integers(read_samples(path, "instance map"), path, "instance map").astype(np.int32)
     return values if size is None else resize_nearest(values, size)
@@ -122,7 +122,7 @@ def resize_nearest(values: LabelIds, size: Size) -> LabelIds:
     return np.asarray(resized, dtype=values.dtype)
 
 
-def _integers(samples: Samples, path: Path, what: str) -> LabelIds:
+def _integers(samples: Samples, path: ImageSource, what: str) -> LabelIds:
     """The file's own numbers, H x W: uint8, or int32 for more than 8 bits."""
     if samples.is_lossy:
         kind = "JPEG" if samples.is_jpeg else "WebP with lossy compression"

@@ -128,6 +128,11 @@ def extract_patterns(
     return PatternTables(levels, None if spec.z_dim is not None else _latent_windows(spec, codes))
 
 
+def extent_of(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
+    """Batch, height and width of the images that a graph of that kind makes of these inputs."""
+    return inputs[LABEL if kind is GraphKind.DENSE else level_names(min(modulated_channels(spec)))[2]].shape
+
+
 def graph_inputs(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """A dense graph's inputs by name -> those of a graph of that kind, in its order.
 

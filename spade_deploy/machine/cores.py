@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import overload
 
 _LOG = logging.getLogger(__name__)
 
@@ -15,13 +16,18 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def at_most_cores(asked: int, name: str) -> int:
+@overload
+def at_most_cores(asked: int, name: str) -> int: ...
+@overload
+def at_most_cores(asked: int | None, name: str) -> int | None: ...
+def at_most_cores(asked: int | None, name: str) -> int | None:
     """How many threads or processes to use: `asked`, but at most one a core, since more would only wait.
 
-    name: the setting that asks for them, which the warning about too few cores names.
+    asked: None leaves the number to whoever starts them. name: the setting that asks for them, which the warning about
+    too few cores names.
     """
     cores = usable_cores()
-    if asked <= cores:
+    if asked is None or asked <= cores:
         return asked
     _LOG.warning("`%s` %d: only %d cores may be used here, so %d are taken", name, asked, cores, cores)
     return cores

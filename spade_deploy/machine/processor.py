@@ -28,10 +28,14 @@ def processor() -> str:
     return named or " ".join([platform.machine(), *arm] if arm else []) or platform.processor() or platform.machine()
 
 
+def all_instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that Linux lists, sorted; empty where it is not Linux."""
+    return tuple(sorted({word for line in _listed("flags", "features") for word in line.split()}))
+
+
 def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets for vectors and matrices that Linux lists, sorted; empty where it is not Linux."""
-    words = " ".join(_listed("flags", "features")).split()
-    return tuple(sorted({word for word in words if _DECIDE_SPEED.fullmatch(word)}))
+    """Those of them for vectors and matrices, which decide how fast arithmetic is."""
+    return tuple(word for word in all_instruction_sets() if _DECIDE_SPEED.fullmatch(word))
 
 
 def cpu_kind() -> str:

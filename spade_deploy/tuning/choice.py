@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from spade_deploy.spec import GraphKind, Precision
 from spade_deploy.tuning.record import EngineChoice, Record, Session, Time
-from spade_deploy.tuning.wish import Wish, engine_of
+from spade_deploy.tuning.wish import Wish, engine_of, name_of
 
 AS_FAST = 1.03
 """Two candidates whose times differ by less than this ratio are called equally fast."""
@@ -97,4 +97,4 @@ def _quality(psnr_db: float) -> str:
 def _named(what: EngineChoice | str) -> str:
     if isinstance(what, str):
         return engine_of(EngineChoice(what, Precision.FP32)).title
-    return f"{engine_of(what).title} {what.precision}"
+    return name_of(what)

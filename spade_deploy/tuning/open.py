@@ -54,7 +54,7 @@ def open_runtime(
     named, least = parse_precision(precision, min_psnr_db)
     name = engines.known_backend(str(backend))
     check_positive("threads", threads)
-    threads = None if threads is None else at_most_cores(threads, "threads")
+    threads = at_most_cores(threads, "threads")
     wish = Wish(artifact, named, least, name, threads, parse_graph_choice(str(graph)), images)
     note = ""
     if name == Backend.AUTO and named is not Precision.BF16:

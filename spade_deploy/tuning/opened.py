@@ -18,7 +18,7 @@ from spade_deploy.metrics.judge import Judge
 from spade_deploy.metrics.tolerances import tolerance_for
 from spade_deploy.spec import GraphChoice, GraphKind
 from spade_deploy.tuning.record import EngineChoice, GoldenCheck, Notebook
-from spade_deploy.tuning.wish import Wish, engine_of
+from spade_deploy.tuning.wish import Wish, name_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Opened:
     @property
     def name(self) -> str:
         """The engine and the precision, for people: 'OpenVINO bf16'."""
-        return f"{engine_of(self.candidate).title} {self.candidate.precision}"
+        return name_of(self.candidate)
 
     @property
     def is_open(self) -> bool:

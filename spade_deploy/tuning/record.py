@@ -83,10 +83,14 @@ class Session:
     left_out: tuple[EngineChoice, ...] = ()
     """The candidates that could not be opened, or whose images were wrong."""
 
+    @property
+    def candidates(self) -> frozenset[EngineChoice]:
+        """All that it says something of."""
+        return frozenset([*(time.candidate for time in self.times), *self.left_out])
+
     def covers(self, graph: GraphChoice, wanted: Sequence[EngineChoice]) -> bool:
         """Whether it says which of these candidates is the fastest."""
-        known = {time.candidate for time in self.times} | set(self.left_out)
-        return self.graph is graph and bool(self.times) and known >= set(wanted)
+        return self.graph is graph and bool(self.times) and self.candidates >= set(wanted)
 
 
 @dataclass(frozen=True)
@@ -124,14 +128,13 @@ class Record:
 
     def with_session(self, session: Session) -> Record:
         """The record with one more session. Those that say nothing beyond it go."""
-        candidates = [*(time.candidate for time in session.times), *session.left_out]
         rest = [
             one
             for one in self.sessions
             if not (
                 one.graph is session.graph
                 and (session.is_careful or not one.is_careful)
-                and {*(time.candidate for time in one.times), *one.left_out} <= set(candidates)
+                and one.candidates <= session.candidates
             )
         ]
         return replace(self, sessions=(*rest, session)[-MOST_SESSIONS:])
@@ -152,20 +155,18 @@ class Notebook:
         self.kept = keep(self.record)
 
 
-def record_file(key: TuningKey) -> Path | None:
-    """Where the record of that key lies; None for a user without a home, where nothing can be kept."""
-    try:
-        return user_cache("auto") / f"{key.digest[:32]}.json"
-    except RuntimeError:
-        return None
+def record_file(key: TuningKey) -> Path:
+    """Where the record of that key lies. Raises ConfigError for a user without a home folder."""
+    return user_cache("auto") / f"{key.digest[:32]}.json"
 
 
 def read_record(key: TuningKey) -> Record:
     """What is known under that key; an empty record, after a warning, if the file cannot be used."""
-    path = record_file(key)
     try:
-        if path is None:
-            return Record(key)
+        path = record_file(key)
+    except ConfigError:
+        return Record(key)  # `keep` says so
+    try:
         record = from_json(Record, read_json(path, MOST_BYTES))
         if record.format_version != FORMAT_VERSION:
             raise ConfigError(f"it is of format {record.format_version}, not {FORMAT_VERSION}")
@@ -181,9 +182,10 @@ def read_record(key: TuningKey) -> Record:
 
 def keep(record: Record) -> str:
     """Write a record. Returns how the line that tells of it ends: where it is kept, or why it is not."""
-    path = record_file(record.key)
-    if path is None:
-        return "not kept: there is no home folder; SPADE_CACHE_DIR names another"
+    try:
+        path = record_file(record.key)
+    except ConfigError as error:
+        return f"not kept: {error.message}; {error.hint}"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(path, to_json(record))

@@ -14,7 +14,7 @@ from spade_deploy.tuning.key import key_on_cpu
 from spade_deploy.tuning.measure import CAREFUL, measure
 from spade_deploy.tuning.opened import Opened
 from spade_deploy.tuning.record import EngineChoice, Notebook, Record, Session, Time
-from spade_deploy.tuning.wish import ON_A_CPU, Wish, engine_of
+from spade_deploy.tuning.wish import ON_A_CPU, Wish, name_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Tuned:
 
     def name(self, candidate: EngineChoice) -> str:
         """A candidate for people: 'OpenVINO bf16'."""
-        return f"{engine_of(candidate).title} {candidate.precision}"
+        return name_of(candidate)
 
 
 def tune(artifact: Artifact, threads: int | None = None, progress: Progress = SILENT) -> Tuned:
@@ -46,7 +46,7 @@ def tune(artifact: Artifact, threads: int | None = None, progress: Progress = SI
     a minute or two, and memory for all of the models at once. Raises errors of the artifact.
     """
     check_positive("threads", threads)
-    threads = None if threads is None else at_most_cores(threads, "threads")
+    threads = at_most_cores(threads, "threads")
     wish = Wish(artifact, None, None, Backend.AUTO, threads, GraphChoice.AUTO, None)
     notebook = Notebook(Record(key_on_cpu(artifact, threads)))
     candidates = wish.candidates(dict.fromkeys((wish.usual, *ON_A_CPU)))

@@ -90,6 +90,11 @@ def engine_of(candidate: EngineChoice) -> Engine:
     return next(engine for engine in ENGINES if engine.backend == candidate.backend)
 
 
+def name_of(candidate: EngineChoice) -> str:
+    """A candidate's name for people: 'OpenVINO bf16'."""
+    return f"{engine_of(candidate).title} {candidate.precision}"
+
+
 def parse_precision(
     precision: Precision | PrecisionChoice | str | None, min_psnr_db: float | None
 ) -> tuple[Precision | None, float | None]:

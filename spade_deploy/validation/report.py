@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from spade_deploy.artifact import Graph
 from spade_deploy.errors import ValidationFailedError
 from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.metrics.differences import OutputDiff
-from spade_deploy.metrics.tolerances import Tolerance
+from spade_deploy.metrics.tolerances import UNDECIDED, Tolerance
 from spade_deploy.spec import RoundingError
 from spade_deploy.validation.half_precision import HalfVerdict
 
@@ -29,6 +30,8 @@ class SampleImages:
     """The pixels of the reference, H x W x 3."""
     candidates: Mapping[str, NDArray[np.uint8]]
     """The pixels of each graph by its name, H x W x 3."""
+    photo: NDArray[np.uint8] | None = None
+    """The real photo of the label map, H x W x 3; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,16 @@ class GraphResult:
     """The limits that it was held to."""
     failures: tuple[str, ...]
     """One sentence for each limit that is exceeded, also in `half`; empty if the graph passed."""
+    decided: OutputDiff | None = None
+    """The figures over the values that the verdict is over; None where these are all values."""
     undecided_share: float = 0.0
     """The share of values that rounding alone decides (`tolerances.is_undecided`); the verdict is over the others."""
     diverges_at: str | None = None
     """For a graph that failed, the first wrong tensor, or why it could not be found."""
     second_opinion: str | None = None
     """For a TensorRT engine, Polygraphy's comparison with ONNX Runtime, or why there is none."""
+    seconds: tuple[float, ...] = ()
+    """How long the runtime took for each image, in the order of the inputs."""
     half: HalfVerdict | None = None
     """For an fp16 graph that a CPU ran, the verdict on it in emulated real half precision."""
 
@@ -62,19 +69,53 @@ class GraphResult:
     def passed(self) -> bool:
         return not self.failures
 
+    @property
+    def median_seconds(self) -> float | None:
+        """The median time of an image; of several, the first one is left out, since a runtime warms up in it."""
+        return statistics.median(self.seconds[1:] or self.seconds) if self.seconds else None
+
+    @property
+    def judged(self) -> OutputDiff:
+        """The figures that the verdict is over."""
+        return self.diff if self.decided is None else self.decided
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the verdict leaves out, and why, in a sentence each; empty if every error is held to a limit."""
+        found = []
+        if self.undecided_share > 0:
+            found.append(
+                f"{self.undecided_share:.3g} of all values, with errors up to {self.diff.max_abs:.3g}: rounding alone"
+                " decides them, as the logit is closer to zero there than its rounding error"
+            )
+        if self.tolerance.max_abs is None and self.judged.max_abs > UNDECIDED:
+            found.append(
+                f"the max error of {self.judged.max_abs:.3g}: single values have no limit in {self.graph.precision},"
+                f" which is held to {self._held_to()}"
+            )
+        return tuple(found)
+
+    def _held_to(self) -> str:
+        limits = {"mean error": self.tolerance.mean_abs, "PSNR": self.tolerance.min_psnr_db}
+        limits["SSIM"] = self.tolerance.min_ssim
+        return ", ".join(name for name, limit in limits.items() if limit is not None)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "precision": self.graph.precision,
             "kind": self.graph.kind,
             "runtime": self.runtime,
+            "median_seconds_per_image": self.median_seconds,
             "passed": self.passed,
             "failures": list(self.failures),
+            "left_out_of_the_verdict": list(self.left_out),
             "undecided_share": self.undecided_share,
             "diverges_at": self.diverges_at,
             "second_opinion": self.second_opinion,
             "real_half_precision": None if self.half is None else self.half.to_json(),
             "tolerance": self.tolerance.to_json(),
             "figures": self.diff.to_json(),
+            "judged_figures": self.judged.to_json(),
         }
 
 

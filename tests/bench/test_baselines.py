@@ -16,12 +16,11 @@ import pytest
 from spade_deploy.artifact import IMAGE, Artifact
 from spade_deploy.bench import BASELINES, BenchPlan, Candidate, Kind, Status, choose_candidates, golden_cases, run_plan
 from spade_deploy.bench import files as files_module
-from spade_deploy.bench import machine as machine_module
 from spade_deploy.bench.comparison import ImageComparison, image_psnr_db
 from spade_deploy.bench.entries import Entry
 from spade_deploy.bench.job import Job, write_arrays
 from spade_deploy.bench.judging import LEAST_PSNR_DB
-from spade_deploy.bench.machine import cpu_kind, cpu_model, instruction_sets
+from spade_deploy.machine.processor import instruction_sets
 from spade_deploy.spec import Precision
 from tests.support.bench_model import small_artifact, work_folder
 
@@ -154,22 +153,3 @@ def test_an_image_that_is_not_the_reference_s_takes_the_candidate_its_figure(tmp
     assert wrong is not None
     assert "case 1 is not the reference's" in wrong
     assert comparison.found[candidate][0] == pytest.approx(40, abs=1e-3)
-
-
-def test_the_kind_of_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, str] = {}
-    monkeypatch.setattr(machine_module, "_first", told.get)
-    for flags, kind in {
-        "avx2 avx512f avx512_bf16 amx_tile amx_bf16": "amx",
-        "avx2 avx512f avx512_bf16": "avx512_bf16",
-        "avx2 avx512f": "avx512",
-        "sse4_2 avx2": "avx2",
-    }.items():
-        told["flags"] = flags
-        assert cpu_kind() == kind
-        assert set(instruction_sets()) == set(flags.split()) - {"sse4_2"}
-    told.clear()
-    told["Features"] = "asimd bf16"
-    assert cpu_kind() == "bf16"
-    told.update({"vendor_id": "GenuineIntel", "cpu family": "6", "model": "207", "stepping": "2"})
-    assert cpu_model() == "vendor GenuineIntel, family 6, model 207, stepping 2"

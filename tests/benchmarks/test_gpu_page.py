@@ -42,16 +42,15 @@ def spade_commands(text: str) -> list[list[str]]:
 
 @functools.cache
 def help_of(*command: str) -> str:
-    """What `spade COMMAND --help` prints, so wide that nothing is cut; '' where there is no such command."""
-    environment = {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb", "GITHUB_ACTIONS": "", "FORCE_COLOR": ""}
-    done = CliRunner().invoke(app, [*command, "--help"], env=environment)
+    """What `spade COMMAND --help` prints into a file; '' where there is no such command."""
+    done = CliRunner().invoke(app, [*command, "--help"])
     return done.stdout if done.exit_code == 0 else ""
 
 
 def flags_of(command: str) -> dict[str, list[str]]:
     """A command's flags, each with the values that it is restricted to, if it is."""
-    found = re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)(?:\s+\S*?[<\[]([\w|-]*\|[\w|-]*)[>\]])?", help_of(command))
-    return {flag: values.split("|") if values else [] for flag, values in reversed(found)}
+    found = re.findall(r"^  (--[a-z][a-z0-9-]*)(?: ([\w-]+\|[\w|-]+)|.*\[([\w-]+\|[\w|-]+)\])?", help_of(command), re.M)
+    return {flag: (word or choices).split("|") if word or choices else [] for flag, word, choices in found}
 
 
 def problem_with(arguments: list[str]) -> str | None:

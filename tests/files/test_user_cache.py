@@ -40,3 +40,15 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"^\$SPADE_CACHE_DIR: .* cannot be made"):
         make_private(tmp_path / "file" / "b", "$SPADE_CACHE_DIR")
+
+
+def test_a_user_without_a_home_folder_is_told_what_names_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(SYSTEM, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ConfigError, match="no home folder") as caught:
+        user_cache("a")
+    assert VARIABLE in (caught.value.hint or "")

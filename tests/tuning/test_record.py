@@ -175,7 +175,7 @@ def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert read_record(KEY) == Record(KEY)
-    assert keep(RECORD) == "not kept: there is no home folder; SPADE_CACHE_DIR names another"
+    assert keep(RECORD) == "not kept: there is no home folder for a cache; SPADE_CACHE_DIR names another place"
     assert caplog.text == ""
 
 

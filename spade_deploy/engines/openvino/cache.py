@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import Artifact, Graph
-from spade_deploy.engines.openvino.library import DEVICE, capabilities, core, instructions, load_openvino, said_by
+from spade_deploy.engines.openvino.library import DEVICE, capabilities, core, load_openvino, said_by
 from spade_deploy.errors import ConfigError, reason_of
 from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.files.user_cache import VARIABLE, make_private, user_cache
+from spade_deploy.machine.processor import all_instruction_sets
 
 _LOG = logging.getLogger(__name__)
 
@@ -123,11 +124,11 @@ def open_cache(artifact: Artifact, graph: Graph, settings: Mapping[str, Any]) ->
 
     settings: what OpenVINO is told, of which the precision counts.
     """
-    folder = user_cache("openvino")
     try:
+        folder = user_cache("openvino")
         make_private(folder, f"${VARIABLE}")
     except ConfigError as error:
-        _LOG.warning("compiled models are not kept: %s", error.message)
+        _LOG.warning("compiled models are not kept: %s; %s", error.message, error.hint)
         return None
     facts = {
         "file": graph.file,
@@ -137,7 +138,7 @@ def open_cache(artifact: Artifact, graph: Graph, settings: Mapping[str, Any]) ->
         "precision": settings["INFERENCE_PRECISION_HINT"],
         "cpu": core().get_property(DEVICE, "FULL_DEVICE_NAME"),
         "capabilities": sorted(capabilities()),
-        "instructions": instructions(),
+        "instructions": all_instruction_sets(),
         "machine": platform.machine(),
     }
     return ModelCache(folder, sha256_of_bytes(json.dumps(facts, sort_keys=True).encode()))

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError, line_of, reason_of
+from spade_deploy.machine.processor import all_instruction_sets
 
 DEVICE = "CPU"
 INSTALL = "pip install 'spade-deploy[openvino]'"
@@ -83,19 +84,9 @@ def has_bf16() -> bool:
     return "BF16" in capabilities()
 
 
-def instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """The instruction sets that Linux lists for this CPU, sorted; none where it is not Linux."""
-    try:
-        text = cpuinfo.read_text("utf-8", "replace")
-    except OSError:
-        return ()
-    lists = (line.split()[2:] for line in text.splitlines() if line.lower().startswith(("flags", "features")))
-    return tuple(sorted({name for words in lists for name in words}))
-
-
 def bf16_instructions() -> tuple[str, ...]:
     """The instruction sets with bfloat16 that Linux lists for this CPU."""
-    return tuple(name for name in BF16_INSTRUCTIONS if name in instructions())
+    return tuple(name for name in BF16_INSTRUCTIONS if name in all_instruction_sets())
 
 
 def require_bf16() -> None:

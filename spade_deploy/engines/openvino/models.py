@@ -9,14 +9,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LABEL, Artifact, Graph, TensorInfo
+from spade_deploy.artifact import Artifact, Graph, TensorInfo
 from spade_deploy.engines.base import check_contract, fed_tensors
 from spade_deploy.engines.openvino.cache import Extent, ModelCache, open_cache
 from spade_deploy.engines.openvino.exact_ids import compare_ids_as_integers
 from spade_deploy.engines.openvino.exact_norms import sum_axis_by_axis
 from spade_deploy.engines.openvino.library import DEVICE, core, load_openvino, read_onnx, said_by, version_of
 from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, SpadeError
-from spade_deploy.lookup.tables import level_names, modulated_channels
+from spade_deploy.lookup.tables import extent_of
 from spade_deploy.spec import GraphKind, Precision
 
 KEPT_SIZES = 4
@@ -53,9 +53,7 @@ class SizedModels:
 
     def request(self, inputs: Mapping[str, NDArray[Any]]) -> Any:
         """The `InferRequest` for inputs of these shapes. Raises RuntimeUnavailableError where it cannot be compiled."""
-        spec = self._artifact.manifest.generator
-        finest = LABEL if self._graph.kind is GraphKind.DENSE else level_names(min(modulated_channels(spec)))[2]
-        extent = inputs[finest].shape
+        extent = extent_of(self._artifact.manifest.generator, self._graph.kind, inputs)
         ready = self._ready.get(extent)
         if ready is None:
             while len(self._ready) >= KEPT_SIZES:  # first, so that there is never one more in memory

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, output_tensors
-from spade_deploy.engines.base import ClosedByWith, check_contract, check_inputs, output_names_of
+from spade_deploy.artifact import Arrays, Artifact, Graph, output_tensors
+from spade_deploy.engines.base import GraphRuntime, check_contract, output_names_of
 from spade_deploy.engines.cuda.driver import require_gpu
 from spade_deploy.engines.ort import session as sessions
 from spade_deploy.engines.ort.binding import DeviceBinding
@@ -30,11 +29,11 @@ from spade_deploy.errors import (
     reason_of,
 )
 from spade_deploy.files.user_cache import make_private
-from spade_deploy.lookup.tables import check_tables, graph_inputs, level_names, modulated_channels
+from spade_deploy.lookup.tables import extent_of
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 
-class OrtRuntime(ClosedByWith):
+class OrtRuntime(GraphRuntime):
     """One graph of an artifact in an ONNX Runtime session.
 
     provider: the execution provider that must run it. CUDA runs the operators that the TensorRT provider does not have,
@@ -81,32 +80,6 @@ class OrtRuntime(ClosedByWith):
         """ONNX Runtime's session, for callers that bind memory of their own. None once it is closed."""
         return self._session
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
-        """See `Runtime.run`. Raises RuntimeUnavailableError where the session fails."""
-        check_inputs(self.spec, inputs)
-        start = time.perf_counter()
-        fed = graph_inputs(self.spec, self.kind, inputs)
-        if self.kind is GraphKind.LOOKUP:
-            self.patterns_s = time.perf_counter() - start
-        return self._run(fed, output_names)
-
-    def run_many(
-        self, batches: Iterable[Mapping[str, NDArray[Any]]], output_names: Sequence[str] | None = None
-    ) -> Iterator[Arrays]:
-        """See `Runtime.run_many`; one batch after another, since ONNX Runtime waits for each."""
-        for batch in batches:
-            yield self.run(batch, output_names)
-
-    def run_tables(
-        self, tables: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None, *, is_checked: bool = False
-    ) -> Arrays:
-        """See `TableRuntime.run_tables`."""
-        if self.kind is not GraphKind.LOOKUP:
-            raise ConfigError(f"{self.name}: pattern tables are for a lookup graph; this one takes label maps")
-        if not is_checked:
-            check_tables(self.spec, tables)
-        return self._run(tables, output_names)
-
     def _run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None) -> Arrays:
         if self._session is None:
             raise RuntimeUnavailableError(f"{self.name}: it was closed")
@@ -118,14 +91,16 @@ class OrtRuntime(ClosedByWith):
                 return self._binding.run(inputs, self._output_shapes(inputs, names))
             outputs = self._session.run(names, dict(inputs))
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise self._failed(inputs, error) from error
+            meaning = explain(str(error)) if self._binding is not None else None
+            if meaning is None:
+                raise self._failed(inputs, reason_of(error)) from error
+            raise self._failed(inputs, meaning.sentence, meaning.hint) from error
         return dict(zip(names, outputs, strict=True))
 
     def _output_shapes(
         self, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
     ) -> dict[str, tuple[tuple[int, ...], str]]:
-        finest = LABEL if self.kind is GraphKind.DENSE else level_names(min(modulated_channels(self.spec)))[2]
-        sizes = dict(zip("NHW", inputs[finest].shape, strict=True))
+        sizes = dict(zip("NHW", extent_of(self.spec, self.kind, inputs), strict=True))
         tensors = {tensor.name: tensor for tensor in output_tensors(self.spec)}
         # The tensors of a model with a style vector have numbers for height and width, all others have letters.
         return {
@@ -135,14 +110,6 @@ class OrtRuntime(ClosedByWith):
             )
             for name in names
         }
-
-    def _failed(self, inputs: Mapping[str, NDArray[Any]], error: Exception) -> RuntimeUnavailableError:
-        shapes = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in inputs.items())
-        meaning = explain(str(error)) if self._binding is not None else None
-        return RuntimeUnavailableError(
-            f"{self.name} failed on {shapes}: {meaning.sentence if meaning else reason_of(error)}",
-            hint=meaning.hint if meaning else "where memory ran out, a smaller `batch_size` or `size` helps",
-        )
 
     def close(self) -> None:
         self._binding = None

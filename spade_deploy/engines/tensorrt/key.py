@@ -184,5 +184,6 @@ def mismatch_error(
     flags = " ".join(f"--{option} {value}" for option, value in options.items())
     hint = f"spade build ARTIFACT {flags}".rstrip()
     if edition is not Edition.WHOLE:
-        hint = f"pip install 'spade-deploy[trt]' here, or, where that is installed: {hint} --version-compatible"
+        away = f"where that is installed: spade build ARTIFACT {flags} --version-compatible"
+        hint = f"pip install 'spade-deploy[trt]' here, or, {away}"
     return ArtifactError(f"the engine {name} must not run here: {'; '.join(found)}", hint=hint)

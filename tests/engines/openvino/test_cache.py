@@ -141,7 +141,7 @@ def test_the_name_says_all_that_a_model_depends_on(
         patch.setattr(caching, "CHANGES", caching.CHANGES + 1)
         keys.append(key())
     with monkeypatch.context() as patch:
-        patch.setattr(caching, "instructions", lambda: ("avx2",))
+        patch.setattr(caching, "all_instruction_sets", lambda: ("avx2",))
         keys.append(key())
     with monkeypatch.context() as patch:
         patch.setattr(library.load_openvino(), "__version__", "2031.1")

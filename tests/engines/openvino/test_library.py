@@ -12,7 +12,7 @@ import pytest
 
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.openvino import library
-from spade_deploy.engines.openvino.library import bf16_instructions, capabilities, instructions, load_openvino
+from spade_deploy.engines.openvino.library import bf16_instructions, capabilities, load_openvino
 from spade_deploy.errors import ConfigError, MissingDependencyError, RuntimeUnavailableError
 from spade_deploy.spec import Precision
 from tests.support.stand_in import stand_in_artifact
@@ -83,15 +83,7 @@ def test_no_other_engine_takes_bf16(backend: str, tmp_path: Path) -> None:
     assert caught.value.hint == "`backend` openvino has it"
 
 
-def test_what_the_cpu_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_instructions_compute_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "FP32" in capabilities()
-    listed = tmp_path / "cpuinfo"
-    listed.write_text(
-        "model name : X flags\nflags\t\t: fpu avx512_bf16 amx_bf16\nflags\t\t: fpu avx512_bf16 amx_bf16\n"
-    )
-    assert instructions(listed) == ("amx_bf16", "avx512_bf16", "fpu")
-    listed.write_text("Features\t: fp asimd bf16 i8mm\n")
-    assert instructions(listed) == ("asimd", "bf16", "fp", "i8mm")
-    assert instructions(tmp_path / "none") == ()
-    monkeypatch.setattr(library, "instructions", lambda: ("asimd", "avx512_bf16", "bf16_of_another"))
+    monkeypatch.setattr(library, "all_instruction_sets", lambda: ("asimd", "avx512_bf16", "bf16_of_another"))
     assert bf16_instructions() == ("avx512_bf16",)
