@@ -61,7 +61,12 @@ TABLE = [
     ("train --log-file text.txt/log", 1, "--log-file: text.txt/log cannot be written", "name another file"),
     ("infer labels out --artifact artifact --instances a --no-instances", 2, "contradict each other", "leave one"),
     ("infer labels out --artifact artifact --no-instances", 2, "has no edge channel", "leave the flag out"),
-    ("infer labels out --artifact artifact --seed 3", 2, "--seed: this model has no style vector", "leave the flag out"),
+    (
+        "infer labels out --artifact artifact --seed 3",
+        2,
+        "--seed: this model has no style vector",
+        "leave the flag out",
+    ),
     ("infer labels out --artifact styled --seed -3", 2, "--seed: -3 is negative", "give 0 or more"),
     ("infer labels out --artifact styled --style-image a.png", 2, "has no style encoder", "--seed N"),
     ("infer labels out --artifact artifact --size 65x32", 2, "--size: 65 of 65x32", "it was trained at 64x32"),
@@ -137,7 +142,7 @@ def test_an_error_says_what_is_wrong_and_what_to_do(
     assert step in error[2]
     assert len(error[2]) > 10
     assert "`" not in re.sub(r"`[^`]* [^`]*`|`spade`", "", done.stderr), "every field became its flag"
-    left = set(path.name for path in place.iterdir()) - set(before)
+    left = {path.name for path in place.iterdir()} - set(before)
     assert left <= {"runs", "out", ".text.txt.lock"}, "an error leaves nothing"
 
 
