@@ -113,6 +113,10 @@ class LabelMapError(SpadeError):
     usual_hint = "mend or remove the file; `spade check-labels` finds all such files of a folder, and mends what it can"
 
 
+class ImageTooLargeError(LabelMapError):
+    """An image has more pixels than are decoded."""
+
+
 class DatasetError(SpadeError):
     """A data set as a whole cannot be used: no pairs, a missing folder."""
 

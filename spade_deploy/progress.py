@@ -6,7 +6,8 @@ from them; a script derives a class from `Silent` and overrides the methods that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,6 +67,38 @@ class Silent(Progress):
 
     def note(self, text: str) -> None:
         """Do nothing."""
+
+
+class StepTimes(Progress):
+    """Measures how long each step of a job takes, and tells the listener of the job everything.
+
+    clock: gives the time in seconds.
+    """
+
+    def __init__(self, listener: Progress, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._listener = listener
+        self._clock = clock
+        self._began: list[tuple[str, float]] = []
+
+    def step(self, what: str) -> None:
+        """The step before ends here."""
+        self._began.append((what, self._clock()))
+        self._listener.step(what)
+
+    def count(self, what: str, done: int, total: int, figures: Figures = NO_FIGURES) -> None:
+        """See `Progress.count`."""
+        self._listener.count(what, done, total, figures)
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        self._listener.note(text)
+
+    def seconds(self) -> tuple[tuple[str, float], ...]:
+        """Each step and its seconds, in order; the last one ends now."""
+        if not self._began:
+            return ()
+        ends = [began for _, began in self._began[1:]] + [self._clock()]
+        return tuple((what, end - began) for (what, began), end in zip(self._began, ends, strict=True))
 
 
 SILENT: Progress = Silent()

@@ -49,7 +49,9 @@ def test_pages_show_names_as_the_terminal_does(tmp_path: Path) -> None:
     """And can be written: a name that is no UTF-8 would end in an error."""
     pytest.importorskip("jinja2")
     facts = [("model", os.fsdecode(b"b\xff") + "\x1b[31m\u202e <script>")]
-    page = pages.render("gallery.html.j2", title="t", lead="l", facts=facts, legend=[], rows=[], figures=[], credits="")
+    page = pages.render(
+        "gallery.html.j2", title="t", lead="l", facts=facts, legend=[], rows=[], samples=[], plot="", credits=""
+    )
     write_text(tmp_path / "index.html", page)
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert r"b\xff\x1b[31m\u202e &lt;script&gt;" in text

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from spade_deploy.progress import NO_FIGURES, SILENT, Figures, Progress, Silent
+from spade_deploy.progress import NO_FIGURES, SILENT, Figures, Progress, Silent, StepTimes
 from tests.support.listener import Listener
 
 
@@ -69,3 +69,20 @@ def test_it_loads_nothing_but_itself() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"spade_deploy.progress", "spade_deploy.version"}
+
+
+def test_each_step_is_timed_until_the_next_one_begins() -> None:
+    clock = iter([10.0, 12.5, 20.0])
+    heard = Listener()
+    timed = StepTimes(heard, lambda: next(clock))
+    timed.step("first")
+    timed.count("things", 1, 2)
+    timed.note("a note")
+    timed.step("second")
+    assert timed.seconds() == (("first", 2.5), ("second", 7.5))
+    assert heard.steps == ["first", "second"]
+    assert heard.notes == ["a note"]
+
+
+def test_a_job_without_steps_has_no_times() -> None:
+    assert StepTimes(SILENT).seconds() == ()

@@ -6,6 +6,7 @@
     golden/inputs.npz        what the untouched PyTorch module was fed ...
     golden/outputs.npz       ... and what it answered: enough to validate where PyTorch is not installed
     report.json report.html  the validation that the export passed
+    README.md                the model card: usage, figures, limits, licence
 
 Files that the manifest does not name are never read. Engines are made later and often on another machine; they lie in
 engines/ and have manifests of their own: see `engines.py`.
@@ -25,6 +26,7 @@ from spade_deploy.artifact.engines import (
 )
 from spade_deploy.artifact.folder import (
     ENCODER_ONNX,
+    MODEL_CARD,
     REPORT_HTML,
     REPORT_JSON,
     Artifact,
@@ -33,6 +35,7 @@ from spade_deploy.artifact.folder import (
     write_manifest,
 )
 from spade_deploy.artifact.golden import Golden, write_golden
+from spade_deploy.artifact.graph_facts import ENCODER, LICENSE, UNKNOWN_LICENSE, description, graph_facts, model_facts
 from spade_deploy.artifact.manifest import (
     FORMAT_VERSION,
     GOLDEN_INPUTS,
@@ -68,6 +71,7 @@ from spade_deploy.artifact.tensors import (
 )
 
 __all__ = [
+    "ENCODER",
     "ENCODER_ONNX",
     "FORMAT_VERSION",
     "GOLDEN_INPUTS",
@@ -75,14 +79,17 @@ __all__ = [
     "IMAGE",
     "INSTANCE",
     "LABEL",
+    "LICENSE",
     "LOGITS",
     "LOGVAR",
     "MANIFEST",
+    "MODEL_CARD",
     "MU",
     "PHOTO",
     "PIXELS",
     "REPORT_HTML",
     "REPORT_JSON",
+    "UNKNOWN_LICENSE",
     "Arrays",
     "Artifact",
     "EncoderGraph",
@@ -95,18 +102,21 @@ __all__ = [
     "TensorInfo",
     "Z",
     "carry_engines",
+    "description",
     "encoder_tensors",
     "engine_name",
     "engine_path",
     "foreign_files",
     "free_place",
     "golden_tensors",
+    "graph_facts",
     "graph_file",
     "input_rule",
     "input_tensors",
     "joined",
     "list_engines",
     "mismatch",
+    "model_facts",
     "one_by_one",
     "output_tensors",
     "read_engine",

@@ -37,6 +37,7 @@ from spade_deploy.version import __version__
 ENCODER_ONNX = "encoder.onnx"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
+MODEL_CARD = "README.md"
 
 
 Identity = tuple[int, ...]

@@ -98,6 +98,9 @@ class Source:
     generator_sha256: str
     """The SHA-256 of the file of weights."""
 
+    license: str = ""
+    """The licence of the weights, such as 'cc-by-4.0'; empty where nobody stated one."""
+
 
 @dataclass(frozen=True)
 class FileFact:

@@ -109,6 +109,12 @@ def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
             if labels.has_dontcare
             else f"A file's {UNKNOWN_VALUE} is refused: the model knows no unknown pixels.",
         }
+    if labels.ignore_id is not None and labels.ignore_id != labels.unknown_id:
+        rule["ignored"] = {
+            "file_value": labels.ignore_id,
+            "id": labels.unknown_id,
+            "sentence": f"A file's {labels.ignore_id} means unknown, too, and becomes id {labels.unknown_id}.",
+        }
     if labels.has_edges:
         rule["edges"] = {
             "input": INSTANCE,

@@ -59,7 +59,7 @@ def evaluate(asked: EvalRequest, file: ConfigFile, report: ReportFolder, place: 
             found = evaluation.evaluate(asked, runs_dir=place.runs, progress=progress)
         output.report(found)
         print_evaluation(found, evaluation.write_report(found, report.out))
-    if asked.extractor is None and asked.segmenter is None and not asked.train_segmenter:
+    if not (asked.extractor or asked.fid or asked.lpips or asked.segmenter or asked.train_segmenter):
         stdout().print("  --train-segmenter judges what the images show, --extractor FILE.onnx how real they look")
         print_next("spade", *output.typed_words(), "--train-segmenter")
     if found.all_skipped:
@@ -73,7 +73,14 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     """Print a row of figures for each model, those of real photos below them, the notes, the files."""
     from rich.table import Table
 
-    from spade_deploy.evaluation.page import HEADINGS, heading, lines
+    from spade_deploy.evaluation.page import (
+        heading,
+        lines,
+        seed_lines,
+        seed_verdict_lines,
+        short_name,
+        verdict_lines,
+    )
 
     console, columns = stdout(), result.measured()
     data = result.settings["data"]
@@ -84,16 +91,25 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     )
     table = Table(box=None)
     table.add_column("")
-    for name in ("images", *map(heading, columns)):
+    for name in ("images", *(heading(result, column) for column in columns)):
         table.add_column(name, justify="right", no_wrap=True)
     for row in lines(result):
-        # The deviation of the kernel distance is in the report: a terminal of 80 columns has no room for it.
-        cells = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
-        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *cells)
+        # The intervals are in the report: a terminal of 80 columns has no room for them.
+        shown = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
+        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *shown)
     console.print(table)
+    for name, reason, is_best in verdict_lines(result):
+        console.print(styled(f"  {name}: {one_line(reason)}", "green" if is_best else ""))
+    for name, seeds, cells in seed_lines(result):
+        told = ", ".join(
+            f"{short_name(result, column)} {cell}" for column, cell in zip(columns, cells, strict=True) if cell
+        )
+        console.print(f"  {one_line(name)} (random seeds {seeds}), mean ± deviation: {told}")
+    for name, reason, is_best in seed_verdict_lines(result):
+        console.print(styled(f"  {name}: {one_line(reason)}", "green" if is_best else ""))
     for name in columns:
         if name not in ("l1", "psnr"):
-            console.print(styled(f"  {HEADINGS[name]}: {result.names[name]}", "dim"))
+            console.print(styled(f"  {short_name(result, name)}: {result.names[name]}", "dim"))
     for text in result.notes:
         note(text)
     print_places(*((file.suffix.lstrip("."), file) for file in files))

@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spade_deploy.commands import output
-from spade_deploy.commands.console import command_line, free_folder, note, print_next, print_places, stdout
+from spade_deploy.commands.console import (
+    command_line,
+    duration,
+    free_folder,
+    line,
+    note,
+    print_next,
+    print_places,
+    stdout,
+    styled,
+)
+from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
 from spade_deploy.commands.tables import print_report
@@ -42,6 +53,10 @@ def export(asked: ReleaseRequest, place: RunsFolder) -> None:
     )
     out.print(f"exported {one_line(made.checkpoint)}")
     print_report(made.report)
+    total = sum(seconds for _, seconds in made.seconds)
+    out.print(f"took {duration(total)}:")
+    for what, seconds in made.seconds:
+        out.print(line(styled(f"  {seconds:7.1f} s  {in_flags(what)}", "dim")))
     for text in made.notes:
         note(text)
     print_places(

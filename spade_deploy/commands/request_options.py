@@ -154,6 +154,9 @@ SAME_SETTING = {
     "labels_dir": "labels",
     "images_dir": "images",
     "instances_dir": "instances",
+    "val_labels_dir": "val_labels",
+    "val_images_dir": "val_images",
+    "val_instances_dir": "val_instances",
     "crop_size": "size",
     "runs_dir": "runs",
 }

@@ -6,10 +6,12 @@ cropped nor mirrored. The embedded tiles are cut at that size.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 from spade_deploy.errors import DatasetError
 from spade_deploy.images.image_file import Size
+from spade_deploy.labels import earth
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import find_samples
 from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
@@ -48,8 +50,24 @@ def held_out_split(config: DataConfig) -> str:
 
 
 def has_one_set(config: DataConfig) -> bool:
-    """Whether the same files serve every split."""
-    return config.labels_dir is not None
+    """Whether the data set has no splits: folders of one's own, of which nothing is held out."""
+    return config.labels_dir is not None and not config.has_kept_samples
+
+
+def learned_from(trained_on: DataConfig, config: DataConfig, split: str) -> int | None:
+    """How many samples of a split are among those that a model was trained on; None if that cannot be told.
+
+    trained_on: the data set that the model's run recorded. Files are compared, links followed.
+    """
+    if is_embedded(trained_on) or is_embedded(config):
+        is_same = is_embedded(trained_on) and is_embedded(config) and split == "train"
+        return len(earth.earth_tiles("train", config.crop_size[0], max(1, config.crop_size[0] // 2))) if is_same else 0
+    try:
+        learned, judged = find_samples(trained_on, "train").samples, find_samples(config, split).samples
+    except DatasetError:
+        return None
+    known = {os.path.realpath(sample.label) for sample in learned}
+    return sum(os.path.realpath(sample.label) in known for sample in judged)
 
 
 def open_set(config: DataConfig, split: str, labels: LabelSpec, size: Size) -> SampleSet:
@@ -60,7 +78,12 @@ def open_set(config: DataConfig, split: str, labels: LabelSpec, size: Size) -> S
     with_photos = replace(found, samples=tuple(sample for sample in found.samples if sample.photo is not None))
     if not with_photos.samples:
         raise DatasetError(f"{config.root or config.labels_dir}: the {split} split has no photos")
-    return SampleSet("given files" if has_one_set(config) else f"{split} split", FileSamples(with_photos, labels, size))
+    name = "given files" if has_one_set(config) else "held-out part" if _is_part(config, split) else f"{split} split"
+    return SampleSet(name, FileSamples(with_photos, labels, size))
+
+
+def _is_part(config: DataConfig, split: str) -> bool:
+    return config.holdout is not None and split == "val"
 
 
 def evenly(count: int, wanted: int | None) -> list[int]:

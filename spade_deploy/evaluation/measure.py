@@ -5,45 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.errors import DatasetError, LabelMapError
 from spade_deploy.evaluation.data import Sample, SampleSet, evenly
+from spade_deploy.evaluation.judges import Judges
 from spade_deploy.evaluation.models import Images, Model, Pixels
-from spade_deploy.evaluation.result import Row
-from spade_deploy.metrics import (
-    ConfusionMatrix,
-    OnnxExtractor,
-    OnnxSegmenter,
-    PixelError,
-    diversity,
-    frechet_distance,
-    kernel_distance,
-)
-from spade_deploy.metrics.extractor import pooled
+from spade_deploy.evaluation.row import Row
+from spade_deploy.evaluation.scores import Scores
+from spade_deploy.evaluation.tally import Tally, distances, pixel_errors, segmentation
+from spade_deploy.metrics import diversity
 from spade_deploy.progress import Progress
 
 STYLED_SAMPLES = 32
 """How many evenly spaced label maps diversity over styles is measured on."""
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The networks that judge the images, and their settings."""
-
-    extractor: OnnxExtractor | None
-    """The network for features, between which distances are measured. None measures no distances."""
-    segmenter: OnnxSegmenter | None
-    """The network that finds the class of each pixel. None measures no classes."""
-    num_labels: int
-    """How many classes there are."""
-    seed: int = 0
-    """The seed of the random styles and of the random subsets of the kernel distance."""
-    batch_size: int = 4
-    """How many images are made and judged at once."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +33,8 @@ class Reality:
     """The indices of the samples that can be used."""
     skipped: tuple[str, ...]
     """A sentence for each sample that cannot be used."""
-    features: NDArray[np.float64] | None
-    """The features of the photos, a row each; None without an extractor."""
+    scores: Scores
+    """The photos' own parts: their features, and what the segmenter finds in them."""
     row: Row
     """The figures of the photos themselves."""
 
@@ -76,10 +53,10 @@ class Kept:
 
 def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], progress: Progress) -> Reality:
     """Read every sample once, and measure its photo. Raises DatasetError if none can be used."""
-    tally, chosen, skipped = _Tally(judges), list[int](), list[str]()
+    tally, chosen, skipped = Tally(judges), list[int](), list[str]()
     started, done = time.perf_counter(), 0
     for batch in _batches(samples, indices, judges.batch_size, skipped):
-        tally.add([sample.label for sample in batch], np.stack([sample.photo for sample in batch]))
+        tally.add(batch, np.stack([sample.photo for sample in batch]), is_real=True)
         chosen += [sample.index for sample in batch]
         done += len(batch)
         progress.count("real photos", done, len(indices))
@@ -88,17 +65,17 @@ def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], 
             f"none of the {len(indices)} samples of the {samples.name} can be used; the first one: {skipped[0]}",
             hint="`spade check-labels DIR` shows what is wrong",
         )
-    row = Row(f"real photos ({samples.name})", "reference", None, len(chosen), **tally.segmentation())
-    features = tally.features()
-    return Reality(samples, tuple(chosen), tuple(skipped), features, _timed(row, started))
+    scores = tally.scores()
+    row = Row(f"real photos ({samples.name})", "reference", None, len(chosen), **segmentation(scores))
+    return Reality(samples, tuple(chosen), tuple(skipped), scores, _timed(row, started))
 
 
 def measure_floor(judges: Judges, reality: Reality, others: SampleSet, progress: Progress) -> Row:
     """Measure as many real photos of another split: the distance that a perfect model could reach."""
-    tally, skipped, done, started = _Tally(judges), list[str](), 0, time.perf_counter()
+    tally, skipped, done, started = Tally(judges), list[str](), 0, time.perf_counter()
     indices = evenly(len(others), len(reality.chosen))
     for batch in _batches(others, indices, judges.batch_size, skipped):
-        tally.add_features(np.stack([sample.photo for sample in batch]))
+        tally.add_features(batch, np.stack([sample.photo for sample in batch]))
         done += len(batch)
         progress.count(f"real photos ({others.name})", done, len(indices))
     row = Row(
@@ -107,17 +84,18 @@ def measure_floor(judges: Judges, reality: Reality, others: SampleSet, progress:
         None,
         done,
         skipped=tuple(skipped),
-        **tally.distances(reality.features),
+        **distances(tally.scores(), reality.scores, judges.seed),
     )
     return _timed(row, started)
 
 
 def measure_model(
     judges: Judges, reality: Reality, model: Model, images: Images, styles: int, kept: Kept, progress: Progress
-) -> Row:
-    """One model's figures. styles: images of one label map that diversity compares, 0 for none."""
-    tally, errors, skipped = _Tally(judges), PixelError(), list[str]()
-    styled = set(_styled(reality, styles if model.z_dim is not None and judges.extractor is not None else 0))
+) -> tuple[Row, Scores]:
+    """One model's figures, and its images' parts. styles: images of one label map that diversity compares, or 0."""
+    tally, skipped = Tally(judges), list[str]()
+    can_compare = judges.extractor is not None or judges.perceptual is not None
+    styled = set(_styled(reality, styles if model.z_dim is not None and can_compare else 0))
     diversities: list[float] = []
     started, done = time.perf_counter(), 0
     for batch in _batches(reality.samples, reality.chosen, judges.batch_size, skipped):
@@ -126,72 +104,42 @@ def measure_model(
             if isinstance(image, str):
                 skipped.append(image)
                 continue
-            errors.add(image, sample.photo)
             if sample.index in kept.wanted:
                 kept.images[sample.index] = image
-        there = [(sample.label, image) for sample, image in zip(batch, made, strict=True) if not isinstance(image, str)]
+        there = [(sample, image) for sample, image in zip(batch, made, strict=True) if not isinstance(image, str)]
         if there:
-            tally.add([label for label, _ in there], np.stack([image for _, image in there]))
+            tally.add([sample for sample, _ in there], np.stack([image for _, image in there]))
         for sample in batch:
             if sample.index in styled:
                 variants = _variants(judges.seed, images, sample, styles, model.z_dim)
-                assert judges.extractor is not None  # without an extractor `styled` is empty
-                diversities.append(diversity(judges.extractor.maps(variants)))
+                diversities.append(_diversity(judges, variants))
                 kept.styles = kept.styles or tuple(variants)
         done += len(batch)
         progress.count(model.name, done, len(reality.chosen))
+    scores = tally.scores()
     row = Row(
         model.name,
         str(model.kind),
         model.path,
         tally.images,
-        facts={**model.facts, "runtime": images.runtime},
+        facts={**model.facts, "runtime": images.runtime, "settings": model.settings},
         skipped=tuple(skipped),
         diversity=float(np.mean(diversities)) if diversities else None,
-        l1=errors.l1 if tally.images else None,
-        psnr=errors.psnr if tally.images else None,
-        **tally.segmentation(),
-        **tally.distances(reality.features),
+        **pixel_errors(scores),
+        **segmentation(scores),
+        **distances(scores, reality.scores, judges.seed),
     )
-    return _timed(row, started)
+    return _timed(row, started), scores
 
 
-class _Tally:
-    """Adds up the features and the confusion matrix of images, batch by batch."""
-
-    def __init__(self, judges: Judges) -> None:
-        self._judges = judges
-        self._features: list[NDArray[np.float64]] = []
-        self._matrix = ConfusionMatrix(judges.num_labels)
-        self.images = 0
-
-    def add(self, labels: Sequence[NDArray[Any]], pixels: NDArray[np.uint8]) -> None:
-        """pixels: N x H x W x 3 of N label maps."""
-        self.add_features(pixels)
-        if self._judges.segmenter is not None:
-            found = self._judges.segmenter.predict(pixels)
-            self._matrix.add(np.stack(labels).astype(np.int64), found)
-
-    def add_features(self, pixels: NDArray[np.uint8]) -> None:
-        self.images += len(pixels)
-        if self._judges.extractor is not None:
-            self._features.append(pooled(self._judges.extractor.maps(pixels)))
-
-    def features(self) -> NDArray[np.float64] | None:
-        return np.concatenate(self._features) if self._features else None
-
-    def distances(self, real: NDArray[np.float64] | None) -> dict[str, Any]:
-        """The fields `frechet` and `kernel` of a Row; none if either side has fewer than two images."""
-        made = self.features()
-        if made is None or real is None or min(len(made), len(real)) < 2:
-            return {}
-        return {"frechet": frechet_distance(made, real), "kernel": kernel_distance(made, real, seed=self._judges.seed)}
-
-    def segmentation(self) -> dict[str, Any]:
-        """The fields `miou`, `accuracy` and `classes` of a Row."""
-        if self._judges.segmenter is None or not self._matrix.counts.any():
-            return {}
-        return {"miou": self._matrix.miou, "accuracy": self._matrix.accuracy, "classes": self._matrix.classes}
+def _diversity(judges: Judges, variants: NDArray[np.uint8]) -> float:
+    """How much the images of one label map differ: by the extractor's features, or without one by LPIPS."""
+    if judges.extractor is not None:
+        return diversity(judges.extractor.maps(variants))
+    assert judges.perceptual is not None  # without either no label map is made in several styles
+    pairs = [(i, j) for i in range(len(variants)) for j in range(i)]
+    first, second = (variants[[pair[side] for pair in pairs]] for side in (0, 1))
+    return float(judges.perceptual.distances(first, second).mean())
 
 
 def _batches(samples: SampleSet, indices: Sequence[int], batch_size: int, skipped: list[str]) -> Iterator[list[Sample]]:

@@ -22,6 +22,7 @@ from spade_deploy.evaluation.data import Sample
 from spade_deploy.images.image_file import Size, read_photo
 from spade_deploy.labels.files import duplicate_stems, is_image_name, list_label_files
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.runs.settings import flat, settings_of
 from spade_deploy.spec import GeneratorSpec
 
 Pixels = NDArray[np.uint8]
@@ -52,6 +53,8 @@ class Model:
     """The data set that it was trained on; None if that is not known."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Step, origin and digest of its weights, for the report."""
+    settings: dict[str, Any] | None = None
+    """How it was built and trained, as a flat table (`runs.settings`); None for a folder of images."""
 
     @property
     def z_dim(self) -> int | None:
@@ -151,17 +154,20 @@ def _checkpoint(path: Path) -> Model:
     run = path.resolve().parent.parent.name if path.resolve().parent.name == runs.CHECKPOINTS else path.resolve().name
     name = f"{run}, step {info.step}" if info.origin == "train" else run
     facts = {"step": info.step, "origin": info.origin, "generator_sha256": info.generator_sha256}
-    return Model(path, Kind.CHECKPOINT, name, info.generator, _data_of(info), facts)
+    return Model(path, Kind.CHECKPOINT, name, info.generator, _data_of(info), facts, settings_of(info))
 
 
 def _artifact(path: Path, runs_dir: Path) -> Model:
     manifest = Artifact.open(path).manifest
     digest = manifest.source.generator_sha256
     checkpoint = runs.find_checkpoint_by_digest(digest, near=path, runs_dir=runs_dir)
-    data = _data_of(runs.read_checkpoint_info(checkpoint)) if checkpoint is not None else None
+    info = runs.read_checkpoint_info(checkpoint) if checkpoint is not None else None
+    data = _data_of(info) if info is not None else None
+    settings = settings_of(info) if info is not None else flat({"generator": manifest.generator.to_json()})
     facts = {"step": manifest.source.step, "origin": manifest.source.origin, "generator_sha256": digest}
     whose = path.resolve()
-    return Model(path, Kind.ARTIFACT, f"{whose.parent.name}/{whose.name}", manifest.generator, data, facts)
+    name = f"{whose.parent.name}/{whose.name}"
+    return Model(path, Kind.ARTIFACT, name, manifest.generator, data, facts, settings)
 
 
 def _data_of(info: runs.CheckpointInfo) -> DataConfig | None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from spade_deploy.errors import MissingDependencyError, SpadeError
-from spade_deploy.evaluation.result import EvalResult, Row
+from spade_deploy.evaluation.result import EvalResult
+from spade_deploy.evaluation.row import Row
+from spade_deploy.evaluation.verdict import Verdict
+from spade_deploy.evaluation.verdict import shown as as_text
 from spade_deploy.files.atomic import write_json, write_text
 from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.metrics import HIGHER_IS_BETTER
 from spade_deploy.pages import render as pages
+from spade_deploy.runs.settings import as_text as setting_text
+from spade_deploy.runs.settings import differing
 
 JSON_FILE = "evaluation.json"
 HTML_FILE = "evaluation.html"
@@ -25,6 +30,7 @@ HEADINGS = {
     "miou": "mIoU",
     "accuracy": "pixels",
     "diversity": "diversity",
+    "lpips": "LPIPS",
     "l1": "L1",
     "psnr": "PSNR",
 }
@@ -37,12 +43,15 @@ class Cell:
     text: str
     """The figure in words."""
     is_best: bool = False
-    """Whether it is the best one of its column."""
+    """Whether it is the best one of its column, and leads by more than the noise."""
+    is_void: bool = False
+    """Whether its judge fails on real photos, so that it says nothing; it is shown in brackets."""
 
     @property
     def short(self) -> str:
-        """The figure without its deviation."""
-        return self.text.partition(" ±")[0]
+        """The figure without its interval."""
+        text = self.text.partition(" ±")[0]
+        return f"({text})" if self.is_void and text else text
 
 
 @dataclass(frozen=True)
@@ -57,37 +66,98 @@ class Line:
     """How many images were measured."""
     cells: tuple[Cell, ...]
     """The figures, one for each column."""
+    remark: str = ""
+    """A sentence that stands in the row, such as why its judge gives no verdict."""
 
 
-def heading(name: str) -> str:
+def heading(result: EvalResult, name: str) -> str:
     """The head of a column: 'mIoU ↑', where the arrow says which way is better."""
     way = {True: " ↑", False: " ↓"}[HIGHER_IS_BETTER[name]] if name in HIGHER_IS_BETTER else ""
-    return HEADINGS[name] + way
+    return short_name(result, name) + way
+
+
+def short_name(result: EvalResult, name: str) -> str:
+    """The name of a figure in one word: FID only where it was measured with the published Inception weights."""
+    told = result.names.get(name, "")
+    return told if told in ("FID", "KID") else HEADINGS[name]
 
 
 def shown(row: Row, name: str) -> str:
-    """A figure for people; empty if the row has none."""
+    """A figure for people with its 95 % interval; empty if the row has none."""
     value = row.figure(name)
     if value is None:
         return ""
-    if name == "kernel" and row.kernel is not None:
-        return f"{value:.4f} ± {row.kernel.std:.4f}"
-    return {"frechet": f"{value:.2f}", "psnr": f"{value:.2f}", "accuracy": f"{value:.1%}"}.get(name, f"{value:.4f}")
+    half = row.intervals.get(name)
+    return as_text(name, value) if half is None else f"{as_text(name, value)} ± {as_text(name, half)}"
 
 
 def lines(result: EvalResult) -> list[Line]:
     """The table: models first, then real photos."""
     columns = result.measured()
     best = {name: result.best(name) for name in columns}
+    void = {name for name, verdict in result.verdicts.items() if verdict.is_judge_unfit}
     return [
         Line(
             row.name,
             row.kind == "reference",
             row.images,
-            tuple(Cell(shown(row, name), best[name] == row.name) for name in columns),
+            tuple(Cell(shown(row, name), best[name] == row.name, name in void) for name in columns),
+            row.remark,
         )
         for row in (*result.rows, *result.references)
     ]
+
+
+def verdict_lines(result: EvalResult) -> list[tuple[str, str, bool]]:
+    """For each figure its short name, the sentence of its verdict, and whether there is a best model.
+
+    Figures with the same sentence share a line.
+    """
+    is_told = len(result.rows) > 1
+    found = {name: verdict for name, verdict in result.verdicts.items() if is_told or verdict.is_judge_unfit}
+    return _grouped(result, found)
+
+
+def seed_lines(result: EvalResult) -> list[tuple[str, str, list[str]]]:
+    """For each group of seeds its name, its seeds, and mean and deviation of each column."""
+    found = []
+    for group in result.seed_groups:
+        cells = [group.figures.get(name) for name in result.measured()]
+        texts = [
+            "" if cell is None else f"{as_text(name, cell.mean)} ± {as_text(name, cell.std)}"
+            for name, cell in zip(result.measured(), cells, strict=True)
+        ]
+        found.append((group.name, ", ".join(map(str, group.seeds)), texts))
+    return found
+
+
+def seed_verdict_lines(result: EvalResult) -> list[tuple[str, str, bool]]:
+    """As `verdict_lines`, of the settings whose seeds are averaged."""
+    return _grouped(result, result.seed_verdicts)
+
+
+def _grouped(result: EvalResult, verdicts: Mapping[str, Verdict]) -> list[tuple[str, str, bool]]:
+    by_reason: dict[str, list[str]] = {}
+    for name in result.measured():
+        if name in verdicts:
+            by_reason.setdefault(verdicts[name].reason, []).append(name)
+    return [
+        (", ".join(short_name(result, name) for name in names), reason, verdicts[names[0]].best is not None)
+        for reason, names in by_reason.items()
+    ]
+
+
+def _model_settings(result: EvalResult) -> tuple[list[str], list[list[str]], list[list[str]]]:
+    """The names of the models that have settings, the rows in which they differ, and the rows that all share."""
+    rows = [row for row in result.rows if row.facts.get("settings")]
+    tables = [row.facts["settings"] for row in rows]
+    if not tables:
+        return [], [], []
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    apart = differing(tables)
+    told = {name: [name, *(setting_text(table.get(name)) for table in tables)] for name in names}
+    shared = [told[name][:2] for name in names if name not in apart]
+    return [row.name for row in rows], [told[name] for name in apart], shared
 
 
 def write_report(result: EvalResult, out: Path) -> tuple[Path, ...]:
@@ -118,9 +188,14 @@ def _page(result: EvalResult) -> str:
         "evaluation.html.j2",
         title="Evaluation: " + " against ".join(names) if len(names) < 4 else f"Evaluation of {len(names)} models",
         lead=_lead(result),
-        headings=[heading(name) for name in columns],
+        headings=[heading(result, name) for name in columns],
         lines=lines(result),
-        meanings=[(HEADINGS[name], result.names[name]) for name in columns],
+        verdicts=verdict_lines(result),
+        seeds=seed_lines(result),
+        seed_verdicts=seed_verdict_lines(result),
+        model_settings=_model_settings(result),
+        has_intervals=any(row.intervals for row in result.rows),
+        meanings=[(short_name(result, name), result.names[name]) for name in columns],
         settings=_settings(result),
         notes=result.notes,
         skipped=result.all_skipped,
@@ -139,12 +214,11 @@ def _page(result: EvalResult) -> str:
 def _lead(result: EvalResult) -> str:
     count = len(result.rows)
     what = "One model" if count == 1 else f"{count} models"
-    return (
-        f"{what} on {result.samples} samples that are held out: what each makes of the same label maps, and what a"
-        " camera saw."
-        if result.settings["split"] != "train"
-        else f"{what} on {result.samples} samples of the training split."
-    )
+    shows = "what each makes of the same label maps, and what a camera saw."
+    if result.settings["split"] == "train" or result.settings.get("held_out") is False:
+        return f"{what} on {result.samples} samples, not all of which were held out of training: {shows}"
+    held_out = " that are held out" if result.settings.get("held_out") else ""
+    return f"{what} on {result.samples} samples{held_out}: {shows}"
 
 
 def _settings(result: EvalResult) -> list[tuple[str, str]]:
@@ -158,6 +232,10 @@ def _settings(result: EvalResult) -> list[tuple[str, str]]:
     if settings["extractor"] is not None:
         found = settings["extractor"]
         rows.append(("extractor", f"{found['file']}, output {found['output']}, {_facts_of_model(found)}"))
+    if settings["lpips"] is not None:
+        found = settings["lpips"]
+        digests = ", ".join(f"{what} sha256 {found[f'{what}_sha256'][:12]}" for what in ("backbone", "linear"))
+        rows.append(("LPIPS", f"{found['name']}, {digests}"))
     if settings["segmenter"] is not None:
         found = settings["segmenter"]
         trained = f", trained on {found['trained_on']}" if "trained_on" in found else ""
@@ -202,10 +280,7 @@ def _classes(result: EvalResult) -> list[tuple[str, str, list[Cell]]]:
     found = []
     for label_id, score in scores[-1].items():
         values = [by_id[label_id].iou if label_id in by_id else 0.0 for by_id in scores]
-        models = values[: sum(row.kind != "reference" for row in rows)]
-        top = max(models, default=0.0)
-        cells = [
-            Cell(f"{value:.3f}", len(models) > 1 and value == top and n < len(models)) for n, value in enumerate(values)
-        ]
+        best = result.best_by_class.get(label_id)
+        cells = [Cell(f"{value:.3f}", row.name == best) for row, value in zip(rows, values, strict=True)]
         found.append((result.labels.name_of(label_id), pages.percent(score.share), cells))
     return found

@@ -14,7 +14,7 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.sets import LABEL_SETS, label_set
 from spade_deploy.metrics.onnx_images import number_triple
-from spade_deploy.settings import asked_of, check_ranges, setting
+from spade_deploy.settings import asked_of, check_one_of, check_ranges, setting
 from spade_deploy.spec import MAX_BATCH, LabelSpec, parse_size
 
 DATA, JUDGES = "Data", "Judges"
@@ -98,6 +98,13 @@ class EvalRequest:
     )
     extractor_facts: Mapping[str, Any] = asked_of(ExtractorFacts)
     """The fields of ExtractorFacts that are given."""
+    fid: bool = setting(False, help="FID and KID: needs the published Inception weights; no download.", group=JUDGES)
+    lpips: str = setting(
+        "", help="LPIPS to the photo: alex or vgg, of the published weights; no download.", group=JUDGES, bare="alex"
+    )
+    judge_weights: Path | None = setting(
+        None, help="Folder of these weights; $TORCH_HOME/hub/checkpoints if left out.", group=JUDGES
+    )
     segmenter: Path | None = setting(
         None, help="ONNX segmenter: does it see in the images what was asked for?", group=JUDGES
     )
@@ -115,14 +122,24 @@ class EvalRequest:
             raise ConfigError(f"`segmenter` {self.segmenter} contradicts `train_segmenter`; give one of them")
         if self.segmenter_steps is not None and not self.train_segmenter:
             raise ConfigError(f"`segmenter_steps` {self.segmenter_steps}: is for `train_segmenter` alone")
+        if self.fid and self.extractor is not None:
+            raise ConfigError(
+                f"`fid` contradicts `extractor` {self.extractor}: one network makes the features",
+                hint="give one of them; two evaluations make two reports, with another `out`",
+            )
+        if self.lpips:
+            check_one_of("lpips", self.lpips, ("alex", "vgg"))
+        if self.judge_weights is not None and not (self.fid or self.lpips):
+            raise ConfigError(f"`judge_weights` {self.judge_weights}: is for `fid` and `lpips` alone")
         if self.extractor is None and any(value is not None for value in self.extractor_facts.values()):
             name = next(name for name, value in self.extractor_facts.items() if value is not None)
             raise ConfigError(f"`extractor_{name}`: is for `extractor` alone")
         if self.styles == 1 or not 0 <= self.styles <= 100:
             raise ConfigError(f"`styles`: {self.styles} is not 0 or from 2 to 100: a single style has no diversity")
-        if self.styles and self.extractor is None:
+        if self.styles and self.extractor is None and not self.fid and not self.lpips:
             raise ConfigError(
-                f"`styles` {self.styles}: diversity is a distance of features", hint="give `extractor` FILE.onnx"
+                f"`styles` {self.styles}: diversity is a distance of features",
+                hint="give `extractor` FILE.onnx, or `lpips`",
             )
         check_ranges(self)
 

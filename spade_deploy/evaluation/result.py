@@ -2,76 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from spade_deploy.errors import SpadeError
 from spade_deploy.evaluation.models import Pixels
+from spade_deploy.evaluation.row import Row
+from spade_deploy.evaluation.seeds import SeedGroup
+from spade_deploy.evaluation.verdict import Verdict
 from spade_deploy.labels.files import LabelIds
-from spade_deploy.metrics import HIGHER_IS_BETTER, ClassScore, FrechetDistance, KernelDistance
 from spade_deploy.spec import LabelSpec
 from spade_deploy.version import __version__
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """The figures of one model, or of real photos. A figure that is None was not measured."""
-
-    name: str
-    """The name of the model, or of the set of real photos."""
-    kind: str
-    """A value of `models.Kind`, or 'reference' for real photos."""
-    path: Path | None
-    """Where the model lies; None for real photos."""
-    images: int
-    """How many images were measured."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Facts about the model and the engine that ran it, for the report."""
-    skipped: tuple[str, ...] = ()
-    """A sentence for each sample that has no image."""
-    frechet: FrechetDistance | None = None
-    """The Frechet distance from the held-out photos."""
-    kernel: KernelDistance | None = None
-    """The kernel distance from the held-out photos."""
-    miou: float | None = None
-    """Mean intersection over union of the classes that occur, 0..1."""
-    accuracy: float | None = None
-    """Share of the pixels whose class the segmenter finds, 0..1."""
-    classes: tuple[ClassScore, ...] = ()
-    """The score of each class that occurs."""
-    diversity: float | None = None
-    """Mean distance of two styles of one label map, see `metrics.diversity`."""
-    l1: float | None = None
-    """Mean absolute difference from the photo, black to white being 1."""
-    psnr: float | None = None
-    """The PSNR against the photo, in dB."""
-    seconds: float = 0.0
-    """How long the measuring took."""
-
-    def figure(self, name: str) -> float | None:
-        """A figure of `HIGHER_IS_BETTER`, as one number."""
-        value = getattr(self, name)
-        return value.value if isinstance(value, FrechetDistance | KernelDistance) else value
-
-    def to_json(self, labels: LabelSpec) -> dict[str, Any]:
-        frechet = None
-        if self.frechet is not None:
-            frechet = {**asdict(self.frechet), "caveat": self.frechet.caveat}
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "path": str(self.path) if self.path is not None else None,
-            **self.facts,
-            "images": self.images,
-            "skipped": list(self.skipped),
-            "frechet": frechet,
-            "kernel": asdict(self.kernel) if self.kernel is not None else None,
-            **{name: getattr(self, name) for name in ("miou", "accuracy", "diversity", "l1", "psnr", "seconds")},
-            "classes": [{"name": labels.name_of(score.label_id), **asdict(score)} for score in self.classes],
-        }
 
 
 @dataclass(frozen=True)
@@ -120,6 +63,14 @@ class EvalResult:
     """A sentence for each sample that was left out for all models, since its label map or photo cannot be used."""
     notes: tuple[str, ...]
     """Sentences that a reader of the figures has to know."""
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """By each figure that has a better direction, which model is the best, or why that cannot be said."""
+    seed_groups: tuple[SeedGroup, ...] = ()
+    """The models that differ by their random seed alone, averaged."""
+    seed_verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """Of several such groups, which setting is the best by each figure."""
+    best_by_class: dict[int, str] = field(default_factory=dict)
+    """The name of the model that is the best at a class, by its id, where the difference exceeds the noise."""
     strips: tuple[Strip, ...] = ()
     """The samples that the page shows."""
     style_strips: tuple[StyleStrip, ...] = ()
@@ -132,16 +83,13 @@ class EvalResult:
 
     def measured(self) -> list[str]:
         """The names of the figures that at least one row has, in the order of the table."""
-        order = ("frechet", "kernel", "miou", "accuracy", "diversity", "l1", "psnr")
+        order = ("frechet", "kernel", "miou", "accuracy", "diversity", "lpips", "l1", "psnr")
         return [name for name in order if any(row.figure(name) is not None for row in self.rows)]
 
     def best(self, name: str) -> str | None:
-        """The name of the best model by a figure; None if there are fewer than two models or the best two are equal."""
-        found = {row.name: value for row in self.rows if (value := row.figure(name)) is not None}
-        if len(found) < 2 or name not in HIGHER_IS_BETTER:
-            return None
-        ordered = sorted(found, key=lambda row: found[row], reverse=HIGHER_IS_BETTER[name])
-        return ordered[0] if found[ordered[0]] != found[ordered[1]] else None
+        """The name of the best model by a figure; None where no model is known to be the best."""
+        verdict = self.verdicts.get(name)
+        return None if verdict is None else verdict.best
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -152,6 +100,9 @@ class EvalResult:
             "skipped": list(self.skipped),
             "notes": list(self.notes),
             "metrics": self.names,
+            "verdicts": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
+            "seeds_averaged": [group.to_json() for group in self.seed_groups],
+            "verdicts_of_settings": {name: verdict.to_json() for name, verdict in self.seed_verdicts.items()},
             "models": [row.to_json(self.labels) for row in self.rows],
             "references": [row.to_json(self.labels) for row in self.references],
         }

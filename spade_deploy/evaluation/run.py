@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import DatasetError
-from spade_deploy.evaluation.data import SampleSet, evenly, has_one_set, held_out_split, open_set
+from spade_deploy.evaluation.data import SampleSet, evenly, has_one_set, held_out_split, learned_from, open_set
+from spade_deploy.evaluation.judges import Extractor, Judges, Perceptual
 from spade_deploy.evaluation.measure import (
     STYLED_SAMPLES,
-    Judges,
     Kept,
     Reality,
     measure_floor,
@@ -20,7 +20,12 @@ from spade_deploy.evaluation.measure import (
 )
 from spade_deploy.evaluation.models import Model, find_models, open_images
 from spade_deploy.evaluation.request import EvalRequest, chosen_data
-from spade_deploy.evaluation.result import EvalResult, Row, Strip, StyleStrip
+from spade_deploy.evaluation.result import EvalResult, Strip, StyleStrip
+from spade_deploy.evaluation.row import Row
+from spade_deploy.evaluation.scores import Drawn, Scores, draw_again
+from spade_deploy.evaluation.seeds import compare_groups, group_by_seed
+from spade_deploy.evaluation.taught import apart_from_segmenter
+from spade_deploy.evaluation.verdict import best_by_class, unfit_judges, verdicts
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import OnnxExtractor, OnnxSegmenter
@@ -43,27 +48,41 @@ def evaluate(
     models = find_models(request.models, runs_dir, best=request.best)
     config, size, labels = chosen_data(request.data, models)
     split = request.data.split or held_out_split(config)
+    taught: tuple[str, ...] = ()
+    if request.train_segmenter:
+        config, split, taught = apart_from_segmenter(config, split)
     samples = open_set(config, split, labels, size)
-    notes = [*_data_notes(config, split, samples, models)]
-    extractor = OnnxExtractor(request.extractor, request.extractor_facts) if request.extractor else None
+    learned = {model.name: _learned(model, config, split) for model in models if model.spec is not None}
+    notes = [*taught, *_data_notes(config, split, samples, models, learned)]
+    extractor, perceptual = _extractor(request), _perceptual(request)
     segmenter, more = _segmenter(request, config, split, labels, runs_dir, progress)
-    judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size)
+    judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size, perceptual)
     progress.step(f"{config.described}, {samples.name}: reading the real photos")
     reality = measure_reality(judges, samples, evenly(len(samples), request.samples), progress)
-    references = [reality.row] if segmenter is not None else []
+    unfit = unfit_judges(reality.scores)
+    remark = "; ".join(f"no verdict by this judge: {why}" for why in dict.fromkeys(unfit.values()))
+    references = [replace(reality.row, remark=remark)] if segmenter is not None or unfit else []
     floor, why = _floor(judges, reality, config, split, labels, size, progress)
     references += [floor] if floor is not None else []
-    rows, strips, style_strips = _judge_all(request, judges, reality, models, size, progress)
+    judged, strips, style_strips = _judge_all(request, judges, reality, models, size, progress)
+    progress.step("drawing the samples again, to see how far the figures are decided by their choice")
+    drawn = draw_again([scores for _, scores in judged], reality.scores, request.seed)
+    rows = _with_intervals([row for row, _ in judged], drawn, remark)
     notes += [*more, *why, *_notes(request, rows, models, judges)]
+    groups = group_by_seed(models, rows)
     result = EvalResult(
         rows=tuple(rows),
         references=tuple(references),
         labels=labels,
-        names=_names(extractor, segmenter),
-        settings=_settings(request, config, split, size, extractor, segmenter),
+        names=_names(judges),
+        settings=_settings(request, config, split, size, judges) | {"held_out": _is_held_out(learned)},
         samples=len(reality.chosen),
         skipped=reality.skipped,
         notes=tuple(notes),
+        verdicts=verdicts(rows, drawn, unfit),
+        seed_groups=groups,
+        seed_verdicts=compare_groups(groups, unfit),
+        best_by_class=best_by_class(rows, drawn, unfit),
         strips=strips,
         style_strips=style_strips,
     )
@@ -78,7 +97,7 @@ def _judge_all(
     models: Sequence[Model],
     size: Size,
     progress: Progress,
-) -> tuple[list[Row], tuple[Strip, ...], tuple[StyleStrip, ...]]:
+) -> tuple[list[tuple[Row, Scores]], tuple[Strip, ...], tuple[StyleStrip, ...]]:
     shown = [reality.chosen[place] for place in evenly(len(reality.chosen), request.pictures)]
     rows, kept = [], dict[str, Kept]()
     for model in models:
@@ -94,6 +113,34 @@ def _judge_all(
     stem = reality.samples.stem(reality.chosen[0])
     styled = tuple(StyleStrip(name, stem, found.styles) for name, found in kept.items() if found.styles)
     return rows, tuple(strips), styled
+
+
+def _extractor(request: EvalRequest) -> Extractor | None:
+    if request.fid:
+        from spade_deploy.evaluation.published.inception import InceptionFeatures
+
+        return InceptionFeatures(request.judge_weights)
+    return OnnxExtractor(request.extractor, request.extractor_facts) if request.extractor is not None else None
+
+
+def _perceptual(request: EvalRequest) -> Perceptual | None:
+    if not request.lpips:
+        return None
+    from spade_deploy.evaluation.published.lpips import Lpips
+
+    return Lpips(request.lpips, request.judge_weights)
+
+
+def _with_intervals(rows: Sequence[Row], drawn: Drawn | None, remark: str) -> list[Row]:
+    """The rows with the interval of each figure, and the remark on a judge that fails."""
+    if drawn is None:
+        return [replace(row, remark=remark) for row in rows]
+    found = []
+    for place, row in enumerate(rows):
+        halves = {name: drawn.interval(place, name) for name in drawn.figures[place]}
+        known = {name: half for name, half in halves.items() if half is not None and row.figure(name) is not None}
+        found.append(replace(row, intervals=known, remark=remark))
+    return found
 
 
 def _segmenter(
@@ -121,8 +168,7 @@ def _segmenter(
         device=training.default_device(),
         progress=progress,
     )
-    notes = (*made.notes, *(("the segmenter learned from the very photos it is used on",) * has_one_set(config)))
-    return OnnxSegmenter(made.path, labels), notes
+    return OnnxSegmenter(made.path, labels), made.notes
 
 
 def _floor(
@@ -146,19 +192,39 @@ def _floor(
     return (row, row.skipped) if row.frechet is not None else (None, row.skipped)
 
 
-def _data_notes(config: DataConfig, split: str, samples: SampleSet, models: Sequence[Model]) -> list[str]:
+def _learned(model: Model, config: DataConfig, split: str) -> int | None:
+    """How many of the judged samples a model was trained on; None if that is not known."""
+    return None if model.data is None else learned_from(model.data, config, split)
+
+
+def _is_held_out(learned: Mapping[str, int | None]) -> bool | None:
+    """Whether no model was trained on a sample that it is judged on; None if that is not known of every model."""
+    if any(learned.values()):
+        return False
+    return None if None in learned.values() or not learned else True
+
+
+def _data_notes(
+    config: DataConfig,
+    split: str,
+    samples: SampleSet,
+    models: Sequence[Model],
+    learned: Mapping[str, int | None],
+) -> list[str]:
     notes = []
-    if split == "train":
+    if split == "train" and not has_one_set(config):
         notes.append(f"{config.described} was evaluated on its training samples: the figures are too good")
     for model in models:
-        if model.data is not None and (model.data.preset, model.data.root, model.data.labels_dir) != (
+        count = learned.get(model.name)
+        if count:
+            which = "these very samples" if count == len(samples) else f"{count} of these {len(samples)} samples"
+            notes.append(f"{model.name} was trained on {which}: its figures are too good")
+        elif model.data is not None and (model.data.preset, model.data.root, model.data.labels_dir) != (
             config.preset,
             config.root,
             config.labels_dir,
         ):
             notes.append(f"{model.name} was trained on {model.data.described}, not on what it is judged on")
-        elif model.data is not None and has_one_set(config):
-            notes.append(f"{model.name} was trained on these very samples: its figures are too good")
     if samples.problems:
         shown = "; ".join(samples.problems[:SHOWN_PROBLEMS])
         more = f"; and {len(samples.problems) - SHOWN_PROBLEMS} more" * (len(samples.problems) > SHOWN_PROBLEMS)
@@ -183,26 +249,24 @@ def _notes(request: EvalRequest, rows: Sequence[Row], models: Sequence[Model], j
     return notes
 
 
-def _names(extractor: OnnxExtractor | None, segmenter: OnnxSegmenter | None) -> dict[str, str]:
+def _names(judges: Judges) -> dict[str, str]:
     names = {"l1": "mean absolute difference from the photo, black to white being 1", "psnr": "PSNR against it, dB"}
+    extractor, segmenter, perceptual = judges.extractor, judges.segmenter, judges.perceptual
     if extractor is not None:
         names["frechet"] = extractor.frechet_name
         names["kernel"] = extractor.kernel_name
         names["diversity"] = f"feature diversity ({extractor.name})"
+    if perceptual is not None:
+        names["lpips"] = f"{perceptual.name} to the photo"
+        names.setdefault("diversity", f"{perceptual.name} between styles of one label map")
     if segmenter is not None:
         names["miou"] = f"mean IoU of the classes that occur (segmenter: {segmenter.name})"
         names["accuracy"] = f"share of pixels whose class is found (segmenter: {segmenter.name})"
     return names
 
 
-def _settings(
-    request: EvalRequest,
-    config: DataConfig,
-    split: str,
-    size: Size,
-    extractor: OnnxExtractor | None,
-    segmenter: OnnxSegmenter | None,
-) -> dict[str, Any]:
+def _settings(request: EvalRequest, config: DataConfig, split: str, size: Size, judges: Judges) -> dict[str, Any]:
+    extractor, segmenter, perceptual = judges.extractor, judges.segmenter, judges.perceptual
     return {
         "data": config.to_json(),
         "split": split,
@@ -214,5 +278,6 @@ def _settings(
         "styles": request.styles,
         "styled_samples": STYLED_SAMPLES if request.styles else 0,
         "extractor": extractor.describe() if extractor is not None else None,
+        "lpips": perceptual.describe() if perceptual is not None else None,
         "segmenter": segmenter.describe() if segmenter is not None else None,
     }

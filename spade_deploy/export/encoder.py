@@ -9,6 +9,7 @@ float32 alone: half precision would save milliseconds and cost the style's accur
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional
 
-from spade_deploy.artifact import PHOTO, EncoderGraph, encoder_tensors
+from spade_deploy.artifact import ENCODER, PHOTO, EncoderGraph, description, encoder_tensors
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
 from spade_deploy.errors import ExportError, ValidationFailedError, reason_of
 from spade_deploy.export.fold import fold_conv
-from spade_deploy.export.onnx_file import OPSET, quiet_export
+from spade_deploy.export.onnx_file import OPSET, describe, quiet_export
 from spade_deploy.labels.files import colorize, synthetic_label_maps
 from spade_deploy.networks.encoder import LAYERS, PHOTO_SIZE, StyleEncoder
 from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS
@@ -75,13 +76,15 @@ def to_image(photo: Tensor) -> Tensor:
     return photo.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def write_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> EncoderGraph:
+def write_encoder(
+    encoder: StyleEncoder, spec: GeneratorSpec, path: Path, facts: Mapping[str, str] | None = None
+) -> EncoderGraph:
     """Write `encoder`, which must be in eval mode and is not changed, and prove the file equal to it.
 
-    spec: that of its generator. Raises ExportError, MissingDependencyError without ONNX Runtime, and
-    ValidationFailedError if mu or logvar differ by more than rounding.
+    spec: that of its generator. facts: the file's metadata. Raises ExportError, MissingDependencyError without ONNX
+    Runtime, and ValidationFailedError if mu or logvar differ by more than rounding.
     """
-    _write_onnx(DeployEncoder(encoder), spec, path)
+    _write_onnx(DeployEncoder(encoder), spec, path, facts or {})
     return prove_encoder(encoder, spec, path)
 
 
@@ -133,7 +136,7 @@ def _run_module(encoder: StyleEncoder, photos: NDArray[np.uint8], dtype: torch.d
         return torch.stack(module(image)).numpy()
 
 
-def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path) -> None:
+def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path, facts: Mapping[str, str]) -> None:
     inputs, outputs = encoder_tensors(spec)
     example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
     try:
@@ -157,7 +160,7 @@ def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path) -> None:
     for value in program.model.graph.inputs:
         value.metadata_props.clear()
     program.model.graph.metadata_props.clear()  # they come from sets, so that each export would have other bytes
-    program.model.producer_name = "spade-deploy"
+    describe(program.model, (*inputs, *outputs), description(spec, ENCODER), facts)
     program.save(str(path), external_data=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,28 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from spade_deploy.artifact import input_tensors, output_tensors
+from spade_deploy.artifact import TensorInfo, description, input_tensors, output_tensors
 from spade_deploy.errors import ExportError, reason_of
 from spade_deploy.export.build import TracedModel, stage_names
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.spade import levels
 from spade_deploy.files.onnx_data import EXTERNAL_DATA_BYTES
 from spade_deploy.lookup.tables import LATENT_KERNEL, lookup_tensors
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.spec import GeneratorSpec, GraphKind
+from spade_deploy.version import __version__
 
 OPSET = 18
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def write_onnx(model: TracedModel, path: Path) -> None:
+def write_onnx(model: TracedModel, path: Path, facts: Mapping[str, str] | None = None) -> None:
     """Trace `model` and write it to `path`. Raises ExportError with the exporter's own words where that fails.
 
     Inputs and outputs are those of the module. The batch is dynamic; so are height and width, as multiples of the
     spec's stride, except with a VAE; so are the numbers of patterns of a lookup graph. Values that the trained
     generator also computes have the names of its layers (`up_0.conv_1`), so that a validation can name the first one
-    that diverges.
+    that diverges. facts: the file's metadata, see `artifact/graph_facts.py`.
     """
     spec = model.spec
     is_lookup = isinstance(model, LookupModel)
@@ -58,9 +59,23 @@ def write_onnx(model: TracedModel, path: Path) -> None:
         raise ExportError(f"torch.onnx could not export the deploy model: {reason_of(error)}") from error
     assert program is not None
     _name_stages(program.model, model)
-    program.model.producer_name = "spade-deploy"
+    tensors = (*(lookup_tensors(spec) if is_lookup else input_tensors(spec)), *output_tensors(spec))
+    describe(program.model, tensors, description(spec, GraphKind.LOOKUP if is_lookup else GraphKind.DENSE), facts or {})
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+
+
+def describe(onnx_model: Any, tensors: Sequence[TensorInfo], text: str, facts: Mapping[str, str]) -> None:
+    """Write into a model what it is, what each of its tensors holds, and its facts, for people and for programs.
+
+    tensors: its inputs and outputs. text: what the model does, in a sentence or two.
+    """
+    meanings = {tensor.name: tensor.meaning for tensor in tensors}
+    onnx_model.producer_name, onnx_model.producer_version = "spade-deploy", __version__
+    onnx_model.doc_string = onnx_model.graph.doc_string = text
+    onnx_model.metadata_props.update(facts)
+    for value in (*onnx_model.graph.inputs, *onnx_model.graph.outputs):
+        value.doc_string = meanings[value.name]
 
 
 def _example_inputs(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str], list[dict[int, Any]]]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spade_deploy.artifact import (
+    ENCODER,
     ENCODER_ONNX,
     IMAGE,
     INSTANCE,
@@ -25,7 +26,9 @@ from spade_deploy.artifact import (
     Manifest,
     Source,
     Z,
+    graph_facts,
     graph_file,
+    model_facts,
     one_by_one,
     write_golden,
     write_manifest,
@@ -127,10 +130,14 @@ def export_artifact(
         )
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS], request.device)
     write_golden(folder, golden_inputs, reference)
+    versions = {name: version(name) for name in VERSIONED_PACKAGES}
+    facts = model_facts(generator.spec, request.source, versions)
     encoder_graph = None
     if request.encoder is not None:
         progress.step("writing the style encoder, and proving it equal to the PyTorch module")
-        encoder_graph = write_encoder(request.encoder, generator.spec, folder / ENCODER_ONNX)
+        encoder_graph = write_encoder(
+            request.encoder, generator.spec, folder / ENCODER_ONNX, facts | graph_facts(ENCODER, Precision.FP32)
+        )
     kept: tuple[str, ...] = ()
     stress: tuple[StressMap, ...] = ()
     if Precision.FP16 in request.precisions:
@@ -142,8 +149,8 @@ def export_artifact(
         progress.step(f"tracing and writing the {precision} {kind} graph")
         model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
         file = graph_file(precision, kind)
-        write_onnx(model, folder / file)
         all_kept = (*always_fp32(generator.spec), *kept) if precision is Precision.FP16 else ()
+        write_onnx(model, folder / file, facts | graph_facts(kind, precision, all_kept))
         graphs.append(Graph(file, precision, all_kept, OPSET, kind))
     summary = None
     if (int8 := request.int8) is not None:
@@ -157,7 +164,7 @@ def export_artifact(
         generator=generator.spec,
         graphs=tuple(graphs),
         source=request.source,
-        versions={name: version(name) for name in VERSIONED_PACKAGES},
+        versions=versions,
         rounding=rounding,
         encoder=encoder_graph,
     )

@@ -16,10 +16,29 @@ from PIL.ImageFile import ImageFile
 
 from spade_deploy.errors import LabelMapError
 from spade_deploy.images import png_file
-from spade_deploy.images.opened import TURNS, OpenedImage, Size, opened_image, refuse_slow_scans
+from spade_deploy.images.opened import (
+    TURNS,
+    ImageBytes,
+    ImageSource,
+    OpenedImage,
+    Size,
+    opened_image,
+    refuse_slow_scans,
+)
 from spade_deploy.images.png_file import PngFacts
 
-__all__ = ["Samples", "Size", "check_photo", "image_size", "photo_size", "read_photo", "read_samples", "size_beside"]
+__all__ = [
+    "ImageBytes",
+    "ImageSource",
+    "Samples",
+    "Size",
+    "check_photo",
+    "image_size",
+    "photo_size",
+    "read_photo",
+    "read_samples",
+    "size_beside",
+]
 
 _INTEGER_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L"})
 
@@ -59,7 +78,7 @@ class Samples:
     """The orientation by EXIF, which says how a viewer turns the pixels; 1 leaves them as they are."""
 
 
-def read_samples(path: Path, what: str) -> Samples:
+def read_samples(path: ImageSource, what: str) -> Samples:
     """Decode an image file into its own numbers. what: the kind of file, for messages. Raises LabelMapError."""
     with opened_image(path, what) as file:
         image, png = file.image, file.png
@@ -90,7 +109,7 @@ def read_samples(path: Path, what: str) -> Samples:
         return Samples(image.mode, None, np.array(image.convert("RGB")), transparent=transparent, **about)
 
 
-def read_photo(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
+def read_photo(path: ImageSource, size: Size | None = None) -> NDArray[np.uint8]:
     """RGB pixels, H x W x 3 uint8, turned upright as EXIF says; `size` resizes with bicubic.
 
     Of samples of 16 bits the upper eight are taken. Grey, palette and CMYK are converted. Raises LabelMapError, also

@@ -10,14 +10,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BufferedReader
+from dataclasses import dataclass, field
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from PIL.ImageFile import ImageFile
 
-from spade_deploy.errors import LabelMapError, SpadeError, reason_of
+from spade_deploy.errors import ImageTooLargeError, LabelMapError, SpadeError, reason_of
 from spade_deploy.files.reading import open_regular
 from spade_deploy.images import png_file
 from spade_deploy.images.headers import (
@@ -54,10 +54,31 @@ TURNS = {
 
 
 @dataclass(frozen=True)
+class ImageBytes:
+    """An image that somebody sent: it is read as a file of these bytes would be."""
+
+    name: str
+    """What messages call it."""
+
+    content: bytes = field(repr=False)
+    """The bytes of the file."""
+
+    most_pixels: int = MAX_PIXELS
+    """The largest number of pixels that is decoded."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ImageSource = Path | ImageBytes
+"""Where an image is read from."""
+
+
+@dataclass(frozen=True)
 class OpenedImage:
     """An image file that is open, whose size was checked, and that is not decoded yet."""
 
-    path: Path
+    path: ImageSource
     """Where it lies."""
 
     stream: BufferedReader
@@ -111,23 +132,23 @@ class OpenedImage:
 
 
 @contextmanager
-def opened(path: Path, what: str) -> Iterator[ImageFile]:
+def opened(path: ImageSource, what: str) -> Iterator[ImageFile]:
     """Like `opened_image`, but gives only Pillow's image."""
     with opened_image(path, what) as file:
         yield file.image
 
 
 @contextmanager
-def opened_image(path: Path, what: str) -> Iterator[OpenedImage]:
+def opened_image(path: ImageSource, what: str) -> Iterator[OpenedImage]:
     """Open an image file and check its size; it is not decoded yet. Do nothing but decoding inside the block.
 
     Every exception of the block becomes a LabelMapError: on damaged data Pillow raises OSError, SyntaxError,
     ValueError, struct.error, zlib.error, EOFError, IndexError, MemoryError and more, and promises no list.
     """
     try:
-        with open_regular(path) as stream:
+        with _stream_of(path) as stream:
             plugin = _plugin(stream.read(16), path, what)
-            found = os.fstat(stream.fileno()).st_size
+            found = stream.seek(0, os.SEEK_END)
             if found > MAX_FILE_BYTES:
                 raise LabelMapError(f"{path}: {found:,} bytes are more than the {MAX_FILE_BYTES:,} that are read")
             facts = png_file.png_facts(stream) if plugin is PngImagePlugin.PngImageFile else None
@@ -153,20 +174,27 @@ def opened_image(path: Path, what: str) -> Iterator[OpenedImage]:
         raise LabelMapError(f"{path}: the {what} is damaged or cannot be read ({reason_of(error)})") from error
 
 
+def _stream_of(source: ImageSource) -> BufferedReader:
+    if isinstance(source, ImageBytes):
+        return BufferedReader(BytesIO(source.content))  # type: ignore[arg-type]  # typeshed wants a raw stream; any reads
+    return open_regular(source)
+
+
 def _first_bytes(stream: BufferedReader, count: int) -> bytes:
     stream.seek(0)
     return stream.read(count)
 
 
-def _refuse_large(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise LabelMapError(
-            f"{path}: {width} x {height} pixels are more than the {MAX_PIXELS} that are read",
+def _refuse_large(path: ImageSource, width: int, height: int) -> None:
+    most = path.most_pixels if isinstance(path, ImageBytes) else MAX_PIXELS
+    if width * height > most:
+        raise ImageTooLargeError(
+            f"{path}: {width} x {height} pixels are more than the {most} that are read",
             hint="resize it, label maps with nearest-neighbour interpolation",
         )
 
 
-def _plugin(head: bytes, path: Path, what: str) -> type[ImageFile]:
+def _plugin(head: bytes, path: ImageSource, what: str) -> type[ImageFile]:
     if head.startswith(png_file.SIGNATURE):
         return PngImagePlugin.PngImageFile
     if head.startswith(b"\xff\xd8\xff"):

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session, types_of
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, reason_of
-from spade_deploy.images.image_file import read_photo
+from spade_deploy.images.image_file import ImageSource, read_photo
 
 _DROP = "leave the flag out"
 
 
-def style_vector(artifact: Artifact, seed: int | None, photo: Path | None) -> NDArray[np.float32] | None:
+def style_vector(artifact: Artifact, seed: int | None, photo: ImageSource | None) -> NDArray[np.float32] | None:
     """The style that was asked for, 1 x z_dim; zeros, the mean style, by default; None for a model without styles.
 
     seed: draws a standard normal style. photo: an image file, whose mean style is taken.
@@ -39,7 +39,7 @@ def style_vector(artifact: Artifact, seed: int | None, photo: Path | None) -> ND
     return np.random.default_rng(seed).standard_normal((1, z_dim), np.float32)
 
 
-def encode_photo(artifact: Artifact, photo: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def encode_photo(artifact: Artifact, photo: ImageSource) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(mu, logvar) of a photo's style, 1 x z_dim each, by the artifact's encoder on the CPU.
 
     The whole photo is resized to the model's size with bicubic, as training's photos are.

@@ -64,8 +64,8 @@ _PACKAGES = {
     "nncf": ("the baseline int8 of OpenVINO", "peers"),
     "ncnn": ("the baseline ncnn", "peers"),
     "pnnx": ("the baseline ncnn", "peers"),
-    "starlette": ("serving over HTTP, which no command does yet", "serve"),
-    "uvicorn": ("serving over HTTP, which no command does yet", "serve"),
+    "fastapi": ("spade serve", "serve"),
+    "uvicorn": ("spade serve", "serve"),
 }
 _GPU_PACKAGES = {
     "tensorrt": ("TensorRT engines: spade build", "trt"),

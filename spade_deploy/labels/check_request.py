@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spade_deploy.labels.lint import labels_to_check
-from spade_deploy.settings import setting
+from spade_deploy.errors import ConfigError
+from spade_deploy.labels.class_file import class_labels, own_labels
+from spade_deploy.labels.palette_file import read_palette_file
+from spade_deploy.labels.sets import label_set
+from spade_deploy.settings import check_ranges, setting
 from spade_deploy.spec import LabelSpec
 
 
@@ -16,15 +19,54 @@ class CheckLabelsRequest:
 
     folder: Path = setting(help="Label maps, or a data set's folder.", argument=True)
     preset: str | None = setting(None, help="earth, coco, ade20k, cityscapes, facades; or `num_labels`.")
-    num_labels: int | None = setting(None, help="Classes are 0..N-1.")
+    num_labels: int | None = setting(None, help="Classes are 0..N-1; without it the ids that occur are listed.")
+    classes: Path | None = setting(
+        None, help="Names and colours of the classes: JSON, lines 'R G B name', or a data.yaml.", metavar="FILE"
+    )
     has_dontcare: bool = setting(False, help="255 means unknown.", flag="dontcare")
+    ignore_id: int | None = setting(None, help="This value means unknown, too.", least=0, most=65535)
     images: Path | None = setting(None, help="The photos: pairs and sizes are checked too.")
     instances: Path | None = setting(None, help="The instance maps: pairs and sizes are checked too.")
     palette: Path | None = setting(None, help="Colours of RGB label maps: JSON, or lines 'R G B name'.")
     ignore: tuple[str, ...] = setting((), help="A code that is no finding; may be repeated.")
     fix: Path | None = setting(None, help="Write a corrected copy of the folder here.")
+    verbose: bool = setting(False, help="Print every finding, not only the groups.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.preset is not None:
+            given = {"num_labels": self.num_labels, "classes": self.classes, "ignore_id": self.ignore_id}
+            name = next((name for name, value in given.items() if value is not None), None)
+            if name is not None:
+                raise ConfigError(
+                    f"`{name}` contradicts `preset` {self.preset}, which says what the labels are",
+                    hint="leave one of them out",
+                )
+        if self.palette is not None and self.classes is not None:
+            raise ConfigError("`palette` contradicts `classes`, which has the colours", hint="give one of them")
 
     @property
-    def labels(self) -> LabelSpec:
-        """The labels that the maps are checked against; reads the palette. Raises ConfigError."""
-        return labels_to_check(self.preset, self.num_labels, has_dontcare=self.has_dontcare, palette=self.palette)
+    def labels(self) -> LabelSpec | None:
+        """The labels that the maps are checked against; None if nothing says how many there are.
+
+        Reads the class file or the palette. Raises ConfigError.
+        """
+        colors, names = read_palette_file(self.palette) if self.palette is not None else ((), ())
+        if self.classes is not None:
+            return class_labels(self.classes, self.num_labels, has_dontcare=self.has_dontcare, ignore_id=self.ignore_id)
+        if self.preset is not None:
+            labels = label_set(self.preset)
+        elif self.num_labels is not None:
+            labels = own_labels(self.num_labels, has_dontcare=self.has_dontcare, ignore_id=self.ignore_id)
+        elif colors:
+            unknown = int(self.has_dontcare or self.ignore_id is not None)
+            labels = own_labels(len(colors) - unknown, has_dontcare=self.has_dontcare, ignore_id=self.ignore_id)
+        else:
+            return None
+        if not colors:
+            return labels
+        if len(colors) != labels.num_ids:
+            raise ConfigError(
+                f"`palette`: {self.palette} has {len(colors)} colours, but there are {labels.num_ids} ids"
+            )
+        return replace(labels, palette=colors, names=names or labels.names)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
 from spade_deploy.files.atomic import atomic_file
-from spade_deploy.images.image_file import Samples, Size, read_samples
+from spade_deploy.images.image_file import ImageSource, Samples, Size, read_samples
 from spade_deploy.labels.palettes import effective_palette, moved_palette
 from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
 
@@ -49,14 +49,14 @@ def label_dtype(labels: LabelSpec) -> np.dtype[Any]:
     return np.dtype(labels.id_type)
 
 
-def read_label_map(path: Path, labels: LabelSpec, size: Size | None = None) -> LabelIds:
+def read_label_map(path: ImageSource, labels: LabelSpec, size: Size | None = None) -> LabelIds:
     """Class ids of a label file, H x W in `label_dtype(labels)`, every one of them in 0..num_ids-1.
 
     size: resized to it with NEAREST, on the file's own values; the check covers the whole file before that.
     Greyscale files (1, 2, 4, 8, 16 bit) hold ids, palette files hold them as indices.
-    255 means unknown and becomes `labels.unknown_id`. With more than 255 ids it is an ordinary id (files are then
-    16 bit) and unknown is written as the unknown id itself. Raises LabelMapError, also for a palette whose colours say
-    that its indices are not the ids (`moved_palette`).
+    255 means unknown and becomes `labels.unknown_id`, as `labels.ignore_id` does. With more than 255 ids it is an
+    ordinary id (files are then 16 bit) and unknown is written as the unknown id itself. Raises LabelMapError, also for
+    a palette whose colours say that its indices are not the ids (`moved_palette`).
     """
     samples = read_samples(path, "label map")
     values = _integers(samples, path, "label map")
@@ -67,13 +67,15 @@ def read_label_map(path: Path, labels: LabelSpec, size: Size | None = None) -> L
     return labels_from_values(values, labels, path, size)
 
 
-def labels_from_values(values: LabelIds, labels: LabelSpec, path: Path, size: Size | None = None) -> LabelIds:
+def labels_from_values(values: LabelIds, labels: LabelSpec, path: ImageSource, size: Size | None = None) -> LabelIds:
     """The second half of `read_label_map`: a file's values, H x W integers -> checked ids."""
     refuse_bad_ids(values, labels, path)
     if size is not None:
         values = resize_nearest(values, size)
-    if labels.unknown_id is not None and labels.num_ids <= UNKNOWN_VALUE:
-        values = np.where(values == UNKNOWN_VALUE, labels.unknown_id, values)
+    unknown_id = labels.unknown_id
+    if unknown_id is not None:
+        for value in labels.unknown_values - {unknown_id}:
+            values = np.where(values == value, unknown_id, values)
     return np.ascontiguousarray(values, dtype=label_dtype(labels))
 
 
@@ -83,7 +85,7 @@ def bad_ids(values: LabelIds, labels: LabelSpec) -> dict[int, int]:
     return {int(v): int(n) for v, n in zip(found, counts, strict=True) if not _is_legal(int(v), labels)}
 
 
-def refuse_bad_ids(values: LabelIds, labels: LabelSpec, path: Path) -> None:
+def refuse_bad_ids(values: LabelIds, labels: LabelSpec, path: ImageSource) -> None:
     """Raise LabelMapError, naming ids and pixel counts, where `bad_ids` finds any."""
     if values.size and int(values.min()) >= 0 and int(values.max()) < labels.num_ids:
         return  # a right file needs no counting
@@ -101,11 +103,12 @@ def describe_bad_ids(bad: dict[int, int], labels: LabelSpec) -> str:
         )
     shown = ", ".join(f"{label_id} ({count} pixels)" for label_id, count in sorted(bad.items())[:_SHOWN_IDS])
     more = f" and {len(bad) - _SHOWN_IDS} more" if len(bad) > _SHOWN_IDS else ""
-    unknown = " and 255 for unknown" if _is_legal(UNKNOWN_VALUE, labels) and labels.num_ids <= UNKNOWN_VALUE else ""
+    beyond = [str(value) for value in sorted(labels.unknown_values) if value >= labels.num_ids]
+    unknown = f" and {' and '.join(beyond)} for unknown" if beyond else ""
     return f"ids out of range: {shown}{more}; allowed are 0..{labels.num_ids - 1}{unknown}"
 
 
-def read_instance_map(path: Path, size: Size | None = None) -> NDArray[np.int32]:
+def read_instance_map(path: ImageSource, size: Size | None = None) -> NDArray[np.int32]:
     """Object ids, H x W int32; `size` resizes with NEAREST. Any 1-, 8- or 16-bit file will do. Raises LabelMapError."""
     values = _integers(read_samples(path, "instance map"), path, "instance map").astype(np.int32)
     return values if size is None else resize_nearest(values, size)
@@ -119,7 +122,7 @@ def resize_nearest(values: LabelIds, size: Size) -> LabelIds:
     return np.asarray(resized, dtype=values.dtype)
 
 
-def _integers(samples: Samples, path: Path, what: str) -> LabelIds:
+def _integers(samples: Samples, path: ImageSource, what: str) -> LabelIds:
     """The file's own numbers, H x W: uint8, or int32 for more than 8 bits."""
     if samples.is_lossy:
         kind = "JPEG" if samples.is_jpeg else "WebP with lossy compression"
@@ -143,7 +146,8 @@ def _integers(samples: Samples, path: Path, what: str) -> LabelIds:
 
 
 def _is_legal(value: int, labels: LabelSpec) -> bool:
-    return 0 <= value < labels.num_ids or (value == UNKNOWN_VALUE and labels.unknown_id is not None)
+    is_unknown = value in labels.unknown_values or (value == UNKNOWN_VALUE and labels.unknown_id is not None)
+    return 0 <= value < labels.num_ids or is_unknown
 
 
 def save_pixels(path: Path, pixels: NDArray[np.uint8], *, compress_level: int = 1) -> None:

@@ -38,6 +38,8 @@ class Finding:
     """What was found, in a sentence."""
     fixable: bool = False
     """Whether `fix_labels` converts the file."""
+    ids: tuple[int, ...] = ()
+    """The values that are no ids, for the code range."""
 
 
 @dataclass(frozen=True)

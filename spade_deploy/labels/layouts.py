@@ -13,6 +13,7 @@ from typing import Any
 from spade_deploy.errors import ConfigError, DatasetError
 from spade_deploy.fields import from_json, to_json
 from spade_deploy.images.image_file import Size
+from spade_deploy.labels.holdout import HoldOut
 
 PRESET_SPLITS: dict[str, tuple[str, ...]] = {
     "earth": ("train", "val", "test"),
@@ -32,6 +33,12 @@ PRESET_SIZES: dict[str, tuple[Size, Size]] = {
 }
 """The load size and the crop size that each preset trains with by default."""
 
+FOLDERS = (
+    *("labels_dir", "images_dir", "instances_dir"),
+    *("val_labels_dir", "val_images_dir", "val_instances_dir"),
+)
+"""The fields of DataConfig that are folders of one kind of files."""
+
 CITYSCAPES_LABELS = "_gtFine_labelIds.png"
 CITYSCAPES_TRAIN_IDS = "_gtFine_labelTrainIds.png"
 CITYSCAPES_INSTANCES = "_gtFine_instanceIds.png"
@@ -48,11 +55,20 @@ class DataConfig:
     root: Path | None = None
     """A folder in the preset's official layout; custom and earth: ROOT/{train,val,test}/{labels,images,instances}."""
     labels_dir: Path | None = None
-    """The folder of label maps for the preset custom, instead of a root; the same files then serve every split."""
+    """The folder of label maps for the preset custom, instead of a root."""
     images_dir: Path | None = None
     """The folder of the photos that belong to `labels_dir`."""
     instances_dir: Path | None = None
     """The folder of the instance maps that belong to `labels_dir`."""
+    val_labels_dir: Path | None = None
+    """The folder of the label maps to measure on, beside `labels_dir`."""
+    val_images_dir: Path | None = None
+    """The folder of the photos that belong to `val_labels_dir`."""
+    val_instances_dir: Path | None = None
+    """The folder of the instance maps that belong to `val_labels_dir`."""
+    holdout: HoldOut | None = None
+    """Which of the training samples are held out, as the split val; None if the data set has samples to measure on, or
+    nothing is held out."""
     load_size: Size = (128, 128)
     """(height, width) that training samples are resized to."""
     crop_size: Size = (128, 128)
@@ -63,7 +79,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESET_SPLITS:
             raise unknown_preset(self.preset)
-        given = {name: getattr(self, name) for name in ("labels_dir", "images_dir", "instances_dir")}
+        given = {name: getattr(self, name) for name in FOLDERS}
         folders = [name for name, folder in given.items() if folder is not None]
         if self.preset != "custom" and folders:
             raise ConfigError(f"`{folders[0]}`: the preset {self.preset} takes `root`", hint="use `preset` custom")
@@ -71,6 +87,7 @@ class DataConfig:
             raise ConfigError("`preset` custom: needs either `root` or `labels_dir` (and `images_dir`)")
         if self.root is not None and folders:
             raise ConfigError(f"`{folders[0]}`: contradicts `root` {self.root}; give one of them")
+        self._check_val_folders()
         if self.preset not in ("custom", "earth") and self.root is None:
             raise ConfigError(f"`preset` {self.preset}: needs the data set's folder, `root`")
         for name, size in (("load_size", self.load_size), ("crop_size", self.crop_size)):
@@ -78,6 +95,32 @@ class DataConfig:
                 raise ConfigError(f"`{name}`: {size} is not (height, width) in 1..8192 pixels")
         if self.crop_size[0] > self.load_size[0] or self.crop_size[1] > self.load_size[1]:
             raise ConfigError(f"`crop_size`: the crop {self.crop_size} is larger than the load size {self.load_size}")
+
+    def _check_val_folders(self) -> None:
+        """Refuse folders to measure on that contradict the rest, or would be the training samples again."""
+        if self.val_labels_dir is None:
+            for name in ("val_images_dir", "val_instances_dir"):
+                if (folder := getattr(self, name)) is not None:
+                    raise ConfigError(f"`{name}` {folder} needs `val_labels_dir`: the label maps that belong to it")
+            return
+        if self.labels_dir is None:
+            raise ConfigError(f"`val_labels_dir` {self.val_labels_dir} needs `labels_dir`: what is trained on")
+        for name, partner in (("images_dir", self.val_images_dir), ("instances_dir", self.val_instances_dir)):
+            if (getattr(self, name) is None) != (partner is None):
+                missing = f"val_{name}" if partner is None else name
+                raise ConfigError(
+                    f"`val_labels_dir` {self.val_labels_dir}: `{missing}` is missing, which belongs to it"
+                )
+        if self.holdout is not None:
+            raise ConfigError(
+                f"`holdout` contradicts `val_labels_dir` {self.val_labels_dir}: there are samples to measure on",
+                hint="give one of them",
+            )
+        if is_same_file(self.val_labels_dir, self.labels_dir):
+            raise ConfigError(
+                f"`val_labels_dir`: {self.val_labels_dir} is the folder that is trained on",
+                hint="leave it out: `holdout` takes a share of the samples to measure on",
+            )
 
     @classmethod
     def for_preset(cls, preset: str, *, crop_size: Size | None = None, **given: Any) -> DataConfig:
@@ -92,8 +135,15 @@ class DataConfig:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that this data set has."""
-        return PRESET_SPLITS[self.preset]
+        """The splits that this data set has. Folders of one's own have val only if something is kept from training."""
+        if self.labels_dir is None:
+            return PRESET_SPLITS[self.preset]
+        return ("train", "val") if self.has_kept_samples else ("train",)
+
+    @property
+    def has_kept_samples(self) -> bool:
+        """Whether, of folders of one's own, there are samples to measure on that are not trained on."""
+        return self.holdout is not None or self.val_labels_dir is not None
 
     @property
     def described(self) -> str:
@@ -102,8 +152,8 @@ class DataConfig:
 
     @property
     def evaluation_split(self) -> str:
-        """The split for sample grids and metrics: the second one, val (facades: test)."""
-        return self.splits[1]
+        """The split for sample grids and metrics: val (facades: test); train if nothing is kept from training."""
+        return self.splits[1] if len(self.splits) > 1 else "train"
 
     def to_json(self) -> dict[str, Any]:
         return to_json(self)
@@ -178,6 +228,8 @@ def layout_of(config: DataConfig, split: str) -> Layout:
             by_stem(instances_dir) if instances_dir.is_dir() else None,
         )
     if config.labels_dir:
+        if split == "val" and config.val_labels_dir:
+            return flat_layout(config.val_labels_dir, config.val_images_dir, config.val_instances_dir)
         return flat_layout(config.labels_dir, config.images_dir, config.instances_dir)
     raise ConfigError("`preset` earth: the embedded data set has no files", hint="`spade data earth OUT` writes them")
 

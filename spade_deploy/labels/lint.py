@@ -11,40 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError, DatasetError, NotFoundError
+from spade_deploy.errors import DatasetError, NotFoundError
 from spade_deploy.labels.findings import Finding, LintReport, Severity
 from spade_deploy.labels.layouts import DataConfig, train_ids_in
 from spade_deploy.labels.lint_file import check_sample
 from spade_deploy.labels.pairs import Pairing, Sample, has_layout, merged, pair_files, pair_flat
-from spade_deploy.labels.palette_file import read_palette_file
-from spade_deploy.labels.sets import LABEL_SETS, label_set
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import LabelSpec
 
 _ENOUGH_TO_JUDGE = 3
 _MASK_SHARE = 0.05  # if there are more, they are masks, not maps of class 0 and unknown pixels
-
-
-def labels_to_check(
-    preset: str | None, num_labels: int | None, *, has_dontcare: bool = False, palette: Path | None = None
-) -> LabelSpec:
-    """The labels that were asked for: a preset's, or `num_labels` without names; a palette file replaces the colours.
-
-    Raises ConfigError where both or neither are given.
-    """
-    if (preset is None) == (num_labels is None):
-        what = "neither is given" if preset is None else "both are given"
-        raise ConfigError(
-            f"`preset`, `num_labels`: {what}; label maps are checked against one of them",
-            hint=f"`preset` {'|'.join(LABEL_SETS)}, or `num_labels` N [`has_dontcare`]",
-        )
-    labels = label_set(preset) if preset is not None else LabelSpec(num_labels or 0, has_dontcare=has_dontcare)
-    if palette is None:
-        return labels
-    colors, names = read_palette_file(palette)
-    if len(colors) != labels.num_ids:
-        raise ConfigError(f"`palette`: {palette} has {len(colors)} colours, but there are {labels.num_ids} ids")
-    return replace(labels, palette=colors, names=names or labels.names)
 
 
 def lint_folder(
@@ -62,14 +38,21 @@ def lint_folder(
     images_dir, instances_dir: of a flat folder, to check pairing and sizes as well.
     Raises NotFoundError without the folder, DatasetError where it holds no label maps.
     """
+    pairing = folder_pairing(folder, preset, images_dir, instances_dir)
+    return lint_pairing(pairing, labels, root=folder, progress=progress, workers=workers)
+
+
+def folder_pairing(
+    folder: Path, preset: str = "custom", images_dir: Path | None = None, instances_dir: Path | None = None
+) -> Pairing:
+    """The label maps that `lint_folder` checks, with the files beside them. Raises as it does."""
     for path in (folder, images_dir, instances_dir):
         if path is not None and not path.is_dir():
             raise NotFoundError(f"{path}: there is no such folder")
     if images_dir is None and instances_dir is None:
         config = DataConfig.for_preset(preset, root=folder)
         if has_layout(config):
-            pairing = merged([pair_files(config, split) for split in config.splits])
-            return lint_pairing(pairing, labels, root=folder, progress=progress, workers=workers)
+            return merged([pair_files(config, split) for split in config.splits])
     pairing = pair_flat(folder, images_dir, instances_dir, preset)
     if not (pairing.samples or pairing.problems):
         if preset == "cityscapes" and (other := train_ids_in(folder)) is not None:
@@ -78,7 +61,14 @@ def lint_folder(
             f"{folder}: holds no label maps, and is no {preset} data set",
             hint="give a folder of PNG label maps, or a data set's root and its `preset`",
         )
-    return lint_pairing(pairing, labels, root=folder, progress=progress, workers=workers)
+    return pairing
+
+
+def samples_to_check(pairing: Pairing) -> list[Sample]:
+    """Every label map of a pairing, those without a partner included, in the order of their paths."""
+    others = {problem.path for problem in pairing.problems if problem.code in ("photo", "not-a-file")}
+    lone = [Sample(path.stem, path) for path in pairing.unpaired_labels if path not in others]
+    return sorted([*pairing.samples, *lone], key=lambda sample: sample.label)
 
 
 def lint_pairing(
@@ -90,9 +80,7 @@ def lint_pairing(
     workers: int | None = None,
 ) -> LintReport:
     """Check every label map of a pairing, with its photo and instance map; one image a thread is in memory."""
-    others = {problem.path for problem in pairing.problems if problem.code in ("photo", "not-a-file")}
-    lone = [Sample(path.stem, path) for path in pairing.unpaired_labels if path not in others]
-    samples = sorted([*pairing.samples, *lone], key=lambda sample: sample.label)
+    samples = samples_to_check(pairing)
     findings: list[Finding] = []
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         for done, found in enumerate(pool.map(lambda sample: check_sample(sample, labels), samples), start=1):

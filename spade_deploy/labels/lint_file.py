@@ -137,7 +137,7 @@ def _check_ids(path: Path, ids: NDArray[np.int32], labels: LabelSpec) -> Iterato
         return
     bad = bad_ids(ids, labels)
     if bad:
-        yield Finding(path, "range", Severity.ERROR, describe_bad_ids(bad, labels))
+        yield Finding(path, "range", Severity.ERROR, describe_bad_ids(bad, labels), ids=tuple(sorted(bad)))
     elif UNKNOWN_VALUE in values and labels.unknown_id is not None and labels.num_ids <= UNKNOWN_VALUE:
         name = labels.name_of(labels.unknown_id)
         if labels.names and not _means_unknown(name):
@@ -153,7 +153,7 @@ def _check_ids(path: Path, ids: NDArray[np.int32], labels: LabelSpec) -> Iterato
     unknown = {
         label_id for label_id in range(labels.num_ids) if labels.names and _means_unknown(labels.names[label_id])
     }
-    if values <= unknown | {UNKNOWN_VALUE, labels.unknown_id}:
+    if values <= unknown | {UNKNOWN_VALUE, labels.unknown_id, labels.ignore_id}:
         yield Finding(path, "empty", Severity.WARNING, "nothing but unknown pixels")
 
 

@@ -22,6 +22,7 @@ HIGHER_IS_BETTER = {
     "kernel": False,
     "miou": True,
     "accuracy": True,
+    "lpips": False,
     "l1": False,
     "psnr": True,
 }

@@ -104,6 +104,26 @@ def kernel_distance(
     return KernelDistance(float(np.mean(found)), float(np.std(found)), subsets, size)
 
 
+def kernel_of_draws(a: Features, b: Features, draws: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The squared MMD of each draw of the rows of `a` and `b`, which belong together: both N x D; draws: B x N.
+
+    A row that is drawn twice is compared with itself, so the values are larger than `kernel_distance`. Their
+    differences and their deviation are not.
+    """
+    a, b = _checked(a, b)
+    count = len(a)
+    both = _kernel(a, a) + _kernel(b, b)
+    weights = draws.astype(np.float64)
+
+    def form(kernel: Features) -> NDArray[np.float64]:
+        """The sum of w_i k_ij w_j of each draw."""
+        found: NDArray[np.float64] = ((weights @ kernel) * weights).sum(1)
+        return found
+
+    within = (form(both) - weights @ np.diagonal(both)) / (count * (count - 1))
+    return within - 2 * form(_kernel(a, b)) / count**2
+
+
 def diversity(maps: Features) -> float:
     """How much the images of one label map differ from style to style: mean distance over all pairs of styles.
 

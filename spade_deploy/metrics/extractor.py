@@ -24,7 +24,8 @@ KNOWN: dict[str, Mapping[str, Any]] = {
     },
 }
 """Files by their SHA-256. `is_inception`: the 2015 Inception weights that alone make a Frechet distance an FID; no
-public ONNX file of them has a digest that could be relied on, so there is none here."""
+public ONNX file of them has a digest that could be relied on, so there is none here. `spade eval` has them in the form
+of the published PyTorch file: `evaluation/published/inception.py`."""
 
 
 class OnnxExtractor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -39,5 +38,11 @@ class PixelError:
     @property
     def psnr(self) -> float:
         """The PSNR in dB, from the mean squared difference over all images; at most `MAX_PSNR_DB`."""
-        squared = self._squared / max(1, self._values)
-        return MAX_PSNR_DB if squared == 0 else min(MAX_PSNR_DB, 10 * math.log10(255**2 / squared))
+        return float(psnr_of(np.array(self._squared / max(1, self._values))))
+
+
+def psnr_of(squared: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The PSNR of mean squared differences of pixels 0..255, in dB; at most `MAX_PSNR_DB`."""
+    with np.errstate(divide="ignore"):
+        found: NDArray[np.float64] = np.minimum(MAX_PSNR_DB, 10 * np.log10(255**2 / squared))
+    return found

@@ -68,9 +68,14 @@ def picture(caption: str, pixels: NDArray[np.uint8], *, is_ids: bool = False) ->
     return Picture(caption, _uri(stream.getvalue()), is_ids)
 
 
-def picture_file(caption: str, path: Path) -> Picture:
-    """A picture from a PNG file, whose bytes are not changed."""
-    return Picture(caption, _uri(path.read_bytes()))
+def drawing(svg: str) -> Any:
+    """An SVG element that stands in the page as it is: its text has the page's colours, in dark mode too.
+
+    It must come from this package: nothing in it is escaped.
+    """
+    import markupsafe  # jinja2 brings it
+
+    return markupsafe.Markup(svg)
 
 
 def legend(labels: LabelSpec, palette: Iterable[Rgb], present: Iterable[int]) -> list[LegendEntry]:

@@ -32,6 +32,8 @@ from spade_deploy.training.config import Setup
 from spade_deploy.training.device import choose_device
 from spade_deploy.training.loop import train
 from spade_deploy.training.presets import preset
+from spade_deploy.training.records.plots import losses_svg
+from spade_deploy.training.records.sample_grid import COLUMNS, grid_column, sample_grids
 from spade_deploy.training.source import FolderSource
 from spade_deploy.training.steps import Learner
 from spade_deploy.validation.report import ValidationReport
@@ -90,7 +92,8 @@ def run_demo(
     save_checkpoint(
         checkpoint, shipped_generator(), step=0, origin="import", imported=Imported("earth, shipped"), setup=setup
     )
-    made = export_checkpoint(ReleaseRequest(checkpoint, fp16=True), runs_dir=out / "runs", progress=progress)
+    exporting = ReleaseRequest(checkpoint, fp16=True, license="apache-2.0")
+    made = export_checkpoint(exporting, runs_dir=out / "runs", progress=progress)
     tiles = _shown_tiles()
     labels, photos = out / "labels", out / "photos"
     for tile in tiles:
@@ -189,17 +192,22 @@ def _gallery(
         ],
         legend=pages.legend(labels, effective_palette(labels), present),
         rows=rows,
-        figures=[
-            pages.picture_file(caption, path)
-            for caption, path in (
-                (f"samples after {steps} more steps: label map, result, real photo", _last_sample(run)),
-                ("losses of these steps", run / "losses.png"),
-            )
-            if path is not None and path.is_file()
-        ],
+        samples_lead=f"Held-out label maps after {steps} more steps of training.",
+        samples=_last_samples(run),
+        plot_lead=f"Losses of these {steps} steps",
+        plot=pages.drawing(losses_svg(run / "losses.csv")),
         credits=CREDITS,
     )
 
 
-def _last_sample(run: Path) -> Path | None:
-    return max((run / "samples").glob("*.png"), default=None)
+def _last_samples(run: Path) -> list[list[pages.Picture]]:
+    """The pictures of the run's last sample grid, a row for each label map."""
+    grids = sample_grids(run)
+    if not grids:
+        return []
+    height, width = preset("earth").data.crop_size
+    columns = [grid_column(grids[-1].path, column, height, width) for column in range(len(COLUMNS))]
+    return [
+        [pages.picture(name, image, is_ids=name == COLUMNS[0]) for name, image in zip(COLUMNS, row, strict=True)]
+        for row in zip(*columns, strict=True)
+    ]

@@ -26,9 +26,13 @@ from spade_deploy.labels.pairs import read_maps, require_instances
 from spade_deploy.runs import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.dataset import SampleSource, open_held_out, open_source, validation_labels
+from spade_deploy.training.evaluator import photo_pixels
 
-Maps = tuple[NDArray[Any], NDArray[Any] | None, str]
-"""Label maps N x H x W, their instance maps or None, and a text on where they came from."""
+Photos = NDArray[np.uint8]
+"""Real photos, N x H x W x 3."""
+
+Maps = tuple[NDArray[Any], NDArray[Any] | None, str, Photos | None]
+"""Label maps N x H x W, their instance maps or None, a text on where they came from, and their photos or None."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class ExampleInputs:
     described: str
     """Where they came from, for people."""
 
+    photos: Photos | None = None
+    """The real photos of the label maps, where the data set has them."""
+
 
 def golden_inputs(
     spec: GeneratorSpec, info: CheckpointInfo, labels: Path | None, instances: Path | None, count: int
@@ -50,10 +57,10 @@ def golden_inputs(
     Broken files are left out, and counted. Raises NotFoundError if a folder is named and holds no usable file.
     """
     if labels is not None:
-        ids, objects, described = _read_maps(spec, "labels", labels, instances, count, is_spaced=False)
+        ids, objects, described, photos = _read_maps(spec, "labels", labels, instances, count, is_spaced=False)
     else:
-        ids, objects, described = _data_set_maps(spec, info, open_held_out, count, seed=0, name="labels")
-    return ExampleInputs(_graph_inputs(spec, ids, objects, seed=0), described)
+        ids, objects, described, photos = _data_set_maps(spec, info, open_held_out, count, seed=0, name="labels")
+    return ExampleInputs(_graph_inputs(spec, ids, objects, seed=0), described, photos)
 
 
 def calibration_inputs(
@@ -64,14 +71,21 @@ def calibration_inputs(
         hint = "spade export --int8 --calibrate DIR --calibrate-instances DIR"
         found = find_label_maps(labels, instances, spec.labels)
         require_instances(found, spec.labels, "`calibrate_instances` is needed", hint)
-        ids, objects, described = _read_maps(spec, "calibrate", labels, instances, count, is_spaced=True)
+        ids, objects, described, _ = _read_maps(spec, "calibrate", labels, instances, count, is_spaced=True)
     else:
-        ids, objects, described = _data_set_maps(spec, info, _open_training, count, seed=1, name="calibrate")
+        ids, objects, described, _ = _data_set_maps(spec, info, _open_training, count, seed=1, name="calibrate")
     return ExampleInputs(_graph_inputs(spec, ids, objects, seed=1), f"{len(ids)} {described}")
 
 
 def _open_training(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, str]:
     return open_source(config, "train", labels), "training"
+
+
+def _where_from(config: DataConfig, split: str) -> str:
+    """The split of a data set in words, which never calls training samples anything else."""
+    if split == "val" and config.holdout is not None:
+        return "the data set's held-out samples"
+    return "the training samples, since none are held out" if split == "train" else f"the data set's {split} split"
 
 
 def _data_set_maps(
@@ -86,15 +100,16 @@ def _data_set_maps(
     why = "an imported model has no data set"
     if info.data is not None:
         try:
-            source, split = open_split(DataConfig.from_json(info.data), spec.labels)
-            label, instance, _ = validation_labels(source, count)
+            config = DataConfig.from_json(info.data)
+            source, split = open_split(config, spec.labels)
+            label, instance, photo = validation_labels(source, count)
             objects = None if instance is None else instance.numpy()
-            return label.numpy(), objects, f"label maps of the data set's {split} split"
+            return label.numpy(), objects, f"label maps of {_where_from(config, split)}", photo_pixels(photo)
         except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
             why = error.message
     ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=seed)
     # Reports keep this text and show it as it is, so it names what is typed.
-    return ids, objects, f"synthetic label maps ({why}; `spade export ... --{name} DIR` takes real ones)"
+    return ids, objects, f"synthetic label maps ({why}; `spade export ... --{name} DIR` takes real ones)", None
 
 
 def _read_maps(
@@ -126,6 +141,7 @@ def _read_maps(
         np.stack([entry[0] for entry in found]),
         np.stack(instance) if instance else None,
         f"label maps of {folder}{skipped}",
+        None,
     )
 
 

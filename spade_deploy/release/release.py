@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact import (
+    MODEL_CARD,
     REPORT_HTML,
     REPORT_JSON,
     Artifact,
@@ -25,16 +26,18 @@ from spade_deploy.export.int8.request import DEFAULT_CALIBRATION_COUNT, DEFAULT_
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.files.atomic import atomic_folder, write_json, write_text
-from spade_deploy.progress import SILENT, Progress
-from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
+from spade_deploy.progress import SILENT, Progress, StepTimes
+from spade_deploy.release.example_inputs import ExampleInputs, calibration_inputs, golden_inputs
+from spade_deploy.release.model_card import model_card
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.runs.checkpoint import load_generator
+from spade_deploy.runs.leftovers import sweep_run, sweep_runs
 from spade_deploy.runs.records import CheckpointInfo
-from spade_deploy.spec import GeneratorSpec, GraphKind
+from spade_deploy.spec import GeneratorSpec, GraphKind, GraphSet
 from spade_deploy.tuning.break_even import measure_break_even
-from spade_deploy.validation.report import ValidationReport
+from spade_deploy.validation.report import SampleImages, ValidationReport
 from spade_deploy.validation.request import ValidationRequest
 from spade_deploy.validation.validate import validate
 
@@ -64,6 +67,9 @@ class Release:
     notes: tuple[str, ...] = ()
     """Sentences on which engines of the artifact that was replaced were kept."""
 
+    seconds: tuple[tuple[str, float], ...] = ()
+    """The steps of the export, each with the seconds that it took."""
+
 
 def export_checkpoint(
     request: ReleaseRequest | None = None, *, runs_dir: Path = Path("runs"), progress: Progress = SILENT
@@ -75,8 +81,10 @@ def export_checkpoint(
     first label maps of the folder that the request names, else of the run's held-out samples, else synthetic.
     Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError, FolderBusyError.
     """
-    request = request or ReleaseRequest()
+    request, progress = request or ReleaseRequest(), StepTimes(progress)
     checkpoint = resolve_checkpoint(request.checkpoint, runs_dir, best=request.best)
+    sweep_runs(runs_dir)
+    sweep_run(checkpoint.parent.parent)  # it may lie elsewhere
     progress.step(f"loading {checkpoint}")
     loaded = load_generator(checkpoint)
     kept = parse_kept(loaded.spec, request.keep_fp32)
@@ -88,8 +96,9 @@ def export_checkpoint(
     progress.step(f"golden inputs: {golden.described}")
     exporting = ExportRequest(
         golden.inputs,
-        Source(run.name, loaded.info.step, loaded.info.origin, loaded.info.generator_sha256),
+        Source(run.name, loaded.info.step, loaded.info.origin, loaded.info.generator_sha256, request.license or ""),
         request.precisions,
+        kinds=(GraphKind.DENSE,) if request.graph is GraphSet.DENSE else None,
         keep_fp32=kept,
         int8=_int8_request(request.int8, loaded.spec, loaded.info),
         encoder=loaded.encoder,
@@ -104,15 +113,18 @@ def export_checkpoint(
             progress,
         )
         _require_emulated(report)
-        report = replace(report, artifact=target)
-        manifest, measured = _with_break_even(folder, exported.manifest, progress)
+        report = replace(report, artifact=target, samples=_with_photos(report, golden))
+        manifest, measured = exported.manifest, dict[str, Any]()
+        if request.tune:
+            manifest, measured = _with_break_even(folder, manifest, progress)
         summary = exported.int8
         more = {} if summary is None else {"int8": summary.to_json()}
         if manifest.encoder is not None:
             more["style_encoder"] = asdict(manifest.encoder)
         write_json(folder / REPORT_JSON, {**report.to_json(), **more, "break_even": measured})
-        page = report_page(report, manifest.graphs, loaded.spec, folder, summary, manifest.encoder)
+        page = report_page(report, manifest, folder, summary)
         write_text(folder / REPORT_HTML, page)
+        write_text(folder / MODEL_CARD, model_card(manifest, report, golden.described))
         rewrite_manifest(folder, manifest)
         if not report.passed:
             failed = free_place(target.with_name(target.name + ".failed"))
@@ -120,8 +132,17 @@ def export_checkpoint(
                 shutil.copytree(folder, copy, dirs_exist_ok=True)
             progress.step(f"the artifact that failed, with its report: {failed}")
             replace(report, artifact=failed).require_passed()
+        progress.step("putting the artifact in its place")
         notes = carry_engines(target, folder)
-    return Release(Artifact.open(target), report, golden.described, checkpoint, notes)
+    artifact = Artifact.open(target)
+    return Release(artifact, report, golden.described, checkpoint, notes, progress.seconds())
+
+
+def _with_photos(report: ValidationReport, golden: ExampleInputs) -> tuple[SampleImages, ...]:
+    """The images of the report, each beside the real photo of its label map where there is one."""
+    if golden.photos is None:
+        return report.samples
+    return tuple(replace(one, photo=photo) for one, photo in zip(report.samples, golden.photos, strict=False))
 
 
 def _target(out: Path | None, run: Path) -> Path:

@@ -2,54 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from spade_deploy.artifact import EncoderGraph, Graph
+from spade_deploy.artifact import EncoderGraph, Manifest
 from spade_deploy.export.int8.write import Int8Summary
 from spade_deploy.labels.files import colorize
 from spade_deploy.labels.palettes import effective_palette
+from spade_deploy.machine.cores import usable_cores
+from spade_deploy.machine.processor import processor
 from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.pages import render as pages
-from spade_deploy.spec import GeneratorSpec
-from spade_deploy.validation.report import ValidationReport
+from spade_deploy.spec import GeneratorSpec, Precision
+from spade_deploy.spec.parameter_count import parameter_count
+from spade_deploy.validation.report import SampleImages, ValidationReport
 from spade_deploy.version import __version__
 
 MAX_AMPLIFICATION = 64
 """The largest factor by which a picture shows a difference enlarged."""
+INVISIBLE = 2
+"""A difference of so few grey levels is told and not drawn: nobody could see it, and its picture would be black."""
 
 
-def report_page(
-    report: ValidationReport,
-    graphs: Sequence[Graph],
-    spec: GeneratorSpec,
-    folder: Path,
-    int8: Int8Summary | None = None,
-    encoder: EncoderGraph | None = None,
-) -> str:
-    """The text of report.html. folder: where the graphs' files lie. int8: the facts about the int8 graphs.
-
-    encoder: the style encoder's graph, if the model has one.
-    """
+def report_page(report: ValidationReport, manifest: Manifest, folder: Path, int8: Int8Summary | None = None) -> str:
+    """The text of report.html. folder: where the graphs' files lie. int8: the facts about the int8 graphs."""
     present = {entry.label_id for result in report.results for entry in result.diff.classes}
+    spec, graphs = manifest.generator, manifest.graphs
     return pages.render(
         "report.html.j2",
         name=str(report.artifact),
         report=report,
+        verdict=verdict(report),
+        summary=_summary(report, manifest),
         limits=limits,
         sizes={graph.name: f"{(folder / graph.file).stat().st_size / 1e6:.1f} MB" for graph in graphs},
         kept={graph.name: graph.kept_fp32 for graph in graphs},
-        samples=[_strip(sample, spec) for sample in report.samples],
+        samples=[_columns(sample, spec) for sample in report.samples],
         legend=pages.legend(spec.labels, effective_palette(spec.labels), present),
         classes=list(zip(*(result.diff.classes for result in report.results), strict=True)),
-        facts=_facts(spec, encoder),
+        facts=_facts(spec, manifest.encoder),
         int8=int8,
         worst_grey=max((entry.grey_levels for entry in int8.ranking), default=0.0) or 1.0 if int8 else 1.0,
         version=__version__,
     )
+
+
+def verdict(report: ValidationReport) -> str:
+    """What the validation found, in plain words."""
+    failed = [result.name for result in report.results if not result.passed]
+    if failed:
+        which = f"{failed[0]} does not make" if len(failed) == 1 else f"{', '.join(failed)} do not make"
+        return f"Do not deploy this: {which} the images that the trained model makes."
+    exact = [result for result in report.results if result.graph.precision is Precision.FP32]
+    lossy = [result for result in report.results if result.graph.precision is not Precision.FP32]
+    parts = []
+    if exact:
+        most = max(result.diff.max_flip for result in exact)
+        share = max(result.diff.flip_share for result in exact)
+        same = "the very same pixels" if most == 0 else f"the same images, to {most} of 255 in {pages.percent(share)}"
+        parts.append(f"in float32 it makes {same}{' of the pixels' * (most > 0)}")
+    for result in lossy:
+        parts.append(f"{result.name} stays within its limits ({pages.decibel(result.diff.psnr_db)})")
+    return f"This can be deployed: it makes the images that the trained model makes; {'; '.join(parts)}."
+
+
+def _summary(report: ValidationReport, manifest: Manifest) -> list[tuple[str, str]]:
+    """The first table of the page: when, what, how fast here."""
+    spec, source = manifest.generator, manifest.source
+    made = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(manifest.created_unix_ns / 1e9))
+    step = f", step {source.step}" if source.origin == "train" and source.step is not None else ", imported"
+    rows = [
+        ("date", made),
+        ("model", f"{source.run}{step}: {spec.architecture}, {parameter_count(spec) / 1e6:.1f} M parameters"),
+    ]
+    times = [(result.name, result.median_seconds) for result in report.results]
+    told = [f"{name} {_milliseconds(seconds)}" for name, seconds in times if seconds is not None]
+    if told:
+        size = f"for an image of {spec.height} x {spec.width}"
+        rows.append(("speed here", f"{', '.join(told)} {size}, median of {len(report.results[0].seconds)}"))
+    cores, runtimes = usable_cores(), {result.runtime.partition(",")[0]: None for result in report.results}
+    rows.append(("this machine", f"{processor()}, {cores} core{'s' * (cores != 1)}, {', '.join(runtimes)}"))
+    return rows
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def limits(tolerance: Tolerance) -> str:
@@ -65,20 +106,40 @@ def limits(tolerance: Tolerance) -> str:
     return ", ".join(f"{what} {sign} {value:.3g}" for what, sign, value in held if value is not None)
 
 
-def _strip(sample: Any, spec: GeneratorSpec) -> list[pages.Picture]:
-    """Two pictures a column: the label map over the reference, then each graph's image over its difference."""
-    pictures = [
-        pages.picture("label map", colorize(sample.label, spec.labels), is_ids=True),
-        pages.picture("PyTorch", sample.reference),
-    ]
+@dataclass(frozen=True)
+class Column:
+    """A picture of the report, and how it differs from PyTorch's."""
+
+    picture: pages.Picture
+    """The picture."""
+    difference: pages.Picture | None = None
+    """The difference, enlarged; None where it is nothing, or too little to see."""
+    remark: str = ""
+    """The difference in words, where it is not drawn."""
+
+
+def _columns(sample: SampleImages, spec: GeneratorSpec) -> list[Column]:
+    """The label map, the real photo, PyTorch's image, and each graph's image over its difference."""
+    columns = [Column(pages.picture("label map", colorize(sample.label, spec.labels), is_ids=True))]
+    if sample.photo is not None:
+        columns.append(Column(pages.picture("real photo", sample.photo)))
+    columns.append(Column(pages.picture("PyTorch", sample.reference)))
     for name, pixels in sample.candidates.items():
-        error = np.abs(pixels.astype(np.int16) - sample.reference.astype(np.int16))
-        factor = int(min(MAX_AMPLIFICATION, 255 // max(1, int(error.max()))))
-        shown = np.clip(error * factor, 0, 255).astype(np.uint8)
-        pictures.append(pages.picture(name, pixels))
-        caption = f"difference x{factor}" if error.any() else "no difference"
-        pictures.append(pages.picture(caption, shown))
-    return pictures
+        columns.append(_compared(name, pixels, sample.reference))
+    return columns
+
+
+def _compared(name: str, pixels: NDArray[np.uint8], reference: NDArray[np.uint8]) -> Column:
+    error = np.abs(pixels.astype(np.int16) - reference.astype(np.int16))
+    shown, most, share = pages.picture(name, pixels), int(error.max()), float(error.any(axis=-1).mean())
+    if most == 0:
+        return Column(shown, remark="the same pixels as PyTorch's")
+    if most <= INVISIBLE:
+        return Column(shown, remark=f"differs by {most} of 255 in {pages.percent(share)} of the pixels")
+    factor = max(1, min(MAX_AMPLIFICATION, 255 // most))
+    drawn = np.clip(error * factor, 0, 255).astype(np.uint8)
+    caption = f"difference, {factor} times as strong" if factor > 1 else "difference"
+    return Column(shown, pages.picture(caption, drawn))
 
 
 def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str, str]]:

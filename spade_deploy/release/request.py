@@ -5,16 +5,23 @@ Nothing here needs PyTorch, so that `spade export --help` works without it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.export.int8.request import require_target
 from spade_deploy.labels.pairs import require_labels
 from spade_deploy.settings import check_positive, setting
-from spade_deploy.spec import Precision
+from spade_deploy.spec import GraphSet, Precision
 
 _INT8 = "int8"
+LICENSE_LENGTH = 60
+
+
+def is_license(text: str) -> bool:
+    """Whether a text may stand as the name of a licence in files for people and programs."""
+    return re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9.+ -]{{0,{LICENSE_LENGTH - 1}}}", text) is not None
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,15 @@ class ReleaseRequest:
     out: Path | None = setting(None, help="The artifact's folder; RUN/artifact if left out.")
     labels: Path | None = setting(None, help="Label maps to validate on and to keep as golden inputs.")
     instances: Path | None = setting(None, help="Their instance maps, paired by stem.")
+    graph: GraphSet = setting(GraphSet.ALL, help="dense: no lookup graph, which takes half of the time to make.")
+    tune: bool = setting(
+        True,
+        help="Measure from which label maps on the dense graph is faster; without it, dense runs all.",
+        negatable=True,
+    )
+    license: str | None = setting(
+        None, help="Licence of the weights, such as cc-by-4.0, for the model card and the ONNX files."
+    )
     int8: Int8Options = field(default_factory=Int8Options)
     """Whether and how int8 graphs are made."""
 
@@ -71,6 +87,12 @@ class ReleaseRequest:
         require_labels(self.labels, self.instances)
         if self.keep_fp32 and not self.fp16:
             raise ConfigError("`keep_fp32`: belongs to `fp16`", hint="add `fp16`, or leave it out")
+        if self.license is not None and not is_license(self.license):
+            raise ConfigError(
+                f"`license`: {quoted(self.license)} is not the name of a licence: up to {LICENSE_LENGTH} letters,"
+                " digits, '.', '-', '+' and spaces",
+                hint="an SPDX identifier is best: cc-by-4.0, apache-2.0, cc-by-nc-sa-4.0",
+            )
         if not (self.fp32 or self.fp16):
             raise ConfigError("`fp32` and `fp16` are both off: an artifact has a graph at least")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spade_deploy.errors import ConfigError
+from spade_deploy.labels.class_file import class_labels, own_labels
 from spade_deploy.settings import check_one_of, setting
 from spade_deploy.spec import LabelSpec, NormType, Upsampling, parse_size
 
@@ -24,6 +26,10 @@ class ImportRequest:
 
     preset: str | None = setting(None, help="coco, ade20k or cityscapes; told by the file if left out.")
     num_labels: int | None = setting(None, help="A model of none of these: its number of classes.")
+    classes: Path | None = setting(
+        None, help="Names and colours of its classes: JSON, lines 'R G B name', or a data.yaml.", metavar="FILE"
+    )
+    ignore_id: int | None = setting(None, help="The value in label maps that means unknown, beside 255.")
     has_dontcare: bool = setting(False, help="It has a channel for unknown pixels.", flag="dontcare")
     has_edges: bool = setting(False, help="It has an edge channel.", flag="edges")
     size: tuple[int, int] | None = setting(None, help="HEIGHTxWIDTH that it was trained for.", parse=parse_size)
@@ -37,16 +43,25 @@ class ImportRequest:
     def __post_init__(self) -> None:
         if self.preset is not None:
             check_one_of("preset", self.preset, RELEASED)
-        if self.num_labels is None and (self.has_dontcare or self.has_edges):
-            raise ConfigError("`has_dontcare` and `has_edges` say what `num_labels` leaves open; give that too")
-        if self.num_labels is not None and self.labels is not None:
-            raise ConfigError("`num_labels` contradicts `labels`, which says what the labels are")
-        if self.label_spec is not None and self.preset is not None:
-            raise ConfigError(f"`num_labels` contradicts `preset` {self.preset}, which says what the labels are")
+        has_own = self.num_labels is not None or self.classes is not None
+        if not has_own and (self.has_dontcare or self.has_edges or self.ignore_id is not None):
+            names = "`ignore_id` says" if self.ignore_id is not None else "`has_dontcare` and `has_edges` say"
+            raise ConfigError(f"{names} what `num_labels` leaves open; give that too")
+        named = "num_labels" if self.num_labels is not None else "classes"
+        if has_own and self.labels is not None:
+            raise ConfigError(f"`{named}` contradicts `labels`, which says what the labels are")
+        if (has_own or self.labels is not None) and self.preset is not None:
+            raise ConfigError(f"`{named}` contradicts `preset` {self.preset}, which says what the labels are")
 
     @property
     def label_spec(self) -> LabelSpec | None:
-        """The labels that the channels stand for; None if the preset or the file decides them."""
+        """The labels that the channels stand for; None if the preset or the file decides them.
+
+        Reads the class file. Raises ConfigError.
+        """
+        unknown: dict[str, Any] = {"has_dontcare": self.has_dontcare, "ignore_id": self.ignore_id}
+        if self.classes is not None:
+            return class_labels(self.classes, self.num_labels, has_edges=self.has_edges, **unknown)
         if self.num_labels is None:
             return self.labels
-        return LabelSpec(self.num_labels, has_dontcare=self.has_dontcare, has_edges=self.has_edges)
+        return own_labels(self.num_labels, has_edges=self.has_edges, **unknown)

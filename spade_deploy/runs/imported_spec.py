@@ -107,13 +107,14 @@ class ImportedSpec:
         is_most = any(key.startswith("up_4.") for key in self._state)  # 'most' has one more block
         request = self._request
         preset = request.preset
-        if preset is None and request.labels is None:
+        own = request.label_spec
+        if preset is None and own is None:
             preset = self._guessed_preset(channels)
         if preset is not None:
             labels, upsampling, size = self._by_preset(preset, is_most)
         else:
-            assert request.labels is not None
-            labels = request.labels
+            assert own is not None
+            labels = own
             if request.size is None:
                 raise ConfigError("`size` is needed: the file does not tell the size the model was trained for")
             size = request.size

@@ -89,6 +89,13 @@ class GraphKind(StrEnum):
     LOOKUP = "lookup"
 
 
+class GraphSet(StrEnum):
+    """Which graphs an export writes: all that the architecture has, or the dense one alone."""
+
+    ALL = "all"
+    DENSE = "dense"
+
+
 class GraphChoice(StrEnum):
     """Which graph runs. On a CPU `auto` takes, map by map, the lookup graph if it was measured to be faster."""
 

@@ -15,6 +15,9 @@ UNKNOWN_VALUE = 255
 """The value that label files use for 'unknown'."""
 
 
+_LARGEST_VALUE = 65535
+
+
 @dataclass(frozen=True)
 class LabelSpec:
     """What the integers of a label map mean, and what the network makes of them."""
@@ -34,8 +37,15 @@ class LabelSpec:
     palette: tuple[Rgb, ...] = ()
     """The colour of each id, that of unknown pixels included, RGB in 0..255; or empty."""
 
+    ignore_id: int | None = None
+    """The value in label files that means unknown, as 255 does; None if 255 alone does."""
+
     def __post_init__(self) -> None:
         check_range("num_labels", self.num_labels, 1, 4096)
+        if self.ignore_id is not None:
+            check_range("ignore_id", self.ignore_id, 0, _LARGEST_VALUE)
+            if not self.has_dontcare:
+                raise ConfigError(f"`ignore_id` {self.ignore_id} needs `has_dontcare`, the channel of unknown pixels")
         for name, entries in (("names", self.names), ("palette", self.palette)):
             if entries and len(entries) != self.num_ids:
                 raise ConfigError(
@@ -69,8 +79,22 @@ class LabelSpec:
     def name_of(self, label_id: int) -> str:
         return self.names[label_id] if self.names else f"label {label_id}"
 
+    @property
+    def unknown_values(self) -> frozenset[int]:
+        """The values in label files that mean unknown and become `unknown_id`; empty without such an id.
+
+        255 is one only where it is no ordinary id.
+        """
+        if not self.has_dontcare:
+            return frozenset()
+        usual = {UNKNOWN_VALUE} if self.num_ids <= UNKNOWN_VALUE else set()
+        return frozenset(usual | ({self.ignore_id} if self.ignore_id is not None else set()))
+
     def to_json(self) -> dict[str, Any]:
-        return to_json(self)
+        value = to_json(self)
+        if self.ignore_id is None:  # so that older versions read the files of models that do not need it
+            del value["ignore_id"]
+        return value
 
     @classmethod
     def from_json(cls, value: Any) -> LabelSpec:

@@ -5,8 +5,9 @@ All randomness comes from (seed, epoch, position), so step k of a resumed run se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,13 +105,21 @@ class SampleSource(Protocol):
         ...
 
 
-def open_source(config: DataConfig, split: str, labels: LabelSpec) -> SampleSource:
-    """The samples of a split. Raises ConfigError, and DatasetError if there are none or `labels` needs more files."""
+def open_source(config: DataConfig, split: str, labels: LabelSpec, *, leave_out: Collection[Path] = ()) -> SampleSource:
+    """The samples of a split. Raises ConfigError, and DatasetError if there are none or `labels` needs more files.
+
+    leave_out: photos whose samples are not wanted.
+    """
     sizes = (config.load_size, config.crop_size)
     if is_embedded(config):
         whole, crop = (EarthSamples(split, labels, size) for size in sizes)
         return SplitSource(config, whole, crop, stem_prefix=f"{split}-")
     pairing = find_samples(config, split)
+    if leave_out:
+        wanted = tuple(sample for sample in pairing.samples if sample.photo not in leave_out)
+        if not wanted:
+            raise DatasetError(f"{config.described}: no sample of {split} is left")
+        pairing = replace(pairing, samples=wanted)
     first = pairing.samples[0].label
     if any(sample.photo is None for sample in pairing.samples):
         raise DatasetError(f"{first}: training needs photos", hint="name their folder with `images_dir`")
@@ -157,7 +166,10 @@ def augmented(arrays: SampleArrays, crop_size: Size, flip: bool, rng: np.random.
 
 
 def open_held_out(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, str]:
-    """The evaluation split, else the training split, and its name. Raises DatasetError where both are missing."""
+    """The evaluation split and its name; the training split and 'train' if the data set has none.
+
+    Raises DatasetError where both are missing.
+    """
     try:
         return open_source(config, config.evaluation_split, labels), config.evaluation_split
     except DatasetError:

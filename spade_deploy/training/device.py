@@ -11,6 +11,9 @@ from spade_deploy.errors import ConfigError
 from spade_deploy.machine import memory as process_memory
 from spade_deploy.training.processes.world import ALONE, World
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells a container's limits."""
+
 
 def choose_device(name: str, world: World = ALONE) -> torch.device:
     """The device of that name; 'auto' takes CUDA if a GPU is there.
@@ -54,13 +57,26 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """The free memory of the device; None if the system does not report it."""
+    """The free memory of the device, in a container at most what that leaves; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     table = Path("/proc/meminfo")
     lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
     found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0][1]) * 1024 if found else None
+    sizes = [int(found[0][1]) * 1024] if found else []
+    left = left_in_container()
+    return min(sizes + ([] if left is None else [left]), default=None)
+
+
+def left_in_container(folder: Path = CONTROL_GROUP) -> int | None:
+    """The memory that a container's limit leaves, pages of files not counted; None where there is no limit."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        return None if limit == "max" else max(0, int(limit) - used + int(facts.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return None
 
 
 def set_determinism(wanted: bool) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import NotFoundError
+from spade_deploy.labels.layouts import FOLDERS
 from spade_deploy.training.config import Setup
 from spade_deploy.training.records.data_record import place_of_run
 
-_DATA = {"root": "root", "labels_dir": "labels", "images_dir": "images", "instances_dir": "instances"}
+_DATA = {"root": "root", **{name: name.removesuffix("_dir") for name in FOLDERS}}
 """The paths in `DataConfig`, each with the field of the request that sets it."""
 _FILES = ("perceptual_file", "extractor", "segmenter")
 """The paths in `TrainConfig`; the request has the same names."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.images.image_file import Size
-from spade_deploy.settings import asked_of, setting
+from spade_deploy.labels.holdout import MOST_SHARE
+from spade_deploy.settings import asked_of, check_ranges, setting
 from spade_deploy.spec import NETWORK, DiscriminatorSpec, FirstInput, GeneratorSpec, parse_size
 from spade_deploy.training.config import (
     DATA,
@@ -33,14 +34,39 @@ class DataRequest:
     images: Path | None = setting(None, help="custom: folder of photos, paired by stem.", group=DATA)
     instances: Path | None = setting(None, help="custom: folder of instance maps; adds an edge channel.", group=DATA)
     num_labels: int | None = setting(None, help="custom: classes are 0..N-1.", group=DATA)
+    classes: Path | None = setting(
+        None,
+        help="custom: names and colours of the classes: JSON, lines 'R G B name', or a data.yaml.",
+        group=DATA,
+        metavar="FILE",
+    )
+    ignore_id: int | None = setting(
+        None, help="custom: the value in label maps that means unknown, beside 255.", group=DATA, least=0, most=65535
+    )
     has_dontcare: bool | None = setting(
         None, help="custom: 255 in label maps means unknown.", group=DATA, flag="dontcare", negatable=True
     )
+    holdout: float | None = setting(
+        None,
+        help="custom: share of the samples that is kept to measure on, not trained on; 0.1, or 0 for none.",
+        group=DATA,
+        least=0,
+        most=MOST_SHARE,
+    )
+    holdout_seed: int | None = setting(
+        None, help="custom: random seed of that choice; 0.", group=DATA, least=0, most=2**32 - 1
+    )
+    val_labels: Path | None = setting(None, help="custom: label maps to measure on, instead of a share.", group=DATA)
+    val_images: Path | None = setting(None, help="custom: their photos.", group=DATA)
+    val_instances: Path | None = setting(None, help="custom: their instance maps.", group=DATA)
     size: Size | None = setting(None, help="HEIGHTxWIDTH in pixels, such as 256x512.", group=DATA, parse=parse_size)
     flip: bool | None = setting(None, help="Mirror half of the samples.", group=DATA, negatable=True)
     load_size: Size | None = setting(
         None, help="Samples are resized to this, then cropped at random.", group=DATA, parse=parse_size
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def preset_name(self) -> str:
@@ -62,6 +88,12 @@ class TrainRequest:
     """The fields of DiscriminatorSpec that are given."""
     train: Mapping[str, Any] = asked_of(TrainConfig)
     """The fields of TrainConfig that are given."""
+    paper: bool = setting(
+        False,
+        help="custom: the paper's size, width and batch size, whatever photos and memory suggest.",
+        group=DATA,
+        after="load_size",
+    )
     vae: bool = setting(
         False, help="A style vector, and an encoder that finds it in photos.", group=NETWORK, after="generator"
     )

@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import CheckpointError, ConfigError
-from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.class_file import class_labels
 from spade_deploy.runs.folders import resolve_checkpoint
 from spade_deploy.runs.shipped import SHIPPED
 from spade_deploy.settings import as_typed, setting_of
-from spade_deploy.spec import DiscriminatorSpec, FirstInput, GeneratorSpec, LabelSpec
+from spade_deploy.spec import DiscriminatorSpec, FirstInput, GeneratorSpec
 from spade_deploy.training.config import STYLE_LENGTH, PerceptualNetwork, Setup, TrainConfig
+from spade_deploy.training.own_data import ABOUT_LABELS, FOLDERS, ONLY_OWN, own_setup
 from spade_deploy.training.perceptual import fetch_vgg
-from spade_deploy.training.presets import PAPER_PRESETS, custom_setup, preset, without_ttur
+from spade_deploy.training.presets import PAPER_PRESETS, preset, without_ttur
 from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.resume import MAY_CHANGE
 from spade_deploy.training.saved_setup import load_setup
-
-_FOLDERS = {"root": "root", "labels": "labels_dir", "images": "images_dir", "instances": "instances_dir"}
-"""The fields of a DataRequest that are folders, with their names in DataConfig."""
 
 
 def new_setup(asked: TrainRequest, runs_dir: Path = Path("runs"), *, downloads: bool = True) -> Setup:
@@ -30,7 +28,7 @@ def new_setup(asked: TrainRequest, runs_dir: Path = Path("runs"), *, downloads: 
     runs_dir: where `init` looks for a run. downloads: whether weights of the perceptual loss may be downloaded;
     CheckpointError is raised if that fails.
     """
-    base = _base(asked.data)
+    base = _base(asked)
     train = base.train if asked.ttur else without_ttur(base.train)
     changes = _train_changes(asked)
     if "steps" in changes and "epochs" in changes:
@@ -66,7 +64,7 @@ def resumed_setup(asked: TrainRequest, checkpoint: Path) -> Setup:
     train = _length_of_one_kind(_train_changes(asked))
     if asked.perceptual is not None and saved.train.perceptual_file is None:
         train["perceptual_file"] = fetch_vgg(asked.perceptual)
-    moved = {name: getattr(asked.data, field) for field, name in _FOLDERS.items() if getattr(asked.data, field)}
+    moved = {name: getattr(asked.data, field) for field, name in FOLDERS.items() if getattr(asked.data, field)}
     return Setup(replace(saved.train, **train), saved.generator, replace(saved.data, **moved))
 
 
@@ -77,9 +75,12 @@ def complete(asked: TrainRequest, setup: Setup) -> TrainRequest:
     return TrainRequest(
         data=DataRequest(
             preset=data.preset,
-            **{field: getattr(data, name) for field, name in _FOLDERS.items()},
+            **{field: getattr(data, name) for field, name in FOLDERS.items()},
             num_labels=labels.num_labels if is_custom else None,
             has_dontcare=labels.has_dontcare if is_custom else None,
+            ignore_id=labels.ignore_id,
+            classes=asked.data.classes,
+            **_holdout_of(setup, is_custom),
             size=data.crop_size,
             load_size=data.load_size,
             flip=data.flip,
@@ -92,6 +93,15 @@ def complete(asked: TrainRequest, setup: Setup) -> TrainRequest:
         first_input=FirstInput.NOISE if has_style and not setup.has_encoder else None,
         perceptual=None if setup.train.perceptual_file is not None else _perceptual_network(asked, setup.train),
     )
+
+
+def _holdout_of(setup: Setup, is_custom: bool) -> dict[str, Any]:
+    """What a request has to give so that as much is held out as in a setup."""
+    found = setup.data.holdout
+    if found is not None:
+        return {"holdout": found.share, "holdout_seed": found.seed}
+    is_folder = is_custom and setup.data.val_labels_dir is None and setup.data.labels_dir is not None
+    return {"holdout": 0.0} if is_folder else {}
 
 
 def _perceptual_network(asked: TrainRequest, train: TrainConfig) -> PerceptualNetwork | None:
@@ -113,8 +123,21 @@ def _fixed(asked: TrainRequest, saved: Setup) -> Iterator[tuple[str, Any, Any]]:
         (_given(asked.generator), saved.generator, ""),
         (_given(asked.discriminator), saved.train.discriminator, "discriminator."),
         (_given({"preset": data.preset, "load_size": data.load_size, "flip": data.flip}), saved.data, ""),
-        (_given({"num_labels": data.num_labels, "has_dontcare": data.has_dontcare}), labels, ""),
+        (_given({name: getattr(data, name) for name in ABOUT_LABELS if name != "classes"}), labels, ""),
     ]
+    if data.classes is not None:
+        now = class_labels(
+            data.classes, labels.num_labels, has_dontcare=labels.has_dontcare, ignore_id=labels.ignore_id
+        )
+        yield "classes", ", ".join(now.names) or str(now.palette), ", ".join(labels.names) or str(labels.palette)
+    held_out = saved.data.holdout
+    if data.holdout is not None:
+        yield "holdout", data.holdout, 0.0 if held_out is None else held_out.share
+    if data.holdout_seed is not None:
+        yield "holdout_seed", data.holdout_seed, None if held_out is None else held_out.seed
+    for name in ("val_labels", "val_images", "val_instances"):  # a folder may have moved, but not come or gone
+        if getattr(data, name) is not None and getattr(saved.data, FOLDERS[name]) is None:
+            yield name, getattr(data, name), None
     for given, owner, prefix in places:
         for name in sorted(set(given) - MAY_CHANGE):
             yield prefix + name, given[name], getattr(owner, name)
@@ -151,26 +174,20 @@ def _train_changes(asked: TrainRequest) -> dict[str, Any]:
     return changes
 
 
-def _base(data: DataRequest) -> Setup:
-    if data.preset_name != "custom":
-        given = {"num_labels": data.num_labels, "has_dontcare": data.has_dontcare}
-        name = next((name for name, value in given.items() if value is not None), None)
-        if name:
-            raise ConfigError(f"`{name}` contradicts `preset` {data.preset_name}, which says what the labels are")
-        base = preset(data.preset_name, data.root, data.size)
-        changed: dict[str, Any] = {name: getattr(data, field) for field, name in _FOLDERS.items() if field != "root"}
-        changed |= {"load_size": data.load_size, "flip": data.flip}
-        return replace(base, data=replace(base.data, **_given(changed)))
-    if data.num_labels is None:
-        raise ConfigError(
-            "`num_labels` is needed for a data set of your own: how many classes its label maps have",
-            hint="`spade check-labels DIR --num-labels N` tells whether a number fits",
-        )
-    has_edges = data.instances is not None or (data.root is not None and _has_instances(data.root))
-    labels = LabelSpec(data.num_labels, has_dontcare=bool(data.has_dontcare), has_edges=has_edges)
-    folders = {name: getattr(data, field) for field, name in _FOLDERS.items()}
-    given = _given({"load_size": data.load_size, "flip": data.flip})
-    return custom_setup(labels, DataConfig.for_preset("custom", crop_size=data.size, **folders, **given))
+def _base(asked: TrainRequest) -> Setup:
+    data = asked.data
+    if data.preset_name == "custom":
+        return own_setup(asked)
+    if asked.paper:
+        raise ConfigError(f"`paper` is for data of your own: `preset` {data.preset_name} has settings of its own")
+    for name in ONLY_OWN:
+        if getattr(data, name) is not None:
+            says = "what the labels are" if name in ABOUT_LABELS else "what is measured on"
+            raise ConfigError(f"`{name}` contradicts `preset` {data.preset_name}, which says {says}")
+    base = preset(data.preset_name, data.root, data.size)
+    changed: dict[str, Any] = {name: getattr(data, field) for field, name in FOLDERS.items() if field != "root"}
+    changed |= {"load_size": data.load_size, "flip": data.flip}
+    return replace(base, data=replace(base.data, **_given(changed)))
 
 
 def _values(owner: Any, kind: type) -> dict[str, Any]:
@@ -183,10 +200,6 @@ def _length_of_one_kind(changes: dict[str, Any]) -> dict[str, Any]:
     """Steps replace a preset's epochs, and the other way round."""
     other = {"steps": "epochs", "epochs": "steps"}
     return {**{other[name]: None for name in ("steps", "epochs") if name in changes}, **changes}
-
-
-def _has_instances(root: Path) -> bool:
-    return (root / "train" / "instances").is_dir()
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ MAY_CHANGE = frozenset(
     | {"eval_every", "eval_samples", "extractor", "segmenter", "best_by", "tensorboard"}
     # Data and VGG weights may have been moved, so the length of an epoch and the file's digest are compared instead.
     | {"root", "labels_dir", "images_dir", "instances_dir", "perceptual_file"}
+    | {"val_labels_dir", "val_images_dir", "val_instances_dir"}
 )
 """Settings that a resumed run may change: they do not change what a step computes."""
 

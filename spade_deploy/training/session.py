@@ -26,6 +26,7 @@ from spade_deploy.training import presets
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.device import choose_device
 from spade_deploy.training.estimate import Estimate, estimate
+from spade_deploy.training.fit import fitted, machine_of, refuse_if_too_large
 from spade_deploy.training.loop import TrainResult, train
 from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.processes.world import ALONE, World
@@ -171,7 +172,14 @@ def _started(
         source = FolderSource(setup)
     if checkpoint is None:  # process 0 downloads, its peers find the files
         setup = world.main_first(lambda: with_absolute_paths(new_setup(asked, runs_dir)))
-    notes = (*notes, *_notes(setup, source, asked.train.get("workers")))
+    suited: tuple[Setup, tuple[str, ...]] = setup, ()
+    with world.together():
+        if world.is_main:
+            machine = machine_of(setup, world)
+            suited = (setup, ()) if checkpoint is not None else fitted(asked, setup, machine)
+            refuse_if_too_large(suited[0], machine, is_resumed=checkpoint is not None)
+    setup, chosen_notes = world.from_main(suited)
+    notes = (*notes, *chosen_notes, *_notes(setup, source, asked.train.get("workers")))
     if checkpoint is not None:
         return Session(setup, checkpoint.parent.parent, checkpoint, source, notes, world=world, lock=lock)
     made: tuple[Path, Path | None, tuple[str, ...]] | None = None
@@ -216,28 +224,32 @@ def estimate_run(asked: TrainRequest, *, runs_dir: Path, resume: str | None = No
 
     Weights of the perceptual loss are not downloaded for it. Raises what `start` raises, and TrainingError.
     """
-    setup = _setup_alone(asked, runs_dir, resume)
+    setup, chosen_notes = _setup_alone(asked, runs_dir, resume)
     source = FolderSource(setup)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     steps = source.steps_per_epoch(setup.train.batch_size)
     found = estimate(setup, choose_device(setup.train.device), steps_per_epoch=steps, processes=processes)
-    return _described(setup), replace(found, notes=(*found.notes, *_notes(setup, source, asked.train.get("workers"))))
+    return _described(setup), replace(
+        found, notes=(*found.notes, *chosen_notes, *_notes(setup, source, asked.train.get("workers")))
+    )
 
 
 def complete_request(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> TrainRequest:
-    """The request with every setting of the run that was asked for; nothing is written, downloaded or read of the data.
+    """The request with every setting of the run that was asked for; nothing is written or downloaded.
 
-    Raises what `start` raises of settings.
+    Of data of one's own, names and headers are read, as they decide on settings. Raises what
+    `start` raises of settings.
     """
-    return complete(asked, _setup_alone(asked, runs_dir, resume))
+    return complete(asked, _setup_alone(asked, runs_dir, resume)[0])
 
 
-def _setup_alone(asked: TrainRequest, runs_dir: Path, resume: str | None) -> Setup:
-    """The setup of a run without starting it."""
+def _setup_alone(asked: TrainRequest, runs_dir: Path, resume: str | None) -> tuple[Setup, tuple[str, ...]]:
+    """The setup of a run without starting it, and sentences on what was chosen."""
     checkpoint = _resume_point(runs_dir, None, resume, None)
     if checkpoint is None:
-        return new_setup(asked, runs_dir, downloads=False)
-    return found_again(resumed_setup(asked, checkpoint), checkpoint.parent.parent)[0]
+        setup = new_setup(asked, runs_dir, downloads=False)
+        return fitted(asked, setup, machine_of(setup, ALONE))
+    return found_again(resumed_setup(asked, checkpoint), checkpoint.parent.parent)[0], ()
 
 
 def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: RunLock | None) -> Path | None:

@@ -7,8 +7,10 @@ from contextlib import closing
 from copy import copy
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
+from spade_deploy.labels.holdout import FEWEST
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.training import dataset
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
@@ -49,11 +51,10 @@ class FolderSource:
         data, labels = setup.data, setup.generator.labels
         self._shard = WHOLE
         self._training = dataset.open_source(data, "train", labels)
-        self._held_out, split = dataset.open_held_out(data, labels)
+        self._data = data
+        self._held_out, self._split = dataset.open_held_out(data, labels)
         self.notes = _unpaired(getattr(self._training, "problems", ()))
-        if split != data.evaluation_split:
-            where = data.root or data.labels_dir
-            self.notes += (f"{where} has no {data.evaluation_split} split: sample grids show training samples",)
+        self.notes += _about_measuring(data, self._split, len(self._held_out), len(self._training))
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return dataset.steps_per_epoch(self._training, batch_size)
@@ -83,7 +84,11 @@ class FolderSource:
 
     def record(self) -> DataRecord:
         """The training samples, in the order that batches are drawn from."""
-        return self._training.record()
+        held_out, names = self._data.holdout, [self._held_out.stem(index) for index in range(len(self._held_out))]
+        measured_on: dict[str, Any] = {"split": self._split, "held_out": self._split != "train", "samples": names}
+        if held_out is not None:
+            measured_on |= {"share": held_out.share, "seed": held_out.seed}
+        return replace(self._training.record(), measured_on=measured_on)
 
     def held_out_sha256(self) -> str:
         """The digest of the held-out samples' names and their files' sizes."""
@@ -111,6 +116,23 @@ def first_batches(source: BatchSource, setup: Setup) -> list[Batch]:
     )
     with closing(batches):
         return [replace(batch, photo=batch.photo[:0]) for batch in islice(batches, config.ema_batches)]
+
+
+def _about_measuring(data: DataConfig, split: str, measured: int, trained: int) -> tuple[str, ...]:
+    """A sentence on the samples that metrics and sample grids are of, where that is not plain from the data set."""
+    if data.holdout is not None and split != "train":
+        share, seed = measured / (measured + trained), data.holdout.seed
+        what = "sample is" if measured == 1 else "samples are"
+        text = f"{measured} of {measured + trained} {what} held out ({share:.0%}, chosen by name with seed {seed})"
+        text += f": metrics and sample grids are of these, training is on the other {trained}"
+        return (f"{text}; `holdout` sets the share",)
+    if split == data.evaluation_split and split != "train":
+        return ()
+    instead = "metrics and sample grids are of training samples"
+    if data.labels_dir is None:
+        return (f"{data.root} has no {data.evaluation_split} split: {instead}",)
+    why = f"{trained} samples are too few to hold any out" if trained < FEWEST else "no samples are held out"
+    return (f"{why}: {instead}, and show what was learned by heart, too; `val_labels` and `val_images` name others",)
 
 
 def _unpaired(problems: tuple[str, ...], shown: int = 5) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ class SampleImages:
     """The pixels of the reference, H x W x 3."""
     candidates: Mapping[str, NDArray[np.uint8]]
     """The pixels of each graph by its name, H x W x 3."""
+    photo: NDArray[np.uint8] | None = None
+    """The real photo of the label map, H x W x 3; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class GraphResult:
     """For a graph that failed, the first wrong tensor, or why it could not be found."""
     second_opinion: str | None = None
     """For a TensorRT engine, Polygraphy's comparison with ONNX Runtime, or why there is none."""
+    seconds: tuple[float, ...] = ()
+    """How long the runtime took for each image, in the order of the inputs."""
     half: HalfVerdict | None = None
     """For an fp16 graph that a CPU ran, the verdict on it in emulated real half precision."""
 
@@ -63,6 +68,11 @@ class GraphResult:
     @property
     def passed(self) -> bool:
         return not self.failures
+
+    @property
+    def median_seconds(self) -> float | None:
+        """The median time of an image; of several, the first one is left out, since a runtime warms up in it."""
+        return statistics.median(self.seconds[1:] or self.seconds) if self.seconds else None
 
     @property
     def judged(self) -> OutputDiff:
@@ -95,6 +105,7 @@ class GraphResult:
             "precision": self.graph.precision,
             "kind": self.graph.kind,
             "runtime": self.runtime,
+            "median_seconds_per_image": self.median_seconds,
             "passed": self.passed,
             "failures": list(self.failures),
             "left_out_of_the_verdict": list(self.left_out),

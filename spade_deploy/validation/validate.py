@@ -7,6 +7,7 @@ right or wrong.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -96,7 +97,7 @@ class _Validation:
         """The verdict on one graph, in the runtime that `backend` chooses."""
         with open_runtime(self._artifact, graph.precision, backend, graph=str(graph.kind)) as runtime:
             beside = self._half.open(graph, runtime)
-            verdict, worst = self._compare(graph, runtime, beside)
+            verdict, worst, seconds = self._compare(graph, runtime, beside)
             half = self._half.verdict(beside, self._progress)
             more = () if half is None else tuple(f"in real half precision, {why}" for why in half.failures)
             opinion = _second_opinion(self._artifact, graph, runtime) if backend == Backend.TENSORRT else None
@@ -115,18 +116,23 @@ class _Validation:
             diverges_at=diverges_at,
             second_opinion=opinion,
             half=half,
+            seconds=seconds,
         )
 
     def _compare(
         self, graph: Graph, runtime: Runtime, beside: HalfJudge | HalfVerdict | None
-    ) -> tuple[Verdict, Arrays]:
-        """The verdict on all inputs, and the input with the largest error."""
+    ) -> tuple[Verdict, Arrays, tuple[float, ...]]:
+        """The verdict on all inputs, the input with the largest error, and the seconds of each image."""
         manifest = self._artifact.manifest
         tolerance = tolerance_for(graph.precision, manifest.rounding, graph.min_psnr_db)
         judge = Judge(manifest.generator.labels, graph.precision, manifest.rounding, tolerance)
         worst: tuple[float, Arrays] | None = None
+        seconds = []
         for index, inputs in enumerate(self._inputs):
-            expected, found = self._reference.images(inputs), runtime.run(inputs)
+            expected = self._reference.images(inputs)
+            began = time.perf_counter()
+            found = runtime.run(inputs)
+            seconds.append(time.perf_counter() - began)
             error = judge.add(inputs[LABEL], expected, found)
             if isinstance(beside, HalfJudge):
                 beside.add(inputs, expected)
@@ -136,7 +142,7 @@ class _Validation:
             self._progress.count(graph.name, index + 1, self._inputs.total)
         if worst is None:
             raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
-        return judge.verdict(), worst[1]
+        return judge.verdict(), worst[1], tuple(seconds)
 
     def _keep_sample(
         self, index: int, label: NDArray[Any], reference: NDArray[np.uint8], name: str, pixels: NDArray[np.uint8]

@@ -85,7 +85,7 @@ def test_where_there_is_nothing_the_command_that_makes_it_is_named(
         (("train", "--device", "cuda:7"), "--device"),
         (("train", "--kernel-size", "4"), "--kernel-size"),
         (("train", "--name", "../outside"), "--name"),
-        (("check-labels", "."), "--preset"),
+        (("check-labels", ".", "--preset", "earth", "--num-labels", "3"), "--preset"),
         (("import", "x.pth", "--preset", "moon"), "--preset"),
     ],
 )

@@ -24,8 +24,9 @@ PAGES = (
 SOURCES = tuple(
     path for name in ("spade_deploy", "tests", "benchmarks", "scripts") for path in sorted((ROOT / name).rglob("*.py"))
 )
-FOREIGN = frozenset({"torch.py", "onnxruntime.py"})
-"""Files of others, which are spoken of: in the current folder they would be imported instead of the packages."""
+FOREIGN = frozenset({"torch.py", "onnxruntime.py", "/openapi.json", "answer.json"})
+"""Files of others, which are spoken of: in the current folder the first would be imported instead of the packages. Then
+what a server answers under that path, and a method in JavaScript."""
 
 FILE = re.compile(r"(?<![\w/.@-])[\w./*<>-]*[\w*>]\.(?:py|md|json|yaml|j2)\b")
 FOLDER = re.compile(r"(?<![\w/.:-])(?:tests|benchmarks|docs|scripts|spade_deploy|examples|docker)/[\w./*<>-]*")

@@ -22,12 +22,15 @@ from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError, SpadeError
 from spade_deploy.evaluation import DataFlags, EvalRequest, EvalResult, evaluate
 from spade_deploy.evaluation.data import evenly, held_out_split
+from spade_deploy.evaluation.seeds import SeedGroup, compare_groups
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import OnnxExtractor, frechet_distance, kernel_distance
+from spade_deploy.metrics.seeds import spread
 from spade_deploy.networks import build as architectures
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap, to_pixels
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
+from spade_deploy.training.config import TrainConfig
 from tests.support.generators import build_generator
 from tests.support.onnx_judges import extractor_file, segmenter_file
 from tests.support.stand_in import EDGES, STYLED, expected, stand_in_artifact
@@ -115,10 +118,16 @@ class TestFigures:
         assert (wrong.miou, wrong.accuracy) == (0, 0)
         assert wrong.l1 is not None
         assert wrong.l1 > 0.3
-        assert {name: result.best(name) for name in ("miou", "frechet", "l1", "psnr")} == dict.fromkeys(
-            ("miou", "frechet", "l1", "psnr"), "images"
-        )
-        assert result.best("diversity") is None
+        # Of six images of the same colours a Frechet distance knows too little to tell the sets apart.
+        best = {name: result.best(name) for name in ("miou", "accuracy", "frechet", "l1", "psnr", "diversity")}
+        assert best == {
+            **dict.fromkeys(("miou", "accuracy", "l1", "psnr"), "images"),
+            "frechet": None,
+            "diversity": None,
+        }
+        assert "leads wrong by" in result.verdicts["frechet"].reason
+        assert "within the noise" in result.verdicts["frechet"].reason
+        assert result.best_by_class == dict.fromkeys(range(3), "images")
 
     def test_floor_and_ceiling_of_real_photos(self, place: Path) -> None:
         result = judged(place, "wrong")
@@ -225,6 +234,101 @@ class TestFigures:
         assert again.rows[0].diversity == result.rows[0].diversity
         other = evaluate(replace(request, seed=1), runs_dir=tmp_path / "runs")
         assert other.rows[0].diversity != result.rows[0].diversity
+
+
+class TestVerdicts:
+    def test_a_judge_that_fails_on_real_photos_gives_no_verdict(self, place: Path, tmp_path: Path) -> None:
+        """It takes each class for the next one: images with exchanged classes would be perfect, and real photos 0 %."""
+        fooled = segmenter_file(tmp_path / "fooled.onnx", [*COLORS[1:], COLORS[0]])
+        result = judged(place, "images", "wrong", segmenter=fooled)
+        wrong = result.rows[1]
+        assert (wrong.accuracy, result.references[0].accuracy) == (1, 0)
+        for name in ("miou", "accuracy"):
+            verdict = result.verdicts[name]
+            assert (verdict.best, verdict.is_judge_unfit) == (None, True)
+            assert "finds 0.0% of the pixels of the real photos" in verdict.reason
+        assert result.best("l1") == "images"  # the other judges keep their verdict
+        assert result.best_by_class == {}
+        assert all(
+            "no verdict by this judge: the segmenter" in row.remark for row in (*result.rows, *result.references[:1])
+        )
+        value = json.loads(evaluation.write_report(result, tmp_path)[0].read_text())
+        assert value["verdicts"]["miou"]["best"] is None
+        page = (tmp_path / "evaluation.html").read_text()
+        assert "(100.0 %" in page
+        assert page.count("no verdict by this judge") == 3
+        assert '<td class="n good">100.0 %' not in page
+
+    def test_a_lead_within_the_noise_is_no_best(self, place: Path, tmp_path: Path) -> None:
+        """Each of the two is nearer to half of the photos, and one of them by a little more."""
+        for index, path in enumerate(sorted((place / "images").iterdir())):
+            photo = np.asarray(Image.open(path)).astype(int)
+            for name, error in (("a", 20 if index % 2 else 31), ("b", 30 if index % 2 else 20)):
+                save(tmp_path / name / path.name, np.clip(photo + error, 0, 255).astype(np.uint8))
+        data = DataFlags(root=place / "data", num_labels=3, size=(32, 32))
+        result = evaluate(EvalRequest((tmp_path / "a", tmp_path / "b"), data=data), runs_dir=tmp_path)
+        verdict = result.verdicts["l1"]
+        assert result.rows[0].l1 != result.rows[1].l1
+        assert verdict.best is None
+        assert verdict.difference is not None
+        assert verdict.noise is not None
+        assert 0 < verdict.difference < verdict.noise
+        assert result.rows[0].intervals["l1"] > 0
+        few = evaluate(EvalRequest((place / "images", tmp_path / "a"), data=data, samples=4), runs_dir=tmp_path)
+        assert few.best("l1") is None
+        assert "fewer than 5 samples" in few.verdicts["l1"].reason
+        assert few.rows[0].intervals == {}
+
+    def test_equal_models_are_equal(self, place: Path, tmp_path: Path) -> None:
+        shutil.copytree(place / "images", tmp_path / "again")
+        data = DataFlags(root=place / "data", num_labels=3, size=(32, 32))
+        request = EvalRequest((place / "images", tmp_path / "again"), data=data, segmenter=place / "segmenter.onnx")
+        result = evaluate(request, runs_dir=tmp_path)
+        assert {name: result.best(name) for name in result.measured()} == dict.fromkeys(result.measured())
+        assert result.best_by_class == {}
+        assert result.verdicts["miou"].reason == "no best: images and again are equal"
+
+
+class TestSeeds:
+    def test_runs_that_differ_by_their_seed_are_averaged(self, place: Path, tmp_path: Path) -> None:
+        """Two settings of two seeds each; a fifth run of the first setting has the same seed and a longer training."""
+        paths = []
+        for name, batch_size, seed, steps in (
+            ("a0", 4, 0, 9),
+            ("a1", 4, 1, 9),
+            ("b0", 8, 0, 9),
+            ("b1", 8, 1, 9),
+            ("c0", 4, 0, 10),
+        ):
+            paths.append(Path(shutil.copytree(place / "runs" / "first", tmp_path / name)))
+            info = paths[-1] / "checkpoints" / "step_00000004" / "checkpoint.json"
+            config = TrainConfig(steps=steps, batch_size=batch_size, seed=seed, workers=seed).to_json()
+            info.write_text(json.dumps({**json.loads(info.read_text()), "train": config}))
+        result = evaluate(EvalRequest(tuple(paths), samples=5), runs_dir=tmp_path)
+        assert [(group.models, group.seeds) for group in result.seed_groups] == [
+            (("a0, step 4", "a1, step 4"), (0, 1)),
+            (("b0, step 4", "b1, step 4"), (0, 1)),
+        ]
+        spread = result.seed_groups[0].figures["l1"]
+        assert (spread.mean, spread.std, spread.seeds) == (result.rows[0].l1, 0, 2)
+        assert result.seed_verdicts["l1"].best is None  # all of them are copies of one generator
+        page = evaluation.write_report(result, tmp_path / "out")[1].read_text()
+        for text in ("Random seeds averaged", "a0, step 4 and 1 more seed", "<th>train.batch_size</th><td>4</td>"):
+            assert text in page
+        assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["seeds_averaged"][1]["seeds"] == [0, 1]
+
+    def test_settings_are_compared_by_the_noise_of_their_seeds(self) -> None:
+        def group(name: str, *values: float) -> SeedGroup:
+            return SeedGroup(name, (name,) * len(values), tuple(range(len(values))), {"l1": spread(values)})
+
+        near, far = group("near", 0.10, 0.12, 0.11), group("far", 0.30, 0.31, 0.29)
+        found = compare_groups([far, near], {})["l1"]
+        assert found.best == "near"
+        # Welch by hand: deviations 0.01 each, so the error is sqrt(2 * 0.0001 / 3) and t(4) is 2.776.
+        assert found.noise == pytest.approx(2.776 * (2 * 0.0001 / 3) ** 0.5, rel=3e-3)
+        wide = group("wide", 0.05, 0.55, 0.20)
+        assert compare_groups([near, wide], {})["l1"].best is None
+        assert compare_groups([near, far], {"l1": "it is blind"})["l1"].reason == "no verdict: it is blind"
 
 
 class TestReport:

@@ -9,10 +9,13 @@ import numpy as np
 from PIL import Image
 
 from spade_deploy.artifact import INSTANCE, LABEL
+from spade_deploy.labels.earth import cut, earth_tiles
 from spade_deploy.labels.files import synthetic_label_maps
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.release.example_inputs import calibration_inputs, golden_inputs
 from spade_deploy.runs import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, LabelSpec
+from spade_deploy.training.presets import preset
 
 SPEC = GeneratorSpec(LabelSpec(7, has_dontcare=True, has_edges=True), base_channels=8, height=64, width=64)
 IMPORTED = CheckpointInfo(0, 0, "import", SPEC, "")
@@ -57,3 +60,14 @@ def test_without_a_folder_the_maps_are_synthetic_and_it_says_so() -> None:
     calibration = calibration_inputs(SPEC, IMPORTED, None, None, 2)
     assert re.search("synthetic.*--labels DIR", golden.described)
     assert re.search("synthetic.*--calibrate DIR", calibration.described)
+
+
+def test_golden_maps_of_a_data_set_come_with_their_photos() -> None:
+    spec = preset("earth").generator
+    info = CheckpointInfo(0, 0, "import", spec, "", data=DataConfig().to_json())
+    golden = golden_inputs(spec, info, None, None, 2)
+    assert golden.photos is not None
+    places = {cut(tile)[0].tobytes(): cut(tile)[1] for split in ("val", "test") for tile in earth_tiles(split)}
+    for ids, photo in zip(golden.inputs[LABEL], golden.photos, strict=True):
+        np.testing.assert_array_equal(photo, places[ids.tobytes()])
+    assert golden_inputs(SPEC, IMPORTED, None, None, 2).photos is None

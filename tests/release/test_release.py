@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -7,16 +8,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from PIL import Image
 
 from spade_deploy.artifact import (
+    MODEL_CARD,
     REPORT_HTML,
     REPORT_JSON,
     Artifact,
     carry_engines,
     free_place,
     list_engines,
+    output_tensors,
     read_engine,
     write_engine,
     writing,
@@ -25,10 +30,11 @@ from spade_deploy.errors import ConfigError, ExportError, FolderBusyError, NotFo
 from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import export_checkpoint
+from spade_deploy.release.report import _milliseconds
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run, resolve_artifact
 from spade_deploy.runs.checkpoint import save_checkpoint
-from spade_deploy.spec import LabelSpec
+from spade_deploy.spec import GeneratorSpec, GraphKind, GraphSet, LabelSpec, Precision
 from spade_deploy.validation import validate as validation
 from tests.support.generators import build_generator
 from tests.support.listener import Listener
@@ -65,6 +71,7 @@ def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None
         "generator.lookup.fp32.onnx",
         REPORT_JSON,
         REPORT_HTML,
+        MODEL_CARD,
         "golden/inputs.npz",
         "golden/outputs.npz",
     } == files
@@ -73,13 +80,63 @@ def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None
     page = (made.artifact.path / REPORT_HTML).read_text(encoding="utf-8")
     pictures = _Pictures()
     pictures.feed(page)
-    # label map, PyTorch, and each graph with its difference, of each golden input.
-    assert len(pictures.sources) == (2 + 2 * 2) * len(made.report.samples)
+    # label map, PyTorch, and each graph, of each golden input; float32 differs by too little to be drawn.
+    assert len(pictures.sources) == (2 + 2) * len(made.report.samples)
+    assert "There are no real photos of these label maps" in page
+    assert "This can be deployed: it makes the images that the trained model makes; in float32" in page
+    assert "tiny, imported: spade" in page
+    for result in made.report.results:
+        assert len(result.seconds) == len(made.report.samples)
+    assert f"fp32 {_milliseconds(made.report.results[0].median_seconds or 0)}" in page
     assert all(source.startswith("data:image/png;base64,") for source in pictures.sources)
     assert not re.search(r"(src|href)=\"https?:", page)
     assert "sea &amp; sky" in page
     assert "&lt;land&gt;" in page
     assert "passed" in page
+
+
+def test_every_graph_carries_the_facts_of_the_manifest(exported: Path) -> None:
+    artifact = Artifact.open(exported)
+    manifest = artifact.manifest
+    for graph in manifest.graphs:
+        session = onnxruntime.InferenceSession(exported / graph.file, providers=["CPUExecutionProvider"])
+        meta = session.get_modelmeta()
+        texts = meta.custom_metadata_map
+        facts = {name.removeprefix("spade_deploy."): text for name, text in texts.items()}
+        assert GeneratorSpec.from_json(json.loads(facts["spec"])) == manifest.generator
+        assert json.loads(facts["label_names"]) == ["sea & sky", "<land>", "ice"]
+        assert json.loads(facts["input_rule"]) == manifest.to_json()["input_rule"]
+        assert json.loads(facts["versions"]) == manifest.versions
+        assert json.loads(facts["source"])["generator_sha256"] == manifest.source.generator_sha256
+        assert (facts["graph"], facts["precision"]) == (graph.kind, graph.precision)
+        assert texts["model_license"] == "unknown"
+        assert "3 labels, 64 x 64 pixels" in meta.description
+        told = {value.name: value.doc_string for value in onnx.load(exported / graph.file).graph.output}
+        assert told == {tensor.name: tensor.meaning for tensor in output_tensors(manifest.generator)}
+
+
+def test_dense_alone_without_a_break_even_and_with_a_licence(runs: Path, tmp_path: Path) -> None:
+    seen = Listener()
+    request = ReleaseRequest(out=tmp_path / "a", graph=GraphSet.DENSE, fp16=True, tune=False, license="cc0-1.0")
+    made = export_checkpoint(request, runs_dir=runs, progress=seen)
+    assert [graph.file for graph in made.artifact.manifest.graphs] == ["generator.fp32.onnx", "generator.fp16.onnx"]
+    assert made.report.passed
+    assert made.artifact.manifest.source.license == "cc0-1.0"
+    assert "license: cc0-1.0" in (made.artifact.path / MODEL_CARD).read_text(encoding="utf-8")
+    fp16 = onnx.load(made.artifact.path / "generator.fp16.onnx")
+    facts = {entry.key: entry.value for entry in fp16.metadata_props}
+    kept = made.artifact.graph(Precision.FP16).kept_fp32
+    assert json.loads(facts["spade_deploy.kept_fp32"]) == list(kept) != []
+    assert facts["model_license"] == "cc0-1.0"
+    assert not any("beats dense" in step for step in seen.steps)
+
+
+def test_without_tuning_the_lookup_graph_has_no_break_even(runs: Path, tmp_path: Path) -> None:
+    made = export_checkpoint(ReleaseRequest(out=tmp_path / "a", tune=False), runs_dir=runs)
+    assert made.artifact.graph(kind=GraphKind.LOOKUP).break_even_share is None
+    report = made.artifact.report()
+    assert report is not None
+    assert report["break_even"] == {}
 
 
 def test_a_network_that_makes_nan_is_called_that(tmp_path: Path) -> None:

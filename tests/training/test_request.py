@@ -33,7 +33,8 @@ def test_what_is_asked_is_changed_and_nothing_else() -> None:
 
 
 def test_folders_mean_a_data_set_of_ones_own(tmp_path: Path) -> None:
-    data = DataRequest(labels=tmp_path, images=tmp_path, instances=tmp_path, num_labels=5, has_dontcare=True)
+    folders = {name: tmp_path / name for name in ("labels", "images", "instances")}
+    data = DataRequest(**folders, num_labels=5, has_dontcare=True)
     setup = new_setup(TrainRequest(data))
     labels = setup.generator.labels
     assert (labels.num_labels, labels.has_dontcare, labels.has_edges) == (5, True, True)

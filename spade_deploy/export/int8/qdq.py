@@ -63,15 +63,17 @@ def quantize_weight(weight: NDArray[np.float32], axis: int) -> Int8Weight:
     return Int8Weight(values.astype(np.int8), scales, axis)
 
 
-def write_int8(source: Path, target: Path, ranges: Mapping[str, float]) -> None:
+def write_int8(source: Path, target: Path, ranges: Mapping[str, float], facts: Mapping[str, str] | None = None) -> None:
     """Write the int8 graph of the fp32 graph `source` to `target`.
 
     ranges: of each layer to quantise, by its weight's name without `.weight`, the largest magnitude of its input.
+    facts: metadata that replaces that of the same name in `source`.
     Raises ExportError where the graph lacks one of them, where a range is not finite, where there are none, or where
     ONNX's own checker refuses the result.
     """
     model = onnx.load(str(source))
     insert_pairs(model, ranges)
+    helper.set_model_props(model, {**{entry.key: entry.value for entry in model.metadata_props}, **(facts or {})})
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if size > EXTERNAL_DATA_BYTES:
         onnx.save(model, str(target), save_as_external_data=True, location=f"{target.name}.data")

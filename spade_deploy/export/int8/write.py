@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spade_deploy.artifact import IMAGE, Arrays, Graph, graph_file, one_by_one
+from spade_deploy.artifact import IMAGE, Arrays, Graph, graph_facts, graph_file, one_by_one
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
 from spade_deploy.export.build import TracedModel, build_model
 from spade_deploy.export.int8.qdq import write_int8
@@ -157,12 +157,15 @@ def write_int8_graphs(
             lookup = build_model(generator, kind)
             tables = _batches(generator.spec, kind, request.calibration)
             ranges = calibrate(lookup, tables, progress, f"calibrating the {kind} graph").ranges
-        maker = _Maker(folder, kind, generator.spec, ranges, request, calibration.images, golden, progress)
+        layers = tuple(dict.fromkeys(map(layer_of, calibration.work)))
+        maker = _Maker(folder, kind, generator.spec, ranges, layers, request, calibration.images, golden, progress)
         quality = maker.make(choice.kept, ranking)
-        made = {layer_of(module) for module in ranges} - set(quality.kept)
-        stays = tuple(layer for layer in dict.fromkeys(map(layer_of, calibration.work)) if layer not in made)
         file = graph_file(Precision.INT8, kind)
-        graphs.append(Graph(file, Precision.INT8, stays, OPSET, kind, min_psnr_db=request.min_psnr_db))
+        graphs.append(
+            Graph(
+                file, Precision.INT8, maker.float32_layers(quality.kept), OPSET, kind, min_psnr_db=request.min_psnr_db
+            )
+        )
         qualities.append(quality)
     return tuple(graphs), Int8Summary(
         summary.min_psnr_db, summary.calibration, summary.maps, ranking, choice, tuple(qualities)
@@ -210,6 +213,8 @@ class _Maker:
     """How the generator is built."""
     ranges: Mapping[str, float]
     """The largest magnitude of the input of each module that can be int8."""
+    layers: tuple[str, ...]
+    """Every layer of the dense graph, those that can only compute in float32 included, in the order they run."""
     request: Int8Request
     """The calibration maps and the quality to reach."""
     expected: Images
@@ -232,7 +237,8 @@ class _Maker:
     def _write(self, kept: Sequence[str]) -> GraphQuality:
         ranges = {module: largest for module, largest in self.ranges.items() if layer_of(module) not in kept}
         target = self.folder / graph_file(Precision.INT8, self.kind)
-        write_int8(self.folder / graph_file(Precision.FP32, self.kind), target, ranges)
+        facts = graph_facts(self.kind, Precision.INT8, self.float32_layers(kept))
+        write_int8(self.folder / graph_file(Precision.FP32, self.kind), target, ranges, facts)
         session = open_session(target)
         total = len(self.expected) + len(self.golden[1])
         seen = self._images(session, self.request.calibration, 0, total)
@@ -242,6 +248,11 @@ class _Maker:
         self._tell(total, total)
         name = "int8" if self.kind is GraphKind.DENSE else f"int8 {self.kind}"
         return GraphQuality(name, tuple(kept), as_db(calibration), as_db(golden))
+
+    def float32_layers(self, kept: Collection[str]) -> tuple[str, ...]:
+        """The layers that stay float32 if those in `kept` do, in the order they run."""
+        made = {layer_of(module) for module in self.ranges} - set(kept)
+        return tuple(layer for layer in self.layers if layer not in made)
 
     def _images(self, session: Any, inputs: Arrays, done: int, total: int) -> Iterator[Images]:
         for index, one in enumerate(one_by_one(inputs)):

@@ -7,8 +7,8 @@ Whether a file has changed is judged only by its size and time: reading all file
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ class DataRecord:
     folders: tuple[str, ...] = ()
     """The folders that the files lie in."""
 
+    measured_on: Mapping[str, Any] = field(default_factory=dict)
+    """The samples that sample grids and metrics are of: their names, their split, and how they were chosen."""
+
     @classmethod
     def of_files(cls, samples: Sequence[tuple[str, tuple[Path, ...]]]) -> DataRecord:
         """The record of samples, each given by name and files. A file that cannot be looked at has the stamp -1, -1."""
@@ -59,6 +62,7 @@ class DataRecord:
             "run": str(run.absolute()),
             "folders": self.folders,
             "samples": [[name, *stamps] for name, stamps in zip(self.names, self.stamps, strict=True)],
+            "measured_on": dict(self.measured_on),
         }
         write_text(run / DATA_JSON, json.dumps(value) + "\n")  # ASCII: names need not be UTF-8
 
@@ -69,7 +73,7 @@ class DataRecord:
             value = read_json(run / DATA_JSON)
             names = tuple(str(name) for name, *_ in value["samples"])
             stamps = tuple(tuple((int(size), int(time)) for size, time in rest) for _, *rest in value["samples"])
-            return cls(names, stamps, tuple(map(str, value["folders"])))
+            return cls(names, stamps, tuple(map(str, value["folders"])), value.get("measured_on", {}))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 

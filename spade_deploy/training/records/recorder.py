@@ -27,6 +27,7 @@ from spade_deploy.labels.files import save_pixels
 from spade_deploy.networks.spade import to_pixels
 from spade_deploy.runs import Best, checkpoint_folder
 from spade_deploy.runs.checkpoint import TrainingState, save_checkpoint
+from spade_deploy.runs.leftovers import sweep_run
 from spade_deploy.runs.tensors import is_finite
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.records.animation import save_gif
@@ -36,7 +37,7 @@ from spade_deploy.training.records.data_record import DataRecord
 from spade_deploy.training.records.measurements import BestCheckpoint, Measures, MetricLog, measured_with
 from spade_deploy.training.records.messages import RunMessages
 from spade_deploy.training.records.plots import RATES, plot_losses
-from spade_deploy.training.records.run_folder import prune, set_aside_later, sweep
+from spade_deploy.training.records.run_folder import prune, set_aside_later
 from spade_deploy.training.records.sample_grid import sample_grid, sample_path
 from spade_deploy.training.records.tensorboard import Board, require_tensorboard
 from spade_deploy.training.records.timeline import save_timeline
@@ -97,7 +98,7 @@ class Recorder:
         with self._writing():
             write_json(run / "config.json", learner.setup.to_json())
             self._log = CsvLog(run / "losses.csv", ("step", *learner.loss_names, *RATES, "seconds"), start)
-        sweep(run)
+        sweep_run(run)
         if config.tensorboard:
             with self._messages.optional(_BOARD):
                 self._board = Board(run, start)

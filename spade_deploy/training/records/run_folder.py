@@ -1,4 +1,4 @@
-"""Clean up a run's folder: remove old checkpoints and files of killed processes, and set abandoned steps aside."""
+"""Clean up a run's folder: remove old checkpoints, and set abandoned steps aside."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from spade_deploy.files import atomic, temporary
+from spade_deploy.files import atomic
 from spade_deploy.runs import BEST_JSON, CHECKPOINTS, read_checkpoint_info, run_checkpoints
 
 SET_ASIDE = "set_aside"
-_LEFTOVER = re.compile(r"\.step_\d+\.[^.]+\.tmp")  # the name that version 0.1.0 and older used
 _SAMPLE = re.compile(r"step_(\d{1,12})\.png")
 
 
@@ -21,15 +20,6 @@ def prune(run: Path, count: int, kept: Collection[Path]) -> None:
     for folder in run_checkpoints(run)[:-count]:
         if folder not in kept:
             atomic.discard(folder)
-
-
-def sweep(run: Path) -> None:
-    """Remove unfinished files of killed processes: parts of checkpoints are large, and nothing reads them."""
-    for folder in (run, run / CHECKPOINTS, run / "samples"):
-        temporary.sweep(folder)
-    for folder in (run / CHECKPOINTS).glob(".step_*"):
-        if _LEFTOVER.fullmatch(folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside_later(run: Path, step: int) -> str:

@@ -1,13 +1,14 @@
 """The plots show the curves that are in the logs."""
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from spade_deploy.training.records.csv_log import CsvLog
-from spade_deploy.training.records.plots import RATES, plot_losses, plot_metrics, smoothed
+from spade_deploy.training.records.plots import RATES, _losses_figure, losses_svg, plot_losses, plot_metrics, smoothed
 
 
 def test_the_running_mean_is_exact_and_keeps_to_the_data() -> None:
@@ -30,7 +31,55 @@ def test_the_plot_is_a_picture_of_the_curves(tmp_path: Path, rows: int) -> None:
     assert pixels.shape[0] > 600
     assert pixels.shape[1] > 800
     blue = (np.abs(pixels - np.array([31, 119, 180])).sum(axis=2) < 40).sum()
-    assert blue > (500 if rows == 60 else 20)  # the curve; with no or one row, the legend's sample alone
+    assert blue > (500 if rows == 60 else 20)  # the curve; with no or one row, the legend's sample and a dot
+
+
+def logged(path: Path, steps: int, **columns: float) -> Path:
+    path.unlink(missing_ok=True)
+    log = CsvLog(path, ("step", *columns, *RATES, "seconds"), 0)
+    for step in range(1, steps + 1):
+        log.write({"step": step, **columns, **dict.fromkeys((*RATES, "seconds"), 1e-4)})
+    log.close()
+    return path
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_few_points_are_dots_at_whole_steps(tmp_path: Path, steps: int) -> None:
+    figure = _losses_figure(logged(tmp_path / "losses.csv", steps, adversarial=0.1, l1=0.5))
+    for axis in figure.axes:
+        for line in axis.get_lines():
+            assert len(line.get_xdata()) == steps
+        assert any(line.get_marker() == "o" for line in axis.get_lines())
+        ticks = [tick for tick in axis.get_xticks() if axis.get_xlim()[0] <= tick <= axis.get_xlim()[1]]
+        assert ticks
+        assert all(tick == int(tick) for tick in ticks)
+    many = _losses_figure(logged(tmp_path / "losses.csv", 60, adversarial=0.1, l1=0.5))
+    assert all(line.get_marker() in ("", "None") for axis in many.axes for line in axis.get_lines())
+
+
+def test_every_loss_axis_has_ticks_that_are_written_and_a_legend_beside_it(tmp_path: Path) -> None:
+    """A logarithmic axis from 2.1 to 4.9 would have no tick at all; one from 0.02 to 40 is worth it."""
+    for small, large, scale in ((2.1, 4.9, "linear"), (0.02, 40.0, "log"), (-1.0, 40.0, "linear")):
+        figure = _losses_figure(logged(tmp_path / "losses.csv", 3, adversarial=0.1, l1=small, perceptual=large))
+        figure.canvas.draw()
+        assert figure.axes[0].get_yscale() == scale
+        for axis in figure.axes:
+            low, high = axis.get_ylim()
+            written = zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)
+            assert sum(low <= tick <= high and bool(label.get_text()) for tick, label in written) >= 2
+            assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1
+
+
+def test_the_drawing_for_pages_has_the_pages_colours(tmp_path: Path) -> None:
+    svg = losses_svg(logged(tmp_path / "losses.csv", 3, adversarial=0.1, l1=0.5))
+    root = ElementTree.fromstring(svg)
+    assert root.get("width") == "100%"
+    assert root.get("height") is None
+    assert "currentColor" in svg
+    assert "#ffffff" not in svg
+    assert "#000000" not in svg
+    assert "Generator against discriminator" in svg
+    assert svg == losses_svg(tmp_path / "losses.csv")
 
 
 def test_the_style_encoder_has_a_panel_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,274 @@
+"""The bytes and JSON of a request -> the inputs of one image. Limits are checked before anything is decoded.
+
+A label map comes as the bytes of a PNG (or BMP), or as run lengths. No path and no address of a request is followed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
+from spade_deploy.errors import ConfigError, ImageTooLargeError, LabelMapError, quoted
+from spade_deploy.images.image_file import ImageBytes, Size
+from spade_deploy.inference.size import checked_size
+from spade_deploy.inference.style import style_vector
+from spade_deploy.labels.files import label_dtype, labels_from_values, read_instance_map, read_label_map, resize_nearest
+from spade_deploy.serving.models import ServedModel
+from spade_deploy.spec import parse_size
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """A map as runs of equal numbers, row by row: [value, length, value, length, ...]."""
+
+    height: int
+    """Rows."""
+    width: int
+    """Columns."""
+    runs: tuple[int, ...]
+    """Value and length in turn; the lengths sum up to height x width."""
+
+    def __str__(self) -> str:
+        return "`runs`"
+
+    def values(self, most_pixels: int) -> NDArray[np.int32]:
+        """H x W int32. Raises LabelMapError."""
+        pixels = self.height * self.width
+        if self.height < 1 or self.width < 1:
+            raise LabelMapError(f"`runs`: {self.height} x {self.width} is no size", hint="height and width in pixels")
+        if pixels > most_pixels:
+            raise ImageTooLargeError(
+                f"`runs`: {self.width} x {self.height} pixels are more than the {most_pixels} that are read"
+            )
+        flat = np.asarray(self.runs, np.int64)
+        ids, lengths = flat[::2], flat[1::2]
+        if len(flat) % 2 or not len(flat) or (lengths < 1).any() or int(lengths.sum()) != pixels:
+            raise LabelMapError(
+                f"`runs`: the lengths sum up to {int(lengths.sum())}, {self.height} x {self.width} pixels are {pixels}",
+                hint="[value, length, value, length, ...] row by row, with lengths of at least 1",
+            )
+        if int(np.abs(ids).max()) > np.iinfo(np.int32).max:
+            raise LabelMapError(f"`runs`: {int(np.abs(ids).max())} is no id")
+        return np.repeat(ids.astype(np.int32), lengths).reshape(self.height, self.width)
+
+
+MapSource = ImageBytes | RunLengths
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one request asks for, before the model has seen it."""
+
+    label: MapSource
+    """The label map."""
+    instance: MapSource | None = None
+    """The instance map; for a model with edges."""
+    seed: int | None = None
+    """Of a random style."""
+    style: tuple[float, ...] | None = None
+    """The style vector itself."""
+    photo: ImageBytes | None = None
+    """The photo whose style is taken."""
+    size: Size | None = None
+    """Height and width of the result; the model's own for None."""
+    keep_size: bool = False
+    """Run at the label map's own size."""
+
+
+def inputs_of(model: ServedModel, asked: Asked, most_pixels: int) -> Arrays:
+    """The inputs of one image. Raises LabelMapError for a map that cannot be read, ConfigError for what the model has
+    no use for."""
+    spec = model.spec
+    values = _label_values(model, asked.label, most_pixels)
+    target = (values.shape[0], values.shape[1]) if asked.keep_size else asked.size
+    size = checked_size(spec, target)
+    if size[0] * size[1] > most_pixels:
+        raise ImageTooLargeError(
+            f"`size`: {size[0]}x{size[1]} is more than the {most_pixels} pixels that are made here"
+        )
+    inputs: Arrays = {LABEL: np.ascontiguousarray(resize_nearest(values, size))[None]}
+    if spec.labels.has_edges:
+        if asked.instance is None:
+            objects = np.zeros(size, np.int32)
+        else:
+            found = _instance_values(asked.instance, most_pixels)
+            if found.shape != values.shape:
+                raise LabelMapError(f"`instance` is of size {_said(found.shape)}, `label` of {_said(values.shape)}")
+            objects = resize_nearest(found, size)
+        inputs[INSTANCE] = np.ascontiguousarray(objects)[None]
+    elif asked.instance is not None:
+        raise ConfigError("`instance`: this model has no edges, so it takes no instance maps", hint="leave it out")
+    style = _style(model, asked)
+    return inputs if style is None else {**inputs, Z: style}
+
+
+def _label_values(model: ServedModel, source: MapSource, most_pixels: int) -> NDArray[Any]:
+    labels = model.spec.labels
+    if isinstance(source, RunLengths):
+        values = source.values(most_pixels)
+        narrow = values.astype(label_dtype(labels)) if values.min() >= 0 and values.max() < labels.num_ids else values
+        return labels_from_values(narrow, labels, ImageBytes("`runs`", b""))
+    return read_label_map(source, labels)
+
+
+def _instance_values(source: MapSource, most_pixels: int) -> NDArray[np.int32]:
+    return source.values(most_pixels) if isinstance(source, RunLengths) else read_instance_map(source)
+
+
+def _style(model: ServedModel, asked: Asked) -> NDArray[np.float32] | None:
+    if asked.style is None:
+        return style_vector(model.artifact, asked.seed, asked.photo)
+    z_dim = model.spec.z_dim
+    if z_dim is None:
+        raise ConfigError("`style`: this model has no style vector; its output follows from the labels")
+    style = np.asarray(asked.style, np.float32)
+    if style.shape != (z_dim,) or not np.isfinite(style).all():
+        raise ConfigError(f"`style`: {len(asked.style)} numbers; this model takes {z_dim} finite ones")
+    return style[None]
+
+
+def _said(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def asked_of_json(body: Any, most_pixels: int) -> Asked:
+    """A request's JSON -> what it asks for. Raises ConfigError that names the field."""
+    if not isinstance(body, Mapping):
+        raise ConfigError("the body is no JSON object")
+    known = {"model", "label", "instance", "seed", "style", "style_photo", "size", "format", "quality"}
+    if unknown := sorted(set(body) - known):
+        raise ConfigError(
+            f"`{_name(unknown[0])}` is no field of a request", hint=f"there are {', '.join(sorted(known))}"
+        )
+    if "label" not in body:
+        raise ConfigError("`label` is missing", hint='"label": a PNG in base64, or {"height", "width", "runs"}')
+    instance = None if body.get("instance") is None else _map_of(body["instance"], "instance", most_pixels)
+    photo = None
+    if body.get("style_photo") is not None:
+        photo = ImageBytes("`style_photo`", _from_base64(body["style_photo"], "style_photo"), most_pixels)
+    size, keep = parsed_size(body.get("size"))
+    return _checked(
+        Asked(
+            _map_of(body["label"], "label", most_pixels),
+            instance,
+            _seed(body.get("seed")),
+            _vector(body.get("style")),
+            photo,
+            size,
+            keep,
+        )
+    )
+
+
+def live_asked(fields: Mapping[str, Any], label: ImageBytes, most_pixels: int) -> Asked:
+    """The JSON beside a label map that comes as bytes -> what is asked for."""
+    if "label" in fields:
+        raise ConfigError("`label` comes behind the line of JSON")
+    return replace(asked_of_json({**fields, "label": ""}, most_pixels), label=label)
+
+
+def asked_of_form(fields: Mapping[str, str], files: Mapping[str, bytes], most_pixels: int) -> Asked:
+    """The parts of a form -> what it asks for. Raises ConfigError that names the field."""
+    if "label" not in files:
+        raise ConfigError("`label` is missing: the form has no file of that name", hint="-F label=@map.png")
+    seed = fields.get("seed")
+    if seed is not None:
+        try:
+            seed_value: Any = int(seed)
+        except ValueError as error:
+            raise ConfigError(f"`seed`: {quoted(seed)} is no integer") from error
+    else:
+        seed_value = None
+    style = None
+    if fields.get("style"):
+        try:
+            style = [float(part) for part in fields["style"].split(",")]
+        except ValueError as error:
+            raise ConfigError(f"`style`: {quoted(fields['style'])} are no numbers with commas between them") from error
+    size, keep = parsed_size(fields.get("size"))
+    sent = {name: ImageBytes(f"`{name}`", content, most_pixels) for name, content in files.items()}
+    return _checked(
+        Asked(
+            sent["label"], sent.get("instance"), _seed(seed_value), _vector(style), sent.get("style_photo"), size, keep
+        )
+    )
+
+
+def parsed_size(value: Any) -> tuple[Size | None, bool]:
+    """A size of a request -> (height and width, whether the label map's own size is meant)."""
+    if value in (None, "", "model"):
+        return None, False
+    if value == "keep":
+        return None, True
+    if not isinstance(value, str):
+        raise ConfigError(f"`size`: {quoted(value)} is not HEIGHTxWIDTH, model or keep")
+    return parse_size(value), False
+
+
+def _checked(asked: Asked) -> Asked:
+    given = [
+        name
+        for name, value in (("seed", asked.seed), ("style", asked.style), ("style_photo", asked.photo))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise ConfigError(f"`{given[0]}` and `{given[1]}` contradict each other", hint="leave one of them out")
+    return asked
+
+
+def _map_of(value: Any, name: str, most_pixels: int) -> MapSource:
+    if isinstance(value, str):
+        return ImageBytes(f"`{name}`", _from_base64(value, name), most_pixels)
+    if isinstance(value, Mapping) and set(value) == {"height", "width", "runs"}:
+        height, width, runs = value["height"], value["width"], value["runs"]
+        if not (_is_int(height) and _is_int(width) and isinstance(runs, list) and all(map(_is_int, runs))):
+            raise ConfigError(f"`{name}`: height, width and all of runs are integers")
+        if len(runs) > 2 * most_pixels:
+            raise ImageTooLargeError(f"`{name}`: {len(runs)} numbers are more than {most_pixels} pixels need")
+        if any(abs(number) >= 2**31 for number in runs):
+            raise ConfigError(f"`{name}`: a number of runs is out of range")
+        return RunLengths(height, width, tuple(runs))
+    raise ConfigError(f"`{name}`: {quoted(value)} is neither base64 text nor {{height, width, runs}}")
+
+
+def _from_base64(value: Any, name: str) -> bytes:
+    if not isinstance(value, str):
+        raise ConfigError(f"`{name}`: {quoted(value)} is no base64 text")
+    text = value.partition(",")[2] if value.startswith("data:") else value
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ConfigError(f"`{name}`: it is no base64 text ({error})") from error
+
+
+def _seed(value: Any) -> int | None:
+    if value is None:
+        return None
+    if not _is_int(value) or not 0 <= value < 2**63:
+        raise ConfigError(f"`seed`: {quoted(value)} is no integer from 0 on")
+    return int(value)
+
+
+def _vector(value: Any) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) > 4096:
+        raise ConfigError(f"`style`: {quoted(value)} is no list of numbers")
+    if any(isinstance(part, bool) or not isinstance(part, int | float) for part in value):
+        raise ConfigError(f"`style`: {quoted(value)} is no list of numbers")
+    return tuple(float(part) for part in value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _name(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "_-." else "?" for letter in text[:40])

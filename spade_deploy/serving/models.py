@@ -1,0 +1,160 @@
+"""The artifacts that are served: each has a name, a runtime that is open, and what a client needs to know of it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from spade_deploy.artifact import LABEL, MANIFEST, Artifact, joined, one_by_one
+from spade_deploy.engines.base import Runtime
+from spade_deploy.errors import ConfigError
+from spade_deploy.files.reading import sha256_of
+from spade_deploy.labels.palettes import effective_palette
+from spade_deploy.progress import SILENT, Progress
+from spade_deploy.runs.folders import resolve_artifact
+from spade_deploy.serving.request import ServeRequest
+from spade_deploy.serving.runner import BatchRule
+from spade_deploy.spec import GeneratorSpec
+from spade_deploy.tuning.open import open_runtime
+
+_LOG = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LEAST_GAIN = 1.05
+"""How many times as many images a second a batch has to make before it is used."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One artifact that is served."""
+
+    name: str
+    """What requests call it."""
+    artifact: Artifact
+    """Its files."""
+    runtime: Runtime
+    """What runs it."""
+    rule: BatchRule
+    """The batches that were measured to help."""
+
+    @property
+    def spec(self) -> GeneratorSpec:
+        return self.artifact.manifest.generator
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of its manifest, which holds those of all its files."""
+        return sha256_of(self.artifact.path / MANIFEST)
+
+    @cached_property
+    def samples(self) -> int:
+        """How many label maps the artifact has to start from: its golden inputs."""
+        return len(self.artifact.golden().inputs[LABEL])
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it takes the style of a photo."""
+        return self.artifact.manifest.encoder is not None
+
+    def facts(self) -> dict[str, Any]:
+        """What `GET /v1/models` says of it."""
+        spec, labels = self.spec, self.spec.labels
+        colors = effective_palette(labels)
+        return {
+            "name": self.name,
+            "sha256": self.digest,
+            "architecture": str(spec.architecture),
+            "labels": [
+                {"id": number, "name": labels.name_of(number), "color": "#{:02x}{:02x}{:02x}".format(*colors[number])}
+                for number in range(labels.num_ids)
+            ],
+            "unknown_id": labels.unknown_id,
+            "takes_instances": labels.has_edges,
+            "size": {
+                "height": spec.height,
+                "width": spec.width,
+                "is_fixed": not spec.is_dynamic,
+                "multiple_of": spec.stride,
+            },
+            "samples": self.samples,
+            "styles": {"z_dim": spec.z_dim, "from_photo": self.has_encoder},
+            "runtime": {
+                "name": self.runtime.name,
+                "precision": str(self.runtime.precision),
+                "largest_batch": self.rule.most,
+            },
+        }
+
+
+def open_models(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> dict[str, ServedModel]:
+    """Open every artifact of a request, by its name; each has made an image then, so the first request is fast.
+
+    runs: where the newest artifact is looked for if none is named. Raises ConfigError for a name that comes twice, and
+    what `tuning.open.open_runtime` raises.
+    """
+    found: dict[str, ServedModel] = {}
+    for name, path in named_paths(asked.artifacts, runs):
+        if name in found:
+            raise ConfigError(
+                f"`artifacts`: two are called {name}: {found[name].artifact.path} and {path}",
+                hint=f"give one of them another name: {name}-2={path}",
+            )
+        artifact = Artifact.open(path)
+        progress.step(f"opening {name}")
+        runtime = open_runtime(
+            artifact,
+            asked.precision,
+            asked.backend,
+            asked.threads,
+            asked.graph,
+            min_psnr_db=asked.min_psnr_db,
+            progress=progress,
+        )
+        found[name] = ServedModel(name, artifact, runtime, measured_rule(artifact, runtime, asked))
+    return found
+
+
+def named_paths(texts: Sequence[str], runs: Path) -> list[tuple[str, Path]]:
+    """(name, artifact folder) of each text, PATH or NAME=PATH; of the newest artifact where there is none."""
+    found = []
+    for text in texts or ("",):
+        name, equals, rest = text.partition("=")
+        given = name if equals and _NAME.fullmatch(name) else ""
+        path = rest if given else text
+        artifact = resolve_artifact(Path(path) if path else None, runs)
+        found.append((given or _usual_name(artifact), artifact))
+    return found
+
+
+def measured_rule(artifact: Artifact, runtime: Runtime, asked: ServeRequest) -> BatchRule:
+    """Make an image, then batches of the golden inputs, and keep the largest that makes more images a second."""
+    case = next(one_by_one(artifact.golden().inputs))
+    runtime.run(case)
+    best, rate, size = 1, _rate(runtime, case, 1), 2
+    while size <= asked.max_batch:
+        found = _rate(runtime, case, size)
+        if found < rate * LEAST_GAIN:
+            break
+        best, rate, size = size, found, size * 2
+    _LOG.info("%s: batches of up to %d, %.2f images/s", runtime.name, best, rate)
+    return BatchRule(best, asked.max_delay_ms / 1000 if best > 1 else 0.0)
+
+
+def _rate(runtime: Runtime, case: Any, size: int) -> float:
+    batch = joined([case] * size)
+    runtime.run(batch)
+    start = time.perf_counter()
+    runtime.run(batch)
+    return size / (time.perf_counter() - start)
+
+
+def _usual_name(path: Path) -> str:
+    """runs/earth-001/artifact -> earth-001."""
+    name = path.parent.name if path.name == "artifact" else path.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

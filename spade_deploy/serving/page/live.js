@@ -1,0 +1,137 @@
+// The WebSocket of the live photo: sends the newest map, shows the newest image, and connects again by itself.
+//
+// Events: "state" {state: connecting | ready | busy | gone, seconds}, "image" {id, blob, ms, timing, tag},
+// "problem" {status, detail, hint, seconds}.
+
+const DEBOUNCE_MS = 25;
+const MOST_UNANSWERED = 2;  // one that runs and one that waits: the server drops what a newer one overtakes
+const BUSY_AFTER_MS = 180;
+const SILENT_MS = 90_000;
+const FIRST_RETRY_MS = 500;
+const MOST_RETRY_MS = 8000;
+
+export class Live extends EventTarget {
+  #socket = null;
+  #number = 0;
+  #shown = 0;
+  #sent = new Map();
+  #isDirty = false;
+  #timer = 0;
+  #busyTimer = 0;
+  #silentTimer = 0;
+  #retryTimer = 0;
+  #retryMs = FIRST_RETRY_MS;
+  #again = 0;
+  #isMaking = false;
+
+  // make: async () => {head, png, tag}: what is sent now; null if there is nothing to send. token: may be empty.
+  constructor(make, token) {
+    super();
+    this.make = make;
+    this.token = token;
+  }
+
+  get isOpen() { return this.#socket?.readyState === WebSocket.OPEN; }
+
+  connect() {
+    clearTimeout(this.#retryTimer);
+    this.#socket?.close();
+    this.#sent.clear();
+    this.#tell("state", {state: "connecting"});
+    const url = new URL("/v1/live", location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    url.hash = "";
+    const protocols = ["spade.v1", ...(this.token ? [`spade.token.${this.token}`] : [])];
+    const socket = new WebSocket(url, protocols);
+    socket.binaryType = "arraybuffer";
+    this.#socket = socket;
+    socket.onopen = () => {
+      this.#retryMs = FIRST_RETRY_MS;
+      this.#tell("state", {state: "ready"});
+      this.changed();
+    };
+    socket.onmessage = (event) => this.#receive(event.data);
+    socket.onclose = () => { if (socket === this.#socket) this.#lost(); };
+  }
+
+  // The drawing, the style or the model is another one now.
+  changed() {
+    this.#isDirty = true;
+    clearTimeout(this.#again);
+    if (!this.#timer) this.#timer = setTimeout(() => { this.#timer = 0; this.#send(); }, DEBOUNCE_MS);
+  }
+
+  // Images of what was sent before are not shown: they are of another model.
+  forget() {
+    this.#shown = this.#number;
+  }
+
+  async #send() {
+    if (!this.#isDirty || !this.isOpen || this.#isMaking || this.#sent.size >= MOST_UNANSWERED) return;
+    this.#isDirty = false;
+    this.#isMaking = true;
+    const id = ++this.#number;
+    let made;
+    try {
+      made = await this.make();
+    } finally {
+      this.#isMaking = false;
+    }
+    if (!made || !this.isOpen) return;
+    const head = new TextEncoder().encode(`${JSON.stringify({id, ...made.head})}\n`);
+    this.#sent.set(id, {start: performance.now(), tag: made.tag});
+    this.#socket.send(await new Blob([head, made.png]).arrayBuffer());
+    clearTimeout(this.#busyTimer);
+    this.#busyTimer = setTimeout(() => this.#tell("state", {state: "busy"}), BUSY_AFTER_MS);
+    clearTimeout(this.#silentTimer);
+    this.#silentTimer = setTimeout(() => this.#socket?.close(), SILENT_MS);
+    if (this.#isDirty) this.changed();
+  }
+
+  #receive(data) {
+    const {id, body, blob} = parsed(data);
+    const sent = this.#sent.get(id);
+    this.#sent.delete(id);
+    if (!this.#sent.size) {
+      clearTimeout(this.#busyTimer);
+      clearTimeout(this.#silentTimer);
+    }
+    if (blob && id > this.#shown) {
+      this.#shown = id;
+      const ms = sent ? performance.now() - sent.start : 0;
+      this.#tell("image", {id, blob, ms, timing: body.timing, tag: sent?.tag});
+    } else if (body.status && !(id <= this.#shown)) this.#failed(body);
+    if (!this.#sent.size && !body.status) this.#tell("state", {state: "ready"});
+    if (this.#isDirty) this.#send();
+  }
+
+  #failed(problem) {
+    const isPassing = problem.status === 429 || problem.status === 503;
+    const seconds = isPassing ? 1 : 0;
+    this.#tell("problem", {...problem, seconds});
+    if (isPassing) this.#again = setTimeout(() => this.changed(), 1000 * seconds);
+  }
+
+  #lost() {
+    this.#sent.clear();
+    for (const timer of [this.#busyTimer, this.#silentTimer, this.#again]) clearTimeout(timer);
+    this.#tell("state", {state: "gone", seconds: Math.ceil(this.#retryMs / 1000)});
+    this.#retryTimer = setTimeout(() => this.connect(), this.#retryMs);
+    this.#retryMs = Math.min(MOST_RETRY_MS, 2 * this.#retryMs);
+  }
+
+  #tell(kind, detail) {
+    this.dispatchEvent(new CustomEvent(kind, {detail}));
+  }
+}
+
+function parsed(data) {
+  if (typeof data === "string") {
+    const body = JSON.parse(data);
+    return {id: body.id, body, blob: null};
+  }
+  const bytes = new Uint8Array(data);
+  const end = bytes.indexOf(10);
+  const body = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
+  return {id: body.id, body, blob: new Blob([bytes.subarray(end + 1)], {type: body.media_type})};
+}

@@ -1,0 +1,289 @@
+"""The endpoints that make images: `POST /v1/synthesize` and `GET /v1/models`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from python_multipart.exceptions import FormParserError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from spade_deploy.artifact import Arrays
+from spade_deploy.errors import ConfigError
+from spade_deploy.serving.app import Serving, problems
+from spade_deploy.serving.maps import Asked, asked_of_form, asked_of_json, inputs_of
+from spade_deploy.serving.models import ServedModel
+from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
+from spade_deploy.serving.problems import HttpError
+from spade_deploy.serving.runner import DeadlineError, Made, QueueFullError, Work
+
+BODY_S = 20.0
+"""Seconds in which the whole body of a request must have come."""
+_MOST_PARTS = 16
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One request, read but not decoded."""
+
+    model: ServedModel
+    """What makes the image."""
+    asked: Asked
+    """What of."""
+    format: str
+    """One of MEDIA_TYPES."""
+    quality: int
+    """Of JPEG and WebP."""
+
+
+def add_routes(app: FastAPI, serving: Serving) -> None:
+    """Add the endpoints."""
+
+    @app.get("/v1/models", tags=["images"], summary="The models, their labels, sizes and styles")
+    async def models() -> dict[str, Any]:
+        return {"models": [model.facts() for model in serving.models.values()]}
+
+    @app.post(
+        "/v1/synthesize",
+        tags=["images"],
+        summary="Make a photo of a label map",
+        response_class=Response,
+        responses={
+            200: {"description": "The photo", "content": {media: {} for media in MEDIA_TYPES.values()}},
+            **problems(400, 401, 403, 404, 408, 413, 415, 422, 429, 503),
+        },
+        openapi_extra=_body_description(),
+    )
+    async def synthesize(request: Request) -> Response:
+        if serving.runner.is_full:  # nothing is read for a request that has no place
+            raise QueueFullError(f"{serving.runner.waiting} requests wait already", hint="send it again a little later")
+        deadline = time.monotonic() + serving.asked.timeout
+        wanted = await read_request(request, serving)
+        start = time.perf_counter()
+        inputs = await run_in_threadpool(inputs_of, wanted.model, wanted.asked, serving.asked.max_pixels)
+        decode_s = time.perf_counter() - start
+        work = work_of(wanted.model, inputs, deadline)
+        serving.runner.submit(work)
+        made = await result_of(work, request)
+        start = time.perf_counter()
+        content = await run_in_threadpool(encode, made.pixels, wanted.format, wanted.quality)
+        encode_s = time.perf_counter() - start
+        serving.figures.made(wanted.model.name, made, decode_s, encode_s)
+        headers = {"Server-Timing": timing(made, decode_s, encode_s), "Cache-Control": "no-store"}
+        return Response(content, media_type=MEDIA_TYPES[wanted.format], headers=headers)
+
+
+def work_of(model: ServedModel, inputs: Arrays, deadline: float) -> Work:
+    """The work of one image."""
+    return Work(model.runtime, inputs, model.rule, deadline)
+
+
+def timing(made: Made, decode_s: float, encode_s: float) -> str:
+    """The header Server-Timing: milliseconds of each stage."""
+    patterns_s = made.patterns_s or 0.0
+    stages = {
+        "decode": decode_s,
+        "queue": made.queue_s,
+        "patterns": patterns_s,
+        "run": made.run_s - patterns_s,
+        "encode": encode_s,
+    }
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+
+
+async def result_of(work: Work, request: Request) -> Made:
+    """Wait for an image; when the client goes, or its time is over, it is not begun any more."""
+    result = asyncio.wrap_future(work.result)
+    gone: asyncio.Future[None] = asyncio.create_task(_until_gone(request))
+    try:
+        left = work.deadline - time.monotonic()
+        waited: tuple[asyncio.Future[Any], ...] = (result, gone)
+        await asyncio.wait(waited, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+        if result.done():
+            return result.result()
+        work.result.cancel()
+        if gone.done():
+            raise ClientDisconnect
+        raise DeadlineError("the image was not ready in time", hint="send it again later, or ask for a smaller size")
+    finally:
+        gone.cancel()
+        if not result.done():
+            result.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def read_request(request: Request, serving: Serving) -> Wanted:
+    """Read a request's body, JSON or form. Raises HttpError, and ConfigError for a field."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        content = await read_body(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise HttpError(400, f"the body is no JSON: {str(error)[:200]}") from error
+        asked = await run_in_threadpool(asked_of_json, body, serving.asked.max_pixels)
+        fields = body
+    elif kind == "multipart/form-data":
+        fields, files = await _read_form(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
+        asked = asked_of_form(fields, files, serving.asked.max_pixels)
+    else:
+        raise HttpError(
+            415,
+            f"content of type {kind[:80] or 'none'} is not read",
+            hint="send application/json or multipart/form-data",
+        )
+    name = fields.get("model")
+    if name is not None and not isinstance(name, str):
+        raise ConfigError("`model` is no text")
+    named = fields.get("format")
+    if named is not None and not isinstance(named, str):
+        raise ConfigError("`format` is no text")
+    picture = parse_format(named, request.headers.get("accept", ""))
+    return Wanted(serving.model(name), asked, picture, parse_quality(fields.get("quality")))
+
+
+async def read_body(request: Request, most: int, seconds: float = BODY_S) -> bytes:
+    """The whole body. Raises HttpError: 400 for a wrong length, 408 if it comes too slowly, 413 if it is too long."""
+    return b"".join([part async for part in _parts(request, most, seconds)])
+
+
+async def _parts(request: Request, most: int, seconds: float) -> AsyncIterator[bytes]:
+    length = request.headers.get("content-length")
+    if length is not None and not (length.isascii() and length.isdigit()):
+        raise HttpError(400, f"Content-Length is {length[:40]!r}")
+    if length is not None and int(length) > most:
+        raise _too_long(int(length), most)
+    found, end = 0, asyncio.get_running_loop().time() + seconds
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout_at(end):
+                part = await anext(stream, None)
+        except TimeoutError as error:
+            raise HttpError(408, f"the body did not come within {seconds:g} s") from error
+        if part is None:
+            return
+        found += len(part)
+        if found > most:
+            raise _too_long(found, most)
+        yield part
+
+
+def _too_long(found: int, most: int) -> HttpError:
+    return HttpError(413, f"the body has {found:,} bytes or more; {most:,} are read", hint="send a PNG, or run lengths")
+
+
+async def _read_form(request: Request, most: int, seconds: float) -> tuple[dict[str, str], dict[str, bytes]]:
+    parser = MultiPartParser(
+        request.headers,
+        _parts(request, most, seconds),  # type: ignore[arg-type]  # any asynchronous iterator will do
+        max_files=_MOST_PARTS,
+        max_fields=_MOST_PARTS,
+        max_part_size=1 << 20,
+    )
+    parser.spool_max_size = most  # nothing is written to the disk
+    try:
+        form = await parser.parse()
+    except (MultiPartException, FormParserError, KeyError, UnicodeDecodeError) as error:
+        said = error.message if isinstance(error, MultiPartException) else str(error)
+        raise HttpError(400, f"the form cannot be read: {said[:200]}") from error
+    fields: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    known = {"model", "label", "instance", "seed", "style", "style_photo", "size", "format", "quality"}
+    try:
+        for name, value in form.multi_items():
+            if name not in known or name in fields or name in files:
+                why = "comes twice" if name in known else "is no field of a request"
+                raise ConfigError(f"`{_short(name)}` {why}", hint=f"there are {', '.join(sorted(known))}")
+            if isinstance(value, UploadFile):
+                files[name] = await value.read()
+            else:
+                fields[name] = value
+    finally:
+        await form.close()
+    if wrong := sorted(set(files) - {"label", "instance", "style_photo"}):
+        raise ConfigError(f"`{wrong[0]}` is sent as a file, it should be a text")
+    if wrong := sorted(set(fields) & {"label", "instance", "style_photo"}):
+        raise ConfigError(f"`{wrong[0]}` is sent as a text, it should be a file", hint=f"-F {wrong[0]}=@FILE")
+    return fields, files
+
+
+def _short(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "_-." else "?" for letter in name[:40])
+
+
+def _body_description() -> dict[str, Any]:
+    """What OpenAPI says of the body; its example works with every model."""
+    lengths = {
+        "type": "object",
+        "required": ["height", "width", "runs"],
+        "additionalProperties": False,
+        "properties": {
+            "height": {"type": "integer", "minimum": 1},
+            "width": {"type": "integer", "minimum": 1},
+            "runs": {
+                "type": "array",
+                "items": {"type": "integer"},
+                "description": "value and length in turn, row by row",
+            },
+        },
+    }
+    png = {"type": "string", "contentEncoding": "base64", "description": "a PNG in base64, one number a pixel"}
+    a_map = {"oneOf": [png, lengths]}
+    common = {
+        "model": {"type": "string", "description": "its name; the first model if left out"},
+        "seed": {"type": "integer", "minimum": 0, "description": "of a random style"},
+        "size": {
+            "type": "string",
+            "description": "HEIGHTxWIDTH; model: that of the model, to which the map is resized; keep: the map's own",
+        },
+        "format": {"type": "string", "enum": ["png", "jpeg", "jpg", "webp"]},
+        "quality": {"type": "integer", "minimum": 1, "maximum": 100, "description": "of jpeg and webp"},
+    }
+    a_file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    json_schema = {
+        "type": "object",
+        "required": ["label"],
+        "additionalProperties": False,
+        "properties": {
+            **common,
+            "label": a_map,
+            "instance": a_map,
+            "style": {"type": "array", "items": {"type": "number"}},
+            "style_photo": {"type": "string", "contentEncoding": "base64"},
+        },
+    }
+    form_schema = {
+        "type": "object",
+        "required": ["label"],
+        "additionalProperties": False,
+        "properties": {
+            **common,
+            "label": a_file,
+            "instance": a_file,
+            "style": {"type": "string", "description": "numbers with commas between them"},
+            "style_photo": a_file,
+        },
+    }
+    example = {"label": {"height": 64, "width": 64, "runs": [0, 2048, 1, 2048]}, "format": "png"}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": json_schema, "example": example},
+                "multipart/form-data": {"schema": form_schema},
+            },
+        }
+    }

@@ -1,0 +1,294 @@
+"""The HTTP interface: every answer is the right image, and every refusal says what to do."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.served import SPECS, pixels_of, png, right_pixels, served_app, some_map
+from tests.support.stand_in import EDGES, PLAIN, STYLED
+
+testclient = pytest.importorskip("starlette.testclient", reason="pip install 'spade-deploy[serve]' httpx")
+
+URL = "/v1/synthesize"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    app = served_app(tmp_path_factory.mktemp("served"), max_bytes=1 << 20, max_pixels=64 * 64)
+    with testclient.TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as found:
+        yield found
+
+
+def form(label: bytes, **fields: str) -> dict[str, Any]:
+    return {"files": {"label": ("map.png", label)}, "data": fields}
+
+
+def body(label: Any, **fields: Any) -> dict[str, Any]:
+    if isinstance(label, bytes):
+        label = base64.b64encode(label).decode()
+    return {"json": {"label": label, **fields}}
+
+
+def runs_of(values: np.ndarray[Any, Any]) -> dict[str, Any]:
+    flat = values.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])
+    pairs = [(int(flat[a]), int(b - a)) for a, b in pairwise(starts)]
+    return {"height": values.shape[0], "width": values.shape[1], "runs": [part for pair in pairs for part in pair]}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_way_to_send_a_map_makes_the_same_right_pixels(client: Any, name: str) -> None:
+    spec = SPECS[name]
+    label = some_map(spec)
+    right = right_pixels(spec, label)
+    for sent in (
+        form(png(label), model=name),
+        body(png(label), model=name),
+        body("data:image/png;base64," + base64.b64encode(png(label)).decode(), model=name),
+        body(runs_of(label), model=name),
+    ):
+        answer = client.post(URL, **sent)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "image/png"
+        np.testing.assert_array_equal(pixels_of(answer.content), right)
+    stages = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
+    assert stages == ["decode", "queue", "patterns", "run", "encode"]
+
+
+def test_the_first_model_is_taken_where_none_is_named(client: Any) -> None:
+    label = some_map(PLAIN, 3)
+    np.testing.assert_array_equal(pixels_of(client.post(URL, **form(png(label))).content), right_pixels(PLAIN, label))
+
+
+def test_instances_reach_the_model(client: Any) -> None:
+    label, instance = some_map(EDGES), (some_map(EDGES, 1) * 3).astype(np.uint8)
+    sent = body(png(label), model="edges", instance=base64.b64encode(png(instance)).decode())
+    np.testing.assert_array_equal(pixels_of(client.post(URL, **sent).content), right_pixels(EDGES, label, instance))
+    other = body(png(label), model="edges", instance=runs_of(instance))
+    np.testing.assert_array_equal(pixels_of(client.post(URL, **other).content), right_pixels(EDGES, label, instance))
+
+
+def test_a_seed_and_a_style_reach_the_model(client: Any) -> None:
+    label = some_map(STYLED)
+    drawn = np.random.default_rng(7).standard_normal(2, np.float32)
+    for sent, style in (({"seed": 7}, drawn), ({"style": [0.25, 0.5]}, np.array([0.25, 0.5])), ({}, None)):
+        answer = client.post(URL, **body(png(label), model="styled", **sent))
+        np.testing.assert_array_equal(pixels_of(answer.content), right_pixels(STYLED, label, style=style))
+    told = client.post(URL, **form(png(label), model="styled", style="0.25, 0.5"))
+    np.testing.assert_array_equal(pixels_of(told.content), right_pixels(STYLED, label, style=np.array([0.25, 0.5])))
+
+
+def test_another_size_is_resized_to_the_models_or_kept(client: Any) -> None:
+    small = some_map(PLAIN)[::2, ::2]
+    grown = np.repeat(np.repeat(small, 2, 0), 2, 1)
+    answer = client.post(URL, **form(png(small)))
+    np.testing.assert_array_equal(pixels_of(answer.content), right_pixels(PLAIN, grown))
+    kept = client.post(URL, **form(png(np.tile(small, (2, 2))), size="keep"))
+    np.testing.assert_array_equal(pixels_of(kept.content), right_pixels(PLAIN, np.tile(small, (2, 2))))
+    asked = client.post(URL, **form(png(small), size="32x64"))
+    assert pixels_of(asked.content).shape == (32, 64, 3)
+
+
+def test_formats(client: Any) -> None:
+    label = np.zeros((64, 32), np.uint8)
+    right = right_pixels(PLAIN, label)
+    for fields, headers, media in (
+        ({"format": "jpeg"}, {}, "image/jpeg"),
+        ({"format": "jpg", "quality": "100"}, {}, "image/jpeg"),
+        ({"format": "webp"}, {}, "image/webp"),
+        ({}, {"accept": "text/html, image/webp;q=0.9"}, "image/webp"),
+        ({}, {"accept": "*/*"}, "image/png"),
+    ):
+        answer = client.post(URL, **form(png(label), **fields), headers=headers)
+        assert answer.headers["content-type"] == media
+        assert np.abs(pixels_of(answer.content).astype(int) - right).max() <= 3
+
+
+BIG = np.zeros((128, 128), np.uint8)
+REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
+    "no label": ({"json": {}}, 422, "`label` is missing"),
+    "no object": ({"json": [1]}, 422, "no JSON object"),
+    "no JSON": ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "no JSON"),
+    "deep JSON": ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "no JSON"),
+    "not UTF-8": ({"content": b"\xff\xfe{", "headers": {"content-type": "application/json"}}, 400, "no JSON"),
+    "no content type": ({"content": b"x"}, 415, "none is not read"),
+    "another content type": ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "text/plain"),
+    "no boundary": ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "form cannot be read"),
+    "a broken form": (
+        {"content": b"--a\r\nbad", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+        400,
+        "form cannot be read",
+    ),
+    "an unknown field": (body(runs_of(BIG[:64, :32]), colour=1), 422, "`colour` is no field"),
+    "an unknown part": (form(png(BIG[:64, :32]), colour="1"), 422, "`colour` is no field"),
+    "a text for a file": ({"data": {"label": "x"}, "files": {"instance": b"x"}}, 422, "sent as a text"),
+    "no image": (form(b"GIF89a...."), 422, "a GIF file"),
+    "an empty file": (form(b""), 422, "empty"),
+    "a cut PNG": (form(png(BIG[:64, :32])[:40]), 422, "damaged"),
+    "no base64": (body("????"), 422, "no base64"),
+    "a bad id": (body(png(np.full((64, 32), 9))), 422, "ids out of range: 9"),
+    "a bad id in runs": (body({"height": 1, "width": 2, "runs": [-1, 2]}), 422, "ids out of range: -1"),
+    "runs too short": (body({"height": 2, "width": 2, "runs": [0, 3]}), 422, "sum up to 3"),
+    "odd runs": (body({"height": 2, "width": 2, "runs": [0, 4, 1]}), 422, "sum up to"),
+    "a length of 0": (body({"height": 2, "width": 2, "runs": [0, 4, 1, 0]}), 422, "lengths of at least 1"),
+    "a map of texts": (body({"height": "2", "width": 2, "runs": [0, 4]}), 422, "integers"),
+    "too many pixels": (form(png(BIG)), 413, "128 x 128 pixels"),
+    "too many pixels in runs": (body({"height": 10**6, "width": 10**6, "runs": [0, 10**12]}), 422, "out of range"),
+    "too many pixels asked": (form(png(BIG[:64, :32]), size="1024x1024"), 413, "1024x1024"),
+    "a size that does not fit": (form(png(BIG[:64, :32]), size="65x32"), 422, "multiple of 32"),
+    "no size": (form(png(BIG[:64, :32]), size="large"), 422, "`size`"),
+    "an unknown model": (form(png(BIG[:64, :32]), model="x"), 404, "there is no model 'x'"),
+    "an unknown format": (form(png(BIG[:64, :32]), format="gif"), 422, "`format`: 'gif'"),
+    "a quality": (form(png(BIG[:64, :32]), quality="101"), 422, "`quality`: 101"),
+    "a seed without styles": (form(png(BIG[:64, :32]), seed="1"), 422, "no style vector"),
+    "a seed that is none": (form(png(BIG[:64, :32]), seed="x", model="styled"), 422, "`seed`: 'x'"),
+    "a style of another length": (body(png(BIG[:32, :32]), style=[1.0], model="styled"), 422, "takes 2 finite"),
+    "a seed and a style": (body(png(BIG[:32, :32]), style=[1, 2], seed=1, model="styled"), 422, "contradict"),
+    "an instance map without edges": (body(png(BIG[:64, :32]), instance=runs_of(BIG[:64, :32])), 422, "no edges"),
+    "an instance map of another size": (
+        body(png(BIG[:32, :64]), instance=runs_of(BIG[:32, :32]), model="edges"),
+        422,
+        "of size 32x32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_and_what_is_said(client: Any, name: str) -> None:
+    sent, status, said = REFUSED[name]
+    answer = client.post(URL, **sent)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == status
+    assert said in problem["detail"] + problem.get("hint", "")
+    assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_body_that_is_too_long_is_refused_before_it_is_read(client: Any) -> None:
+    answer = client.post(URL, content=b"x" * (2 << 20), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert "1,048,576 are read" in answer.json()["detail"]
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(64):
+            yield b"x" * 65536
+
+    chunked = client.post(URL, content=parts(), headers={"content-type": "application/json"})
+    assert chunked.status_code == 413
+
+
+def test_paths_and_methods_that_are_none(client: Any) -> None:
+    for answer, status in ((client.get("/v1/nothing"), 404), (client.get(URL), 405)):
+        assert answer.status_code == status
+        assert answer.json()["status"] == status
+
+
+def test_the_models_are_described(client: Any) -> None:
+    plain, edges, styled = client.get("/v1/models").json()["models"]
+    assert [one["name"] for one in (plain, edges, styled)] == ["plain", "edges", "styled"]
+    assert plain["size"] == {"height": 64, "width": 32, "is_fixed": False, "multiple_of": 32}
+    assert [label["id"] for label in plain["labels"]] == [0, 1, 2, 3, 4]
+    assert plain["labels"][0]["color"] == "#000000"
+    assert edges["takes_instances"]
+    assert edges["unknown_id"] == 5
+    assert styled["styles"] == {"z_dim": 2, "from_photo": False}
+    assert styled["size"]["is_fixed"]
+    assert len(plain["sha256"]) == 64
+
+
+def test_the_example_of_the_description_works(client: Any) -> None:
+    description = client.get("/openapi.json").json()
+    content = description["paths"][URL]["post"]["requestBody"]["content"]
+    example = content["application/json"]["example"]
+    assert client.post(URL, json=example).status_code == 200
+    assert set(content) == {"application/json", "multipart/form-data"}
+
+
+def test_health_readiness_and_figures(client: Any) -> None:
+    assert client.get("/healthz").json()["status"] == "ok"
+    assert client.get("/readyz").json()["status"] == "ready"
+    before = client.get("/metrics").text
+    client.post(URL, **form(png(some_map(PLAIN))))
+    after = client.get("/metrics").text
+
+    def count(text: str) -> float:
+        lines = [line for line in text.splitlines() if line.startswith('spade_images_total{model="plain"}')]
+        return float(lines[0].split()[-1]) if lines else 0.0
+
+    assert count(after) == count(before) + 1
+    assert 'spade_stage_seconds_count{model="plain",stage="run"}' in after
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    app = served_app(tmp_path_factory.mktemp("guarded"), token="a" * 20, cors=("https://example.org",))
+    with testclient.TestClient(app, base_url="http://127.0.0.1:8000") as found:
+        yield found
+
+
+class TestGuards:
+    def test_without_its_token_only_the_state_is_told(self, guarded: Any) -> None:
+        assert guarded.get("/healthz").status_code == 200
+        for headers in ({}, {"authorization": "Bearer " + "b" * 20}, {"authorization": "Basic " + "a" * 20}):
+            answer = guarded.get("/v1/models", headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert guarded.get("/v1/models", headers={"authorization": "Bearer " + "a" * 20}).status_code == 200
+
+    def test_another_host_name_and_another_page_are_refused(self, guarded: Any) -> None:
+        token = {"authorization": "Bearer " + "a" * 20}
+        assert guarded.get("/v1/models", headers={**token, "host": "evil.example"}).status_code == 421
+        assert guarded.get("/v1/models", headers={**token, "origin": "https://evil.example"}).status_code == 403
+        allowed = guarded.get("/v1/models", headers={**token, "origin": "https://example.org"})
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == "https://example.org"
+        own = guarded.get("/v1/models", headers={**token, "origin": "http://127.0.0.1:8000"})
+        assert "access-control-allow-origin" not in own.headers
+
+
+def test_the_python_client_speaks_to_it(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own requests, answered by the app."""
+    from spade_deploy.serving import client as module
+
+    class Answer:
+        def __init__(self, answer: Any) -> None:
+            self._answer = answer
+
+        def __enter__(self) -> Answer:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def read(self) -> bytes:
+            return bytes(self._answer.content)
+
+    def sent(request: Any, timeout: float) -> Answer:
+        assert timeout == 90.0
+        answer = client.request(request.get_method(), request.full_url, content=request.data, headers=request.headers)
+        if answer.status_code >= 400:
+            import io
+            from email.message import Message
+            from urllib.error import HTTPError
+
+            headers = Message()
+            headers["Content-Type"] = answer.headers["content-type"]
+            raise HTTPError(request.full_url, answer.status_code, "refused", headers, io.BytesIO(answer.content))
+        return Answer(answer)
+
+    monkeypatch.setattr(module.urllib.request, "urlopen", sent)
+    asking = module.Client("http://127.0.0.1:8000/")
+    label = some_map(PLAIN, 5)
+    np.testing.assert_array_equal(pixels_of(asking.synthesize(png(label))), right_pixels(PLAIN, label))
+    assert asking.models()[0]["name"] == "plain"
+    with pytest.raises(module.ServerError, match="there is no model 'x'") as caught:
+        asking.synthesize(png(label), model="x")
+    assert caught.value.status == 404
+    assert json.dumps(caught.value.problem)

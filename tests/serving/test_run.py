@@ -1,0 +1,144 @@
+"""`spade serve` as a process: what slow and vanishing clients do to it, how it ends, and what a killed worker loses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.served import ServedProcess, pixels_of, png, right_pixels, some_map
+from tests.support.stand_in import PLAIN
+
+pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
+
+from spade_deploy.serving.client import Client, ServerError
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProcess]:
+    found = ServedProcess(tmp_path_factory.mktemp("run"), "--json-logs", "--max-bytes", "100000", "--timeout", "3")
+    yield found
+    found.process.kill()
+    found.process.wait()
+
+
+def test_many_clients_get_their_own_images(served: ServedProcess) -> None:
+    maps = [some_map(PLAIN, seed) for seed in range(60)]
+    asking = Client(served.url)
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(asking.synthesize, map(png, maps)))
+    for label, image in zip(maps, images, strict=True):
+        np.testing.assert_array_equal(pixels_of(image), right_pixels(PLAIN, label))
+
+
+def test_connections_that_never_send_and_bodies_that_break_off_hold_up_nobody(served: ServedProcess) -> None:
+    idle = [socket.create_connection(served.address, timeout=30) for _ in range(100)]
+    half = socket.create_connection(served.address, timeout=30)
+    half.sendall(
+        b"POST /v1/synthesize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 1000\r\n\r\n{"
+    )
+    gone = socket.create_connection(served.address, timeout=30)
+    gone.sendall(b"POST /v1/synthesize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n\r\nxx")
+    gone.close()
+    label = some_map(PLAIN, 1)
+    np.testing.assert_array_equal(pixels_of(Client(served.url).synthesize(png(label))), right_pixels(PLAIN, label))
+    idle[0].settimeout(30)
+    assert idle[0].recv(1) == b"", "the server closes what sends no request"
+    answer = half.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    for one in (*idle, half):
+        one.close()
+
+
+def test_a_large_body_is_refused_and_the_log_has_its_id(served: ServedProcess) -> None:
+    with pytest.raises(ServerError) as caught:
+        Client(served.url).synthesize(b"x" * 200_000)
+    assert caught.value.status == 413
+    assert caught.value.problem["request_id"] in served.errors.read_text()
+
+
+def test_a_request_that_has_begun_is_finished_when_the_server_is_told_to_stop(tmp_path: Path) -> None:
+    served = ServedProcess(tmp_path)
+    label = some_map(PLAIN, 2)
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                answers.append(Client(served.url, tries=1).synthesize(png(label)))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(answers) < 8:
+        time.sleep(0.01)
+    assert served.stop() == 0
+    for thread in threads:
+        thread.join(30)
+    for answer in answers:
+        np.testing.assert_array_equal(pixels_of(answer), right_pixels(PLAIN, label))
+
+
+def test_a_killed_worker_loses_only_what_it_held(tmp_path: Path) -> None:
+    served = ServedProcess(tmp_path, "--workers", "2")
+    try:
+        children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children")
+        if not children.exists():
+            pytest.skip("this system lists no child processes in /proc")
+        workers = [int(pid) for pid in children.read_text().split()]
+        serving = [pid for pid in workers if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(serving) == 2
+        label = some_map(PLAIN, 4)
+        lost = 0
+        for number in range(60):
+            if number == 20:
+                os.kill(serving[0], signal.SIGKILL)
+            try:
+                image = Client(served.url, tries=1, timeout=20).synthesize(png(label))
+            except OSError:
+                lost += 1
+                continue
+            np.testing.assert_array_equal(pixels_of(image), right_pixels(PLAIN, label))
+        assert lost <= 2
+        end = time.monotonic() + 60
+        while time.monotonic() < end:  # another process takes its place
+            now = [int(pid) for pid in children.read_text().split()]
+            if sum(b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in now) == 2:
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(served.errors.read_text())
+        text = urllib.request.urlopen(f"{served.url}/metrics", timeout=20).read().decode()
+        assert "spade_images_total" in text
+    finally:
+        served.stop()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--host", "0.0.0.0"), "--host: whoever reaches 0.0.0.0 could use the server"),
+        (("--cors", "example.org"), "--cors: 'example.org' is no origin"),
+        (("--queue", "0"), "--queue"),
+        (("--token-file", "none"), "--token-file: none cannot be read"),
+    ],
+)
+def test_what_cannot_be_served_is_told_at_once(tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-m", "spade_deploy", "serve", "nothing", *flags]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert found.returncode == 2
+    assert said in found.stderr
+    assert "next:" in found.stderr or "--queue" in said
