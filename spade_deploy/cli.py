@@ -92,7 +92,7 @@ class _Commands(CommandGroup):
     def _ended(self, args: Any, options: Any) -> int:
         """Run the command line, print the error with which it ends, and return the exit code."""
         try:
-            code = super().main(*args, **{**options, "standalone_mode": False})
+            code = super().main(*args, **{**options, "prog_name": "spade", "standalone_mode": False})
         except USAGE_ERROR as error:
             return print_usage_error(error, self)
         except (KeyboardInterrupt, typer.Abort):

@@ -119,7 +119,7 @@ def read_record(folder: Path) -> Record | None:
         if version != FORMAT:
             raise ConfigError(f"format_version is {quoted(version)}, not {FORMAT}")
         return from_json(Record, value, ignore_unknown=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError, ConfigError) as error:
         reason = error.message if isinstance(error, ConfigError) else reason_of(error)

@@ -119,10 +119,15 @@ def _result_place(labels: Path, found: Pairing, out: Path, image_format: str) ->
     if labels.is_file():
         is_name = not out.is_dir() and is_image_name(out)
         if is_name and out.suffix.lower() not in RESULT_SUFFIXES:
-            raise ConfigError(f"{out}: results are written as {', '.join(RESULT_SUFFIXES)}, not as {out.suffix}")
+            raise ConfigError(
+                f"{out}: results are written as {', '.join(RESULT_SUFFIXES)}, not as {out.suffix}",
+                hint=f"name it {out.with_suffix('.png')}",
+            )
         result = out if is_name else out / f"{next(iter(stems), labels.stem)}.{image_format}"
     elif out.is_file():
-        raise ConfigError(f"{out} is a file; the results of a folder go into a folder")
+        raise ConfigError(
+            f"{out} is a file; the results of a folder go into a folder", hint="name a folder, which may be a new one"
+        )
     places = [out] if result is None else [out, result, result.parent]
     for path in inputs:
         for place in places:
