@@ -25,6 +25,7 @@ from spade_deploy.commands.export import export
 from spade_deploy.commands.import_generator import import_generator
 from spade_deploy.commands.infer import infer
 from spade_deploy.commands.inspect import doctor, inspect
+from spade_deploy.commands.runs import runs
 from spade_deploy.commands.train import train
 from spade_deploy.commands.validate import validate
 from spade_deploy.errors import SpadeError, system_error
@@ -43,6 +44,7 @@ COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
     bench,
     check_labels,
     inspect,
+    runs,
     doctor,
     animate,
 )
