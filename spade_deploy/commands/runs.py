@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
 
-from spade_deploy.commands.console import print_next, stderr, stdout, styled
-from spade_deploy.commands.options import CHECK, RunsFolder, command
+from spade_deploy.commands import output
+from spade_deploy.commands.console import errors, print_next, stdout, styled
+from spade_deploy.commands.options import CHECK, CommandGroup, RunsFolder, command
 from spade_deploy.printable import one_line
 from spade_deploy.settings import setting
 
 if TYPE_CHECKING:
     from spade_deploy.inspection.run_table import Comparison, RunGroup, RunSummary
-
-
-@dataclass(frozen=True)
-class JsonOutput:
-    """How the result is printed."""
-
-    as_json: bool = setting(False, help="Print the result as JSON.", flag="json")
 
 
 @dataclass(frozen=True)
@@ -36,29 +28,27 @@ class CompareRequest:
     )
 
 
-@command("list", requests=lambda: (RunsFolder, JsonOutput))
-def list_all(place: RunsFolder, output: JsonOutput) -> None:
+@command("list", requests=lambda: (RunsFolder,))
+def list_all(place: RunsFolder) -> None:
     """List the runs, the newest last: how far they are, their settings, what they measured."""
     from spade_deploy.inspection import run_table
 
     found, problems = run_table.list_runs(place.runs)
     groups = run_table.group_runs(found)
-    if output.as_json:
-        value = {"runs": [run.to_json() for run in found], "seeds_averaged": [_group_json(group) for group in groups]}
-        _print_json({**value, "problems": problems})
-    else:
-        _print_list(found)
-        _print_groups(groups)
-        if len(found) > 1:
-            print_next(f"spade runs compare {found[-2].path} {found[-1].path}")
+    averaged = [asdict(group) for group in groups]
+    output.report({"runs": [run.to_json() for run in found], "seeds_averaged": averaged, "problems": problems})
+    _print_list(found)
+    _print_groups(groups)
+    if len(found) > 1:
+        print_next("spade", "runs", "compare", found[-2].path, found[-1].path)
     for problem in problems:
-        stderr().print(styled(problem, "red"))
+        errors().print(styled(problem, "red"))
     if problems:
         raise typer.Exit(1)
 
 
-@command("compare", requests=lambda: (CompareRequest, RunsFolder, JsonOutput))
-def compare(asked: CompareRequest, place: RunsFolder, output: JsonOutput) -> None:
+@command("compare", requests=lambda: (CompareRequest, RunsFolder))
+def compare(asked: CompareRequest, place: RunsFolder) -> None:
     """Compare runs: which settings differ, where their losses and metrics end, and means over random seeds."""
     from spade_deploy.errors import ConfigError
     from spade_deploy.inspection import run_table
@@ -70,13 +60,11 @@ def compare(asked: CompareRequest, place: RunsFolder, output: JsonOutput) -> Non
             hint="`spade runs` lists the runs",
         )
     found = run_table.compare([run_table.summarize(path) for path in paths])
-    if output.as_json:
-        _print_json(found.to_json())
-    else:
-        _print_comparison(found)
+    output.report(found.to_json())
+    _print_comparison(found)
 
 
-class _Runs(TyperGroup):
+class _Runs(CommandGroup):
     """`spade runs` alone is `spade runs list`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -92,25 +80,6 @@ runs = _Runs(
     rich_help_panel=CHECK,
     rich_markup_mode="rich",
 )
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(_finite(value), indent=2, default=str))
-
-
-def _finite(value: Any) -> Any:
-    """The value without NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and value - value != 0 else value
-
-
-def _group_json(group: RunGroup) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(group)
 
 
 def _print_list(found: list[RunSummary]) -> None:

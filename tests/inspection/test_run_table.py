@@ -59,7 +59,7 @@ def test_the_list_is_by_date_and_a_damaged_run_is_told(folder: Path) -> None:
     done = spade("runs", "--runs", folder, "--json")
     assert done.exit_code == 1
     assert "broken: has no usable checkpoint" in done.stderr
-    value = json.loads(done.stdout)
+    value = json.loads(done.stdout)["result"]
     assert [run["name"] for run in value["runs"]] == ["a0", "a1", "a2", "b0", "imported"]
     first = value["runs"][0]
     assert (first["step"], first["total_steps"], first["seed"], first["seconds"]) == (20, 20, 0, 0.25)
@@ -79,7 +79,7 @@ def test_the_list_is_by_date_and_a_damaged_run_is_told(folder: Path) -> None:
 def test_a_comparison_names_what_differs_and_where_curves_end(folder: Path) -> None:
     done = spade("runs", "compare", "a0", folder / "b0", "--runs", folder, "--json")
     assert done.exit_code == 0
-    value = json.loads(done.stdout)
+    value = json.loads(done.stdout)["result"]
     assert value["what_differs"] == {"train.batch_size": [4, 8], "train.log_every": [1, 4]}
     assert value["losses_at_the_end"] == {"l1": [2.0, 1.0]}
     assert value["metrics_at_the_end"] == {"psnr": [22.0, 21.0]}

@@ -52,7 +52,7 @@ def server(models: dict[str, ServedModel], chromium: Any) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(chromium: Any, server: Server) -> Iterator[Open]:
-    """Opens the page, and looks at the end that it complained of nothing: no error, and nothing that its policy forbids."""
+    """Opens the page, and looks at the end that it complained of nothing: no error, nothing that its policy forbids."""
     opened: list[Page] = []
 
     def found(url: str | None = None, **how: Any) -> Page:
@@ -305,7 +305,10 @@ def test_a_phone(open_page: Open) -> None:
       return one.type !== "file" && width && Math.min(width, height) < 43.9;
     }).map((one) => one.id || one.className)""")
     assert small == []
-    assert page.tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [390, 844]
+    assert page.tab.evaluate("(e => [e.scrollWidth, e.scrollHeight])(document.documentElement)") == [
+        390,
+        844,
+    ]
 
 
 def test_the_keyboard_alone(open_page: Open) -> None:
