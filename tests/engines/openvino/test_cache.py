@@ -53,7 +53,7 @@ def test_the_next_start_neither_reads_nor_compiles(
 
 
 def test_a_model_that_was_compiled_runs_from_the_file_that_keeps_it(artifact: Artifact) -> None:
-    """So it holds no weights as they were in the graph. What is released of the file is read again where it is needed."""
+    """So it holds no weights as they were in the graph. What is let go of the file is read again where it is needed."""
     with OpenVinoRuntime(artifact, Precision.FP32, threads=1) as runtime:
         first = runtime.run(INPUTS, [IMAGE])[IMAGE]
         assert runtime._models is not None
