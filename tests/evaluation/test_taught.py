@@ -71,10 +71,5 @@ def test_the_samples_that_a_model_was_trained_on_are_counted(one_set: DataConfig
     gone = replace(one_set, labels_dir=tmp_path / "gone")
     assert learned_from(gone, one_set, "train") is None
     assert learned_from(DataConfig(), one_set, "train") == 0
-    assert (
-        learned_from(DataConfig(), DataConfig(), "test"),
-        bool(learned_from(DataConfig(), DataConfig(), "train")),
-    ) == (
-        0,
-        True,
-    )
+    assert learned_from(DataConfig(), DataConfig(), "test") == 0
+    assert (learned_from(DataConfig(), DataConfig(), "train") or 0) > 100
