@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint types layers check gpu-check clean
+.PHONY: demo test test-slow lint types layers docs dist check gpu-check clean
 
 demo: $(STAMP)
 	$(BIN)/spade demo --out demo
@@ -26,7 +26,15 @@ types: $(STAMP)
 layers: $(STAMP)
 	$(BIN)/lint-imports
 
-check: lint types layers test
+# The documentation site, in site/. A warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+# The wheel, in dist/.
+dist: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+check: lint types layers docs test
 
 # For a machine with a GPU; ends with code 3 where there is none. make gpu-check GPU_CHECK="--quick --step tensorrt"
 # GPU_PYTHON=python3 takes the packages that this Python has, where nothing can be installed, and this checkout.
@@ -40,4 +48,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) demo runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo runs build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

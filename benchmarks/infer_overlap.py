@@ -32,12 +32,13 @@ import torch
 from PIL import Image
 
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Artifact, Source
-from spade_deploy.bench.machine import busy_seconds, describe_machine
+from spade_deploy.bench.machine import describe_machine
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.files.atomic import write_json
 from spade_deploy.images.image_file import read_photo
 from spade_deploy.inference import InferRequest, infer
 from spade_deploy.labels.files import read_instance_map, read_label_map, synthetic_label_maps
+from spade_deploy.machine.memory import busy_seconds
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
 

@@ -33,11 +33,12 @@ from PIL import Image
 from plain_loop import PlainLoop
 
 from spade_deploy.artifact import LABEL
-from spade_deploy.bench.machine import busy_seconds, describe_machine
+from spade_deploy.bench.machine import describe_machine
 from spade_deploy.files.atomic import write_json
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.lookup.tables import extract_patterns
 from spade_deploy.machine.cores import usable_cores
+from spade_deploy.machine.memory import busy_seconds
 from spade_deploy.networks.modulation import TrainingLookup
 from spade_deploy.networks.spade import initialize
 from spade_deploy.spec import DiscriminatorSpec, LabelSpec

@@ -28,6 +28,7 @@ from spade_deploy.commands.import_generator import import_generator
 from spade_deploy.commands.infer import infer
 from spade_deploy.commands.inspect import doctor, inspect
 from spade_deploy.commands.options import CommandGroup
+from spade_deploy.commands.runs import runs
 from spade_deploy.commands.serve import serve
 from spade_deploy.commands.train import train
 from spade_deploy.commands.usage import USAGE_ERROR, print_usage_error
@@ -49,6 +50,7 @@ COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
     bench,
     check_labels,
     inspect,
+    runs,
     doctor,
     animate,
 )
@@ -92,7 +94,7 @@ class _Commands(CommandGroup):
     def _ended(self, args: Any, options: Any) -> int:
         """Run the command line, print the error with which it ends, and return the exit code."""
         try:
-            code = super().main(*args, **{**options, "standalone_mode": False})
+            code = super().main(*args, **{**options, "prog_name": "spade", "standalone_mode": False})
         except USAGE_ERROR as error:
             return print_usage_error(error, self)
         except (KeyboardInterrupt, typer.Abort):

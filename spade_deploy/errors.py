@@ -60,11 +60,18 @@ class SpadeError(Exception):
 
     exit_code = 1
     """The exit code of a command that ends with this error."""
+    usual_hint = "see that the path is right, and that you may read and write there"
+    """The next step where an error has none of its own."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(printable(message))
         self.message = printable(message)
         self.hint = None if hint is None else printable(hint)
+
+    @property
+    def next_step(self) -> str:
+        """What to do: the error's own hint, else what usually helps with errors of its kind."""
+        return self.hint or self.usual_hint
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders (data loading workers): the default would drop the keyword argument.
@@ -79,6 +86,11 @@ class ConfigError(SpadeError):
     """A setting is impossible or contradicts another one; the message names its field."""
 
     exit_code = 2
+    usual_hint = "give another value"
+
+    @property
+    def next_step(self) -> str:
+        return self.hint or ("leave one of them out" if "contradict" in self.message else self.usual_hint)
 
 
 class MissingDependencyError(SpadeError):
@@ -88,6 +100,8 @@ class MissingDependencyError(SpadeError):
 class NotFoundError(SpadeError):
     """There is nothing to work on; the hint names the command that makes it."""
 
+    usual_hint = "see that the path is right: a relative one begins in the current folder"
+
 
 class FolderBusyError(SpadeError):
     """Another process is writing the folder; the message names it."""
@@ -95,6 +109,8 @@ class FolderBusyError(SpadeError):
 
 class LabelMapError(SpadeError):
     """A label map, instance map or photo cannot be used: damaged, of the wrong kind or size, ids out of range."""
+
+    usual_hint = "mend or remove the file; `spade check-labels` finds all such files of a folder, and mends what it can"
 
 
 class ImageTooLargeError(LabelMapError):
@@ -104,13 +120,21 @@ class ImageTooLargeError(LabelMapError):
 class DatasetError(SpadeError):
     """A data set as a whole cannot be used: no pairs, a missing folder."""
 
+    usual_hint = "see that the folders are those of label maps and photos; `spade check-labels` looks into every file"
+
 
 class CheckpointError(SpadeError):
     """A checkpoint is damaged, of another format, or contradicts what was said of it."""
 
+    usual_hint = "name another checkpoint; `spade inspect` tells what a file or a folder is"
+
 
 class TrainingError(SpadeError):
     """Training cannot go on; the message says which checkpoint is the last good one."""
+
+    usual_hint = (
+        "go on from the last checkpoint with `spade train --resume`; other settings may help, such as a smaller size"
+    )
 
 
 class TrainingInterruptedError(SpadeError):
@@ -122,9 +146,13 @@ class TrainingInterruptedError(SpadeError):
 class ExportError(SpadeError):
     """A fold's precondition does not hold, or the graph cannot be written."""
 
+    usual_hint = "`spade doctor` tells whether all packages fit together; without a problem there, please report it"
+
 
 class ArtifactError(SpadeError):
     """An artifact is damaged or not an artifact."""
+
+    usual_hint = "make the artifact again with `spade export`, or copy it again from where it is whole"
 
 
 class NewerArtifactError(ArtifactError):
@@ -134,9 +162,13 @@ class NewerArtifactError(ArtifactError):
 class RuntimeUnavailableError(SpadeError):
     """The runtime or execution provider that was asked for does not load here."""
 
+    usual_hint = "`spade doctor` tells which engines load here, and what to install"
+
 
 class BuildError(SpadeError):
     """TensorRT built no engine, or not the one that was asked for."""
+
+    usual_hint = "`spade doctor` tells what loads here; an engine of ONNX Runtime needs no build"
 
 
 class BuildInterruptedError(SpadeError):
@@ -148,9 +180,13 @@ class BuildInterruptedError(SpadeError):
 class InputRefusedError(SpadeError):
     """A network input does not fit the artifact: name, dtype, shape or values."""
 
+    usual_hint = "`spade inspect` tells which inputs the artifact takes"
+
 
 class ValidationFailedError(SpadeError):
     """What runs is not what was trained."""
+
+    usual_hint = "do not deploy it; export it again"
 
 
 def system_error(error: OSError) -> SpadeError | None:
@@ -168,7 +204,7 @@ def system_error(error: OSError) -> SpadeError | None:
     return SpadeError(f"{where}{error.strerror}", hint=_NEXT_STEPS.get(error.errno))
 
 
-_ELSEWHERE = "choose another folder (`out`, `runs`)"
+_ELSEWHERE = "choose another folder"
 _NEXT_STEPS = {
     errno.ENOSPC: f"make room on that disk, or {_ELSEWHERE}",
     errno.EDQUOT: f"your share of that disk is used up: make room, or {_ELSEWHERE}",

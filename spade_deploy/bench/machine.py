@@ -1,10 +1,8 @@
-"""The machine that figures were measured on, and how busy it was with other processes."""
+"""The machine that figures were measured on."""
 
 from __future__ import annotations
 
-import os
 import platform
-from pathlib import Path
 from typing import Any
 
 from spade_deploy.machine.cores import usable_cores
@@ -39,13 +37,3 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": installed(PACKAGES),
     }
-
-
-def busy_seconds() -> float | None:
-    """Processor time of all processes since the machine started; None on systems that do not report it."""
-    table = Path("/proc/stat")
-    if not table.exists():
-        return None
-    # Busy time is user, nice, system, irq, softirq and steal, without idle and iowait.
-    user, nice, system, _idle, _waiting, *rest = map(int, table.read_text().split("\n", 1)[0].split()[1:9])
-    return float(user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")

@@ -15,13 +15,14 @@ from spade_deploy.bench.entries import ColdStart, Entry, Round, Run, Status
 from spade_deploy.bench.files import BaselineFiles
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
 from spade_deploy.bench.judging import judge
-from spade_deploy.bench.machine import busy_seconds, describe_machine
+from spade_deploy.bench.machine import describe_machine
 from spade_deploy.bench.process import Worker, WorkerError
 from spade_deploy.bench.request import BenchPlan, BenchRequest
 from spade_deploy.bench.result import BenchResult
 from spade_deploy.errors import SpadeError, reason_of
 from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.machine.cores import at_most_cores, usable_cores
+from spade_deploy.machine.memory import busy_seconds
 from spade_deploy.progress import SILENT, Progress
 
 SETTLE_S = 0.02
@@ -183,8 +184,8 @@ def _measure(
 
 def _one_round(
     live: list[_Live], entries: dict[Candidate, Entry], images: ImageComparison, number: int, case: int
-) -> float | None:
-    """Run one round. Returns the share of the machine that other processes used, None if it is not known."""
+) -> float:
+    """Run one round. Returns the share of the machine that other processes used."""
     shift = number % max(1, len(live))
     order = [*live[shift:], *live[:shift]]
     before, own, start = busy_seconds(), time.process_time(), time.perf_counter()
@@ -204,8 +205,6 @@ def _one_round(
         if wrong is not None:
             entries[candidate] = replace(one.entry, status=Status.WRONG, reason=wrong)
     after, wall = busy_seconds(), time.perf_counter() - start
-    if before is None or after is None:
-        return None
     cpu_s += time.process_time() - own
     return max(0.0, after - before - cpu_s) / (wall * (os.cpu_count() or 1))
 

@@ -47,7 +47,7 @@ def _requests() -> tuple[type, ...]:
     return ArtifactPlace, BenchRequest, TuneCall, ResultPlace, RunsFolder
 
 
-@command("bench", panel=CHECK, requests=_requests)
+@command("bench", panel=CHECK, requests=_requests, needs="cpu")
 def bench(which: ArtifactPlace, asked: BenchRequest, call: TuneCall, result: ResultPlace, place: RunsFolder) -> None:
     """Measure an artifact's graphs side by side: latency, images/s, memory, cold start. What is wrong has no figure."""
     from spade_deploy import bench as benching

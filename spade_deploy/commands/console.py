@@ -10,6 +10,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from spade_deploy.commands import output
 from spade_deploy.commands.flags import in_flags
-from spade_deploy.errors import SpadeError
+from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.printable import one_line, printable
 
 if TYPE_CHECKING:
@@ -160,12 +161,21 @@ def line(*parts: str | Text) -> Text:
 
 def print_error(error: SpadeError) -> None:
     """Print an error: what happened, then what to do. Fields are named by the flags of the command that runs."""
-    console, message = errors(), in_flags(error.message)
-    hint = None if error.hint is None else in_flags(error.hint)
+    console, message = errors(), _with_what_was_typed(in_flags(error.message))
+    hint = in_flags(error.next_step)
+    if isinstance(error, ConfigError) and error.hint is None:
+        hint += f"; `{' '.join(['spade', *output.running_command().split()])} --help` tells what each option takes"
     output.fail(type(error).__name__, message, hint)
     console.print(line(styled("error:", "bold red"), f" {message}"), soft_wrap=True)
-    if hint:
-        console.print(line(styled("next:", "bold"), f" {hint}"), soft_wrap=True)
+    console.print(line(styled("next:", "bold"), f" {hint}"), soft_wrap=True)
+
+
+def _with_what_was_typed(message: str) -> str:
+    """A message about the value of a flag that was not typed says so: a default or a preset decided it."""
+    flag = re.match(r"(--[a-z0-9-]+): ", message)
+    if flag is None or output.was_typed(flag[1]):
+        return message
+    return f"{flag[1]} (not given, so it has its default): {message[flag.end() :]}"
 
 
 def note(text: str) -> None:

@@ -78,6 +78,11 @@ def typed_value(flag: str) -> str | None:
     return found
 
 
+def was_typed(flag: str) -> bool:
+    """Whether a flag stands in the command line, with its value behind it or after an equals sign."""
+    return any(word == flag or word.startswith(f"{flag}=") for word in _running.args)
+
+
 def typed_words() -> list[str]:
     """The command that runs, as it was typed, without `spade`."""
     return [*_running.command.split(), *_running.args]

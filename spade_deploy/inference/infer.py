@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spade_deploy.artifact import Artifact
@@ -11,8 +11,22 @@ from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.files.locks import locked
 from spade_deploy.images.image_file import Size
+from spade_deploy.inference.maker import (
+    RECORD,
+    Maker,
+    Record,
+    differences,
+    note_labels,
+    planned_maker,
+    ran_by,
+    read_record,
+    require_known,
+    require_only,
+    require_same,
+    write_record,
+)
 from spade_deploy.inference.pipeline import Pipeline, Reader, Tally
-from spade_deploy.inference.plan import Failure, make_plan
+from spade_deploy.inference.plan import Failure, Plan, make_plan, result_folder
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.inference.size import checked_size
 from spade_deploy.inference.style import style_vector
@@ -21,6 +35,9 @@ from spade_deploy.labels.pairs import require_instances
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, ResizePolicy
 from spade_deploy.tuning.open import open_runtime
+
+_ALL = 2**63 - 1
+"""A time after that of every file."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +83,11 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
     """Make an image of every label map that the request names.
 
     Images are named by the label map's stem; those of Cityscapes' official files by city, sequence and frame. All
-    images have the same style: that of a seed or a photo, else the mean style.
+    images have the same style: that of a seed or a photo, else the mean style. Images that are there already are kept
+    if the folder's record (`maker.RECORD`) says that the same model made them in the same way.
     Files that cannot be used, or whose result cannot be written, are in the summary's failures. Raises ConfigError,
-    NotFoundError, errors of the runtime, FolderBusyError where another process fills the folder, and SpadeError where
-    a result cannot be written.
+    also for a folder that holds the images of another maker, NotFoundError, errors of the runtime, FolderBusyError
+    where another process fills the folder, and SpadeError where a result cannot be written.
     """
     spec, labels = artifact.manifest.generator, request.labels
     _check_edges(spec, request)
@@ -81,7 +99,12 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
     if request.instances is None and not request.no_instances:
         hint = "give their folder, or `no_instances` to leave the edge channel empty (looks worse)"
         require_instances(found, spec.labels, "`instances`", hint)
-    plan = make_plan(labels, found, request.out, request.image_format, request.overwrite)
+    folder = result_folder(labels, request.out)
+    maker = planned_maker(artifact, request, size)
+    record = None if folder is None else read_record(folder)
+    plan = make_plan(request, found, None if record is None else record.redo_before_ns)
+    filled = _Folder(folder, request, maker, plan)
+    filled.check(record)
     tally = Tally(len(plan.jobs), list(plan.failures), progress)
     runtime_name = ""
     if plan.jobs:
@@ -90,9 +113,11 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
         alone = nullcontext() if labels.is_file() else locked(plan.folder, f"making images of {labels}")
         with alone, _open(artifact, request, len(plan.jobs), progress) as runtime:
             runtime_name = runtime.name
+            filled.begin(artifact, ran_by(maker, runtime))
             progress.step(f"running {artifact.path} with {runtime_name}")
             tally.start()
             Pipeline(reader, runtime, request.batch_size, tally).run(plan.jobs)
+            filled.end(is_whole=not tally.failures)
     return InferSummary(
         out=request.out,
         total=len(plan.jobs) + plan.skipped + len(plan.failures),
@@ -105,6 +130,60 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
         seconds=tally.seconds,
         left_out=plan.left_out,
     )
+
+
+class _Folder:
+    """The folder of the images, whose record says what made them. A single image with a name has none."""
+
+    def __init__(self, folder: Path | None, request: InferRequest, maker: Maker, plan: Plan) -> None:
+        self._folder, self._request, self._maker, self._plan = folder, request, maker, plan
+        self._record: Record | None = None
+
+    def check(self, record: Record | None) -> None:
+        """Raise ConfigError where images of another maker would be kept. record: what the folder has."""
+        request, plan = self._request, self._plan
+        if self._folder is None:
+            if plan.skipped:
+                raise ConfigError(f"`out`: {request.out} is there already", hint="`overwrite` makes it again")
+            return
+        if record is None:
+            if not request.overwrite:
+                require_known(self._folder, plan.skipped)
+        elif not request.overwrite:
+            require_same(self._folder, record, self._maker)
+            note_labels(self._folder, record, request.labels, plan.skipped)
+        elif differences(record.maker, self._maker):
+            require_only(self._folder, [job.result for job in plan.jobs])
+
+    def begin(self, artifact: Artifact, maker: Maker) -> None:
+        """Record the maker before its first image. The folder is locked, and its record is read once more."""
+        if self._folder is None:
+            return
+        folder, labels = self._folder, str(self._request.labels.resolve())
+        old, redo_before_ns = read_record(folder), None
+        if not self._request.overwrite:
+            if old is not None:
+                require_same(folder, old, maker)
+                redo_before_ns = old.redo_before_ns
+        elif old is None or differences(old.maker, maker):
+            if old is not None:
+                require_only(folder, [job.result for job in self._plan.jobs])
+            redo_before_ns = _ALL
+        elif old.redo_before_ns is not None:
+            redo_before_ns = old.redo_before_ns
+        kept = old.labels if old is not None and redo_before_ns != _ALL else ()
+        record = Record(maker, str(artifact.path), tuple(dict.fromkeys((*kept, labels))), redo_before_ns)
+        write_record(folder, record)
+        if redo_before_ns == _ALL:
+            # The time of the file system, which may differ from that of this machine, separates old images from new.
+            record = replace(record, redo_before_ns=(folder / RECORD).stat().st_mtime_ns)
+            write_record(folder, record)
+        self._record = record
+
+    def end(self, *, is_whole: bool) -> None:
+        """All images were made again, unless some label map failed, whose old image is still another maker's."""
+        if self._folder is not None and self._record is not None and self._record.redo_before_ns and is_whole:
+            write_record(self._folder, replace(self._record, redo_before_ns=None))
 
 
 def _open(artifact: Artifact, request: InferRequest, images: int, progress: Progress) -> Runtime:

@@ -91,7 +91,10 @@ class Reader:
         instance = read_instance_map(job.instance)
         if instance.shape != own:
             height, width = instance.shape
-            raise LabelMapError(f"{job.instance} has {height} x {width} pixels, its label map {own[0]} x {own[1]}")
+            raise LabelMapError(
+                f"{job.instance} has {height} x {width} pixels, its label map {own[0]} x {own[1]}",
+                hint="the instance map of a label map has its size: see that the names belong together",
+            )
         return instance if self.size is None else resize_nearest(instance, self.size)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.errors import ConfigError, LabelMapError
+from spade_deploy.inference.request import InferRequest
 from spade_deploy.inference.results import is_done
 from spade_deploy.labels.files import RESULT_SUFFIXES, is_image_name
 from spade_deploy.labels.pairs import Pairing
@@ -65,8 +66,12 @@ class Plan:
     """A sentence for each photo that lies beside its label map."""
 
 
-def make_plan(labels: Path, found: Pairing, out: Path, image_format: str, overwrite: bool) -> Plan:
-    """Results for the label maps that were found in `labels`; none is opened yet. Raises ConfigError."""
+def make_plan(request: InferRequest, found: Pairing, redo_before_ns: int | None = None) -> Plan:
+    """Results for the label maps that were found in `labels`; none is opened yet. Raises ConfigError.
+
+    redo_before_ns: results that are older are made again, whatever `overwrite` says.
+    """
+    labels, out, image_format = request.labels, request.out, request.image_format
     folder, named = _result_place(labels, found, out, image_format)
     named_alike: dict[str, list[Path]] = {}
     for sample in found.samples:
@@ -85,7 +90,7 @@ def make_plan(labels: Path, found: Pairing, out: Path, image_format: str, overwr
             failures.append(Failure(sample.label, message, "give the folder of one split at a time"))
             continue
         try:
-            if is_done(result, overwrite=overwrite):
+            if is_done(result, overwrite=request.overwrite) and not _is_older(result, redo_before_ns):
                 skipped += 1
             else:
                 jobs.append(Job(sample.label, sample.instance, result))
@@ -93,6 +98,15 @@ def make_plan(labels: Path, found: Pairing, out: Path, image_format: str, overwr
             failures.append(failure(sample.label, error))
     left_out = tuple(f"{p.path}: {p.message}" for p in found.problems if p.code == "photo")
     return Plan(folder, tuple(jobs), skipped, tuple(failures), left_out)
+
+
+def _is_older(result: Path, redo_before_ns: int | None) -> bool:
+    return redo_before_ns is not None and result.stat().st_mtime_ns < redo_before_ns
+
+
+def result_folder(labels: Path, out: Path) -> Path | None:
+    """The folder that a run fills; None for a single image whose name is given."""
+    return None if labels.is_file() and not out.is_dir() and is_image_name(out) else out
 
 
 def _result_place(labels: Path, found: Pairing, out: Path, image_format: str) -> tuple[Path, Path | None]:
@@ -105,10 +119,15 @@ def _result_place(labels: Path, found: Pairing, out: Path, image_format: str) ->
     if labels.is_file():
         is_name = not out.is_dir() and is_image_name(out)
         if is_name and out.suffix.lower() not in RESULT_SUFFIXES:
-            raise ConfigError(f"{out}: results are written as {', '.join(RESULT_SUFFIXES)}, not as {out.suffix}")
+            raise ConfigError(
+                f"{out}: results are written as {', '.join(RESULT_SUFFIXES)}, not as {out.suffix}",
+                hint=f"name it {out.with_suffix('.png')}",
+            )
         result = out if is_name else out / f"{next(iter(stems), labels.stem)}.{image_format}"
     elif out.is_file():
-        raise ConfigError(f"{out} is a file; the results of a folder go into a folder")
+        raise ConfigError(
+            f"{out} is a file; the results of a folder go into a folder", hint="name a folder, which may be a new one"
+        )
     places = [out] if result is None else [out, result, result.parent]
     for path in inputs:
         for place in places:

@@ -52,7 +52,7 @@ class InferRequest:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.instances is not None and self.no_instances:
-            raise ConfigError("`instances` and `no_instances` contradict each other")
+            raise ConfigError("`instances` and `no_instances` contradict each other", hint="leave one of them out")
         check_one_of("resize", self.resize, ResizePolicy)
         if self.resize == ResizePolicy.NEVER and self.size is not None:
             raise ConfigError("`size` and `resize` never contradict each other", hint="leave one of them out")

@@ -18,5 +18,8 @@ def checked_size(spec: GeneratorSpec, size: Size | None) -> Size:
         )
     for part in size:
         if not spec.takes_side(part):
-            raise ConfigError(f"`size`: {part} of {size[0]}x{size[1]} is not a {spec.side_rule}, as this model needs")
+            raise ConfigError(
+                f"`size`: {part} of {size[0]}x{size[1]} is not a {spec.side_rule}, as this model needs",
+                hint=f"it was trained at {spec.height}x{spec.width}",
+            )
     return size

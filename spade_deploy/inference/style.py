@@ -35,7 +35,7 @@ def style_vector(artifact: Artifact, seed: int | None, photo: ImageSource | None
     if seed is None:
         return np.zeros((1, z_dim), np.float32)
     if seed < 0:
-        raise ConfigError(f"`seed`: {seed} is negative")
+        raise ConfigError(f"`seed`: {seed} is negative", hint="give 0 or more")
     return np.random.default_rng(seed).standard_normal((1, z_dim), np.float32)
 
 

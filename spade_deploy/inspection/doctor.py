@@ -56,6 +56,7 @@ _NEEDED = ("filelock", "numpy", "pillow", "pyyaml", "typer", "rich")
 _PACKAGES = {
     "safetensors": ("training and export", "export"),
     "matplotlib": ("loss plots", "train"),
+    "psutil": ("memory, in training and bench", "cpu"),
     "imageio-ffmpeg": ("MP4 files of a run's samples", "video"),
     "tensorboard": ("spade train --tensorboard", "tensorboard"),
     "onnx": ("export", "export"),

@@ -64,5 +64,5 @@ class Figures:
         registry = self._registry
         if os.environ.get(MULTIPROCESS):
             registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry)
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -102,10 +102,11 @@ def timing(made: Made, decode_s: float, encode_s: float) -> str:
 async def result_of(work: Work, request: Request) -> Made:
     """Wait for an image; when the client goes, or its time is over, it is not begun any more."""
     result = asyncio.wrap_future(work.result)
-    gone = asyncio.create_task(_until_gone(request))
+    gone: asyncio.Future[None] = asyncio.create_task(_until_gone(request))
     try:
         left = work.deadline - time.monotonic()
-        await asyncio.wait({result, gone}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+        waited: tuple[asyncio.Future[Any], ...] = (result, gone)
+        await asyncio.wait(waited, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
         if result.done():
             return result.result()
         work.result.cancel()

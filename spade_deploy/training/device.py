@@ -52,20 +52,16 @@ def choose_device(name: str, world: World = ALONE) -> torch.device:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process has held: of the GPU on CUDA, else its resident set; 0 if that is unknown."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_memory.peak_memory_bytes() or 0
+    """The most memory that this process has held: of the GPU on CUDA, else its resident set."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_memory.peak_memory_bytes()
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """The free memory of the device, in a container at most what that leaves; None if the system does not report it."""
+def free_bytes(device: torch.device) -> int:
+    """The free memory of the device, in a container at most what that leaves."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    table = Path("/proc/meminfo")
-    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    sizes = [int(found[0][1]) * 1024] if found else []
-    left = left_in_container()
-    return min(sizes + ([] if left is None else [left]), default=None)
+    free, left = process_memory.free_memory_bytes(), left_in_container()
+    return free if left is None else min(free, left)
 
 
 def left_in_container(folder: Path = CONTROL_GROUP) -> int | None:

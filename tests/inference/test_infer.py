@@ -23,6 +23,7 @@ from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.images.image_file import image_size
 from spade_deploy.inference import InferRequest, InferSummary, infer, pipeline
+from spade_deploy.inference.maker import RECORD
 from spade_deploy.inference.png import encode_png
 from spade_deploy.labels.files import (
     list_label_files,
@@ -60,8 +61,8 @@ def read(path: Path | io.BytesIO) -> NDArray[np.uint8]:
 
 
 def names(folder: Path) -> list[str]:
-    """Hidden files too: what a stopped write would leave. Without the lock, which stays."""
-    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    """Hidden files too: what a stopped write would leave. Without the lock and the record, which stay."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, RECORD))
 
 
 def pixels(spec: GeneratorSpec, label: Ids, instance: Ids | None = None, z: Ids | None = None) -> NDArray[np.uint8]:
@@ -341,12 +342,12 @@ def test_two_label_files_of_one_stem(plain: Artifact, tmp_path: Path) -> None:
 def test_results_that_are_there_are_skipped(plain: Artifact, tmp_path: Path) -> None:
     maps = write_labels(tmp_path / "labels", 3, (64, 32))
     out = tmp_path / "out"
-    out.mkdir()
+    infer(plain, InferRequest(tmp_path / "labels" / "000.png", out))
     Image.new("RGB", (32, 64), "red").save(out / "001.png")
     mine = (out / "001.png").read_bytes()
     first = infer(plain, InferRequest(tmp_path / "labels", out))
-    assert (first.written, first.skipped, (out / "001.png").read_bytes()) == (2, 1, mine)
-    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != LOCK}
+    assert (first.written, first.skipped, (out / "001.png").read_bytes()) == (1, 2, mine)
+    times = {name: (out / name).stat().st_mtime_ns for name in names(out)}
     (out / "002.png").unlink()
     second = infer(plain, InferRequest(tmp_path / "labels", out))
     assert (second.written, second.skipped) == (1, 2)

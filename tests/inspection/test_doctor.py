@@ -304,9 +304,10 @@ def test_a_problem_is_seen_in_the_table_and_in_the_exit_code(monkeypatch: pytest
     pretend_installed(monkeypatch, *(name for name in doctor._NEEDED if name != "rich"), "onnxruntime")
     broken = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "200"})
     assert broken.exit_code == 1
-    (line,) = (line for line in broken.output.splitlines() if line.lstrip().startswith("!!"))
-    assert line.split()[1] == "rich"
-    assert "pip install --force-reinstall spade-deploy" in line
+    lines = broken.output.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line.lstrip().startswith("!!"))
+    assert lines[at].split()[1] == "rich"
+    assert lines[at + 1].strip() == "pip install --force-reinstall spade-deploy"
 
 
 def test_an_onnxruntime_whose_cpu_provider_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,9 @@ def built_cpp_client(folder: Path) -> Path:
         pytest.skip("the wheel of onnxruntime has no libonnxruntime.so here")
     made = folder / "client"
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-isystem", _headers()]
-    linked = [libraries[-1], f"-Wl,-rpath,{libraries[-1].parent}"]
+    # Programs look for the library by its short name, which a wheel does not have.
+    (folder / "libonnxruntime.so.1").symlink_to(libraries[-1])
+    linked = [folder / "libonnxruntime.so.1", f"-Wl,-rpath,{folder}"]
     source = ROOT / "examples/cpp/client.cpp"
     subprocess.run([compiler, *flags, source, *linked, "-o", made], check=True, timeout=120)
     return made

@@ -164,10 +164,8 @@ class TestTheProcess:
         assert answer["peak_bytes"] > 100 << 20
 
 
-def test_free_memory_is_known_on_linux() -> None:
-    found = free_bytes(CPU)
-    assert (found is None) == (not Path("/proc/meminfo").exists())
-    assert found is None or found > 1 << 20
+def test_free_memory_is_known() -> None:
+    assert free_bytes(CPU) > 1 << 20
 
 
 def test_what_fits_and_what_does_not() -> None:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import mmap
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -34,12 +35,31 @@ _LOG = logging.getLogger(__name__)
 
 MOST_BYTES = 4 << 30
 """How large the cache may become: of more, the files that were not used for longest go."""
-CHANGES = 1
-"""How a graph is changed before it is compiled (`exact_ids.py`, `exact_norms.py`). It is raised when that changes."""
+CHANGES = 2
+"""How a graph is changed before it is compiled (`exact_ids.py`, `exact_norms.py`, `winograd.py`).
+It is raised when that changes."""
 _SUFFIX = ".blob"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 Extent = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A file of the cache in memory. It must stay while the model that was loaded from it runs."""
+
+    content: NDArray[np.uint8]
+    """What OpenVINO wrote."""
+    mapping: mmap.mmap
+    """The file, mapped into memory."""
+
+    def release(self) -> None:
+        """Let go of the pages that were read. What is still needed of them is read again when it is needed.
+
+        OpenVINO arranges most weights anew and never looks at the file's again.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
@@ -62,23 +82,25 @@ class ModelCache:
         """Whether there is no file of this graph, of any size."""
         return not any(self.folder.glob(f"{self.key[:32]}-*{_SUFFIX}"))
 
-    def load(self, extent: Extent) -> NDArray[np.uint8] | None:
-        """The bytes of a compiled model, mapped into memory; None where there is no file, or a damaged one."""
+    def load(self, extent: Extent) -> StoredModel | None:
+        """A compiled model, mapped into memory; None where there is no file, or a damaged one."""
         path = self.file(extent)
         try:
-            content = np.memmap(path, np.uint8, "c")  # OpenVINO takes no array that is read-only; nothing is written
+            with path.open("rb") as file:
+                # OpenVINO takes no memory that is read-only; nothing is written to it.
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:  # ValueError: an empty file
             self.discard(extent, reason_of(error))
             return None
-        body = content[:-_DIGEST_BYTES]
-        if hashlib.sha256(body.data).digest() != content[-_DIGEST_BYTES:].tobytes():
+        body = np.frombuffer(content, np.uint8, max(0, len(content) - _DIGEST_BYTES))
+        if hashlib.sha256(body).digest() != content[len(body) :]:
             self.discard(extent, "it is damaged, its digest is another one")
             return None
         with suppress(OSError):
             os.utime(path)  # it was used now
-        return body
+        return StoredModel(body, content)
 
     def discard(self, extent: Extent, why: str) -> None:
         """Remove a file that cannot be used, and say so."""
@@ -87,8 +109,11 @@ class ModelCache:
         with suppress(OSError):
             path.unlink()
 
-    def store(self, extent: Extent, export: Callable[[io.BytesIO], object]) -> None:
-        """Keep a compiled model. export: writes it to a stream, as `CompiledModel.export_model` does."""
+    def store(self, extent: Extent, export: Callable[[io.BytesIO], object]) -> bool:
+        """Keep a compiled model, and say whether it is kept.
+
+        export: writes the model to a stream, as `CompiledModel.export_model` does.
+        """
         path = self.file(extent)
         try:
             with atomic_file(path, flush="nothing") as temporary:
@@ -100,8 +125,9 @@ class ModelCache:
                     file.write(digest)
         except (OSError, RuntimeError) as error:
             _LOG.warning("%s cannot be kept, the next start compiles again: %s", path, said_by(error))
-            return
+            return False
         self._remove_oldest(path)
+        return True
 
     def _remove_oldest(self, kept: Path) -> None:
         found = []

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import Artifact, Graph, TensorInfo
 from spade_deploy.engines.base import check_contract, fed_tensors
-from spade_deploy.engines.openvino.cache import Extent, ModelCache, open_cache
+from spade_deploy.engines.openvino.cache import Extent, ModelCache, StoredModel, open_cache
 from spade_deploy.engines.openvino.exact_ids import compare_ids_as_integers
 from spade_deploy.engines.openvino.exact_norms import sum_axis_by_axis
 from spade_deploy.engines.openvino.library import DEVICE, core, load_openvino, read_onnx, said_by, version_of
+from spade_deploy.engines.openvino.winograd import use_winograd
 from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, SpadeError
 from spade_deploy.lookup.tables import extent_of
 from spade_deploy.spec import GraphKind, Precision
@@ -30,7 +31,7 @@ class _Ready:
 
     request: Any
     """OpenVINO's own `InferRequest`."""
-    memory: NDArray[Any] | None
+    stored: StoredModel | None
     """The file that it was loaded from, which must stay mapped while it runs; None if it was compiled."""
 
 
@@ -68,34 +69,43 @@ class SizedModels:
         self._model = None
 
     def _load(self, extent: Extent) -> _Ready | None:
-        memory = None if self._cache is None else self._cache.load(extent)
-        if self._cache is None or memory is None:
+        stored = None if self._cache is None else self._cache.load(extent)
+        if self._cache is None or stored is None:
             return None
         try:
-            tensor = self._openvino.Tensor(memory, shared_memory=True)
+            tensor = self._openvino.Tensor(stored.content, shared_memory=True)
             compiled = core().import_model(tensor, DEVICE, self._settings)
             self._check(compiled)
         except (RuntimeError, SpadeError) as error:
             self._cache.discard(extent, error.message if isinstance(error, SpadeError) else said_by(error))
             return None
-        return _Ready(compiled.create_infer_request(), memory)
+        stored.release()
+        return _Ready(compiled.create_infer_request(), stored)
 
     def _compile(self, extent: Extent, inputs: Mapping[str, NDArray[Any]]) -> _Ready:
         if self._model is None:
             self._model = self._read()
         try:
-            self._model.reshape(dict(_shapes(fed_tensors(self._artifact.manifest.generator, self._graph.kind), inputs)))
-            compiled = core().compile_model(self._model, DEVICE, self._settings)
+            model, self._model = self._model, None
+            model.reshape(dict(_shapes(fed_tensors(self._artifact.manifest.generator, self._graph.kind), inputs)))
+            if self._graph.precision is Precision.FP32:
+                use_winograd(model, self._graph.kind)
+            compiled = core().compile_model(model, DEVICE, self._settings)
         except RuntimeError as error:
             size = " x ".join(map(str, extent))
             raise RuntimeUnavailableError(
                 f"OpenVINO {version_of(self._openvino)} cannot compile {self._graph.name} for {size}: {said_by(error)}",
                 hint="where memory ran out, a smaller `batch_size` or `size` helps; `backend` cpu runs it, too",
             ) from error
+        del model
         self._check(compiled)
         if self._cache is not None and self._stored < KEPT_SIZES:
             self._stored += 1
-            self._cache.store(extent, compiled.export_model)
+            if self._cache.store(extent, compiled.export_model):
+                # A compiled model keeps the weights as they were in the file, too; one that is loaded does not.
+                del compiled
+                loaded = self._load(extent)
+                return loaded or self._compile(extent, inputs)
         return _Ready(compiled.create_infer_request(), None)
 
     def _check(self, compiled: Any) -> None:

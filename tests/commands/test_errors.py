@@ -1,0 +1,163 @@
+"""A table of errors that users provoke: each says what is wrong, and each has its next step.
+
+Where an error has no hint of its own, that of its kind is printed; a row that expects only such a one says so by `ANY`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from spade_deploy import errors
+from spade_deploy.cli import app
+from spade_deploy.errors import SpadeError
+from tests.support.stand_in import PLAIN, STYLED, stand_in_artifact
+
+ANY = ""
+
+TABLE = [
+    # The command line itself: these are typer's, in our words.
+    ("trian", 2, "'trian' is no command of `spade`", "did you mean `spade train`?"),
+    ("fly", 2, "'fly' is no command of `spade`", "it has train, import"),
+    ("--fast", 2, "--fast is no option of `spade`", "`spade --help`"),
+    ("data eart", 2, "'eart' is no command of `spade data`", "did you mean `spade data earth`?"),
+    ("train --stepz 3", 2, "--stepz is no option of `spade train`", "did you mean --steps?"),
+    ("train --steps many", 2, "--steps: 'many' is not an integer", "`spade train --help`"),
+    ("train --lr-g fast", 2, "is no option of `spade train`", "`spade train --help`"),
+    ("train --steps", 2, "--steps needs a value: an integer", "`spade train --help`"),
+    ("train extra", 2, "extra: `spade train` takes no such argument", "usage: spade train"),
+    ("infer", 2, "LABELS is missing: A folder of label maps", "usage: spade infer LABELS OUT"),
+    ("infer labels", 2, "OUT is missing", "usage: spade infer LABELS OUT"),
+    ("infer labels out more", 2, "more: `spade infer` takes no such argument", "quotes"),
+    ("infer labels out --resize no", 2, "--resize: 'no' is not one of model, never", "`spade infer --help`"),
+    ("infer labels out --overwrite=3", 2, "--overwrite takes no value", "leave the part after = out"),
+    ("infer labels out --threads two", 2, "--threads: 'two' is not an integer", "`spade infer --help`"),
+    ("inspect", 2, "PATH is missing", "usage: spade inspect PATH"),
+    ("bench --json --lala", 2, "--lala is no option of `spade bench`", "`spade bench --help`"),
+    ("export --fp16 --fp61", 2, "--fp61 is no option of `spade export`", "did you mean --fp16?"),
+    # Settings.
+    ("train --steps 0", 2, "--steps: 0 is not in 1..", "`spade train --help`"),
+    ("train --size 100x", 2, "--size: '100x' is not HEIGHTxWIDTH", ANY),
+    ("train --size 100x100", 2, "--size: height 100 is not", ANY),
+    ("train --load-size 64x64", 2, "--size (not given, so it has its default): the crop", ANY),
+    ("train --preset moon", 2, "--preset: 'moon' is not one of", ANY),
+    ("train --steps 3 --epochs 3", 2, "contradicts --epochs", "leave one of them out"),
+    ("train --device tpu", 2, "--device: 'tpu' is not auto, cpu, cuda", ANY),
+    ("train --kernel-size 4", 2, "--kernel-size: 4 is not 1, 3 or 5", ANY),
+    ("train --betas 1", 2, "--betas: '1' is not two numbers", ANY),
+    ("train --num-labels 3", 2, "--num-labels", ANY),
+    ("train --name ../outside", 2, "--name: '../outside' is not letters", ANY),
+    ("train --accumulate 5 --batch-size 8", 2, "--accumulate: 5 does not divide", ANY),
+    ("train --config nothing.yaml", 2, "--config: nothing.yaml does not exist", "`spade train --print-config`"),
+    ("train --config odd.yaml", 2, "'speed' is no setting of `spade train`", ANY),
+    ("train --config text.txt", 2, "text.txt", ANY),
+    ("train --resume nowhere", 1, "nowhere", ANY),
+    ("train --init nowhere", 1, "nowhere", ANY),
+    ("train --log-file text.txt/log", 1, "--log-file: text.txt/log cannot be written", "name another file"),
+    ("infer labels out --artifact artifact --instances a --no-instances", 2, "contradict each other", "leave one"),
+    ("infer labels out --artifact artifact --no-instances", 2, "has no edge channel", "leave the flag out"),
+    (
+        "infer labels out --artifact artifact --seed 3",
+        2,
+        "--seed: this model has no style vector",
+        "leave the flag out",
+    ),
+    ("infer labels out --artifact styled --seed -3", 2, "--seed: -3 is negative", "give 0 or more"),
+    ("infer labels out --artifact styled --style-image a.png", 2, "has no style encoder", "--seed N"),
+    ("infer labels out --artifact artifact --size 65x32", 2, "--size: 65 of 65x32", "it was trained at 64x32"),
+    ("infer labels out --artifact artifact --format gif", 2, "--format: 'gif' is not one of png, jpg", ANY),
+    ("infer labels out --artifact artifact --precision fp16", 1, "fp16", ANY),
+    ("infer labels out --artifact artifact --batch-size 0", 2, "--batch-size: 0 is not in 1..", ANY),
+    ("infer labels out --artifact artifact --resize never --size 64x32", 2, "contradict", "leave one of them out"),
+    ("infer labels out --artifact artifact --min-psnr 40", 2, "min-psnr", ANY),
+    ("check-labels labels", 2, "--preset", ANY),
+    ("check-labels labels --preset moon", 2, "moon", ANY),
+    ("check-labels labels --num-labels 5 --ignore nonsense", 2, "--ignore: 'nonsense' is not one of", ANY),
+    ("import broken.pth --preset moon", 2, "moon", ANY),
+    ("bench artifact --tune --rounds 3", 2, "--tune measures every engine", "leave one of them out"),
+    ("bench artifact --baseline magic", 2, "magic", ANY),
+    ("build artifact --precision int4", 2, "int4", ANY),
+    ("eval --styles 1 runs", 2, "--styles: 1 is not 0 or from 2", ANY),
+    # Files and folders.
+    ("infer nowhere out --artifact artifact", 1, "nowhere", ANY),
+    ("infer empty out --artifact artifact", 1, "empty", ANY),
+    ("infer labels labels --artifact artifact", 2, "labels is an input", "choose another folder"),
+    ("infer labels text.txt --artifact artifact", 2, "text.txt is a file", "name a folder"),
+    ("infer labels/a.png out.gif --artifact artifact", 2, "results are written as .png", "name it out.png"),
+    ("infer labels kept --artifact artifact", 2, "no record of what made them", "--overwrite makes them again"),
+    ("infer labels out --artifact text.txt", 1, "text.txt", ANY),
+    ("infer labels out", 1, "runs: no artifact in any run", "`spade export`"),
+    ("export", 1, "runs", "`spade train`"),
+    ("export nowhere", 1, "nowhere", ANY),
+    ("validate", 1, "no artifact", "`spade export`"),
+    ("validate nowhere", 1, "nowhere", ANY),
+    ("import nothing.pth", 1, "no such file", ANY),
+    ("import broken.pth", 1, "broken.pth", ANY),
+    ("inspect nowhere", 1, "nowhere does not exist", ANY),
+    ("inspect text.txt", 1, "text.txt", ANY),
+    ("animate nowhere", 1, "nowhere", ANY),
+    ("animate", 1, "runs", "`spade train`"),
+    ("check-labels nowhere --num-labels 5", 1, "nowhere", ANY),
+    ("data earth text.txt", 1, "text.txt", ANY),
+    ("train --labels nowhere --images nowhere --num-labels 3", 1, "nowhere", ANY),
+    ("train --labels empty --images empty --num-labels 3", 1, "empty", ANY),
+    ("train --preset coco --data nowhere", 1, "nowhere", ANY),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the table names."""
+    folder = tmp_path_factory.mktemp("errors")
+    for name, spec in (("artifact", PLAIN), ("styled", STYLED)):
+        stand_in_artifact(folder / name, spec)
+    for name in ("labels", "kept", "empty"):
+        (folder / name).mkdir()
+    for name in ("labels", "kept"):
+        Image.fromarray(np.zeros((64, 32), np.uint8)).save(folder / name / "a.png")
+    (folder / "kept" / "a.png").write_bytes((folder / "labels" / "a.png").read_bytes())
+    (folder / "broken.pth").write_bytes(b"no weights")
+    (folder / "text.txt").write_text("a text: [")
+    (folder / "odd.yaml").write_text("speed: 3\n")
+    return folder
+
+
+@pytest.mark.parametrize(("typed", "code", "said", "step"), TABLE, ids=[row[0] for row in TABLE])
+def test_an_error_says_what_is_wrong_and_what_to_do(
+    place: Path, typed: str, code: int, said: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    before = sorted(path.name for path in place.iterdir())
+    done = CliRunner().invoke(app, typed.split())
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    error = re.search(r"^error: (.*)\nnext: (.*)$", done.stderr, re.MULTILINE)
+    assert error is not None, done.output
+    assert said in error[1]
+    assert done.exit_code == code, done.stderr
+    assert step in error[2]
+    assert len(error[2]) > 10
+    assert "`" not in re.sub(r"`[^`]* [^`]*`|`spade`", "", done.stderr), "every field became its flag"
+    left = {path.name for path in place.iterdir()} - set(before)
+    assert left <= {"runs", "out", ".text.txt.lock"}, "an error leaves nothing"
+
+
+def test_the_table_is_long() -> None:
+    assert len(TABLE) > 61
+    assert len({row[0] for row in TABLE}) == len(TABLE)
+
+
+def kinds() -> list[type[SpadeError]]:
+    found = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, SpadeError)]
+    assert len(found) > 15
+    return found
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_every_kind_of_error_has_a_next_step_and_a_hint_wins(kind: type[SpadeError]) -> None:
+    assert len(kind("it broke").next_step) > 10
+    assert kind("it broke", hint="mend it").next_step == "mend it"
