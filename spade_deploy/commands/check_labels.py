@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -61,7 +62,7 @@ def check_labels(asked: CheckLabelsRequest) -> None:
         stdout().print("no file holds ids: name the classes and their colours with --classes FILE")
     is_clean = labels is not None and not found.errors
     if asked.fix is not None and labels is not None:
-        fixed = _fix(asked, found, labels)
+        fixed = _fix(found, asked.fix, labels)
         output.report({**report, "fixed": fixed})
         is_clean = all(result.target is not None for result in fixed)
     if (following := _next(asked, found, labels)) is not None:
@@ -88,16 +89,15 @@ def _next(asked: CheckLabelsRequest, found: LintReport, labels: LabelSpec | None
     return None if found.errors else label_report.train_command(asked, labels, asked.folder)
 
 
-def _fix(asked: CheckLabelsRequest, found: LintReport, labels: LabelSpec) -> list[FixResult]:
+def _fix(found: LintReport, target: Path, labels: LabelSpec) -> list[FixResult]:
     """Write the corrected copy, and say what became of each file that was not just copied."""
     from spade_deploy.labels.fix import FixAction, fix_labels
 
-    assert asked.fix is not None  # the caller asks
-    with locked(asked.fix, "writing label maps", file=beside(asked.fix, LOCK)), count_bar() as progress:
-        fixed = fix_labels(found, asked.fix, labels, progress=progress)
+    with locked(target, "writing label maps", file=beside(target, LOCK)), count_bar() as progress:
+        fixed = fix_labels(found, target, labels, progress=progress)
     for result in fixed:
         if result.action != FixAction.COPIED:
             stdout().print(f"  {result.path}: {result.action}: {in_flags(result.message)}")
     written = sum(result.target is not None for result in fixed)
-    stdout().print(line(f"wrote {written} of {len(fixed)} label maps to ", styled(one_line(asked.fix), "bold")))
+    stdout().print(line(f"wrote {written} of {len(fixed)} label maps to ", styled(one_line(target), "bold")))
     return fixed

@@ -75,8 +75,8 @@ def test_the_printed_commands_run_as_they_are(tmp_path: Path) -> None:
 def test_the_json_has_everything(own: Path) -> None:
     done = spade("check-labels", "labels", "--images", "images", "--ignore-id", "4", "--json", cwd=own)
     assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    found = document["result"]
+    whole = json.loads(done.stdout)
+    found = whole["result"]
     assert (found["checked"], found["files_with_ids"], found["options"]) == (
         6,
         6,
@@ -85,7 +85,7 @@ def test_the_json_has_everything(own: Path) -> None:
     assert [entry["id"] for entry in found["ids"]] == [0, 1, 2, 3, 4]
     assert sum(entry["share"] for entry in found["ids"]) == pytest.approx(1)
     assert (found["groups"], found["findings"]) == ([], [])
-    assert document["next"] == ["spade train --labels labels --images images --num-labels 4 --ignore-id 4"]
+    assert whole["next"] == ["spade train --labels labels --images images --num-labels 4 --ignore-id 4"]
     wrong = spade("check-labels", "labels", "--num-labels", "3", "--json", cwd=own)
     assert wrong.returncode == 1
     groups = json.loads(wrong.stdout)["result"]["groups"]
