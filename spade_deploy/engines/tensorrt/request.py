@@ -14,7 +14,8 @@ from spade_deploy.spec import EXPORTED, Flavour, GraphChoice, Precision, ShapePr
 
 def parse_engine_precision(text: str) -> Precision:
     """The precision of an engine, which is that of its graph's file: bf16 is none. Raises ConfigError."""
-    check_one_of("precision", text, EXPORTED, hint="`spade infer --precision bf16` runs in OpenVINO, without a build")
+    hint = "`spade infer --precision bf16` runs in OpenVINO, without a build" if text == Precision.BF16 else None
+    check_one_of("precision", text, EXPORTED, hint=hint)
     return Precision(text)
 
 
