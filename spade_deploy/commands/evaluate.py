@@ -14,7 +14,7 @@ from spade_deploy.commands.config_file import ConfigCommand, ConfigFile, as_yaml
 from spade_deploy.commands.console import errors, note, print_next, print_places, print_settings, stdout, styled
 from spade_deploy.commands.options import CHECK, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
-from spade_deploy.commands.tables import print_table
+from spade_deploy.commands.tables import Cell, print_table
 from spade_deploy.files.locks import locked
 from spade_deploy.printable import one_line
 from spade_deploy.settings import setting
@@ -88,7 +88,7 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
         f" {result.settings['height']} x {result.settings['width']}",
         markup=False,
     )
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for row in lines(result):
         # The intervals are in the report: a terminal of 80 columns has no room for them.
         shown = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
