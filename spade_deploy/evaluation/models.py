@@ -22,7 +22,7 @@ from spade_deploy.evaluation.data import Sample
 from spade_deploy.images.image_file import Size, read_photo
 from spade_deploy.labels.files import duplicate_stems, is_image_name, list_label_files
 from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.runs.settings import flat, settings_of
+from spade_deploy.runs.settings import generator_settings, settings_of
 from spade_deploy.spec import GeneratorSpec
 
 Pixels = NDArray[np.uint8]
@@ -163,7 +163,7 @@ def _artifact(path: Path, runs_dir: Path) -> Model:
     checkpoint = runs.find_checkpoint_by_digest(digest, near=path, runs_dir=runs_dir)
     info = runs.read_checkpoint_info(checkpoint) if checkpoint is not None else None
     data = _data_of(info) if info is not None else None
-    settings = settings_of(info) if info is not None else flat({"generator": manifest.generator.to_json()})
+    settings = settings_of(info) if info is not None else generator_settings(manifest.generator)
     facts = {"step": manifest.source.step, "origin": manifest.source.origin, "generator_sha256": digest}
     whose = path.resolve()
     name = f"{whose.parent.name}/{whose.name}"

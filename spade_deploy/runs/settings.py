@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spade_deploy.runs.records import CheckpointInfo
+from spade_deploy.spec import GeneratorSpec
 
 SEED = "train.seed"
 INCIDENTAL = frozenset(
@@ -31,14 +32,23 @@ INCIDENTAL = frozenset(
 )
 """Settings that decide what a run writes, or how fast it is, and not what it learns."""
 
+MOST_PARTS = 8
+"""A list of more parts, such as the names of all classes, is told by its length."""
+
 Settings = dict[str, Any]
 """Values by dotted names, such as 'train.batch_size'."""
 
 
 def settings_of(info: CheckpointInfo) -> Settings:
     """The settings of a checkpoint's run: those of the generator, and of training and data where it was trained."""
-    parts = {"train": info.train, "generator": info.generator.to_json(), "data": info.data}
-    return flat({name: part for name, part in parts.items() if part is not None})
+    parts = {"train": info.train, "data": info.data}
+    trained = flat({name: part for name, part in parts.items() if part is not None})
+    return {**generator_settings(info.generator), **trained}
+
+
+def generator_settings(spec: GeneratorSpec) -> Settings:
+    """The settings of a generator; its JSON leaves out the architecture where that is SPADE."""
+    return flat({"generator": {"architecture": str(spec.architecture), **spec.to_json()}})
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Settings:
@@ -76,6 +86,8 @@ def as_text(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, list | tuple) and len(value) > MOST_PARTS:
+        return f"{len(value)} values"
     if isinstance(value, list | tuple):
         joint = " x " if all(isinstance(part, int) for part in value) and len(value) == 2 else ", "
         return joint.join(as_text(part) for part in value) or "-"

@@ -41,6 +41,7 @@ def test_version_and_help(tmp_path: Path) -> None:
         "build",
         "check-labels",
         "inspect",
+        "runs",
         "doctor",
         "data",
         "demo",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spade_deploy.runs import best_checkpoint, newest_artifact, newest_checkpoint, read_best, resolve_checkpoint
-from spade_deploy.training.records.csv_log import read_columns
+from spade_deploy.runs.csv_log import read_columns
 
 from .bytes_damage import damage_bytes
 from .case import Case

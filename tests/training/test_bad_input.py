@@ -22,12 +22,13 @@ from spade_deploy import runs
 from spade_deploy.errors import CheckpointError, DatasetError, TrainingError
 from spade_deploy.files import atomic
 from spade_deploy.progress import SILENT
+from spade_deploy.runs import csv_log
 from spade_deploy.runs.checkpoint import load_generator
+from spade_deploy.runs.csv_log import read_columns
 from spade_deploy.spec import DiscriminatorSpec
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import train
-from spade_deploy.training.records import csv_log, measurements, recorder
-from spade_deploy.training.records.csv_log import read_columns
+from spade_deploy.training.records import measurements, recorder
 from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.session import Session, start
 from spade_deploy.training.steps import Learner

@@ -6,11 +6,11 @@ import {Controls} from "./controls.js";
 import {Drawing} from "./drawing.js";
 import {Film} from "./film.js";
 import {Input} from "./input.js";
-import {packDrawing, unpackDrawing} from "./link.js";
+import {unpackDrawing} from "./link.js";
 import {Live} from "./live.js";
 import {Palette} from "./palette.js";
 import {encodeIds} from "./png.js";
-import {toRuns} from "./runs.js";
+import {fromRuns, toRuns} from "./runs.js";
 import {Save} from "./save.js";
 import {fillHelp, listen} from "./shortcuts.js";
 import {colorsOf, groundOf, templatesOf} from "./starts.js";
@@ -23,6 +23,7 @@ import {View} from "./view.js";
 
 const LOSSLESS_PIXELS = 512 * 512;  // above it the live photo comes as WebP; what is saved never does
 const SAVE_AFTER_MS = 800;
+const MOST_KEPT = 500_000;  // numbers of run lengths; a browser keeps about 5 MB
 
 class App {
   model = null;
@@ -54,6 +55,7 @@ class App {
     listen(this.controls.actions);
     $("model").addEventListener("change", () => this.choose($("model").value));
     addEventListener("hashchange", () => this.#openLink());
+    addEventListener("pagehide", () => this.#keep());
   }
 
   get tool() { return this.tools[this.controls.toolName]; }
@@ -91,7 +93,7 @@ class App {
     $("model").disabled = this.#models.length < 2;
     this.#connect();
     if (await this.#openLink()) return;
-    const kept = await unpackDrawing(remembered("drawing") ?? "").catch(() => null);
+    const kept = keptDrawing();
     if (kept && this.#fits(kept)) this.#open(kept);
     else this.choose(this.#models[0].name);
   }
@@ -209,7 +211,15 @@ class App {
     if (isUnfinished) return;
     this.controls.showHistory();
     clearTimeout(this.#saveTimer);
-    this.#saveTimer = setTimeout(async () => remember("drawing", await packDrawing(this.drawing, this.facts)), SAVE_AFTER_MS);
+    this.#saveTimer = setTimeout(() => this.#keep(), SAVE_AFTER_MS);
+  }
+
+  // So that a reload loses nothing.
+  #keep() {
+    if (!this.drawing) return;
+    const {width, height, ids} = this.drawing;
+    const runs = toRuns(ids);
+    if (runs.length < MOST_KEPT) remember("drawing", JSON.stringify({facts: this.facts, width, height, runs: [...runs]}));
   }
 
   // The pen is above that pixel now, or nowhere.
@@ -279,6 +289,16 @@ function readToken() {
   } catch { /* it is asked for again after the next load */ }
   history.replaceState(null, "", location.pathname);
   return token ?? "";
+}
+
+// The drawing of the last visit; null where there is none that can be read.
+function keptDrawing() {
+  try {
+    const {facts, width, height, runs} = JSON.parse(remembered("drawing"));
+    return {facts, width, height, ids: fromRuns(runs, width * height)};
+  } catch {
+    return null;
+  }
 }
 
 function toBase64(bytes) {

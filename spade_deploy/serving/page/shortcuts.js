@@ -28,7 +28,7 @@ export function listen(actions) {
     if (event.ctrlKey || event.metaKey) action = withCommand[event.shiftKey ? `shift ${key}` : key];
     else if (event.altKey) return;
     else if (key === " " && !event.target.closest("button, input")) action = () => actions.hold(true);
-    else if (!(key === "Enter" && event.target.closest("button"))) action = plain[key];
+    else if (!(key === "Enter" && event.target.closest("button, a"))) action = plain[key];
     if (!action) return;
     if (action !== actions.cancel) event.preventDefault();
     action();
@@ -43,7 +43,7 @@ export function fillHelp() {
     tools: Object.entries(TOOL_KEYS).map(([name, key]) => [[key], text(`tool.${name}`)]),
     edit: [
       [[COMMAND, "Z"], text("undo")], [[COMMAND, "Shift", "Z"], text("redo")], [["["], text("keys.smaller")],
-      [["]"], text("keys.larger")], [["1", "9"], text("keys.recent")], [["/"], text("keys.search")], [["N"], text("new")],
+      [["]"], text("keys.larger")], [["1 … 9"], text("keys.recent")], [["/"], text("keys.search")], [["N"], text("new")],
       [[COMMAND, "S"], text("keys.savePhoto")], [[COMMAND, "Shift", "C"], text("keys.copyLink")],
     ],
     view: [

@@ -9,7 +9,7 @@ class Tool {
   down() {}
   move() {}
   up() {}
-  cancel() { this.ask().drawing.cancel(); }
+  cancel() { this.ask().drawing?.cancel(); }
   finish() { return false; }  // Enter and a double click; true if it meant something
   get points() { return []; }  // what is shown above the map until it is finished
 }

@@ -4,6 +4,8 @@ import {brushSpans} from "./raster.js";
 
 const MOST_SCALE = 64;
 const MARGIN = 20;
+const SMALL_MARGIN = 8;
+const SMALL_PANE = 480;
 
 export class View extends EventTarget {
   #scale = 1;
@@ -145,8 +147,9 @@ export class View extends EventTarget {
 
   #fitScale() {
     const {clientWidth, clientHeight} = this.panes[0];
-    const width = Math.max(1, clientWidth - 2 * MARGIN);
-    const height = Math.max(1, clientHeight - 2 * MARGIN);
+    const margin = Math.min(clientWidth, clientHeight) < SMALL_PANE ? SMALL_MARGIN : MARGIN;
+    const width = Math.max(1, clientWidth - 2 * margin);
+    const height = Math.max(1, clientHeight - 2 * margin);
     return Math.min(width / this.map.width, height / this.map.height, MOST_SCALE);
   }
 

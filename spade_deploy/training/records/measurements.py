@@ -11,11 +11,11 @@ from torch import Tensor
 
 from spade_deploy.errors import CheckpointError
 from spade_deploy.files.atomic import write_json
+from spade_deploy.runs.csv_log import CsvLog, read_columns, read_rows
 from spade_deploy.runs.layout import BEST_JSON, checkpoint_folder
 from spade_deploy.runs.records import Best, read_best
 from spade_deploy.training.config import TrainConfig
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.records.csv_log import CsvLog, read_columns, read_rows
 from spade_deploy.training.records.messages import RunMessages
 from spade_deploy.training.records.plots import plot_metrics
 
@@ -24,6 +24,10 @@ METRICS_CSV = "metrics.csv"
 
 class Measures(Protocol):
     """Measures a generator on held-out samples."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the metrics."""
 
     def evaluate(self, generate: Callable[[Batch], Tensor]) -> dict[str, float]: ...
 

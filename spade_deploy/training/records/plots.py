@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.errors import MissingDependencyError
 from spade_deploy.files.atomic import atomic_file
-from spade_deploy.training.records.csv_log import read_columns
+from spade_deploy.runs.csv_log import read_columns
 
 RATES = ("lr_generator", "lr_discriminator")
 """The columns of losses.csv that are learning rates."""

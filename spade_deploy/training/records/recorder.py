@@ -27,12 +27,13 @@ from spade_deploy.labels.files import save_pixels
 from spade_deploy.networks.spade import to_pixels
 from spade_deploy.runs import Best, checkpoint_folder
 from spade_deploy.runs.checkpoint import TrainingState, save_checkpoint
+from spade_deploy.runs.csv_log import CsvLog
 from spade_deploy.runs.leftovers import sweep_run
+from spade_deploy.runs.settings import flat
 from spade_deploy.runs.tensors import is_finite
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.records.animation import save_gif
 from spade_deploy.training.records.class_counts import CLASSES_JSON, ClassCounts
-from spade_deploy.training.records.csv_log import CsvLog
 from spade_deploy.training.records.data_record import DataRecord
 from spade_deploy.training.records.measurements import BestCheckpoint, Measures, MetricLog, measured_with
 from spade_deploy.training.records.messages import RunMessages
@@ -101,7 +102,11 @@ class Recorder:
         sweep_run(run)
         if config.tensorboard:
             with self._messages.optional(_BOARD):
-                self._board = Board(run, start)
+                board = Board(run, start)
+                measured = () if self._evaluator is None else self._evaluator.names
+                curves = [*(f"loss/{name}" for name in learner.loss_names), *(f"metric/{name}" for name in measured)]
+                board.settings(flat(learner.setup.to_json()), curves)
+                self._board = board
 
     def __enter__(self) -> Recorder:
         return self

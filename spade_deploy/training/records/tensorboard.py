@@ -1,9 +1,9 @@
-"""Event files for TensorBoard: losses, rates, speed and metrics as scalars, sample grids as images."""
+"""Event files for TensorBoard: settings, losses, rates, speed and metrics, sample grids as images."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.errors import MissingDependencyError
+from spade_deploy.runs.settings import as_text
 
 FOLDER = "tensorboard"
 
@@ -38,6 +39,23 @@ class Board:
         self._writer: Any = SummaryWriter(  # type: ignore[no-untyped-call, unused-ignore]
             str(run / FOLDER), purge_step=start + 1 if start else None
         )
+        self._end: Any = None
+
+    def settings(self, values: Mapping[str, Any], curves: Sequence[str]) -> None:
+        """Write the run's settings for the HPARAMS page, which shows the last point of each of `curves` beside them.
+
+        values: by dotted names. curves: as `scalars` names them, such as 'loss/l1'.
+        """
+        from torch.utils.tensorboard import summary
+
+        shown = {
+            name: value if isinstance(value, bool | int | float) else as_text(value) for name, value in values.items()
+        }
+        made = summary.hparams(shown, dict.fromkeys(curves, 0.0))  # type: ignore[no-untyped-call, unused-ignore]
+        experiment, start, self._end = made
+        for part in (experiment, start):
+            self._writer.file_writer.add_summary(part)
+        self._writer.flush()
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Add a point to one curve for each value; the curves are named `group/name`."""
@@ -51,4 +69,6 @@ class Board:
         self._writer.flush()
 
     def close(self) -> None:
+        if self._end is not None:
+            self._writer.file_writer.add_summary(self._end)
         self._writer.close()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spade_deploy.training.records.csv_log import CsvLog
+from spade_deploy.runs.csv_log import CsvLog
 from spade_deploy.training.records.plots import RATES, _losses_figure, losses_svg, plot_losses, plot_metrics, smoothed
 
 

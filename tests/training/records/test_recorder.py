@@ -21,13 +21,13 @@ from spade_deploy.errors import (
 )
 from spade_deploy.runs import checkpoint
 from spade_deploy.runs.checkpoint import load_generator
+from spade_deploy.runs.csv_log import read_columns
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import train
 from spade_deploy.training.records import measurements, recorder, tensorboard
 from spade_deploy.training.records.class_counts import ClassCounts
-from spade_deploy.training.records.csv_log import read_columns
 from spade_deploy.training.records.recorder import Recorder
 from spade_deploy.training.steps import Learner
 from tests.support.listener import Listener

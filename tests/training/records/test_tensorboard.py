@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from spade_deploy.errors import MissingDependencyError
+from spade_deploy.runs.csv_log import read_columns
 from spade_deploy.training.loop import train
 from spade_deploy.training.records import recorder, tensorboard
-from spade_deploy.training.records.csv_log import read_columns
 from spade_deploy.training.records.tensorboard import Board, require_tensorboard
 from tests.support.training_runs import Noise, new_run, setup_of
 
@@ -27,7 +27,11 @@ class Writer:
         self.scalars: list[tuple[str, float, int]] = []
         self.images: list[tuple[str, tuple[int, ...], int, str]] = []
         self.flushed = self.closed = 0
+        self.file_writer, self.summaries = self, list[Any]()
         self.made.append(self)
+
+    def add_summary(self, summary: Any) -> None:
+        self.summaries.append(summary)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self.scalars.append((tag, value, step))
@@ -46,7 +50,10 @@ class Writer:
 def writers(monkeypatch: pytest.MonkeyPatch) -> list[Writer]:
     module: Any = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Writer
+    summary: Any = ModuleType("torch.utils.tensorboard.summary")
+    summary.hparams = lambda settings, curves: ((settings, list(curves)), "start", "end")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    module.summary = summary
     monkeypatch.setattr(recorder, "require_tensorboard", lambda: None)
     monkeypatch.setattr(recorder, "plot_losses", lambda *_: None)
     monkeypatch.setattr(Writer, "made", [])
@@ -70,6 +77,11 @@ def test_everything_that_is_recorded_is_on_the_board(tmp_path: Path, writers: li
     assert writer.images == [("samples", (4 * 32 + 12, 3 * 32 + 8, 3), step, "HWC") for step in (2, 4)]
     assert writer.flushed > 4
     assert writer.closed == 1
+    (settings, curves), *rest = writer.summaries
+    assert rest == ["start", "end"]
+    assert (settings["train.steps"], settings["train.tensorboard"]) == (4, True)
+    assert settings["data.crop_size"] == "32 x 32"
+    assert curves == [f"loss/{name}" for name in result.losses]
 
 
 def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path: Path, writers: list[Writer]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spade_deploy.training.records.csv_log import CsvLog, read_columns
+from spade_deploy.runs.csv_log import CsvLog, read_columns
 from spade_deploy.training.records.plots import RATES
 
 COLUMNS = ("step", "l1", *RATES, "seconds")
