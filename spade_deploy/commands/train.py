@@ -67,6 +67,8 @@ def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFol
         print_estimate(*session.estimate_run(asked, runs_dir=runs, resume=call.resume))
         return
     with join_world() as world:
+        if not world.is_main:
+            output.leave_to_main()
         _train(session.start(asked, runs_dir=runs, name=call.name, resume=call.resume, world=world))
 
 

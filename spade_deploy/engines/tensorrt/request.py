@@ -8,15 +8,27 @@ from pathlib import Path
 from spade_deploy.engines.base import parse_graph_choice
 from spade_deploy.engines.tensorrt.key import BuildOptions
 from spade_deploy.errors import ConfigError
-from spade_deploy.settings import setting
+from spade_deploy.settings import check_one_of, setting
 from spade_deploy.spec import EXPORTED, Flavour, GraphChoice, Precision, ShapeProfile
+
+
+def parse_engine_precision(text: str) -> Precision:
+    """The precision of an engine, which is that of its graph's file: bf16 is none. Raises ConfigError."""
+    hint = "`spade infer --precision bf16` runs in OpenVINO, without a build" if text == Precision.BF16 else None
+    check_one_of("precision", text, EXPORTED, hint=hint)
+    return Precision(text)
 
 
 @dataclass(frozen=True)
 class BuildRequest:
     """Which engines are built; None leaves the choice to `build`."""
 
-    precision: Precision | None = setting(None, help="fp16 where the artifact has it if left out.")
+    precision: Precision | None = setting(
+        None,
+        help="fp16 where the artifact has it if left out.",
+        metavar="|".join(EXPORTED),
+        parse=parse_engine_precision,
+    )
     graph: GraphChoice = setting(
         GraphChoice.AUTO, help="dense, lookup, or auto: both where both are there.", parse=parse_graph_choice
     )
