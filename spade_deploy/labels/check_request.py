@@ -16,12 +16,12 @@ class CheckLabelsRequest:
 
     folder: Path = setting(help="Label maps, or a data set's folder.", argument=True)
     preset: str | None = setting(None, help="earth, coco, ade20k, cityscapes, facades; or `num_labels`.")
-    num_labels: int | None = setting(None, help="Classes are 0..N-1.")
-    has_dontcare: bool = setting(False, help="255 means unknown.", flag="dontcare")
+    num_labels: int | None = setting(None, help="Number of classes; ids are 0..N-1.")
+    has_dontcare: bool = setting(False, help="The value 255 means unknown.", flag="dontcare")
     images: Path | None = setting(None, help="The photos: pairs and sizes are checked too.")
     instances: Path | None = setting(None, help="The instance maps: pairs and sizes are checked too.")
     palette: Path | None = setting(None, help="Colours of RGB label maps: JSON, or lines 'R G B name'.")
-    ignore: tuple[str, ...] = setting((), help="A code that is no finding; may be repeated.")
+    ignore: tuple[str, ...] = setting((), help="Code of a finding to ignore; may be repeated.")
     fix: Path | None = setting(None, help="Write a corrected copy of the folder here.")
 
     @property
