@@ -114,7 +114,7 @@ def export_checkpoint(
         )
         _require_emulated(report)
         report = replace(report, artifact=target)
-        manifest, measured = exported.manifest, {}
+        manifest, measured = exported.manifest, dict[str, Any]()
         if request.tune:
             manifest, measured = _with_break_even(folder, manifest, progress)
         summary = exported.int8
