@@ -53,7 +53,7 @@ def server(models: dict[str, ServedModel], chromium: Any) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(chromium: Any, server: Server) -> Iterator[Open]:
-    """Opens the page, and looks at the end that it complained of nothing: no error, and nothing that its policy forbids."""
+    """Opens the page; at the end it must have complained of nothing: no error, and nothing that its policy forbids."""
     opened: list[Page] = []
 
     def found(url: str | None = None, **how: Any) -> Page:

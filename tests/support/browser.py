@@ -1,4 +1,4 @@
-"""A real browser for tests of pages: the one that is installed, else Debian's chromium, installed by the test itself."""
+"""A real browser for tests of pages: the one that is installed, else Debian's chromium, which the test installs."""
 
 from __future__ import annotations
 
