@@ -39,7 +39,7 @@ MOST_BANDS = 64
 LEAST_CHANNELS = 64
 LEAST_TILES = {GraphKind.LOOKUP: 64, GraphKind.DENSE: 256}
 """A convolution becomes Winograd's from so many channels, in and out, and so many tiles in a batch on. The more
-channels, the more it wins: 2.4 times with 1024, no less than before with 64, but less with 32
+channels, the more it wins: 2.3 times with 1024, about as much as before with 64, and less with 32
 (benchmarks/results/winograd-layers.json). With fewer tiles most of the time is that of reading the weights, which are
 4 times as large (1.8 times with tiles of 2). A dense graph has so many convolutions of few pixels that with 64 tiles it
 would need more memory than a plain export."""
