@@ -15,6 +15,7 @@ the usual 0, 1, -1, 2, -2, and B and A are exact in float32. U is computed in fl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -94,7 +95,7 @@ def transforms_of(tile: int) -> Transforms:
     inputs, kernels, outputs = np.zeros((size, size)), np.zeros((size, TAPS)), np.zeros((tile, size))
     for number, point in enumerate(points):
         others = [other for other in points if other != point]
-        divisor = np.prod([point - other for other in others])
+        divisor = math.prod((point - other for other in others), start=Fraction(1))
         inputs[number, :-1] = _polynomial(others)
         kernels[number] = [float(point**power / divisor) for power in range(TAPS)]
         outputs[:, number] = [float(point**power) for power in range(tile)]
