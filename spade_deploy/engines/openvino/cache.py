@@ -95,7 +95,7 @@ class ModelCache:
             self.discard(extent, reason_of(error))
             return None
         body = np.frombuffer(content, np.uint8, max(0, len(content) - _DIGEST_BYTES))
-        if hashlib.sha256(body).digest() != content[len(body) :]:
+        if hashlib.sha256(body.data).digest() != content[len(body) :]:
             self.discard(extent, "it is damaged, its digest is another one")
             return None
         with suppress(OSError):

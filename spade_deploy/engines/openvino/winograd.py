@@ -15,6 +15,7 @@ the usual 0, 1, -1, 2, -2, and B and A are exact in float32. U is computed in fl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,7 +40,7 @@ MOST_BANDS = 64
 LEAST_CHANNELS = 64
 LEAST_TILES = {GraphKind.LOOKUP: 64, GraphKind.DENSE: 256}
 """A convolution becomes Winograd's from so many channels, in and out, and so many tiles in a batch on. The more
-channels, the more it wins: 2.4 times with 1024, no less than before with 64, but less with 32
+channels, the more it wins: 2.3 times with 1024, about as much as before with 64, and less with 32
 (benchmarks/results/winograd-layers.json). With fewer tiles most of the time is that of reading the weights, which are
 4 times as large (1.8 times with tiles of 2). A dense graph has so many convolutions of few pixels that with 64 tiles it
 would need more memory than a plain export."""
@@ -94,7 +95,7 @@ def transforms_of(tile: int) -> Transforms:
     inputs, kernels, outputs = np.zeros((size, size)), np.zeros((size, TAPS)), np.zeros((tile, size))
     for number, point in enumerate(points):
         others = [other for other in points if other != point]
-        divisor = np.prod([point - other for other in others])
+        divisor = math.prod((point - other for other in others), start=Fraction(1))
         inputs[number, :-1] = _polynomial(others)
         kernels[number] = [float(point**power / divisor) for power in range(TAPS)]
         outputs[:, number] = [float(point**power) for power in range(tile)]

@@ -147,15 +147,8 @@ def test_winograd_is_within_the_tolerance_of_float32(
     assert len(counted) == len(exact), "other precisions keep their convolutions"
     assert min(counted) > 5
     for result in exact:
-        # In multiples of eager PyTorch's own float32 rounding: measured WORST.
-        assert result.diff.mean_abs <= 5 * report.rounding.mean_abs
-        print(
-            "FACTOR",
-            name,
-            result.name,
-            result.diff.mean_abs / report.rounding.mean_abs,
-            result.diff.max_abs / report.rounding.max_abs,
-        )
+        # In multiples of eager PyTorch's own float32 rounding: measured 1.3 with trained weights.
+        assert result.diff.mean_abs <= 5 * report.rounding.mean_abs, result.diff.mean_abs / report.rounding.mean_abs
 
 
 @pytest.mark.parametrize("kind", list(GraphKind))
