@@ -14,6 +14,7 @@ from spade_deploy.commands.config_file import ConfigCommand, ConfigFile, as_yaml
 from spade_deploy.commands.console import errors, note, print_next, print_places, print_settings, stdout, styled
 from spade_deploy.commands.options import CHECK, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
+from spade_deploy.commands.tables import Cell, print_table
 from spade_deploy.files.locks import locked
 from spade_deploy.printable import one_line
 from spade_deploy.settings import setting
@@ -30,7 +31,7 @@ SHOWN_SKIPPED = 20
 class ReportFolder:
     """Where the report goes."""
 
-    out: Path = setting(Path("evaluation"), help="Folder of evaluation.json and evaluation.html.")
+    out: Path = setting(Path("evaluation"), help="Folder for evaluation.json and evaluation.html.")
 
 
 def _requests() -> tuple[type, ...]:
@@ -71,8 +72,6 @@ def evaluate(asked: EvalRequest, file: ConfigFile, report: ReportFolder, place: 
 
 def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
     """Print a row of figures for each model, those of real photos below them, the notes, the files."""
-    from rich.table import Table
-
     from spade_deploy.evaluation.page import (
         heading,
         lines,
@@ -89,15 +88,12 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
         f" {result.settings['height']} x {result.settings['width']}",
         markup=False,
     )
-    table = Table(box=None)
-    table.add_column("")
-    for name in ("images", *(heading(result, column) for column in columns)):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows: list[tuple[Cell, ...]] = []
     for row in lines(result):
         # The intervals are in the report: a terminal of 80 columns has no room for them.
         shown = (styled(cell.short, "green" if cell.is_best else "") for cell in row.cells)
-        table.add_row(styled(one_line(row.name), "dim" if row.is_reference else ""), str(row.images), *shown)
-    console.print(table)
+        rows.append((styled(one_line(row.name), "dim" if row.is_reference else "bold"), str(row.images), *shown))
+    print_table(("", "images", *(heading(result, column) for column in columns)), rows)
     for name, reason, is_best in verdict_lines(result):
         console.print(styled(f"  {name}: {one_line(reason)}", "green" if is_best else ""))
     for name, seeds, cells in seed_lines(result):

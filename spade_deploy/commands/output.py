@@ -103,6 +103,12 @@ def use(options: OutputOptions) -> None:
     log(f"spade-deploy {__version__}: spade {_running.command} {shlex.join(_running.args)}".rstrip())
 
 
+def leave_to_main() -> None:
+    """Another process reports for this one, too: it prints no document, writes no log, and prints errors alone."""
+    finish_log()
+    _running.options = OutputOptions(quiet=True)
+
+
 def is_json() -> bool:
     """Whether stdout belongs to the JSON document."""
     return _running.options.json

@@ -36,18 +36,28 @@ def print_table(
     """
     from rich.cells import cell_len
     from rich.table import Table
+    from rich.text import Text
 
     console = stdout()
     texts = [list(headings), *([str(cell) for cell in row] for row in rows)]
-    needed = sum(2 + max(cell_len(row[column]) for row in texts) for column in range(len(headings)))
+    needed = sum(2 + max(cell_len(row[column]) for row in texts) for column in range(len(headings))) - 1
     if needed > console.width:
         _print_records(headings, rows, title)
         return
-    table = Table(box=None, title=title or None, title_justify="left", show_header=any(headings))
+    table = Table(
+        box=None,
+        title=title or None,
+        title_justify="left",
+        show_header=any(headings),
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+    )
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if column in left else "right", no_wrap=True)
+        table.add_column(
+            heading if column else f" {heading}", justify="left" if column in left else "right", no_wrap=True
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(styled(" ", "") + row[0] if isinstance(row[0], Text) else f" {row[0]}", *row[1:])
     console.print(table)
 
 
@@ -84,7 +94,7 @@ def print_report(report: ValidationReport, *, by_class: bool | None = None) -> N
 
     console = stdout()
     console.print(f"validated on {report.inputs}; reference: {report.reference}")
-    headings = ["graph", "verdict", "max error", "mean error", "PSNR", "SSIM", "flipped pixels", "by at most"]
+    headings = ["graph", "verdict", "max error", "mean", "PSNR", "SSIM", "flipped", "by"]
     rows: list[list[Cell]] = []
     for result in report.results:
         diff = result.judged

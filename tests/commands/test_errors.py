@@ -88,7 +88,8 @@ TABLE = [
     ("import broken.pth --preset moon", 2, "moon", ANY),
     ("bench artifact --tune --rounds 3", 2, "--tune measures every engine", "leave one of them out"),
     ("bench artifact --baseline magic", 2, "magic", ANY),
-    ("build artifact --precision int4", 2, "int4", ANY),
+    ("build artifact --precision int4", 2, "--precision: 'int4' is not one of fp32, fp16, int8", ANY),
+    ("build artifact --precision bf16", 2, "--precision: 'bf16' is not one of", "`spade infer --precision bf16`"),
     ("eval --styles 1 runs", 2, "--styles: 1 is not 0 or from 2", ANY),
     # Files and folders.
     ("infer nowhere out --artifact artifact", 1, "nowhere", ANY),
