@@ -111,14 +111,13 @@ def refuse_if_too_large(setup: Setup, machine: Machine, *, is_resumed: bool = Fa
     needed = machine.bytes_of(setup)
     if needed <= free:
         return
-    tried = iter(()) if is_resumed else _smaller(setup)
-    smaller = next((setup for setup in tried if machine.bytes_of(setup) <= CHOSEN_SHARE * free), None)
+    smaller, smaller_bytes = (None, 0.0) if is_resumed else _smaller_that_fits(setup, machine, CHOSEN_SHARE * free)
     if is_resumed:
         hint = "end other processes, or go on with the run on a machine with more memory"
     elif smaller is None:
         hint = "take a smaller `size`, or a machine with more memory"
     else:
-        hint = f"{_difference(smaller, setup)} would fit, with {_gb(machine.bytes_of(smaller))}"
+        hint = f"{_difference(smaller, setup)} would fit, with {_gb(smaller_bytes)}"
     raise TrainingError(
         f"this training needs {_gb(needed)} of memory, and {_gb(free)} are free: `batch_size`"
         f" {setup.train.batch_size}, `base_channels` {setup.generator.base_channels}, {setup.generator.height} x"
@@ -197,6 +196,23 @@ def _line(setup: Setup, machine: Machine) -> Callable[[int], float]:
     low, high = (machine.bytes_of(_with_batch(setup, batch)) for batch in (first, second))
     slope = (high - low) / (second - first)
     return lambda batch: low + slope * (batch - first)
+
+
+def _smaller_that_fits(setup: Setup, machine: Machine, limit: float) -> tuple[Setup | None, float]:
+    """The first of `_smaller` below a number of bytes, and its bytes; None if there is none.
+
+    Each width is estimated twice, since the memory is a straight line over the samples that are computed at once.
+    """
+    lines: dict[int, Callable[[int], float]] = {}
+    whole = replace(setup, train=replace(setup.train, accumulate=1))
+    for smaller in _smaller(setup):
+        width = smaller.generator.base_channels
+        if width not in lines:
+            lines[width] = _line(with_width(whole, width), machine)
+        found = lines[width](smaller.train.batch_size // smaller.train.accumulate)
+        if found <= limit:
+            return smaller, found
+    return None, 0.0
 
 
 def _smaller(setup: Setup) -> Iterator[Setup]:

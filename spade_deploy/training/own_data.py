@@ -38,7 +38,7 @@ ONLY_OWN = (*ABOUT_LABELS, "holdout", "holdout_seed")
 def own_setup(request: TrainRequest) -> Setup:
     """The settings for folders of one's own; the folders are listed, and some photos' headers read. Raises ConfigError.
 
-    The size follows from the photos' shape (`photo_shape.py`), unless one is asked for.
+    The size follows from the photos' shape (`labels/photo_shape.py`), unless one is asked for.
     """
     asked = request.data
     labels = _labels(asked)

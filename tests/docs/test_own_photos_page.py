@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -10,20 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from spade_deploy.artifact import Artifact
+from spade_deploy.cli import app
 from spade_deploy.runs import newest_checkpoint, read_checkpoint_info
-from tests.support.commands import spade
 from tests.support.own_photos import write_own_photos
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs/own-photos.md"
-SMALL = (
-    *("--steps", "2", "--eval-every", "2", "--save-every", "2", "--batch-size", "4", "--workers", "0"),
-    *("--size", "32x32", "--base-channels", "2", "--hidden-channels", "4", "--discriminator-channels", "2"),
-)
-"""What `spade train` gets beside the page's options, so that it takes seconds; of an option that is given twice the
-last counts."""
+SMALL = {
+    "train": (
+        *("--steps", "2", "--eval-every", "2", "--save-every", "2", "--batch-size", "4", "--workers", "0"),
+        *("--size", "32x32", "--base-channels", "2", "--hidden-channels", "4", "--discriminator-channels", "2"),
+    ),
+    "eval": ("--segmenter-steps", "2"),
+    "export": ("--graph", "dense", "--no-tune"),
+}
+"""What a command gets beside the page's options, so that it takes seconds; of an option that is given twice the last
+counts. All run in this process, so that PyTorch is loaded once."""
 
 
 def commands() -> list[list[str]]:
@@ -42,12 +48,12 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     assert classes is not None
     (folder / "classes.txt").write_text(classes[1])
     printed: dict[str, str] = {}
-    for words in commands():
-        more = {"train": SMALL, "eval": ("--segmenter-steps", "2")}.get(words[1], ())
-        done = spade(*words[1:], *more, cwd=folder)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
-        key = f"{words[1]} estimate" if "--estimate" in words else words[1]
-        printed[key] = printed.get(key, "") + done.stdout
+    with contextlib.chdir(folder):
+        for words in commands():
+            done = CliRunner().invoke(app, [*words[1:], *SMALL.get(words[1], ())])
+            assert done.exit_code == 0, f"{shlex.join(words)}\n{done.output}\n{done.exception}"
+            key = f"{words[1]} estimate" if "--estimate" in words else words[1]
+            printed[key] = printed.get(key, "") + done.output
     return folder, printed
 
 
