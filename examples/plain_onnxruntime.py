@@ -12,7 +12,7 @@ from PIL import Image
 graph, label_file, photo_file, *instance_file = sys.argv[1:]
 session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 facts = session.get_modelmeta().custom_metadata_map
-size = int(facts["spade_deploy.width"]), int(facts["spade_deploy.height"])  # what it was trained for
+size = int(facts["spade.width"]), int(facts["spade.height"])  # what it was trained for
 kinds = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32}
 feed = {}
 for entry, file in zip(session.get_inputs(), [label_file, *instance_file], strict=False):

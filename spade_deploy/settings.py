@@ -6,7 +6,7 @@ command from it. Configuration files and the table of options in the docs are ma
     @dataclass(frozen=True, kw_only=True)
     class InferRequest:
         labels: Path = setting(help="A folder of label maps.", argument=True)
-        batch_size: int = setting(1, help="Images a run of the graph.", least=1, most=4096)
+        batch_size: int = setting(1, help="Batch size (images per run of the graph).", least=1, most=4096)
 
         def __post_init__(self) -> None:
             check_ranges(self)

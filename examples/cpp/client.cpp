@@ -63,9 +63,9 @@ int run(int count, char** arguments) {
         if (!text) throw std::runtime_error(std::string("the graph does not say its ") + name);
         return std::string(text.get());
     };
-    const int64_t height = std::stoll(fact("spade_deploy.height")), width = std::stoll(fact("spade_deploy.width"));
-    const int32_t ids = std::stoi(fact("spade_deploy.num_ids"));
-    const std::string unknown = fact("spade_deploy.unknown_id");
+    const int64_t height = std::stoll(fact("spade.height")), width = std::stoll(fact("spade.width"));
+    const int32_t ids = std::stoi(fact("spade.num_ids"));
+    const std::string unknown = fact("spade.unknown_id");
 
     auto label = resize(read_pgm(arguments[2]), height, width);
     for (auto& id : label) {

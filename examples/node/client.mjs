@@ -18,7 +18,16 @@ const { height, width } = rule.resize;
 function readIds(file) {
   const image = decode(readFileSync(file));
   if (image.channels !== 1) throw new Error(`${file}: a label map has one number a pixel, not ${image.channels}`);
-  return { ids: Int32Array.from(image.data), height: image.height, width: image.width };
+  const { width, height, depth, data } = image;
+  const stride = Math.ceil((width * depth) / 8); // pixels of 1, 2 and 4 bits are packed into bytes, row by row
+  const packed = (row, column) => {
+    const bit = column * depth;
+    return (data[row * stride + (bit >> 3)] >> (8 - depth - (bit & 7))) & ((1 << depth) - 1);
+  };
+  const ids = Int32Array.from({ length: width * height }, (_, at) =>
+    depth < 8 ? packed(Math.floor(at / width), at % width) : data[at],
+  );
+  return { ids, height, width };
 }
 
 // Nearest neighbour with the same pixels as Pillow's: the middle of each new pixel, added up step by step.

@@ -14,7 +14,7 @@ from spade_deploy.artifact.tensors import input_rule
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 from spade_deploy.version import __version__
 
-PREFIX = "spade_deploy."
+PREFIX = "spade."
 LICENSE = "model_license"
 """ONNX's own name for this fact."""
 

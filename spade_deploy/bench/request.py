@@ -24,23 +24,25 @@ MAX_ROUNDS = 1_000_000
 class BenchRequest:
     """Which graphs of an artifact, and which baselines, are measured on which label maps."""
 
-    labels: Path | None = setting(None, help="Label maps to run; the golden inputs if left out.")
-    instances: Path | None = setting(None, help="Their instance maps, paired by stem.")
+    labels: Path | None = setting(None, help="Label maps to run; default: the golden inputs.")
+    instances: Path | None = setting(None, help="Instance maps of these label maps, paired by stem.")
     precisions: tuple[Precision, ...] = setting(
-        (), help="May be repeated; all that are there if left out.", flag="precision"
+        (), help="Precision to measure; may be repeated; default: all in the artifact.", flag="precision"
     )
     graphs: tuple[str, ...] = setting(
-        (), help="dense, lookup or auto; may be repeated; all graphs if left out.", flag="graph"
+        (), help="dense, lookup or auto; may be repeated; default: all graphs.", flag="graph"
     )
     baselines: tuple[str, ...] = setting(
         (), help=f"{', '.join(BASELINES)} or {ALL_BASELINES}; may be repeated.", flag="baseline"
     )
-    backend: Backend | str = setting(Backend.AUTO, help="What runs the graphs; baselines run on the CPU.")
-    batch_size: int = setting(1, help="Images a run of the graph.", least=1, most=MAX_BATCH)
+    backend: Backend | str = setting(Backend.AUTO, help="Engine that runs the graphs; baselines run on the CPU.")
+    batch_size: int = setting(1, help="Batch size (images per run of the graph).", least=1, most=MAX_BATCH)
     size: Size | None = setting(None, help="HEIGHTxWIDTH to run at instead of the model's size.", parse=parse_size)
-    threads: int | None = setting(None, help="Of every candidate; one a core if left out.")
-    rounds: int = setting(DEFAULT_ROUNDS, help="In each, every candidate runs one batch.", least=1, most=MAX_ROUNDS)
-    checkpoint: Path | None = setting(None, help="For baselines; found by its digest if left out.")
+    threads: int | None = setting(None, help="Threads of every candidate; default: one per core.")
+    rounds: int = setting(
+        DEFAULT_ROUNDS, help="Number of rounds; in each, every candidate runs one batch.", least=1, most=MAX_ROUNDS
+    )
+    checkpoint: Path | None = setting(None, help="Checkpoint for the baselines; default: found by its digest.")
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -15,9 +15,9 @@ from spade_deploy.settings import setting
 class AnimateRequest:
     """Which run is animated, and how."""
 
-    run: Path | None = setting(None, help="A run; the one with the newest checkpoint if left out.", argument=True)
-    out: Path | None = setting(None, help="A .gif or .mp4 file; RUN/samples.gif if left out.")
-    fps: float | None = setting(None, help="Sample grids a second; about 8 s in all if left out.")
+    run: Path | None = setting(None, help="A run; default: the one with the newest checkpoint.", argument=True)
+    out: Path | None = setting(None, help="A .gif or .mp4 file; default: RUN/samples.gif.")
+    fps: float | None = setting(None, help="Frames per second; default: about 8 s in all.")
 
 
 @command("animate", panel=CHECK, requests=lambda: (AnimateRequest, RunsFolder))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class ArtifactPlace:
     """Which artifact a command works on."""
 
-    artifact: Path | None = setting(None, help="An artifact or a run; the newest if left out.", argument=True)
+    artifact: Path | None = setting(None, help="An artifact or a run; default: the newest.", argument=True)
 
 
 def open_artifact(path: Path | None, place: RunsFolder) -> Artifact:

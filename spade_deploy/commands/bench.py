@@ -30,7 +30,7 @@ class TuneCall:
     """Whether something else is measured: what `auto` takes."""
 
     tune: bool = setting(
-        False, help="Measure instead which engine and graph are fastest on this CPU; `backend` auto takes them then."
+        False, help="Find the fastest engine and graph on this CPU instead; `backend` auto then uses them."
     )
 
 
@@ -38,7 +38,7 @@ class TuneCall:
 class ResultPlace:
     """Where the result goes."""
 
-    out: Path | None = setting(None, help="Folder of bench.json and bench.png; bench/ beside the artifact.")
+    out: Path | None = setting(None, help="Folder for bench.json and bench.png; default: bench/ beside the artifact.")
 
 
 def _requests() -> tuple[type, ...]:
@@ -49,7 +49,10 @@ def _requests() -> tuple[type, ...]:
 
 @command("bench", panel=CHECK, requests=_requests, needs="cpu")
 def bench(which: ArtifactPlace, asked: BenchRequest, call: TuneCall, result: ResultPlace, place: RunsFolder) -> None:
-    """Measure an artifact's graphs side by side: latency, images/s, memory, cold start. What is wrong has no figure."""
+    """Measure an artifact's graphs side by side: latency, images/s, memory, cold start.
+
+    Graphs that fail validation are not timed.
+    """
     from spade_deploy import bench as benching
 
     opened = open_artifact(which.artifact, place)

@@ -33,7 +33,7 @@ class ConfigFile:
     config: Path | None = setting(
         None, help="Settings from a YAML file, as `print_config` prints them; flags win.", metavar="FILE"
     )
-    print_config: bool = setting(False, help="Print every setting that would be used as YAML, and stop.")
+    print_config: bool = setting(False, help="Print all effective settings as YAML, then exit.")
 
 
 @dataclass(frozen=True)

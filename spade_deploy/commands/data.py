@@ -18,7 +18,7 @@ from spade_deploy.settings import setting
 class DataFolder:
     """Where a data set is written."""
 
-    out: Path = setting(help="Where train/, val/ and test/ go.", argument=True)
+    out: Path = setting(help="Folder for train/, val/ and test/.", argument=True)
 
 
 @command("earth", requests=lambda: (DataFolder,))

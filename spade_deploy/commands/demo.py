@@ -18,8 +18,8 @@ from spade_deploy.settings import setting
 class DemoRequest:
     """Where the demo goes, and how long it trains."""
 
-    out: Path = setting(Path("demo"), help="Folder of the demo.")
-    steps: int | None = setting(None, help="Length of the training at its end.")
+    out: Path = setting(Path("demo"), help="Folder for the results of the demo.")
+    steps: int | None = setting(None, help="Number of training steps at the end of the demo.")
 
 
 @command("demo", panel=MAIN, requests=lambda: (DemoRequest,), needs="train,export,cpu")

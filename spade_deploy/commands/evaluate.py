@@ -31,7 +31,7 @@ SHOWN_SKIPPED = 20
 class ReportFolder:
     """Where the report goes."""
 
-    out: Path = setting(Path("evaluation"), help="Folder of evaluation.json and evaluation.html.")
+    out: Path = setting(Path("evaluation"), help="Folder for evaluation.json and evaluation.html.")
 
 
 def _requests() -> tuple[type, ...]:

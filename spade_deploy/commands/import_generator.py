@@ -28,7 +28,7 @@ class GeneratorFile:
 class NewRun:
     """The run that is made of it."""
 
-    name: str | None = setting(None, help="The run's name; numbered by itself otherwise.")
+    name: str | None = setting(None, help="Name of the run; default: numbered automatically.")
 
 
 def _requests() -> tuple[type, ...]:

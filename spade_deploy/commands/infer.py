@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Model:
     """Which artifact makes the images."""
 
-    artifact: Path | None = setting(None, help="An artifact or a run; the newest artifact if left out.")
+    artifact: Path | None = setting(None, help="An artifact or a run; default: the newest artifact.")
 
 
 def _requests() -> tuple[type, ...]:

@@ -22,7 +22,7 @@ class InspectRequest:
     """What is looked at."""
 
     path: Path = setting(help="An artifact, an engine, a checkpoint or a run.", argument=True)
-    with_times: bool = setting(False, help="Run an engine on its card, and give its layers' times.", flag="time")
+    with_times: bool = setting(False, help="Run an engine on its GPU and print the time of each layer.", flag="time")
 
 
 @command("inspect", panel=CHECK, requests=lambda: (InspectRequest,))

@@ -42,7 +42,7 @@ MAIN, CHECK = "The main job", "Check"
 class RunsFolder:
     """Where a command looks for runs."""
 
-    runs: Path = setting(Path("runs"), help="Folder of runs, in which the newest is looked for.")
+    runs: Path = setting(Path("runs"), help="Folder of runs, searched for the newest one.")
 
 
 class CommandGroup(TyperGroup):

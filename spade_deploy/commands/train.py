@@ -39,10 +39,10 @@ SHOWN_SKIPPED = 5
 class TrainCall:
     """Which run is trained, and whether it is only estimated."""
 
-    estimate: bool = setting(False, help="Predict memory and time of this training, and stop.")
-    name: str | None = setting(None, help="The run's name; numbered by itself otherwise.")
+    estimate: bool = setting(False, help="Predict memory and time of this training, then exit.")
+    name: str | None = setting(None, help="Name of the run; default: numbered automatically.")
     resume: str | None = setting(
-        None, help="Go on with a run; without a value with the newest.", metavar="[RUN]", bare="newest"
+        None, help="Resume a run; without a value, the newest one.", metavar="[RUN]", bare="newest"
     )
 
 

@@ -39,18 +39,22 @@ class DataFlags:
     """The data that models are judged on; a field that is None is that of the first model's training."""
 
     root: Path | None = setting(
-        None, help="Folder of the data set; the training's own if left out.", group=DATA, flag="data"
+        None, help="Folder of the data set; default: that of the training.", group=DATA, flag="data"
     )
-    preset: str | None = setting(None, help="Its layout: earth, coco, ade20k and so on.", group=DATA)
+    preset: str | None = setting(None, help="Layout of the data set: earth, coco, ade20k and so on.", group=DATA)
     labels: Path | None = setting(None, help="Label maps instead of a data set.", group=DATA)
-    images: Path | None = setting(None, help="Real photos of them, by stem.", group=DATA)
-    instances: Path | None = setting(None, help="Their instance maps, paired by stem.", group=DATA)
-    num_labels: int | None = setting(None, help="For folders of images alone: classes are 0..N-1.", group=DATA)
-    has_dontcare: bool | None = setting(
-        None, help="And 255 means unknown.", group=DATA, flag="dontcare", negatable=True
+    images: Path | None = setting(None, help="Folder of the real photos, paired by stem.", group=DATA)
+    instances: Path | None = setting(None, help="Instance maps of these label maps, paired by stem.", group=DATA)
+    num_labels: int | None = setting(
+        None, help="Number of classes, if only folders of images are compared; ids are 0..N-1.", group=DATA
     )
-    split: str | None = setting(None, help="train, val or test; the held-out one if left out.", group=DATA)
-    size: Size | None = setting(None, help="HEIGHTxWIDTH instead of the models' own.", group=DATA, parse=parse_size)
+    has_dontcare: bool | None = setting(
+        None, help="The value 255 means unknown.", group=DATA, flag="dontcare", negatable=True
+    )
+    split: str | None = setting(None, help="train, val or test; default: the held-out split.", group=DATA)
+    size: Size | None = setting(
+        None, help="HEIGHTxWIDTH to run at; default: the models' own size.", group=DATA, parse=parse_size
+    )
 
 
 @dataclass(frozen=True)
@@ -59,23 +63,27 @@ class ExtractorFacts:
 
     mean: tuple[float, float, float] | None = setting(
         None,
-        help="Its normalisation, of pixels 0..255: 127, or R,G,B.",
+        help="Mean of its normalisation, for pixels in 0..255: 127, or R,G,B.",
         group=JUDGES,
         flag="extractor-mean",
         parse=parse_mean,
     )
     std: tuple[float, float, float] | None = setting(
-        None, help="(pixels - mean) / std.", group=JUDGES, flag="extractor-std", parse=parse_mean
+        None,
+        help="Standard deviation of its normalisation: (pixels - mean) / std.",
+        group=JUDGES,
+        flag="extractor-std",
+        parse=parse_mean,
     )
     size: list[int] | None = setting(
         None,
-        help="HEIGHTxWIDTH that images are resized to for it.",
+        help="HEIGHTxWIDTH to which its images are resized.",
         group=JUDGES,
         flag="extractor-size",
         parse=parse_image_size,
     )
     output: str | None = setting(
-        None, help="Its output to take, where it has several.", group=JUDGES, flag="extractor-output"
+        None, help="Name of its output, if it has several.", group=JUDGES, flag="extractor-output"
     )
 
 
@@ -85,13 +93,13 @@ class EvalRequest:
 
     models: tuple[Path, ...] = setting(
         (),
-        help="Runs, checkpoints, artifacts or folders of images, compared in one report; the newest run if left out.",
+        help="Runs, checkpoints, artifacts or folders of images to compare; default: the newest run.",
         argument=True,
     )
     data: DataFlags = field(default_factory=DataFlags)
     """The data that they are judged on."""
     samples: int | None = setting(
-        None, help="At most so many, evenly spaced; all if left out.", group=DATA, least=2, most=10**7
+        None, help="Maximum number of samples, evenly spaced; default: all.", group=DATA, least=2, most=10**7
     )
     extractor: Path | None = setting(
         None, help="ONNX network for the Frechet and kernel distances of its features.", group=JUDGES
@@ -106,16 +114,18 @@ class EvalRequest:
         None, help="Folder of these weights; $TORCH_HOME/hub/checkpoints if left out.", group=JUDGES
     )
     segmenter: Path | None = setting(
-        None, help="ONNX segmenter: does it see in the images what was asked for?", group=JUDGES
+        None, help="ONNX segmenter that judges whether images show what their label maps ask for.", group=JUDGES
     )
-    train_segmenter: bool = setting(False, help="Train one on the real photos, once a data set.", group=JUDGES)
-    segmenter_steps: int | None = setting(None, help="Length of its training.", group=JUDGES)
+    train_segmenter: bool = setting(
+        False, help="Train a segmenter on the real photos, once per data set.", group=JUDGES
+    )
+    segmenter_steps: int | None = setting(None, help="Number of steps of its training.", group=JUDGES)
     styles: int = setting(0, help="Images of one label map whose diversity is measured.", group=JUDGES)
-    best: bool = setting(False, help="Of a run its best checkpoint, by `best_by` of its training; not the newest.")
-    backend: Backend = setting(Backend.AUTO, help="What runs the models.")
-    batch_size: int = setting(4, help="Images at a time.", least=1, most=MAX_BATCH)
-    seed: int = setting(0, help="Of styles and of the kernel distance's subsets.", least=0, most=2**32 - 1)
-    pictures: int = setting(8, help="Samples that the page shows.", least=0, most=1000)
+    best: bool = setting(False, help="Use a run's best checkpoint (`best_by` of its training), not its newest.")
+    backend: Backend = setting(Backend.AUTO, help="Engine that runs the models.")
+    batch_size: int = setting(4, help="Batch size.", least=1, most=MAX_BATCH)
+    seed: int = setting(0, help="Random seed (styles, subsets of the kernel distance).", least=0, most=2**32 - 1)
+    pictures: int = setting(8, help="Number of samples on the page.", least=0, most=1000)
 
     def __post_init__(self) -> None:
         if self.segmenter is not None and self.train_segmenter:

@@ -51,9 +51,10 @@ def unfit_judges(real: Scores) -> dict[str, str]:
         sums = real.sums.sum(0)
         kappa = kappa_of(sums)
         if not kappa >= LEAST_KAPPA:
+            seen, guessed = shown("accuracy", float(accuracy_of(sums))), shown("accuracy", by_chance(sums))
             why = (
-                f"the segmenter finds {float(accuracy_of(sums)):.1%} of the pixels of the real photos, guessing finds"
-                f" {by_chance(sums):.1%} (kappa {kappa:.2f}, needed {LEAST_KAPPA})"
+                f"the segmenter finds {seen} of the pixels of the real photos, guessing finds {guessed}"
+                f" (kappa {kappa:.2f}, needed {LEAST_KAPPA})"
             )
             found.update(dict.fromkeys(BY_SEGMENTER, why))
     if real.features is not None and len(real.features) > 1 and not real.features.std(0).any():

@@ -19,17 +19,15 @@ class InferRequest:
     """A folder of label maps (or a data set in its layout, or one file), and how images are made of it."""
 
     labels: Path = setting(help="A folder of label maps, or one of them.", argument=True)
-    out: Path = setting(help="Where the photos go.", argument=True)
+    out: Path = setting(help="Folder for the photos.", argument=True)
     instances: Path | None = setting(None, help="Instance maps, paired by stem, for a model with an edge channel.")
     no_instances: bool = setting(False, help="Leave the edge channel empty.")
-    preset: str | None = setting(
-        None, help="The data set whose layout LABELS has; what the model was trained on if left out."
-    )
+    preset: str | None = setting(None, help="Data set whose layout LABELS has; default: that of the training.")
     precision: PrecisionChoice | Precision | str | None = setting(
-        None, help="fp16 on a GPU, fp32 on a CPU if left out. bf16 is OpenVINO's. fastest: see `min_psnr_db`."
+        None, help="Precision; default: fp16 on a GPU, fp32 on a CPU. bf16 needs OpenVINO. fastest: see `min_psnr_db`."
     )
     min_psnr_db: float | None = setting(
-        None, help="Of `precision` fastest: at least so many dB against the reference; 45 if left out.", flag="min-psnr"
+        None, help="Minimum PSNR in dB against the reference, for `precision` fastest; default: 45.", flag="min-psnr"
     )
     backend: Backend | str = setting(
         Backend.AUTO, help="auto: a TensorRT engine that fits, else CUDA, else what is fastest on this CPU."
@@ -39,14 +37,12 @@ class InferRequest:
         help="model: every map is resized to the model's size, nearest. never: its own size must fit.",
     )
     size: Size | None = setting(None, help="HEIGHTxWIDTH to run at instead of the model's size.", parse=parse_size)
-    batch_size: int = setting(1, help="Images a run of the graph.", least=1, most=MAX_BATCH)
-    overwrite: bool = setting(False, help="Make results again that are there.")
-    seed: int | None = setting(
-        None, help="Of a random style, for a model with a style vector; its mean style if left out."
-    )
+    batch_size: int = setting(1, help="Batch size (images per run of the graph).", least=1, most=MAX_BATCH)
+    overwrite: bool = setting(False, help="Overwrite existing results.")
+    seed: int | None = setting(None, help="Random seed of the style, for a model with styles; default: the mean style.")
     style_image: Path | None = setting(None, help="A photo whose style is taken, for a model with a style encoder.")
     image_format: str = setting("png", help="png or jpg.", flag="format")
-    threads: int | None = setting(None, help="Of the CPU; one a core if left out.")
+    threads: int | None = setting(None, help="CPU threads; default: one per core.")
     graph: str = setting("auto", help="dense, lookup, or auto: lookup where it was measured to be faster.")
 
     def __post_init__(self) -> None:

@@ -19,16 +19,18 @@ class CheckLabelsRequest:
 
     folder: Path = setting(help="Label maps, or a data set's folder.", argument=True)
     preset: str | None = setting(None, help="earth, coco, ade20k, cityscapes, facades; or `num_labels`.")
-    num_labels: int | None = setting(None, help="Classes are 0..N-1; without it the ids that occur are listed.")
+    num_labels: int | None = setting(
+        None, help="Number of classes; ids are 0..N-1. Default: the ids that occur are listed."
+    )
     classes: Path | None = setting(
         None, help="Names and colours of the classes: JSON, lines 'R G B name', or a data.yaml.", metavar="FILE"
     )
-    has_dontcare: bool = setting(False, help="255 means unknown.", flag="dontcare")
+    has_dontcare: bool = setting(False, help="The value 255 means unknown.", flag="dontcare")
     ignore_id: int | None = setting(None, help="This value means unknown, too.", least=0, most=65535)
     images: Path | None = setting(None, help="The photos: pairs and sizes are checked too.")
     instances: Path | None = setting(None, help="The instance maps: pairs and sizes are checked too.")
     palette: Path | None = setting(None, help="Colours of RGB label maps: JSON, or lines 'R G B name'.")
-    ignore: tuple[str, ...] = setting((), help="A code that is no finding; may be repeated.")
+    ignore: tuple[str, ...] = setting((), help="Code of a finding to ignore; may be repeated.")
     fix: Path | None = setting(None, help="Write a corrected copy of the folder here.")
     verbose: bool = setting(False, help="Print every finding, not only the groups.")
 

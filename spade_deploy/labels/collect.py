@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spade_deploy.errors import DatasetError
 from spade_deploy.labels.files import FOLDER, is_image_name, what_else
-from spade_deploy.labels.layouts import Kind
+from spade_deploy.labels.kinds import Kind
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 

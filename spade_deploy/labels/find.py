@@ -11,23 +11,20 @@ from pathlib import Path
 from spade_deploy.errors import ConfigError, NotFoundError
 from spade_deploy.labels.collect import Problem
 from spade_deploy.labels.files import list_images, what_else
-from spade_deploy.labels.layouts import (
+from spade_deploy.labels.kinds import (
     CITYSCAPES_INSTANCES,
     CITYSCAPES_LABELS,
     CITYSCAPES_PHOTOS,
     CITYSCAPES_TRAIN_IDS,
-    PRESET_SPLITS,
-    DataConfig,
     Layout,
     by_stem,
     cityscapes_key,
     cityscapes_kind,
     has_cityscapes_names,
     is_same_file,
-    label_layouts,
     train_ids_in,
-    unknown_preset,
 )
+from spade_deploy.labels.layouts import PRESET_SPLITS, DataConfig, label_layouts, unknown_preset
 from spade_deploy.labels.pairs import Pairing, Sample, has_layout, instance_of, merged, paired
 from spade_deploy.labels.sets import preset_of
 from spade_deploy.spec import LabelSpec

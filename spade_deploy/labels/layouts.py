@@ -14,6 +14,17 @@ from spade_deploy.errors import ConfigError, DatasetError
 from spade_deploy.fields import from_json, to_json
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.holdout import HoldOut
+from spade_deploy.labels.kinds import (
+    CITYSCAPES_INSTANCES,
+    CITYSCAPES_LABELS,
+    CITYSCAPES_PHOTOS,
+    Kind,
+    Layout,
+    by_stem,
+    cityscapes_kind,
+    has_cityscapes_names,
+    is_same_file,
+)
 
 PRESET_SPLITS: dict[str, tuple[str, ...]] = {
     "earth": ("train", "val", "test"),
@@ -38,12 +49,6 @@ FOLDERS = (
     *("val_labels_dir", "val_images_dir", "val_instances_dir"),
 )
 """The fields of DataConfig that are folders of one kind of files."""
-
-CITYSCAPES_LABELS = "_gtFine_labelIds.png"
-CITYSCAPES_TRAIN_IDS = "_gtFine_labelTrainIds.png"
-CITYSCAPES_INSTANCES = "_gtFine_instanceIds.png"
-CITYSCAPES_PHOTOS = "_leftImg8bit.png"
-"""The endings of the names of Cityscapes' official files."""
 
 
 @dataclass(frozen=True)
@@ -169,45 +174,9 @@ def unknown_preset(preset: str) -> ConfigError:
     return ConfigError(f"`preset`: {preset!r} is not one of {', '.join(PRESET_SPLITS)}")
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One kind of file of a layout."""
-
-    folder: Path
-    """The folder that they lie in."""
-    key: Callable[[Path], str | None]
-    """The key that a file is paired by; None for a file of another kind."""
-    expected: str
-    """What the files' names look like, for messages."""
-    recursive: bool = False
-    """Whether folders inside are searched, too."""
-    is_labels: bool = False
-    """Whether these are label maps, among which JPEGs are photos."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the files of a split lie."""
-
-    labels: Kind
-    """The label maps."""
-    photos: Kind | None
-    """The photos; None if the data set has none."""
-    instances: Kind | None
-    """The instance maps; None if the data set has none."""
-
-
 def label_layouts(config: DataConfig) -> list[Layout]:
     """The layout of each split, whether its folders exist or not."""
     return [layout_of(config, split) for split in config.splits]
-
-
-def is_same_file(first: Path, second: Path) -> bool:
-    """Whether two paths lead to one file or folder; links and other spellings included."""
-    try:
-        return first == second or first.samefile(second)
-    except OSError:
-        return False
 
 
 def layout_of(config: DataConfig, split: str) -> Layout:
@@ -266,41 +235,6 @@ def flat_layout(
         by_stem(images_dir) if images_dir else None,
         by_stem(instances_dir) if instances_dir else None,
     )
-
-
-def by_stem(folder: Path, *, is_labels: bool = False) -> Kind:
-    """All images of a folder, each by its stem."""
-    return Kind(folder, lambda path: path.stem, "*", is_labels=is_labels)
-
-
-def has_cityscapes_names(folder: Path, *, recursive: bool = False) -> bool:
-    """Whether a folder holds label maps with Cityscapes' official names."""
-    if not folder.is_dir():
-        return False
-    try:
-        found = folder.rglob(f"*{CITYSCAPES_LABELS}") if recursive else folder.glob(f"*{CITYSCAPES_LABELS}")
-        return next(iter(found), None) is not None
-    except OSError as error:
-        raise DatasetError(f"{folder}: the folder cannot be listed ({error.strerror})") from error
-
-
-def train_ids_in(folder: Path) -> Path | None:
-    """The first file of Cityscapes' train ids, which are no label ids, in a folder or its subfolders; else None."""
-    return next(iter(sorted(folder.rglob(f"*{CITYSCAPES_TRAIN_IDS}"))), None) if folder.is_dir() else None
-
-
-def cityscapes_kind(folder: Path, ending: str, *, is_labels: bool = False) -> Kind:
-    """Files whose names have this ending, in a folder and its subfolders, by the first three parts of their names."""
-
-    def key(path: Path) -> str | None:
-        return cityscapes_key(path) if path.name.endswith(ending) else None
-
-    return Kind(folder, key, f"**/*{ending}", recursive=True, is_labels=is_labels)
-
-
-def cityscapes_key(path: Path) -> str:
-    """City, sequence and frame: what the files of one sample share."""
-    return "_".join(path.name.split("_")[:3])
 
 
 def _ade20k(root: Path, split: str) -> Layout:

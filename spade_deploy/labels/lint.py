@@ -13,7 +13,8 @@ from pathlib import Path
 
 from spade_deploy.errors import DatasetError, NotFoundError
 from spade_deploy.labels.findings import Finding, LintReport, Severity
-from spade_deploy.labels.layouts import DataConfig, train_ids_in
+from spade_deploy.labels.kinds import train_ids_in
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.lint_file import check_sample
 from spade_deploy.labels.pairs import Pairing, Sample, has_layout, merged, pair_files, pair_flat
 from spade_deploy.progress import SILENT, Progress

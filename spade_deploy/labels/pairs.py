@@ -18,17 +18,8 @@ from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.collect import Collected, Problem, collect
 from spade_deploy.labels.files import LabelIds, read_instance_map, read_label_map
-from spade_deploy.labels.layouts import (
-    CITYSCAPES_LABELS,
-    DataConfig,
-    Kind,
-    Layout,
-    flat_layout,
-    is_same_file,
-    label_layouts,
-    layout_of,
-    train_ids_in,
-)
+from spade_deploy.labels.kinds import CITYSCAPES_LABELS, Kind, Layout, is_same_file, train_ids_in
+from spade_deploy.labels.layouts import DataConfig, flat_layout, label_layouts, layout_of
 from spade_deploy.spec import LabelSpec
 
 _WHAT = {"photo": "photo", "instance": "instance map"}

@@ -23,6 +23,7 @@ from spade_deploy.artifact import (
 from spade_deploy.engines.base import Backend
 from spade_deploy.errors import ExportError
 from spade_deploy.export.int8.request import DEFAULT_CALIBRATION_COUNT, DEFAULT_MIN_PSNR_DB, Int8Request
+from spade_deploy.export.int8.write import Int8Summary
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.files.atomic import atomic_folder, write_json, write_text
@@ -117,14 +118,7 @@ def export_checkpoint(
         manifest, measured = exported.manifest, dict[str, Any]()
         if request.tune:
             manifest, measured = _with_break_even(folder, manifest, progress)
-        summary = exported.int8
-        more = {} if summary is None else {"int8": summary.to_json()}
-        if manifest.encoder is not None:
-            more["style_encoder"] = asdict(manifest.encoder)
-        write_json(folder / REPORT_JSON, {**report.to_json(), **more, "break_even": measured})
-        page = report_page(report, manifest, folder, summary)
-        write_text(folder / REPORT_HTML, page)
-        write_text(folder / MODEL_CARD, model_card(manifest, report, golden.described))
+        _write_pages(folder, manifest, report, exported.int8, measured, golden.described)
         rewrite_manifest(folder, manifest)
         if not report.passed:
             failed = free_place(target.with_name(target.name + ".failed"))
@@ -143,6 +137,24 @@ def _with_photos(report: ValidationReport, golden: ExampleInputs) -> tuple[Sampl
     if golden.photos is None:
         return report.samples
     return tuple(replace(one, photo=photo) for one, photo in zip(report.samples, golden.photos, strict=False))
+
+
+def _write_pages(
+    folder: Path,
+    manifest: Manifest,
+    report: ValidationReport,
+    int8: Int8Summary | None,
+    break_even: dict[str, Any],
+    golden_from: str,
+) -> None:
+    """Write the report, for programs and for people, and the model card."""
+    more = {} if int8 is None else {"int8": int8.to_json()}
+    if manifest.encoder is not None:
+        more["style_encoder"] = asdict(manifest.encoder)
+    write_json(folder / REPORT_JSON, {**report.to_json(), **more, "break_even": break_even})
+    page = report_page(report, manifest, folder, int8)
+    write_text(folder / REPORT_HTML, page)
+    write_text(folder / MODEL_CARD, model_card(manifest, report, golden_from))
 
 
 def _target(out: Path | None, run: Path) -> Path:

@@ -28,17 +28,19 @@ def is_license(text: str) -> bool:
 class Int8Options:
     """Whether int8 graphs are made, on which label maps they are calibrated, and how good they must be."""
 
-    wanted: bool = setting(
-        False, help="Also graphs with 8-bit products, of a stated quality.", flag="int8", group=_INT8
-    )
+    wanted: bool = setting(False, help="Also write graphs in 8 bits, of a stated quality.", flag="int8", group=_INT8)
     calibrate: Path | None = setting(
-        None, help="Label maps to calibrate on; the data set's training labels if left out.", group=_INT8
+        None, help="Label maps to calibrate on; default: the training labels.", group=_INT8
     )
-    calibrate_instances: Path | None = setting(None, help="Their instance maps, paired by stem.", group=_INT8)
-    calibration_count: int | None = setting(None, help="How many of them, evenly spaced; 32 if left out.", group=_INT8)
+    calibrate_instances: Path | None = setting(
+        None, help="Instance maps of these label maps, paired by stem.", group=_INT8
+    )
+    calibration_count: int | None = setting(
+        None, help="Number of calibration maps, evenly spaced; default: 32.", group=_INT8
+    )
     min_psnr_db: float | None = setting(
         None,
-        help="PSNR of the image against float32, in dB: the worst layers stay float32 to reach it; 35 if left out.",
+        help="Minimum PSNR against float32 in dB; layers stay float32 until it is reached; default: 35.",
         flag="min-psnr",
         group=_INT8,
     )
@@ -59,19 +61,19 @@ class Int8Options:
 class ReleaseRequest:
     """Which checkpoint becomes an artifact, with which graphs, and where."""
 
-    checkpoint: Path | None = setting(None, help="A run or a checkpoint; the newest if left out.", argument=True)
-    fp16: bool = setting(False, help="Also a graph in half precision.")
+    checkpoint: Path | None = setting(None, help="A run or a checkpoint; default: the newest.", argument=True)
+    fp16: bool = setting(False, help="Also write graphs in half precision.")
     keep_fp32: tuple[str, ...] = setting(
-        (), help="A layer that stays float32 in it: up_1; may be repeated. What overflows stays anyway."
+        (), help="Layer to keep in float32, such as up_1; may be repeated. Layers that would overflow are always kept."
     )
-    best: bool = setting(False, help="Not the run's newest checkpoint but its best (spade train --best-by).")
-    out: Path | None = setting(None, help="The artifact's folder; RUN/artifact if left out.")
+    best: bool = setting(False, help="Export the run's best checkpoint (spade train --best-by), not its newest.")
+    out: Path | None = setting(None, help="Folder for the artifact; default: RUN/artifact.")
     labels: Path | None = setting(None, help="Label maps to validate on and to keep as golden inputs.")
-    instances: Path | None = setting(None, help="Their instance maps, paired by stem.")
-    graph: GraphSet = setting(GraphSet.ALL, help="dense: no lookup graph, which takes half of the time to make.")
+    instances: Path | None = setting(None, help="Instance maps of these label maps, paired by stem.")
+    graph: GraphSet = setting(GraphSet.ALL, help="all, or dense: leave out the lookup graph, which halves the time.")
     tune: bool = setting(
         True,
-        help="Measure from which label maps on the dense graph is faster; without it, dense runs all.",
+        help="Measure for which label maps the lookup graph is faster; without this, dense runs them all.",
         negatable=True,
     )
     license: str | None = setting(

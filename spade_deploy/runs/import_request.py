@@ -24,18 +24,20 @@ RELEASED = {
 class ImportRequest:
     """The facts that the file does not hold. A preset decides those left out, and must not be contradicted."""
 
-    preset: str | None = setting(None, help="coco, ade20k or cityscapes; told by the file if left out.")
-    num_labels: int | None = setting(None, help="A model of none of these: its number of classes.")
+    preset: str | None = setting(None, help="coco, ade20k or cityscapes; default: as the file tells.")
+    num_labels: int | None = setting(None, help="Number of classes, for a model of another data set.")
     classes: Path | None = setting(
-        None, help="Names and colours of its classes: JSON, lines 'R G B name', or a data.yaml.", metavar="FILE"
+        None, help="Names and colours of the classes: JSON, lines 'R G B name', or a data.yaml.", metavar="FILE"
     )
     ignore_id: int | None = setting(None, help="The value in label maps that means unknown, beside 255.")
-    has_dontcare: bool = setting(False, help="It has a channel for unknown pixels.", flag="dontcare")
-    has_edges: bool = setting(False, help="It has an edge channel.", flag="edges")
-    size: tuple[int, int] | None = setting(None, help="HEIGHTxWIDTH that it was trained for.", parse=parse_size)
-    upsampling: Upsampling | None = setting(None, help="The file does not tell normal from more.")
-    norm: NormType | None = setting(None, help="Of a file without running statistics: instance norm or not.")
-    part: str | None = setting(None, help="Which network of a file that holds several: generator_ema.")
+    has_dontcare: bool = setting(False, help="The model has a channel for unknown pixels.", flag="dontcare")
+    has_edges: bool = setting(False, help="The model has an edge channel.", flag="edges")
+    size: tuple[int, int] | None = setting(None, help="HEIGHTxWIDTH that the model was trained for.", parse=parse_size)
+    upsampling: Upsampling | None = setting(
+        None, help="Number of doublings, which the file does not tell: normal or more."
+    )
+    norm: NormType | None = setting(None, help="Norm of a file without running statistics: instance norm or none.")
+    part: str | None = setting(None, help="Network to take from a file that holds several, such as generator_ema.")
     encoder: Path | None = setting(None, help="latest_net_E.pth: the style encoder of a VAE, for styles of photos.")
     labels: LabelSpec | None = None
     """The labels that the channels stand for, with names and colours. In Python it replaces `num_labels`."""

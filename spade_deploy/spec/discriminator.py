@@ -16,7 +16,7 @@ class DiscriminatorSpec:
 
     scales: int = setting(
         2,
-        help="Patch discriminators, each on a halved image.",
+        help="Number of patch discriminators, each on an image of half the size.",
         group=NETWORK,
         flag="discriminator-scales",
         least=1,
@@ -24,7 +24,12 @@ class DiscriminatorSpec:
     )
 
     layers: int = setting(
-        4, help="Convolutions of each before its scores.", group=NETWORK, flag="discriminator-layers", least=2, most=8
+        4,
+        help="Number of convolutions in each discriminator before its scores.",
+        group=NETWORK,
+        flag="discriminator-layers",
+        least=2,
+        most=8,
     )
     """They are 4x4; one more makes the scores. All but one of them halve the image."""
 

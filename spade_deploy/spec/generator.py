@@ -105,7 +105,7 @@ class GeneratorSpec:
     hidden_channels: int = setting(128, help="Width inside SPADE; the paper has 128.", group=NETWORK)
     """Channels inside SPADE's modulation, the paper's nhidden. No other architecture has them."""
 
-    kernel_size: int = setting(3, help="Of the convolutions inside SPADE: 1, 3 or 5.", group=NETWORK)
+    kernel_size: int = setting(3, help="Kernel size of the convolutions inside SPADE: 1, 3 or 5.", group=NETWORK)
     """No other architecture has these convolutions."""
 
     norm: NormType = setting(NormType.SYNC_BATCH, help="Normalisation inside SPADE.", group=NETWORK)
@@ -114,7 +114,9 @@ class GeneratorSpec:
     spectral_norm: bool = setting(True, help="Spectral norm of the convolutions.", group=NETWORK, negatable=True)
     """Whether convolutions are normalised by their largest singular value; not in the cascaded refinement network."""
 
-    upsampling: Upsampling = setting(Upsampling.NORMAL, help="Doublings: normal 5, more 6, most 7.", group=NETWORK)
+    upsampling: Upsampling = setting(
+        Upsampling.NORMAL, help="Number of doublings: normal 5, more 6, most 7.", group=NETWORK
+    )
     """How often SPADE and the cascaded refinement network double their coarsest features.
 
     The global generator of pix2pixHD halves and doubles four times, whatever this says.

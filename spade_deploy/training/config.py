@@ -73,16 +73,18 @@ def parse_betas(text: str) -> tuple[float, float]:
 class TrainConfig:
     """Everything that decides what a run computes, and how often it writes."""
 
-    steps: int | None = setting(None, help="Length of the run in steps.", least=1, most=10**9)
-    epochs: int | None = setting(None, help="Length of the run in epochs.", least=1, most=10**9)
-    batch_size: int = setting(32, help="Samples a step.", group=LEARNING, least=1, most=MAX_BATCH)
+    steps: int | None = setting(None, help="Length of the training in steps.", least=1, most=10**9)
+    epochs: int | None = setting(None, help="Length of the training in epochs.", least=1, most=10**9)
+    batch_size: int = setting(32, help="Batch size (samples per step).", group=LEARNING, least=1, most=MAX_BATCH)
     """The number includes the samples of all processes and of all `accumulate` parts."""
-    workers: int = setting(4, help="Loading processes; 0 loads in this one.", group=DATA, least=0, most=256)
+    workers: int = setting(
+        4, help="Number of loader processes; 0 loads in the main process.", group=DATA, least=0, most=256
+    )
     gan_mode: GanMode = setting(
         GanMode.HINGE, help="Adversarial loss: hinge, ls, original or wgan.", group=LEARNING, metavar=TEXT
     )
     discriminator_steps: int = setting(
-        1, help="Steps of the discriminator for one of the generator.", group=LEARNING, least=1, most=1000
+        1, help="Discriminator steps per generator step.", group=LEARNING, least=1, most=1000
     )
     """With N the generator learns in every N-th step."""
     lr_generator: float = setting(1e-4, help="Learning rate of the generator.", group=LEARNING)
@@ -90,7 +92,11 @@ class TrainConfig:
     """Rates that differ are the two time-scale rule (TTUR)."""
     betas: tuple[float, float] = setting((0.0, 0.9), help="Adam's, such as 0,0.9.", group=LEARNING, parse=parse_betas)
     decay_start: float = setting(
-        0.5, help="Share of the run after which the rates fall; 1 is never.", group=LEARNING, least=0, most=1
+        0.5,
+        help="Share of the training after which learning rates decay; 1 means never.",
+        group=LEARNING,
+        least=0,
+        most=1,
     )
     """They fall linearly to zero, by steps."""
     weight_l1: float = setting(0.0, help="Weight of the pixels' L1 loss.", group=LEARNING)
@@ -104,7 +110,7 @@ class TrainConfig:
         group=LEARNING,
     )
     """Without the file there is no perceptual loss, whatever its weight."""
-    seed: int = setting(0, help="Of the weights and the order of the samples.", group=LEARNING, least=0, most=2**32 - 1)
+    seed: int = setting(0, help="Random seed (weights, sample order).", group=LEARNING, least=0, most=2**32 - 1)
     """It also decides the random styles."""
     ema_decay: float | None = setting(
         None,
@@ -114,7 +120,7 @@ class TrainConfig:
     )
     """The batch-norm statistics of the average are estimated on batches. None deploys the trained generator itself."""
     save_every: int = setting(1000, help="Steps between checkpoints.", least=1, most=10**9)
-    keep_checkpoints: int = setting(2, help="How many of the newest are kept.", least=1, most=10**9)
+    keep_checkpoints: int = setting(2, help="Number of newest checkpoints to keep.", least=1, most=10**9)
     sample_every: int = setting(1000, help="Steps between sample grids.", least=1, most=10**9)
     log_every: int = setting(10, help="Steps between rows of losses.csv.", least=1, most=10**9)
     device: str = setting("auto", help="auto, cpu, cuda or cuda:1.", group=SPEED)
@@ -123,29 +129,29 @@ class TrainConfig:
         Amp.OFF, help="Mixed precision: off, bf16, or fp16 with a loss scaler.", group=SPEED, metavar=TEXT
     )
     """Weights, statistics and losses stay float32. This and the next three change a step by rounding alone."""
-    channels_last: bool = setting(True, help="Memory layout; on if left out.", group=SPEED, negatable=True)
-    compile: bool = setting(False, help="Through torch.compile; needs a C++ compiler.", group=SPEED)
+    channels_last: bool = setting(True, help="Channels-last memory layout; default: on.", group=SPEED, negatable=True)
+    compile: bool = setting(False, help="Use torch.compile, which needs a C++ compiler.", group=SPEED)
     modulation: Modulation = setting(
         Modulation.DENSE,
         help="dense, or lookup: gamma and beta once for each pattern of labels; exact.",
         group=SPEED,
         metavar=TEXT,
     )
-    accumulate: int = setting(1, help="Compute a step's batch in N parts: less memory.", group=SPEED)
+    accumulate: int = setting(1, help="Split each batch into N parts, which needs less memory.", group=SPEED)
     """The parts run one after the other, and batch norm sees one part at a time. N must divide `batch_size`."""
-    deterministic: bool = setting(False, help="Deterministic algorithms alone; slower.", group=SPEED)
+    deterministic: bool = setting(False, help="Use only deterministic algorithms (slower).", group=SPEED)
     eval_every: int = setting(
-        0, help="Steps between measurements on held-out samples.", group=MEASURING, least=0, most=10**9
+        0, help="Steps between evaluations on held-out samples.", group=MEASURING, least=0, most=10**9
     )
     """0 measures nothing."""
-    eval_samples: int = setting(64, help="How many samples; 64.", group=MEASURING, least=2, most=10**6)
+    eval_samples: int = setting(64, help="Number of samples; default: 64.", group=MEASURING, least=2, most=10**6)
     extractor: Path | None = setting(None, help="ONNX feature extractor: Frechet and kernel distance.", group=MEASURING)
     segmenter: Path | None = setting(None, help="ONNX segmenter: mean IoU and accuracy.", group=MEASURING)
     best_by: str = setting("", help="Keep the checkpoint that is best by this metric.", group=MEASURING)
     """It is kept beside the newest ones."""
     tensorboard: bool = setting(False, help="Also write TensorBoard event files.", group=MEASURING)
     init: str = setting(
-        "", help="Begin with a generator's weights: a run, a checkpoint, or earth (shipped).", metavar="RUN"
+        "", help="Start from a generator's weights: a run, a checkpoint, or earth (shipped).", metavar="RUN"
     )
     """An empty text begins with random weights."""
     encoder: bool = True

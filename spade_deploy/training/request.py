@@ -33,7 +33,7 @@ class DataRequest:
     labels: Path | None = setting(None, help="custom: folder of label maps.", group=DATA)
     images: Path | None = setting(None, help="custom: folder of photos, paired by stem.", group=DATA)
     instances: Path | None = setting(None, help="custom: folder of instance maps; adds an edge channel.", group=DATA)
-    num_labels: int | None = setting(None, help="custom: classes are 0..N-1.", group=DATA)
+    num_labels: int | None = setting(None, help="custom: number of classes; ids are 0..N-1.", group=DATA)
     classes: Path | None = setting(
         None,
         help="custom: names and colours of the classes: JSON, lines 'R G B name', or a data.yaml.",
@@ -44,7 +44,7 @@ class DataRequest:
         None, help="custom: the value in label maps that means unknown, beside 255.", group=DATA, least=0, most=65535
     )
     has_dontcare: bool | None = setting(
-        None, help="custom: 255 in label maps means unknown.", group=DATA, flag="dontcare", negatable=True
+        None, help="custom: the value 255 in label maps means unknown.", group=DATA, flag="dontcare", negatable=True
     )
     holdout: float | None = setting(
         None,
@@ -60,7 +60,7 @@ class DataRequest:
     val_images: Path | None = setting(None, help="custom: their photos.", group=DATA)
     val_instances: Path | None = setting(None, help="custom: their instance maps.", group=DATA)
     size: Size | None = setting(None, help="HEIGHTxWIDTH in pixels, such as 256x512.", group=DATA, parse=parse_size)
-    flip: bool | None = setting(None, help="Mirror half of the samples.", group=DATA, negatable=True)
+    flip: bool | None = setting(None, help="Mirror half of the samples at random.", group=DATA, negatable=True)
     load_size: Size | None = setting(
         None, help="Samples are resized to this, then cropped at random.", group=DATA, parse=parse_size
     )
@@ -98,7 +98,7 @@ class TrainRequest:
         False, help="A style vector, and an encoder that finds it in photos.", group=NETWORK, after="generator"
     )
     first_input: FirstInput | None = setting(
-        None, help="What the first layer is fed: the segmap, or noise (an ablation).", group=NETWORK, after="vae"
+        None, help="Input of the first layer: the label map, or noise (an ablation).", group=NETWORK, after="vae"
     )
     ttur: bool = setting(
         True,

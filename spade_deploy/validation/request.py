@@ -17,9 +17,9 @@ class ValidationRequest:
 
     labels: Path | None = setting(None, help="Label maps instead of the golden inputs.")
     """They are resized to the model's size with nearest neighbour."""
-    instances: Path | None = setting(None, help="Their instance maps, paired by stem.")
-    checkpoint: Path | None = setting(None, help="What was exported; found by its digest if left out.")
-    backend: Backend = setting(Backend.AUTO, help="What runs the graphs.")
+    instances: Path | None = setting(None, help="Instance maps of these label maps, paired by stem.")
+    checkpoint: Path | None = setting(None, help="Checkpoint that was exported; default: found by its digest.")
+    backend: Backend = setting(Backend.AUTO, help="Engine that runs the graphs.")
     runs_dir: Path = Path("runs")
     """The folder of runs in which the exported checkpoint is looked for."""
 

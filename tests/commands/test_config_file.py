@@ -137,7 +137,7 @@ class TestRoundTrip:
         assert values["size"] == "128x128"
         assert values["epochs"] is None
         assert values["flip"] is True
-        assert "# Samples a step.\nbatch_size: 4\n" in text
+        assert "# Batch size (samples per step).\nbatch_size: 4\n" in text
         assert "# Weight of the encoder's KL divergence (vae).\nweight_kl: 0.05\n" in text
         assert "\n## Network\n" in text
 

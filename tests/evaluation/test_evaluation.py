@@ -246,7 +246,7 @@ class TestVerdicts:
         for name in ("miou", "accuracy"):
             verdict = result.verdicts[name]
             assert (verdict.best, verdict.is_judge_unfit) == (None, True)
-            assert "finds 0.0% of the pixels of the real photos" in verdict.reason
+            assert "finds 0.0 % of the pixels of the real photos" in verdict.reason
         assert result.best("l1") == "images"  # the other judges keep their verdict
         assert result.best_by_class == {}
         assert all(

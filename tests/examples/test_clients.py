@@ -129,11 +129,14 @@ def test_other_languages_refuse_ids_that_the_model_does_not_have(
     assert b"id 5" in refused.value.stderr
 
 
-def test_node_reads_the_indices_of_a_palette(node: Client, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("colors", "width"), [(2, 29), (4, 30), (5, 31), (17, 33)], ids=["1", "2", "4", "8"])
+def test_node_reads_the_indices_of_a_palette_of_any_depth(
+    node: Client, tmp_path: Path, colors: int, width: int
+) -> None:
     artifact = artifact_of(tmp_path / "artifact", PLAIN)
-    ids = np.random.default_rng(0).integers(0, 5, (64, 32)).astype(np.uint8)
+    ids = np.random.default_rng(0).integers(0, min(5, colors), (64, width)).astype(np.uint8)
     grey, colored = Image.fromarray(ids), Image.fromarray(ids).convert("P")
-    colored.putpalette([200, 10, 10, 0, 90, 0, 3, 3, 255, 9, 9, 9, 70, 70, 0])
+    colored.putpalette([200, 10, 10, 0, 90, 0, 3, 3, 255, 9, 9, 9, 70, 70, 0, *([1, 2, 3] * 12)][: 3 * colors])
     assert colored.mode == "P"
     grey.save(tmp_path / "grey.png")
     colored.save(tmp_path / "palette.png")

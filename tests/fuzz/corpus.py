@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,10 @@ from PIL import Image
 
 from spade_deploy import cli
 from spade_deploy.artifact import (
-    ENCODER_ONNX,
-    Artifact,
-    EncoderGraph,
-    encoder_tensors,
     engine_name,
     list_engines,
-    rewrite_manifest,
     write_engine,
 )
-from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey
 from spade_deploy.engines.tensorrt.proof import EngineLayer, Proof
 from spade_deploy.engines.tensorrt.store import this_system
@@ -126,7 +120,7 @@ def _train(corpus: Corpus) -> None:
 
 
 def _artifacts(corpus: Corpus) -> None:
-    from tests.support.stand_in import PLAIN, STYLED, stand_in_artifact
+    from tests.support.stand_in import PLAIN, STYLED, stand_in_artifact, with_stand_in_encoder
 
     artifact = stand_in_artifact(corpus.plain, PLAIN, (Precision.FP32, Precision.FP16))
     for precision in (Precision.FP32, Precision.FP16):
@@ -148,32 +142,7 @@ def _artifacts(corpus: Corpus) -> None:
         write_engine(artifact, name, b"engine" * 5000, key=key.to_json(), proof=proof.to_json(), seconds=1.5)
     assert len(list_engines(artifact)) == 2, "the engines are not read at all"
     stand_in_artifact(corpus.styled, STYLED)
-    _encoder_graph(corpus.styled / ENCODER_ONNX, STYLED)
-    manifest = replace(read_manifest(corpus.styled), encoder=EncoderGraph(ENCODER_ONNX, 18, 1e-6, 1e-4))
-    rewrite_manifest(corpus.styled, manifest)
-    Artifact.open(corpus.styled)
-
-
-def _encoder_graph(path: Path, spec: GeneratorSpec) -> None:
-    """A stand-in encoder: mu and logvar are the photo's mean."""
-    assert spec.z_dim is not None
-    inputs, outputs = encoder_tensors(spec)
-    types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
-    axes = numpy_helper.from_array(np.array([1, 2, 3], np.int64), "axes")
-    row = numpy_helper.from_array(np.zeros((1, spec.z_dim), np.float32), "row")
-    last = numpy_helper.from_array(np.array([1], np.int64), "last")
-    nodes = [
-        helper.make_node("Cast", ["photo"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
-        helper.make_node("Add", ["column", "row"], ["mu"]),
-        helper.make_node("Identity", ["mu"], ["logvar"]),
-    ]
-    told = [
-        [helper.make_tensor_value_info(t.name, types[t.dtype], list(t.shape)) for t in ts] for ts in (inputs, outputs)
-    ]
-    graph = helper.make_graph(nodes, "encoder", told[0], told[1], [axes, row, last])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    with_stand_in_encoder(corpus.styled, STYLED)
 
 
 def _states(corpus: Corpus) -> None:

@@ -77,6 +77,21 @@ def test_sixteen_bit_files_hold_many_ids(tmp_path: Path) -> None:
         read_label_map(path, LabelSpec(999))
 
 
+@pytest.mark.parametrize("ignored", [0, 4, 5, 77])
+def test_an_ignored_id_means_unknown_as_255_does(tmp_path: Path, ignored: int) -> None:
+    labels = LabelSpec(5, has_dontcare=True, ignore_id=ignored)
+    values = np.array([[1, 2, 3], [ignored, 255, 1]], np.uint8)
+    path = write(tmp_path / "void.png", values)
+    np.testing.assert_array_equal(read_label_map(path, labels), [[1, 2, 3], [5, 5, 1]])
+    assert LabelSpec.from_json(labels.to_json()) == labels
+    assert "ignore_id" not in LabelSpec(5).to_json()  # so that older versions read models without it
+    bad = write(tmp_path / "bad.png", np.array([[90, ignored]], np.uint8))
+    with pytest.raises(LabelMapError, match=r"out of range: 90 \(1 pixels\)"):
+        read_label_map(bad, labels)
+    with pytest.raises(ConfigError, match="`ignore_id` 7 needs `has_dontcare`"):
+        LabelSpec(5, ignore_id=7)
+
+
 def test_255_is_unknown_or_an_error_that_says_so(tmp_path: Path) -> None:
     path = write(tmp_path / "unknown.png", np.array([[0, 255], [255, 4]], np.uint8))
     np.testing.assert_array_equal(read_label_map(path, FIVE_OR_UNKNOWN), [[0, 5], [5, 4]])

@@ -102,7 +102,7 @@ def test_every_graph_carries_the_facts_of_the_manifest(exported: Path) -> None:
         session = onnxruntime.InferenceSession(exported / graph.file, providers=["CPUExecutionProvider"])
         meta = session.get_modelmeta()
         texts = meta.custom_metadata_map
-        facts = {name.removeprefix("spade_deploy."): text for name, text in texts.items()}
+        facts = {name.removeprefix("spade."): text for name, text in texts.items()}
         assert GeneratorSpec.from_json(json.loads(facts["spec"])) == manifest.generator
         assert json.loads(facts["label_names"]) == ["sea & sky", "<land>", "ice"]
         assert json.loads(facts["input_rule"]) == manifest.to_json()["input_rule"]
@@ -126,7 +126,7 @@ def test_dense_alone_without_a_break_even_and_with_a_licence(runs: Path, tmp_pat
     fp16 = onnx.load(made.artifact.path / "generator.fp16.onnx")
     facts = {entry.key: entry.value for entry in fp16.metadata_props}
     kept = made.artifact.graph(Precision.FP16).kept_fp32
-    assert json.loads(facts["spade_deploy.kept_fp32"]) == list(kept) != []
+    assert json.loads(facts["spade.kept_fp32"]) == list(kept) != []
     assert facts["model_license"] == "cc0-1.0"
     assert not any("beats dense" in step for step in seen.steps)
 

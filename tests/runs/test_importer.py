@@ -168,6 +168,20 @@ def test_files_older_than_pytorch_1_lack_weight_v(tmp_path: Path) -> None:
     assert any("weight_v" in note for note in found.notes)
 
 
+def test_a_number_or_a_file_of_classes_says_what_the_channels_are(tmp_path: Path) -> None:
+    generator = build_generator(labels=LabelSpec(3, has_dontcare=True), **SMALL)
+    path = saved(generator.state_dict(), tmp_path)
+    asked = {"upsampling": Upsampling.NORMAL, "size": (64, 64)}
+    plain = read_generator_file(path, ImportRequest(num_labels=3, has_dontcare=True, **asked))
+    assert plain.spec.labels == LabelSpec(3, has_dontcare=True)
+    (tmp_path / "classes.txt").write_text("1 1 1 grass\n2 2 2 water\n3 3 3 sand\n0 0 0 void\n")
+    named = read_generator_file(path, ImportRequest(classes=tmp_path / "classes.txt", ignore_id=3, **asked)).spec.labels
+    assert (named.num_labels, named.names, named.palette[1]) == (3, ("grass", "water", "sand", "void"), (2, 2, 2))
+    assert named.ignore_id == 3
+    with pytest.raises(ConfigError, match="`classes` contradicts `preset` coco"):
+        ImportRequest(preset="coco", classes=tmp_path / "classes.txt")
+
+
 def test_the_format_before_zip_files(tmp_path: Path) -> None:
     # What PyTorch 1.0 wrote, and NVIDIA's files are.
     generator = released("ade20k")

@@ -127,7 +127,7 @@ class Page:
 
     def wait_for_text(self, element: str, pattern: str) -> None:
         end = time.monotonic() + _WAIT_S
-        while not re.search(pattern, found := self.tab.locator(f"#{element}").text_content() or ""):
+        while not re.search(pattern, found := self.tab.locator(f"#{element}").text_content() or "", re.DOTALL):
             assert time.monotonic() < end, f"{element} says {found!r}, not {pattern!r}"
             self.tab.wait_for_timeout(25)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from spade_deploy.artifact import (
+    ENCODER_ONNX,
     IMAGE,
     INSTANCE,
     LABEL,
@@ -23,15 +25,19 @@ from spade_deploy.artifact import (
     PIXELS,
     Arrays,
     Artifact,
+    EncoderGraph,
     Graph,
     Source,
     Z,
+    encoder_tensors,
     graph_file,
     input_tensors,
     output_tensors,
+    rewrite_manifest,
     write_golden,
     write_manifest,
 )
+from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision, RoundingError
 
 CREATED_UNIX_NS = 1_700_000_000_000_000_000
@@ -139,4 +145,30 @@ def stand_in_artifact(
         rounding=RoundingError(1e-6, 1e-7, 1e-6, 1e-7),
         created_unix_ns=CREATED_UNIX_NS,
     )
+    return Artifact.open(folder)
+
+
+def with_stand_in_encoder(folder: Path, spec: GeneratorSpec) -> Artifact:
+    """Give an artifact a style encoder: mu and logvar are the photo's mean."""
+    assert spec.z_dim is not None
+    inputs, outputs = encoder_tensors(spec)
+    types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+    axes = numpy_helper.from_array(np.array([1, 2, 3], np.int64), "axes")
+    row = numpy_helper.from_array(np.zeros((1, spec.z_dim), np.float32), "row")
+    last = numpy_helper.from_array(np.array([1], np.int64), "last")
+    nodes = [
+        helper.make_node("Cast", ["photo"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
+        helper.make_node("Add", ["column", "row"], ["mu"]),
+        helper.make_node("Identity", ["mu"], ["logvar"]),
+    ]
+    told = [
+        [helper.make_tensor_value_info(t.name, types[t.dtype], list(t.shape)) for t in ts] for ts in (inputs, outputs)
+    ]
+    graph = helper.make_graph(nodes, "encoder", told[0], told[1], [axes, row, last])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, folder / ENCODER_ONNX)
+    fact = EncoderGraph(ENCODER_ONNX, 18, 1e-6, 1e-4)
+    rewrite_manifest(folder, replace(read_manifest(folder), encoder=fact))
     return Artifact.open(folder)

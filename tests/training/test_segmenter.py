@@ -160,9 +160,23 @@ def test_without_held_out_photos_there_is_no_score(trained: tuple[SegmenterReque
     score, notes = segmenter._score(trained[1], request_of(data, held_out="test"))
     assert score is None
     assert "no score of its own" in notes[0]
-    score, notes = segmenter._score(trained[1], request_of(data, held_out="train"))
-    assert score is not None
-    assert "too good" in notes[0]
+    with pytest.raises(ConfigError, match="the train split is learned, so it cannot be judged on it"):
+        request_of(data, held_out="train")
+
+
+def test_a_photo_that_is_judged_is_not_learned_and_new_ones_train_it_anew(tmp_path: Path) -> None:
+    write_data(tmp_path / "d", "train", 3, seed=0)
+    write_data(tmp_path / "d", "val", 2, seed=1)
+    judged, learned = (tmp_path / "d" / split / "images" for split in ("val", "train"))
+    (judged / "000.png").write_bytes((learned / "002.png").read_bytes())
+    config = DataConfig("custom", tmp_path / "d", load_size=(32, 32), crop_size=(32, 32))
+    made = find_or_train(request_of(config, steps=2), tmp_path / "s")
+    assert made.notes == (f"{learned / '002.png'} is judged, too: not trained on",)
+    facts = OnnxSegmenter(made.path, request_of(config).labels).facts
+    assert facts["trained_on"].startswith("2 real photos")
+    assert find_or_train(request_of(config, steps=2), tmp_path / "s").was_there
+    (judged / "001.png").write_bytes((learned / "001.png").read_bytes())
+    assert not find_or_train(request_of(config, steps=2), tmp_path / "s").was_there
 
 
 def test_a_broken_photo_is_told_and_costs_nothing_else(tmp_path: Path) -> None:

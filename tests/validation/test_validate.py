@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-from spade_deploy.artifact import LABEL, Artifact, rewrite_manifest
+from spade_deploy.artifact import LABEL, Arrays, Artifact, one_by_one, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, ValidationFailedError
 from spade_deploy.metrics.tolerances import tolerance_for
@@ -22,7 +22,7 @@ from spade_deploy.release.release import Release, export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
-from spade_deploy.spec import GraphKind, Precision
+from spade_deploy.spec import Backend, GraphKind, Precision
 from spade_deploy.validation import reference
 from spade_deploy.validation.divergence import RELATIVE_LIMIT, first_divergence
 from spade_deploy.validation.request import ValidationRequest
@@ -58,6 +58,26 @@ def change_weight(graph: Path, name: str, change: Callable[[np.ndarray], np.ndar
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), name))
     onnx.save(model, str(graph))
+
+
+def test_the_reference_runs_once_for_all_graphs_and_again_for_other_inputs(
+    released: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    images = reference._TorchReference.images
+
+    def counted(self: reference._TorchReference, inputs: Arrays) -> Arrays:
+        ran.append(hash(inputs[LABEL].tobytes()))
+        return images(self, inputs)
+
+    monkeypatch.setattr(reference._TorchReference, "images", counted)
+    artifact = released.artifact
+    report = validate(artifact, ValidationRequest(checkpoint=released.checkpoint, backend=Backend.CPU))
+    assert report.passed
+    golden = [hash(one[LABEL].tobytes()) for one in one_by_one(artifact.golden().inputs)]
+    assert len(report.results) == 4
+    assert [ran.count(one) for one in golden] == [1] * len(golden)
+    assert len(ran) == len(golden) + len(report.stress)
 
 
 def test_a_right_export_passes_against_pytorch(released: Release) -> None:

@@ -38,10 +38,11 @@ MOST_BANDS = 64
 """Into how many parts a convolution is cut at most: each has operators of its own, which are compiled one by one."""
 LEAST_CHANNELS = 64
 LEAST_TILES = {GraphKind.LOOKUP: 64, GraphKind.DENSE: 256}
-"""From so many channels, in and out, and so many tiles in a batch on a convolution becomes Winograd's. With 64 channels
-it is 1.4 to 2.3 times as fast, with 32 it is 1.1 times (benchmarks/results/winograd-layers.json). With fewer tiles most
-of the time is that of reading the weights, which are 4 times as large (1.8 times with tiles of 2). A dense graph has so
-many convolutions of few pixels that with 64 tiles it would need more memory than a plain export."""
+"""A convolution becomes Winograd's from so many channels, in and out, and so many tiles in a batch on. The more
+channels, the more it wins: 2.4 times with 1024, no less than before with 64, but less with 32
+(benchmarks/results/winograd-layers.json). With fewer tiles most of the time is that of reading the weights, which are
+4 times as large (1.8 times with tiles of 2). A dense graph has so many convolutions of few pixels that with 64 tiles it
+would need more memory than a plain export."""
 _TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 """Transpositions between channels last and channels first."""
 

@@ -41,10 +41,16 @@ class BuildOptions:
 
     optimization_level: int | None = setting(None, help="0..5: build time against speed.", after="compute_capability")
     workspace_bytes: int | None = setting(
-        None, help="Memory for a layer's work: 4GiB.", flag="workspace", parse=parse_bytes, after="compute_capability"
+        None,
+        help="Workspace memory for each layer, such as 4GiB.",
+        flag="workspace",
+        parse=parse_bytes,
+        after="compute_capability",
     )
-    version_compatible: bool = setting(False, help="Runs with later versions of the same major TensorRT.")
-    hardware_compatible: bool = setting(False, help="Runs on all cards from Ampere on, and slower.")
+    version_compatible: bool = setting(
+        False, help="Make engines that later releases of the same major TensorRT version can load."
+    )
+    hardware_compatible: bool = setting(False, help="Make engines that run on all GPUs from Ampere on (slower).")
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:

@@ -25,29 +25,29 @@ class BuildRequest:
 
     precision: Precision | None = setting(
         None,
-        help="fp16 where the artifact has it if left out.",
+        help="Precision; default: fp16 if the artifact has it.",
         metavar="|".join(EXPORTED),
         parse=parse_engine_precision,
     )
     graph: GraphChoice = setting(
-        GraphChoice.AUTO, help="dense, lookup, or auto: both where both are there.", parse=parse_graph_choice
+        GraphChoice.AUTO, help="dense, lookup, or auto: both if the artifact has both.", parse=parse_graph_choice
     )
     profile: ShapeProfile | None = setting(
         None,
-        help="MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH; one to four images of the model's size if left out.",
+        help="MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH; default: one to four images of the model's size.",
         parse=ShapeProfile.parse,
     )
     flavour: Flavour | None = setting(
-        None, help="TensorRT where it is installed, else TensorRT for RTX, if left out.", flag="target"
+        None, help="tensorrt or rtx; default: TensorRT if it is installed, else TensorRT for RTX.", flag="target"
     )
     compute_capability: str | None = setting(
-        None, help="8.9 and the like: rtx builds ahead of time, on a machine without the card."
+        None, help="Compute capability to build for, such as 8.9: rtx can build on a machine without the GPU."
     )
     options: BuildOptions = field(default_factory=BuildOptions)
     """The builder's other options."""
 
     timing_cache: Path | None = setting(
-        None, help="Read and written; one in the artifact if left out.", after="optimization_level"
+        None, help="Timing cache file, read and written; default: in the artifact.", after="optimization_level"
     )
 
     def __post_init__(self) -> None:

@@ -52,6 +52,18 @@ def test_the_next_start_neither_reads_nor_compiles(
     assert not cache.is_relative_to(artifact.path)
 
 
+def test_a_model_that_was_compiled_runs_from_the_file_that_keeps_it(artifact: Artifact) -> None:
+    """So it holds no weights as they were in the graph. What is let go of the file is read again where it is needed."""
+    with OpenVinoRuntime(artifact, Precision.FP32, threads=1) as runtime:
+        first = runtime.run(INPUTS, [IMAGE])[IMAGE]
+        assert runtime._models is not None
+        (ready,) = runtime._models._ready.values()
+        assert ready.stored is not None
+        ready.stored.release()
+        np.testing.assert_array_equal(runtime.run(INPUTS, [IMAGE])[IMAGE], first)
+    np.testing.assert_allclose(first, RIGHT, rtol=0, atol=2.5e-7)
+
+
 def flip(position: Callable[[int], int]) -> Callable[[bytes], bytes]:
     def change(content: bytes) -> bytes:
         at = position(len(content))
