@@ -166,7 +166,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(run: Run) -> None:
     lines = run("spade", "doctor").stdout.splitlines()
     found = {name: next(line for line in lines if f" {name} " in line) for name in ABSENT}
     assert all("not installed" in line for line in found.values())
-    assert "pip install 'spade-deploy[train,export]'" in found["torch"]
+    assert "pip install 'spade-deploy[train,export]'" in lines[lines.index(found["torch"]) + 1], "on the line below it"
     assert "loads" in next(line for line in lines if "ONNX Runtime on the CPU" in line)
 
 

@@ -28,10 +28,10 @@ def test_each_says_what_it_did_where_it_is_and_what_comes_next(mission: Mission)
     trained, exported, inferred = mission.said
     assert "trained 4 steps" in trained
     assert "runs/earth-001/checkpoints/step_00000004" in trained
-    assert "next: spade export --fp16" in trained
+    assert "next: spade export runs/earth-001 --fp16" in trained
     assert "runs/earth-001/artifact/report.html" in exported
     assert re.search(r"fp16\s+pass", exported)
-    assert "next: spade infer labels/ out/" in exported
+    assert "next: spade infer labels photos --artifact runs/earth-001/artifact" in exported
     assert "ONNX Runtime" in inferred or "OpenVINO" in inferred  # the engine that was the fastest there
     assert "CPU, fp32" in inferred
     assert "wrote 76 of 76 images to out" in inferred
