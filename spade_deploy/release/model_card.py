@@ -74,7 +74,7 @@ def model_card(manifest: Manifest, report: ValidationReport, golden_from: str) -
         f"# {_plain(source.run)}",
         what,
         "## Use it",
-        f"```sh\nspade infer labels/ photos/ --artifact .{_instances(spec)}\n```",
+        f"```sh\n{_command(spec)}\n```",
         client,
         f"```python\n{_client(manifest)}\n```",
         _tensor_table(spec, manifest.encoder),
@@ -84,7 +84,7 @@ def model_card(manifest: Manifest, report: ValidationReport, golden_from: str) -
         "## Figures",
         proof,
         _figures(report),
-        "Images lie in -1..1; a flipped pixel has another value in `pixels`. `report.html` has the limits.",
+        "Images lie in -1..1; a flipped pixel has another value in the output pixels. The limits are in report.html.",
         "## Labels",
         _labels(spec),
         "## Limits",
@@ -121,8 +121,10 @@ def _size(spec: GeneratorSpec) -> str:
     return f"{text} and runs at any height and width that are a {spec.side_rule}." if spec.is_dynamic else f"{text}."
 
 
-def _instances(spec: GeneratorSpec) -> str:
-    return " --instances instances/" if spec.labels.has_edges else ""
+def _command(spec: GeneratorSpec) -> str:
+    if spec.labels.has_edges:
+        return "spade infer labels/ photos/ --artifact . --instances instances/"
+    return "spade infer labels/ photos/ --artifact ."
 
 
 def _client(manifest: Manifest) -> str:
