@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -448,3 +450,33 @@ def test_every_text_stands_in_the_file_of_texts() -> None:
     assert words == ["spade", "This page needs JavaScript."]
     assert not re.findall(r'(?:aria-label|title|placeholder)="[^"]+"', html)
     assert re.findall("<script[^>]*>", html) == ['<script type="module" src="./main.js">']
+
+
+def test_what_the_page_is_served_with(server: Server, models: dict[str, ServedModel]) -> None:
+    def asked(path: str, **headers: str) -> Any:
+        request = urllib.request.Request(server.url + path, headers=headers)
+        try:
+            return urllib.request.urlopen(request, timeout=20)
+        except urllib.error.HTTPError as refused:
+            return refused
+
+    page = asked("")
+    assert page.headers["Cache-Control"] == "no-cache"
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert asked("", **{"If-None-Match": page.headers["ETag"]}).status == 304
+    digest = page.headers["ETag"].strip('"')
+    assert f'src="/page/{digest}/main.js"' in page.read().decode()
+    script = asked(f"page/{digest}/main.js")
+    assert script.headers["Content-Type"].startswith("text/javascript")
+    assert "immutable" in script.headers["Cache-Control"]
+    assert script.read() == (PAGE_FOLDER / "main.js").read_bytes()
+    for missing in (f"page/{digest}/..%2fapp.py", f"page/{digest}/none.js", "page/0000/main.js"):
+        assert asked(missing).status == 404
+    sample = asked("v1/models/styled/samples/1").read()
+    right = models["styled"].artifact.golden().inputs[LABEL][1]
+    assert right.max() > 255
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sample))), right)
+    assert asked("v1/models/styled/samples/2").status == 404
+    assert asked("v1/models/none/samples/0").status == 404

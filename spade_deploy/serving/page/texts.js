@@ -49,6 +49,7 @@ export const TEXTS = {
 
   palette: "Classes",
   search: "Search classes",
+  searchHint: "Search",
   recent: "Recently used",
   allClasses: "All classes",
   noClass: "No class is called “{text}”.",
