@@ -176,7 +176,7 @@ def opened_image(path: ImageSource, what: str) -> Iterator[OpenedImage]:
 
 def _stream_of(source: ImageSource) -> BufferedReader:
     if isinstance(source, ImageBytes):
-        return BufferedReader(BytesIO(source.content))  # type: ignore[arg-type]  # typeshed wants a raw stream; any reads
+        return BufferedReader(BytesIO(source.content))
     return open_regular(source)
 
 

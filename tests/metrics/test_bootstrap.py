@@ -60,7 +60,7 @@ def test_kappa_knows_guessing_from_seeing() -> None:
 
 
 def test_equal_models_are_seldom_called_the_best_and_better_ones_usually() -> None:
-    """Of models that are equally good, 5 % are expected to lead by more than a 95 % interval; measured are 4.3 %."""
+    """Of models that are equally good, 5 % are expected to lead by more than a 95 % interval."""
     random, lucky, seen = np.random.default_rng(0), 0, 0
     for trial in range(300):
         hard = random.normal(50, 20, 30)  # what makes a sample hard for every model
