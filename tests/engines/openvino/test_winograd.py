@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from spade_deploy.engines.openvino import winograd
-from spade_deploy.engines.openvino.library import core, load_openvino
+from spade_deploy.engines.openvino import models, winograd
+from spade_deploy.engines.openvino.library import core, has_bf16, load_openvino
 from spade_deploy.engines.openvino.models import settings_of
+from spade_deploy.engines.openvino.runtime import OpenVinoRuntime
 from spade_deploy.engines.openvino.winograd import Layer, tile_for, transformed, transforms_of, use_winograd
 from spade_deploy.spec import GraphKind, Precision
+from tests.support.stand_in import PLAIN, random_inputs, stand_in_artifact
 
 FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 Array = NDArray[np.float32]
@@ -191,3 +194,14 @@ def test_only_a_sum_by_channel_is_taken_as_the_bias(shape: tuple[int, ...]) -> N
     model = load_openvino().Model([op.add(node, constant(added.astype(np.float32)))], [fed])
     assert use_winograd(model, GraphKind.LOOKUP, lambda *_: 2) == 1
     np.testing.assert_allclose(run(model, values.astype(np.float32)), right, rtol=0, atol=2e-5)  # measured 2e-6
+
+
+def test_other_precisions_keep_their_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[GraphKind] = []
+    monkeypatch.setattr(models, "use_winograd", lambda model, kind: seen.append(kind))
+    artifact = stand_in_artifact(tmp_path / "a", precisions=(Precision.FP32, Precision.FP16))
+    for precision in (Precision.FP16, *([Precision.BF16] if has_bf16() else []), Precision.FP32):
+        assert not seen
+        with OpenVinoRuntime(artifact, precision, 1) as runtime:
+            runtime.run(random_inputs(PLAIN, 1))
+    assert seen == [GraphKind.DENSE]
