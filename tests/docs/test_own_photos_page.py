@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
@@ -11,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.cli import app
 from spade_deploy.runs import newest_checkpoint, read_checkpoint_info
+from tests.support.commands import spade
 from tests.support.own_photos import write_own_photos
 from tests.support.paths import ROOT
 
@@ -29,7 +27,7 @@ SMALL = {
     "export": ("--graph", "dense", "--no-tune"),
 }
 """What a command gets beside the page's options, so that it takes seconds; of an option that is given twice the last
-counts. All run in this process, so that PyTorch is loaded once."""
+counts."""
 
 
 def commands() -> list[list[str]]:
@@ -48,12 +46,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     assert classes is not None
     (folder / "classes.txt").write_text(classes[1])
     printed: dict[str, str] = {}
-    with contextlib.chdir(folder):
-        for words in commands():
-            done = CliRunner().invoke(app, [*words[1:], *SMALL.get(words[1], ())])
-            assert done.exit_code == 0, f"{shlex.join(words)}\n{done.output}\n{done.exception}"
-            key = f"{words[1]} estimate" if "--estimate" in words else words[1]
-            printed[key] = printed.get(key, "") + done.output
+    for words in commands():
+        done = spade(*words[1:], *SMALL.get(words[1], ()), cwd=folder)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+        key = f"{words[1]} estimate" if "--estimate" in words else words[1]
+        printed[key] = printed.get(key, "") + done.stdout + done.stderr
     return folder, printed
 
 
