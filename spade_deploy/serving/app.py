@@ -6,8 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -17,54 +15,25 @@ from starlette.middleware.cors import CORSMiddleware
 from spade_deploy.errors import SpadeError
 from spade_deploy.serving.figures import Figures
 from spade_deploy.serving.guards import GuardMiddleware, Guards
+from spade_deploy.serving.live import add_live
 from spade_deploy.serving.models import ServedModel
-from spade_deploy.serving.problems import MEDIA_TYPE, TITLES, HttpError, response_to
+from spade_deploy.serving.page_routes import add_page
+from spade_deploy.serving.problems import HttpError, response_to
 from spade_deploy.serving.request import ServeRequest
+from spade_deploy.serving.routes import add_routes
 from spade_deploy.serving.runner import Runner
+from spade_deploy.serving.state import Serving, problems
 from spade_deploy.version import __version__
 
 _LOG = logging.getLogger(__name__)
 
-LIVE, HEALTH, READY, METRICS = "/v1/live", "/healthz", "/readyz", "/metrics"
+HEALTH, READY, METRICS = "/healthz", "/readyz", "/metrics"
 DRAIN_S = 20.0
 """Seconds that requests get to end when the server is told to stop."""
 
 
-@dataclass
-class Serving:
-    """What the endpoints share."""
-
-    models: Mapping[str, ServedModel]
-    """By name, in the order in which they were named."""
-    asked: ServeRequest
-    """The limits."""
-    runner: Runner
-    """The queue."""
-    figures: Figures
-    """The counters."""
-    is_ready: bool = True
-    """Whether new requests should come here."""
-
-    def model(self, name: str | None) -> ServedModel:
-        """The model of that name; the first one for None. Raises HttpError."""
-        if not name:
-            return next(iter(self.models.values()))
-        if name not in self.models:
-            raise HttpError(404, f"there is no model {name[:80]!r}", hint=f"there are {', '.join(self.models)}")
-        return self.models[name]
-
-    @property
-    def retry_s(self) -> int:
-        """Seconds until the queue is expected to have room."""
-        return max(1, min(60, round(self.runner.waiting * self.runner.image_s / 2)))
-
-
 def make_app(models: Mapping[str, ServedModel], asked: ServeRequest, token: str = "") -> FastAPI:
     """The app that serves these models. token: what requests must bring; empty if nothing."""
-    from spade_deploy.serving.live import add_live
-    from spade_deploy.serving.page_routes import add_page
-    from spade_deploy.serving.routes import add_routes
-
     runner = Runner(asked.queue)
     serving = Serving(models, asked, runner, Figures(runner))
 
@@ -147,20 +116,3 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
     async def metrics() -> Response:
         content, media_type = serving.figures.text()
         return Response(content, media_type=media_type)
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of errors with these statuses."""
-    schema = {
-        "type": "object",
-        "required": ["type", "title", "status", "detail"],
-        "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string", "description": "what happened"},
-            "hint": {"type": "string", "description": "what to do next"},
-            "request_id": {"type": "string", "description": "the id of the request in the log"},
-        },
-    }
-    return {code: {"description": TITLES[code], "content": {MEDIA_TYPE: {"schema": schema}}} for code in statuses}

@@ -20,13 +20,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.images.image_file import ImageBytes
-from spade_deploy.serving.app import LIVE, Serving
 from spade_deploy.serving.maps import Asked, inputs_of, live_asked
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError, body_of
 from spade_deploy.serving.routes import timing, work_of
 from spade_deploy.serving.runner import OvertakenError, Work
+from spade_deploy.serving.state import Serving
 
+LIVE = "/v1/live"
 SUBPROTOCOL = "spade.v1"
 _MOST_HEADER_BYTES = 1 << 20
 """It may hold an instance map in base64."""

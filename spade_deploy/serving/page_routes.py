@@ -24,9 +24,9 @@ from spade_deploy.artifact import LABEL
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.inference.style import style_vector
-from spade_deploy.serving.app import Serving, problems
 from spade_deploy.serving.problems import HttpError
 from spade_deploy.serving.routes import read_body
+from spade_deploy.serving.state import Serving, problems
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 PAGE_PATH = "/page/"

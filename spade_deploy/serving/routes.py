@@ -18,12 +18,12 @@ from starlette.requests import ClientDisconnect
 
 from spade_deploy.artifact import Arrays
 from spade_deploy.errors import ConfigError
-from spade_deploy.serving.app import Serving, problems
 from spade_deploy.serving.maps import Asked, asked_of_form, asked_of_json, inputs_of
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError
 from spade_deploy.serving.runner import DeadlineError, Made, QueueFullError, Work
+from spade_deploy.serving.state import Serving, problems
 
 BODY_S = 20.0
 """Seconds in which the whole body of a request must have come."""
