@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.commands import output
-from spade_deploy.commands.console import duration, free_folder, print_next, print_places, stdout
+from spade_deploy.commands.console import (
+    command_line,
+    duration,
+    free_folder,
+    line,
+    print_next,
+    print_places,
+    stdout,
+    styled,
+)
 from spade_deploy.commands.options import MAIN, command
 from spade_deploy.commands.progress import training_bar
 from spade_deploy.commands.tables import print_report
@@ -36,4 +45,6 @@ def demo(asked: DemoRequest) -> None:
         ("gallery", made.gallery), ("artifact", made.artifact), ("photos", made.photos), ("label maps", made.labels)
     )
     stdout().print("  open the gallery in a browser; `spade train` trains a model as good as the shipped one")
+    stdout().print("  to paint with it:")
+    stdout().print(line("  ", styled(command_line("spade", "serve", made.artifact), "bold")))
     print_next("spade", "infer", made.labels, free_folder("photos"), "--artifact", made.artifact)

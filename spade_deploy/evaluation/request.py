@@ -107,8 +107,8 @@ class EvalRequest:
     extractor_facts: Mapping[str, Any] = asked_of(ExtractorFacts)
     """The fields of ExtractorFacts that are given."""
     fid: bool = setting(False, help="FID and KID: needs the published Inception weights; no download.", group=JUDGES)
-    lpips: str = setting(
-        "", help="LPIPS to the photo: alex or vgg, of the published weights; no download.", group=JUDGES, bare="alex"
+    lpips: str | None = setting(
+        None, help="LPIPS to the photo: alex or vgg, of the published weights; no download.", group=JUDGES, bare="alex"
     )
     judge_weights: Path | None = setting(
         None, help="Folder of these weights; $TORCH_HOME/hub/checkpoints if left out.", group=JUDGES

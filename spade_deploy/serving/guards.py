@@ -134,7 +134,7 @@ class GuardMiddleware:
                 "ms": round(seconds * 1000, 2),
             }
             _LOG.info("%s", json.dumps(facts))
-        elif scope["path"] not in HEALTH_PATHS:
+        elif not is_open(scope["path"]) or status >= 400:
             _LOG.info("%s %s %d %.1f ms", scope["method"], scope["path"][:200], status, seconds * 1000)
 
 
