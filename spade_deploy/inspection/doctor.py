@@ -67,6 +67,10 @@ _PACKAGES = {
     "pnnx": ("the baseline ncnn", "peers"),
     "fastapi": ("spade serve", "serve"),
     "uvicorn": ("spade serve", "serve"),
+    "websockets": ("the live preview of spade serve", "serve"),
+    "python-multipart": ("forms that spade serve is sent", "serve"),
+    "prometheus-client": ("the figures of spade serve", "serve"),
+    "torchmetrics": ("spade eval with LPIPS", "lpips"),
 }
 _GPU_PACKAGES = {
     "tensorrt": ("TensorRT engines: spade build", "trt"),
