@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +72,12 @@ def picture(caption: str, pixels: NDArray[np.uint8], *, is_ids: bool = False) ->
 def drawing(svg: str) -> Any:
     """An SVG element that stands in the page as it is: its text has the page's colours, in dark mode too.
 
-    It must come from this package: nothing in it is escaped.
+    It must come from this package: nothing in it is escaped. Its namespaces go, as HTML knows them: a page that stands
+    alone names no address.
     """
     import markupsafe  # jinja2 brings it
 
-    return markupsafe.Markup(svg)
+    return markupsafe.Markup(re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg))
 
 
 def legend(labels: LabelSpec, palette: Iterable[Rgb], present: Iterable[int]) -> list[LegendEntry]:

@@ -249,8 +249,9 @@ def test_demo_writes_a_gallery_that_stands_alone(tmp_path: Path) -> None:
     done = spade("demo", "--steps", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "demo/index.html").read_text(encoding="utf-8")
-    # 24 tiles, a label map, a result and a photo each; losses and samples.
-    assert page.count("data:image/png;base64,") == 24 * 3 + 2
+    # 24 tiles and 4 samples, a label map, a result and a photo each; the losses are drawn in the page itself.
+    assert page.count("data:image/png;base64,") == (24 + 4) * 3
+    assert "<svg" in page
     assert "http:" not in page
     assert "https:" not in page
     assert len(list((tmp_path / "demo/photos").glob("*.png"))) == 24

@@ -245,6 +245,9 @@ class TestFullDisk:
             def __init__(self, run: Path, start: int) -> None:
                 pass
 
+            def settings(self, *args: Any) -> None:
+                pass
+
             def scalars(self, *args: Any, **kwargs: Any) -> None:
                 calls.append("scalars")
                 raise OSError(28, "No space left on device")

@@ -312,7 +312,7 @@ def test_the_target_holds_on_the_golden_maps_and_on_those_of_the_calibration(
     monkeypatch.setattr(int8._Maker, "_write", written)
     monkeypatch.setattr(int8, "most_kept", lambda ranking: 5)
     expected: Any = (golden, None)
-    maker = int8._Maker(tmp_path, GraphKind.DENSE, generator.spec, {}, request, None, expected, SILENT)  # type: ignore[arg-type]
+    maker = int8._Maker(tmp_path, GraphKind.DENSE, generator.spec, {}, (), request, None, expected, SILENT)  # type: ignore[arg-type]
     quality = maker.make((), ranking)
     assert wrote == [0, 1, 2, 3]
     assert min(quality.calibration_psnr_db, quality.golden_psnr_db) == 40.0
