@@ -405,7 +405,7 @@ def test_an_export_keeps_what_is_asked_beside_what_the_ranges_ask(
     generator = small_generator()
     types: dict[str, torch.dtype] = {}
 
-    def write(model: Any, path: Path) -> None:
+    def write(model: Any, path: Path, facts: Any) -> None:
         types.update({name: dtype_of(model.get_submodule(name)) for name in unit_names(model.spec)})
         path.write_bytes(b"what is written is tests/export/test_onnx_file.py")
 

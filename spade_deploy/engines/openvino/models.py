@@ -82,7 +82,7 @@ class SizedModels:
         stored.release()
         return _Ready(compiled.create_infer_request(), stored)
 
-    def _compile(self, extent: Extent, inputs: Mapping[str, NDArray[Any]]) -> _Ready:
+    def _compile(self, extent: Extent, inputs: Mapping[str, NDArray[Any]], *, is_kept: bool = True) -> _Ready:
         if self._model is None:
             self._model = self._read()
         try:
@@ -99,13 +99,12 @@ class SizedModels:
             ) from error
         del model
         self._check(compiled)
-        if self._cache is not None and self._stored < KEPT_SIZES:
+        if self._cache is not None and is_kept and self._stored < KEPT_SIZES:
             self._stored += 1
             if self._cache.store(extent, compiled.export_model):
                 # A compiled model keeps the weights as they were in the file, too; one that is loaded does not.
                 del compiled
-                loaded = self._load(extent)
-                return loaded or self._compile(extent, inputs)
+                return self._load(extent) or self._compile(extent, inputs, is_kept=False)
         return _Ready(compiled.create_infer_request(), None)
 
     def _check(self, compiled: Any) -> None:
