@@ -33,11 +33,13 @@ from spade_deploy.spec import UNKNOWN_VALUE, Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 ABSENT = ("torch", "onnx", "onnxscript", "safetensors", "matplotlib", "jinja2")
-# What trains and exports may need what is absent; all else must import without.
+# What trains, exports, judges by networks and serves may need what is absent; all else must import without.
 NEED_MORE = (
     "training",
     "networks",
     "export",
+    "evaluation.published",
+    "serving",
     *(f"release.{name}" for name in ("demo", "example_inputs", "release", "report")),
     *(f"runs.{name}" for name in ("checkpoint", "imported_spec", "importer", "shipped", "state_dicts", "tensors")),
     "runs.weight_files",
@@ -201,7 +203,7 @@ def test_infer_with_a_bad_file_does_the_rest_and_exits_1(run: Run, artifact: Art
     options = ("--artifact", artifact.path, "--no-instances")
     done = run("spade", "infer", tmp_path / LABEL, "out", *options, code=1)
     assert "0.png" in done.stderr
-    assert sorted(path.name for path in (tmp_path / "work" / "out").iterdir()) == [".lock", "1.png"]
+    assert sorted(path.name for path in (tmp_path / "work" / "out").iterdir()) == [".infer.json", ".lock", "1.png"]
 
 
 def test_validate_against_the_golden_outputs(run: Run, artifact: Artifact) -> None:
