@@ -182,7 +182,8 @@ def test_dense_and_lookup_keep_the_same_units(tmp_path: Path, monkeypatch: pytes
         return {name: 9e4 if name == large else 1.0 for name in unit_names(model.spec)}
 
     monkeypatch.setattr(precision, "unit_ranges", ranges)
-    monkeypatch.setattr(pipeline, "write_onnx", lambda _, path: path.write_bytes(b"tests/export/test_onnx_graph.py"))
+    written = b"tests/export/test_onnx_graph.py"
+    monkeypatch.setattr(pipeline, "write_onnx", lambda _, path, facts: path.write_bytes(written))
     exported = export_artifact(
         generator,
         tmp_path,
