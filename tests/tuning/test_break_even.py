@@ -54,7 +54,16 @@ def test_a_model_of_one_class_has_one_pattern_and_one_answer() -> None:
     assert replace(same, usual_shares=()).share == 1
 
 
-@pytest.mark.parametrize("labels", [LabelSpec(1), LabelSpec(1, has_dontcare=True), LabelSpec(1, has_edges=True)])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LabelSpec(1),
+        *(
+            pytest.param(labels, marks=pytest.mark.slow)
+            for labels in (LabelSpec(1, True), LabelSpec(1, has_edges=True))
+        ),
+    ],
+)
 def test_a_model_of_one_class_is_exported(tmp_path: Path, labels: LabelSpec) -> None:
     run = new_run(tmp_path / "runs", "one")
     generator = build_generator(labels=labels, base_channels=2, hidden_channels=4)

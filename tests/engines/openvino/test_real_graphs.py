@@ -99,7 +99,10 @@ def in_openvino(artifact: Artifact) -> ValidationReport:
     return report
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("int8", "many ids", "crn") else ()) for name in SPECS],
+)
 def test_every_graph_is_right_in_every_precision(exported: Callable[[str], Artifact], name: str) -> None:
     report = in_openvino(exported(name))
     report.require_passed()
@@ -139,11 +142,16 @@ def test_the_convolutions_are_computed_in_what_was_asked_for(
 ) -> None:
     for precision in (Precision.FP32, Precision.FP16):
         assert convolutions_in(exported("spade"), precision, kind) == {"f32"}
+    if has_bf16():
+        assert convolutions_in(exported("spade"), Precision.BF16, kind) == {"bf16"}
+
+
+@pytest.mark.slow  # the export is
+@pytest.mark.parametrize("kind", list(GraphKind))
+def test_quantised_convolutions_are_computed_in_int8(exported: Callable[[str], Artifact], kind: GraphKind) -> None:
     quantised = convolutions_in(exported("int8"), Precision.INT8, kind)
     assert "i8" in quantised
     assert "bf16" not in quantised
-    if has_bf16():
-        assert convolutions_in(exported("spade"), Precision.BF16, kind) == {"bf16"}
 
 
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
