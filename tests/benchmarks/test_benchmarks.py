@@ -124,6 +124,7 @@ def test_the_table_follows_the_results(tmp_path: Path, capsys: pytest.CaptureFix
 # --- the scripts
 
 
+@pytest.mark.slow
 def test_peers_in_small(work: Path, tmp_path: Path) -> None:
     peers = load_script("peers")
     arguments = ["--quick", "--group", "fp32-graphs", "--threads", "1", "--work", str(work), "--out", str(tmp_path)]

@@ -77,6 +77,7 @@ def test_cases_that_would_begin_too_late_are_left_out(tmp_path: Path, monkeypatc
     assert outcome.facts["left out for lack of time"] == ["fp16 32 batch 1", "fp32 32 batch 1"]
 
 
+@pytest.mark.slow
 def test_the_graph_with_its_finder_in_onnx_runtime(tmp_path: Path) -> None:
     in_ort = load_script("gpu.lookup_in_ort")
     book = records.Book("lookup_ort")

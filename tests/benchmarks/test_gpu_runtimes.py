@@ -63,6 +63,7 @@ def test_onnxruntime_validates_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert outcome.status == "failed"
 
 
+@pytest.mark.slow
 def test_onnxruntime_times_a_plain_export_of_the_same_generator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
