@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted, reason_of
-from spade_deploy.files.reading import read_regular
+from spade_deploy.labels.palette_file import read_utf8
 from spade_deploy.spec import LabelSpec, Rgb
 
-MAX_BYTES = 4 << 20
 MAX_CLASSES = 4097
 """The most classes that a file may have: 4096 labels, and the one of unknown pixels."""
 MAX_NAME = 80
@@ -85,12 +84,7 @@ def own_labels(
 
 def read_class_file(path: Path) -> Classes:
     """Read names and colours, in any of FORMS. Raises ConfigError, which names the file and the line or entry."""
-    try:
-        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"`classes`: {path} cannot be read: it is no UTF-8 text", hint="save it as UTF-8") from error
-    except OSError as error:
-        raise ConfigError(f"`classes`: {path} cannot be read ({error.strerror or reason_of(error)})") from error
+    text = read_utf8(path, "classes")
     if path.suffix.lower() in (".yaml", ".yml"):
         entries = _of_value(path, _yaml(path, text))
     elif text.lstrip()[:1] in ("[", "{"):

@@ -11,8 +11,20 @@ from spade_deploy.errors import ConfigError, reason_of
 from spade_deploy.files.reading import read_regular
 from spade_deploy.spec import Rgb
 
-_MAX_PALETTE_BYTES = 4 << 20
+MAX_BYTES = 4 << 20
+"""The largest file of colours or classes that is read."""
 _MAX_NAME = 80
+
+
+def read_utf8(path: Path, field: str) -> str:
+    """The text of a file. field: the setting that names it. Raises ConfigError."""
+    try:
+        # utf-8-sig: Windows' editor puts a byte order mark before the text.
+        return read_regular(path, MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"`{field}`: {path} cannot be read: it is no UTF-8 text", hint="save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"`{field}`: {path} cannot be read ({reason_of(error)})") from error
 
 
 def read_palette_file(path: Path) -> tuple[tuple[Rgb, ...], tuple[str, ...]]:
@@ -20,13 +32,7 @@ def read_palette_file(path: Path) -> tuple[tuple[Rgb, ...], tuple[str, ...]]:
 
     One entry an id, in the order of the ids; '#' starts a comment. Raises ConfigError.
     """
-    try:
-        # utf-8-sig: Windows' editor puts a byte order mark before the text.
-        text = read_regular(path, _MAX_PALETTE_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"`palette`: {path} cannot be read: it is no UTF-8 text", hint="save it as UTF-8") from error
-    except OSError as error:
-        raise ConfigError(f"`palette`: {path} cannot be read ({error.strerror})") from error
+    text = read_utf8(path, "palette")
     entries = _json_entries(path, text) if text.lstrip().startswith("[") else _line_entries(text)
     colors: list[Rgb] = []
     for where, entry in entries:

@@ -18,9 +18,9 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from spade_deploy.errors import ConfigError, SpadeError
+from spade_deploy.errors import SpadeError
 from spade_deploy.images.image_file import ImageBytes
-from spade_deploy.serving.maps import Asked, inputs_of, live_asked
+from spade_deploy.serving.maps import Asked, inputs_of, live_asked, text_field
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError, body_of
 from spade_deploy.serving.routes import timing, work_of
@@ -105,12 +105,9 @@ class Drawing:
         if not isinstance(fields, dict):
             raise HttpError(400, "the line of JSON is no object")
         fields.pop("id", None)
-        name, picture = (
-            fields.pop("model", None),
-            parse_format(_text(fields.pop("format", None), "format"), "image/webp"),
-        )
-        quality = parse_quality(fields.pop("quality", None))
-        model = self._serving.model(_text(name, "model"))
+        picture = parse_format(text_field(fields, "format"), "image/webp")
+        quality = parse_quality(fields.get("quality"))
+        model = self._serving.model(text_field(fields, "model"))
         limit = self._serving.asked.max_pixels
         asked: Asked = live_asked(fields, ImageBytes("the label map", png, limit), limit)
         inputs = await run_in_threadpool(inputs_of, model, asked, limit)
@@ -153,9 +150,3 @@ def _id_of(content: bytes) -> Any:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if isinstance(found, int | str) else None
-
-
-def _text(value: Any, name: str) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f"`{name}` is no text")
-    return value

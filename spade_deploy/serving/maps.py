@@ -23,6 +23,11 @@ from spade_deploy.labels.files import label_dtype, labels_from_values, read_inst
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.spec import parse_size
 
+FILES = frozenset({"label", "instance", "style_photo"})
+"""The fields of a request that hold images."""
+FIELDS = FILES | {"model", "seed", "style", "size", "format", "quality"}
+"""All fields of a request."""
+
 
 @dataclass(frozen=True)
 class RunLengths:
@@ -142,10 +147,9 @@ def asked_of_json(body: Any, most_pixels: int) -> Asked:
     """A request's JSON -> what it asks for. Raises ConfigError that names the field."""
     if not isinstance(body, Mapping):
         raise ConfigError("the body is no JSON object")
-    known = {"model", "label", "instance", "seed", "style", "style_photo", "size", "format", "quality"}
-    if unknown := sorted(set(body) - known):
+    if unknown := sorted(set(body) - FIELDS):
         raise ConfigError(
-            f"`{_name(unknown[0])}` is no field of a request", hint=f"there are {', '.join(sorted(known))}"
+            f"`{shown_name(unknown[0])}` is no field of a request", hint=f"there are {', '.join(sorted(FIELDS))}"
         )
     if "label" not in body:
         raise ConfigError("`label` is missing", hint='"label": a PNG in base64, or {"height", "width", "runs"}')
@@ -270,5 +274,14 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _name(text: str) -> str:
+def shown_name(text: str) -> str:
+    """The name of a field as a message may show it, whoever sent it."""
     return "".join(letter if letter.isalnum() or letter in "_-." else "?" for letter in text[:40])
+
+
+def text_field(fields: Mapping[str, Any], name: str) -> str | None:
+    """A field that is a text, or None. Raises ConfigError for any other value."""
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"`{name}` is no text")
+    return value

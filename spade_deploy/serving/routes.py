@@ -18,7 +18,16 @@ from starlette.requests import ClientDisconnect
 
 from spade_deploy.artifact import Arrays
 from spade_deploy.errors import ConfigError
-from spade_deploy.serving.maps import Asked, asked_of_form, asked_of_json, inputs_of
+from spade_deploy.serving.maps import (
+    FIELDS,
+    FILES,
+    Asked,
+    asked_of_form,
+    asked_of_json,
+    inputs_of,
+    shown_name,
+    text_field,
+)
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError
@@ -144,13 +153,8 @@ async def read_request(request: Request, serving: Serving) -> Wanted:
             f"content of type {kind[:80] or 'none'} is not read",
             hint="send application/json or multipart/form-data",
         )
-    name = fields.get("model")
-    if name is not None and not isinstance(name, str):
-        raise ConfigError("`model` is no text")
-    named = fields.get("format")
-    if named is not None and not isinstance(named, str):
-        raise ConfigError("`format` is no text")
-    picture = parse_format(named, request.headers.get("accept", ""))
+    name = text_field(fields, "model")
+    picture = parse_format(text_field(fields, "format"), request.headers.get("accept", ""))
     return Wanted(serving.model(name), asked, picture, parse_quality(fields.get("quality")))
 
 
@@ -201,27 +205,22 @@ async def _read_form(request: Request, most: int, seconds: float) -> tuple[dict[
         raise HttpError(400, f"the form cannot be read: {said[:200]}") from error
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
-    known = {"model", "label", "instance", "seed", "style", "style_photo", "size", "format", "quality"}
     try:
         for name, value in form.multi_items():
-            if name not in known or name in fields or name in files:
-                why = "comes twice" if name in known else "is no field of a request"
-                raise ConfigError(f"`{_short(name)}` {why}", hint=f"there are {', '.join(sorted(known))}")
+            if name not in FIELDS or name in fields or name in files:
+                why = "comes twice" if name in FIELDS else "is no field of a request"
+                raise ConfigError(f"`{shown_name(name)}` {why}", hint=f"there are {', '.join(sorted(FIELDS))}")
             if isinstance(value, UploadFile):
                 files[name] = await value.read()
             else:
                 fields[name] = value
     finally:
         await form.close()
-    if wrong := sorted(set(files) - {"label", "instance", "style_photo"}):
+    if wrong := sorted(set(files) - FILES):
         raise ConfigError(f"`{wrong[0]}` is sent as a file, it should be a text")
-    if wrong := sorted(set(fields) & {"label", "instance", "style_photo"}):
+    if wrong := sorted(set(fields) & FILES):
         raise ConfigError(f"`{wrong[0]}` is sent as a text, it should be a file", hint=f"-F {wrong[0]}=@FILE")
     return fields, files
-
-
-def _short(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "_-." else "?" for letter in name[:40])
 
 
 def _body_description() -> dict[str, Any]:
