@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from contextlib import suppress
 from typing import Any
@@ -26,6 +27,8 @@ from spade_deploy.serving.problems import HttpError, body_of
 from spade_deploy.serving.routes import timing, work_of
 from spade_deploy.serving.runner import OvertakenError, Work
 from spade_deploy.serving.state import Serving
+
+_LOG = logging.getLogger(__name__)
 
 LIVE = "/v1/live"
 SUBPROTOCOL = "spade.v1"
@@ -89,8 +92,8 @@ class Drawing:
             number = _id_of(content)
             try:
                 await self._begin(number, content)
-            except SpadeError as error:
-                await self._tell({"id": number, **body_of(error)})
+            except Exception as error:  # the page draws on, whatever one map does
+                await self._tell({"id": number, **body_of(_told(error))})
 
     async def _begin(self, number: Any, content: bytes) -> None:
         """Decode a map and queue it in the place of the one before; its image is sent when it is there."""
@@ -125,8 +128,8 @@ class Drawing:
         except OvertakenError:
             await self._tell({"id": number, "overtaken": True})
             return
-        except SpadeError as error:
-            await self._tell({"id": number, **body_of(error)})
+        except Exception as error:  # an engine may raise anything
+            await self._tell({"id": number, **body_of(_told(error))})
             return
         start = time.perf_counter()
         content = await run_in_threadpool(encode, made.pixels, picture, quality)
@@ -150,3 +153,11 @@ def _id_of(content: bytes) -> Any:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if isinstance(found, int | str) else None
+
+
+def _told(error: Exception) -> SpadeError:
+    """The error as a page is told of it; what nobody foresaw goes to the log."""
+    if isinstance(error, SpadeError):
+        return error
+    _LOG.error("a map of the live preview failed", exc_info=error)
+    return HttpError(500, "an error that nobody foresaw; the server's log has it")

@@ -104,6 +104,22 @@ def test_the_newest_map_wins(app: Any, client: Any, monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(answers[1][1], right_pixels(PLAIN, maps[3]))
 
 
+def test_an_engine_that_fails_is_told_and_the_page_goes_on(
+    app: Any, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = app.state.serving.models["plain"]
+    with connected(client) as socket:
+        with monkeypatch.context() as patch:
+            patch.setattr(model.runtime, "run", lambda *_: 1 / 0)
+            socket.send_bytes(message(1, some_map(PLAIN)))
+            problem = json.loads(socket.receive()["text"])
+        assert (problem["id"], problem["status"]) == (1, 500)
+        assert "division by zero" not in problem["detail"]
+        assert "division by zero" in caplog.text
+        socket.send_bytes(message(2, some_map(PLAIN), format="png"))
+        np.testing.assert_array_equal(image_of(socket.receive())[1], right_pixels(PLAIN, some_map(PLAIN)))
+
+
 def test_other_pages_and_missing_tokens_are_turned_away(tmp_path_factory: pytest.TempPathFactory) -> None:
     app = served_app(tmp_path_factory.mktemp("guarded"), token="t" * 20)
     closed = pytest.importorskip("starlette.websockets").WebSocketDisconnect
