@@ -96,7 +96,7 @@ class ServedProcess:
         self.errors = folder / "stderr"
         with self.errors.open("wb") as file:
             self.process = subprocess.Popen([*command, *flags], stdout=file, stderr=file, cwd=folder)
-        self.url = self._wait_for(r"http://127\.0\.0\.1:\d+")
+        self.url = self.wait_for(r"http://127\.0\.0\.1:\d+")
         end = time.monotonic() + 60
         while time.monotonic() < end and self.process.poll() is None:
             with contextlib.suppress(OSError):
@@ -111,7 +111,8 @@ class ServedProcess:
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", int(self.url.rpartition(":")[2])
 
-    def _wait_for(self, pattern: str) -> str:
+    def wait_for(self, pattern: str) -> str:
+        """The first match of a pattern in what the server has written; fails after 60 seconds, or when it has ended."""
         end = time.monotonic() + 60
         while time.monotonic() < end and self.process.poll() is None:
             if found := re.search(pattern, self.errors.read_text()):
