@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
-from torch import Tensor
-from torch.export import Dim
 
 from spade_deploy.artifact import TensorInfo, description, input_tensors, output_tensors
-from spade_deploy.errors import ExportError, reason_of
 from spade_deploy.export.build import TracedModel, stage_names
 from spade_deploy.export.lookup import LookupModel
+from spade_deploy.export.onnx_recorder import GraphInput, Recorder
+from spade_deploy.export.onnx_sizes import Dimension, Size, times
 from spade_deploy.export.spade import levels
 from spade_deploy.files.onnx_data import EXTERNAL_DATA_BYTES
 from spade_deploy.lookup.tables import LATENT_KERNEL, lookup_tensors
@@ -25,11 +25,12 @@ from spade_deploy.version import __version__
 
 OPSET = 18
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
+BATCH = Size(1, "batch")
+"""The number of label maps, which is not fixed."""
 
 
 def write_onnx(model: TracedModel, path: Path, facts: Mapping[str, str] | None = None) -> None:
-    """Trace `model` and write it to `path`. Raises ExportError with the exporter's own words where that fails.
+    """Record `model` as a graph and write it to `path`. Raises ExportError for an operation that ONNX nodes lack here.
 
     Inputs and outputs are those of the module. The batch is dynamic; so are height and width, as multiples of the
     spec's stride, except with a VAE; so are the numbers of patterns of a lookup graph. Values that the trained
@@ -38,31 +39,17 @@ def write_onnx(model: TracedModel, path: Path, facts: Mapping[str, str] | None =
     """
     spec = model.spec
     is_lookup = isinstance(model, LookupModel)
-    inputs, names, shapes = _example_tables(spec) if is_lookup else _example_inputs(spec)
-    # There is one entry for each parameter of `forward`; the arguments after a star are one tuple.
-    after_star = shapes if is_lookup else shapes[1:]
-    dynamic = (*shapes[: len(shapes) - len(after_star)], *([tuple(after_star)] if after_star else []))
-    try:
-        with quiet_export():
-            program = torch.onnx.export(
-                model,
-                inputs,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=names,
-                output_names=[tensor.name for tensor in output_tensors(spec)],
-                dynamic_shapes=dynamic,
-                external_data=False,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter raises dozens of types
-        raise ExportError(f"torch.onnx could not export the deploy model: {reason_of(error)}") from error
-    assert program is not None
-    _name_stages(program.model, model)
-    tensors = (*(lookup_tensors(spec) if is_lookup else input_tensors(spec)), *output_tensors(spec))
-    describe(program.model, tensors, description(spec, GraphKind.LOOKUP if is_lookup else GraphKind.DENSE), facts or {})
+    tensors = lookup_tensors(spec) if is_lookup else input_tensors(spec)
+    sizes = _table_sizes(spec) if is_lookup else [_sizes(spec, tensor) for tensor in tensors]
+    inputs = [
+        GraphInput(tensor.name, getattr(torch, tensor.dtype), one) for tensor, one in zip(tensors, sizes, strict=True)
+    ]
+    outputs = [(tensor.name, _sizes(spec, tensor)) for tensor in output_tensors(spec)]
+    onnx_model = Recorder(model, OPSET).record(inputs, outputs, model_stages(model))
+    kind = GraphKind.LOOKUP if is_lookup else GraphKind.DENSE
+    describe(onnx_model, (*tensors, *output_tensors(spec)), description(spec, kind), facts or {})
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+    ir.save(onnx_model, path, external_data=f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None)
 
 
 def describe(onnx_model: Any, tensors: Sequence[TensorInfo], text: str, facts: Mapping[str, str]) -> None:
@@ -78,98 +65,33 @@ def describe(onnx_model: Any, tensors: Sequence[TensorInfo], text: str, facts: M
         value.doc_string = meanings[value.name]
 
 
-def _example_inputs(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str], list[dict[int, Any]]]:
-    """Inputs to trace with, their names, and which of their axes are open, all as the tensor contract has them."""
-    # Sizes that differ from each other and from 1, so that the tracer cannot take two of them for the same.
-    sizes: dict[str, int] = {"N": 2, "H": 2 * spec.stride, "W": 3 * spec.stride}
-    least = spec.least_side // spec.stride
-    dims = {
-        "N": Dim("batch", min=1),
-        "H": spec.stride * Dim(f"h{spec.stride}", min=least),
-        "W": spec.stride * Dim(f"w{spec.stride}", min=least),
-    }
-    tensors = input_tensors(spec)
-    examples = tuple(
-        torch.zeros([sizes[part] if isinstance(part, str) else part for part in tensor.shape]).to(
-            getattr(torch, tensor.dtype)
-        )
-        for tensor in tensors
-    )
-    shapes = [
-        {axis: dims[part] for axis, part in enumerate(tensor.shape) if isinstance(part, str)} for tensor in tensors
-    ]
-    return examples, [tensor.name for tensor in tensors], shapes
+def _sizes(spec: GeneratorSpec, tensor: TensorInfo) -> tuple[Dimension, ...]:
+    """The sizes of a tensor of the dense graph, as the tensor contract has them."""
+    open_sizes = {"N": BATCH, "H": Size(spec.stride, f"h{spec.stride}"), "W": Size(spec.stride, f"w{spec.stride}")}
+    return tuple(open_sizes[part] if isinstance(part, str) else part for part in tensor.shape)
 
 
-def _example_tables(spec: GeneratorSpec) -> tuple[tuple[Tensor, ...], list[str], list[dict[int, Any]]]:
-    height, width = (2, 3) if spec.is_dynamic else (spec.latent_height, spec.latent_width)
-    batch, rows, columns = Dim("batch", min=1), Dim(f"h{spec.stride}", min=1), Dim(f"w{spec.stride}", min=1)
-    inputs, shapes = [], []
+def _table_sizes(spec: GeneratorSpec) -> list[tuple[Dimension, ...]]:
+    """The sizes of the inputs of the lookup graph, in their order."""
+    height: Dimension = Size(1, f"h{spec.stride}") if spec.is_dynamic else spec.latent_height
+    width: Dimension = Size(1, f"w{spec.stride}") if spec.is_dynamic else spec.latent_width
+    sizes: list[tuple[Dimension, ...]] = []
     if spec.z_dim is None:
-        inputs.append(torch.zeros(2, height, width, LATENT_KERNEL**2, dtype=torch.int32))
-        shapes.append({0: batch, 1: rows, 2: columns})
+        sizes.append((BATCH, height, width, LATENT_KERNEL**2))
     taps = spec.kernel_size**2
-    for level, stride in enumerate(levels(spec)):
+    for stride in levels(spec):
         factor = spec.stride // stride
-        inputs += [torch.zeros(count, taps, dtype=torch.int32) for count in (5 + level, 15 + level)]
-        inputs.append(torch.zeros(2, factor * height, factor * width, dtype=torch.int32))
-        shapes += [{0: Dim(f"codes{stride}", min=1)}, {0: Dim(f"patterns{stride}", min=1)}]
-        shapes.append({0: batch, **({1: factor * rows, 2: factor * columns} if spec.is_dynamic else {})})
+        sizes += [(Size(1, f"codes{stride}"), taps), (Size(1, f"patterns{stride}"), taps)]
+        sizes.append((BATCH, times(height, factor), times(width, factor)))
     if spec.z_dim is not None:
-        inputs.append(torch.zeros(2, spec.z_dim))
-        shapes.append({0: batch})
-    return tuple(inputs), [tensor.name for tensor in lookup_tensors(spec)], shapes
-
-
-def _name_stages(onnx_model: Any, model: TracedModel) -> None:
-    last_value: dict[str, Any] = {}
-    for node in onnx_model.graph:
-        scopes = _scopes(node)
-        if scopes:
-            last_value[scopes[-1]] = node.outputs[0]
-            if node.op_type == "MatMul" and node.inputs[1].is_initializer():
-                # The exporter transposes the weight of such a product, and loses its name.
-                node.inputs[1].name = f"{scopes[-1]}.weight"
-        # They would put the exporting machine's paths and stack traces into every artifact.
-        node.metadata_props.clear()
-    for value in onnx_model.graph.inputs:
-        value.metadata_props.clear()
-    onnx_model.graph.metadata_props.clear()  # they come from sets, so that each export would have other bytes
-    _forget_inner_shapes(onnx_model)
-    stages = model_stages(model)
-    missing = [name for name in stages if name not in last_value]
-    if missing:
-        raise ExportError(
-            f"the exported graph has no value for layer {missing[0]}: this version of torch.onnx is not supported"
-        )
-    for name in stages:
-        last_value[name].name = name
+        sizes.append((BATCH, spec.z_dim))
+    return sizes
 
 
 def model_stages(model: TracedModel) -> list[str]:
     """The named values of a model's graph. A lookup model makes no `norm_s`: its learned shortcut is one step."""
     names = stage_names(model.spec)
     return [name for name in names if not name.endswith("norm_s")] if isinstance(model, LookupModel) else names
-
-
-def _forget_inner_shapes(onnx_model: Any) -> None:
-    # Every runtime infers the shapes of inner values itself. Where the file has them, ONNX Runtime reuses buffers by
-    # symbol, and a client that tries the graph at 1 x 1 (polygraphy's default) gets a failure instead of an image.
-    outputs = {value.name for value in onnx_model.graph.outputs}
-    for node in onnx_model.graph:
-        for value in node.outputs:
-            if value.name not in outputs:
-                value.shape = None
-                value.type = None
-
-
-def _scopes(node: Any) -> list[str]:
-    text = node.metadata_props.get(_SCOPES)
-    if not text:
-        return []
-    # "['', 'up_0', 'up_0.conv_1', 'conv2d_5']": modules from the root down, then the operator.
-    names = [part.strip().strip("'") for part in text.strip("[]").split(",")]
-    return [name for name in names[:-1] if name]
 
 
 @contextmanager
