@@ -1,4 +1,4 @@
-"""The module that is traced for the cascaded refinement network. The trained module stays untouched.
+"""The module that is recorded for the cascaded refinement network. The trained module stays untouched.
 
 Nothing folds: the network has no spectral norm, and layer norm depends on its input. Layer norm is written out with
 float32 statistics, since its mean runs over a whole sample, the largest sum of all networks here, and the runtimes' own
@@ -47,7 +47,7 @@ class DeployLayerNorm(nn.Module):
 
 
 class DeployRefinement(nn.Module):
-    """The module that is traced for a `RefinementModule`."""
+    """The module that is recorded for a `RefinementModule`."""
 
     def __init__(self, module: RefinementModule) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The module that is traced for the lookup graph: pattern tables in, pixels out. It computes the same as `DeployModel`.
+"""The module that is recorded for the lookup graph: pattern tables in, pixels out. It computes what `DeployModel` does.
 
 gamma' and beta' of a pixel depend on nothing but the labels of a (2k - 1) x (2k - 1) window, and a label map has far
 fewer distinct windows than pixels. So, at each resolution (`lookup/tables.py` makes the tables):

@@ -100,7 +100,7 @@ class Recorded:
     def floor(self) -> Recorded:
         return self.node("Floor")
 
-    def clamp(self, low: float, high: float) -> Recorded:
+    def clamp(self, low: int, high: int) -> Recorded:
         return self.node("Clip", *(torch.tensor(limit, dtype=self.dtype) for limit in (low, high)))
 
     def permute(self, *axes: int) -> Recorded:
@@ -216,7 +216,7 @@ def _conv(
 ) -> Recorded:
     strides, pads, dilations = (_pair(each) for each in (stride, padding, dilation))
     kernel = list(weight.shape[2:])
-    space = []
+    space: list[Dimension] = []
     for size, k, s, p, d in zip(x.shape[2:], kernel, strides, pads, dilations, strict=True):
         spare = 2 * p - d * (k - 1)
         if isinstance(size, int):

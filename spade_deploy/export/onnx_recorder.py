@@ -162,7 +162,7 @@ class Recorder:
 
 def _filled(name: str, array: Any) -> ir.Value:
     tensor = ir.tensor(array, name=name)
-    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
 
 
 def _onnx_shape(sizes: Sequence[Dimension]) -> ir.Shape:

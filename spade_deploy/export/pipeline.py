@@ -146,7 +146,7 @@ def export_artifact(
         kept, stress = kept_units(generator.spec, measured.largest, request.keep_fp32), (measured.hardest,)
     graphs = []
     for precision, kind in itertools.product(request.precisions, kinds):
-        progress.step(f"tracing and writing the {precision} {kind} graph")
+        progress.step(f"recording and writing the {precision} {kind} graph")
         model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
         file = graph_file(precision, kind)
         all_kept = (*always_fp32(generator.spec), *kept) if precision is Precision.FP16 else ()

@@ -1,4 +1,4 @@
-"""The module that is traced for the global generator of pix2pixHD. The trained module stays untouched.
+"""The module that is recorded for the global generator of pix2pixHD. The trained module stays untouched.
 
 It differs from `networks/pix2pixhd.py` in these ways, which are exact up to float rounding: spectral norm is folded,
 batch norm is folded into the convolution before it (`fold.py`), and the segmap is made inside the graph. Instance norm

@@ -1,4 +1,4 @@
-"""The module that is traced for SPADE: label ids in, pixels out, everything folded. The trained module stays untouched.
+"""The module that is recorded for SPADE: label ids in, pixels out, all folded. The trained module stays untouched.
 
 It differs from `networks/spade.py` in these ways, all exact up to float rounding:
 - spectral and batch norm are folded (`fold.py`);

@@ -61,6 +61,7 @@ _PACKAGES = {
     "tensorboard": ("spade train --tensorboard", "tensorboard"),
     "onnx": ("export", "export"),
     "onnxscript": ("export", "export"),
+    "onnx-ir": ("export", "export"),
     "jinja2": ("export", "export"),
     "nncf": ("the baseline int8 of OpenVINO", "peers"),
     "ncnn": ("the baseline ncnn", "peers"),

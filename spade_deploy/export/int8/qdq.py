@@ -111,7 +111,7 @@ def insert_pairs(model: ModelProto, ranges: Mapping[str, float]) -> None:
     missing = sorted(set(ranges) - done)
     if missing:
         raise ExportError(
-            f"int8: the graph has no product with {missing[0]}.weight: this version of torch.onnx is not supported"
+            f"int8: the graph has no product with {missing[0]}.weight: the int8 writer does not know this graph"
         )
     used = {name for node in nodes for name in node.input}
     kept = [tensor for name, tensor in weights.items() if name in used]
