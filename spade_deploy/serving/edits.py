@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.serving.drawings import Drawing
-from spade_deploy.serving.maps import asked_beside, inputs_of_maps, is_int, maps_of, text_field
+from spade_deploy.serving.maps import asked_beside, inputs_of_maps, maps_of, text_field
 from spade_deploy.serving.openapi import edits_body
 from spade_deploy.serving.patches import INSTANCE_PATCHES, PATCHES, edited, parse_edit
 from spade_deploy.serving.pictures import MEDIA_TYPES
@@ -28,6 +28,7 @@ from spade_deploy.serving.routes import (
     wanted_of_json,
     work_of,
 )
+from spade_deploy.serving.run_lengths import is_int
 from spade_deploy.serving.state import Serving, problems
 
 EDITS = "/v1/edits"

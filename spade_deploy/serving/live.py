@@ -25,12 +25,13 @@ from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.serving.drawings import Drawing
 from spade_deploy.serving.edits import EDIT_FIELDS
-from spade_deploy.serving.maps import Asked, Maps, asked_beside, inputs_of_maps, is_int, maps_of, text_field
+from spade_deploy.serving.maps import Asked, Maps, asked_beside, inputs_of_maps, maps_of, text_field
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.patches import PATCHES, edited, parse_edit
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError, body_of
 from spade_deploy.serving.routes import timing, work_of
+from spade_deploy.serving.run_lengths import is_int
 from spade_deploy.serving.runner import OvertakenError, Work
 from spade_deploy.serving.state import Serving
 
