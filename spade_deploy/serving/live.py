@@ -16,7 +16,6 @@ from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from spade_deploy.errors import SpadeError
@@ -113,7 +112,7 @@ class Drawing:
         model = self._serving.model(text_field(fields, "model"))
         limit = self._serving.asked.max_pixels
         asked: Asked = live_asked(fields, ImageBytes("the label map", png, limit), limit)
-        inputs = await run_in_threadpool(inputs_of, model, asked, limit)
+        inputs = await self._serving.in_thread(inputs_of, model, asked, limit)
         decode_s = time.perf_counter() - start
         work = work_of(model, inputs, time.monotonic() + self._serving.asked.timeout)
         self._serving.runner.submit(work, instead_of=self._current)
@@ -132,7 +131,7 @@ class Drawing:
             await self._tell({"id": number, **body_of(_told(error))})
             return
         start = time.perf_counter()
-        content = await run_in_threadpool(encode, made.pixels, picture, quality)
+        content = await self._serving.in_thread(encode, made.pixels, picture, quality)
         encode_s = time.perf_counter() - start
         self._serving.figures.made(model, made, decode_s, encode_s)
         head = {"id": number, "timing": timing(made, decode_s, encode_s), "media_type": MEDIA_TYPES[picture]}

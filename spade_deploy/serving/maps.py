@@ -133,7 +133,8 @@ def _style(model: ServedModel, asked: Asked) -> NDArray[np.float32] | None:
     z_dim = model.spec.z_dim
     if z_dim is None:
         raise ConfigError("`style`: this model has no style vector; its output follows from the labels")
-    style = np.asarray(asked.style, np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        style = np.asarray(asked.style, np.float32)
     if style.shape != (z_dim,) or not np.isfinite(style).all():
         raise ConfigError(f"`style`: {len(asked.style)} numbers; this model takes {z_dim} finite ones")
     return style[None]
@@ -236,8 +237,8 @@ def _map_of(value: Any, name: str, most_pixels: int) -> MapSource:
             raise ConfigError(f"`{name}`: height, width and all of runs are integers")
         if len(runs) > 2 * most_pixels:
             raise ImageTooLargeError(f"`{name}`: {len(runs)} numbers are more than {most_pixels} pixels need")
-        if any(abs(number) >= 2**31 for number in runs):
-            raise ConfigError(f"`{name}`: a number of runs is out of range")
+        if any(abs(number) >= 2**31 for number in (height, width, *runs)):
+            raise ConfigError(f"`{name}`: a number is out of range")
         return RunLengths(height, width, tuple(runs))
     raise ConfigError(f"`{name}`: {quoted(value)} is neither base64 text nor {{height, width, runs}}")
 
@@ -267,7 +268,10 @@ def _vector(value: Any) -> tuple[float, ...] | None:
         raise ConfigError(f"`style`: {quoted(value)} is no list of numbers")
     if any(isinstance(part, bool) or not isinstance(part, int | float) for part in value):
         raise ConfigError(f"`style`: {quoted(value)} is no list of numbers")
-    return tuple(float(part) for part in value)
+    try:
+        return tuple(float(part) for part in value)
+    except OverflowError as error:
+        raise ConfigError("`style`: a number is out of range") from error
 
 
 def _is_int(value: Any) -> bool:
