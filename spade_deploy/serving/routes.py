@@ -169,7 +169,7 @@ async def read_request(request: Request, serving: Serving) -> Wanted:
 def read_json(content: bytes, most_pixels: int) -> tuple[Mapping[str, Any], Asked]:
     """The JSON of a request -> its fields, and what it asks for. Raises HttpError, and ConfigError for a field."""
     if content.count(b"[") + content.count(b"{") + content.count(b'"') > _MOST_MARKS:
-        # Of such a body json.loads would make objects that take 25 times its bytes.
+        # json.loads makes objects of some 60 bytes of parts of three bytes, such as "[],".
         raise HttpError(
             400,
             "the body is no JSON of a request: it has too many parts",
