@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import ImageBytes
@@ -59,7 +58,7 @@ def add_edits(app: FastAPI, serving: Serving) -> None:
         deadline = time.monotonic() + serving.asked.timeout
         limit = serving.asked.max_pixels
         base: Drawing | None = None
-        body = await read_json(request, serving) if content_type(request) == JSON else None
+        body, read_s = await read_json(request, serving) if content_type(request) == JSON else (None, 0.0)
         if isinstance(body, Mapping) and EDIT_FIELDS & set(body):
             base = serving.drawings.find(*_base_of(body))
             wanted, fields = _wanted_edit(request, serving, base, body), body
@@ -69,12 +68,12 @@ def add_edits(app: FastAPI, serving: Serving) -> None:
             wanted = await wanted_of_json(request, serving, body)
         start = time.perf_counter()
         if base is None:
-            maps = await run_in_threadpool(maps_of, wanted.model, wanted.asked, limit)
+            maps = await serving.in_thread(maps_of, wanted.model, wanted.asked, limit)
         else:
-            edit = await run_in_threadpool(parse_edit, fields, limit)
-            maps = await run_in_threadpool(edited, wanted.model, base.maps, edit, limit)
-        inputs = await run_in_threadpool(inputs_of_maps, wanted.model, maps, wanted.asked, limit)
-        decode_s = time.perf_counter() - start
+            edit = await serving.in_thread(parse_edit, fields, limit)
+            maps = await serving.in_thread(edited, wanted.model, base.maps, edit, limit)
+        inputs = await serving.in_thread(inputs_of_maps, wanted.model, maps, wanted.asked, limit)
+        decode_s = read_s + time.perf_counter() - start
         work = work_of(wanted.model, inputs, deadline)
         if base is not None:
             serving.drawings.find(base.key, base.version)  # another edit may have been faster

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from spade_deploy.errors import ConfigError, SpadeError
@@ -138,7 +137,7 @@ class Page:
         name = text_field(rest, "model")
         if not message.is_edit:
             model = self._serving.model(name)
-            maps = await run_in_threadpool(maps_of, model, asked, limit)
+            maps = await self._serving.in_thread(maps_of, model, asked, limit)
             number, old = message.number, self._held
             if isinstance(number, int):
                 self._held = drawings.begin(model.name, maps, number, "" if old is None else old.key)
@@ -149,8 +148,8 @@ class Page:
         if name not in (None, base.model):
             raise ConfigError(f"`model`: the drawing is of {base.model}", hint="the whole map begins one")
         model = self._serving.model(base.model)
-        edit = await run_in_threadpool(parse_edit, message.fields, limit)
-        maps = await run_in_threadpool(edited, model, base.maps, edit, limit)
+        edit = await self._serving.in_thread(parse_edit, message.fields, limit)
+        maps = await self._serving.in_thread(edited, model, base.maps, edit, limit)
         self._held = drawings.go_on(base, maps, int(str(message.number)))
         return model, asked, maps
 
@@ -171,7 +170,7 @@ class Page:
         picture = parse_format(text_field(message.fields, "format"), "image/webp")
         quality = parse_quality(message.fields.get("quality"))
         model, asked, maps = await self._maps_of(message)
-        inputs = await run_in_threadpool(inputs_of_maps, model, maps, asked, self._serving.asked.max_pixels)
+        inputs = await self._serving.in_thread(inputs_of_maps, model, maps, asked, self._serving.asked.max_pixels)
         decode_s = time.perf_counter() - start
         work = work_of(model, inputs, time.monotonic() + self._serving.asked.timeout)
         self._serving.runner.submit(work, instead_of=self._current)
@@ -192,7 +191,7 @@ class Page:
             await self._tell({"id": number, **body_of(_told(error))})
             return
         start = time.perf_counter()
-        content = await run_in_threadpool(encode, made.pixels, picture, quality)
+        content = await self._serving.in_thread(encode, made.pixels, picture, quality)
         encode_s = time.perf_counter() - start
         self._serving.figures.made(model, made, decode_s, encode_s)
         head = {"id": number, "timing": timing(made, decode_s, encode_s), "media_type": MEDIA_TYPES[picture]}

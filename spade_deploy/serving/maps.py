@@ -124,7 +124,8 @@ def _style(model: ServedModel, asked: Asked) -> NDArray[np.float32] | None:
     z_dim = model.spec.z_dim
     if z_dim is None:
         raise ConfigError("`style`: this model has no style vector; its output follows from the labels")
-    style = np.asarray(asked.style, np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        style = np.asarray(asked.style, np.float32)
     if style.shape != (z_dim,) or not np.isfinite(style).all():
         raise ConfigError(f"`style`: {len(asked.style)} numbers; this model takes {z_dim} finite ones")
     return style[None]
@@ -251,7 +252,10 @@ def _vector(value: Any) -> tuple[float, ...] | None:
         raise ConfigError(f"`style`: {quoted(value)} is no list of numbers")
     if any(isinstance(part, bool) or not isinstance(part, int | float) for part in value):
         raise ConfigError(f"`style`: {quoted(value)} is no list of numbers")
-    return tuple(float(part) for part in value)
+    try:
+        return tuple(float(part) for part in value)
+    except OverflowError as error:
+        raise ConfigError("`style`: a number is out of range") from error
 
 
 def shown_name(text: str) -> str:

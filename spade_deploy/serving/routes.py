@@ -6,12 +6,11 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from python_multipart.exceptions import FormParserError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -39,6 +38,10 @@ BODY_S = 20.0
 """Seconds in which the whole body of a request must have come."""
 _MOST_PARTS = 16
 JSON = "application/json"
+_MOST_MARKS = 100_000
+"""Quotation marks and opening brackets in JSON; a request needs a few dozen, and each patch of an edit some fifteen."""
+_QUICK_BYTES = 1 << 16
+"""JSON of so many bytes is read within a millisecond, and need not go to another thread."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,16 @@ class Wanted:
     """One of MEDIA_TYPES."""
     quality: int
     """Of JPEG and WebP."""
+    read_s: float = 0.0
+    """Seconds that reading the JSON took; they are part of decoding."""
 
 
 def add_routes(app: FastAPI, serving: Serving) -> None:
     """Add the endpoints."""
 
-    @app.get("/v1/models", tags=["images"], summary="The models, their labels, sizes and styles")
+    @app.get(
+        "/v1/models", tags=["images"], summary="The models, their labels, sizes and styles", responses=problems(401)
+    )
     async def models() -> dict[str, Any]:
         return {"models": [model.facts() for model in serving.models.values()]}
 
@@ -78,8 +85,8 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
         deadline = time.monotonic() + serving.asked.timeout
         wanted = await read_request(request, serving)
         start = time.perf_counter()
-        inputs = await run_in_threadpool(inputs_of, wanted.model, wanted.asked, serving.asked.max_pixels)
-        decode_s = time.perf_counter() - start
+        inputs = await serving.in_thread(inputs_of, wanted.model, wanted.asked, serving.asked.max_pixels)
+        decode_s = wanted.read_s + time.perf_counter() - start
         work = work_of(wanted.model, inputs, deadline)
         serving.runner.submit(work)
         return await photo_of(work, wanted, decode_s, request, serving)
@@ -95,7 +102,7 @@ async def photo_of(work: Work, wanted: Wanted, decode_s: float, request: Request
     """The answer with the photo of a work that is queued. Raises what `result_of` does."""
     made = await result_of(work, request)
     start = time.perf_counter()
-    content = await run_in_threadpool(encode, made.pixels, wanted.format, wanted.quality)
+    content = await serving.in_thread(encode, made.pixels, wanted.format, wanted.quality)
     encode_s = time.perf_counter() - start
     serving.figures.made(wanted.model.name, made, decode_s, encode_s)
     headers = {"Server-Timing": timing(made, decode_s, encode_s), "Cache-Control": "no-store"}
@@ -149,7 +156,8 @@ async def read_request(request: Request, serving: Serving) -> Wanted:
     """Read a request's body, JSON or form. Raises HttpError, and ConfigError for a field."""
     kind = content_type(request)
     if kind == JSON:
-        return await wanted_of_json(request, serving, await read_json(request, serving))
+        body, read_s = await read_json(request, serving)
+        return replace(await wanted_of_json(request, serving, body), read_s=read_s)
     if kind == "multipart/form-data":
         fields, files = await _read_form(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
         asked = asked_of_form(fields, files, serving.asked.max_pixels)
@@ -163,7 +171,7 @@ async def read_request(request: Request, serving: Serving) -> Wanted:
 
 async def wanted_of_json(request: Request, serving: Serving, body: Any) -> Wanted:
     """What a request with a whole map wants. body: its JSON. Raises HttpError, and ConfigError for a field."""
-    asked = await run_in_threadpool(asked_of_json, body, serving.asked.max_pixels)
+    asked = await serving.in_thread(asked_of_json, body, serving.asked.max_pixels)
     return wanted_of(request, serving.model(text_field(body, "model")), asked, body)
 
 
@@ -172,9 +180,23 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_json(request: Request, serving: Serving) -> Any:
-    """A request's body as JSON. Raises HttpError."""
+async def read_json(request: Request, serving: Serving) -> tuple[Any, float]:
+    """A request's body as JSON, and the seconds of reading it once it had come. Raises HttpError."""
     content = await read_body(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
+    start = time.perf_counter()
+    body = json_of(content) if len(content) <= _QUICK_BYTES else await serving.in_thread(json_of, content)
+    return body, time.perf_counter() - start
+
+
+def json_of(content: bytes) -> Any:
+    """Bytes -> JSON. Raises HttpError."""
+    if content.count(b"[") + content.count(b"{") + content.count(b'"') > _MOST_MARKS:
+        # json.loads makes objects of some 60 bytes of parts of three bytes, such as "[],".
+        raise HttpError(
+            400,
+            "the body is no JSON of a request: it has too many parts",
+            hint="GET /openapi.json tells what it may hold",
+        )
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -194,7 +216,7 @@ async def read_body(request: Request, most: int, seconds: float = BODY_S) -> byt
 
 async def _parts(request: Request, most: int, seconds: float) -> AsyncIterator[bytes]:
     length = request.headers.get("content-length")
-    if length is not None and not (length.isascii() and length.isdigit()):
+    if length is not None and not (length.isascii() and length.isdigit() and len(length) < 20):
         raise HttpError(400, f"Content-Length is {length[:40]!r}")
     if length is not None and int(length) > most:
         raise _too_long(int(length), most)
@@ -205,12 +227,14 @@ async def _parts(request: Request, most: int, seconds: float) -> AsyncIterator[b
             async with asyncio.timeout_at(end):
                 part = await anext(stream, None)
         except TimeoutError as error:
-            raise HttpError(408, f"the body did not come within {seconds:g} s") from error
+            hint = "see whether the client sends as many bytes as its Content-Length says, and how fast"
+            raise HttpError(408, f"the body did not come within {seconds:g} s", hint=hint) from error
         if part is None:
             return
         found += len(part)
         if found > most:
             raise _too_long(found, most)
+        request.app.state.serving.hold(request.scope, len(part))
         yield part
 
 
@@ -229,7 +253,7 @@ async def _read_form(request: Request, most: int, seconds: float) -> tuple[dict[
     parser.spool_max_size = most  # nothing is written to the disk
     try:
         form = await parser.parse()
-    except (MultiPartException, FormParserError, KeyError, UnicodeDecodeError) as error:
+    except (MultiPartException, FormParserError, KeyError, ValueError) as error:  # ValueError: texts in odd charsets
         said = error.message if isinstance(error, MultiPartException) else str(error)
         raise HttpError(400, f"the form cannot be read: {said[:200]}") from error
     fields: dict[str, str] = {}
@@ -244,7 +268,8 @@ async def _read_form(request: Request, most: int, seconds: float) -> tuple[dict[
             else:
                 fields[name] = value
     finally:
-        await form.close()
+        for file in parser._files_to_close_on_error:  # also those of parts that were cut off, which the form lacks
+            file.close()
     if wrong := sorted(set(files) - FILES):
         raise ConfigError(f"`{wrong[0]}` is sent as a file, it should be a text")
     if wrong := sorted(set(fields) & FILES):

@@ -54,8 +54,8 @@ def run_lengths(value: Mapping[str, Any], name: str, most_pixels: int) -> RunLen
         raise ConfigError(f"`{name}`: height, width and all of runs are integers")
     if len(runs) > 2 * most_pixels:
         raise ImageTooLargeError(f"`{name}`: {len(runs)} numbers are more than {most_pixels} pixels need")
-    if any(abs(number) >= 2**31 for number in runs):
-        raise ConfigError(f"`{name}`: a number of runs is out of range")
+    if any(abs(number) >= 2**31 for number in (height, width, *runs)):
+        raise ConfigError(f"`{name}`: a number is out of range")
     return RunLengths(height, width, tuple(runs))
 
 
