@@ -28,7 +28,7 @@ class Figures:
     def __init__(self, runner: Runner) -> None:
         self._registry = CollectorRegistry()
         about: dict[str, Any] = {"registry": self._registry}
-        self.requests = Counter("spade_requests", "Requests by path and status", ["path", "status"], **about)
+        self._requests = Counter("spade_requests", "Requests by path and status", ["path", "status"], **about)
         self.images = Counter("spade_images", "Images made, by model", ["model"], **about)
         self._stages = Histogram(
             "spade_stage_seconds", "Seconds by model and stage", ["model", "stage"], buckets=_SECONDS, **about
@@ -37,6 +37,10 @@ class Figures:
         self._waiting = Gauge("spade_queue_waiting", "Requests that wait", multiprocess_mode="livesum", **about)
         self._running = Gauge("spade_running", "Images being made", multiprocess_mode="livesum", **about)
         self._runner = runner
+
+    def answered(self, path: str, status: int) -> None:
+        """Count an answer. path: that of the endpoint, with the names of its parameters; `other` if there is none."""
+        self._requests.labels(path, str(status)).inc()
 
     def made(self, model: str, made: Made, decode_s: float, encode_s: float) -> None:
         """Count an image and the seconds of its stages."""

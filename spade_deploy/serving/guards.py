@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import json
 import logging
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spade_deploy.errors import ConfigError, reason_of
 from spade_deploy.files.reading import read_regular
+from spade_deploy.serving.logs import log_request
 from spade_deploy.serving.problems import HttpError, response_to
 
 _LOG = logging.getLogger("spade_deploy.serving.access")
@@ -26,6 +26,8 @@ PAGE_PATHS = ("/", "/page/")
 """The paint page and the folder of its files."""
 TOKEN_PROTOCOL = "spade.token."
 """A page cannot send headers with a WebSocket: it names this subprotocol, with the token behind it."""
+REFUSED = 1008
+"""The code with which a WebSocket is closed that may not be opened: a violated policy."""
 _MOST_TOKEN_BYTES = 4096
 
 
@@ -62,19 +64,23 @@ class Guards:
     """The origins of other pages that may use it."""
 
     def refusal(self, scope: Scope) -> HttpError | None:
-        """Why a request is refused; None if it may pass."""
+        """Why a request from this host or page is refused; None if it may pass."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self.hosts and _name_of(host) not in self.hosts:
             return HttpError(421, f"the server is not called {host[:100]!r}", hint="use the address that it printed")
         origin = headers.get("origin")
-        if origin and "*" not in self.origins and origin not in self.origins and urlsplit(origin).netloc != host:
+        if origin and "*" not in self.origins and origin not in self.origins and _netloc_of(origin) != host:
             return HttpError(
                 403, f"pages of {origin[:100]} may not use it", hint="`spade serve --cors ORIGIN` allows it"
             )
-        if self.token and not is_open(scope["path"]) and not self._has_token(scope, headers):
-            return HttpError(401, "the request has no valid token", hint="send it as Authorization: Bearer TOKEN")
         return None
+
+    def without_token(self, scope: Scope) -> HttpError | None:
+        """Why a request without the right token is refused; None if it has it, or needs none."""
+        if not self.token or is_open(scope["path"]) or self._has_token(scope, Headers(scope=scope)):
+            return None
+        return HttpError(401, "the request has no valid token", hint="send it as Authorization: Bearer TOKEN")
 
     def _has_token(self, scope: Scope, headers: Headers) -> bool:
         kind, _, sent = headers.get("authorization", "").partition(" ")
@@ -87,10 +93,11 @@ class Guards:
 
 
 class GuardMiddleware:
-    """Refuses what the guards refuse, and gives each request an id that its answer and the log name."""
+    """Refuses other hosts and pages, and gives each request an id that its answer and the log name."""
 
-    def __init__(self, app: ASGIApp, guards: Guards, *, json_logs: bool = False) -> None:
-        self._app, self._guards, self._json = app, guards, json_logs
+    def __init__(self, app: ASGIApp, guards: Guards, answered: Callable[[Scope, int], None]) -> None:
+        """answered: is told of each request and its status, whatever came of it."""
+        self._app, self._guards, self._answered = app, guards, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -98,44 +105,64 @@ class GuardMiddleware:
             return
         request_id = uuid.uuid4().hex[:16]
         scope.setdefault("state", {})["request_id"] = request_id
-        refusal = self._guards.refusal(scope)
-        if scope["type"] == "websocket":
-            if refusal is not None:
-                await receive()  # websocket.connect
-                await send({"type": "websocket.close", "code": 1008, "reason": refusal.message[:120]})
-                return
-            await self._app(scope, receive, send)
-            return
-        start, status = time.perf_counter(), 500
+        start, status, has_begun = time.perf_counter(), 500 if scope["type"] == "http" else 101, False
 
         async def told(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_begun = message["status"], True
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+            elif message["type"] == "websocket.close" and message["code"] == REFUSED:
+                status = 403
             await send(message)
 
         try:
-            if refusal is not None:
-                await response_to(refusal, request_id)(scope, receive, told)
-            else:
+            refusal = self._guards.refusal(scope)
+            if refusal is None:
                 await self._app(scope, receive, told)
+            else:
+                await refuse(refusal, scope, receive, told)
+        except Exception as error:
+            _LOG.error("request %s failed", request_id, exc_info=error, extra={"request_id": request_id})
+            if has_begun or scope["type"] == "websocket":
+                raise  # the server breaks the connection off
+            problem = HttpError(500, "an error that nobody foresaw; the log has it under the request's id")
+            await response_to(problem, request_id)(scope, receive, told)
         finally:
-            self._log(scope, status, time.perf_counter() - start, request_id)
+            self._answered(scope, status)
+            if status >= 400 or not is_open(scope["path"]):
+                log_request(_LOG, request_id, scope, status, time.perf_counter() - start)
 
-    def _log(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        if self._json:
-            facts = {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "request_id": request_id,
-                "method": scope["method"],
-                "path": scope["path"][:200],
-                "status": status,
-                "ms": round(seconds * 1000, 2),
-            }
-            _LOG.info("%s", json.dumps(facts))
-        elif not is_open(scope["path"]) or status >= 400:
-            _LOG.info("%s %s %d %.1f ms", scope["method"], scope["path"][:200], status, seconds * 1000)
+
+class TokenMiddleware:
+    """Refuses requests without the token. It stands behind CORS, so that a page may read why it was refused."""
+
+    def __init__(self, app: ASGIApp, guards: Guards) -> None:
+        self._app, self._guards = app, guards
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._guards.without_token(scope) if scope["type"] in ("http", "websocket") else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await refuse(refusal, scope, receive, send)
+
+
+async def refuse(refusal: HttpError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request, or close a WebSocket, with a refusal."""
+    if scope["type"] == "websocket":
+        await receive()  # websocket.connect
+        await send({"type": "websocket.close", "code": REFUSED, "reason": refusal.message[:120]})
+    else:
+        await response_to(refusal, scope["state"]["request_id"])(scope, receive, send)
+
+
+def _netloc_of(origin: str) -> str:
+    """Host and port of an origin; empty where it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # http://[
+        return ""
 
 
 def _name_of(host: str) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from numpy.typing import NDArray
 from PIL import Image
-from starlette.concurrency import run_in_threadpool
 
 from spade_deploy.artifact import LABEL
 from spade_deploy.errors import ConfigError
@@ -71,21 +70,21 @@ def add_page(app: FastAPI, serving: Serving) -> None:
         tags=["images"],
         summary="A label map to start from, as a greyscale PNG of ids",
         response_class=Response,
-        responses={200: {"description": "The label map", "content": {"image/png": {}}}, **problems(401, 403, 404)},
+        responses={200: {"description": "The label map", "content": {"image/png": {}}}, **problems(401, 404, 422)},
     )
     async def sample(name: str, number: int) -> Response:
         model = serving.model(name)
         if not 0 <= number < model.samples:
             raise HttpError(404, f"{name} has no sample {number}", hint=f"it has 0..{model.samples - 1}")
-        golden = await run_in_threadpool(model.artifact.golden)
-        content = await run_in_threadpool(ids_png, golden.inputs[LABEL][number])
+        golden = await serving.in_thread(model.artifact.golden)
+        content = await serving.in_thread(ids_png, golden.inputs[LABEL][number])
         return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
     @app.post(
         "/v1/models/{name}/style",
         tags=["images"],
         summary="The style vector of a photo",
-        responses=problems(400, 401, 403, 404, 408, 413, 422),
+        responses=problems(401, 404, 408, 413, 422),
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -101,7 +100,7 @@ def add_page(app: FastAPI, serving: Serving) -> None:
             )
         content = await read_body(request, serving.asked.max_bytes)
         photo = ImageBytes("the photo", content, serving.asked.max_pixels)
-        vector = await run_in_threadpool(style_vector, model.artifact, None, photo)
+        vector = await serving.in_thread(style_vector, model.artifact, None, photo, model.encoder)
         return {"style": [] if vector is None else vector[0].tolist()}
 
 

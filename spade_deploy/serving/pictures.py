@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.inference.png import encode_png
 from spade_deploy.settings import check_one_of
 
@@ -37,9 +37,9 @@ def parse_quality(value: object) -> int:
     try:
         found = int(str(value))
     except ValueError as error:
-        raise ConfigError(f"`quality`: {str(value)[:40]!r} is no integer in 1..100") from error
+        raise ConfigError(f"`quality`: {quoted(value)} is no integer in 1..100") from error
     if not 1 <= found <= 100:
-        raise ConfigError(f"`quality`: {found} is not in 1..100")
+        raise ConfigError(f"`quality`: {quoted(found)} is not in 1..100")
     return found
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import socket
+import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
@@ -23,7 +26,9 @@ from spade_deploy.progress import SILENT, Progress
 from spade_deploy.serving.app import DRAIN_S, make_app
 from spade_deploy.serving.figures import MULTIPROCESS
 from spade_deploy.serving.guards import read_token
+from spade_deploy.serving.logs import LoggedProgress, log_request, start_log
 from spade_deploy.serving.models import named_paths, open_models
+from spade_deploy.serving.problems import MEDIA_TYPE, HttpError, body_of, response_to
 from spade_deploy.serving.request import ServeRequest
 
 _LOG = logging.getLogger(__name__)
@@ -35,7 +40,10 @@ KEEP_ALIVE_S = 15
 
 
 class PatientProtocol(H11Protocol):
-    """Uvicorn's HTTP protocol, which also closes connections that send no whole request in time."""
+    """Uvicorn's HTTP protocol, which also closes connections that send no whole request in time.
+
+    What it answers by itself, as no request reaches the app, is application/problem+json, too.
+    """
 
     _overdue: asyncio.TimerHandle | None = None
 
@@ -44,6 +52,8 @@ class PatientProtocol(H11Protocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
+        crowd, most = max(len(self.connections), len(self.tasks)), getattr(self.config, "most_connections", None)
+        self.app = _too_many if most is not None and crowd > most else self.config.loaded_app
         super().data_received(data)
         self._wait()
 
@@ -54,6 +64,23 @@ class PatientProtocol(H11Protocol):
     def handle_websocket_upgrade(self, event: Any) -> None:
         self._stop_waiting()
         super().handle_websocket_upgrade(event)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; where an answer is under way already, only close the connection."""
+        request_id = uuid.uuid4().hex[:16]
+        log_request(_LOG, request_id, {"method": "-", "path": "-"}, 400, 0.0)
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            error = HttpError(400, "what was sent is no HTTP/1.1 request", hint="docs/serving.md has examples")
+            body = json.dumps(body_of(error, request_id)).encode()
+            headers = [
+                ("content-type", MEDIA_TYPE),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+                ("x-request-id", request_id),
+            ]
+            for part in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
 
     def _is_between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -75,6 +102,15 @@ class PatientProtocol(H11Protocol):
             self.transport.close()
 
 
+async def _too_many(scope: Any, receive: Any, send: Any) -> None:
+    request_id = uuid.uuid4().hex[:16]
+    log_request(_LOG, request_id, scope, 503, 0.0)
+    problem = HttpError(503, "too many connections are open", hint="send it again a little later")
+    response = response_to(problem, request_id)
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send)
+
+
 def serve(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> None:
     """Serve until SIGTERM or SIGINT. What was begun is finished then, within 20 seconds.
 
@@ -82,7 +118,9 @@ def serve(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> None:
     Raises ConfigError for an address that cannot be listened on, and what `models.open_models` raises.
     """
     token = "" if asked.token_file is None else read_token(asked.token_file)
-    start_log()
+    start_log(as_json=asked.json_logs)
+    if asked.json_logs:
+        progress = LoggedProgress()
     with ExitStack() as stack:
         listening = stack.enter_context(_listening(asked))
         host, port = listening.getsockname()[:2]
@@ -118,7 +156,7 @@ class WorkerApp:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
-            start_log()
+            start_log(as_json=self.asked.json_logs)
             models = await asyncio.to_thread(open_models, self.asked, self.runs)
             self._app = make_app(models, self.asked, self.token)
         await self._app(scope, receive, send)
@@ -131,19 +169,10 @@ def _end(*_: object) -> None:
     raise SystemExit(0)
 
 
-def start_log() -> None:
-    """Write the access log, and what uvicorn has to warn of, to stderr, a line each."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name, level in (("spade_deploy.serving.access", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
-
-
 def _listening(asked: ServeRequest) -> socket.socket:
     family = socket.AF_INET6 if ":" in asked.host else socket.AF_INET
-    found = socket.socket(family)
+    # asyncio sends an answer at once only where the protocol is named: else its second part waits 40 ms for the client.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((asked.host, asked.port))
@@ -164,7 +193,6 @@ def _config(app: Any, asked: ServeRequest) -> uvicorn.Config:
         http=PatientProtocol,
         ws="websockets-sansio",
         ws_max_size=asked.max_bytes,
-        limit_concurrency=4 * asked.queue + 256,
         backlog=2048,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(DRAIN_S) + 5,
@@ -173,5 +201,7 @@ def _config(app: Any, asked: ServeRequest) -> uvicorn.Config:
         server_header=False,
         lifespan="on",
     )
-    config.headers_s = min(HEADERS_S, asked.timeout)  # type: ignore[attr-defined]  # it reaches worker processes this way
+    # These reach the protocol in worker processes this way.
+    config.headers_s = min(HEADERS_S, asked.timeout)  # type: ignore[attr-defined]
+    config.most_connections = 4 * asked.queue + 256  # type: ignore[attr-defined]
     return config

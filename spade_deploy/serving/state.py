@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from starlette.types import Scope
+
+from spade_deploy.machine.cores import usable_cores
+from spade_deploy.serving.drawings import Drawings
 from spade_deploy.serving.figures import Figures
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.problems import MEDIA_TYPE, TITLES, HttpError
 from spade_deploy.serving.request import ServeRequest
 from spade_deploy.serving.runner import Runner
+
+Result = TypeVar("Result")
+
+HELD_BODIES = 8
+"""As many times `max_bytes` may be held by the bodies of all requests together."""
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(2, min(4, usable_cores())), "spade-pictures")
 
 
 @dataclass
@@ -25,8 +40,31 @@ class Serving:
     """The queue."""
     figures: Figures
     """The counters."""
+    drawings: Drawings = field(default_factory=Drawings)
+    """The maps that edits build on."""
     is_ready: bool = True
     """Whether new requests should come here."""
+    threads: ThreadPoolExecutor = field(default_factory=_threads)
+    """Where images are decoded and encoded: few threads, so that many large maps are not decoded at once."""
+    held_bytes: int = 0
+    """Bytes of bodies that are in memory."""
+
+    async def in_thread(self, function: Callable[..., Result], *values: Any) -> Result:
+        """The result of a function that would keep other requests waiting for too long."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *values)
+
+    def hold(self, scope: Scope, count: int) -> None:
+        """Note that a request holds more bytes, until `answered`. Raises HttpError where all together hold too many."""
+        if self.held_bytes + count > HELD_BODIES * self.asked.max_bytes:
+            raise HttpError(503, "other requests fill the memory for bodies", hint="send it again a little later")
+        self.held_bytes += count
+        scope["state"]["held_bytes"] = scope["state"].get("held_bytes", 0) + count
+
+    def answered(self, scope: Scope, status: int) -> None:
+        """A request was answered, or its client went."""
+        self.held_bytes -= scope["state"].pop("held_bytes", 0)
+        route = scope.get("route")
+        self.figures.answered(getattr(route, "path", "other"), status)
 
     def model(self, name: str | None) -> ServedModel:
         """The model of that name; the first one for None. Raises HttpError."""
