@@ -36,13 +36,17 @@ class Recorded:
         """PyTorch calls this for a function of its own that gets a recorded value."""
         known = FUNCTIONS.get(func.__name__)
         if known is None:
-            raise ExportError(f"{func.__name__} cannot be recorded as ONNX nodes", hint="add it to `onnx_operators.py`")
+            raise ExportError(
+                f"{func.__name__} cannot be recorded as ONNX nodes", hint="add it to `export/onnx_operators.py`"
+            )
         return known(*args, **(kwargs or {}))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # Python and PyTorch ask for some of these, to learn what a value is
             raise AttributeError(name)
-        raise ExportError(f"Tensor.{name} cannot be recorded as ONNX nodes", hint="add it to `onnx_operators.py`")
+        raise ExportError(
+            f"Tensor.{name} cannot be recorded as ONNX nodes", hint="add it to `export/onnx_operators.py`"
+        )
 
     def node(self, operator: str, *more: Any, sizes: Sequence[Dimension] | None = None, **attributes: Any) -> Recorded:
         """The result of one node, of this type. more: its further inputs. sizes: of the result; as this if left out."""

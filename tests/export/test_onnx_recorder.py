@@ -1,0 +1,102 @@
+"""What is recorded computes what PyTorch computes, and what cannot be recorded is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spade_deploy.errors import ExportError
+from spade_deploy.export.onnx_recorder import GraphInput, Recorder
+from spade_deploy.export.onnx_sizes import Size, product, times
+
+N, H = Size(1, "batch"), Size(4, "h")
+
+
+class Applied(nn.Module):
+    """A function of x, N x 6 x 4h x 8, with weights that stay apart though they are equal."""
+
+    def __init__(self, function: Callable[[Any, nn.Module], Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.first, self.second = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1)
+        for layer in (self.first, self.second):
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Any) -> tuple[Any]:
+        return (self.function(x, self),)
+
+
+def recorded(function: Callable[[Any, Any], Any], dtype: torch.dtype = torch.float32) -> tuple[Applied, ir.Model]:
+    torch.manual_seed(0)
+    model = Applied(function).eval()
+    return model, Recorder(model, 18).record([GraphInput("x", dtype, (N, 6, H, 8))], [("y", ())], [])
+
+
+FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "slices": lambda x, _: x[:, None, 1:5, ::4, :-1],
+    "view": lambda x, _: x.view(-1, 4, 2).permute(0, 2, 1).flatten(1),
+    "flatten in the middle": lambda x, _: x.permute(0, 2, 3, 1).flatten(2, 3),
+    "chunks": lambda x, _: torch.cat(x.chunk(3, dim=1)[::-1], dim=1) - x.split(2, dim=1)[0][:, :1],
+    "statistics": lambda x, _: torch.rsqrt((x * x).mean(dim=[2, 3], keepdim=True) + 1e-5) * x.sum(dim=1, keepdim=True),
+    "convolutions": lambda x, m: m.up(m.second(functional.pad(m.first(x), (1, 1, 1, 1), mode="reflect")[:, :, 1:-1])),
+    "resizing": lambda x, _: functional.interpolate(
+        functional.avg_pool2d(x, 2), scale_factor=2, mode="bilinear", align_corners=False
+    ),
+    "pixels": lambda x, _: ((torch.tanh(x) + 1) / 2 * 255).clamp(0, 255).floor().to(torch.uint8),
+    "comparison": lambda x, _: torch.maximum((x != x[:, :1]).float(), functional.instance_norm(x, eps=1e-5)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_recorded_graph_computes_what_pytorch_computes(name: str, tmp_path: Path) -> None:
+    model, graph = recorded(FUNCTIONS[name])
+    graph.graph.outputs[0].shape = None
+    path = tmp_path / "graph.onnx"
+    ir.save(graph, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch, rows in ((1, 8), (3, 4)):
+        x = torch.randn(batch, 6, rows, 8)
+        with torch.no_grad():
+            (expected,) = model(x)
+        (found,) = session.run(None, {"x": x.numpy()})
+        assert found.shape == tuple(expected.shape)
+        assert np.abs(found.astype(float) - expected.double().numpy()).max() < 1e-5  # sums of up to 54 values near 1
+
+
+def test_parameters_stay_apart_and_equal_operations_are_one() -> None:
+    _, graph = recorded(lambda x, m: m.first(x) + m.second(x)[:, :, :1, :1] + torch.tanh(x) * torch.tanh(x))
+    assert {"first.bias", "second.bias"} <= set(graph.graph.initializers)
+    assert sum(node.op_type == "Tanh" for node in graph.graph) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x, _: torch.sigmoid(x), "sigmoid"),
+        (lambda x, _: x.cumsum(1), "cumsum"),
+        (lambda x, _: x + torch.zeros(1, dtype=torch.float16), "one has to be cast"),
+        (lambda x, _: x.chunk(4, dim=1), "4 equal parts"),
+        (lambda x, _: functional.interpolate(x, scale_factor=3, mode="nearest"), "resizing"),
+        (lambda x, _: functional.pad(x, (1, 1), value=1.0), "padding"),
+        (lambda x, _: x[:, 0], "index"),
+    ],
+)
+def test_what_is_not_known_is_refused(function: Callable[[Any, Tensor], Any], said: str) -> None:
+    with pytest.raises(ExportError, match=said):
+        recorded(function)
+
+
+def test_sizes_are_multiplied_as_far_as_they_are_known() -> None:
+    assert times(H, 2) == Size(8, "h")
+    assert product([2, H, 3]) == Size(24, "h")
+    assert product([N, H]) is None
