@@ -1,7 +1,7 @@
-// The WebSocket of the live photo: sends the newest map, shows the newest image, and connects again by itself.
+// The live photo: sends the newest map, shows the newest image, and connects again by itself.
 //
 // Events: "state" {state: connecting | ready | busy | gone, seconds}, "image" {id, blob, ms, timing, tag},
-// "problem" {status, detail, hint, seconds}.
+// "problem" {status, detail, hint, seconds}, "progress" {loaded, total} in bytes, while an engine loads.
 
 const DEBOUNCE_MS = 25;
 const MOST_UNANSWERED = 2;  // one that runs and one that waits: the server drops what a newer one overtakes
@@ -11,7 +11,7 @@ const FIRST_RETRY_MS = 500;
 const MOST_RETRY_MS = 8000;
 
 export class Live extends EventTarget {
-  #socket = null;
+  #line = null;
   #number = 0;
   #shown = 0;
   #sent = new Map();
@@ -24,35 +24,40 @@ export class Live extends EventTarget {
   #again = 0;
   #isMaking = false;
 
-  // make: async () => {head, png, tag}: what is sent now; null if there is nothing to send. token: may be empty.
-  constructor(make, token) {
+  // make: async () => {head, png, tag}: what is sent now; null if there is nothing to send. open(told): begins a line to
+  // what makes the photos, {isOpen, send(id, head, png), close()}. It calls told.opened(), told.came({id, body, blob}),
+  // told.progress({loaded, total}) and, at the end, told.closed() or, where another try is up to the reader,
+  // told.failed(problem).
+  constructor(make, open) {
     super();
     this.make = make;
-    this.token = token;
+    this.open = open;
   }
 
-  get isOpen() { return this.#socket?.readyState === WebSocket.OPEN; }
+  get isOpen() { return this.#line?.isOpen ?? false; }
 
   connect() {
     clearTimeout(this.#retryTimer);
-    this.#socket?.close();
+    this.#line?.close();
     this.#sent.clear();
     this.#tell("state", {state: "connecting"});
-    const url = new URL("/v1/live", location.href);
-    url.protocol = url.protocol.replace("http", "ws");
-    url.hash = "";
-    const protocols = ["spade.v1", ...(this.token ? [`spade.token.${this.token}`] : [])];
-    const socket = new WebSocket(url, protocols);
-    socket.binaryType = "arraybuffer";
-    this.#socket = socket;
-    socket.onopen = () => {
-      this.#retryMs = FIRST_RETRY_MS;
-      this.#tell("state", {state: "ready"});
-      this.changed();
-    };
-    socket.onmessage = (event) => this.#receive(event.data);
-    socket.onclose = () => { if (socket === this.#socket) this.#lost(); };
+    const isNow = (act) => (told) => { if (line === this.#line) act(told); };
+    const line = this.open({
+      opened: isNow(() => {
+        this.#retryMs = FIRST_RETRY_MS;
+        this.#tell("state", {state: "ready"});
+        this.changed();
+      }),
+      came: isNow((answer) => this.#receive(answer)),
+      progress: isNow((told) => this.#tell("progress", told)),
+      closed: isNow(() => this.#lost()),
+      failed: isNow((problem) => { this.#forgetSent(); this.#tell("problem", {...problem, seconds: 0}); }),
+    });
+    this.#line = line;
   }
+
+  // The reader asks for another try.
+  retry() { if (this.isOpen) this.changed(); else this.connect(); }
 
   // The drawing, the style or the model is another one now.
   changed() {
@@ -78,18 +83,16 @@ export class Live extends EventTarget {
       this.#isMaking = false;
     }
     if (!made || !this.isOpen) return;
-    const head = new TextEncoder().encode(`${JSON.stringify({id, ...made.head})}\n`);
     this.#sent.set(id, {start: performance.now(), tag: made.tag});
-    this.#socket.send(await new Blob([head, made.png]).arrayBuffer());
+    this.#line.send(id, made.head, made.png);
     clearTimeout(this.#busyTimer);
     this.#busyTimer = setTimeout(() => this.#tell("state", {state: "busy"}), BUSY_AFTER_MS);
     clearTimeout(this.#silentTimer);
-    this.#silentTimer = setTimeout(() => this.#socket?.close(), SILENT_MS);
+    this.#silentTimer = setTimeout(() => this.#line?.close(), SILENT_MS);
     if (this.#isDirty) this.changed();
   }
 
-  #receive(data) {
-    const {id, body, blob} = parsed(data);
+  #receive({id, body, blob}) {
     const sent = this.#sent.get(id);
     this.#sent.delete(id);
     if (!this.#sent.size) {
@@ -112,9 +115,13 @@ export class Live extends EventTarget {
     if (isPassing) this.#again = setTimeout(() => this.changed(), 1000 * seconds);
   }
 
-  #lost() {
+  #forgetSent() {
     this.#sent.clear();
     for (const timer of [this.#busyTimer, this.#silentTimer, this.#again]) clearTimeout(timer);
+  }
+
+  #lost() {
+    this.#forgetSent();
     this.#tell("state", {state: "gone", seconds: Math.ceil(this.#retryMs / 1000)});
     this.#retryTimer = setTimeout(() => this.connect(), this.#retryMs);
     this.#retryMs = Math.min(MOST_RETRY_MS, 2 * this.#retryMs);
@@ -123,15 +130,4 @@ export class Live extends EventTarget {
   #tell(kind, detail) {
     this.dispatchEvent(new CustomEvent(kind, {detail}));
   }
-}
-
-function parsed(data) {
-  if (typeof data === "string") {
-    const body = JSON.parse(data);
-    return {id: body.id, body, blob: null};
-  }
-  const bytes = new Uint8Array(data);
-  const end = bytes.indexOf(10);
-  const body = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
-  return {id: body.id, body, blob: new Blob([bytes.subarray(end + 1)], {type: body.media_type})};
 }
