@@ -1,20 +1,19 @@
 // The page: puts its parts together, and keeps what is chosen.
 
-import {Api} from "./api.js";
 import {Begin} from "./begin.js";
 import {Controls} from "./controls.js";
 import {Drawing} from "./drawing.js";
+import {isInBrowser, openEngine} from "./engine.js";
 import {Film} from "./film.js";
 import {Input} from "./input.js";
 import {unpackDrawing} from "./link.js";
-import {Live} from "./live.js";
 import {Palette} from "./palette.js";
 import {encodeIds} from "./png.js";
 import {fromRuns, toRuns} from "./runs.js";
 import {Save} from "./save.js";
 import {fillHelp, listen} from "./shortcuts.js";
 import {colorsOf, groundOf, templatesOf} from "./starts.js";
-import {hideNotice, showLatency, showNotice, showState} from "./status.js";
+import {hideNotice, showLatency, showLoaded, showNotice, showState} from "./status.js";
 import {Style} from "./style.js";
 import {fillTexts, label, text} from "./texts.js";
 import {makeTools} from "./tools.js";
@@ -35,11 +34,12 @@ class App {
   #saveTimer = 0;
   #saidTimer = 0;
 
-  constructor() {
+  // api: an Engine, see engine.js.
+  constructor(api) {
+    this.api = api;
     fillTexts(document);
     fillHelp();
     document.title = text("title");
-    this.api = new Api(readToken());
     this.palette = new Palette();
     this.view = new View($("stage"), $("drawing"), $("photo"));
     this.tools = makeTools(() => ({
@@ -99,7 +99,8 @@ class App {
   }
 
   #connect() {
-    this.live = new Live(() => this.#message(), this.api.token);
+    this.live = this.api.live(() => this.#message());
+    this.live.addEventListener("progress", ({detail}) => showLoaded(detail));
     this.live.addEventListener("image", ({detail}) => this.#photoCame(detail));
     this.live.addEventListener("problem", ({detail}) => this.#refused(detail));
     this.live.addEventListener("state", ({detail}) => this.#stateChanged(detail));
@@ -125,6 +126,7 @@ class App {
   async #photoCame({blob, ms, timing, tag}) {
     if (tag && tag.model !== this.model.name) return;
     await this.view.showPhoto(blob);
+    $("empty").textContent = text("empty");
     $("stage").classList.add("has-photo");
     $("stage").classList.remove("is-stale");
     $("empty").hidden = true;
@@ -137,7 +139,7 @@ class App {
 
   #refused(problem) {
     $("stage").classList.add("is-stale");
-    const again = {button: text("tryAgain"), act: () => this.live.changed()};
+    const again = {button: text("tryAgain"), act: () => this.live.retry()};
     if (problem.seconds) {
       showState("full");
       showNotice("full", problem.status === 429 ? text("full") : problem.detail, text("fullHint"));
@@ -277,7 +279,7 @@ class App {
     $("token-dialog").addEventListener("cancel", (event) => event.preventDefault());
     $("token-form").onsubmit = (event) => {
       event.preventDefault();
-      this.api = new Api($("token").value.trim());
+      this.api.token = $("token").value.trim();
       try { sessionStorage.setItem("spade.token", this.api.token); } catch { /* it is asked for again then */ }
       $("token-dialog").close();
       this.load();
@@ -312,4 +314,4 @@ function toBase64(bytes) {
   return btoa(letters);
 }
 
-new App().load();
+new App(await openEngine(isInBrowser ? "" : readToken())).load();
