@@ -62,6 +62,12 @@ class ServedModel:
         """Whether it takes the style of a photo."""
         return self.artifact.manifest.encoder is not None
 
+    @cached_property
+    def directions(self) -> int:
+        """How many main directions its styles have."""
+        found = self.artifact.style_directions()
+        return 0 if found is None else len(found)
+
     def facts(self) -> dict[str, Any]:
         """What `GET /v1/models` says of it."""
         spec, labels = self.spec, self.spec.labels
@@ -83,7 +89,7 @@ class ServedModel:
                 "multiple_of": spec.stride,
             },
             "samples": self.samples,
-            "styles": {"z_dim": spec.z_dim, "from_photo": self.has_encoder},
+            "styles": {"z_dim": spec.z_dim, "from_photo": self.has_encoder, "directions": self.directions},
             "runtime": {
                 "name": self.runtime.name,
                 "precision": str(self.runtime.precision),

@@ -37,6 +37,7 @@ from spade_deploy.serving.state import Serving, problems
 BODY_S = 20.0
 """Seconds in which the whole body of a request must have come."""
 _MOST_PARTS = 16
+_DIRECTIONS = "standard deviations along each main direction of the model's styles, added to the style"
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,7 @@ def _body_description() -> dict[str, Any]:
             "label": a_map,
             "instance": a_map,
             "style": {"type": "array", "items": {"type": "number"}},
+            "directions": {"type": "array", "items": {"type": "number"}, "description": _DIRECTIONS},
             "style_photo": {"type": "string", "contentEncoding": "base64"},
         },
     }
@@ -273,6 +275,7 @@ def _body_description() -> dict[str, Any]:
             "label": a_file,
             "instance": a_file,
             "style": {"type": "string", "description": "numbers with commas between them"},
+            "directions": {"type": "string", "description": f"{_DIRECTIONS}; with commas between them"},
             "style_photo": a_file,
         },
     }

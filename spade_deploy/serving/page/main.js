@@ -73,7 +73,7 @@ class App {
   }
 
   // What a link says beside the map.
-  get facts() { return {model: this.model.name, ...(this.style.seed === null ? {} : {seed: this.style.seed})}; }
+  get facts() { return {model: this.model.name, ...this.style.fields}; }
 
   png() { return encodeIds(this.drawing, {isWide: this.model.labels.length > 256}); }
 
@@ -245,7 +245,8 @@ class App {
   #open({facts, width, height, ids}) {
     const model = this.#models.find(({name}) => name === facts.model);
     this.#show(model, new Drawing(width, height, ids), groundOf(model));
-    if (Number.isSafeInteger(facts.seed) && model.styles.z_dim) this.style.seed = facts.seed;
+    this.style.show(model);
+    this.style.restore(facts);
   }
 
   async #openLink() {

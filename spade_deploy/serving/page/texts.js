@@ -45,6 +45,11 @@ export const TEXTS = {
   pixels: "{count} px",
   shape: "Shape of the brush",
   shapes: {round: "Round", square: "Square"},
+  brushMore: "Flat or turned",
+  flatness: "Flatness",
+  angle: "Angle",
+  percent: "{count} %",
+  degrees: "{count}°",
   pressure: "Pen pressure changes the size",
 
   palette: "Classes",
@@ -113,6 +118,11 @@ export const TEXTS = {
   stylePhoto: "Style of a photo",
   stylePhotoChoose: "Choose a photo…",
   stylePhotoNone: "no photo chosen",
+  stylePhotoKept: "the photo's style is kept",
+  styleDirections: "From there",
+  styleDirectionsHelp: "The main directions of the model's styles, the strongest first. A double click sets one to 0.",
+  styleDirection: "Direction {number}",
+  styleLevel: "All to 0",
 
   saveTitle: "Save or share",
   savePhoto: "Photo",
