@@ -9,6 +9,7 @@ and chromium in the PATH.
 """
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -114,7 +115,7 @@ def stroke(page: Page, *points: tuple[float, float], seen: Callable[[], None] = 
     """Draw through places of the map. seen: called after every few pixels of the way."""
     page.mouse.move(*place(page, *points[0]))
     page.mouse.down()
-    for start, end in zip(points, points[1:], strict=False):
+    for start, end in itertools.pairwise(points):
         for k in range(1, 5):
             page.mouse.move(*place(page, *(a + (b - a) * k / 4 for a, b in zip(start, end, strict=True))))
             seen()
