@@ -205,6 +205,8 @@ def save_views(page: Page, shot: Callable[..., None]) -> None:
         shot(f"dialog-{dialog}", 900)
         page.keyboard.press("Escape")
     models = page.evaluate("[...document.querySelectorAll('#model option')].map((one) => one.value)")
+    if len(models) < 2:
+        return
     for model in models:
         page.select_option("#model", model)
         page.wait_for_timeout(600)
@@ -235,7 +237,7 @@ def save_readme(out: Path, url: str, browser: Any) -> None:
     frames: list[Image.Image] = []
 
     def seen() -> None:
-        page.wait_for_function("document.getElementById('state').dataset.state === 'ready'")
+        page.wait_for_selector("#state[data-state=ready]")
         frames.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
 
     page.goto(url)
