@@ -223,7 +223,7 @@ ISLAND = (
     ("evergreen broadleaf forest", 0.16, (0.36, 0.36), (0.48, 0.3), (0.6, 0.34), (0.7, 0.46)),
     ("cropland", 0.12, (0.4, 0.62), (0.5, 0.66), (0.62, 0.62)),
     ("barren", 0.1, (0.48, 0.48), (0.56, 0.5)),
-    ("permanent wetland", 0.06, (0.3, 0.5), (0.34, 0.62), (0.4, 0.7)),
+    ("mixed forest", 0.06, (0.3, 0.5), (0.34, 0.62), (0.4, 0.7)),
     ("snow and ice", 0.05, (0.52, 0.49), (0.54, 0.5)),
     ("grassland", 0.07, (0.8, 0.74), (0.84, 0.78), (0.82, 0.83)),
 )
@@ -260,7 +260,7 @@ def save_readme(out: Path, url: str, browser: Any) -> None:
     frames[-1].save(out / "paint.png", optimize=True)
     times = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     path = out / "paint.webp"
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, quality=80, method=6)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, quality=75, method=3)
     size = path.stat().st_size
     if size > MOST_README_BYTES:
         raise SystemExit(f"{path} has {size:,} bytes; the README should load at once: {MOST_README_BYTES:,} at most")

@@ -16,7 +16,7 @@ import {fillHelp, listen} from "./shortcuts.js";
 import {colorsOf, groundOf, templatesOf} from "./starts.js";
 import {hideNotice, showLatency, showNotice, showState} from "./status.js";
 import {Style} from "./style.js";
-import {fillTexts, label, text} from "./texts.js";
+import {fillTexts, label, text, told} from "./texts.js";
 import {makeTools} from "./tools.js";
 import {$, make, remember, remembered, say} from "./ui.js";
 import {View} from "./view.js";
@@ -84,8 +84,7 @@ class App {
     } catch (problem) {
       if (problem.status === 401) return this.#askToken(this.api.token ? text("tokenWrong") : "");
       showState(problem.status ? "problem" : "gone");
-      const words = [problem.detail || text("noServer"), problem.hint].filter(Boolean).join(" ");
-      showNotice("gone", text("noModels"), words, {button: text("tryAgain"), act: () => this.load()});
+      showNotice("gone", text("noModels"), told(problem), {button: text("tryAgain"), act: () => this.load()});
       return;
     }
     hideNotice();
@@ -195,6 +194,7 @@ class App {
     this.film.clear();
     this.live.forget();
     this.view.show(drawing, colorsOf(model));
+    $("stage").classList.add("has-drawing");
     this.view.clearPhoto();
     $("stage").classList.remove("has-photo", "is-stale");
     $("empty").hidden = false;

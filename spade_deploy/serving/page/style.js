@@ -2,7 +2,7 @@
 // main directions of the model's styles.
 
 import {$, make, say} from "./ui.js";
-import {text} from "./texts.js";
+import {text, told} from "./texts.js";
 
 const MOST_STEP = 3;  // standard deviations of the styles in training; beyond them there is hardly any
 
@@ -117,7 +117,7 @@ export class Style extends EventTarget {
       this.#choose("photo");
     } catch (problem) {
       this.#vector = null;
-      $("style-photo-name").textContent = [problem.detail || text("noServer"), problem.hint].filter(Boolean).join(" ");
+      $("style-photo-name").textContent = told(problem);
       say($("style-photo-name").textContent);
       this.#choose("mean");
     }

@@ -180,6 +180,12 @@ export function text(path, values = {}) {
   return found.replace(/\{(\w+)\}/g, (_, name) => String(values[name] ?? ""));
 }
 
+// A problem in whole sentences: what happened, what to do next. {detail, hint} as the server says them.
+export function told({detail, hint}) {
+  const parts = [detail || text("noServer"), hint].filter(Boolean).map((part) => part[0].toUpperCase() + part.slice(1));
+  return parts.map((part) => (/[.!?]$/.test(part) ? part : `${part}.`)).join(" ");
+}
+
 // Fill in the elements of the page that name their text: data-text the content, data-label the label and the tip.
 export function fillTexts(root) {
   for (const element of root.querySelectorAll("[data-text]")) element.textContent = text(element.dataset.text);
