@@ -53,6 +53,9 @@ def matching(pattern: str, wanted: str) -> Rule:
 Count = Annotated[int, Rule(lambda number: number >= 0, "a number from 0 on")]
 """A whole number that is not negative."""
 
+CountOrNone = Annotated[int | None, Rule(lambda number: number is None or number >= 0, "a number from 0 on")]
+"""A whole number that is not negative, or None where nobody counted."""
+
 Sha256 = Annotated[str, matching(r"[0-9a-f]{64}", "a SHA-256")]
 """The SHA-256 of a file, 64 hexadecimal digits."""
 

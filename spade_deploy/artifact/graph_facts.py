@@ -41,6 +41,7 @@ def model_facts(spec: GeneratorSpec, source: Source, versions: Mapping[str, str]
         "height": spec.height,
         "width": spec.width,
         "num_ids": labels.num_ids,
+        "parameters": "" if source.parameters is None else source.parameters,
         "unknown_id": "" if labels.unknown_id is None else labels.unknown_id,
     }
     texts = {PREFIX + name: str(value) for name, value in plain.items()}

@@ -15,7 +15,7 @@ from typing import Any
 
 from spade_deploy.artifact.tensors import TensorInfo, encoder_tensors, input_rule, input_tensors, output_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError, quoted, reason_of
-from spade_deploy.fields import Count, Sha256, digest_of, from_json, of_type, parse, to_json
+from spade_deploy.fields import Count, CountOrNone, Sha256, digest_of, from_json, of_type, parse, to_json
 from spade_deploy.files.reading import MAX_JSON_BYTES
 from spade_deploy.files.reading import read_json as read_json_file
 from spade_deploy.spec import EXPORTED, GeneratorSpec, GraphKind, Precision, RoundingError
@@ -100,6 +100,9 @@ class Source:
 
     license: str = ""
     """The licence of the weights, such as 'cc-by-4.0'; empty where nobody stated one."""
+
+    parameters: CountOrNone = None
+    """How many trained numbers the generator has; None in artifacts of older versions."""
 
 
 @dataclass(frozen=True)

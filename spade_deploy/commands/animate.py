@@ -22,7 +22,7 @@ class AnimateRequest:
 
 @command("animate", panel=CHECK, requests=lambda: (AnimateRequest, RunsFolder))
 def animate(asked: AnimateRequest, place: RunsFolder) -> None:
-    """Make a GIF or MP4 of a run's sample grids: the same label maps, painted better and better."""
+    """Make a GIF or MP4 of a run's sample grids, which shows how the images improve."""
     from spade_deploy.runs.folders import newest_checkpoint
     from spade_deploy.training.records.animation import animate as make_animation
 

@@ -32,7 +32,7 @@ def _requests() -> tuple[type, ...]:
 
 @command("check-labels", panel=CHECK, requests=_requests)
 def check_labels(asked: CheckLabelsRequest) -> None:
-    """Find label maps that would train or infer wrongly; --fix converts what can be converted.
+    """Find label maps that would give wrong results; --fix converts those that can be converted.
 
     Without a number of classes it lists the ids that occur, and the options that fit them.
     """

@@ -33,7 +33,7 @@ class DemoRequest:
 
 @command("demo", panel=MAIN, requests=lambda: (DemoRequest,), needs="train,export,cpu")
 def demo(asked: DemoRequest) -> None:
-    """Do all of it with the shipped Earth model: export, proof, photos of unseen label maps, training, one gallery."""
+    """Run the whole chain with the shipped Earth model: export, validation, photos, training, a gallery."""
     from spade_deploy.release.demo import run_demo
 
     with locked(asked.out, "running the demo"), training_bar() as progress:

@@ -27,7 +27,7 @@ class InspectRequest:
 
 @command("inspect", panel=CHECK, requests=lambda: (InspectRequest,))
 def inspect(asked: InspectRequest) -> None:
-    """Tell what a checkpoint, an artifact or an engine is."""
+    """Describe a run, a checkpoint, an artifact or an engine."""
     from spade_deploy.inspection.describe import inspect_path
 
     found = inspect_path(asked.path, with_times=asked.with_times)
@@ -48,7 +48,7 @@ def inspect(asked: InspectRequest) -> None:
 
 @command("doctor", panel=CHECK, requests=lambda: ())
 def doctor() -> None:
-    """Tell what is installed, what really loads, and what to install for what is missing."""
+    """Show what is installed, whether it loads, and how to install what is missing."""
     from spade_deploy.inspection.doctor import Status, diagnose
 
     marks = {

@@ -30,10 +30,10 @@ GROUP = "Output"
 class OutputOptions:
     """What every command takes beside its own options."""
 
-    json: bool = setting(False, help="Print one JSON document to stdout; all else goes to stderr.", group=GROUP)
-    quiet: bool = setting(False, help="Print errors alone.", group=GROUP)
+    json: bool = setting(False, help="Print one JSON document to stdout; everything else goes to stderr.", group=GROUP)
+    quiet: bool = setting(False, help="Print only errors.", group=GROUP)
     log_file: Path | None = setting(
-        None, help="Append all that is printed to this file, with the time.", group=GROUP, metavar="FILE"
+        None, help="Append everything that is printed to this file, with the time.", group=GROUP, metavar="FILE"
     )
 
 

@@ -12,6 +12,7 @@ import typer
 from spade_deploy.commands import output
 from spade_deploy.commands.console import errors, print_next, stdout, styled
 from spade_deploy.commands.options import CHECK, CommandGroup, RunsFolder, command
+from spade_deploy.commands.tables import print_table
 from spade_deploy.printable import one_line
 from spade_deploy.settings import setting
 
@@ -30,7 +31,7 @@ class CompareRequest:
 
 @command("list", requests=lambda: (RunsFolder,))
 def list_all(place: RunsFolder) -> None:
-    """List the runs, the newest last: how far they are, their settings, what they measured."""
+    """List the runs, newest last, with their steps, settings and last metrics."""
     from spade_deploy.inspection import run_table
 
     found, problems = run_table.list_runs(place.runs)
@@ -49,7 +50,7 @@ def list_all(place: RunsFolder) -> None:
 
 @command("compare", requests=lambda: (CompareRequest, RunsFolder))
 def compare(asked: CompareRequest, place: RunsFolder) -> None:
-    """Compare runs: which settings differ, where their losses and metrics end, and means over random seeds."""
+    """Compare runs: settings that differ, final losses and metrics, means over random seeds."""
     from spade_deploy.errors import ConfigError
     from spade_deploy.inspection import run_table
 
@@ -83,17 +84,13 @@ runs = _Runs(
 
 
 def _print_list(found: list[RunSummary]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None)
-    for heading in ("run", "step", "generator", "size", "batch", "seed", "measured last", "date"):
-        is_number = heading in ("step", "batch", "seed")
-        table.add_column(heading, justify="right" if is_number else "left", overflow="fold", no_wrap=heading == "date")
+    headings = ("run", "step", "generator", "size", "batch", "seed", "measured last", "date")
+    rows = []
     for run in found:
         known = run.settings
         size = f"{known.get('generator.height')} x {known.get('generator.width')}"
         steps = str(run.step) if run.total_steps in (None, run.step) else f"{run.step}/{run.total_steps}"
-        table.add_row(
+        row = (
             one_line(run.name),
             steps if run.origin == "train" else "import",
             str(known.get("generator.architecture", "-")),
@@ -103,20 +100,15 @@ def _print_list(found: list[RunSummary]) -> None:
             ", ".join(f"{name} {value:.4g}" for name, value in list(run.metrics.items())[:2]) or "-",
             time.strftime("%Y-%m-%d", time.localtime(run.created_unix_ns / 1e9)),
         )
-    stdout().print(table)
+        rows.append(row)
+    print_table(headings, rows, left=(0, 2, 3, 6, 7))
 
 
 def _print_comparison(found: Comparison) -> None:
-    from rich.table import Table
+    headings = ("", *(one_line(run.name) for run in found.runs))
 
     def table_of(title: str, rows: dict[str, list[str]]) -> None:
-        table = Table(title=title, title_justify="left", box=None)
-        table.add_column("")
-        for run in found.runs:
-            table.add_column(one_line(run.name), justify="right", overflow="fold")
-        for name, cells in rows.items():
-            table.add_row(styled(name, "dim"), *(one_line(cell) for cell in cells))
-        stdout().print(table)
+        print_table(headings, [(name, *map(one_line, cells)) for name, cells in rows.items()], title=title)
 
     if found.settings:
         table_of("settings that differ", {n: [_text(cell) for cell in row] for n, row in found.settings.items()})

@@ -54,7 +54,7 @@ def _requests() -> tuple[type, ...]:
 
 @command("train", panel=MAIN, requests=_requests, needs="train", kind=ConfigCommand)
 def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFolder) -> None:
-    """Train a generator; without options on the embedded Earth data, for a CPU."""
+    """Train a generator. Without options, it trains on the embedded Earth data, sized for a CPU."""
     from spade_deploy.training import session
     from spade_deploy.training.processes.join import join_world
 

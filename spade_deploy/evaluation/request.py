@@ -111,7 +111,7 @@ class EvalRequest:
         None, help="LPIPS to the photo: alex or vgg, of the published weights; no download.", group=JUDGES, bare="alex"
     )
     judge_weights: Path | None = setting(
-        None, help="Folder of these weights; $TORCH_HOME/hub/checkpoints if left out.", group=JUDGES
+        None, help="Folder of these weights; default: $TORCH_HOME/hub/checkpoints.", group=JUDGES
     )
     segmenter: Path | None = setting(
         None, help="ONNX segmenter that judges whether images show what their label maps ask for.", group=JUDGES

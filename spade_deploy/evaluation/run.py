@@ -25,10 +25,11 @@ from spade_deploy.evaluation.row import Row
 from spade_deploy.evaluation.scores import Drawn, Scores, draw_again
 from spade_deploy.evaluation.seeds import compare_groups, group_by_seed
 from spade_deploy.evaluation.taught import apart_from_segmenter
-from spade_deploy.evaluation.verdict import best_by_class, unfit_judges, verdicts
+from spade_deploy.evaluation.verdict import best_by_class, verdicts
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import OnnxExtractor, OnnxSegmenter
+from spade_deploy.metrics.unfit import unfit_judges
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import LabelSpec
 
@@ -59,7 +60,8 @@ def evaluate(
     judges = Judges(extractor, segmenter, labels.num_labels, request.seed, request.batch_size, perceptual)
     progress.step(f"{config.described}, {samples.name}: reading the real photos")
     reality = measure_reality(judges, samples, evenly(len(samples), request.samples), progress)
-    unfit = unfit_judges(reality.scores)
+    real = reality.scores
+    unfit = unfit_judges(None if real.sums is None else real.sums.sum(0), real.features)
     remark = "; ".join(f"no verdict by this judge: {why}" for why in dict.fromkeys(unfit.values()))
     references = [replace(reality.row, remark=remark)] if segmenter is not None or unfit else []
     floor, why = _floor(judges, reality, config, split, labels, size, progress)

@@ -13,16 +13,10 @@ from typing import Any
 import numpy as np
 
 from spade_deploy.evaluation.row import Row
-from spade_deploy.evaluation.scores import Drawn, Scores
+from spade_deploy.evaluation.scores import Drawn
 from spade_deploy.metrics import HIGHER_IS_BETTER
 from spade_deploy.metrics.bootstrap import LEAST_SAMPLES, half_width
-from spade_deploy.metrics.confusion import accuracy_of, by_chance, iou_of, kappa_of
-
-LEAST_KAPPA = 0.2
-"""A segmenter whose agreement with the labels of real photos is less is no judge. Landis and Koch (1977) call agreement
-up to here slight; a segmenter that was trained for a few hundred steps has 0.4 and more."""
-BY_SEGMENTER = ("miou", "accuracy")
-BY_EXTRACTOR = ("frechet", "kernel")
+from spade_deploy.metrics.confusion import iou_of
 
 
 @dataclass(frozen=True)
@@ -42,24 +36,6 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def unfit_judges(real: Scores) -> dict[str, str]:
-    """The figures whose judge fails on the real photos, and why, as a sentence."""
-    found = {}
-    if real.sums is not None:
-        sums = real.sums.sum(0)
-        kappa = kappa_of(sums)
-        if not kappa >= LEAST_KAPPA:
-            seen, guessed = shown("accuracy", float(accuracy_of(sums))), shown("accuracy", by_chance(sums))
-            why = (
-                f"the segmenter finds {seen} of the pixels of the real photos, guessing finds {guessed}"
-                f" (kappa {kappa:.2f}, needed {LEAST_KAPPA})"
-            )
-            found.update(dict.fromkeys(BY_SEGMENTER, why))
-    if real.features is not None and len(real.features) > 1 and not real.features.std(0).any():
-        found.update(dict.fromkeys(BY_EXTRACTOR, "the extractor gives the same features for all real photos"))
-    return found
 
 
 def verdicts(rows: Sequence[Row], drawn: Drawn | None, unfit: Mapping[str, str]) -> dict[str, Verdict]:

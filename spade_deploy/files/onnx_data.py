@@ -1,4 +1,4 @@
-"""Find the other files that an ONNX file reads, before any library opens it, and without the package `onnx`.
+"""Find the other files that an ONNX file reads, and count its weights, without the package `onnx`.
 
 A tensor may lie in a file of its own, which the graph names. Runtimes read whatever file is named: new ones stay in the
 graph's folder, older ones do not, and `onnx` copies any file. So the protobuf is walked here by its field numbers, from
@@ -7,6 +7,7 @@ each message to the messages inside it that can hold a tensor. Large fields are 
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ _INSIDE: dict[str, dict[int, str]] = {
     "sparse": {1: _TENSOR, 2: _TENSOR},
     _TENSOR: {13: _ENTRY},
 }
+_WEIGHT_TYPES = (1, 3, 10, 11, 16)  # float32, int8, float16, float64, bfloat16, as TensorProto.DataType numbers them
+_MAX_DIMENSIONS = 8
 """For each message of onnx.proto, the numbers of its fields that are messages and may lead to a tensor."""
 
 
@@ -58,6 +61,18 @@ def external_files(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def stored_numbers(path: Path) -> int:
+    """How many numbers the weights of an ONNX file have: the initializers of its graph, no integers and no scalars.
+
+    Raises OSError where it cannot be read, ValueError where it is damaged.
+    """
+    with open_regular(path) as stream:
+        if not stream.peek(1):
+            raise ValueError("it is empty")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _Walk(content).numbers(0, len(content))
+
+
 class _Walk:
     """One pass over a file's bytes, of a bounded number of fields: a graph has thousands, not millions."""
 
@@ -76,14 +91,42 @@ class _Walk:
             elif inside is not None:
                 yield from self.locations(begin, stop, inside, depth + 1)
 
+    def numbers(self, start: int, end: int) -> int:
+        """The sizes of all initializers with a weight's type in the bytes start..end of a model."""
+        count = 0
+        for field, begin, stop in self._fields(start, end):
+            if field == 7:
+                tensors = [place for number, *place in self._fields(begin, stop) if number == 5]
+                count += sum(self._size(*place) for place in tensors)
+        return count
+
+    def _size(self, start: int, end: int) -> int:
+        """How many numbers a tensor has; 0 for one that is no weight. The sizes may be packed into one field."""
+        sizes, scalars = list[int](), list[tuple[int, int]]()
+        for field, begin, stop in self._fields(start, end, scalars):
+            at = begin
+            while field == 1 and at < stop:
+                size, at = self._varint(at, stop)
+                sizes.append(size)
+        sizes += [value for field, value in scalars if field == 1]
+        kind = next((value for field, value in scalars if field == 2), 0)
+        if len(sizes) > _MAX_DIMENSIONS or any(size >> 40 for size in sizes):
+            raise ValueError("it is damaged: a tensor has a shape that cannot be")
+        return math.prod(sizes) if sizes and kind in _WEIGHT_TYPES else 0
+
     def _entry(self, start: int, end: int) -> Iterator[str]:
         """The values of an entry `location`. If there are several, readers take the last; here every one counts."""
         parts = [(field, self._content[begin:stop]) for field, begin, stop in self._fields(start, end)]
         if any(field == 1 and part == _KEY for field, part in parts):
             yield from (part.decode("utf-8", "backslashreplace") for field, part in parts if field == 2)
 
-    def _fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(number, first byte, last byte + 1) of every field with a length; the others are stepped over."""
+    def _fields(
+        self, start: int, end: int, scalars: list[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[int, int, int]]:
+        """(number, first byte, last byte + 1) of every field with a length; the others are stepped over.
+
+        scalars: gets (number, value) of every field that is a whole number.
+        """
         at = start
         while at < end:
             self._fields_left -= 1
@@ -93,7 +136,9 @@ class _Walk:
             tag &= 0xFFFFFFFF  # protobuf ignores the higher bits
             kind = tag & 7
             if kind == 0:
-                _, at = self._varint(at, end)
+                value, at = self._varint(at, end)
+                if scalars is not None:
+                    scalars.append((tag >> 3, value))
             elif kind in (1, 5):
                 at += 8 if kind == 1 else 4
             elif kind == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,17 @@ from spade_deploy.images.image_file import ImageSource, read_photo
 _DROP = "leave the flag out"
 
 
-def style_vector(artifact: Artifact, seed: int | None, photo: ImageSource | None) -> NDArray[np.float32] | None:
+Styles = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""(mu, logvar) of photos, N x z_dim each."""
+
+
+def style_vector(
+    artifact: Artifact, seed: int | None, photo: ImageSource | None, encoder: StyleEncoder | None = None
+) -> NDArray[np.float32] | None:
     """The style that was asked for, 1 x z_dim; zeros, the mean style, by default; None for a model without styles.
 
-    seed: draws a standard normal style. photo: an image file, whose mean style is taken.
+    seed: draws a standard normal style. photo: an image file, whose mean style is taken. encoder: the artifact's, where
+    one is kept for several photos.
     Raises ConfigError if the model cannot do what is asked, LabelMapError for a photo that cannot be read.
     """
     z_dim = artifact.manifest.generator.z_dim
@@ -32,7 +40,7 @@ def style_vector(artifact: Artifact, seed: int | None, photo: ImageSource | None
                 )
         return None
     if photo is not None:
-        return encode_photo(artifact, photo)[0]
+        return (encoder or StyleEncoder(artifact)).encode(photo)[0]
     if seed is None:
         return np.zeros((1, z_dim), np.float32)
     if seed < 0:
@@ -57,37 +65,61 @@ def moved_style(artifact: Artifact, style: NDArray[np.float32] | None, steps: Se
     return moved
 
 
-def encode_photo(artifact: Artifact, photo: ImageSource) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(mu, logvar) of a photo's style, 1 x z_dim each, by the artifact's encoder on the CPU.
+def encode_photo(artifact: Artifact, photo: ImageSource) -> Styles:
+    """(mu, logvar) of a photo's style, 1 x z_dim each. Raises as `StyleEncoder.encode` does."""
+    return StyleEncoder(artifact).encode(photo)
 
-    The whole photo is resized to the model's size with bicubic, as training's photos are.
-    Raises ConfigError where the artifact has no encoder, LabelMapError for a photo that cannot be read, ArtifactError,
-    MissingDependencyError.
+
+class StyleEncoder:
+    """An artifact's style encoder on the CPU. It is opened for the first photo, and stays open.
+
+    Safe to be used by several threads.
     """
-    manifest = artifact.manifest
-    if manifest.encoder is None:
-        why = {
-            "import": "it was imported, and a generator file holds no encoder",
-            "train": "it was trained without one, its styles are noise",
-        }.get(manifest.source.origin, "none was exported with it")
-        raise ConfigError(
-            f"`style_image`: {artifact.path} has no style encoder ({why})",
-            hint="`seed` N takes a random style; `spade train --vae` trains a model with an encoder, which its export"
-            " brings along",
-        )
-    spec = manifest.generator
-    try:
-        pixels = read_photo(photo, (spec.height, spec.width))[None]
-    except LabelMapError as error:
-        raise LabelMapError(f"`style_image`: {error.message}", hint=error.hint) from error
-    with artifact.vouched(manifest.encoder.file) as path:
-        session = _session(path)
-    _check_contract(path, session, artifact)
-    try:
-        mu, logvar = session.run([MU, LOGVAR], {PHOTO: pixels})
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ArtifactError(f"{path}: the style encoder failed on {photo}: {reason_of(error)}") from error
-    return mu, logvar
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+        self._session: Any = None
+        self._opening = threading.Lock()
+
+    def encode(self, photo: ImageSource) -> Styles:
+        """(mu, logvar) of a photo's style, 1 x z_dim each.
+
+        The whole photo is resized to the model's size with bicubic, as training's photos are.
+        Raises ConfigError where the artifact has no encoder, LabelMapError for a photo that cannot be read,
+        ArtifactError, MissingDependencyError.
+        """
+        manifest = self._artifact.manifest
+        if manifest.encoder is None:
+            why = {
+                "import": "it was imported, and a generator file holds no encoder",
+                "train": "it was trained without one, its styles are noise",
+            }.get(manifest.source.origin, "none was exported with it")
+            raise ConfigError(
+                f"`style_image`: {self._artifact.path} has no style encoder ({why})",
+                hint="`seed` N takes a random style; `spade train --vae` trains a model with an encoder, which its"
+                " export brings along",
+            )
+        spec = manifest.generator
+        try:
+            pixels = read_photo(photo, (spec.height, spec.width))[None]
+        except LabelMapError as error:
+            raise LabelMapError(f"`style_image`: {error.message}", hint=error.hint) from error
+        session = self._opened(manifest.encoder.file)
+        try:
+            mu, logvar = session.run([MU, LOGVAR], {PHOTO: pixels})
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            path = self._artifact.path / manifest.encoder.file
+            raise ArtifactError(f"{path}: the style encoder failed on {photo}: {reason_of(error)}") from error
+        return mu, logvar
+
+    def _opened(self, file: str) -> Any:
+        with self._opening:
+            if self._session is None:
+                with self._artifact.vouched(file) as path:
+                    session = _session(path)
+                _check_contract(path, session, self._artifact)
+                self._session = session
+            return self._session
 
 
 def _session(path: Path) -> Any:

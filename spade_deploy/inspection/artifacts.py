@@ -9,11 +9,13 @@ from spade_deploy.artifact import MANIFEST, Artifact, engine_path, list_engines,
 from spade_deploy.engines.tensorrt.key import EngineKey
 from spade_deploy.engines.tensorrt.open import time_layers
 from spade_deploy.engines.tensorrt.proof import proof_text
-from spade_deploy.errors import ArtifactError, NotFoundError
+from spade_deploy.errors import ArtifactError, NotFoundError, reason_of
+from spade_deploy.files.onnx_data import stored_numbers
 from spade_deploy.inspection.description import (
     Description,
     Rows,
     Table,
+    millions,
     number_text,
     shortened,
     size_text,
@@ -36,7 +38,7 @@ def describe_artifact(artifact: Artifact) -> Description:
         ("path", str(artifact.path)),
         ("made", when(manifest.created_unix_ns)),
         ("from", f"{source.run}{step} ({source.origin}), weights {source.generator_sha256[:16]}"),
-        *spec_rows(manifest.generator),
+        *spec_rows(manifest.generator, _parameters(artifact)),
         ("precisions", ", ".join(manifest.precisions)),
         ("validation", verdict),
         ("made with", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())),
@@ -58,6 +60,18 @@ def describe_artifact(artifact: Artifact) -> Description:
     validation = _validation(report)
     tables = (graphs, *(() if validation is None else (validation,)), *_engines(artifact), files)
     return Description("Artifact", rows, tables)
+
+
+def _parameters(artifact: Artifact) -> str:
+    """How many parameters the model has, as its manifest says; of an older one, what its first graph stores."""
+    manifest = artifact.manifest
+    if manifest.source.parameters is not None:
+        return millions(manifest.source.parameters)
+    graph = artifact.graph()
+    try:
+        return f"{millions(stored_numbers(artifact.path / graph.file))} stored in {graph.file}"
+    except (OSError, ValueError) as error:
+        return f"not known: {graph.file}: {reason_of(error)}"
 
 
 def describe_engine(path: Path, with_times: bool) -> Description:

@@ -9,7 +9,6 @@ from typing import Any
 
 from spade_deploy.printable import printable
 from spade_deploy.spec import GeneratorSpec, LabelSpec
-from spade_deploy.spec.parameter_count import parameter_count
 
 Rows = tuple[tuple[str, str], ...]
 """Facts: pairs of a name and a value."""
@@ -57,8 +56,8 @@ def for_a_terminal(found: Description) -> Description:
     return Description(found.title, tuple((cell(name), cell(fact)) for name, fact in found.rows), tables)
 
 
-def spec_rows(spec: GeneratorSpec) -> Rows:
-    """The facts about a generator: architecture, labels, size, layers."""
+def spec_rows(spec: GeneratorSpec, parameters: str) -> Rows:
+    """The facts about a generator: architecture, labels, size, layers, and how many parameters it has, in words."""
     labels = spec.labels
     extra = [name for name, there in (("unknown (255)", labels.has_dontcare), ("edges", labels.has_edges)) if there]
     sizes = f"any {spec.side_rule}" if spec.is_dynamic else "this size alone"
@@ -71,7 +70,7 @@ def spec_rows(spec: GeneratorSpec) -> Rows:
         *_shape_rows(spec),
         ("norm", f"{spec.norm}{', spectral norm' if spec.spectral_norm else ''}"),
         *((("style vector", style),) if spec.has("z_dim") else ()),
-        ("parameters", millions(parameter_count(spec))),
+        ("parameters", parameters),
     )
 
 

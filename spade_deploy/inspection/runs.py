@@ -20,7 +20,6 @@ from spade_deploy.runs.folders import damaged_checkpoints, is_resumable, run_che
 from spade_deploy.runs.layout import ARTIFACT, CHECKPOINT_JSON, GENERATOR_FILE
 from spade_deploy.runs.records import CheckpointInfo, read_checkpoint_info
 from spade_deploy.runs.safetensors_header import TensorCount, read_tensor_count
-from spade_deploy.spec.parameter_count import parameter_count
 
 
 def describe_checkpoint(checkpoint: Path) -> Description:
@@ -33,7 +32,7 @@ def describe_checkpoint(checkpoint: Path) -> Description:
         ("path", str(checkpoint)),
         ("made", when(info.created_unix_ns)),
         ("from", f"{info.source} (import)" if info.origin == "import" else f"training, step {info.step}"),
-        *spec_rows(info.generator),
+        *spec_rows(info.generator, millions(count.parameters)),
         ("tensors", f"{count.tensors}, {', '.join(count.dtypes)}"),
         ("weights", f"sha256 {info.generator_sha256[:16]}, as they were written"),
         ("resumable", "yes" if is_resumable(checkpoint) else "no: weights alone"),
@@ -54,10 +53,19 @@ def _check_weights(path: Path, info: CheckpointInfo, count: TensorCount) -> None
     if digest != info.generator_sha256:
         found = f"its SHA-256 begins {digest[:12]}, {CHECKPOINT_JSON} says {info.generator_sha256[:12]}"
         raise CheckpointError(f"{path}: {found}", hint=hint)
-    expected = parameter_count(info.generator)
-    if count.parameters != expected:
-        found = f"{millions(count.parameters)} parameters, {CHECKPOINT_JSON} describes {millions(expected)}"
+    if info.parameters is not None and count.parameters != info.parameters:
+        found = f"{millions(count.parameters)} parameters, {CHECKPOINT_JSON} says {millions(info.parameters)}"
         raise CheckpointError(f"{path}: holds {found}", hint=hint)
+
+
+def _parameters(checkpoint: Path, info: CheckpointInfo) -> str:
+    """How many parameters a checkpoint has: as it says itself, or for an older one, as its file of weights has."""
+    if info.parameters is not None:
+        return millions(info.parameters)
+    try:
+        return millions(read_tensor_count(checkpoint / GENERATOR_FILE).parameters)
+    except CheckpointError as error:
+        return f"not known: {error.message}"
 
 
 def _files_table(folder: Path) -> Table:
@@ -90,6 +98,6 @@ def describe_run(run: Path) -> Description:
     entries += [(folder.name, "?", f"damaged: {why}", "?", "") for folder, why in damaged_checkpoints(run)]
     if newest is not None:
         entries = [(*entry[:-1], "newest" if entry[0] == newest[0].name else "") for entry in entries]
-        rows += [("newest", str(newest[0])), *spec_rows(newest[1].generator)]
+        rows += [("newest", str(newest[0])), *spec_rows(newest[1].generator, _parameters(*newest))]
     table = Table("Checkpoints", ("name", "step", "origin", "made", ""), tuple(entries))
     return Description("Run", tuple(rows), (table,) if entries else ())

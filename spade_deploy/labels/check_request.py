@@ -30,7 +30,7 @@ class CheckLabelsRequest:
     images: Path | None = setting(None, help="The photos: pairs and sizes are checked too.")
     instances: Path | None = setting(None, help="The instance maps: pairs and sizes are checked too.")
     palette: Path | None = setting(None, help="Colours of RGB label maps: JSON, or lines 'R G B name'.")
-    ignore: tuple[str, ...] = setting((), help="Code of a finding to ignore; may be repeated.")
+    ignore: tuple[str, ...] = setting((), help="Code of a kind of finding to ignore; may be repeated.")
     fix: Path | None = setting(None, help="Write a corrected copy of the folder here.")
     verbose: bool = setting(False, help="Print every finding, not only the groups.")
 

@@ -5,17 +5,18 @@ An architecture is
 1. a member of `spec.Architecture`; its norms stand in `spec.generator.NORMS`, and the fields that it does not use in
    the table below that;
 2. its network in a file of this package, and a line in `NETWORKS`;
-3. the module that is exported for it in the file of the same name in `export/`, and a line in `export.build.DEPLOYED`;
-4. a line in `spec.parameter_count.PARAMETER_COUNTS`, for `spade inspect`, which runs without PyTorch.
+3. the module that is exported for it in the file of the same name in `export/`, and a line in `export.build.DEPLOYED`.
 
-`NETWORKS`, `DEPLOYED` and `PARAMETER_COUNTS` have the same keys (`tests/networks/test_build.py`). All other code looks
-an architecture up in them.
+`NETWORKS` and `DEPLOYED` have the same keys (`tests/networks/test_build.py`). All other code looks an architecture up
+in them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+
+from torch import nn
 
 from spade_deploy.networks.crn import CascadedRefinementNetwork
 from spade_deploy.networks.pix2pixhd import GlobalGenerator
@@ -41,3 +42,8 @@ NETWORKS: Mapping[Architecture, Callable[[GeneratorSpec], Generator]] = MappingP
 def build_generator(spec: GeneratorSpec) -> Generator:
     """The network of a spec with PyTorch's initial weights, in train mode."""
     return NETWORKS[spec.architecture](spec)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many trained numbers a network has: its weights and biases, no statistics."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -27,13 +27,14 @@ from spade_deploy.export.int8.write import Int8Summary
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.export.precision import parse_kept
 from spade_deploy.files.atomic import atomic_folder, write_json, write_text
+from spade_deploy.networks.build import count_parameters
 from spade_deploy.progress import SILENT, Progress, StepTimes
 from spade_deploy.release.example_inputs import ExampleInputs, calibration_inputs, golden_inputs
 from spade_deploy.release.model_card import model_card
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
-from spade_deploy.runs.checkpoint import load_generator
+from spade_deploy.runs.checkpoint import LoadedGenerator, load_generator
 from spade_deploy.runs.leftovers import sweep_run, sweep_runs
 from spade_deploy.runs.records import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, GraphKind, GraphSet
@@ -97,7 +98,7 @@ def export_checkpoint(
     progress.step(f"golden inputs: {golden.described}")
     exporting = ExportRequest(
         golden.inputs,
-        Source(run.name, loaded.info.step, loaded.info.origin, loaded.info.generator_sha256, request.license or ""),
+        _source(run.name, loaded, request.license or ""),
         request.precisions,
         kinds=(GraphKind.DENSE,) if request.graph is GraphSet.DENSE else None,
         keep_fp32=kept,
@@ -155,6 +156,11 @@ def _write_pages(
     page = report_page(report, manifest, folder, int8)
     write_text(folder / REPORT_HTML, page)
     write_text(folder / MODEL_CARD, model_card(manifest, report, golden_from))
+
+
+def _source(run: str, loaded: LoadedGenerator, license_name: str) -> Source:
+    info = loaded.info
+    return Source(run, info.step, info.origin, info.generator_sha256, license_name, count_parameters(loaded.module))
 
 
 def _target(out: Path | None, run: Path) -> Path:

@@ -18,7 +18,6 @@ from spade_deploy.machine.processor import processor
 from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.pages import render as pages
 from spade_deploy.spec import GeneratorSpec, Precision
-from spade_deploy.spec.parameter_count import parameter_count
 from spade_deploy.validation.report import SampleImages, ValidationReport
 from spade_deploy.version import __version__
 
@@ -75,10 +74,8 @@ def _summary(report: ValidationReport, manifest: Manifest) -> list[tuple[str, st
     spec, source = manifest.generator, manifest.source
     made = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(manifest.created_unix_ns / 1e9))
     step = f", step {source.step}" if source.origin == "train" and source.step is not None else ", imported"
-    rows = [
-        ("date", made),
-        ("model", f"{source.run}{step}: {spec.architecture}, {parameter_count(spec) / 1e6:.1f} M parameters"),
-    ]
+    count = "" if source.parameters is None else f", {source.parameters / 1e6:.1f} M parameters"
+    rows = [("date", made), ("model", f"{source.run}{step}: {spec.architecture}{count}")]
     times = [(result.name, result.median_seconds) for result in report.results]
     told = [f"{name} {_milliseconds(seconds)}" for name, seconds in times if seconds is not None]
     if told:

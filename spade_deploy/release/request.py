@@ -28,7 +28,7 @@ def is_license(text: str) -> bool:
 class Int8Options:
     """Whether int8 graphs are made, on which label maps they are calibrated, and how good they must be."""
 
-    wanted: bool = setting(False, help="Also write graphs in 8 bits, of a stated quality.", flag="int8", group=_INT8)
+    wanted: bool = setting(False, help="Also write int8 graphs of a minimum quality.", flag="int8", group=_INT8)
     calibrate: Path | None = setting(
         None, help="Label maps to calibrate on; default: the training labels.", group=_INT8
     )
@@ -73,7 +73,7 @@ class ReleaseRequest:
     graph: GraphSet = setting(GraphSet.ALL, help="all, or dense: leave out the lookup graph, which halves the time.")
     tune: bool = setting(
         True,
-        help="Measure for which label maps the lookup graph is faster; without this, dense runs them all.",
+        help="Measure for which label maps the lookup graph is faster; otherwise dense runs them all.",
         negatable=True,
     )
     license: str | None = setting(

@@ -24,7 +24,7 @@ from torch import Tensor
 from spade_deploy.errors import CheckpointError, quoted, reason_of
 from spade_deploy.files.atomic import atomic_folder, write_json
 from spade_deploy.files.reading import sha256_of
-from spade_deploy.networks.build import Generator, build_generator
+from spade_deploy.networks.build import Generator, build_generator, count_parameters
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.runs.layout import CHECKPOINT_JSON, DISCRIMINATOR_FILE, ENCODER_FILE, GENERATOR_FILE, OPTIMIZERS_FILE
 from spade_deploy.runs.records import CheckpointInfo, read_checkpoint_info
@@ -121,6 +121,7 @@ def save_checkpoint(
             origin=origin,
             generator=generator.spec,
             generator_sha256=sha256_of(temporary / GENERATOR_FILE),
+            parameters=count_parameters(generator),
             discriminator_sha256=sha256_of(temporary / DISCRIMINATOR_FILE) if state is not None else "",
             optimizers_sha256=sha256_of(temporary / OPTIMIZERS_FILE) if state is not None else "",
             encoder_sha256=sha256_of(temporary / ENCODER_FILE) if encoder is not None else "",

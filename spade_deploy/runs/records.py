@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from spade_deploy.errors import CheckpointError, ConfigError, SpadeError, quoted, reason_of
-from spade_deploy.fields import Count, Rule, Sha256, Sha256OrNone, from_json, to_json
+from spade_deploy.fields import Count, CountOrNone, Rule, Sha256, Sha256OrNone, from_json, to_json
 from spade_deploy.files.reading import read_json
 from spade_deploy.runs.layout import BEST_JSON, CHECKPOINT_JSON, GENERATOR_FILE
 from spade_deploy.spec import GeneratorSpec
@@ -39,6 +39,9 @@ class CheckpointInfo:
 
     generator_sha256: Sha256
     """The SHA-256 of the generator's weights."""
+
+    parameters: CountOrNone = None
+    """How many trained numbers the generator has; None in checkpoints of older versions."""
 
     discriminator_sha256: Sha256OrNone = ""
     """The SHA-256 of the discriminator's weights; empty without a training state."""

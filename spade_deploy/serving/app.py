@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from spade_deploy.errors import SpadeError
+from spade_deploy.serving.edits import DRAWING, VERSION, add_edits
 from spade_deploy.serving.figures import Figures
 from spade_deploy.serving.guards import GuardMiddleware, Guards
 from spade_deploy.serving.live import add_live
@@ -55,6 +56,7 @@ def make_app(models: Mapping[str, ServedModel], asked: ServeRequest, token: str 
     _add_errors(app, serving)
     _add_health(app, serving)
     add_routes(app, serving)
+    add_edits(app, serving)
     add_live(app, serving)
     add_page(app, serving)
     if asked.cors:
@@ -63,7 +65,7 @@ def make_app(models: Mapping[str, ServedModel], asked: ServeRequest, token: str 
             allow_origins=list(asked.cors),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Server-Timing", "X-Request-Id", "Retry-After"],
+            expose_headers=["Server-Timing", "X-Request-Id", "Retry-After", DRAWING, VERSION],
         )
     local = ("localhost", "127.0.0.1", "[::1]", asked.host) if asked.is_local else ()
     app.add_middleware(GuardMiddleware, guards=Guards(token, local, asked.cors), json_logs=asked.json_logs)

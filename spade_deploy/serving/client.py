@@ -2,6 +2,7 @@
 
 client = Client("http://127.0.0.1:8000")
 png = client.synthesize(Path("map.png").read_bytes(), seed=3)
+png = client.edit(Path("next.png").read_bytes(), [{"x": 8, "y": 4, "height": 2, "width": 3, "runs": [2, 6]}])
 """
 
 from __future__ import annotations
@@ -23,33 +24,49 @@ class ServerError(Exception):
 
 
 class Client:
-    """Asks one server. tries: how often a request is sent while the server says that it is busy (429, 503)."""
+    """Asks one server, and edits one drawing. tries: how often a request is sent while it says that it is busy."""
 
     def __init__(self, url: str, token: str = "", timeout: float = 90.0, tries: int = 5) -> None:
         self.url, self.timeout, self.tries = url.rstrip("/"), timeout, tries
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.drawing: dict[str, Any] = {}
 
     def models(self) -> list[dict[str, Any]]:
         """The models: names, labels with colours, sizes, styles."""
-        models: list[dict[str, Any]] = json.loads(self._send("GET", "/v1/models"))["models"]
+        models: list[dict[str, Any]] = json.loads(self._send("GET", "/v1/models")[0])["models"]
         return models
 
     def synthesize(self, label: bytes, instance: bytes | None = None, **fields: Any) -> bytes:
         """The bytes of a photo. label, instance: the bytes of PNG files. fields: model, seed, style, size, format,
         quality; see /openapi.json. Raises ServerError, and OSError where there is no server."""
-        body: dict[str, Any] = {"label": base64.b64encode(label).decode(), **fields}
-        if instance is not None:
-            body["instance"] = base64.b64encode(instance).decode()
-        return self._send("POST", "/v1/synthesize", json.dumps(body).encode())
+        return self._send("POST", "/v1/synthesize", _body(label, instance, fields))[0]
 
-    def _send(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def edit(self, label: bytes, patches: list[dict[str, Any]], instance: bytes | None = None, **fields: Any) -> bytes:
+        """The photo of the drawing's next map. patches: what is new in it since the last call, in rectangles {x, y,
+        height, width, runs}. label, instance: the whole maps, sent where the server does not hold the one before."""
+        drawing, self.drawing = self.drawing, {}  # after an error nobody knows which map the server holds
+        bodies = [_body(label, instance, fields)]
+        if drawing:
+            bodies.insert(0, json.dumps({**drawing, "patches": patches, **fields}).encode())
+        for body in bodies:
+            try:
+                photo, told = self._send("POST", "/v1/edits", body)
+            except ServerError as error:
+                if error.status != 409:
+                    raise
+            else:
+                self.drawing = {"drawing": told["Drawing"], "base": int(told["Drawing-Version"])}
+                return photo
+        raise AssertionError("a whole map builds on nothing")
+
+    def _send(self, method: str, path: str, body: bytes | None = None) -> tuple[bytes, Any]:
         headers = {**self.headers, "Content-Type": "application/json"}
         for left in reversed(range(self.tries)):
             request = urllib.request.Request(self.url + path, body, headers, method=method)
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                     content: bytes = answer.read()
-                    return content
+                    return content, answer.headers
             except urllib.error.HTTPError as error:
                 content = error.read()
                 if error.code not in (429, 503) or not left:
@@ -59,3 +76,9 @@ class Client:
                     ) from None
                 time.sleep(float(error.headers.get("Retry-After", 1)))
         raise AssertionError("the loop returns or raises")
+
+
+def _body(label: bytes, instance: bytes | None, fields: dict[str, Any]) -> bytes:
+    maps = {"label": label, **({} if instance is None else {"instance": instance})}
+    body = {**fields, **{name: base64.b64encode(png).decode() for name, png in maps.items()}}
+    return json.dumps({name: value for name, value in body.items() if name != "instance_patches"}).encode()

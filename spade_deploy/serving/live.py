@@ -1,9 +1,10 @@
 """`/v1/live`: a WebSocket for a page that draws. The newest map of a drawing wins, older ones are dropped.
 
 A page sends binary messages: a line of JSON (`id`, and the fields of `POST /v1/synthesize` but `label`), a line feed,
-and the bytes of a PNG label map. For each it gets either a binary message, a line of JSON (`id`, `timing`,
-`media_type`), a line feed and the image, or a text message with a problem (`id` and the members of problem+json). A map
-that a newer one overtook is answered by a text message {"id": ..., "overtaken": true}.
+and the bytes of a PNG label map. An edit has `base`, the `id` of the message whose map it builds on, and `patches` in
+place of the PNG. For each message a page gets either a binary one, a line of JSON (`id`, `timing`, `media_type`), a
+line feed and the image, or a text with a problem (`id` and the members of problem+json). A map that a newer one
+overtook is answered by a text {"id": ..., "overtaken": true}; edits build on it all the same.
 """
 
 from __future__ import annotations
@@ -13,18 +14,24 @@ import json
 import logging
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from spade_deploy.errors import SpadeError
+from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.images.image_file import ImageBytes
-from spade_deploy.serving.maps import Asked, inputs_of, live_asked, text_field
+from spade_deploy.serving.drawings import Drawing
+from spade_deploy.serving.edits import EDIT_FIELDS
+from spade_deploy.serving.maps import Asked, Maps, asked_beside, inputs_of_maps, maps_of, text_field
+from spade_deploy.serving.models import ServedModel
+from spade_deploy.serving.patches import PATCHES, edited, parse_edit
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError, body_of
 from spade_deploy.serving.routes import timing, work_of
+from spade_deploy.serving.run_lengths import is_int
 from spade_deploy.serving.runner import OvertakenError, Work
 from spade_deploy.serving.state import Serving
 
@@ -34,6 +41,8 @@ LIVE = "/v1/live"
 SUBPROTOCOL = "spade.v1"
 _MOST_HEADER_BYTES = 1 << 20
 """It may hold an instance map in base64."""
+_MOST_WAITING = 16
+"""Messages of one page that wait to be decoded. A page that sends more loses them, and edits of them are refused."""
 
 
 def add_live(app: FastAPI, serving: Serving) -> None:
@@ -43,17 +52,34 @@ def add_live(app: FastAPI, serving: Serving) -> None:
     async def live(socket: WebSocket) -> None:
         offered = socket.scope.get("subprotocols", ())
         await socket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
-        await Drawing(socket, serving).run()
+        await Page(socket, serving).run()
 
 
-class Drawing:
+@dataclass(frozen=True)
+class _Message:
+    """What a page has sent."""
+
+    number: int | str | None
+    """Its `id`."""
+    fields: dict[str, Any]
+    """The rest of its line of JSON."""
+    png: bytes
+    """What stands behind the line."""
+
+    @property
+    def is_edit(self) -> bool:
+        return bool(EDIT_FIELDS & set(self.fields))
+
+
+class Page:
     """One open page: it remembers the newest map that came, and the one that waits or runs."""
 
     def __init__(self, socket: WebSocket, serving: Serving) -> None:
         self._socket, self._serving = socket, serving
-        self._newest: bytes | None = None
+        self._waiting: list[_Message] = []
         self._came = asyncio.Event()
         self._current: Work | None = None
+        self._held: Drawing | None = None
         self._sending = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -65,14 +91,19 @@ class Drawing:
                 message = await self._socket.receive()
                 if message["type"] == "websocket.disconnect":
                     return
-                content = message.get("bytes")
-                if content is None:
-                    await self._tell({"id": None, **body_of(HttpError(400, "a message is not binary"))})
+                try:
+                    came = _read(message.get("bytes"))
+                except HttpError as error:
+                    await self._tell({"id": None, **body_of(error)})
                     continue
-                overtaken, self._newest = self._newest, content
+                overtaken: list[_Message] = []
+                # An edit needs the map before it; a whole map needs none.
+                if not came.is_edit or len(self._waiting) >= _MOST_WAITING:
+                    overtaken, self._waiting = self._waiting, []
+                self._waiting.append(came)
                 self._came.set()
-                if overtaken is not None:
-                    await self._tell({"id": _id_of(overtaken), "overtaken": True})
+                for one in overtaken:
+                    await self._tell({"id": one.number, "overtaken": True})
         except WebSocketDisconnect:
             return
         finally:
@@ -81,48 +112,77 @@ class Drawing:
                 task.cancel()
             if self._current is not None:
                 self._current.result.cancel()
+            if self._held is not None:
+                self._serving.drawings.drop(self._held.key)
 
     async def _work(self) -> None:
         while True:
             await self._came.wait()
             self._came.clear()
-            content, self._newest = self._newest, None
-            if content is None:
-                continue
-            number = _id_of(content)
-            try:
-                await self._begin(number, content)
-            except Exception as error:  # the page draws on, whatever one map does
-                await self._tell({"id": number, **body_of(_told(error))})
+            came, self._waiting = self._waiting, []
+            for message in came:
+                try:
+                    if message is came[-1]:
+                        await self._begin(message)
+                    else:
+                        await self._maps_of(message)
+                        await self._tell({"id": message.number, "overtaken": True})
+                except Exception as error:  # the page draws on, whatever one map does
+                    await self._tell({"id": message.number, **body_of(_told(error))})
 
-    async def _begin(self, number: Any, content: bytes) -> None:
+    async def _maps_of(self, message: _Message) -> tuple[ServedModel, Asked, Maps]:
+        """Decode a message's map, or what it changes, and hold the map for the edits to come."""
+        limit, drawings = self._serving.asked.max_pixels, self._serving.drawings
+        rest = {name: value for name, value in message.fields.items() if name not in EDIT_FIELDS}
+        asked = asked_beside(rest, ImageBytes("the label map", message.png, limit), limit)
+        name = text_field(rest, "model")
+        if not message.is_edit:
+            model = self._serving.model(name)
+            maps = await run_in_threadpool(maps_of, model, asked, limit)
+            number, old = message.number, self._held
+            if isinstance(number, int):
+                self._held = drawings.begin(model.name, maps, number, "" if old is None else old.key)
+            elif old is not None:  # edits name their base by its number
+                drawings.drop(old.key)
+            return model, asked, maps
+        base = self._base_of(message)
+        if name not in (None, base.model):
+            raise ConfigError(f"`model`: the drawing is of {base.model}", hint="the whole map begins one")
+        model = self._serving.model(base.model)
+        edit = await run_in_threadpool(parse_edit, message.fields, limit)
+        maps = await run_in_threadpool(edited, model, base.maps, edit, limit)
+        self._held = drawings.go_on(base, maps, int(str(message.number)))
+        return model, asked, maps
+
+    def _base_of(self, message: _Message) -> Drawing:
+        """The map that an edit builds on. Raises OtherMapError where it is not held, ConfigError for no edit."""
+        fields, base = message.fields, message.fields.get("base")
+        is_whole = "instance" in fields or "drawing" in fields or message.png
+        if not is_int(base) or not isinstance(message.number, int) or PATCHES not in fields or is_whole:
+            raise ConfigError(
+                f"an edit has a number as its `id`, `{PATCHES}`, `base` (the `id` of the map before), and nothing"
+                " behind the line of JSON"
+            )
+        return self._serving.drawings.find("" if self._held is None else self._held.key, int(str(base)))
+
+    async def _begin(self, message: _Message) -> None:
         """Decode a map and queue it in the place of the one before; its image is sent when it is there."""
         start = time.perf_counter()
-        header, _, png = content.partition(b"\n")
-        if len(header) > _MOST_HEADER_BYTES:
-            raise HttpError(413, f"the line of JSON has more than {_MOST_HEADER_BYTES} bytes")
-        try:
-            fields = json.loads(header)
-        except (ValueError, RecursionError) as error:
-            raise HttpError(400, "the message does not begin with a line of JSON") from error
-        if not isinstance(fields, dict):
-            raise HttpError(400, "the line of JSON is no object")
-        fields.pop("id", None)
-        picture = parse_format(text_field(fields, "format"), "image/webp")
-        quality = parse_quality(fields.get("quality"))
-        model = self._serving.model(text_field(fields, "model"))
-        limit = self._serving.asked.max_pixels
-        asked: Asked = live_asked(fields, ImageBytes("the label map", png, limit), limit)
-        inputs = await run_in_threadpool(inputs_of, model, asked, limit)
+        picture = parse_format(text_field(message.fields, "format"), "image/webp")
+        quality = parse_quality(message.fields.get("quality"))
+        model, asked, maps = await self._maps_of(message)
+        inputs = await run_in_threadpool(inputs_of_maps, model, maps, asked, self._serving.asked.max_pixels)
         decode_s = time.perf_counter() - start
         work = work_of(model, inputs, time.monotonic() + self._serving.asked.timeout)
         self._serving.runner.submit(work, instead_of=self._current)
         self._current = work
-        task = asyncio.create_task(self._finish(number, work, model.name, picture, quality, decode_s))
+        task = asyncio.create_task(self._finish(message.number, work, model.name, picture, quality, decode_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _finish(self, number: Any, work: Work, model: str, picture: str, quality: int, decode_s: float) -> None:
+    async def _finish(
+        self, number: int | str | None, work: Work, model: str, picture: str, quality: int, decode_s: float
+    ) -> None:
         try:
             made = await asyncio.wrap_future(work.result)
         except OvertakenError:
@@ -146,13 +206,21 @@ class Drawing:
                 await self._socket.send_text(json.dumps(body))
 
 
-def _id_of(content: bytes) -> Any:
-    """The id in a message's line of JSON; None where there is none."""
+def _read(content: bytes | None) -> _Message:
+    """A message's line of JSON, and what stands behind it. Raises HttpError."""
+    if content is None:
+        raise HttpError(400, "a message is not binary")
+    header, _, png = content.partition(b"\n")
+    if len(header) > _MOST_HEADER_BYTES:
+        raise HttpError(413, f"the line of JSON has more than {_MOST_HEADER_BYTES} bytes")
     try:
-        found = json.loads(content.partition(b"\n")[0][:_MOST_HEADER_BYTES])["id"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, int | str) else None
+        fields = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, "the message does not begin with a line of JSON") from error
+    if not isinstance(fields, dict):
+        raise HttpError(400, "the line of JSON is no object")
+    number = fields.pop("id", None)
+    return _Message(number if is_int(number) or isinstance(number, str) else None, fields, png)
 
 
 def _told(error: Exception) -> SpadeError:

@@ -21,47 +21,13 @@ from spade_deploy.inference.size import checked_size
 from spade_deploy.inference.style import moved_style, style_vector
 from spade_deploy.labels.files import label_dtype, labels_from_values, read_instance_map, read_label_map, resize_nearest
 from spade_deploy.serving.models import ServedModel
+from spade_deploy.serving.run_lengths import RunLengths, is_int, run_lengths
 from spade_deploy.spec import parse_size
 
 FILES = frozenset({"label", "instance", "style_photo"})
 """The fields of a request that hold images."""
 FIELDS = FILES | {"model", "seed", "style", "directions", "size", "format", "quality"}
 """All fields of a request."""
-
-
-@dataclass(frozen=True)
-class RunLengths:
-    """A map as runs of equal numbers, row by row: [value, length, value, length, ...]."""
-
-    height: int
-    """Rows."""
-    width: int
-    """Columns."""
-    runs: tuple[int, ...]
-    """Value and length in turn; the lengths sum up to height x width."""
-
-    def __str__(self) -> str:
-        return "`runs`"
-
-    def values(self, most_pixels: int) -> NDArray[np.int32]:
-        """H x W int32. Raises LabelMapError."""
-        pixels = self.height * self.width
-        if self.height < 1 or self.width < 1:
-            raise LabelMapError(f"`runs`: {self.height} x {self.width} is no size", hint="height and width in pixels")
-        if pixels > most_pixels:
-            raise ImageTooLargeError(
-                f"`runs`: {self.width} x {self.height} pixels are more than the {most_pixels} that are read"
-            )
-        flat = np.asarray(self.runs, np.int64)
-        ids, lengths = flat[::2], flat[1::2]
-        if len(flat) % 2 or not len(flat) or (lengths < 1).any() or int(lengths.sum()) != pixels:
-            raise LabelMapError(
-                f"`runs`: the lengths sum up to {int(lengths.sum())}, {self.height} x {self.width} pixels are {pixels}",
-                hint="[value, length, value, length, ...] row by row, with lengths of at least 1",
-            )
-        if int(np.abs(ids).max()) > np.iinfo(np.int32).max:
-            raise LabelMapError(f"`runs`: {int(np.abs(ids).max())} is no id")
-        return np.repeat(ids.astype(np.int32), lengths).reshape(self.height, self.width)
 
 
 MapSource = ImageBytes | RunLengths
@@ -89,34 +55,58 @@ class Asked:
     """Run at the label map's own size."""
 
 
+@dataclass(frozen=True)
+class Maps:
+    """The maps of one request, decoded and checked, at their own size. They are never written to."""
+
+    label: NDArray[Any]
+    """H x W ids."""
+    instance: NDArray[np.int32] | None = None
+    """H x W object ids; None where the request has none."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take in memory."""
+        return self.label.nbytes + (0 if self.instance is None else self.instance.nbytes)
+
+
 def inputs_of(model: ServedModel, asked: Asked, most_pixels: int) -> Arrays:
     """The inputs of one image. Raises LabelMapError for a map that cannot be read, ConfigError for what the model has
     no use for."""
-    spec = model.spec
-    values = _label_values(model, asked.label, most_pixels)
-    target = (values.shape[0], values.shape[1]) if asked.keep_size else asked.size
-    size = checked_size(spec, target)
+    return inputs_of_maps(model, maps_of(model, asked, most_pixels), asked, most_pixels)
+
+
+def maps_of(model: ServedModel, asked: Asked, most_pixels: int) -> Maps:
+    """Decode the maps of a request. Raises as `inputs_of` does."""
+    label = label_values(model, asked.label, most_pixels)
+    if asked.instance is None:
+        return Maps(label)
+    if not model.spec.labels.has_edges:
+        raise ConfigError("`instance`: this model has no edges, so it takes no instance maps", hint="leave it out")
+    instance = instance_values(asked.instance, most_pixels)
+    if instance.shape != label.shape:
+        raise LabelMapError(f"`instance` is of size {_said(instance.shape)}, `label` of {_said(label.shape)}")
+    return Maps(label, instance)
+
+
+def inputs_of_maps(model: ServedModel, maps: Maps, asked: Asked, most_pixels: int) -> Arrays:
+    """The inputs of one image, of maps that are decoded. Raises as `inputs_of` does."""
+    spec, shape = model.spec, maps.label.shape
+    size = checked_size(spec, (shape[0], shape[1]) if asked.keep_size else asked.size)
     if size[0] * size[1] > most_pixels:
         raise ImageTooLargeError(
             f"`size`: {size[0]}x{size[1]} is more than the {most_pixels} pixels that are made here"
         )
-    inputs: Arrays = {LABEL: np.ascontiguousarray(resize_nearest(values, size))[None]}
+    inputs: Arrays = {LABEL: np.ascontiguousarray(resize_nearest(maps.label, size))[None]}
     if spec.labels.has_edges:
-        if asked.instance is None:
-            objects = np.zeros(size, np.int32)
-        else:
-            found = _instance_values(asked.instance, most_pixels)
-            if found.shape != values.shape:
-                raise LabelMapError(f"`instance` is of size {_said(found.shape)}, `label` of {_said(values.shape)}")
-            objects = resize_nearest(found, size)
+        objects = np.zeros(size, np.int32) if maps.instance is None else resize_nearest(maps.instance, size)
         inputs[INSTANCE] = np.ascontiguousarray(objects)[None]
-    elif asked.instance is not None:
-        raise ConfigError("`instance`: this model has no edges, so it takes no instance maps", hint="leave it out")
     style = _style(model, asked)
     return inputs if style is None else {**inputs, Z: style}
 
 
-def _label_values(model: ServedModel, source: MapSource, most_pixels: int) -> NDArray[Any]:
+def label_values(model: ServedModel, source: MapSource, most_pixels: int) -> NDArray[Any]:
+    """H x W ids of the model. Raises LabelMapError."""
     labels = model.spec.labels
     if isinstance(source, RunLengths):
         values = source.values(most_pixels)
@@ -125,7 +115,8 @@ def _label_values(model: ServedModel, source: MapSource, most_pixels: int) -> ND
     return read_label_map(source, labels)
 
 
-def _instance_values(source: MapSource, most_pixels: int) -> NDArray[np.int32]:
+def instance_values(source: MapSource, most_pixels: int) -> NDArray[np.int32]:
+    """H x W object ids. Raises LabelMapError."""
     return source.values(most_pixels) if isinstance(source, RunLengths) else read_instance_map(source)
 
 
@@ -136,7 +127,7 @@ def _style(model: ServedModel, asked: Asked) -> NDArray[np.float32] | None:
 
 def _first_style(model: ServedModel, asked: Asked) -> NDArray[np.float32] | None:
     if asked.style is None:
-        return style_vector(model.artifact, asked.seed, asked.photo)
+        return style_vector(model.artifact, asked.seed, asked.photo, model.encoder)
     z_dim = model.spec.z_dim
     if z_dim is None:
         raise ConfigError("`style`: this model has no style vector; its output follows from the labels")
@@ -179,10 +170,10 @@ def asked_of_json(body: Any, most_pixels: int) -> Asked:
     )
 
 
-def live_asked(fields: Mapping[str, Any], label: ImageBytes, most_pixels: int) -> Asked:
-    """The JSON beside a label map that comes as bytes -> what is asked for."""
+def asked_beside(fields: Mapping[str, Any], label: ImageBytes, most_pixels: int) -> Asked:
+    """The JSON beside a label map that does not stand in it -> what is asked for."""
     if "label" in fields:
-        raise ConfigError("`label` comes behind the line of JSON")
+        raise ConfigError("`label` does not stand in the JSON here")
     return replace(asked_of_json({**fields, "label": ""}, most_pixels), label=label)
 
 
@@ -240,14 +231,7 @@ def _map_of(value: Any, name: str, most_pixels: int) -> MapSource:
     if isinstance(value, str):
         return ImageBytes(f"`{name}`", _from_base64(value, name), most_pixels)
     if isinstance(value, Mapping) and set(value) == {"height", "width", "runs"}:
-        height, width, runs = value["height"], value["width"], value["runs"]
-        if not (_is_int(height) and _is_int(width) and isinstance(runs, list) and all(map(_is_int, runs))):
-            raise ConfigError(f"`{name}`: height, width and all of runs are integers")
-        if len(runs) > 2 * most_pixels:
-            raise ImageTooLargeError(f"`{name}`: {len(runs)} numbers are more than {most_pixels} pixels need")
-        if any(abs(number) >= 2**31 for number in runs):
-            raise ConfigError(f"`{name}`: a number of runs is out of range")
-        return RunLengths(height, width, tuple(runs))
+        return run_lengths(value, name, most_pixels)
     raise ConfigError(f"`{name}`: {quoted(value)} is neither base64 text nor {{height, width, runs}}")
 
 
@@ -264,7 +248,7 @@ def _from_base64(value: Any, name: str) -> bytes:
 def _seed(value: Any) -> int | None:
     if value is None:
         return None
-    if not _is_int(value) or not 0 <= value < 2**63:
+    if not is_int(value) or not 0 <= value < 2**63:
         raise ConfigError(f"`seed`: {quoted(value)} is no integer from 0 on")
     return int(value)
 
@@ -287,10 +271,6 @@ def _numbers(fields: Mapping[str, str], name: str) -> tuple[float, ...] | None:
     except ValueError as error:
         raise ConfigError(f"`{name}`: {quoted(fields[name])} are no numbers with commas between them") from error
     return _vector(found, name)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def shown_name(text: str) -> str:

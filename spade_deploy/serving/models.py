@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from spade_deploy.artifact import LABEL, MANIFEST, Artifact, joined, one_by_one
 from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError
 from spade_deploy.files.reading import sha256_of
+from spade_deploy.inference.style import StyleEncoder
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.runs.folders import resolve_artifact
@@ -42,6 +43,11 @@ class ServedModel:
     """What runs it."""
     rule: BatchRule
     """The batches that were measured to help."""
+    encoder: StyleEncoder = field(init=False)
+    """Its style encoder, which is opened when the first photo comes."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", StyleEncoder(self.artifact))
 
     @property
     def spec(self) -> GeneratorSpec:

@@ -101,7 +101,7 @@ def add_page(app: FastAPI, serving: Serving) -> None:
             )
         content = await read_body(request, serving.asked.max_bytes)
         photo = ImageBytes("the photo", content, serving.asked.max_pixels)
-        vector = await run_in_threadpool(style_vector, model.artifact, None, photo)
+        vector = await run_in_threadpool(style_vector, model.artifact, None, photo, model.encoder)
         return {"style": [] if vector is None else vector[0].tolist()}
 
 

@@ -14,6 +14,7 @@ from spade_deploy.errors import (
     RuntimeUnavailableError,
     SpadeError,
 )
+from spade_deploy.serving.drawings import OtherMapError
 from spade_deploy.serving.runner import DeadlineError, QueueFullError, StoppedError
 
 MEDIA_TYPE = "application/problem+json"
@@ -25,6 +26,7 @@ TITLES = {
     404: "There is nothing of that name",
     405: "The path takes another method",
     408: "The request came too slowly",
+    409: "The edit builds on another map",
     413: "The request is too large",
     415: "The server reads other content",
     421: "The server has another name",
@@ -51,6 +53,7 @@ def status_of(error: SpadeError) -> int:
         return error.status
     for kinds, status in (
         ((ImageTooLargeError,), 413),
+        ((OtherMapError,), 409),
         ((QueueFullError,), 429),
         ((DeadlineError, StoppedError, RuntimeUnavailableError), 503),
         ((LabelMapError, ConfigError, InputRefusedError), 422),

@@ -20,14 +20,14 @@ class ServeRequest:
     """Which artifacts are served, on which address, in which engine, within which limits."""
 
     artifacts: tuple[str, ...] = setting(
-        (), help="Artifacts or runs, or NAME=PATH; the newest artifact if left out.", argument=True
+        (), help="Artifacts or runs, or NAME=PATH; default: the newest artifact.", argument=True
     )
-    host: str = setting("127.0.0.1", help="Address to listen on; 0.0.0.0 is every network.", group=_NETWORK)
-    port: int = setting(8000, help="Port to listen on; 0 takes a free one.", group=_NETWORK, least=0, most=65535)
+    host: str = setting("127.0.0.1", help="Address to listen on; 0.0.0.0 listens on all networks.", group=_NETWORK)
+    port: int = setting(8000, help="Port to listen on; 0 picks a free one.", group=_NETWORK, least=0, most=65535)
     token_file: Path | None = setting(
-        None, help="A file whose first line is a token; requests must bring it.", group=_NETWORK
+        None, help="File whose first line is a token that every request must send.", group=_NETWORK
     )
-    insecure: bool = setting(False, help="Listen beyond this machine without a token.", group=_NETWORK)
+    insecure: bool = setting(False, help="Accept requests from other machines without a token.", group=_NETWORK)
     cors: tuple[str, ...] = setting(
         (), help="An origin whose pages may use the server; may be repeated.", metavar="ORIGIN", group=_NETWORK
     )
@@ -35,29 +35,37 @@ class ServeRequest:
         Backend.AUTO, help="auto: a TensorRT engine that fits, else CUDA, else what is fastest on this CPU."
     )
     precision: PrecisionChoice | Precision | str | None = setting(
-        None, help="fp16 on a GPU, fp32 on a CPU if left out. bf16 is OpenVINO's. fastest: see `min_psnr_db`."
+        None, help="Precision; default: fp16 on a GPU, fp32 on a CPU. bf16 needs OpenVINO. fastest: see `min_psnr_db`."
     )
     min_psnr_db: float | None = setting(
-        None, help="Of `precision` fastest: at least so many dB against the reference; 45 if left out.", flag="min-psnr"
+        None, help="Minimum PSNR in dB against the reference, for `precision` fastest; default: 45.", flag="min-psnr"
     )
     graph: str = setting("auto", help="dense, lookup, or auto: lookup where it was measured to be faster.")
-    threads: int | None = setting(None, help="CPU threads of each process; one a core if left out.")
-    workers: int = setting(1, help="Processes that serve, each with the models in its memory.", least=1, most=64)
+    threads: int | None = setting(None, help="CPU threads of each process; default: one per core.")
+    workers: int = setting(1, help="Number of processes; each one loads all models.", least=1, most=64)
     max_batch: int = setting(
         4, help="Largest batch of waiting requests; used where it was measured to help.", least=1, most=MAX_BATCH
     )
     max_delay_ms: float = setting(
-        2.0, help="Milliseconds that a request waits for others of its batch.", least=0, most=1000
+        2.0, help="Milliseconds that a request waits for others to share its batch.", least=0, most=1000
     )
-    queue: int = setting(32, help="Requests that may wait; more get status 429.", group=_LIMITS, least=1, most=100_000)
+    queue: int = setting(
+        32,
+        help="Maximum number of waiting requests; further ones get status 429.",
+        group=_LIMITS,
+        least=1,
+        most=100_000,
+    )
     timeout: float = setting(
-        60.0, help="Seconds that a request may take, waiting included.", group=_LIMITS, least=0.1, most=3600
+        60.0, help="Maximum seconds per request, waiting included.", group=_LIMITS, least=0.1, most=3600
     )
     max_pixels: int = setting(
-        2048 * 2048, help="Pixels of the largest label map or photo.", group=_LIMITS, least=64 * 64, most=2**26
+        2048 * 2048, help="Maximum number of pixels of a label map or photo.", group=_LIMITS, least=64 * 64, most=2**26
     )
-    max_bytes: int = setting(16 << 20, help="Bytes of the largest request.", group=_LIMITS, least=1 << 10, most=1 << 30)
-    json_logs: bool = setting(False, help="Log one JSON object a line, with the request's id.")
+    max_bytes: int = setting(
+        16 << 20, help="Maximum size of a request in bytes.", group=_LIMITS, least=1 << 10, most=1 << 30
+    )
+    json_logs: bool = setting(False, help="Write the log as JSON, one object per line, with the request's id.")
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from spade_deploy.serving.maps import (
     text_field,
 )
 from spade_deploy.serving.models import ServedModel
+from spade_deploy.serving.openapi import whole_map_body
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError
 from spade_deploy.serving.runner import DeadlineError, Made, QueueFullError, Work
@@ -37,7 +38,7 @@ from spade_deploy.serving.state import Serving, problems
 BODY_S = 20.0
 """Seconds in which the whole body of a request must have come."""
 _MOST_PARTS = 16
-_DIRECTIONS = "standard deviations along each main direction of the model's styles, added to the style"
+JSON = "application/json"
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,10 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
             200: {"description": "The photo", "content": {media: {} for media in MEDIA_TYPES.values()}},
             **problems(400, 401, 403, 404, 408, 413, 415, 422, 429, 503),
         },
-        openapi_extra=_body_description(),
+        openapi_extra=whole_map_body(),
     )
     async def synthesize(request: Request) -> Response:
-        if serving.runner.is_full:  # nothing is read for a request that has no place
-            raise QueueFullError(f"{serving.runner.waiting} requests wait already", hint="send it again a little later")
+        refuse_if_full(serving)
         deadline = time.monotonic() + serving.asked.timeout
         wanted = await read_request(request, serving)
         start = time.perf_counter()
@@ -82,13 +82,24 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
         decode_s = time.perf_counter() - start
         work = work_of(wanted.model, inputs, deadline)
         serving.runner.submit(work)
-        made = await result_of(work, request)
-        start = time.perf_counter()
-        content = await run_in_threadpool(encode, made.pixels, wanted.format, wanted.quality)
-        encode_s = time.perf_counter() - start
-        serving.figures.made(wanted.model.name, made, decode_s, encode_s)
-        headers = {"Server-Timing": timing(made, decode_s, encode_s), "Cache-Control": "no-store"}
-        return Response(content, media_type=MEDIA_TYPES[wanted.format], headers=headers)
+        return await photo_of(work, wanted, decode_s, request, serving)
+
+
+def refuse_if_full(serving: Serving) -> None:
+    """Raise QueueFullError before anything is read for a request that has no place."""
+    if serving.runner.is_full:
+        raise QueueFullError(f"{serving.runner.waiting} requests wait already", hint="send it again a little later")
+
+
+async def photo_of(work: Work, wanted: Wanted, decode_s: float, request: Request, serving: Serving) -> Response:
+    """The answer with the photo of a work that is queued. Raises what `result_of` does."""
+    made = await result_of(work, request)
+    start = time.perf_counter()
+    content = await run_in_threadpool(encode, made.pixels, wanted.format, wanted.quality)
+    encode_s = time.perf_counter() - start
+    serving.figures.made(wanted.model.name, made, decode_s, encode_s)
+    headers = {"Server-Timing": timing(made, decode_s, encode_s), "Cache-Control": "no-store"}
+    return Response(content, media_type=MEDIA_TYPES[wanted.format], headers=headers)
 
 
 def work_of(model: ServedModel, inputs: Arrays, deadline: float) -> Work:
@@ -136,27 +147,44 @@ async def _until_gone(request: Request) -> None:
 
 async def read_request(request: Request, serving: Serving) -> Wanted:
     """Read a request's body, JSON or form. Raises HttpError, and ConfigError for a field."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        content = await read_body(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
-        try:
-            body = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise HttpError(400, f"the body is no JSON: {str(error)[:200]}") from error
-        asked = await run_in_threadpool(asked_of_json, body, serving.asked.max_pixels)
-        fields = body
-    elif kind == "multipart/form-data":
+    kind = content_type(request)
+    if kind == JSON:
+        return await wanted_of_json(request, serving, await read_json(request, serving))
+    if kind == "multipart/form-data":
         fields, files = await _read_form(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
         asked = asked_of_form(fields, files, serving.asked.max_pixels)
-    else:
-        raise HttpError(
-            415,
-            f"content of type {kind[:80] or 'none'} is not read",
-            hint="send application/json or multipart/form-data",
-        )
-    name = text_field(fields, "model")
+        return wanted_of(request, serving.model(text_field(fields, "model")), asked, fields)
+    raise HttpError(
+        415,
+        f"content of type {kind[:80] or 'none'} is not read",
+        hint="send application/json or multipart/form-data",
+    )
+
+
+async def wanted_of_json(request: Request, serving: Serving, body: Any) -> Wanted:
+    """What a request with a whole map wants. body: its JSON. Raises HttpError, and ConfigError for a field."""
+    asked = await run_in_threadpool(asked_of_json, body, serving.asked.max_pixels)
+    return wanted_of(request, serving.model(text_field(body, "model")), asked, body)
+
+
+def content_type(request: Request) -> str:
+    """The type of a request's body in small letters, without its parameters; empty for none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_json(request: Request, serving: Serving) -> Any:
+    """A request's body as JSON. Raises HttpError."""
+    content = await read_body(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, f"the body is no JSON: {str(error)[:200]}") from error
+
+
+def wanted_of(request: Request, model: ServedModel, asked: Asked, fields: Mapping[str, Any]) -> Wanted:
+    """What a request wants. fields: its fields, of which format and quality are read. Raises ConfigError."""
     picture = parse_format(text_field(fields, "format"), request.headers.get("accept", ""))
-    return Wanted(serving.model(name), asked, picture, parse_quality(fields.get("quality")))
+    return Wanted(model, asked, picture, parse_quality(fields.get("quality")))
 
 
 async def read_body(request: Request, most: int, seconds: float = BODY_S) -> bytes:
@@ -222,70 +250,3 @@ async def _read_form(request: Request, most: int, seconds: float) -> tuple[dict[
     if wrong := sorted(set(fields) & FILES):
         raise ConfigError(f"`{wrong[0]}` is sent as a text, it should be a file", hint=f"-F {wrong[0]}=@FILE")
     return fields, files
-
-
-def _body_description() -> dict[str, Any]:
-    """What OpenAPI says of the body; its example works with every model."""
-    lengths = {
-        "type": "object",
-        "required": ["height", "width", "runs"],
-        "additionalProperties": False,
-        "properties": {
-            "height": {"type": "integer", "minimum": 1},
-            "width": {"type": "integer", "minimum": 1},
-            "runs": {
-                "type": "array",
-                "items": {"type": "integer"},
-                "description": "value and length in turn, row by row",
-            },
-        },
-    }
-    png = {"type": "string", "contentEncoding": "base64", "description": "a PNG in base64, one number a pixel"}
-    a_map = {"oneOf": [png, lengths]}
-    common = {
-        "model": {"type": "string", "description": "its name; the first model if left out"},
-        "seed": {"type": "integer", "minimum": 0, "description": "of a random style"},
-        "size": {
-            "type": "string",
-            "description": "HEIGHTxWIDTH; model: that of the model, to which the map is resized; keep: the map's own",
-        },
-        "format": {"type": "string", "enum": ["png", "jpeg", "jpg", "webp"]},
-        "quality": {"type": "integer", "minimum": 1, "maximum": 100, "description": "of jpeg and webp"},
-    }
-    a_file = {"type": "string", "contentMediaType": "application/octet-stream"}
-    json_schema = {
-        "type": "object",
-        "required": ["label"],
-        "additionalProperties": False,
-        "properties": {
-            **common,
-            "label": a_map,
-            "instance": a_map,
-            "style": {"type": "array", "items": {"type": "number"}},
-            "directions": {"type": "array", "items": {"type": "number"}, "description": _DIRECTIONS},
-            "style_photo": {"type": "string", "contentEncoding": "base64"},
-        },
-    }
-    form_schema = {
-        "type": "object",
-        "required": ["label"],
-        "additionalProperties": False,
-        "properties": {
-            **common,
-            "label": a_file,
-            "instance": a_file,
-            "style": {"type": "string", "description": "numbers with commas between them"},
-            "directions": {"type": "string", "description": f"{_DIRECTIONS}; with commas between them"},
-            "style_photo": a_file,
-        },
-    }
-    example = {"label": {"height": 64, "width": 64, "runs": [0, 2048, 1, 2048]}, "format": "png"}
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": json_schema, "example": example},
-                "multipart/form-data": {"schema": form_schema},
-            },
-        }
-    }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from spade_deploy.serving.drawings import Drawings
 from spade_deploy.serving.figures import Figures
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.problems import MEDIA_TYPE, TITLES, HttpError
@@ -25,6 +26,8 @@ class Serving:
     """The queue."""
     figures: Figures
     """The counters."""
+    drawings: Drawings = field(default_factory=Drawings)
+    """The maps that edits build on."""
     is_ready: bool = True
     """Whether new requests should come here."""
 

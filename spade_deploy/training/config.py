@@ -90,7 +90,9 @@ class TrainConfig:
     lr_generator: float = setting(1e-4, help="Learning rate of the generator.", group=LEARNING)
     lr_discriminator: float = setting(4e-4, help="Learning rate of the discriminator.", group=LEARNING)
     """Rates that differ are the two time-scale rule (TTUR)."""
-    betas: tuple[float, float] = setting((0.0, 0.9), help="Adam's, such as 0,0.9.", group=LEARNING, parse=parse_betas)
+    betas: tuple[float, float] = setting(
+        (0.0, 0.9), help="Adam's two betas, such as 0,0.9.", group=LEARNING, parse=parse_betas
+    )
     decay_start: float = setting(
         0.5,
         help="Share of the training after which learning rates decay; 1 means never.",

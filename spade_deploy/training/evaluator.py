@@ -22,13 +22,12 @@ from spade_deploy.metrics import (
     frechet_distance,
     kernel_distance,
 )
+from spade_deploy.metrics.unfit import BY_EXTRACTOR, BY_SEGMENTER, unfit_judges
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch, SampleSource, validation_labels
 
 BATCH = 8
 ALWAYS = ("l1", "psnr")
-WITH_EXTRACTOR = ("frechet", "kernel")
-WITH_SEGMENTER = ("miou", "accuracy")
 
 
 class Evaluator:
@@ -51,18 +50,29 @@ class Evaluator:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the metrics that `evaluate` returns, in its order."""
-        distances = WITH_EXTRACTOR if self._extractor is not None else ()
-        return (*distances, *(WITH_SEGMENTER if self._segmenter is not None else ()), *ALWAYS)
+        distances = BY_EXTRACTOR if self._extractor is not None else ()
+        return (*distances, *(BY_SEGMENTER if self._segmenter is not None else ()), *ALWAYS)
 
     def direction(self, name: str) -> str:
         """'lower' or 'higher': which values of a metric are better. Raises ConfigError for one that is not computed."""
         if name not in self.names:
-            needed = {**dict.fromkeys(WITH_EXTRACTOR, "extractor"), **dict.fromkeys(WITH_SEGMENTER, "segmenter")}
+            needed = {**dict.fromkeys(BY_EXTRACTOR, "extractor"), **dict.fromkeys(BY_SEGMENTER, "segmenter")}
             raise ConfigError(
                 f"`best_by`: {name!r} is not measured; measured are {', '.join(self.names)}",
                 hint=f"{name} needs `{needed[name]}` FILE.onnx" if name in needed else None,
             )
         return "higher" if HIGHER_IS_BETTER[name] else "lower"
+
+    def unfit(self) -> dict[str, str]:
+        """The metrics whose judge fails on the held-out photos themselves, and why: nothing can be chosen by them."""
+        sums = None
+        if self._segmenter is not None:
+            matrix = ConfusionMatrix(self._labels.num_labels)
+            for batch in self._batches():
+                pixels = photo_pixels(batch.photo)
+                matrix.add(batch.label.numpy().astype(np.int64), self._segmenter.predict(pixels))
+            sums = matrix.sums
+        return unfit_judges(sums, self._real_features() if self._extractor is not None else None)
 
     def evaluate(self, generate: Callable[[Batch], Tensor]) -> dict[str, float]:
         """generate: a batch of label maps -> uint8 N x H x W x 3. Returns each of `names`."""
@@ -80,7 +90,7 @@ class Evaluator:
         if self._extractor is not None:
             fake, known = np.concatenate(features), self._real_features()
             distances = frechet_distance(fake, known).value, kernel_distance(fake, known, seed=self._seed).value
-            found = {**dict(zip(WITH_EXTRACTOR, distances, strict=True)), **found}
+            found = {**dict(zip(BY_EXTRACTOR, distances, strict=True)), **found}
         return found
 
     def _real_features(self) -> NDArray[np.float64]:

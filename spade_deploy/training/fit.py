@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from spade_deploy.errors import TrainingError
 from spade_deploy.labels.pairs import pair_files
 from spade_deploy.machine.cores import usable_cores
+from spade_deploy.networks.build import build_generator, count_parameters
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec
-from spade_deploy.spec.parameter_count import parameter_count
 from spade_deploy.training.config import Modulation, Setup
 from spade_deploy.training.device import choose_device, free_bytes
 from spade_deploy.training.estimate import per_process
@@ -263,12 +265,13 @@ def _is_surely_small(setup: Setup, machine: Machine) -> bool:
 
 
 def upper_limit(setup: Setup) -> int:
-    """A number of bytes that a training step does not reach; a formula, so that it takes no time."""
+    """A number of bytes that a training step does not reach; from shapes alone, so that it takes no time."""
     generator, config = setup.generator, setup.train
     hidden = generator.hidden_channels if _has_hidden(generator) else 0
     widest = max(generator.base_channels / 64, hidden / 128, config.discriminator.base_channels / 64)
     pixels = config.batch_size * generator.height * generator.width
-    weights = 4 * _COPIES * parameter_count(generator)
+    with torch.device("meta"):  # shapes alone: no weights are drawn, no memory is taken
+        weights = 4 * _COPIES * count_parameters(build_generator(generator))
     return round(weights + pixels * (_BYTES_A_PIXEL * widest + _BYTES_A_CHANNEL * generator.labels.num_channels)) + (
         1 << 29
     )

@@ -48,15 +48,17 @@ class DataRequest:
     )
     holdout: float | None = setting(
         None,
-        help="custom: share of the samples that is kept to measure on, not trained on; 0.1, or 0 for none.",
+        help="custom: share of the samples that is held out, to measure on; default: 0.1; 0 holds out none.",
         group=DATA,
         least=0,
         most=MOST_SHARE,
     )
     holdout_seed: int | None = setting(
-        None, help="custom: random seed of that choice; 0.", group=DATA, least=0, most=2**32 - 1
+        None, help="custom: random seed of that choice; default: 0.", group=DATA, least=0, most=2**32 - 1
     )
-    val_labels: Path | None = setting(None, help="custom: label maps to measure on, instead of a share.", group=DATA)
+    val_labels: Path | None = setting(
+        None, help="custom: label maps to measure on, instead of a held-out share.", group=DATA
+    )
     val_images: Path | None = setting(None, help="custom: their photos.", group=DATA)
     val_instances: Path | None = setting(None, help="custom: their instance maps.", group=DATA)
     size: Size | None = setting(None, help="HEIGHTxWIDTH in pixels, such as 256x512.", group=DATA, parse=parse_size)

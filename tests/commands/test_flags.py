@@ -85,7 +85,21 @@ PYTHON_ALONE = {
 }
 """Settings that no command has: a text that names them reaches who calls from Python alone."""
 
-HTTP_FIELDS = {"format", "instance", "label", "model", "quality", "runs", "size", "style", "style_photo"}
+HTTP_FIELDS = {
+    "base",
+    "drawing",
+    "id",
+    "patches",
+    "format",
+    "instance",
+    "label",
+    "model",
+    "quality",
+    "runs",
+    "size",
+    "style",
+    "style_photo",
+}
 """Fields of a request over HTTP: a text in `serving` that names them reaches its client."""
 
 

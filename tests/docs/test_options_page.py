@@ -29,7 +29,7 @@ def test_a_row_has_flag_type_range_default_and_help(script: ModuleType) -> None:
     rows = dict(script.commands())
     train = list(script.table(rows["spade train"]))
     assert "| `--batch-size` | an integer, 1..4,096 | `32` | Batch size (samples per step). |" in train
-    assert "| `--betas` | a text | `0.0,0.9` | Adam's, such as 0,0.9. |" in train
+    assert "| `--betas` | a text | `0.0,0.9` | Adam's two betas, such as 0,0.9. |" in train
     assert "| `--flip`, `--no-flip` |  |  | Mirror half of the samples at random. |" in train
     assert "| **Losses and rates** | | | |" in train
     assert "| `OUT` | a path |  | Folder for train/, val/ and test/. |" in list(script.table(rows["spade data earth"]))

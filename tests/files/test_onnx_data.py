@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from spade_deploy.files.onnx_data import external_files
+from spade_deploy.files.onnx_data import external_files, stored_numbers
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
@@ -160,3 +161,34 @@ def test_a_great_many_fields_or_levels_end_soon(tmp_path: Path, monkeypatch: pyt
 
 def varint(value: int) -> bytes:
     return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+
+def weights(*shapes: tuple[int, ...], dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    sizes = [helper.make_tensor(f"w{n}", dtype, shape, [0] * math.prod(shape)) for n, shape in enumerate(shapes)]
+    return model(initializers=sizes)
+
+
+def test_the_numbers_of_weights_are_counted(tmp_path: Path) -> None:
+    assert stored_numbers(write(tmp_path, weights((3, 4, 5), (7,)))) == 67
+    for dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8):
+        assert stored_numbers(write(tmp_path, weights((300, 2), dtype=dtype))) == 600
+    # Neither what a graph computes with, such as axes, nor scalars are weights.
+    assert stored_numbers(write(tmp_path, weights((4,), dtype=TensorProto.INT64))) == 0
+    assert stored_numbers(write(tmp_path, weights(()))) == 0
+
+
+def test_packed_sizes_and_weights_in_another_file_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    tensor_bytes = bytes([0x0A, 3, 0xAC, 0x02, 2, 0x10, 1])  # dims [300, 2] packed, data_type 1
+    graph = bytes([0x2A, len(tensor_bytes)]) + tensor_bytes
+    path.write_bytes(bytes([0x3A, len(graph)]) + graph)
+    assert stored_numbers(path) == 600
+    outside = tensor("weights.data")
+    assert stored_numbers(write(tmp_path, model(initializers=(outside,)))) == math.prod(outside.dims)
+
+
+@pytest.mark.parametrize("content", [b"", b"no protobuf at all", bytes([0x3A, 200, 1])])
+def test_damaged_files_have_no_count(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "graph.onnx").write_bytes(content)
+    with pytest.raises(ValueError, match="it is"):
+        stored_numbers(tmp_path / "graph.onnx")

@@ -1,7 +1,9 @@
 """Style in deployment: the encoder's graph and its proof, the artifact that carries it, and `infer` with a photo."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ from spade_deploy.export.encoder import DeployEncoder, proof_photos, prove_encod
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.images.image_file import read_photo
 from spade_deploy.inference import InferRequest, encode_photo, infer
+from spade_deploy.inference import style as module
 from spade_deploy.inference.style import moved_style
 from spade_deploy.labels.files import label_dtype
 from spade_deploy.networks.encoder import StyleEncoder
@@ -316,9 +319,31 @@ def test_the_encoded_photo_is_the_modules(styled: Artifact, photo: Path) -> None
     right = encoded(small_encoder(), read_photo(photo, (32, 32))[None])
     assert mu.shape == logvar.shape == (1, 2)
     assert styled.manifest.encoder is not None
-    for found, module in zip((mu, logvar), right, strict=True):
-        assert np.abs(found - module).max() <= 2 * styled.manifest.encoder.tolerance
+    for found, other in zip((mu, logvar), right, strict=True):
+        assert np.abs(found - other).max() <= 2 * styled.manifest.encoder.tolerance
     assert np.abs(mu - logvar).max() > 0.1
+
+
+def test_an_encoder_is_opened_once_whatever_many_threads_want(
+    styled: Artifact, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, opened = module.open_session, []
+
+    def counted(*args: Any, **named: Any) -> Any:
+        opened.append(args)
+        time.sleep(0.05)  # so that all of the others come meanwhile
+        return usual(*args, **named)
+
+    monkeypatch.setattr(module, "open_session", counted)
+    encoder = module.StyleEncoder(styled)
+    assert not opened, "nothing is opened before a photo comes"
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(encoder.encode, [photo] * 8))
+    assert len(opened) == 1
+    right = encode_photo(styled, photo)
+    for mu, logvar in found:
+        np.testing.assert_array_equal(mu, right[0])
+        np.testing.assert_array_equal(logvar, right[1])
 
 
 @pytest.mark.parametrize(

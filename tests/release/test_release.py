@@ -33,7 +33,7 @@ from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.report import _milliseconds
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run, resolve_artifact
-from spade_deploy.runs.checkpoint import save_checkpoint
+from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.spec import GeneratorSpec, GraphKind, GraphSet, LabelSpec, Precision
 from spade_deploy.validation import validate as validation
 from tests.support.generators import build_generator
@@ -95,9 +95,11 @@ def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None
     assert "passed" in page
 
 
-def test_every_graph_carries_the_facts_of_the_manifest(exported: Path) -> None:
+def test_every_graph_carries_the_facts_of_the_manifest(exported: Path, runs: Path) -> None:
     artifact = Artifact.open(exported)
     manifest = artifact.manifest
+    loaded = load_generator(checkpoint_folder(runs / "tiny", 0))
+    assert manifest.source.parameters == sum(parameter.numel() for parameter in loaded.module.parameters())
     for graph in manifest.graphs:
         session = onnxruntime.InferenceSession(exported / graph.file, providers=["CPUExecutionProvider"])
         meta = session.get_modelmeta()
@@ -108,6 +110,7 @@ def test_every_graph_carries_the_facts_of_the_manifest(exported: Path) -> None:
         assert json.loads(facts["input_rule"]) == manifest.to_json()["input_rule"]
         assert json.loads(facts["versions"]) == manifest.versions
         assert json.loads(facts["source"])["generator_sha256"] == manifest.source.generator_sha256
+        assert facts["parameters"] == str(manifest.source.parameters)
         assert (facts["graph"], facts["precision"]) == (graph.kind, graph.precision)
         assert texts["model_license"] == "unknown"
         assert "3 labels, 64 x 64 pixels" in meta.description

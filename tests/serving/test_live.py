@@ -104,6 +104,89 @@ def test_the_newest_map_wins(app: Any, client: Any, monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(answers[1][1], right_pixels(PLAIN, maps[3]))
 
 
+def edit(number: int, base: Any, patches: Any, **fields: Any) -> bytes:
+    return message(number, b"", base=base, patches=patches, **{"format": "png", **fields})
+
+
+def one_pixel(value: int, **fields: int) -> dict[str, Any]:
+    return {"x": 0, "y": 0, "height": 1, "width": 1, "runs": [value, 1], **fields}
+
+
+def test_edits_make_the_images_of_the_whole_maps(app: Any, client: Any) -> None:
+    drawings = app.state.serving.drawings
+    before = len(drawings)
+    label = some_map(PLAIN)
+    with connected(client) as socket:
+        socket.send_bytes(message(1, label, format="png"))
+        image_of(socket.receive())
+        for number in range(2, 7):
+            label[number : number + 3, 4:20] = number % 5
+            patch = {"x": 4, "y": number, "height": 3, "width": 16, "runs": [number % 5, 48]}
+            socket.send_bytes(edit(number, number - 1, [patch], model="plain"))
+            head, pixels = image_of(socket.receive())
+            assert head["id"] == number
+            np.testing.assert_array_equal(pixels, right_pixels(PLAIN, label))
+        assert len(drawings) == before + 1, "a page has one drawing"
+    assert len(drawings) == before
+
+
+def test_edits_that_build_on_another_map_are_refused(app: Any, client: Any) -> None:
+    label = some_map(PLAIN)
+    with connected(client) as socket:
+
+        def refusal(content: bytes) -> tuple[int, int]:
+            socket.send_bytes(content)
+            problem = json.loads(socket.receive()["text"])
+            return problem["id"], problem["status"]
+
+        assert refusal(edit(1, 0, [])) == (1, 409), "there is no map yet"
+        socket.send_bytes(message(2, label, format="png"))
+        image_of(socket.receive())
+        assert refusal(edit(3, 1, [one_pixel(4)])) == (3, 409)
+        assert refusal(edit(4, 2, [one_pixel(9)])) == (4, 422)
+        assert refusal(edit(5, 4, [])) == (5, 409), "the one before was refused"
+        assert refusal(edit(6, 2, [], model="edges")) == (6, 422)
+        assert refusal(edit(7, "2", [])) == (7, 422)
+        assert refusal(message(8, label, base=2, patches=[])) == (8, 422), "a map and an edit at once"
+        socket.send_bytes(edit(9, 2, [one_pixel(4)]))
+        label[0, 0] = 4
+        np.testing.assert_array_equal(image_of(socket.receive())[1], right_pixels(PLAIN, label))
+        app.state.serving.drawings.drop(next(reversed(app.state.serving.drawings._held)))
+        assert refusal(edit(10, 9, [])) == (10, 409), "the server has let it go"
+        socket.send_bytes(json.dumps({"id": "text", "format": "png"}).encode() + b"\n" + png(label))
+        image_of(socket.receive())
+        assert refusal(edit(11, 9, [])) == (11, 409), "no edit builds on a map without a number"
+
+
+def test_edits_that_are_overtaken_are_in_the_next_image(app: Any, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = app.state.serving.models["plain"]
+    go, begun = threading.Event(), threading.Event()
+    runs = []
+    usual = model.runtime.run
+
+    def slow(inputs: Any, names: Any = None) -> Any:
+        runs.append(inputs)
+        begun.set()
+        assert go.wait(20)
+        return usual(inputs, names)
+
+    monkeypatch.setattr(model.runtime, "run", slow)
+    label = some_map(PLAIN)
+    with connected(client) as socket:
+        socket.send_bytes(message(0, label, format="png"))
+        assert begun.wait(20)
+        for number in range(1, 8):
+            label[number, number] = (label[number, number] + 1) % 5
+            socket.send_bytes(edit(number, number - 1, [one_pixel(int(label[number, number]), x=number, y=number)]))
+        overtaken = {json.loads(socket.receive()["text"])["id"] for _ in range(6)}
+        go.set()
+        answers = {head["id"]: pixels for head, pixels in (image_of(socket.receive()) for _ in range(2))}
+    assert overtaken == set(range(1, 7))
+    assert set(answers) == {0, 7}
+    assert len(runs) == 2
+    np.testing.assert_array_equal(answers[7], right_pixels(PLAIN, label))
+
+
 def test_an_engine_that_fails_is_told_and_the_page_goes_on(
     app: Any, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.requests import SentBy, body, form, runs_of
 from tests.support.served import SPECS, pixels_of, png, right_pixels, served_app, some_map
 from tests.support.stand_in import EDGES, PLAIN, STYLED
 
@@ -24,23 +24,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     app = served_app(tmp_path_factory.mktemp("served"), max_bytes=1 << 20, max_pixels=64 * 64)
     with testclient.TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as found:
         yield found
-
-
-def form(label: bytes, **fields: str) -> dict[str, Any]:
-    return {"files": {"label": ("map.png", label)}, "data": fields}
-
-
-def body(label: Any, **fields: Any) -> dict[str, Any]:
-    if isinstance(label, bytes):
-        label = base64.b64encode(label).decode()
-    return {"json": {"label": label, **fields}}
-
-
-def runs_of(values: np.ndarray[Any, Any]) -> dict[str, Any]:
-    flat = values.ravel()
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])
-    pairs = [(int(flat[a]), int(b - a)) for a, b in pairwise(starts)]
-    return {"height": values.shape[0], "width": values.shape[1], "runs": [part for pair in pairs for part in pair]}
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -258,31 +241,7 @@ def test_the_python_client_speaks_to_it(client: Any, monkeypatch: pytest.MonkeyP
     """The client's own requests, answered by the app."""
     from spade_deploy.serving import client as module
 
-    class Answer:
-        def __init__(self, answer: Any) -> None:
-            self._answer = answer
-
-        def __enter__(self) -> Answer:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def read(self) -> bytes:
-            return bytes(self._answer.content)
-
-    def sent(request: Any, timeout: float) -> Answer:
-        assert timeout == 90.0
-        answer = client.request(request.get_method(), request.full_url, content=request.data, headers=request.headers)
-        if answer.status_code >= 400:
-            import io
-            from email.message import Message
-            from urllib.error import HTTPError
-
-            headers = Message()
-            headers["Content-Type"] = answer.headers["content-type"]
-            raise HTTPError(request.full_url, answer.status_code, "refused", headers, io.BytesIO(answer.content))
-        return Answer(answer)
-
+    sent = SentBy(client)
     monkeypatch.setattr(module.urllib.request, "urlopen", sent)
     asking = module.Client("http://127.0.0.1:8000/")
     label = some_map(PLAIN, 5)

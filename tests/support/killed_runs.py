@@ -36,6 +36,9 @@ class Measured(Noise, Measures):
     def evaluate(self, generate: Callable[[Batch], torch.Tensor]) -> dict[str, float]:
         return {"brightness": float(generate(self.samples(4)).double().mean())}
 
+    def unfit(self) -> dict[str, str]:
+        return {}
+
     def direction(self, name: str) -> str:
         return "higher"
 

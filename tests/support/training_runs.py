@@ -132,10 +132,13 @@ def halting(source: Noise, at: int, number: int = signal.SIGINT) -> Noise:
 class Scripted(Noise):
     """A source whose evaluator gives one value after the other; an exception in the script is raised."""
 
+    names = ("distance", "other")
+
     def __init__(self, values: list[Any], direction: str = "lower", **options: Any) -> None:
         super().__init__(**options)
         self.values: Iterator[Any] = iter(values)
         self.way = direction
+        self.failing: dict[str, str] = {}
         self.shapes: list[tuple[int, ...]] = []
 
     def evaluator(self, setup: Setup) -> Scripted:
@@ -148,8 +151,11 @@ class Scripted(Noise):
             raise value
         return {"distance": np.float32(value), "other": 1.0}  # type: ignore[dict-item]
 
+    def unfit(self) -> dict[str, str]:
+        return self.failing
+
     def direction(self, name: str) -> str:
-        if name != "distance":
+        if name not in self.names:
             raise ConfigError(f"--best-by: {name} is not measured; distance is")
         return self.way
 

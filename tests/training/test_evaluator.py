@@ -129,6 +129,18 @@ def test_fewer_samples_than_asked_for(judges: dict[str, Path]) -> None:
     assert np.isfinite(list(found.values())).all()
 
 
+def test_judges_that_fail_on_real_photos_are_told(judges: dict[str, Path], tmp_path: Path) -> None:
+    assert Evaluator(setup_of(**judges), Painted()).unfit() == {}
+    blind = {
+        "segmenter": segmenter_file(tmp_path / "blind.onnx", [COLORS[1], COLORS[2], COLORS[0]]),
+        "extractor": extractor_file(tmp_path / "same.onnx", scale=0.0),
+    }
+    found = Evaluator(setup_of(**blind), Painted()).unfit()
+    assert list(found) == ["miou", "accuracy", "frechet", "kernel"]
+    assert found["miou"].startswith("the segmenter finds 0.0 % of the pixels of the real photos, guessing finds 3")
+    assert Evaluator(setup_of(), Painted()).unfit() == {}
+
+
 def test_which_way_is_better(judges: dict[str, Path], tmp_path: Path) -> None:
     evaluator = Evaluator(setup_of(**judges), Painted())
     directions = {name: evaluator.direction(name) for name in evaluator.names}

@@ -35,9 +35,9 @@ _LOG = logging.getLogger(__name__)
 
 MOST_BYTES = 4 << 30
 """How large the cache may become: of more, the files that were not used for longest go."""
-CHANGES = 2
-"""How a graph is changed before it is compiled (`exact_ids.py`, `exact_norms.py`, `winograd.py`).
-It is raised when that changes."""
+CHANGES = 3
+"""How a graph is changed before it is compiled (`exact_ids.py`, `exact_norms.py`, `pattern_sums.py`,
+`winograd.py`). It is raised when that changes."""
 _SUFFIX = ".blob"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 

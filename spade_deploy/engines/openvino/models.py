@@ -15,6 +15,7 @@ from spade_deploy.engines.openvino.cache import Extent, ModelCache, StoredModel,
 from spade_deploy.engines.openvino.exact_ids import compare_ids_as_integers
 from spade_deploy.engines.openvino.exact_norms import sum_axis_by_axis
 from spade_deploy.engines.openvino.library import DEVICE, core, load_openvino, read_onnx, said_by, version_of
+from spade_deploy.engines.openvino.pattern_sums import sum_window_rows
 from spade_deploy.engines.openvino.winograd import use_winograd
 from spade_deploy.errors import ArtifactError, RuntimeUnavailableError, SpadeError
 from spade_deploy.lookup.tables import extent_of
@@ -89,6 +90,7 @@ class SizedModels:
             model, self._model = self._model, None
             model.reshape(dict(_shapes(fed_tensors(self._artifact.manifest.generator, self._graph.kind), inputs)))
             if self._graph.precision is Precision.FP32:
+                sum_window_rows(model)
                 use_winograd(model, self._graph.kind)
             compiled = core().compile_model(model, DEVICE, self._settings)
         except RuntimeError as error:

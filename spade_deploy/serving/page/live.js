@@ -1,7 +1,12 @@
 // The WebSocket of the live photo: sends the newest map, shows the newest image, and connects again by itself.
 //
+// Of a map that the server holds only what changed is sent. Where it says that it holds another one (409), the whole map
+// is sent again by itself.
+//
 // Events: "state" {state: connecting | ready | busy | gone, seconds}, "image" {id, blob, ms, timing, tag},
 // "problem" {status, detail, hint, seconds}.
+
+import {SentMap} from "./edits.js";
 
 const DEBOUNCE_MS = 25;
 const MOST_UNANSWERED = 2;  // one that runs and one that waits: the server drops what a newer one overtakes
@@ -23,8 +28,13 @@ export class Live extends EventTarget {
   #retryMs = FIRST_RETRY_MS;
   #again = 0;
   #isMaking = false;
+  #base = new SentMap();
+  #baseId = 0;
+  #wholeId = 0;
 
-  // make: async () => {head, png, tag}: what is sent now; null if there is nothing to send. token: may be empty.
+  // make: () => {head, map, whole, edit, tag}: what is sent now; null if there is nothing to send. map: {model, width,
+  // height, ids}, a copy. whole: async () => {head, png}, edit: (patches) => head: what is sent for the map beside `head`.
+  // token: may be empty.
   constructor(make, token) {
     super();
     this.make = make;
@@ -37,6 +47,7 @@ export class Live extends EventTarget {
     clearTimeout(this.#retryTimer);
     this.#socket?.close();
     this.#sent.clear();
+    this.#base.forget();
     this.#tell("state", {state: "connecting"});
     const url = new URL("/v1/live", location.href);
     url.protocol = url.protocol.replace("http", "ws");
@@ -71,21 +82,35 @@ export class Live extends EventTarget {
     this.#isDirty = false;
     this.#isMaking = true;
     const id = ++this.#number;
-    let made;
+    const socket = this.#socket;
+    let message = null;
     try {
-      made = await this.make();
+      message = await this.#message();
     } finally {
       this.#isMaking = false;
     }
-    if (!made || !this.isOpen) return;
-    const head = new TextEncoder().encode(`${JSON.stringify({id, ...made.head})}\n`);
+    if (!message || !this.isOpen || socket !== this.#socket) return;
+    const {made, head, png} = message;
+    if (png) this.#wholeId = id;
+    this.#base.keep(made.map, png?.length);
+    this.#baseId = id;
+    const line = new TextEncoder().encode(`${JSON.stringify({id, ...made.head, ...head})}\n`);
     this.#sent.set(id, {start: performance.now(), tag: made.tag});
-    this.#socket.send(await new Blob([head, made.png]).arrayBuffer());
+    socket.send(png ? joined(line, png) : line);
     clearTimeout(this.#busyTimer);
     this.#busyTimer = setTimeout(() => this.#tell("state", {state: "busy"}), BUSY_AFTER_MS);
     clearTimeout(this.#silentTimer);
     this.#silentTimer = setTimeout(() => this.#socket?.close(), SILENT_MS);
     if (this.#isDirty) this.changed();
+  }
+
+  // The next map as a message: what changed since the last one where that is known and smaller.
+  async #message() {
+    const made = this.make();
+    if (!made) return null;
+    const patches = this.#base.patchesTo(made.map);
+    if (patches) return {made, head: {base: this.#baseId, ...made.edit(patches)}, png: null};
+    return {made, ...await made.whole()};
   }
 
   #receive(data) {
@@ -95,6 +120,12 @@ export class Live extends EventTarget {
     if (!this.#sent.size) {
       clearTimeout(this.#busyTimer);
       clearTimeout(this.#silentTimer);
+    }
+    const isMended = id < this.#wholeId;  // a whole map was sent since
+    if (body.status && !isMended) this.#base.forget();  // the server may hold another map than this one
+    if (body.status === 409) {
+      if (!isMended) this.changed();
+      return;
     }
     if (blob && id > this.#shown) {
       this.#shown = id;
@@ -123,6 +154,13 @@ export class Live extends EventTarget {
   #tell(kind, detail) {
     this.dispatchEvent(new CustomEvent(kind, {detail}));
   }
+}
+
+function joined(a, b) {
+  const bytes = new Uint8Array(a.length + b.length);
+  bytes.set(a);
+  bytes.set(b, a.length);
+  return bytes;
 }
 
 function parsed(data) {

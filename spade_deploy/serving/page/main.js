@@ -105,15 +105,20 @@ class App {
     this.live.connect();
   }
 
-  async #message() {
+  #message() {
     if (!this.drawing) return null;
     const {width, height} = this.drawing;
-    const tag = {runs: toRuns(this.drawing.ids), width, height, model: this.model.name};
+    const map = {model: this.model.name, width, height, ids: this.drawing.ids.slice()};
+    const tag = {runs: toRuns(map.ids), width, height, model: map.model};
     const {instance, ...head} = this.fields;
     head.format = width * height <= LOSSLESS_PIXELS ? "png" : "webp";
-    const png = await this.png();
-    if (instance) head.instance = toBase64(png);  // borders between classes are the edges
-    return {head, png, tag};
+    const isWide = this.model.labels.length > 256;
+    const whole = async () => {
+      const png = await encodeIds(map, {isWide});
+      return {png, head: instance ? {instance: toBase64(png)} : {}};  // borders between classes are the edges
+    };
+    const edit = (patches) => (instance ? {patches, instance_patches: patches} : {patches});
+    return {head, map, whole, edit, tag};
   }
 
   async #photoCame({blob, ms, timing, tag}) {

@@ -31,9 +31,31 @@ class Measures(Protocol):
 
     def evaluate(self, generate: Callable[[Batch], Tensor]) -> dict[str, float]: ...
 
+    def unfit(self) -> Mapping[str, str]:
+        """The metrics that must not choose a checkpoint, since their judge fails on real photos, and why."""
+        ...
+
     def direction(self, name: str) -> str:
         """'lower' or 'higher': which is better. Raises ConfigError for a metric that is not measured."""
         ...
+
+
+def trusted_metric(evaluator: Measures, metric: str, messages: RunMessages) -> str:
+    """The metric that chooses the best checkpoint: the one asked for, or another one where its judge is unfit.
+
+    A message says so. Raises ConfigError if the metric is not measured.
+    """
+    if not metric:
+        return metric
+    evaluator.direction(metric)
+    unfit: Mapping[str, str] = {}
+    with messages.optional("the check of the judges on real photos"):
+        unfit = evaluator.unfit()
+    if metric not in unfit:
+        return metric
+    instead = next(name for name in evaluator.names if name not in unfit)
+    messages.say("the judge", f"{metric} cannot choose the best checkpoint: {unfit[metric]}; {instead} chooses it")
+    return instead
 
 
 def measured_with(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,13 @@ from spade_deploy.training.dataset import Batch
 from spade_deploy.training.records.animation import save_gif
 from spade_deploy.training.records.class_counts import CLASSES_JSON, ClassCounts
 from spade_deploy.training.records.data_record import DataRecord
-from spade_deploy.training.records.measurements import BestCheckpoint, Measures, MetricLog, measured_with
+from spade_deploy.training.records.measurements import (
+    BestCheckpoint,
+    Measures,
+    MetricLog,
+    measured_with,
+    trusted_metric,
+)
 from spade_deploy.training.records.messages import RunMessages
 from spade_deploy.training.records.plots import RATES, plot_losses
 from spade_deploy.training.records.run_folder import prune, set_aside_later
@@ -82,8 +88,7 @@ class Recorder:
         labels = learner.setup.generator.labels
         self._evaluator = evaluator if config.eval_every else None
         self._messages = RunMessages(start)
-        if evaluator is not None and config.best_by:
-            evaluator.direction(config.best_by)  # raises now if the metric is not measured
+        self._best_by = "" if evaluator is None else trusted_metric(evaluator, config.best_by, self._messages)
         if config.tensorboard:
             require_tensorboard()
         self._counts = ClassCounts(labels, start) if resume is None else ClassCounts.resumed(run, labels, start, counts)
@@ -91,7 +96,7 @@ class Recorder:
         if self._goes_on_here:
             with self._writing():
                 self._messages.say("later steps", set_aside_later(run, start))
-        self._best = BestCheckpoint(run, config.best_by, measured_with(config, facts), self._messages)
+        self._best = BestCheckpoint(run, self._best_by, measured_with(config, facts), self._messages)
         if resume is not None:
             self._best.remember()
         self._metric_log = MetricLog(run, start, self._messages)
@@ -278,7 +283,7 @@ class Recorder:
         self.metrics = found
         seconds = time.perf_counter() - began
         self._to_board(partial(Board.scalars, step=step, group="metric", values=found))
-        name = self._learner.setup.train.best_by
+        name = self._best_by
         if math.isfinite(found.get(name, math.nan)):
             self._keep_if_best(Best(step, name, found[name], evaluator.direction(name), self._best.measured_with))
         self._metric_log.write(step, found, seconds)

@@ -125,15 +125,19 @@ def test_every_graph_is_right_in_every_precision(exported: Callable[[str], Artif
         assert half.diff is not None, "OpenVINO computes fp16 in float32: real half precision is emulated, too"
 
 
-def convolutions_in(artifact: Artifact, precision: Precision, kind: GraphKind) -> set[str]:
-    """The types in which OpenVINO says that it computes the convolutions."""
+def layers_in(artifact: Artifact, precision: Precision, kind: GraphKind) -> list[tuple[str, str]]:
+    """Of each layer that OpenVINO runs, what it is, and the type in which OpenVINO says that it computes it."""
     golden = artifact.golden()
     with OpenVinoRuntime(artifact, precision, 1, kind) as runtime:
         runtime.run(golden.inputs)
         assert runtime._models is not None
         (ready,) = runtime._models._ready.values()
         facts = [node.get_rt_info() for node in ready.request.get_compiled_model().get_runtime_model().get_ops()]
-    return {str(one["runtimePrecision"].value) for one in facts if str(one["layerType"].value) == "Convolution"}
+    return [(str(one["layerType"].value), str(one["runtimePrecision"].value)) for one in facts]
+
+
+def convolutions_in(artifact: Artifact, precision: Precision, kind: GraphKind) -> set[str]:
+    return {how for what, how in layers_in(artifact, precision, kind) if what == "Convolution"}
 
 
 @pytest.mark.parametrize("kind", list(GraphKind))
@@ -144,6 +148,18 @@ def test_the_convolutions_are_computed_in_what_was_asked_for(
         assert convolutions_in(exported("spade"), precision, kind) == {"f32"}
     if has_bf16():
         assert convolutions_in(exported("spade"), Precision.BF16, kind) == {"bf16"}
+
+
+def test_rows_of_patterns_are_sums_where_products_are_slow(exported: Callable[[str], Artifact]) -> None:
+    def sums(precision: Precision, kind: GraphKind) -> int:
+        return [what for what, _ in layers_in(exported("spade"), precision, kind)].count("EmbeddingBagPacked")
+
+    norms = sum(2 + (block.in_channels != block.out_channels) for block in SPADE.blocks)
+    assert norms == 18
+    assert sums(Precision.FP32, GraphKind.LOOKUP) == 2 * norms, "a scale and an offset each"
+    assert sums(Precision.FP32, GraphKind.DENSE) == 0
+    if has_bf16():
+        assert sums(Precision.BF16, GraphKind.LOOKUP) == 0
 
 
 @pytest.mark.slow  # the export is

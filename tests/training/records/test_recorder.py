@@ -94,6 +94,17 @@ class TestMetrics:
             train(measured(best_by="fid"), run=run, source=Scripted([]))
         assert list(run.iterdir()) == []
 
+    def test_a_judge_that_fails_on_real_photos_chooses_nothing(self, tmp_path: Path) -> None:
+        """`other` is 1.0 in every step: the first stays the best by it, where `distance` would choose the second."""
+        run, source = new_run(tmp_path / "run"), Scripted([3.0, 1.0])
+        source.failing = {"distance": "the segmenter finds 3.0 % of the pixels"}
+        result = train(measured(steps=2), run=run, source=source)
+        assert result.notes == (
+            "distance cannot choose the best checkpoint: the segmenter finds 3.0 % of the pixels; other chooses it",
+        )
+        best = json.loads((run / runs.BEST_JSON).read_text())
+        assert (best["metric"], best["step"], best["value"]) == ("other", 1, 1.0)
+
     def test_measuring_that_fails_is_said_and_training_goes_on(self, tmp_path: Path) -> None:
         run = new_run(tmp_path / "run")
         source = Scripted([2.0, ConfigError("the segmenter has 5 classes"), 1.0])

@@ -1,0 +1,110 @@
+"""`POST /v1/edits`: the next map of a drawing. A whole map begins one; after that only what changed is sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from spade_deploy.errors import ConfigError
+from spade_deploy.images.image_file import ImageBytes
+from spade_deploy.serving.drawings import Drawing
+from spade_deploy.serving.maps import asked_beside, inputs_of_maps, maps_of, text_field
+from spade_deploy.serving.openapi import edits_body
+from spade_deploy.serving.patches import INSTANCE_PATCHES, PATCHES, edited, parse_edit
+from spade_deploy.serving.pictures import MEDIA_TYPES
+from spade_deploy.serving.routes import (
+    JSON,
+    Wanted,
+    content_type,
+    photo_of,
+    read_json,
+    read_request,
+    refuse_if_full,
+    wanted_of,
+    wanted_of_json,
+    work_of,
+)
+from spade_deploy.serving.run_lengths import is_int
+from spade_deploy.serving.state import Serving, problems
+
+EDITS = "/v1/edits"
+DRAWING, VERSION = "Drawing", "Drawing-Version"
+"""The headers of an answer that name the drawing and the version of its map."""
+EDIT_FIELDS = frozenset({"drawing", "base", PATCHES, INSTANCE_PATCHES})
+"""What an edit has in place of a whole map."""
+
+
+def add_edits(app: FastAPI, serving: Serving) -> None:
+    """Add the endpoint."""
+    told = {
+        DRAWING: {"schema": {"type": "string"}, "description": "the id of the drawing, for the next edit"},
+        VERSION: {"schema": {"type": "integer"}, "description": "the version of its map, the `base` of the next edit"},
+    }
+    photo = {"description": "The photo", "content": {media: {} for media in MEDIA_TYPES.values()}, "headers": told}
+
+    @app.post(
+        EDITS,
+        tags=["images"],
+        summary="Make a photo of the next map of a drawing, of what changed",
+        response_class=Response,
+        responses={200: photo, **problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)},
+        openapi_extra=edits_body(),
+    )
+    async def edits(request: Request) -> Response:
+        refuse_if_full(serving)
+        deadline = time.monotonic() + serving.asked.timeout
+        limit = serving.asked.max_pixels
+        base: Drawing | None = None
+        body = await read_json(request, serving) if content_type(request) == JSON else None
+        if isinstance(body, Mapping) and EDIT_FIELDS & set(body):
+            base = serving.drawings.find(*_base_of(body))
+            wanted, fields = _wanted_edit(request, serving, base, body), body
+        elif body is None:
+            wanted = await read_request(request, serving)
+        else:
+            wanted = await wanted_of_json(request, serving, body)
+        start = time.perf_counter()
+        if base is None:
+            maps = await run_in_threadpool(maps_of, wanted.model, wanted.asked, limit)
+        else:
+            edit = await run_in_threadpool(parse_edit, fields, limit)
+            maps = await run_in_threadpool(edited, wanted.model, base.maps, edit, limit)
+        inputs = await run_in_threadpool(inputs_of_maps, wanted.model, maps, wanted.asked, limit)
+        decode_s = time.perf_counter() - start
+        work = work_of(wanted.model, inputs, deadline)
+        if base is not None:
+            serving.drawings.find(base.key, base.version)  # another edit may have been faster
+        serving.runner.submit(work)
+        # Only an edit that is queued is held: one that found the queue full can be sent again as it is.
+        held = serving.drawings.begin(wanted.model.name, maps) if base is None else serving.drawings.go_on(base, maps)
+        answer = await photo_of(work, wanted, decode_s, request, serving)
+        answer.headers.update({DRAWING: held.key, VERSION: str(held.version)})
+        return answer
+
+
+def _base_of(body: Mapping[str, Any]) -> tuple[str, int]:
+    """The drawing and the version that an edit names. Raises ConfigError."""
+    if "label" in body or "instance" in body:
+        raise ConfigError(
+            f"`label` and `{sorted(EDIT_FIELDS & set(body))[0]}` contradict each other",
+            hint="a whole map begins a drawing; an edit has `drawing`, `base` and `patches`",
+        )
+    for name in ("drawing", "base", PATCHES):
+        if name not in body:
+            raise ConfigError(f"`{name}` is missing: an edit has `drawing`, `base` and `{PATCHES}`")
+    key, base = text_field(body, "drawing"), body["base"]
+    if not key or not is_int(base):
+        raise ConfigError("`drawing` is the text and `base` the number that the answer before named")
+    return key, base
+
+
+def _wanted_edit(request: Request, serving: Serving, base: Drawing, body: Mapping[str, Any]) -> Wanted:
+    rest = {name: value for name, value in body.items() if name not in EDIT_FIELDS}
+    if rest.get("model") not in (None, base.model):
+        raise ConfigError(f"`model`: the drawing is of {base.model}", hint="the whole map begins one of another model")
+    asked = asked_beside(rest, ImageBytes("the drawing", b""), serving.asked.max_pixels)
+    return wanted_of(request, serving.model(base.model), asked, rest)

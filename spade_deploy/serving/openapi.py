@@ -1,0 +1,106 @@
+"""What the OpenAPI description says of the bodies of requests. Its examples work with every model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spade_deploy.serving.drawings import KEPT_S
+from spade_deploy.serving.patches import INSTANCE_PATCHES, MOST_PATCHES, PATCHES
+
+Schema = dict[str, Any]
+
+_DIRECTIONS = "standard deviations along each main direction of the model's styles, added to the style"
+_LENGTHS: Schema = {
+    "height": {"type": "integer", "minimum": 1},
+    "width": {"type": "integer", "minimum": 1},
+    "runs": {
+        "type": "array",
+        "items": {"type": "integer"},
+        "description": "value and length in turn, row by row",
+    },
+}
+_PNG: Schema = {"type": "string", "contentEncoding": "base64", "description": "a PNG in base64, one number a pixel"}
+_COMMON: Schema = {
+    "seed": {"type": "integer", "minimum": 0, "description": "of a random style"},
+    "size": {
+        "type": "string",
+        "description": "HEIGHTxWIDTH; model: that of the model, to which the map is resized; keep: the map's own",
+    },
+    "format": {"type": "string", "enum": ["png", "jpeg", "jpg", "webp"]},
+    "quality": {"type": "integer", "minimum": 1, "maximum": 100, "description": "of jpeg and webp"},
+}
+_MODEL: Schema = {"model": {"type": "string", "description": "its name; the first model if left out"}}
+_FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+_STYLE: Schema = {
+    "style": {"type": "array", "items": {"type": "number"}},
+    "directions": {"type": "array", "items": {"type": "number"}, "description": _DIRECTIONS},
+    "style_photo": {"type": "string", "contentEncoding": "base64"},
+}
+_EXAMPLE: Schema = {"label": {"height": 64, "width": 64, "runs": [0, 2048, 1, 2048]}, "format": "png"}
+EDIT_EXAMPLE: Schema = {
+    "drawing": "the header Drawing of the answer before",
+    "base": 1,
+    PATCHES: [{"x": 8, "y": 4, "height": 2, "width": 3, "runs": [2, 6]}],
+    "format": "png",
+}
+"""An edit of the drawing that the example of a whole map begins, but for its id."""
+
+
+def whole_map_body() -> Schema:
+    """Of a request with a whole map, as JSON or as a form."""
+    return _body({"schema": _whole_map(), "example": _EXAMPLE}, _form())
+
+
+def edits_body() -> Schema:
+    """Of `POST /v1/edits`: a whole map, which begins a drawing, or what changed since."""
+    examples = {
+        "whole map": {"summary": "The whole map, which begins a drawing", "value": _EXAMPLE},
+        "edit": {"summary": "What changed since", "value": EDIT_EXAMPLE},
+    }
+    return _body({"schema": {"oneOf": [_whole_map(), _edit()]}, "examples": examples}, _form())
+
+
+def _body(json: Schema, form: Schema) -> Schema:
+    content = {"application/json": json, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _whole_map() -> Schema:
+    a_map = {"oneOf": [_PNG, _object(_LENGTHS, *_LENGTHS)]}
+    return _object({**_COMMON, **_MODEL, **_STYLE, "label": a_map, "instance": a_map}, "label")
+
+
+def _form() -> Schema:
+    style = {"type": "string", "description": "numbers with commas between them"}
+    directions = {"type": "string", "description": f"{_DIRECTIONS}; with commas between them"}
+    files = dict.fromkeys(("label", "instance", "style_photo"), _FILE)
+    return _object({**_COMMON, **_MODEL, **files, "style": style, "directions": directions}, "label")
+
+
+def _edit() -> Schema:
+    place = {
+        "x": {"type": "integer", "minimum": 0, "description": "column of its first pixel"},
+        "y": {"type": "integer", "minimum": 0, "description": "row of its first pixel"},
+    }
+    patch = _object({**place, **_LENGTHS}, *place, *_LENGTHS)
+    patches = {"type": "array", "maxItems": MOST_PATCHES, "items": patch}
+    drawing = {
+        "type": "string",
+        "description": f"the header Drawing of an answer; known for {KEPT_S / 60:.0f} minutes after the last edit",
+    }
+    own = {
+        "drawing": drawing,
+        "base": {"type": "integer", "description": "the header Drawing-Version of the map that the edit builds on"},
+        PATCHES: {**patches, "description": "rectangles of the label map that are new"},
+        INSTANCE_PATCHES: {**patches, "description": "rectangles of the instance map that are new"},
+    }
+    return _object({**_COMMON, **_MODEL, **_STYLE, **own}, "drawing", "base", PATCHES)
+
+
+def _object(properties: Schema, *required: str) -> Schema:
+    return {
+        "type": "object",
+        "required": list(required),
+        "additionalProperties": False,
+        "properties": properties,
+    }

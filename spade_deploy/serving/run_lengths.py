@@ -1,0 +1,64 @@
+"""Maps as runs of equal numbers: the form of a map, or of a part of one, in a request's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spade_deploy.errors import ConfigError, ImageTooLargeError, LabelMapError
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """A map as runs of equal numbers, row by row: [value, length, value, length, ...]."""
+
+    height: int
+    """Rows."""
+    width: int
+    """Columns."""
+    runs: tuple[int, ...]
+    """Value and length in turn; the lengths sum up to height x width."""
+
+    def __str__(self) -> str:
+        return "`runs`"
+
+    def values(self, most_pixels: int) -> NDArray[np.int32]:
+        """H x W int32. Raises LabelMapError."""
+        pixels = self.height * self.width
+        if self.height < 1 or self.width < 1:
+            raise LabelMapError(f"`runs`: {self.height} x {self.width} is no size", hint="height and width in pixels")
+        if pixels > most_pixels:
+            raise ImageTooLargeError(
+                f"`runs`: {self.width} x {self.height} pixels are more than the {most_pixels} that are read"
+            )
+        flat = np.asarray(self.runs, np.int64)
+        ids, lengths = flat[::2], flat[1::2]
+        if len(flat) % 2 or not len(flat) or (lengths < 1).any() or int(lengths.sum()) != pixels:
+            raise LabelMapError(
+                f"`runs`: the lengths sum up to {int(lengths.sum())}, {self.height} x {self.width} pixels are {pixels}",
+                hint="[value, length, value, length, ...] row by row, with lengths of at least 1",
+            )
+        if int(np.abs(ids).max()) > np.iinfo(np.int32).max:
+            raise LabelMapError(f"`runs`: {int(np.abs(ids).max())} is no id")
+        return np.repeat(ids.astype(np.int32), lengths).reshape(self.height, self.width)
+
+
+def run_lengths(value: Mapping[str, Any], name: str, most_pixels: int) -> RunLengths:
+    """The members height, width and runs of a request's JSON. Raises ConfigError, which names the field `name`."""
+    height, width, runs = value["height"], value["width"], value["runs"]
+    if not (is_int(height) and is_int(width) and isinstance(runs, list) and all(map(is_int, runs))):
+        raise ConfigError(f"`{name}`: height, width and all of runs are integers")
+    if len(runs) > 2 * most_pixels:
+        raise ImageTooLargeError(f"`{name}`: {len(runs)} numbers are more than {most_pixels} pixels need")
+    if any(abs(number) >= 2**31 for number in runs):
+        raise ConfigError(f"`{name}`: a number of runs is out of range")
+    return RunLengths(height, width, tuple(runs))
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value of JSON is an integer."""
+    return isinstance(value, int) and not isinstance(value, bool)
