@@ -68,14 +68,22 @@ class ServedModel:
         """Whether it takes the style of a photo."""
         return self.artifact.manifest.encoder is not None
 
+    @cached_property
+    def directions(self) -> int:
+        """How many main directions its styles have."""
+        found = self.artifact.style_directions()
+        return 0 if found is None else len(found)
+
     def facts(self) -> dict[str, Any]:
         """What `GET /v1/models` says of it."""
+        facts = model_facts(self.name, self.artifact)
+        styles = {**facts["styles"], "directions": self.directions}
         runtime = {
             "name": self.runtime.name,
             "precision": str(self.runtime.precision),
             "largest_batch": self.rule.most,
         }
-        return {**model_facts(self.name, self.artifact), "samples": self.samples, "runtime": runtime}
+        return {**facts, "styles": styles, "samples": self.samples, "runtime": runtime}
 
 
 def model_facts(name: str, artifact: Artifact) -> dict[str, Any]:

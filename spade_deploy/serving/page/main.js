@@ -15,7 +15,7 @@ import {fillHelp, listen} from "./shortcuts.js";
 import {colorsOf, groundOf, templatesOf} from "./starts.js";
 import {hideNotice, showLatency, showLoaded, showNotice, showState} from "./status.js";
 import {Style} from "./style.js";
-import {fillTexts, label, text} from "./texts.js";
+import {fillTexts, label, text, told} from "./texts.js";
 import {makeTools} from "./tools.js";
 import {$, make, remember, remembered, say} from "./ui.js";
 import {View} from "./view.js";
@@ -73,7 +73,7 @@ class App {
   }
 
   // What a link says beside the map.
-  get facts() { return {model: this.model.name, ...(this.style.seed === null ? {} : {seed: this.style.seed})}; }
+  get facts() { return {model: this.model.name, ...this.style.fields}; }
 
   png() { return encodeIds(this.drawing, {isWide: this.model.labels.length > 256}); }
 
@@ -84,8 +84,7 @@ class App {
     } catch (problem) {
       if (problem.status === 401) return this.#askToken(this.api.token ? text("tokenWrong") : "");
       showState(problem.status ? "problem" : "gone");
-      const words = [problem.detail || text("noServer"), problem.hint].filter(Boolean).join(" ");
-      showNotice("gone", text("noModels"), words, {button: text("tryAgain"), act: () => this.load()});
+      showNotice("gone", text("noModels"), told(problem), {button: text("tryAgain"), act: () => this.load()});
       return;
     }
     hideNotice();
@@ -202,6 +201,7 @@ class App {
     this.film.clear();
     this.live.forget();
     this.view.show(drawing, colorsOf(model));
+    $("stage").classList.add("has-drawing");
     this.view.clearPhoto();
     $("stage").classList.remove("has-photo", "is-stale");
     $("empty").hidden = false;
@@ -252,7 +252,8 @@ class App {
   #open({facts, width, height, ids}) {
     const model = this.#models.find(({name}) => name === facts.model);
     this.#show(model, new Drawing(width, height, ids), groundOf(model));
-    if (Number.isSafeInteger(facts.seed) && model.styles.z_dim) this.style.seed = facts.seed;
+    this.style.show(model);
+    this.style.restore(facts);
   }
 
   async #openLink() {

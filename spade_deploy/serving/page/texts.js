@@ -45,6 +45,11 @@ export const TEXTS = {
   pixels: "{count} px",
   shape: "Shape of the brush",
   shapes: {round: "Round", square: "Square"},
+  brushMore: "Flat or turned",
+  flatness: "Flatness",
+  angle: "Angle",
+  percent: "{count} %",
+  degrees: "{count}°",
   pressure: "Pen pressure changes the size",
 
   palette: "Classes",
@@ -113,6 +118,11 @@ export const TEXTS = {
   stylePhoto: "Style of a photo",
   stylePhotoChoose: "Choose a photo…",
   stylePhotoNone: "no photo chosen",
+  stylePhotoKept: "the photo's style is kept",
+  styleDirections: "From there",
+  styleDirectionsHelp: "The main directions of the model's styles, the strongest first. A double click sets one to 0.",
+  styleDirection: "Direction {number}",
+  styleLevel: "All to 0",
 
   saveTitle: "Save or share",
   savePhoto: "Photo",
@@ -189,6 +199,12 @@ export function text(path, values = {}) {
   const found = (isInBrowser ? of(IN_BROWSER) : null) ?? of(TEXTS);
   if (typeof found !== "string") throw new Error(`there is no text ${path}`);
   return found.replace(/\{(\w+)\}/g, (_, name) => String(values[name] ?? ""));
+}
+
+// A problem in whole sentences: what happened, what to do next. {detail, hint} as the server says them.
+export function told({detail, hint}) {
+  const parts = [detail || text("noServer"), hint].filter(Boolean).map((part) => part[0].toUpperCase() + part.slice(1));
+  return parts.map((part) => (/[.!?]$/.test(part) ? part : `${part}.`)).join(" ");
 }
 
 // Fill in the elements of the page that name their text: data-text the content, data-label the label and the tip.
