@@ -3,6 +3,7 @@
     manifest.json            the facts: generator spec, graphs, source, versions, every other file's sha256
     generator.fp32.onnx      label ids in, pixels out; generator.fp16.onnx beside it after `spade export --fp16`
     encoder.onnx             photo in, mean and log variance of its style out; only a model with a style encoder has it
+    style_directions.json    the main directions of the style vector; only a model with styles has it
     golden/inputs.npz        what the untouched PyTorch module was fed ...
     golden/outputs.npz       ... and what it answered: enough to validate where PyTorch is not installed
     report.json report.html  the validation that the export passed
@@ -48,6 +49,7 @@ from spade_deploy.artifact.manifest import (
     Source,
 )
 from spade_deploy.artifact.place import carry_engines, foreign_files, free_place, require_replaceable, writing
+from spade_deploy.artifact.style_directions import MOST_DIRECTIONS, STYLE_DIRECTIONS, write_style_directions
 from spade_deploy.artifact.tensors import (
     IMAGE,
     INSTANCE,
@@ -84,11 +86,13 @@ __all__ = [
     "LOGVAR",
     "MANIFEST",
     "MODEL_CARD",
+    "MOST_DIRECTIONS",
     "MU",
     "PHOTO",
     "PIXELS",
     "REPORT_HTML",
     "REPORT_JSON",
+    "STYLE_DIRECTIONS",
     "UNKNOWN_LICENSE",
     "Arrays",
     "Artifact",
@@ -128,6 +132,7 @@ __all__ = [
     "write_engine",
     "write_golden",
     "write_manifest",
+    "write_style_directions",
     "write_timing_cache",
     "writing",
 ]

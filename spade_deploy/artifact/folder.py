@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from spade_deploy.artifact.golden import Golden, read_arrays
 from spade_deploy.artifact.manifest import (
     EXPORT_AGAIN,
@@ -25,6 +28,7 @@ from spade_deploy.artifact.manifest import (
     read_manifest,
     require_safe_name,
 )
+from spade_deploy.artifact.style_directions import STYLE_DIRECTIONS, parse_style_directions
 from spade_deploy.artifact.tensors import golden_tensors, input_tensors, mismatch
 from spade_deploy.errors import ArtifactError, ConfigError, quoted
 from spade_deploy.files.atomic import write_json
@@ -179,6 +183,17 @@ class Artifact:
         if problem:
             raise ArtifactError(f"{self.path}: golden {problem}", hint=EXPORT_AGAIN)
         return Golden(inputs, outputs)
+
+    def style_directions(self) -> NDArray[np.float32] | None:
+        """The main directions of the style vector, K x z_dim; None where the export wrote none."""
+        if STYLE_DIRECTIONS not in self.manifest.files:
+            return None
+        with self.vouched(STYLE_DIRECTIONS) as path:
+            value = read_json(path, "file of style directions")
+        try:
+            return parse_style_directions(value, self.manifest.generator.z_dim)
+        except ConfigError as error:
+            raise ArtifactError(f"{path}: {error.message}", hint=EXPORT_AGAIN) from error
 
     def report(self) -> dict[str, Any] | None:
         """The validation report of the export; None if there is none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,36 +23,44 @@ from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
 from spade_deploy.commands.tables import print_report
+from spade_deploy.errors import ConfigError
 from spade_deploy.fields import to_json
 from spade_deploy.printable import one_line
+from spade_deploy.runs.layout import MANIFEST_JSON
 
 if TYPE_CHECKING:
+    from spade_deploy.artifact import Artifact
     from spade_deploy.release.release import Release
     from spade_deploy.release.request import ReleaseRequest
+    from spade_deploy.serving.web.request import WebRequest
 
 
 def _requests() -> tuple[type, ...]:
     from spade_deploy.release.request import ReleaseRequest
+    from spade_deploy.serving.web.request import WebRequest
 
-    return ReleaseRequest, RunsFolder
+    return ReleaseRequest, WebRequest, RunsFolder
 
 
 @command("export", panel=MAIN, requests=_requests, needs="export")
-def export(asked: ReleaseRequest, place: RunsFolder) -> None:
+def export(asked: ReleaseRequest, web: WebRequest, place: RunsFolder) -> None:
     """Fold a checkpoint, write it as ONNX, and prove it equal to PyTorch."""
+    runtime = _web_runtime(web)
+    if web.web is not None and asked.checkpoint is not None and (asked.checkpoint / MANIFEST_JSON).is_file():
+        _export_artifact(asked, web.web, runtime)
+        return
     from spade_deploy.release.release import export_checkpoint
 
     with step_bar() as progress:
         made = export_checkpoint(asked, runs_dir=place.runs, progress=progress)
     out, artifact = stdout(), made.artifact
-    output.report(
-        {
-            "checkpoint": made.checkpoint,
-            "artifact": artifact.path,
-            "graphs": [{"name": graph.name, **to_json(graph)} for graph in artifact.manifest.graphs],
-            "validation": made.report,
-        }
-    )
+    result = {
+        "checkpoint": made.checkpoint,
+        "artifact": artifact.path,
+        "graphs": [{"name": graph.name, **to_json(graph)} for graph in artifact.manifest.graphs],
+        "validation": made.report,
+    }
+    output.report(result)
     out.print(f"exported {one_line(made.checkpoint)}")
     print_report(made.report)
     total = sum(seconds for _, seconds in made.seconds)
@@ -64,6 +74,8 @@ def export(asked: ReleaseRequest, place: RunsFolder) -> None:
         *((graph.name, artifact.path_of(graph.file)) for graph in artifact.manifest.graphs),
         ("report", artifact.path / "report.html"),
     )
+    if web.web is not None:
+        output.report({**result, **_write_web(artifact, web.web, runtime)})
     labels = _label_maps(made, asked)
     if labels:
         print_next("spade", "infer", labels[0], free_folder("photos"), "--artifact", artifact.path, *labels[1:])
@@ -72,6 +84,54 @@ def export(asked: ReleaseRequest, place: RunsFolder) -> None:
             f"  to make photos: spade infer LABELS PHOTOS --artifact {command_line(artifact.path)}", soft_wrap=True
         )
         print_next("spade", "inspect", artifact.path)
+
+
+def _web_runtime(web: WebRequest) -> Mapping[str, bytes]:
+    """onnxruntime-web's files, looked for before the export, which takes minutes; none without a web folder."""
+    if web.web is None:
+        return {}
+    from spade_deploy.serving.web.folder import require_free
+    from spade_deploy.serving.web.onnxruntime_web import runtime_files
+
+    require_free(web.web)
+    return runtime_files(web.onnxruntime_web)
+
+
+def _export_artifact(asked: ReleaseRequest, target: Path, runtime: Mapping[str, bytes]) -> None:
+    """Write the web folder of an artifact, which needs no PyTorch. Raises ConfigError for settings of an export."""
+    from spade_deploy.artifact import Artifact
+
+    assert asked.checkpoint is not None
+    for field in dataclasses.fields(asked):
+        if field.name != "checkpoint" and getattr(asked, field.name) != getattr(type(asked)(), field.name):
+            name = "int8" if field.name == "int8" else field.name
+            raise ConfigError(
+                f"`{name}`: belongs to the export of a checkpoint, and {asked.checkpoint} is an artifact",
+                hint="leave it out, or name a run or a checkpoint",
+            )
+    artifact = Artifact.open(asked.checkpoint)
+    output.report({"artifact": artifact.path, **_write_web(artifact, target, runtime)})
+
+
+def _write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) -> dict[str, object]:
+    """Write the folder and print what it weighs; returns what `--json` says of it."""
+    from spade_deploy.serving.web.folder import LARGE_BYTES, write_web
+
+    made = write_web(artifact, target, runtime)
+    out = stdout()
+    print_places(("web folder", made.path))
+    sizes = f"{made.wasm_bytes / 1e6:.0f} MB in WebAssembly, {made.webgpu_bytes / 1e6:.0f} MB on WebGPU"
+    out.print(f"  a first visit loads {sizes}; later ones load nothing", soft_wrap=True)
+    if made.is_large:
+        note(
+            in_flags(
+                f"more than {LARGE_BYTES / 1e6:.0f} MB are much for a page, and phones may lack the memory;"
+                " `fp16` halves what WebGPU loads, and a generator with fewer channels is smaller for all"
+            )
+        )
+    out.print("  to look at it: ", end="")
+    out.print(f"python -m http.server --directory {command_line(made.path)}", soft_wrap=True)
+    return {"web": made.path, "wasm_bytes": made.wasm_bytes, "webgpu_bytes": made.webgpu_bytes}
 
 
 def _label_maps(made: Release, asked: ReleaseRequest) -> tuple[str | Path, ...]:

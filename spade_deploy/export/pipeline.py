@@ -32,6 +32,7 @@ from spade_deploy.artifact import (
     one_by_one,
     write_golden,
     write_manifest,
+    write_style_directions,
 )
 from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.export.build import build_model, require_kind
@@ -41,6 +42,7 @@ from spade_deploy.export.int8.write import Int8Summary, write_int8_graphs
 from spade_deploy.export.onnx_file import OPSET, write_onnx
 from spade_deploy.export.precision import always_fp32, kept_units, measure_ranges
 from spade_deploy.export.stress_maps import StressMap
+from spade_deploy.export.style_directions import style_directions
 from spade_deploy.metrics.tolerances import FP32_FACTOR, is_undecided
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
@@ -130,6 +132,9 @@ def export_artifact(
         )
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS], request.device)
     write_golden(folder, golden_inputs, reference)
+    directions = style_directions(generator)
+    if directions is not None:
+        write_style_directions(folder, directions)
     versions = {name: version(name) for name in VERSIONED_PACKAGES}
     facts = model_facts(generator.spec, request.source, versions)
     encoder_graph = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,23 @@ def style_vector(
     if seed < 0:
         raise ConfigError(f"`seed`: {seed} is negative", hint="give 0 or more")
     return np.random.default_rng(seed).standard_normal((1, z_dim), np.float32)
+
+
+def moved_style(artifact: Artifact, style: NDArray[np.float32] | None, steps: Sequence[float]) -> NDArray[np.float32]:
+    """A style, 1 x z_dim, moved along the model's main directions: by each step along the direction of its place.
+
+    Raises ConfigError for a model without directions, and for more steps than it has.
+    """
+    found = artifact.style_directions()
+    if style is None or found is None:
+        why = "no style vector" if style is None else "no main directions in its artifact, which an older version made"
+        raise ConfigError(f"`directions`: this model has {why}", hint="leave it out, or export the model again")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is told below
+        numbers = np.asarray(steps, np.float32)
+    if len(numbers) > len(found) or not np.isfinite(numbers).all():
+        raise ConfigError(f"`directions`: {len(numbers)} numbers; this model takes up to {len(found)} finite ones")
+    moved: NDArray[np.float32] = style + numbers @ found[: len(numbers)]
+    return moved
 
 
 def encode_photo(artifact: Artifact, photo: ImageSource) -> Styles:

@@ -18,7 +18,7 @@ from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
 from spade_deploy.errors import ConfigError, ImageTooLargeError, LabelMapError, quoted
 from spade_deploy.images.image_file import ImageBytes, Size
 from spade_deploy.inference.size import checked_size
-from spade_deploy.inference.style import style_vector
+from spade_deploy.inference.style import moved_style, style_vector
 from spade_deploy.labels.files import label_dtype, labels_from_values, read_instance_map, read_label_map, resize_nearest
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.run_lengths import RunLengths, is_int, run_lengths
@@ -26,7 +26,7 @@ from spade_deploy.spec import parse_size
 
 FILES = frozenset({"label", "instance", "style_photo"})
 """The fields of a request that hold images."""
-FIELDS = FILES | {"model", "seed", "style", "size", "format", "quality"}
+FIELDS = FILES | {"model", "seed", "style", "directions", "size", "format", "quality"}
 """All fields of a request."""
 
 
@@ -47,6 +47,8 @@ class Asked:
     """The style vector itself."""
     photo: ImageBytes | None = None
     """The photo whose style is taken."""
+    directions: tuple[float, ...] | None = None
+    """Steps along the main directions of the model's styles, from the style that the other fields say."""
     size: Size | None = None
     """Height and width of the result; the model's own for None."""
     keep_size: bool = False
@@ -119,6 +121,11 @@ def instance_values(source: MapSource, most_pixels: int) -> NDArray[np.int32]:
 
 
 def _style(model: ServedModel, asked: Asked) -> NDArray[np.float32] | None:
+    style = _first_style(model, asked)
+    return style if asked.directions is None else moved_style(model.artifact, style, asked.directions)
+
+
+def _first_style(model: ServedModel, asked: Asked) -> NDArray[np.float32] | None:
     if asked.style is None:
         return style_vector(model.artifact, asked.seed, asked.photo, model.encoder)
     z_dim = model.spec.z_dim
@@ -155,8 +162,9 @@ def asked_of_json(body: Any, most_pixels: int) -> Asked:
             _map_of(body["label"], "label", most_pixels),
             instance,
             _seed(body.get("seed")),
-            _vector(body.get("style")),
+            _vector(body.get("style"), "style"),
             photo,
+            _vector(body.get("directions"), "directions"),
             size,
             keep,
         )
@@ -182,17 +190,18 @@ def asked_of_form(fields: Mapping[str, str], files: Mapping[str, bytes], most_pi
             raise ConfigError(f"`seed`: {quoted(seed)} is no integer") from error
     else:
         seed_value = None
-    style = None
-    if fields.get("style"):
-        try:
-            style = [float(part) for part in fields["style"].split(",")]
-        except ValueError as error:
-            raise ConfigError(f"`style`: {quoted(fields['style'])} are no numbers with commas between them") from error
     size, keep = parsed_size(fields.get("size"))
     sent = {name: ImageBytes(f"`{name}`", content, most_pixels) for name, content in files.items()}
     return _checked(
         Asked(
-            sent["label"], sent.get("instance"), _seed(seed_value), _vector(style), sent.get("style_photo"), size, keep
+            sent["label"],
+            sent.get("instance"),
+            _seed(seed_value),
+            _numbers(fields, "style"),
+            sent.get("style_photo"),
+            _numbers(fields, "directions"),
+            size,
+            keep,
         )
     )
 
@@ -245,17 +254,27 @@ def _seed(value: Any) -> int | None:
     return int(value)
 
 
-def _vector(value: Any) -> tuple[float, ...] | None:
+def _vector(value: Any, name: str) -> tuple[float, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) > 4096:
-        raise ConfigError(f"`style`: {quoted(value)} is no list of numbers")
-    if any(isinstance(part, bool) or not isinstance(part, int | float) for part in value):
-        raise ConfigError(f"`style`: {quoted(value)} is no list of numbers")
+    is_list = isinstance(value, list) and len(value) <= 4096
+    if not is_list or any(isinstance(part, bool) or not isinstance(part, int | float) for part in value):
+        raise ConfigError(f"`{name}`: {quoted(value)} is no list of numbers")
     try:
         return tuple(float(part) for part in value)
     except OverflowError as error:
-        raise ConfigError("`style`: a number is out of range") from error
+        raise ConfigError(f"`{name}`: a number is out of range") from error
+
+
+def _numbers(fields: Mapping[str, str], name: str) -> tuple[float, ...] | None:
+    """The numbers of a form's text."""
+    if not fields.get(name):
+        return None
+    try:
+        found = [float(part) for part in fields[name].split(",")]
+    except ValueError as error:
+        raise ConfigError(f"`{name}`: {quoted(fields[name])} are no numbers with commas between them") from error
+    return _vector(found, name)
 
 
 def shown_name(text: str) -> str:

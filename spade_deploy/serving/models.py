@@ -68,34 +68,47 @@ class ServedModel:
         """Whether it takes the style of a photo."""
         return self.artifact.manifest.encoder is not None
 
+    @cached_property
+    def directions(self) -> int:
+        """How many main directions its styles have."""
+        found = self.artifact.style_directions()
+        return 0 if found is None else len(found)
+
     def facts(self) -> dict[str, Any]:
         """What `GET /v1/models` says of it."""
-        spec, labels = self.spec, self.spec.labels
-        colors = effective_palette(labels)
-        return {
-            "name": self.name,
-            "sha256": self.digest,
-            "architecture": str(spec.architecture),
-            "labels": [
-                {"id": number, "name": labels.name_of(number), "color": "#{:02x}{:02x}{:02x}".format(*colors[number])}
-                for number in range(labels.num_ids)
-            ],
-            "unknown_id": labels.unknown_id,
-            "takes_instances": labels.has_edges,
-            "size": {
-                "height": spec.height,
-                "width": spec.width,
-                "is_fixed": not spec.is_dynamic,
-                "multiple_of": spec.stride,
-            },
-            "samples": self.samples,
-            "styles": {"z_dim": spec.z_dim, "from_photo": self.has_encoder},
-            "runtime": {
-                "name": self.runtime.name,
-                "precision": str(self.runtime.precision),
-                "largest_batch": self.rule.most,
-            },
+        facts = model_facts(self.name, self.artifact)
+        styles = {**facts["styles"], "directions": self.directions}
+        runtime = {
+            "name": self.runtime.name,
+            "precision": str(self.runtime.precision),
+            "largest_batch": self.rule.most,
         }
+        return {**facts, "styles": styles, "samples": self.samples, "runtime": runtime}
+
+
+def model_facts(name: str, artifact: Artifact) -> dict[str, Any]:
+    """What a page has to know of a model, whatever runs it."""
+    manifest = artifact.manifest
+    spec, labels = manifest.generator, manifest.generator.labels
+    colors = effective_palette(labels)
+    return {
+        "name": name,
+        "sha256": sha256_of(artifact.path / MANIFEST),
+        "architecture": str(spec.architecture),
+        "labels": [
+            {"id": number, "name": labels.name_of(number), "color": "#{:02x}{:02x}{:02x}".format(*colors[number])}
+            for number in range(labels.num_ids)
+        ],
+        "unknown_id": labels.unknown_id,
+        "takes_instances": labels.has_edges,
+        "size": {
+            "height": spec.height,
+            "width": spec.width,
+            "is_fixed": not spec.is_dynamic,
+            "multiple_of": spec.stride,
+        },
+        "styles": {"z_dim": spec.z_dim, "from_photo": manifest.encoder is not None},
+    }
 
 
 def open_models(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> dict[str, ServedModel]:
@@ -134,7 +147,7 @@ def named_paths(texts: Sequence[str], runs: Path) -> list[tuple[str, Path]]:
         given = name if equals and _NAME.fullmatch(name) else ""
         path = rest if given else text
         artifact = resolve_artifact(Path(path) if path else None, runs)
-        found.append((given or _usual_name(artifact), artifact))
+        found.append((given or usual_name(artifact), artifact))
     return found
 
 
@@ -160,7 +173,7 @@ def _rate(runtime: Runtime, case: Any, size: int) -> float:
     return size / (time.perf_counter() - start)
 
 
-def _usual_name(path: Path) -> str:
+def usual_name(path: Path) -> str:
     """runs/earth-001/artifact -> earth-001."""
     name = path.parent.name if path.name == "artifact" else path.name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

@@ -9,6 +9,7 @@ from spade_deploy.serving.patches import INSTANCE_PATCHES, MOST_PATCHES, PATCHES
 
 Schema = dict[str, Any]
 
+_DIRECTIONS = "standard deviations along each main direction of the model's styles, added to the style"
 _LENGTHS: Schema = {
     "height": {"type": "integer", "minimum": 1},
     "width": {"type": "integer", "minimum": 1},
@@ -32,6 +33,7 @@ _MODEL: Schema = {"model": {"type": "string", "description": "its name; the firs
 _FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 _STYLE: Schema = {
     "style": {"type": "array", "items": {"type": "number"}},
+    "directions": {"type": "array", "items": {"type": "number"}, "description": _DIRECTIONS},
     "style_photo": {"type": "string", "contentEncoding": "base64"},
 }
 _EXAMPLE: Schema = {"label": {"height": 64, "width": 64, "runs": [0, 2048, 1, 2048]}, "format": "png"}
@@ -70,8 +72,9 @@ def _whole_map() -> Schema:
 
 def _form() -> Schema:
     style = {"type": "string", "description": "numbers with commas between them"}
+    directions = {"type": "string", "description": f"{_DIRECTIONS}; with commas between them"}
     files = dict.fromkeys(("label", "instance", "style_photo"), _FILE)
-    return _object({**_COMMON, **_MODEL, **files, "style": style}, "label")
+    return _object({**_COMMON, **_MODEL, **files, "style": style, "directions": directions}, "label")
 
 
 def _edit() -> Schema:

@@ -6,59 +6,28 @@ the new ones after an update. The page itself is asked for each time.
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
-from numpy.typing import NDArray
-from PIL import Image
 
 from spade_deploy.artifact import LABEL
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.inference.style import style_vector
+from spade_deploy.serving.page_files import INDEX, MEDIA_TYPES, POLICY, page_digest, page_files
+from spade_deploy.serving.pictures import ids_png
 from spade_deploy.serving.problems import HttpError
 from spade_deploy.serving.routes import read_body
 from spade_deploy.serving.state import Serving, problems
 
-PAGE_FOLDER = Path(__file__).parent / "page"
 PAGE_PATH = "/page/"
 """Where the page's files are."""
-_INDEX = "index.html"
-_MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""The Content-Security-Policy: nothing from elsewhere, no script or style inside the page, no frame around it."""
 _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-
-
-@cache
-def page_files() -> Mapping[str, bytes]:
-    """The page's files by name. Nothing is read from the disk once the server runs."""
-    found = {path.name: path.read_bytes() for path in sorted(PAGE_FOLDER.iterdir()) if path.suffix in _MEDIA_TYPES}
-    return MappingProxyType(found)
-
-
-@cache
-def page_digest() -> str:
-    """16 hexadecimal digits that change whenever one of the files does."""
-    total = hashlib.sha256()
-    for name, content in page_files().items():
-        total.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
-    return total.hexdigest()[:16]
 
 
 def add_page(app: FastAPI, serving: Serving) -> None:
@@ -106,7 +75,7 @@ def add_page(app: FastAPI, serving: Serving) -> None:
 
 def _add_files(app: FastAPI) -> None:
     folder = f"{PAGE_PATH}{page_digest()}/"
-    index = page_files()[_INDEX].replace(b'"./', f'"{folder}'.encode())
+    index = page_files()[INDEX].replace(b'"./', f'"{folder}'.encode())
     tag = f'"{page_digest()}"'
 
     @app.get("/", include_in_schema=False)
@@ -121,14 +90,6 @@ def _add_files(app: FastAPI) -> None:
         content = page_files().get(name)
         if content is None or digest != page_digest():
             raise HttpError(404, "the page has no such file", hint="load the page again: it may be of an older version")
-        kind = _MEDIA_TYPES[Path(name).suffix]
+        kind = MEDIA_TYPES[Path(name).suffix]
         headers = {**_HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}
         return Response(content, media_type=kind, headers=headers)
-
-
-def ids_png(values: NDArray[Any]) -> bytes:
-    """Ids H x W -> a greyscale PNG that holds them: 8 bit, or 16 bit where one is above 255."""
-    stream = io.BytesIO()
-    wide = int(values.max()) > 255
-    Image.fromarray(np.ascontiguousarray(values, np.uint16 if wide else np.uint8)).save(stream, "PNG")
-    return stream.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,4 +54,12 @@ def encode(pixels: NDArray[np.uint8], name: str, quality: int = DEFAULT_QUALITY)
         image.save(stream, "JPEG", quality=quality)
     else:
         image.save(stream, "WEBP", quality=quality, method=2)
+    return stream.getvalue()
+
+
+def ids_png(values: NDArray[Any]) -> bytes:
+    """Ids H x W -> a greyscale PNG that holds them: 8 bit, or 16 bit where one is above 255."""
+    stream = BytesIO()
+    wide = int(values.max()) > 255
+    Image.fromarray(np.ascontiguousarray(values, np.uint16 if wide else np.uint8)).save(stream, "PNG")
     return stream.getvalue()

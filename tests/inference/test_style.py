@@ -32,6 +32,7 @@ from spade_deploy.artifact import (
     Z,
     encoder_tensors,
     rewrite_manifest,
+    write_style_directions,
 )
 from spade_deploy.artifact.manifest import manifest_digest, read_manifest
 from spade_deploy.cli import app
@@ -49,6 +50,7 @@ from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.images.image_file import read_photo
 from spade_deploy.inference import InferRequest, encode_photo, infer
 from spade_deploy.inference import style as module
+from spade_deploy.inference.style import moved_style
 from spade_deploy.labels.files import label_dtype
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import initialize
@@ -404,3 +406,43 @@ def test_the_command(styled: Artifact, photo: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command, "--style-image", str(photo)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "a.png").is_file()
+
+
+def test_the_main_directions_are_those_that_change_the_first_layer_most(tmp_path: Path) -> None:
+    generator = build_generator(labels=LabelSpec(3), z_dim=8, height=32, width=32)
+    export_artifact(
+        generator, tmp_path, ExportRequest(random_inputs(generator.spec), Source("tiny", 1, "train", "0" * 64))
+    )
+    found = Artifact.open(tmp_path).style_directions()
+    assert found is not None
+    np.testing.assert_allclose(found @ found.T, np.eye(6), atol=1e-6)
+    weight = generator.fc.weight.detach().double().numpy()
+    strongest = np.linalg.svd(weight)[1][:6]  # by another algorithm than the export's
+    np.testing.assert_allclose(np.linalg.norm(weight @ found.T.astype(float), axis=0), strongest, rtol=1e-5)
+    assert (found[np.arange(6), np.abs(found).argmax(axis=1)] > 0).all()
+
+
+def test_a_style_is_moved_along_them(tmp_path: Path) -> None:
+    artifact = stand_in_artifact(tmp_path / "styled", STYLED)
+    style = np.float32([[1, 2]])
+    with pytest.raises(ConfigError, match="no main directions"):
+        moved_style(artifact, style, [1.0])
+    with pytest.raises(ConfigError, match="no style vector"):
+        moved_style(stand_in_artifact(tmp_path / "plain"), None, [1.0])
+    write_style_directions(artifact.path, np.array([[0.6, 0.8], [-0.8, 0.6]]))
+    rewrite_manifest(artifact.path, artifact.manifest)
+    artifact = Artifact.open(artifact.path)
+    np.testing.assert_allclose(moved_style(artifact, style, [2.0, -1.0]), [[1 + 1.2 + 0.8, 2 + 1.6 - 0.6]], rtol=1e-6)
+    np.testing.assert_allclose(moved_style(artifact, style, [2.0]), [[2.2, 3.6]], rtol=1e-6)
+    for steps in ([1.0, 2.0, 3.0], [float("nan")], [1e300]):
+        with pytest.raises(ConfigError, match="takes up to 2 finite ones"):
+            moved_style(artifact, style, steps)
+
+
+@pytest.mark.parametrize("rows", [[], [[1.0]], [[1.0, 1.0]], [[float("inf"), 0.0]], "x", [["a", "b"]]])
+def test_damaged_directions_are_refused(tmp_path: Path, rows: Any) -> None:
+    artifact = stand_in_artifact(tmp_path, STYLED)
+    (tmp_path / "style_directions.json").write_text(json.dumps({"directions": rows}))
+    rewrite_manifest(tmp_path, artifact.manifest)
+    with pytest.raises(ArtifactError, match=r"style_directions\.json: "):
+        Artifact.open(tmp_path).style_directions()

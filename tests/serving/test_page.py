@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import urllib.error
@@ -18,12 +19,12 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
 
-from spade_deploy.artifact import LABEL
+from spade_deploy.artifact import LABEL, Artifact, rewrite_manifest, write_style_directions
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.inference import encode_photo
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.serving.models import ServedModel
-from spade_deploy.serving.page_routes import PAGE_FOLDER
+from spade_deploy.serving.page_files import PAGE_FOLDER
 from spade_deploy.serving.runner import QueueFullError, Runner
 from tests.support.browser import axe_script, browser
 from tests.support.page import Page, Server, drawn, png_pixels
@@ -265,7 +266,118 @@ def test_the_style_of_a_photo(open_page: Open, tmp_path: Path) -> None:
         server.stop()
 
 
-def test_what_is_saved(open_page: Open) -> None:
+def test_sliders_move_the_style(open_page: Open, models: dict[str, ServedModel], tmp_path: Path) -> None:
+    artifact = with_directions(served_models(tmp_path)["styled"].artifact.path)
+    server = Server({"styled": replace(models["styled"], artifact=artifact)})
+    try:
+        page = open_page(server.url)
+        empty = np.zeros((32, 32), int)
+        page.wait_for_photo(right_pixels(STYLED, empty))
+        page.tab.click("#style")
+        page.tab.locator("#style-directions input").nth(1).fill("-1.5")
+        page.wait_for_photo(right_pixels(STYLED, empty, style=np.float32([1.2, -0.9])))
+        page.tab.fill("#seed", "7")
+        random = np.random.default_rng(7).standard_normal((1, 2), np.float32)[0]
+        both = right_pixels(STYLED, empty, style=random + np.float32([1.2, -0.9]))
+        page.wait_for_photo(both)
+        page.tab.keyboard.press("Escape")
+        np.testing.assert_array_equal(png_pixels(page.download("save-photo")), both)
+        page.tab.keyboard.press("Escape")
+        page.tab.reload()  # the style is kept, too
+        page.wait_for_photo(both)
+        page.tab.click("#style")
+        page.tab.click("#style-level")
+        page.wait_for_photo(right_pixels(STYLED, empty, style=random))
+    finally:
+        page.close()
+        server.stop()
+
+
+def with_directions(folder: Path) -> Artifact:
+    """Give an artifact of two style numbers its main directions."""
+    write_style_directions(folder, np.array([[0.6, 0.8], [-0.8, 0.6]]))
+    rewrite_manifest(folder, Artifact.open(folder).manifest)
+    return Artifact.open(folder)
+
+
+def test_a_brush_that_is_flat_and_turned(open_page: Open) -> None:
+    page = open_page()
+    page.wait_for_photo(right_pixels(PLAIN, EMPTY))
+    page.pick(3)
+    page.tab.locator("[data-shape=square]").click()
+    page.tab.locator("#size").fill("65")  # 64^0.65 = 15 pixels
+    assert page.text("size-shown") == "15 px"
+    page.tab.click("#brush-more summary")
+    page.tab.locator("#flatness").fill("80")
+    page.drag((16, 20))
+    label = EMPTY.copy()
+    label[19:22, 9:24] = 3
+    page.wait_for_photo(right_pixels(PLAIN, label))
+    page.tab.locator("#angle").fill("90")
+    page.drag((16, 45))
+    label[38:53, 15:18] = 3
+    page.wait_for_photo(right_pixels(PLAIN, label))
+    page.tab.locator("#angle").fill("45")  # from the lower left to the upper right
+    page.tab.locator("#flatness").fill("95")
+    page.drag((6, 10))
+    page.wait_for_text("state-text", "Live")
+    end = np.argwhere(drawn_label(page)[:18] == 3)
+    assert {tuple(at) for at in end} >= {(10 - k, 6 + k) for k in range(-5, 6)}
+    assert (np.abs(end.sum(axis=1) - 16) <= 1).all()
+
+
+def drawn_label(page: Page) -> NDArray[np.int64]:
+    return drawn(page, np.array(effective_palette(PLAIN.labels), np.uint8))
+
+
+def test_undo_ends_where_its_memory_does(open_page: Open) -> None:
+    page = open_page()
+    found = page.tab.evaluate("""async () => {
+      const main = document.querySelector("script[type=module]").src;
+      const {Drawing} = await import(main.replace("main.js", "drawing.js"));
+      const drawing = new Drawing(40, 40, undefined, 10_000);
+      for (let k = 1; k <= 100; k++) {
+        drawing.begin();
+        drawing.paint((map) => { map.ids[k] = k; return {x0: 0, y0: 0, x1: 40, y1: 40}; });
+        drawing.commit();
+      }
+      let steps = 0;
+      while (drawing.undo()) steps++;
+      const left = [...drawing.ids].filter((id) => id).length;
+      while (drawing.redo());
+      return [steps, left, [...drawing.ids].filter((id) => id).length];
+    }""")
+    steps, left, again = found
+    assert 2 <= steps <= 40
+    assert left == 100 - steps
+    assert again == 100
+
+
+FRAMES_OF_FILM = """async (content) => {
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  const video = document.createElement("video");
+  video.muted = true;
+  video.src = URL.createObjectURL(new Blob([bytes], {type: "video/webm"}));
+  await new Promise((done, failed) => {
+    video.onloadeddata = done;
+    video.onerror = () => failed(video.error.message);
+  });
+  const canvas = new OffscreenCanvas(64, 64);
+  const pen = canvas.getContext("2d", {willReadFrequently: true});
+  const shown = () => {
+    pen.drawImage(video, 0, 0, 64, 64);
+    const {data} = pen.getImageData(0, 0, 32, 64);
+    return Array.from({length: 32 * 64}, (_, k) => [...data.subarray(4 * k, 4 * k + 3)]);
+  };
+  const first = shown();
+  const ended = new Promise((done) => { video.onended = done; });
+  await video.play();
+  await ended;
+  return [[video.videoWidth, video.videoHeight], first, shown()];
+}"""
+
+
+def test_what_is_saved(open_page: Open, models: dict[str, ServedModel]) -> None:
     page = open_page()
     label = some_map(PLAIN, 3)
     uploaded(page, png(label))
@@ -281,8 +393,13 @@ def test_what_is_saved(open_page: Open) -> None:
     middle = scale // 2
     np.testing.assert_array_equal(both[middle::scale, middle : PLAIN.width * scale : scale], page.pixels("drawing"))
     film = page.download("save-film")
-    assert film.startswith(b"\x1aE\xdf\xa3"), "a WebM file begins so"
-    assert len(film) > 1000
+    size, first, last = page.tab.evaluate(FRAMES_OF_FILM, base64.b64encode(film).decode())
+    assert size == [2 * 256, 512]
+    colors = colors_of(models["plain"]).astype(int)
+    for corner, ids in ((first, EMPTY), (last, label)):
+        for x, y in ((4, 4), (12, 30), (25, 60)):
+            shown = np.array(corner[y * 32 + x], int)
+            assert np.abs(shown - colors[ids[y, x]]).max() < 60, (x, y, shown, colors[ids[y, x]])
 
 
 def test_a_phone(open_page: Open) -> None:

@@ -13,7 +13,7 @@ const ZOOM_STEP = 1.25;
 
 export class Controls {
   toolName = "brush";
-  brush = {size: 12, shape: "round", usesPressure: true};
+  brush = {size: 12, shape: "round", flatness: 0, angle: 0, usesPressure: true};
 
   constructor(app) {
     this.app = app;
@@ -22,6 +22,8 @@ export class Controls {
     this.#makeViews();
     this.#makeTheme();
     $("size").addEventListener("input", () => this.setSize(this.#fromSlider(Number($("size").value)), true));
+    for (const name of ["flatness", "angle"]) $(name).addEventListener("input", () => this.#showForm());
+    this.#showForm();
     $("pressure").checked = true;
     $("pressure").addEventListener("change", () => { this.brush.usesPressure = $("pressure").checked; });
     label($("undo"), text("undo"), `${COMMAND}+Z`);
@@ -136,6 +138,17 @@ export class Controls {
       button.setAttribute("aria-checked", String(button.dataset.shape === shape));
       button.tabIndex = button.dataset.shape === shape ? 0 : -1;
     }
+  }
+
+  // How flat the brush is, and how it is turned.
+  #showForm() {
+    const [percent, degrees] = [Number($("flatness").value), Number($("angle").value)];
+    Object.assign(this.brush, {flatness: percent / 100, angle: degrees});
+    $("flatness-shown").textContent = text("percent", {count: percent});
+    $("angle-shown").textContent = text("degrees", {count: degrees});
+    $("shapes").style.setProperty("--flat", String(1 - percent / 100));
+    $("shapes").style.setProperty("--turn", `${-degrees}deg`);
+    this.setSize(this.brush.size);
   }
 
   // The slider is not even: small brushes need finer steps.

@@ -3,14 +3,21 @@
 import {joinBoxes} from "./raster.js";
 import {fromRuns, toRuns} from "./runs.js";
 
+const MOST_HISTORY_BYTES = 256 << 20;
+const STEP_BYTES = 200;  // what a step takes beside its numbers, about
+
 export class Drawing extends EventTarget {
   #before = null;
   #box = null;
   #done = [];
   #undone = [];
+  #bytes = 0;  // of all steps
+  #mostBytes;
 
-  constructor(width, height, ids) {
+  // mostBytes: what undo and redo may hold; the oldest steps go first, the last one never.
+  constructor(width, height, ids, mostBytes = MOST_HISTORY_BYTES) {
     super();
+    this.#mostBytes = mostBytes;
     this.width = width;
     this.height = height;
     this.ids = ids ?? new Int32Array(width * height);
@@ -63,9 +70,16 @@ export class Drawing extends EventTarget {
     if (!before || !box) return;
     const step = {box, before: toRuns(cut(before, this.width, box)), after: toRuns(cut(this.ids, this.width, box))};
     if (step.before.join() === step.after.join()) return;
-    this.#done.push(step);
-    this.#undone = [];
+    this.#remember(step);
     this.#tell(box, false);
+  }
+
+  #remember(step) {
+    for (const lost of this.#undone) this.#bytes -= bytesOf(lost);
+    this.#undone = [];
+    this.#done.push(step);
+    this.#bytes += bytesOf(step);
+    while (this.#bytes > this.#mostBytes && this.#done.length > 1) this.#bytes -= bytesOf(this.#done.shift());
   }
 
   // A whole new content as one step of undo.
@@ -100,6 +114,8 @@ export class Drawing extends EventTarget {
     this.dispatchEvent(new CustomEvent("change", {detail: {box, isUnfinished}}));
   }
 }
+
+function bytesOf({before, after}) { return STEP_BYTES + before.byteLength + after.byteLength; }
 
 function cut(ids, width, box) {
   const across = box.x1 - box.x0;

@@ -34,7 +34,7 @@ export class Input {
     const {x, y} = view.pixelAt(event.clientX, event.clientY, pane);
     const usesPressure = brush.usesPressure && event.pointerType === "pen" && event.pressure > 0;
     const size = usesPressure ? Math.max(1, Math.round(brush.size * event.pressure)) : brush.size;
-    return {x, y, isShifted: event.shiftKey, brush: {size, shape: brush.shape}, reach: 10 / view.zoom};
+    return {x, y, isShifted: event.shiftKey, brush: {...brush, size}, reach: 10 / view.zoom};
   }
 
   #down(event, pane) {

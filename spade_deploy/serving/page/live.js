@@ -1,10 +1,10 @@
-// The WebSocket of the live photo: sends the newest map, shows the newest image, and connects again by itself.
+// The live photo: sends the newest map, shows the newest image, and connects again by itself.
 //
 // Of a map that the server holds only what changed is sent. Where it says that it holds another one (409), the whole map
 // is sent again by itself.
 //
 // Events: "state" {state: connecting | ready | busy | gone, seconds}, "image" {id, blob, ms, timing, tag},
-// "problem" {status, detail, hint, seconds}.
+// "problem" {status, detail, hint, seconds}, "progress" {loaded, total} in bytes, while an engine loads.
 
 import {SentMap} from "./edits.js";
 
@@ -16,7 +16,7 @@ const FIRST_RETRY_MS = 500;
 const MOST_RETRY_MS = 8000;
 
 export class Live extends EventTarget {
-  #socket = null;
+  #line = null;
   #number = 0;
   #shown = 0;
   #sent = new Map();
@@ -34,36 +34,40 @@ export class Live extends EventTarget {
 
   // make: () => {head, map, whole, edit, tag}: what is sent now; null if there is nothing to send. map: {model, width,
   // height, ids}, a copy. whole: async () => {head, png}, edit: (patches) => head: what is sent for the map beside `head`.
-  // token: may be empty.
-  constructor(make, token) {
+  // open(told): begins a line to what makes the photos, {isOpen, takesEdits, send(id, head, png), close()}; png is null in
+  // an edit. It calls told.opened(), told.came({id, body, blob}), told.progress({loaded, total}) and, at the end,
+  // told.closed() or, where another try is up to the reader, told.failed(problem).
+  constructor(make, open) {
     super();
     this.make = make;
-    this.token = token;
+    this.open = open;
   }
 
-  get isOpen() { return this.#socket?.readyState === WebSocket.OPEN; }
+  get isOpen() { return this.#line?.isOpen ?? false; }
 
   connect() {
     clearTimeout(this.#retryTimer);
-    this.#socket?.close();
+    this.#line?.close();
     this.#sent.clear();
     this.#base.forget();
     this.#tell("state", {state: "connecting"});
-    const url = new URL("/v1/live", location.href);
-    url.protocol = url.protocol.replace("http", "ws");
-    url.hash = "";
-    const protocols = ["spade.v1", ...(this.token ? [`spade.token.${this.token}`] : [])];
-    const socket = new WebSocket(url, protocols);
-    socket.binaryType = "arraybuffer";
-    this.#socket = socket;
-    socket.onopen = () => {
-      this.#retryMs = FIRST_RETRY_MS;
-      this.#tell("state", {state: "ready"});
-      this.changed();
-    };
-    socket.onmessage = (event) => this.#receive(event.data);
-    socket.onclose = () => { if (socket === this.#socket) this.#lost(); };
+    const isNow = (act) => (told) => { if (line === this.#line) act(told); };
+    const line = this.open({
+      opened: isNow(() => {
+        this.#retryMs = FIRST_RETRY_MS;
+        this.#tell("state", {state: "ready"});
+        this.changed();
+      }),
+      came: isNow((answer) => this.#receive(answer)),
+      progress: isNow((told) => this.#tell("progress", told)),
+      closed: isNow(() => this.#lost()),
+      failed: isNow((problem) => { this.#forgetSent(); this.#tell("problem", {...problem, seconds: 0}); }),
+    });
+    this.#line = line;
   }
+
+  // The reader asks for another try.
+  retry() { if (this.isOpen) this.changed(); else this.connect(); }
 
   // The drawing, the style or the model is another one now.
   changed() {
@@ -82,25 +86,24 @@ export class Live extends EventTarget {
     this.#isDirty = false;
     this.#isMaking = true;
     const id = ++this.#number;
-    const socket = this.#socket;
+    const line = this.#line;
     let message = null;
     try {
       message = await this.#message();
     } finally {
       this.#isMaking = false;
     }
-    if (!message || !this.isOpen || socket !== this.#socket) return;
+    if (!message || !this.isOpen || line !== this.#line) return;
     const {made, head, png} = message;
     if (png) this.#wholeId = id;
     this.#base.keep(made.map, png?.length);
     this.#baseId = id;
-    const line = new TextEncoder().encode(`${JSON.stringify({id, ...made.head, ...head})}\n`);
     this.#sent.set(id, {start: performance.now(), tag: made.tag});
-    socket.send(png ? joined(line, png) : line);
+    line.send(id, {...made.head, ...head}, png);
     clearTimeout(this.#busyTimer);
     this.#busyTimer = setTimeout(() => this.#tell("state", {state: "busy"}), BUSY_AFTER_MS);
     clearTimeout(this.#silentTimer);
-    this.#silentTimer = setTimeout(() => this.#socket?.close(), SILENT_MS);
+    this.#silentTimer = setTimeout(() => this.#line?.close(), SILENT_MS);
     if (this.#isDirty) this.changed();
   }
 
@@ -108,13 +111,12 @@ export class Live extends EventTarget {
   async #message() {
     const made = this.make();
     if (!made) return null;
-    const patches = this.#base.patchesTo(made.map);
+    const patches = this.#line.takesEdits ? this.#base.patchesTo(made.map) : null;
     if (patches) return {made, head: {base: this.#baseId, ...made.edit(patches)}, png: null};
     return {made, ...await made.whole()};
   }
 
-  #receive(data) {
-    const {id, body, blob} = parsed(data);
+  #receive({id, body, blob}) {
     const sent = this.#sent.get(id);
     this.#sent.delete(id);
     if (!this.#sent.size) {
@@ -143,9 +145,13 @@ export class Live extends EventTarget {
     if (isPassing) this.#again = setTimeout(() => this.changed(), 1000 * seconds);
   }
 
-  #lost() {
+  #forgetSent() {
     this.#sent.clear();
     for (const timer of [this.#busyTimer, this.#silentTimer, this.#again]) clearTimeout(timer);
+  }
+
+  #lost() {
+    this.#forgetSent();
     this.#tell("state", {state: "gone", seconds: Math.ceil(this.#retryMs / 1000)});
     this.#retryTimer = setTimeout(() => this.connect(), this.#retryMs);
     this.#retryMs = Math.min(MOST_RETRY_MS, 2 * this.#retryMs);
@@ -154,22 +160,4 @@ export class Live extends EventTarget {
   #tell(kind, detail) {
     this.dispatchEvent(new CustomEvent(kind, {detail}));
   }
-}
-
-function joined(a, b) {
-  const bytes = new Uint8Array(a.length + b.length);
-  bytes.set(a);
-  bytes.set(b, a.length);
-  return bytes;
-}
-
-function parsed(data) {
-  if (typeof data === "string") {
-    const body = JSON.parse(data);
-    return {id: body.id, body, blob: null};
-  }
-  const bytes = new Uint8Array(data);
-  const end = bytes.indexOf(10);
-  const body = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
-  return {id: body.id, body, blob: new Blob([bytes.subarray(end + 1)], {type: body.media_type})};
 }

@@ -1,22 +1,21 @@
 // The page: puts its parts together, and keeps what is chosen.
 
-import {Api} from "./api.js";
 import {Begin} from "./begin.js";
 import {Controls} from "./controls.js";
 import {Drawing} from "./drawing.js";
+import {isInBrowser, openEngine} from "./engine.js";
 import {Film} from "./film.js";
 import {Input} from "./input.js";
 import {unpackDrawing} from "./link.js";
-import {Live} from "./live.js";
 import {Palette} from "./palette.js";
 import {encodeIds} from "./png.js";
 import {fromRuns, toRuns} from "./runs.js";
 import {Save} from "./save.js";
 import {fillHelp, listen} from "./shortcuts.js";
 import {colorsOf, groundOf, templatesOf} from "./starts.js";
-import {hideNotice, showLatency, showNotice, showState} from "./status.js";
+import {hideNotice, showLatency, showLoaded, showNotice, showState} from "./status.js";
 import {Style} from "./style.js";
-import {fillTexts, label, text} from "./texts.js";
+import {fillTexts, label, text, told} from "./texts.js";
 import {makeTools} from "./tools.js";
 import {$, make, remember, remembered, say} from "./ui.js";
 import {View} from "./view.js";
@@ -35,11 +34,12 @@ class App {
   #saveTimer = 0;
   #saidTimer = 0;
 
-  constructor() {
+  // api: an Engine, see engine.js.
+  constructor(api) {
+    this.api = api;
     fillTexts(document);
     fillHelp();
     document.title = text("title");
-    this.api = new Api(readToken());
     this.palette = new Palette();
     this.view = new View($("stage"), $("drawing"), $("photo"));
     this.tools = makeTools(() => ({
@@ -73,7 +73,7 @@ class App {
   }
 
   // What a link says beside the map.
-  get facts() { return {model: this.model.name, ...(this.style.seed === null ? {} : {seed: this.style.seed})}; }
+  get facts() { return {model: this.model.name, ...this.style.fields}; }
 
   png() { return encodeIds(this.drawing, {isWide: this.model.labels.length > 256}); }
 
@@ -84,8 +84,7 @@ class App {
     } catch (problem) {
       if (problem.status === 401) return this.#askToken(this.api.token ? text("tokenWrong") : "");
       showState(problem.status ? "problem" : "gone");
-      const words = [problem.detail || text("noServer"), problem.hint].filter(Boolean).join(" ");
-      showNotice("gone", text("noModels"), words, {button: text("tryAgain"), act: () => this.load()});
+      showNotice("gone", text("noModels"), told(problem), {button: text("tryAgain"), act: () => this.load()});
       return;
     }
     hideNotice();
@@ -99,7 +98,8 @@ class App {
   }
 
   #connect() {
-    this.live = new Live(() => this.#message(), this.api.token);
+    this.live = this.api.live(() => this.#message());
+    this.live.addEventListener("progress", ({detail}) => showLoaded(detail));
     this.live.addEventListener("image", ({detail}) => this.#photoCame(detail));
     this.live.addEventListener("problem", ({detail}) => this.#refused(detail));
     this.live.addEventListener("state", ({detail}) => this.#stateChanged(detail));
@@ -125,6 +125,7 @@ class App {
   async #photoCame({blob, ms, timing, tag}) {
     if (tag && tag.model !== this.model.name) return;
     await this.view.showPhoto(blob);
+    $("empty").textContent = text("empty");
     $("stage").classList.add("has-photo");
     $("stage").classList.remove("is-stale");
     $("empty").hidden = true;
@@ -137,7 +138,7 @@ class App {
 
   #refused(problem) {
     $("stage").classList.add("is-stale");
-    const again = {button: text("tryAgain"), act: () => this.live.changed()};
+    const again = {button: text("tryAgain"), act: () => this.live.retry()};
     if (problem.seconds) {
       showState("full");
       showNotice("full", problem.status === 429 ? text("full") : problem.detail, text("fullHint"));
@@ -200,6 +201,7 @@ class App {
     this.film.clear();
     this.live.forget();
     this.view.show(drawing, colorsOf(model));
+    $("stage").classList.add("has-drawing");
     this.view.clearPhoto();
     $("stage").classList.remove("has-photo", "is-stale");
     $("empty").hidden = false;
@@ -250,7 +252,8 @@ class App {
   #open({facts, width, height, ids}) {
     const model = this.#models.find(({name}) => name === facts.model);
     this.#show(model, new Drawing(width, height, ids), groundOf(model));
-    if (Number.isSafeInteger(facts.seed) && model.styles.z_dim) this.style.seed = facts.seed;
+    this.style.show(model);
+    this.style.restore(facts);
   }
 
   async #openLink() {
@@ -277,7 +280,7 @@ class App {
     $("token-dialog").addEventListener("cancel", (event) => event.preventDefault());
     $("token-form").onsubmit = (event) => {
       event.preventDefault();
-      this.api = new Api($("token").value.trim());
+      this.api.token = $("token").value.trim();
       try { sessionStorage.setItem("spade.token", this.api.token); } catch { /* it is asked for again then */ }
       $("token-dialog").close();
       this.load();
@@ -312,4 +315,4 @@ function toBase64(bytes) {
   return btoa(letters);
 }
 
-new App().load();
+new App(await openEngine(isInBrowser ? "" : readToken())).load();

@@ -49,6 +49,21 @@ export async function encodeIds({width, height, ids}, {isWide = false, colors = 
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
 
+// RGB bytes, row by row -> the bytes of a PNG. A canvas would do it, too, but browsers that hide from trackers change what is
+// read from one.
+export async function encodeRgb({width, height, pixels}) {
+  const rows = new Uint8Array(height * (1 + 3 * width));
+  for (let y = 0; y < height; y++) rows.set(pixels.subarray(3 * y * width, 3 * (y + 1) * width), y * (1 + 3 * width) + 1);
+  const header = new Uint8Array(13);
+  const view = new DataView(header.buffer);
+  view.setUint32(0, width);
+  view.setUint32(4, height);
+  header.set([8, 2], 8);
+  const data = await passed(rows, new CompressionStream("deflate"));
+  const parts = [Uint8Array.from(SIGNATURE), chunk("IHDR", header), chunk("IDAT", data), chunk("IEND", new Uint8Array(0))];
+  return new Uint8Array(await new Blob(parts).arrayBuffer());
+}
+
 export function isPng(bytes) {
   return SIGNATURE.every((value, k) => bytes[k] === value);
 }

@@ -1,25 +1,41 @@
 // Shapes -> ids on a map. A map is {width, height, ids}, ids row by row. Nothing is antialiased: a pixel is of one class.
 // Every function returns the box that it changed, or null: {x0, y0, x1, y1}, the last two exclusive.
 
-const spansOfBrush = new Map();
+const MOST_BRUSHES = 256;
+const MARGIN = 1e-6;  // a pixel on the very edge is inside
+const brushes = new Map();
 
-// The rows of a brush of that many pixels: [row, first column, end column] from its top left corner.
-export function brushSpans(size, shape) {
-  const key = `${size} ${shape}`;
-  if (!spansOfBrush.has(key)) {
-    const rows = [];
-    const centre = (size - 1) / 2;
-    for (let row = 0; row < size; row++) {
-      let first = 0;
-      if (shape === "round" && size > 2) {
-        const half = Math.sqrt(Math.max(0, (size / 2) ** 2 - (row - centre) ** 2));
-        first = Math.max(0, Math.ceil(centre - half));
-      }
-      if (first <= centre) rows.push([row, first, size - first]);
-    }
-    spansOfBrush.set(key, rows);
+// The pixels that a brush paints, from the pixel under its middle: {rows: [[y, first x, end x], ...], reach}; no pixel
+// is farther off than reach. brush: {size, shape, flatness, angle}. Without flatness it is a disc or square of that many
+// pixels; a flatness of 0.75 leaves a quarter of its height, and it is turned by an angle in degrees, anticlockwise.
+export function brushSpans({size, shape, flatness = 0, angle = 0}) {
+  const key = `${size} ${shape} ${flatness} ${angle}`;
+  if (!brushes.has(key)) {
+    if (brushes.size >= MOST_BRUSHES) brushes.clear();
+    brushes.set(key, spansOf(size, shape, flatness, (angle * Math.PI) / 180));
   }
-  return spansOfBrush.get(key);
+  return brushes.get(key);
+}
+
+function spansOf(size, shape, flatness, turn) {
+  const shift = (size - 1) / 2 - Math.floor((size - 1) / 2);  // the middle of an even size lies between two pixels
+  const [across, down] = [size / 2, Math.max(0.5, (size / 2) * (1 - flatness))];
+  const [cos, sin] = [Math.cos(turn), Math.sin(turn)];
+  const isInside = (x, y) => {
+    const u = ((x - shift) * cos - (y - shift) * sin) / across;
+    const v = ((x - shift) * sin + (y - shift) * cos) / down;
+    return shape === "round" ? u * u + v * v <= 1 + MARGIN : Math.max(Math.abs(u), Math.abs(v)) <= 1 + MARGIN;
+  };
+  const reach = Math.ceil(size * (shape === "round" ? 0.5 : Math.SQRT1_2)) + 1;
+  const rows = [];
+  for (let y = -reach; y <= reach; y++) {
+    let first = -reach;
+    while (first <= reach && !isInside(first, y)) first++;
+    let end = reach + 1;
+    while (end > first && !isInside(end - 1, y)) end--;
+    if (first < end) rows.push([y, first, end]);
+  }
+  return {rows: rows.length ? rows : [[0, 0, 1]], reach};
 }
 
 export function joinBoxes(a, b) {
@@ -34,16 +50,15 @@ function clipped(map, x0, y0, x1, y1) {
 
 // One dab of the brush whose middle is pixel (x, y).
 export function stamp(map, x, y, brush, id) {
-  const left = x - Math.floor((brush.size - 1) / 2);
-  const top = y - Math.floor((brush.size - 1) / 2);
-  for (const [row, first, end] of brushSpans(brush.size, brush.shape)) {
-    const line = top + row;
-    if (line < 0 || line >= map.height) continue;
-    const from = Math.max(0, left + first);
-    const to = Math.min(map.width, left + end);
-    if (from < to) map.ids.fill(id, line * map.width + from, line * map.width + to);
+  const {rows, reach} = brushSpans(brush);
+  for (const [dy, first, end] of rows) {
+    const row = y + dy;
+    if (row < 0 || row >= map.height) continue;
+    const from = Math.max(0, x + first);
+    const to = Math.min(map.width, x + end);
+    if (from < to) map.ids.fill(id, row * map.width + from, row * map.width + to);
   }
-  return clipped(map, left, top, left + brush.size, top + brush.size);
+  return clipped(map, x - reach, y - reach, x + reach + 1, y + reach + 1);
 }
 
 // The pixels between two pixels, both included (Bresenham).

@@ -4,7 +4,7 @@ import {encodeIds} from "./png.js";
 import {packDrawing} from "./link.js";
 import {Film, mapImage} from "./film.js";
 import {colorsOf} from "./starts.js";
-import {text} from "./texts.js";
+import {text, told} from "./texts.js";
 import {$, download, say} from "./ui.js";
 
 const LEAST_SIDE = 512;
@@ -37,7 +37,7 @@ export class Save {
     try {
       await this[`_${name}`]();
     } catch (problem) {
-      this.#tell([problem.detail || problem.message || text("noServer"), problem.hint].filter(Boolean).join(" "));
+      this.#tell(told({detail: problem.detail || problem.message, hint: problem.hint}));
     }
   }
 

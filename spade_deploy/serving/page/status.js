@@ -14,6 +14,14 @@ export function showState(state) {
   $("progress").hidden = state !== "busy" && state !== "loading";
 }
 
+// How much of a model has come, in bytes.
+export function showLoaded({loaded, total}) {
+  showState("loading");
+  const words = text("loaded", {loaded: (loaded / 1e6).toFixed(1), total: (total / 1e6).toFixed(1)});
+  $("state-text").textContent = words;
+  $("empty").textContent = loaded < total ? words : text("preparing");
+}
+
 // Milliseconds from pen to photo, and the stages of the header Server-Timing.
 export function showLatency(ms, timing) {
   $("latency").textContent = text("latency", {ms: Math.round(ms)});

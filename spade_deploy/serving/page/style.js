@@ -1,12 +1,16 @@
-// The style of models that have one: the mean, a random one by its seed, or that of a photo.
+// The style of models that have one: the mean, a random one by its seed, or that of a photo; and from there steps along the
+// main directions of the model's styles.
 
-import {say, $} from "./ui.js";
-import {text} from "./texts.js";
+import {$, make, say} from "./ui.js";
+import {text, told} from "./texts.js";
+
+const MOST_STEP = 3;  // standard deviations of the styles in training; beyond them there is hardly any
 
 export class Style extends EventTarget {
   #api;
   #model = null;
   #vector = null;
+  #steps = [];
 
   constructor(api) {
     super();
@@ -14,9 +18,9 @@ export class Style extends EventTarget {
     $("style").addEventListener("click", () => $("style-dialog").showModal());
     $("dice").addEventListener("click", () => {
       $("seed").value = String(Math.floor(Math.random() * 1e6));
-      this.kind = "seed";
+      this.#choose("seed");
     });
-    $("seed").addEventListener("input", () => { this.kind = "seed"; });
+    $("seed").addEventListener("input", () => this.#choose("seed"));
     for (const radio of this.#radios()) {
       radio.addEventListener("change", () => {
         if (radio.value === "photo" && !this.#vector) $("style-photo").click();
@@ -24,32 +28,41 @@ export class Style extends EventTarget {
       });
     }
     $("style-photo").addEventListener("change", () => this.#take($("style-photo").files[0]));
+    $("style-level").addEventListener("click", () => this.#setSteps([]));
   }
 
   #radios() { return [...document.querySelectorAll("input[name=style]")]; }
 
-  get kind() { return this.#radios().find((radio) => radio.checked)?.value ?? "mean"; }
+  get #kind() { return this.#radios().find((radio) => radio.checked)?.value ?? "mean"; }
 
-  set kind(kind) {
+  #choose(kind) {
     for (const radio of this.#radios()) radio.checked = radio.value === kind;
     this.#tell();
   }
 
-  get seed() {
-    const seed = Number($("seed").value);
-    return this.kind === "seed" && Number.isSafeInteger(seed) && seed >= 0 && this.#model?.styles.z_dim ? seed : null;
-  }
-
-  set seed(seed) {
-    $("seed").value = String(seed);
-    this.kind = "seed";
-  }
-
-  // The fields of a request.
+  // The fields of a request; a link and the storage keep the same ones.
   get fields() {
     if (!this.#model?.styles.z_dim) return {};
-    if (this.kind === "photo" && this.#vector) return {style: this.#vector};
-    return this.seed === null ? {} : {seed: this.seed};
+    const found = this.#steps.some((step) => step) ? {directions: this.#steps} : {};
+    if (this.#kind === "photo" && this.#vector) return {style: this.#vector, ...found};
+    const seed = Number($("seed").value);
+    return this.#kind === "seed" && isSeed(seed) ? {seed, ...found} : found;
+  }
+
+  // The style of a link, or of the last visit; what does not fit the model is left out.
+  restore({seed, style, directions}) {
+    const {z_dim: length, directions: count} = this.#model.styles;
+    if (!length) return;
+    if (isNumbers(directions) && directions.length <= (count ?? 0)) this.#setSteps(directions);
+    if (isSeed(seed)) {
+      $("seed").value = String(seed);
+      this.#choose("seed");
+    } else if (isNumbers(style) && style.length === length) {
+      this.#vector = style;
+      $("style-photo-row").hidden = false;
+      $("style-photo-name").textContent = text("stylePhotoKept");
+      this.#choose("photo");
+    }
   }
 
   show(model) {
@@ -59,6 +72,38 @@ export class Style extends EventTarget {
     $("style-photo-row").hidden = !model.styles.from_photo;
     $("style-photo-name").textContent = text("stylePhotoNone");
     for (const radio of this.#radios()) radio.checked = radio.value === "mean";
+    const count = model.styles.directions ?? 0;
+    $("style-directions-part").hidden = !count;
+    $("style-directions").replaceChildren(...Array.from({length: count}, (_, k) => this.#slider(k)));
+    this.#showSteps([]);
+  }
+
+  #slider(k) {
+    const slider = make("input", {type: "range", min: -MOST_STEP, max: MOST_STEP, step: 0.1});
+    slider.addEventListener("input", () => {
+      this.#steps[k] = Number(slider.value);
+      this.#showSteps(this.#steps);
+      this.#tell();
+    });
+    slider.addEventListener("dblclick", () => this.#setSteps(this.#steps.map((step, n) => (n === k ? 0 : step))));
+    return make("label", {className: "row"}, make("span", {textContent: text("styleDirection", {number: k + 1})}), slider,
+      make("output"));
+  }
+
+  #setSteps(steps) {
+    this.#showSteps(steps);
+    this.#tell();
+  }
+
+  #showSteps(steps) {
+    const rows = [...$("style-directions").children];
+    this.#steps = rows.map((_, k) => steps[k] ?? 0);
+    rows.forEach((row, k) => {
+      const words = this.#steps[k].toFixed(1).replace("-", "\u2212");
+      row.querySelector("input").value = String(this.#steps[k]);
+      row.querySelector("output").textContent = words;
+    });
+    $("style-level").disabled = !this.#steps.some((step) => step);
   }
 
   async #take(file) {
@@ -69,14 +114,17 @@ export class Style extends EventTarget {
       if (model !== this.#model) return;
       this.#vector = vector;
       $("style-photo-name").textContent = file.name;
-      this.kind = "photo";
+      this.#choose("photo");
     } catch (problem) {
       this.#vector = null;
-      $("style-photo-name").textContent = [problem.detail || text("noServer"), problem.hint].filter(Boolean).join(" ");
+      $("style-photo-name").textContent = told(problem);
       say($("style-photo-name").textContent);
-      this.kind = "mean";
+      this.#choose("mean");
     }
   }
 
   #tell() { this.dispatchEvent(new Event("changed")); }
 }
+
+function isSeed(value) { return Number.isSafeInteger(value) && value >= 0; }
+function isNumbers(value) { return Array.isArray(value) && value.every(Number.isFinite); }

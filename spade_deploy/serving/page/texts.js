@@ -45,6 +45,11 @@ export const TEXTS = {
   pixels: "{count} px",
   shape: "Shape of the brush",
   shapes: {round: "Round", square: "Square"},
+  brushMore: "Flat or turned",
+  flatness: "Flatness",
+  angle: "Angle",
+  percent: "{count} %",
+  degrees: "{count}°",
   pressure: "Pen pressure changes the size",
 
   palette: "Classes",
@@ -113,6 +118,11 @@ export const TEXTS = {
   stylePhoto: "Style of a photo",
   stylePhotoChoose: "Choose a photo…",
   stylePhotoNone: "no photo chosen",
+  stylePhotoKept: "the photo's style is kept",
+  styleDirections: "From there",
+  styleDirectionsHelp: "The main directions of the model's styles, the strongest first. A double click sets one to 0.",
+  styleDirection: "Direction {number}",
+  styleLevel: "All to 0",
 
   saveTitle: "Save or share",
   savePhoto: "Photo",
@@ -161,13 +171,40 @@ export const TEXTS = {
   resized: "{name} is opened, and resized from {from} to {to}.",
   badLink: "The drawing in the link is damaged.",
   badLinkModel: "The link is for the model “{model}”, which this server does not have.",
+
+  loaded: "Loading the model: {loaded} of {total} MB",
+  preparing: "Preparing the model…",
+  noModelFile: "The model cannot be loaded: {file}.",
+  noModelFileHint: "The file is missing or damaged there (status {status}): the folder has to be copied as a whole.",
+  offlineHint: "There is no connection, and this file was not loaded before.",
+  workerEnded: "The model stopped, perhaps for lack of memory.",
+  runFailed: "The photo cannot be made: {reason}.",
+  memoryHint: "Other tabs may hold the memory that it needs.",
+  noEncoder: "The style of a photo needs a server.",
 };
+
+// What is said instead where the model runs in the browser itself.
+const IN_BROWSER = {
+  state: {loading: "Loading the model…", connecting: "Loading the model…", gone: "The model stopped"},
+  timing: "From pen to photo {total} ms, in this browser: {stages}.",
+  gone: "The model stopped.",
+  noModels: "The model cannot be loaded.",
+  badLinkModel: "The link is for the model “{model}”, which is not the one of this page.",
+};
+const isInBrowser = globalThis.document?.documentElement.dataset.engine === "browser";
 
 // texts: a path such as "tool.brush"; values fill in what stands in braces.
 export function text(path, values = {}) {
-  const found = path.split(".").reduce((part, name) => part?.[name], TEXTS);
+  const of = (texts) => path.split(".").reduce((part, name) => part?.[name], texts);
+  const found = (isInBrowser ? of(IN_BROWSER) : null) ?? of(TEXTS);
   if (typeof found !== "string") throw new Error(`there is no text ${path}`);
   return found.replace(/\{(\w+)\}/g, (_, name) => String(values[name] ?? ""));
+}
+
+// A problem in whole sentences: what happened, what to do next. {detail, hint} as the server says them.
+export function told({detail, hint}) {
+  const parts = [detail || text("noServer"), hint].filter(Boolean).map((part) => part[0].toUpperCase() + part.slice(1));
+  return parts.map((part) => (/[.!?]$/.test(part) ? part : `${part}.`)).join(" ");
 }
 
 // Fill in the elements of the page that name their text: data-text the content, data-label the label and the tip.

@@ -1,7 +1,7 @@
 // What the pen does with each tool. A tool has down, move and up, with a point {x, y, brush, isShifted} in pixels of the
 // map; `ask` gives what is chosen now: {drawing, classId, eraserId, pick}.
 
-import {boxOf, fill, line, polygon, rectangle, region, stamp} from "./raster.js";
+import {boxOf, fill, line, polygon, rectangle, region} from "./raster.js";
 
 class Tool {
   constructor(ask) { this.ask = ask; }
@@ -14,30 +14,32 @@ class Tool {
   get points() { return []; }  // what is shown above the map until it is finished
 }
 
-class Brush extends Tool {
-  #last = null;
+// A tool that paints from where the pen is put down to where it is lifted.
+class Stroke extends Tool {
+  from = null;  // the point that the next move starts from; null while the pen is up
 
   down(point) {
-    const {drawing} = this.ask();
-    drawing.begin();
-    drawing.paint((map) => stamp(map, point.x, point.y, point.brush, this.paintsWith));
-    this.#last = point;
-  }
-
-  move(point) {
-    if (!this.#last) return;
-    this.ask().drawing.paint((map) => line(map, this.#last, point, point.brush, this.paintsWith));
-    this.#last = point;
+    this.from = point;
+    this.ask().drawing.begin();
+    this.move(point);
   }
 
   up() {
-    this.#last = null;
+    this.from = null;
     this.ask().drawing.commit();
   }
 
   cancel() {
-    this.#last = null;
+    this.from = null;
     super.cancel();
+  }
+}
+
+class Brush extends Stroke {
+  move(point) {
+    if (!this.from) return;
+    this.ask().drawing.paint((map) => line(map, this.from, point, point.brush, this.paintsWith));
+    this.from = point;
   }
 }
 
@@ -45,31 +47,13 @@ class Eraser extends Brush {
   get paintsWith() { return this.ask().eraserId; }
 }
 
-class Dragged extends Tool {
-  #start = null;
-
-  down(point) {
-    this.#start = point;
-    this.ask().drawing.begin();
-    this.move(point);
-  }
-
+class Dragged extends Stroke {
   move(point) {
-    if (!this.#start) return;
+    if (!this.from) return;
     const {drawing, classId} = this.ask();
     drawing.restore();
-    const end = point.isShifted ? this.straight(this.#start, point) : point;
-    drawing.paint((map) => this.shape(map, this.#start, end, point.brush, classId));
-  }
-
-  up() {
-    this.#start = null;
-    this.ask().drawing.commit();
-  }
-
-  cancel() {
-    this.#start = null;
-    super.cancel();
+    const end = point.isShifted ? this.straight(this.from, point) : point;
+    drawing.paint((map) => this.shape(map, this.from, end, point.brush, classId));
   }
 }
 
@@ -148,25 +132,23 @@ class Eyedropper extends Tool {
 }
 
 // Takes the connected region under the pen to another place; what it leaves becomes the eraser's class.
-class Move extends Tool {
-  #start = null;
+class Move extends Stroke {
   #indices = [];
   #id = 0;
 
   down(point) {
     const {drawing} = this.ask();
     if (!drawing.contains(point.x, point.y)) return;
-    this.#start = point;
     this.#id = drawing.idAt(point.x, point.y);
     this.#indices = region(drawing, point.x, point.y);
-    drawing.begin();
+    super.down(point);
   }
 
   move(point) {
-    if (!this.#start) return;
+    if (!this.from) return;
     const {drawing, eraserId} = this.ask();
     drawing.restore();
-    const [dx, dy] = [point.x - this.#start.x, point.y - this.#start.y];
+    const [dx, dy] = [point.x - this.from.x, point.y - this.from.y];
     if (!dx && !dy) return;
     drawing.paint((map) => {
       for (const index of this.#indices) map.ids[index] = eraserId;
@@ -183,16 +165,6 @@ class Move extends Tool {
         y1: Math.min(map.height, Math.max(box.y1, box.y1 + dy)),
       };
     });
-  }
-
-  up() {
-    this.#start = null;
-    this.ask().drawing.commit();
-  }
-
-  cancel() {
-    this.#start = null;
-    super.cancel();
   }
 }
 

@@ -210,11 +210,10 @@ export class View extends EventTarget {
 
 // The edge of the pixels that the brush would paint.
 function outline(path, {x, y, brush}) {
-  const offset = Math.floor((brush.size - 1) / 2);
-  const rows = brushSpans(brush.size, brush.shape);
+  const {rows} = brushSpans(brush);
   const corners = [];
-  for (const [row, , end] of rows) corners.push([end, row], [end, row + 1]);
-  for (const [row, first] of [...rows].reverse()) corners.push([first, row + 1], [first, row]);
-  corners.forEach(([dx, dy], k) => path[k ? "lineTo" : "moveTo"](x - offset + dx, y - offset + dy));
+  for (const [dy, , end] of rows) corners.push([end, dy], [end, dy + 1]);
+  for (const [dy, first] of [...rows].reverse()) corners.push([first, dy + 1], [first, dy]);
+  corners.forEach(([dx, dy], k) => path[k ? "lineTo" : "moveTo"](x + dx, y + dy));
   path.closePath();
 }

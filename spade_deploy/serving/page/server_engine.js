@@ -1,15 +1,9 @@
-// The server's other endpoints. A refusal becomes a Problem with the members of problem+json.
+// The engine that is a server: its endpoints, and the WebSocket of the live photo.
 
-export class Problem extends Error {
-  constructor(body) {
-    super(body.detail);
-    this.status = body.status;
-    this.detail = body.detail;
-    this.hint = body.hint ?? "";
-  }
-}
-
-export class Api {
+import {Problem} from "./engine.js";
+import {Live} from "./live.js";
+import {openSocket} from "./socket.js";
+export class Engine {
   constructor(token = "") {
     this.token = token;
   }
@@ -52,4 +46,6 @@ export class Api {
     form.append("label", new Blob([png]), "label.png");
     return (await this.#ask("/v1/synthesize", {method: "POST", body: form})).blob();
   }
+
+  live(make) { return new Live(make, (told) => openSocket(this.token, told)); }
 }

@@ -1,0 +1,199 @@
+"""Artifact -> a static folder: the paint page, onnxruntime-web, and the model's graphs.
+
+    index.html, sw.js       asked for each time
+    page/DIGEST/            the page's files
+    ort/VERSION/            onnxruntime-web
+    model/DIGEST/           the graphs, label maps to start from, model.json with what the page has to know
+    web.json                what was written, for people and for the next export
+
+What is below page, ort and model never changes under its address, so browsers may keep it.
+
+A browser runs fp32 in WebAssembly, which has no arithmetic in half precision, and fp16 on WebGPU where the artifact has
+such a graph and the GPU can; each loads one of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.artifact import LABEL, Artifact, Graph
+from spade_deploy.errors import ArtifactError, ConfigError, reason_of
+from spade_deploy.files.atomic import atomic_folder
+from spade_deploy.files.onnx_data import external_files
+from spade_deploy.lookup.tables import modulated_channels
+from spade_deploy.serving.models import model_facts, usual_name
+from spade_deploy.serving.page_files import INDEX, POLICY, page_digest, page_files
+from spade_deploy.serving.pictures import ids_png
+from spade_deploy.serving.web.onnxruntime_web import VERSION, WASM_FILES, WEBGPU_FILES
+from spade_deploy.spec import GraphKind, Precision
+from spade_deploy.version import __version__
+
+LARGE_BYTES = 200_000_000
+"""A visitor's download from which on a warning is given."""
+RECORD = "web.json"
+_FORMAT = 1
+_WORKER = Path(__file__).parent / "sw.js"
+_WEB_POLICY = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'")
+_META_POLICY = _WEB_POLICY.replace("; frame-ancestors 'none'", "")
+"""Of the page itself: a meta tag cannot forbid frames. The service worker's headers do."""
+_NOTICE = f"""onnxruntime-web {VERSION}, in ort/. MIT License, Copyright (c) Microsoft Corporation.
+https://github.com/microsoft/onnxruntime/blob/v{VERSION}/LICENSE
+
+The page: spade-deploy {__version__}, Apache-2.0.
+"""
+
+
+@dataclass(frozen=True)
+class WebFolder:
+    """A folder that was written."""
+
+    path: Path
+    """The folder."""
+    wasm_bytes: int
+    """What a first visit loads that runs the model in WebAssembly, before the host compresses it."""
+    webgpu_bytes: int
+    """The same on a GPU with half precision."""
+
+    @property
+    def is_large(self) -> bool:
+        return max(self.wasm_bytes, self.webgpu_bytes) > LARGE_BYTES
+
+
+def require_free(target: Path) -> None:
+    """Raise ConfigError unless there is nothing at `target`, an empty folder, or a web folder and nothing else."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    hint = "name another folder; if nothing in it is needed, delete it first"
+    try:
+        known = set(json.loads((target / RECORD).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"`web`: {target} exists and is no web folder: it will not be replaced", hint=hint) from error
+    foreign = sorted(
+        name
+        for path in target.rglob("*")
+        if path.is_file() and (name := path.relative_to(target).as_posix()) not in known | {RECORD}
+    )
+    if foreign:
+        raise ConfigError(f"`web`: {target} holds other files: it will not be replaced ({foreign[0]})", hint=hint)
+
+
+def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) -> WebFolder:
+    """Write the folder; an older one is replaced as a whole. runtime: of `onnxruntime_web.runtime_files`.
+
+    Raises ConfigError as `require_free` does, ArtifactError for a graph whose weights lie beside it.
+    """
+    require_free(target)
+    graphs = _graphs(artifact)
+    model = _model_files(artifact, graphs)
+    digest = hashlib.sha256()
+    for name, content in model.items():
+        digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
+    place = f"model/{digest.hexdigest()[:16]}/"
+    files = {f"page/{page_digest()}/{name}": content for name, content in page_files().items() if name != INDEX}
+    files |= {f"ort/{VERSION}/{name}": content for name, content in runtime.items()}
+    files |= {place + name: content for name, content in model.items()}
+    files["index.html"] = _index(place)
+    files["THIRD_PARTY.txt"] = _NOTICE.encode()
+    files["sw.js"] = _service_worker(files)
+    record = {"format": _FORMAT, "spade_deploy": __version__, "onnxruntime_web": VERSION, "files": sorted(files)}
+    files[RECORD] = json.dumps(record, indent=2).encode() + b"\n"
+    try:
+        with atomic_folder(target) as folder:
+            for name, content in files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"`web`: {target} cannot be written: {reason_of(error)}") from error
+
+    def visit(names: tuple[str, ...], graph: Graph) -> int:
+        others = [content for name, content in files.items() if name.startswith("page/") or name == "index.html"]
+        return sum(map(len, [*others, *(runtime[name] for name in names), model[graph.file]]))
+
+    return WebFolder(target, visit(WASM_FILES, graphs[0]), visit(WEBGPU_FILES, _for_gpu(graphs)))
+
+
+def _graphs(artifact: Artifact) -> tuple[Graph, ...]:
+    """The graphs that a browser may run, in the order in which WebAssembly prefers them."""
+    there = [graph for graph in artifact.manifest.graphs if graph.precision in (Precision.FP32, Precision.FP16)]
+    has_fp32 = any(graph.precision is Precision.FP32 for graph in there)
+    kept = [
+        graph for graph in there if graph.precision is Precision.FP32 or graph.kind is GraphKind.DENSE or not has_fp32
+    ]
+    return tuple(sorted(kept, key=lambda graph: (graph.precision is Precision.FP16, graph.kind is GraphKind.DENSE)))
+
+
+def _for_gpu(graphs: tuple[Graph, ...]) -> Graph:
+    return min(graphs, key=lambda graph: (graph.precision is not Precision.FP16, graph.kind is not GraphKind.DENSE))
+
+
+def _model_files(artifact: Artifact, graphs: tuple[Graph, ...]) -> dict[str, bytes]:
+    spec = artifact.manifest.generator
+    files = {}
+    for graph in graphs:
+        with artifact.vouched(graph.file) as path:
+            if external_files(path):
+                raise ArtifactError(
+                    f"{path}: its weights lie in other files, which a page cannot load",
+                    hint="only graphs below 2 GB run in a browser",
+                )
+            files[graph.file] = path.read_bytes()
+    labels = artifact.golden().inputs[LABEL]
+    for number, ids in enumerate(labels):
+        files[f"sample-{number}.png"] = ids_png(ids)
+    facts = model_facts(usual_name(artifact.path.resolve()), artifact)
+    has_lookup = GraphKind.LOOKUP in spec.graph_kinds
+    about = {
+        "format": _FORMAT,
+        "model": {**facts, "samples": len(labels), "styles": {"z_dim": spec.z_dim, "from_photo": False}},
+        "graph": {
+            "num_ids": spec.labels.num_ids,
+            "id_type": spec.labels.id_type,
+            "has_edges": spec.labels.has_edges,
+            "has_latent": spec.z_dim is None,
+            "z_dim": spec.z_dim,
+            "kernel": spec.kernel_size,
+            "stride": spec.stride,
+            "levels": [list(pair) for pair in modulated_channels(spec).items()] if has_lookup else [],
+        },
+        "graphs": [
+            {
+                "kind": str(graph.kind),
+                "precision": str(graph.precision),
+                "file": graph.file,
+                "bytes": len(files[graph.file]),
+                "dense_above": graph.break_even_share,
+            }
+            for graph in graphs
+        ],
+        "samples": [f"sample-{number}.png" for number in range(len(labels))],
+        "ort": f"../../ort/{VERSION}/",
+    }
+    return {"model.json": json.dumps(about).encode(), **files}
+
+
+def _index(place: str) -> bytes:
+    text = page_files()[INDEX].decode()
+    text = text.replace('"./', f'"./page/{page_digest()}/')
+    text = text.replace('data-engine="server"', f'data-engine="browser" data-model="./{place}"')
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{_META_POLICY}">'
+    return re.sub(r'(<meta charset="utf-8">)', rf"\1\n  {policy}", text, count=1).encode()
+
+
+def _service_worker(files: Mapping[str, bytes]) -> bytes:
+    """The script with the folder's facts in front, so that its bytes change whenever another file does."""
+    total = hashlib.sha256()
+    for name in sorted(files):
+        total.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
+    small = [name for name in files if name.startswith("page/") or name.endswith(("model.json", ".png"))]
+    facts = {
+        "version": total.hexdigest()[:16],
+        "files": sorted(name for name in files if name.startswith(("page/", "ort/", "model/"))),
+        "first": ["./", *sorted(small)],
+        "policy": _WEB_POLICY,
+    }
+    return f"const FACTS = {json.dumps(facts)};\n".encode() + _WORKER.read_bytes()

@@ -1,0 +1,30 @@
+"""The request for a web folder: where it is written, and where onnxruntime-web comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_deploy.errors import ConfigError
+from spade_deploy.settings import setting
+
+_GROUP = "In the browser"
+
+
+@dataclass(frozen=True)
+class WebRequest:
+    """Whether a folder is written that paints without a server."""
+
+    web: Path | None = setting(
+        None,
+        help="Also write a static folder: a page on which the browser runs the model. Of an artifact, in the place of"
+        " the checkpoint, only that is made.",
+        group=_GROUP,
+    )
+    onnxruntime_web: Path | None = setting(
+        None, help="The npm package of `web`, a folder or a .tgz, where there is no network.", group=_GROUP
+    )
+
+    def __post_init__(self) -> None:
+        if self.onnxruntime_web is not None and self.web is None:
+            raise ConfigError("`onnxruntime_web`: belongs to `web`", hint="add `web`, or leave it out")
