@@ -182,7 +182,7 @@ def test_the_models_are_described(client: Any) -> None:
     assert plain["labels"][0]["color"] == "#000000"
     assert edges["takes_instances"]
     assert edges["unknown_id"] == 5
-    assert styled["styles"] == {"z_dim": 2, "from_photo": False}
+    assert styled["styles"] == {"z_dim": 2, "from_photo": False, "directions": 0}
     assert styled["size"]["is_fixed"]
     assert len(plain["sha256"]) == 64
 
