@@ -58,6 +58,7 @@ class Recorder:
         self._nodes: list[ir.Node] = []
         self._inputs: list[tuple[ir.Value, tuple[Dimension, ...]]] = []
         self._tensors: dict[str, ir.Value] = {}
+        self._transposed: set[str] = set()
         self._done: dict[Any, tuple[ir.Value, ...]] = {}
         self._constants: dict[Any, ir.Value] = {}
         self._order = {name: place for place, (name, _) in enumerate(model.named_parameters())}
@@ -110,6 +111,10 @@ class Recorder:
             return self.constant(array)
         if name not in self._tensors:
             self._tensors[name] = _filled(name, array)
+        elif self._tensors[name].shape != ir.Shape(array.shape) or is_transposed != (name in self._transposed):
+            raise ExportError(f"{name} is needed as it is and transposed, and has one tensor in the graph")
+        if is_transposed:
+            self._transposed.add(name)
         return self._tensors[name]
 
     def constant(self, array: Any) -> ir.Value:

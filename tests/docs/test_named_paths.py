@@ -24,9 +24,10 @@ PAGES = (
 SOURCES = tuple(
     path for name in ("spade_deploy", "tests", "benchmarks", "scripts") for path in sorted((ROOT / name).rglob("*.py"))
 )
-FOREIGN = frozenset({"torch.py", "onnxruntime.py", "/openapi.json", "answer.json", "data.yaml"})
+FOREIGN = frozenset({"torch.py", "onnxruntime.py", "/openapi.json", "answer.json", "data.yaml", "serve.yaml"})
 """Files of others, which are spoken of: in the current folder the first would be imported instead of the packages. Then
-what a server answers under that path, a method in JavaScript, and the file in which YOLO names classes."""
+what a server answers under that path, a method in JavaScript, the file in which YOLO names classes, and one that a
+reader writes."""
 
 FILE = re.compile(r"(?<![\w/.@-])[\w./*<>-]*[\w*>]\.(?:py|md|json|yaml|j2)\b")
 FOLDER = re.compile(r"(?<![\w/.:-])(?:tests|benchmarks|docs|scripts|spade_deploy|examples|docker)/[\w./*<>-]*")

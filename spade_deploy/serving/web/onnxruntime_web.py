@@ -108,7 +108,7 @@ def _by_npm() -> bytes:
     if npm is None:
         raise OSError("it is not installed")
     with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", folder]
+        command = [npm, "pack", f"onnxruntime-web@{VERSION}"]  # writes the file into the folder that it runs in
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, cwd=folder)
         packed = next(Path(folder).glob("*.tgz"), None)
         if packed is None:
