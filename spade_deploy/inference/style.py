@@ -56,11 +56,13 @@ def moved_style(artifact: Artifact, style: NDArray[np.float32] | None, steps: Se
     found = artifact.style_directions()
     if style is None or found is None:
         why = "no style vector" if style is None else "no main directions in its artifact, which an older version made"
-        raise ConfigError(f"main directions of a style: this model has {why}", hint="leave it out, or export the model again")
+        raise ConfigError(f"this model has {why} to move along", hint="leave it out, or export the model again")
     with np.errstate(over="ignore"):  # what float32 cannot hold is told below
         numbers = np.asarray(steps, np.float32)
     if len(numbers) > len(found) or not np.isfinite(numbers).all():
-        raise ConfigError(f"main directions of a style: {len(numbers)} numbers; this model takes up to {len(found)} finite ones")
+        raise ConfigError(
+            f"{len(numbers)} steps along main directions; this model takes up to {len(found)} finite ones"
+        )
     moved: NDArray[np.float32] = style + numbers @ found[: len(numbers)]
     return moved
 
