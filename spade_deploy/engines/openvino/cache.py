@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 MOST_BYTES = 4 << 30
 """How large the cache may become: of more, the files that were not used for longest go."""
-CHANGES = 3
+CHANGES = 4
 """How a graph is changed before it is compiled (`exact_ids.py`, `exact_norms.py`, `pattern_sums.py`,
 `winograd.py`). It is raised when that changes."""
 _SUFFIX = ".blob"

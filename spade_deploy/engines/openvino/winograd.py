@@ -35,6 +35,9 @@ POINTS = {2: (0, 1, -1), 4: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2),
 BAND_BYTES = 4 << 20
 """About how large the tiles may be that are computed at once: of more, some rows after others, so that they stay in the
 CPU's caches."""
+MOST_WEIGHT_BYTES = 20 << 20
+"""How large a constant of transformed weights may be: of more, the output channels are computed in parts, so that less
+is copied when a compiled model is stored, which is when a process needs the most memory."""
 MOST_BANDS = 64
 """Into how many parts a convolution is cut at most: each has operators of its own, which are compiled one by one."""
 LEAST_CHANNELS = 64
@@ -177,7 +180,8 @@ def _convolution(values: Any, weights: NDArray[np.float32], layer: Layer, tile: 
 
     matrices, kernels = transforms_of(tile), transformed(weights, tile)
     forth, back = (op.constant(np.kron(one, one).astype(np.float32)) for one in (matrices.inputs, matrices.outputs))
-    products = op.constant(kernels, shared_memory=True)
+    parts = -(-kernels.nbytes // MOST_WEIGHT_BYTES)
+    products = [op.constant(np.ascontiguousarray(part)) for part in np.array_split(kernels, parts, axis=1)]
     pixels = _with_zeros(op.reshape(values, _to((-1, layer.inputs)), False))
     places = _places(layer, tile)
     rows, columns = places.shape[1:3]
@@ -189,8 +193,7 @@ def _convolution(values: Any, weights: NDArray[np.float32], layer: Layer, tile: 
         band = lines[start : start + step]
         taken = op.gather(pixels, op.constant(band.reshape(-1, band.shape[-1])), _to(0))
         taken = op.reshape(op.matmul(forth, taken, False, False), _to((1, len(band), columns, -1)), False)
-        made = op.group_convolution(op.transpose(taken, _to(_TO_FIRST)), products, [1, 1], [0, 0], [0, 0], [1, 1])
-        made = op.reshape(op.transpose(made, _to(_TO_LAST)), _to((-1, band.shape[-1], layer.outputs)), False)
+        made = _multiplied(op.transpose(taken, _to(_TO_FIRST)), products)
         made = op.matmul(back, made, False, False)
         made = op.reshape(made, _to((len(band), columns, tile, tile, layer.outputs)), False)
         made = op.transpose(made, _to((0, 2, 1, 3, 4)))
@@ -200,6 +203,18 @@ def _convolution(values: Any, weights: NDArray[np.float32], layer: Layer, tile: 
     if rows * tile == layer.height and columns * tile == layer.width:
         return whole
     return op.slice(whole, _to((0, 0)), _to((layer.height, layer.width)), _to((1, 1)), _to((1, 2)))
+
+
+def _multiplied(taken: Any, products: list[Any]) -> Any:
+    """1 x places * inputs x rows x columns of tiles -> tiles x places x outputs. products: parts of the outputs."""
+    from openvino import opset13 as op
+
+    made = []
+    for part in products:
+        places, outputs = list(part.shape)[:2]
+        product = op.group_convolution(taken, part, [1, 1], [0, 0], [0, 0], [1, 1])
+        made.append(op.reshape(op.transpose(product, _to(_TO_LAST)), _to((-1, places, outputs)), False))
+    return op.concat(made, 2) if len(made) > 1 else made[0]
 
 
 def _with_zeros(rows: Any) -> Any:

@@ -89,6 +89,14 @@ def test_a_large_map_is_computed_in_bands(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_allclose(run(model, values), right, rtol=0, atol=8e-6)
 
 
+def test_large_weights_are_cut_along_the_output_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "MOST_WEIGHT_BYTES", 3000)
+    model, values, right = make(Layer(2, 4, 14, 9, 10))  # 36 x 14 x 4 weights of four bytes are 8,064
+    use_winograd(model, GraphKind.LOOKUP, lambda *_: 4)
+    assert kinds_in(model).count("GroupConvolution") == 3, "5, 5 and 4 of the channels"
+    np.testing.assert_allclose(run(model, values), right, rtol=0, atol=8e-6)
+
+
 @pytest.mark.parametrize("is_last", [True, False])
 def test_nothing_is_transposed_between_channels_last(is_last: bool) -> None:
     model, _, _ = make(Layer(1, 8, 8, 8, 8), is_last=is_last)
