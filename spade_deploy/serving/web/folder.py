@@ -147,15 +147,19 @@ def _model_files(artifact: Artifact, graphs: tuple[Graph, ...]) -> dict[str, byt
         files[f"sample-{number}.png"] = ids_png(ids)
     facts = model_facts(usual_name(artifact.path.resolve()), artifact)
     has_lookup = GraphKind.LOOKUP in spec.graph_kinds
+    directions = artifact.style_directions()
+    moves = [] if directions is None else directions.tolist()
+    styles = {"z_dim": spec.z_dim, "from_photo": False, "directions": len(moves)}
     about = {
         "format": _FORMAT,
-        "model": {**facts, "samples": len(labels), "styles": {"z_dim": spec.z_dim, "from_photo": False}},
+        "model": {**facts, "samples": len(labels), "styles": styles},
         "graph": {
             "num_ids": spec.labels.num_ids,
             "id_type": spec.labels.id_type,
             "has_edges": spec.labels.has_edges,
             "has_latent": spec.z_dim is None,
             "z_dim": spec.z_dim,
+            "directions": moves,
             "kernel": spec.kernel_size,
             "stride": spec.stride,
             "levels": [list(pair) for pair in modulated_channels(spec).items()] if has_lookup else [],
