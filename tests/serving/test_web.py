@@ -7,13 +7,14 @@ import json
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Artifact, Source
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Artifact, Source, rewrite_manifest
 from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.tables import extract_patterns, modulated_channels
 from spade_deploy.metrics.judge import Judge, Verdict
@@ -93,6 +94,21 @@ def test_only_a_web_folder_is_replaced(tmp_path: Path) -> None:
         require_free(target)
     with pytest.raises(ConfigError, match="is no web folder"):
         require_free(tmp_path / "one")
+
+
+@pytest.mark.parametrize(("measured", "told"), [(None, [None]), (0.2, [0.5]), (0.7, [0.7]), (0.0, [])])
+def test_when_a_map_runs_on_the_dense_graph(tmp_path: Path, measured: float | None, told: list[float | None]) -> None:
+    artifact = stand_in_artifact(tmp_path / "one")
+    (dense,) = artifact.manifest.graphs
+    lookup = replace(dense, file="generator.lookup.fp32.onnx", kind=GraphKind.LOOKUP, break_even_share=measured)
+    shutil.copy(artifact.path / dense.file, artifact.path / lookup.file)
+    rewrite_manifest(artifact.path, replace(artifact.manifest, graphs=(dense, lookup)))
+    files = dict.fromkeys((*WASM_FILES, *WEBGPU_FILES), b"")
+    write_web(Artifact.open(artifact.path), tmp_path / "site", files)
+    (about,) = (tmp_path / "site").rglob("model.json")
+    graphs = json.loads(about.read_text())["graphs"]
+    assert [graph["dense_above"] for graph in graphs if graph["kind"] == "lookup"] == told
+    assert [graph["kind"] for graph in graphs][-1] == "dense"
 
 
 def test_a_package_of_other_bytes_is_refused(tmp_path: Path) -> None:
