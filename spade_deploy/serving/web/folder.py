@@ -38,7 +38,7 @@ LARGE_BYTES = 200_000_000
 LEAST_DENSE_SHARE = 0.5
 """In WebAssembly a map with a smaller share of unique patterns stays on the lookup graph, even where the export has
 measured a smaller break-even: convolutions are slower there, and the dense graph would have to be loaded first. The
-break-even was 0.62 with two threads and 0.85 with one, where the export had measured 0.38 (benchmarks/web_engine.py)."""
+break-even was 0.62 with two threads and 0.85 with one; the export had measured 0.38 (benchmarks/web_engine.py)."""
 RECORD = "web.json"
 _FORMAT = 1
 _WORKER = Path(__file__).parent / "sw.js"
