@@ -19,7 +19,7 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
 
-from spade_deploy.artifact import LABEL, Artifact, rewrite_manifest, write_style_directions
+from spade_deploy.artifact import LABEL
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.inference import encode_photo
 from spade_deploy.labels.palettes import effective_palette
@@ -29,7 +29,7 @@ from spade_deploy.serving.runner import QueueFullError, Runner
 from tests.support.browser import axe_script, browser
 from tests.support.page import Page, Server, drawn, png_pixels
 from tests.support.served import png, right_pixels, served_models, some_map
-from tests.support.stand_in import EDGES, PLAIN, STYLED, with_stand_in_encoder
+from tests.support.stand_in import EDGES, PLAIN, STYLED, with_directions, with_stand_in_encoder
 
 TOKEN = "a-token-of-many-letters"
 EMPTY = np.zeros((PLAIN.height, PLAIN.width), np.uint8)
@@ -291,13 +291,6 @@ def test_sliders_move_the_style(open_page: Open, models: dict[str, ServedModel],
     finally:
         page.close()
         server.stop()
-
-
-def with_directions(folder: Path) -> Artifact:
-    """Give an artifact of two style numbers its main directions."""
-    write_style_directions(folder, np.array([[0.6, 0.8], [-0.8, 0.6]]))
-    rewrite_manifest(folder, Artifact.open(folder).manifest)
-    return Artifact.open(folder)
 
 
 def test_a_brush_that_is_flat_and_turned(open_page: Open) -> None:

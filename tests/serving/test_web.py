@@ -7,28 +7,28 @@ import json
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Artifact, Source, rewrite_manifest
 from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.tables import extract_patterns, modulated_channels
+from spade_deploy.metrics.judge import Judge, Verdict
 from spade_deploy.serving.page_files import PAGE_FOLDER
 from spade_deploy.serving.web.folder import require_free, write_web
 from spade_deploy.serving.web.onnxruntime_web import WASM_FILES, WEBGPU_FILES, runtime_files
-from spade_deploy.spec import GeneratorSpec, LabelSpec
+from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
 from tests.support.browser import browser
+from tests.support.generators import build_generator
 from tests.support.page import Page
 from tests.support.paths import ROOT
 from tests.support.served import right_pixels
-from tests.support.stand_in import EDGES, PLAIN, STYLED, stand_in_artifact
+from tests.support.stand_in import STYLED, stand_in_artifact, with_directions
 from tests.support.web import package, static_host
-
-SPECS = {"plain": PLAIN, "edges": EDGES, "styled": STYLED}
 
 
 def blocks(rng: np.random.Generator, num_ids: int, size: int) -> NDArray[np.int64]:
@@ -96,6 +96,21 @@ def test_only_a_web_folder_is_replaced(tmp_path: Path) -> None:
         require_free(tmp_path / "one")
 
 
+@pytest.mark.parametrize(("measured", "told"), [(None, [None]), (0.2, [0.5]), (0.7, [0.7]), (0.0, [])])
+def test_when_a_map_runs_on_the_dense_graph(tmp_path: Path, measured: float | None, told: list[float | None]) -> None:
+    artifact = stand_in_artifact(tmp_path / "one")
+    (dense,) = artifact.manifest.graphs
+    lookup = replace(dense, file="generator.lookup.fp32.onnx", kind=GraphKind.LOOKUP, break_even_share=measured)
+    shutil.copy(artifact.path / dense.file, artifact.path / lookup.file)
+    rewrite_manifest(artifact.path, replace(artifact.manifest, graphs=(dense, lookup)))
+    files = dict.fromkeys((*WASM_FILES, *WEBGPU_FILES), b"")
+    write_web(Artifact.open(artifact.path), tmp_path / "site", files)
+    (about,) = (tmp_path / "site").rglob("model.json")
+    graphs = json.loads(about.read_text())["graphs"]
+    assert [graph["dense_above"] for graph in graphs if graph["kind"] == "lookup"] == told
+    assert [graph["kind"] for graph in graphs][-1] == "dense"
+
+
 def test_a_package_of_other_bytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tgz").write_bytes(b"other")
     with pytest.raises(ConfigError, match="is not onnxruntime-web"):
@@ -114,25 +129,84 @@ def wait_until_open(page: Page) -> None:
 
 
 def test_painting_without_a_server(tmp_path: Path) -> None:
-    files: Any = runtime_files(package())
-    for name, spec in SPECS.items():
-        write_web(stand_in_artifact(tmp_path / name, spec), tmp_path / "host" / "below" / name, files)
+    artifact = stand_in_artifact(tmp_path / "styled", STYLED)
+    write_web(with_directions(artifact.path), tmp_path / "host" / "below" / "styled", runtime_files(package()))
     with browser() as chromium, static_host(tmp_path / "host") as url:
-        for name, spec in SPECS.items():
-            page = Page(chromium, f"{url}/below/{name}/")
-            label = np.full((spec.height, spec.width), 5 if name == "edges" else 0)
-            wait_until_open(page)
-            if name == "plain":
-                page.pick(3)
-                page.tool("rectangle")
-                page.drag((4, 10), (12, 20), (20, 30))
-                label[10:31, 4:21] = 3
-            page.wait_for_photo(right_pixels(spec, label, label if name == "edges" else None))
-            assert page.tab.evaluate("crossOriginIsolated"), "the service worker adds the headers that threads need"
-            assert page.text("state-text") == "Live"
-            page.context.set_offline(True)
-            page.tab.reload()
-            wait_until_open(page)
-            page.wait_for_photo(right_pixels(spec, label, label if name == "edges" else None))
-            assert page.complaints == []
-            page.close()
+        page = Page(chromium, f"{url}/below/styled/")
+        wait_until_open(page)
+        page.pick(3)
+        page.tool("rectangle")
+        page.drag((4, 10), (12, 20), (20, 30))
+        label = np.zeros((STYLED.height, STYLED.width), int)
+        label[10:31, 4:21] = 3
+        page.wait_for_photo(right_pixels(STYLED, label))
+        page.tab.click("#style")
+        page.tab.fill("#seed", "7")
+        page.tab.locator("#style-directions input").nth(1).fill("-1.5")
+        random = np.random.default_rng(7).standard_normal(2, np.float32)
+        right = right_pixels(STYLED, label, style=random + np.float32([1.2, -0.9]))
+        page.wait_for_photo(right)
+        page.tab.keyboard.press("Escape")
+        assert page.tab.evaluate("crossOriginIsolated"), "the service worker adds the headers that threads need"
+        assert page.text("state-text") == "Live"
+        page.context.set_offline(True)
+        page.tab.reload()
+        wait_until_open(page)
+        page.wait_for_photo(right)
+        assert page.complaints == []
+
+
+RUN = """async ([runtime, maps]) => {
+  const {Runtime} = await import(runtime);
+  const facts = await (await fetch(location.href)).json();
+  const opened = await Runtime.open(location.href, facts, {provider: "wasm"});
+  const found = [];
+  for (const map of maps) {
+    const {kind, pixels, image} = await opened.run(map, {}, ["pixels", "image"]);
+    found.push({kind, pixels: [...pixels], image: [...image]});
+  }
+  return found;
+}"""
+
+
+def test_a_lookup_graph_makes_the_pixels_of_pytorch(tmp_path: Path) -> None:
+    from spade_deploy.export.pipeline import ExportRequest, export_artifact
+
+    generator = build_generator()
+    spec, host = generator.spec, tmp_path / "host"
+    rng = np.random.default_rng(0)
+    label = np.stack([blocks(rng, spec.labels.num_ids, size)[:, :64] for size in (7, 1)])
+    instance = np.stack([blocks(rng, 9, size)[:, :64] for size in (5, 9)])
+    golden = {LABEL: label.astype(spec.labels.id_type), INSTANCE: instance.astype(np.int32)}
+    (tmp_path / "one").mkdir()
+    export_artifact(generator, tmp_path / "one", ExportRequest(golden, Source("tiny", 1, "train", "0" * 64)))
+    artifact = Artifact.open(tmp_path / "one")
+    write_web(artifact, host, runtime_files(package()))
+    changed = label[0].copy()
+    changed[30, 30] = (changed[30, 30] + 1) % spec.labels.num_ids
+    asked = [
+        {"width": spec.width, "height": spec.height, "ids": ids.ravel().tolist(), "instances": objects.ravel().tolist()}
+        for ids, objects in zip([*label, changed], [*instance, instance[0]], strict=True)
+    ]
+    ((model,), (runtime,)) = (host.rglob(name) for name in ("model.json", "runtime.js"))
+    with browser() as chromium, static_host(host) as url:
+        tab = chromium.new_page()
+        tab.goto(f"{url}/{model.relative_to(host).as_posix()}")
+        found = tab.evaluate(RUN, [f"{url}/{runtime.relative_to(host).as_posix()}", asked])
+    assert [one["kind"] for one in found] == [GraphKind.LOOKUP] * 3
+    right = artifact.golden().outputs
+
+    def verdict(*pairs: tuple[int, int]) -> Verdict:
+        """Of some answers, each held against a golden output."""
+        judge = Judge(spec.labels, Precision.FP32, artifact.manifest.rounding)
+        for made, number in pairs:
+            expected = {name: values[number : number + 1] for name, values in right.items()}
+            outputs = {
+                PIXELS: np.array(found[made]["pixels"], np.uint8).reshape(expected[PIXELS].shape),
+                IMAGE: np.array(found[made]["image"], np.float32).reshape(expected[IMAGE].shape),
+            }
+            judge.add(label[number : number + 1], expected, outputs)
+        return judge.verdict()
+
+    assert verdict((0, 0), (1, 1)).failures == ()
+    assert not verdict((2, 0)).passed, "another class in one pixel is seen"

@@ -36,6 +36,7 @@ from spade_deploy.artifact import (
     rewrite_manifest,
     write_golden,
     write_manifest,
+    write_style_directions,
 )
 from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision, RoundingError
@@ -171,4 +172,11 @@ def with_stand_in_encoder(folder: Path, spec: GeneratorSpec) -> Artifact:
     onnx.save(model, folder / ENCODER_ONNX)
     fact = EncoderGraph(ENCODER_ONNX, 18, 1e-6, 1e-4)
     rewrite_manifest(folder, replace(read_manifest(folder), encoder=fact))
+    return Artifact.open(folder)
+
+
+def with_directions(folder: Path) -> Artifact:
+    """Give an artifact of two style numbers its main directions."""
+    write_style_directions(folder, np.array([[0.6, 0.8], [-0.8, 0.6]]))
+    rewrite_manifest(folder, Artifact.open(folder).manifest)
     return Artifact.open(folder)

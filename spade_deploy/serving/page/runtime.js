@@ -70,8 +70,8 @@ export class Runtime {
     return this.#ort.InferenceSession.create(bytes, {executionProviders: [this.provider], graphOptimizationLevel: "all"});
   }
 
-  // map: {width, height, ids, instances}. fields: style, a list of numbers, or seed. Returns {pixels, ...} by the names of
-  // the outputs, and {kind, patternsMs, runMs}.
+  // map: {width, height, ids, instances}. fields: style, a list of numbers, or seed; directions, steps along the model's
+  // main ones. Returns {pixels, ...} by the names of the outputs, and {kind, patternsMs, runMs}.
   async run(map, fields = {}, outputs = ["pixels"]) {
     const start = performance.now();
     let graph = this.graph;
@@ -121,10 +121,12 @@ export class Runtime {
     return feeds;
   }
 
-  #style({style, seed}) {
-    if (style) return Float32Array.from(style);
-    const count = this.facts.graph.z_dim;
-    return seed === undefined || seed === null ? new Float32Array(count) : standardNormal(seed, count);
+  // As `moved_style` in inference/style.py: each step moves the style along the direction of its place.
+  #style({style, seed, directions: steps = []}) {
+    const {z_dim: count, directions = []} = this.facts.graph;
+    const drawn = seed === undefined || seed === null ? new Float32Array(count) : standardNormal(seed, count);
+    const from = style ?? drawn;
+    return Float32Array.from(from, (value, k) => steps.reduce((sum, step, n) => sum + step * directions[n][k], value));
   }
 }
 

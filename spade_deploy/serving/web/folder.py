@@ -35,6 +35,10 @@ from spade_deploy.version import __version__
 
 LARGE_BYTES = 200_000_000
 """A visitor's download from which on a warning is given."""
+LEAST_DENSE_SHARE = 0.5
+"""In WebAssembly a map with a smaller share of unique patterns stays on the lookup graph, even where the export has
+measured a smaller break-even: convolutions are slower there, and the dense graph would have to be loaded first. The
+break-even was 0.62 with two threads and 0.85 with one; the export had measured 0.38 (benchmarks/web_engine.py)."""
 RECORD = "web.json"
 _FORMAT = 1
 _WORKER = Path(__file__).parent / "sw.js"
@@ -121,9 +125,15 @@ def _graphs(artifact: Artifact) -> tuple[Graph, ...]:
     """The graphs that a browser may run, in the order in which WebAssembly prefers them."""
     there = [graph for graph in artifact.manifest.graphs if graph.precision in (Precision.FP32, Precision.FP16)]
     has_fp32 = any(graph.precision is Precision.FP32 for graph in there)
-    kept = [
-        graph for graph in there if graph.precision is Precision.FP32 or graph.kind is GraphKind.DENSE or not has_fp32
-    ]
+    has_dense = {graph.precision for graph in there if graph.kind is GraphKind.DENSE}
+
+    def is_kept(graph: Graph) -> bool:
+        if graph.kind is GraphKind.DENSE:
+            return True
+        wins_nothing = graph.break_even_share == 0 and graph.precision in has_dense
+        return not wins_nothing and (graph.precision is Precision.FP32 or not has_fp32)
+
+    kept = filter(is_kept, there)
     return tuple(sorted(kept, key=lambda graph: (graph.precision is Precision.FP16, graph.kind is GraphKind.DENSE)))
 
 
@@ -147,15 +157,19 @@ def _model_files(artifact: Artifact, graphs: tuple[Graph, ...]) -> dict[str, byt
         files[f"sample-{number}.png"] = ids_png(ids)
     facts = model_facts(usual_name(artifact.path.resolve()), artifact)
     has_lookup = GraphKind.LOOKUP in spec.graph_kinds
+    directions = artifact.style_directions()
+    moves = [] if directions is None else directions.tolist()
+    styles = {"z_dim": spec.z_dim, "from_photo": False, "directions": len(moves)}
     about = {
         "format": _FORMAT,
-        "model": {**facts, "samples": len(labels), "styles": {"z_dim": spec.z_dim, "from_photo": False}},
+        "model": {**facts, "samples": len(labels), "styles": styles},
         "graph": {
             "num_ids": spec.labels.num_ids,
             "id_type": spec.labels.id_type,
             "has_edges": spec.labels.has_edges,
             "has_latent": spec.z_dim is None,
             "z_dim": spec.z_dim,
+            "directions": moves,
             "kernel": spec.kernel_size,
             "stride": spec.stride,
             "levels": [list(pair) for pair in modulated_channels(spec).items()] if has_lookup else [],
@@ -166,7 +180,7 @@ def _model_files(artifact: Artifact, graphs: tuple[Graph, ...]) -> dict[str, byt
                 "precision": str(graph.precision),
                 "file": graph.file,
                 "bytes": len(files[graph.file]),
-                "dense_above": graph.break_even_share,
+                "dense_above": graph.break_even_share and max(graph.break_even_share, LEAST_DENSE_SHARE),
             }
             for graph in graphs
         ],
