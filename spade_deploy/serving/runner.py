@@ -114,8 +114,11 @@ class Runner:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more may wait."""
-        return len(self._waiting) >= self._most
+        """Whether nothing more may wait. Those who gave up, or whose time is over, make room first."""
+        with self._changed:
+            if len(self._waiting) >= self._most:
+                self._drop_dead()
+            return len(self._waiting) >= self._most
 
     @property
     def image_s(self) -> float:
@@ -135,9 +138,7 @@ class Runner:
                 self._waiting[self._waiting.index(instead_of)] = work
                 _fail(instead_of, OvertakenError("a newer request of this drawing came"))
                 return
-            if len(self._waiting) >= self._most:
-                self._drop_dead()
-            if len(self._waiting) >= self._most:
+            if self.is_full:
                 raise QueueFullError(f"{len(self._waiting)} requests wait already", hint="send it again a little later")
             self._waiting.append(work)
             self._changed.notify()

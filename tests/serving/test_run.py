@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.commands import spade
 from tests.support.served import ServedProcess, pixels_of, png, right_pixels, some_map
 from tests.support.stand_in import PLAIN
 
@@ -30,7 +31,10 @@ from spade_deploy.serving.run import _listening
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProcess]:
-    found = ServedProcess(tmp_path_factory.mktemp("run"), "--json-logs", "--max-bytes", "100000", "--timeout", "3")
+    folder = tmp_path_factory.mktemp("run")
+    settings = folder / "serve.yaml"
+    settings.write_text("json_logs: true\nmax_bytes: 100000\ntimeout: 50\nmax_pixels: 4096\n", encoding="utf-8")
+    found = ServedProcess(folder, "--config", str(settings), "--timeout", "3")
     yield found
     found.process.kill()
     found.process.wait()
@@ -59,17 +63,37 @@ def test_connections_that_never_send_and_bodies_that_break_off_hold_up_nobody(se
     np.testing.assert_array_equal(pixels_of(Client(served.url).synthesize(png(label))), right_pixels(PLAIN, label))
     idle[0].settimeout(30)
     assert idle[0].recv(1) == b"", "the server closes what sends no request"
-    answer = half.recv(65536)
+    answer = b""
+    while b"request_id" not in answer and (part := half.recv(65536)):
+        answer += part
     assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"did not come within 3 s" in answer
     for one in (*idle, half):
         one.close()
 
 
 def test_a_large_body_is_refused_and_the_log_has_its_id(served: ServedProcess) -> None:
-    with pytest.raises(ServerError) as caught:
+    with pytest.raises(ServerError, match="100,000 are read") as caught:
         Client(served.url).synthesize(b"x" * 200_000)
     assert caught.value.status == 413
     served.wait_for(caught.value.problem["request_id"])  # the log's line follows the answer
+
+
+def test_the_settings_of_a_file_hold_and_a_flag_goes_before_them(served: ServedProcess) -> None:
+    """The other tests have max_bytes and json_logs of the file, and the flag's timeout: 3 seconds, not 50."""
+    with pytest.raises(ServerError, match="the 4096 pixels that are made here") as caught:
+        Client(served.url).synthesize(png(some_map(PLAIN)), size="128x64")
+    assert caught.value.status == 413
+
+
+def test_a_setting_of_a_file_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    settings = tmp_path / "serve.yaml"
+    for text, said in (("max_bites: 5\n", "max_bites"), ("queue: 0\n", "queue")):
+        settings.write_text(text, encoding="utf-8")
+        found = spade("serve", "nothing", "--config", settings, cwd=tmp_path)
+        assert found.returncode == 2
+        assert said in found.stderr
+        assert "Traceback" not in found.stderr
 
 
 def test_a_request_that_has_begun_is_finished_when_the_server_is_told_to_stop(tmp_path: Path) -> None:

@@ -1,0 +1,274 @@
+"""What a full, a busy and an ending server answers, over real connections, while its runtime is held up."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spade_deploy.artifact import LABEL, PIXELS, Arrays
+from spade_deploy.spec import Precision
+from tests.support.requests import runs_of
+from tests.support.served import pixels_of, right_pixels
+from tests.support.stand_in import PLAIN, expected, stand_in_artifact
+
+pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
+
+import uvicorn
+
+from spade_deploy.serving.app import make_app
+from spade_deploy.serving.models import ServedModel
+from spade_deploy.serving.request import ServeRequest
+from spade_deploy.serving.run import _config, _listening
+from spade_deploy.serving.runner import BatchRule
+
+QUEUE = 3
+MOST_BYTES = 2048
+TOKEN = "a" * 20
+
+
+class Held:
+    """A runtime that makes a stand-in's images once it may go on, and remembers which maps it ran."""
+
+    name, precision, patterns_s = "held", Precision.FP32, None
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.begun = threading.Semaphore(0)
+        self.ran: list[int] = []
+
+    def run(self, inputs: Mapping[str, Any], output_names: Sequence[str] | None = None) -> Arrays:
+        self.begun.release()
+        assert self.go.wait(30)
+        self.ran.append(int(inputs[LABEL][0, 0, 0]))
+        return {PIXELS: expected(PLAIN, inputs)[PIXELS]}
+
+
+class HeldServer:
+    """A server with such a runtime."""
+
+    def __init__(self, folder: Path, token: str = "", **asked: Any) -> None:
+        self.runtime = Held()
+        model = ServedModel("held", stand_in_artifact(folder, PLAIN), self.runtime, BatchRule())  # type: ignore[arg-type]
+        request = ServeRequest(port=0, **asked)
+        self.app = make_app({"held": model}, request, token)
+        listening = _listening(request)
+        self.address: tuple[str, int] = listening.getsockname()
+        self._server = uvicorn.Server(_config(self.app, request))
+        self._thread = threading.Thread(target=self._server.run, args=([listening],), daemon=True)
+        self._thread.start()
+        self.until(lambda: self._server.started)
+        self._pool = ThreadPoolExecutor(16)
+
+    @property
+    def waiting(self) -> int:
+        return int(self.app.state.serving.runner.waiting)
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        end = time.monotonic() + 30
+        while not holds():
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, bytes]:
+        """Status, headers and body of an answer."""
+        connection = http.client.HTTPConnection(*self.address, timeout=30)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+        finally:
+            connection.close()
+
+    def synthesize(self, number: int, size: int = 0) -> Any:
+        """The answer to come for the map `of(number)`, in a body of so many bytes."""
+        return self._pool.submit(
+            self.ask, "POST", "/v1/synthesize", body_of(number, size), Content_Type="application/json"
+        )
+
+    def hold_up(self) -> Any:
+        """Let the runtime begin the map 0, and stay there."""
+        found = self.synthesize(0)
+        assert self.runtime.begun.acquire(timeout=30)
+        return found
+
+    def fill(self, numbers: Sequence[int]) -> list[Any]:
+        """Queue these maps one after another."""
+        found = []
+        for number in numbers:
+            before = self.waiting
+            found.append(self.synthesize(number))
+            self.until(lambda before=before: self.waiting > before)  # type: ignore[misc]
+        return found
+
+    def stop(self) -> None:
+        self.runtime.go.set()
+        self._server.should_exit = True
+        self._thread.join(30)
+        self._pool.shutdown()
+
+
+def of(number: int) -> np.ndarray[Any, Any]:
+    """The map of one class."""
+    return np.full((PLAIN.height, PLAIN.width), number, np.uint8)
+
+
+def body_of(number: int, size: int = 0) -> bytes:
+    return json.dumps({"label": runs_of(of(number))}).encode().ljust(size)
+
+
+def is_right(answer: Any, number: int) -> None:
+    status, headers, content = answer.result(30)
+    assert (status, headers["content-type"]) == (200, "image/png"), content
+    np.testing.assert_array_equal(pixels_of(content), right_pixels(PLAIN, of(number)))
+
+
+def problem_of(answer: tuple[int, Any, bytes], status: int, said: str) -> Any:
+    """The headers of a refusal that is as it should be."""
+    assert answer[0] == status, answer[2]
+    assert answer[1]["content-type"] == "application/problem+json"
+    problem = json.loads(answer[2])
+    assert problem["status"] == status
+    assert said in problem["detail"]
+    assert problem["hint"]
+    return answer[1]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[HeldServer]:
+    found = HeldServer(tmp_path, queue=QUEUE, max_bytes=MOST_BYTES)
+    yield found
+    found.stop()
+
+
+def test_a_full_queue_refuses_with_429_and_says_when_to_come_again(server: HeldServer) -> None:
+    first = server.hold_up()
+    queued = server.fill([1, 2, 3])
+    for size in (0, MOST_BYTES + 1):  # nothing of the body is looked at
+        headers = problem_of(server.synthesize(4, size).result(30), 429, "3 requests wait already")
+        assert 1 <= int(headers["retry-after"]) <= 60
+    status, headers, content = server.ask("GET", "/readyz")
+    assert (status, json.loads(content)["detail"]) == (503, "the queue is full")
+    assert int(headers["retry-after"]) >= 1
+    assert server.ask("GET", "/healthz")[0] == 200
+    server.runtime.go.set()
+    for number, answer in enumerate([first, *queued]):
+        is_right(answer, number)
+    assert server.runtime.ran == [0, 1, 2, 3]
+    assert server.ask("GET", "/readyz")[0] == 200
+    is_right(server.synthesize(4), 4)
+
+
+def test_a_queued_request_whose_client_goes_never_runs_and_makes_room(server: HeldServer) -> None:
+    first = server.hold_up()
+    leaver = socket.create_connection(server.address, timeout=30)
+    body = body_of(4)
+    leaver.sendall(
+        b"POST /v1/synthesize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    server.until(lambda: server.waiting == 1)
+    queued = server.fill([1, 2])
+    assert server.ask("GET", "/readyz")[0] == 503
+    leaver.close()
+    server.until(lambda: server.ask("GET", "/readyz")[0] == 200)
+    queued.append(server.synthesize(3))
+    server.until(lambda: server.waiting == QUEUE)
+    server.runtime.go.set()
+    for number, answer in enumerate([first, *queued]):
+        is_right(answer, number)
+    assert server.runtime.ran == [0, 1, 2, 3]
+
+
+def test_a_request_whose_time_is_over_gets_503_and_never_runs(tmp_path: Path) -> None:
+    server = HeldServer(tmp_path, timeout=1.5)
+    try:
+        first, late = server.hold_up(), server.synthesize(1)
+        for answer in (first, late):
+            headers = problem_of(answer.result(30), 503, "was not ready in time")
+            assert int(headers["retry-after"]) >= 1
+        server.runtime.go.set()
+        is_right(server.synthesize(2), 2)
+        assert server.runtime.ran == [0, 2]
+    finally:
+        server.stop()
+
+
+def test_bodies_that_together_hold_too_much_get_503_until_others_are_answered(tmp_path: Path) -> None:
+    server = HeldServer(tmp_path, max_bytes=MOST_BYTES)
+    try:
+        held = [server.hold_up()]
+        for number in range(8):  # eight times max_bytes may be held, and the first body is small
+            held.append(server.synthesize(1, MOST_BYTES - 40))
+            server.until(lambda number=number: server.waiting == number + 1)  # type: ignore[misc]
+        assert server.app.state.serving.held_bytes == len(body_of(0)) + 8 * (MOST_BYTES - 40)
+        headers = problem_of(server.synthesize(2, MOST_BYTES).result(30), 503, "fill the memory for bodies")
+        assert int(headers["retry-after"]) >= 1
+        server.runtime.go.set()
+        for answer in held[1:]:
+            is_right(answer, 1)
+        server.until(lambda: server.app.state.serving.held_bytes == 0)
+        is_right(server.synthesize(2, MOST_BYTES), 2)
+        assert server.runtime.ran == [0, *[1] * 8, 2]
+    finally:
+        server.stop()
+
+
+def test_a_server_that_goes_down_finishes_what_waits_and_takes_nothing_new(server: HeldServer) -> None:
+    serving = server.app.state.serving
+    first = server.hold_up()
+    queued = server.fill([1, 2])
+    serving.is_ready = False
+    ending = threading.Thread(target=serving.runner.close, kwargs={"drain_s": 30})
+    ending.start()
+    server.until(lambda: server.synthesize(3).result(30)[0] == 503)
+    headers = problem_of(server.synthesize(3).result(30), 503, "the server is going down")
+    assert int(headers["retry-after"]) >= 1
+    status, _, content = server.ask("GET", "/readyz")
+    assert (status, json.loads(content)["detail"]) == (503, "the server is going down")
+    assert server.ask("GET", "/healthz")[0] == 200
+    server.runtime.go.set()
+    for number, answer in enumerate([first, *queued]):
+        is_right(answer, number)
+    ending.join(30)
+    assert server.runtime.ran == [0, 1, 2]
+
+
+def test_a_preflight_needs_no_token_and_the_request_after_it_does(tmp_path: Path) -> None:
+    server = HeldServer(tmp_path, TOKEN, cors=("https://example.org",))
+    server.runtime.go.set()
+    try:
+        page = {"Origin": "https://example.org"}
+        preflight = {**page, "Access_Control_Request_Method": "POST"}
+        wants = {"Access_Control_Request_Headers": "authorization, content-type"}
+        status, headers, _ = server.ask("OPTIONS", "/v1/synthesize", **preflight, **wants)
+        assert status == 200
+        assert headers["access-control-allow-origin"] == "https://example.org"
+        assert "POST" in headers["access-control-allow-methods"]
+        assert {"authorization", "content-type"} <= set(headers["access-control-allow-headers"].lower().split(", "))
+        sent = {**page, "Content_Type": "application/json"}
+        status, headers, _ = server.ask("POST", "/v1/synthesize", body_of(1), **sent)
+        assert status == 401
+        assert headers["access-control-allow-origin"] == "https://example.org", "the page may read why"
+        status, headers, content = server.ask(
+            "POST", "/v1/synthesize", body_of(1), **sent, Authorization=f"Bearer {TOKEN}"
+        )
+        assert status == 200
+        assert "Retry-After" in headers["access-control-expose-headers"]
+        np.testing.assert_array_equal(pixels_of(content), right_pixels(PLAIN, of(1)))
+        other = {**preflight, "Origin": "https://evil.example"}
+        status, headers, _ = server.ask("OPTIONS", "/v1/synthesize", **other, **wants)
+        assert status == 403
+        assert headers["access-control-allow-origin"] is None
+        assert server.ask("OPTIONS", "/v1/synthesize")[0] == 401, "without an origin it is no preflight"
+    finally:
+        server.stop()
