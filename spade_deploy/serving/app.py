@@ -21,6 +21,7 @@ from spade_deploy.serving.guards import GuardMiddleware, Guards, TokenMiddleware
 from spade_deploy.serving.live import add_live
 from spade_deploy.serving.maps import shown_name
 from spade_deploy.serving.models import ServedModel
+from spade_deploy.serving.openapi import ready_answer
 from spade_deploy.serving.page_routes import add_page
 from spade_deploy.serving.problems import HttpError, response_to
 from spade_deploy.serving.request import ServeRequest
@@ -109,7 +110,7 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
     async def health() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
-    @app.get(READY, tags=["state"], summary="Whether it takes requests")
+    @app.get(READY, tags=["state"], summary="Whether it takes requests", responses={200: ready_answer()})
     async def ready() -> Response:
         if not serving.is_ready:
             raise HttpError(503, "the server is going down")

@@ -12,7 +12,7 @@ from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.serving.drawings import Drawing
 from spade_deploy.serving.maps import asked_beside, inputs_of_maps, maps_of, text_field
-from spade_deploy.serving.openapi import edits_body
+from spade_deploy.serving.openapi import Schema, edits_body
 from spade_deploy.serving.patches import INSTANCE_PATCHES, PATCHES, edited, parse_edit
 from spade_deploy.serving.pictures import MEDIA_TYPES
 from spade_deploy.serving.routes import (
@@ -39,10 +39,11 @@ EDIT_FIELDS = frozenset({"drawing", "base", PATCHES, INSTANCE_PATCHES})
 
 def add_edits(app: FastAPI, serving: Serving) -> None:
     """Add the endpoint."""
-    told = {
+    headers: dict[str, Schema] = {
         DRAWING: {"schema": {"type": "string"}, "description": "the id of the drawing, for the next edit"},
         VERSION: {"schema": {"type": "integer"}, "description": "the version of its map, the `base` of the next edit"},
     }
+    told = {name: {"required": True, **header} for name, header in headers.items()}
     photo = {"description": "The photo", "content": {media: {} for media in MEDIA_TYPES.values()}, "headers": told}
 
     @app.post(

@@ -1,4 +1,4 @@
-"""What the OpenAPI description says of the bodies of requests. Its examples work with every model."""
+"""What the OpenAPI description says of the bodies of requests and answers. Its examples work with every model."""
 
 from __future__ import annotations
 
@@ -60,6 +60,41 @@ def edits_body() -> Schema:
     return _body({"schema": {"oneOf": [_whole_map(), _edit()]}, "examples": examples}, _form())
 
 
+def ready_answer() -> Schema:
+    """Of `GET /readyz`, where the server takes requests."""
+    names = {"type": "array", "items": {"type": "string"}}
+    count = {"type": "integer", "minimum": 0, "description": "requests in the queue"}
+    body = _object({"status": {"const": "ready"}, "waiting": count, "models": names}, "status", "waiting", "models")
+    return {"description": "It takes requests", "content": {"application/json": {"schema": body}}}
+
+
+def models_answer() -> Schema:
+    """Of `GET /v1/models`."""
+    whole, truth, text, perhaps = ({"type": kind} for kind in ("integer", "boolean", "string", ["integer", "null"]))
+    number = {**whole, "minimum": 1}
+    color = {**text, "pattern": "^#[0-9a-f]{6}$"}
+    styles = {
+        "z_dim": {**perhaps, "description": "numbers of a style vector; null for a model without one"},
+        "from_photo": {**truth, "description": "whether it takes the style of a photo"},
+        "directions": {**whole, "minimum": 0, "description": "how many main directions its styles have"},
+    }
+    size = {"height": number, "width": number, "is_fixed": truth, "multiple_of": number}
+    facts = {
+        "name": text,
+        "sha256": {**text, "pattern": "^[0-9a-f]{64}$", "description": "of the artifact's manifest"},
+        "architecture": text,
+        "labels": {"type": "array", "items": _all_of({"id": whole, "name": text, "color": color})},
+        "unknown_id": {**perhaps, "description": "the id of unknown pixels; null for a model without one"},
+        "takes_instances": {**truth, "description": "whether it takes an instance map"},
+        "size": _all_of(size),
+        "styles": _all_of(styles),
+        "samples": {**whole, "minimum": 0, "description": "how many label maps it has to start from"},
+        "runtime": _all_of({"name": text, "precision": text, "largest_batch": number}),
+    }
+    body = _all_of({"models": {"type": "array", "items": _all_of(facts)}})
+    return {"description": "The models", "content": {"application/json": {"schema": body}}}
+
+
 def _body(json: Schema, form: Schema) -> Schema:
     content = {"application/json": json, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
@@ -95,6 +130,11 @@ def _edit() -> Schema:
         INSTANCE_PATCHES: {**patches, "description": "rectangles of the instance map that are new"},
     }
     return _object({**_COMMON, **_MODEL, **_STYLE, **own}, "drawing", "base", PATCHES)
+
+
+def _all_of(properties: Schema) -> Schema:
+    """An object that has every one of these properties, and no other."""
+    return _object(properties, *properties)
 
 
 def _object(properties: Schema, *required: str) -> Schema:

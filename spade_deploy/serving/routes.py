@@ -28,7 +28,7 @@ from spade_deploy.serving.maps import (
     text_field,
 )
 from spade_deploy.serving.models import ServedModel
-from spade_deploy.serving.openapi import whole_map_body
+from spade_deploy.serving.openapi import models_answer, whole_map_body
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError
 from spade_deploy.serving.runner import DeadlineError, Made, QueueFullError, Work
@@ -64,7 +64,10 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
     """Add the endpoints."""
 
     @app.get(
-        "/v1/models", tags=["images"], summary="The models, their labels, sizes and styles", responses=problems(401)
+        "/v1/models",
+        tags=["images"],
+        summary="The models, their labels, sizes and styles",
+        responses={200: models_answer(), **problems(401)},
     )
     async def models() -> dict[str, Any]:
         return {"models": [model.facts() for model in serving.models.values()]}
