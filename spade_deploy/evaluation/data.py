@@ -15,6 +15,7 @@ from spade_deploy.labels import earth
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import find_samples
 from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
+from spade_deploy.runs.learned import learned_before
 from spade_deploy.spec import LabelSpec
 
 
@@ -54,20 +55,27 @@ def has_one_set(config: DataConfig) -> bool:
     return config.labels_dir is not None and not config.has_kept_samples
 
 
-def learned_from(trained_on: DataConfig, config: DataConfig, split: str) -> int | None:
+def learned_from(trained_on: DataConfig, config: DataConfig, split: str, init: str = "") -> int | None:
     """How many samples of a split are among those that a model was trained on; None if that cannot be told.
 
-    trained_on: the data set that the model's run recorded. Files are compared, links followed.
+    trained_on: the data set that the model's run recorded; its files are compared, links followed. init: the weights
+    that the run began from; `runs.learned` says what they were trained on.
     """
-    if is_embedded(trained_on) or is_embedded(config):
-        is_same = is_embedded(trained_on) and is_embedded(config) and split == "train"
-        return len(earth.earth_tiles("train", config.crop_size[0], max(1, config.crop_size[0] // 2))) if is_same else 0
+    if is_embedded(config):
+        is_same = is_embedded(trained_on) and split == "train"
+        known = len(earth.earth_tiles("train", config.crop_size[0], max(1, config.crop_size[0] // 2))) if is_same else 0
+        return known if known or learned_before(init).is_complete else None
     try:
-        learned, judged = find_samples(trained_on, "train").samples, find_samples(config, split).samples
+        judged = find_samples(config, split).samples
+        learned = () if is_embedded(trained_on) else find_samples(trained_on, "train").samples
     except DatasetError:
         return None
-    known = {os.path.realpath(sample.label) for sample in learned}
-    return sum(os.path.realpath(sample.label) in known for sample in judged)
+    paths = {os.path.realpath(sample.label) for sample in learned}
+    others = tuple(sample for sample in judged if os.path.realpath(sample.label) not in paths)
+    before = learned_before(init).count_samples(others)
+    if before is None and len(others) == len(judged):
+        return None
+    return len(judged) - len(others) + (before or 0)
 
 
 def open_set(config: DataConfig, split: str, labels: LabelSpec, size: Size) -> SampleSet:

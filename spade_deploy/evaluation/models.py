@@ -51,6 +51,8 @@ class Model:
     """How its generator is built; None for a folder of images."""
     data: DataConfig | None = None
     """The data set that it was trained on; None if that is not known."""
+    init: str = ""
+    """The weights that its training began from, as `train.init`; empty for random ones."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Step, origin and digest of its weights, for the report."""
     settings: dict[str, Any] | None = None
@@ -154,7 +156,7 @@ def _checkpoint(path: Path) -> Model:
     run = path.resolve().parent.parent.name if path.resolve().parent.name == runs.CHECKPOINTS else path.resolve().name
     name = f"{run}, step {info.step}" if info.origin == "train" else run
     facts = {"step": info.step, "origin": info.origin, "generator_sha256": info.generator_sha256}
-    return Model(path, Kind.CHECKPOINT, name, info.generator, _data_of(info), facts, settings_of(info))
+    return Model(path, Kind.CHECKPOINT, name, info.generator, _data_of(info), info.init, facts, settings_of(info))
 
 
 def _artifact(path: Path, runs_dir: Path) -> Model:
@@ -162,12 +164,12 @@ def _artifact(path: Path, runs_dir: Path) -> Model:
     digest = manifest.source.generator_sha256
     checkpoint = runs.find_checkpoint_by_digest(digest, near=path, runs_dir=runs_dir)
     info = runs.read_checkpoint_info(checkpoint) if checkpoint is not None else None
-    data = _data_of(info) if info is not None else None
+    data, init = (_data_of(info), info.init) if info is not None else (None, "")
     settings = settings_of(info) if info is not None else generator_settings(manifest.generator)
     facts = {"step": manifest.source.step, "origin": manifest.source.origin, "generator_sha256": digest}
     whose = path.resolve()
     name = f"{whose.parent.name}/{whose.name}"
-    return Model(path, Kind.ARTIFACT, name, manifest.generator, data, facts, settings)
+    return Model(path, Kind.ARTIFACT, name, manifest.generator, data, init, facts, settings)
 
 
 def _data_of(info: runs.CheckpointInfo) -> DataConfig | None:

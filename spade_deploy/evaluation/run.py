@@ -196,7 +196,7 @@ def _floor(
 
 def _learned(model: Model, config: DataConfig, split: str) -> int | None:
     """How many of the judged samples a model was trained on; None if that is not known."""
-    return None if model.data is None else learned_from(model.data, config, split)
+    return None if model.data is None else learned_from(model.data, config, split, model.init)
 
 
 def _is_held_out(learned: Mapping[str, int | None]) -> bool | None:

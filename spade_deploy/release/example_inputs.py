@@ -24,6 +24,7 @@ from spade_deploy.labels.find import find_label_maps
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import read_maps, require_instances
 from spade_deploy.runs import CheckpointInfo
+from spade_deploy.runs.learned import learned_before
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 from spade_deploy.training.dataset import SampleSource, open_held_out, open_source, validation_labels
 from spade_deploy.training.evaluator import photo_pixels
@@ -33,6 +34,9 @@ Photos = NDArray[np.uint8]
 
 Maps = tuple[NDArray[Any], NDArray[Any] | None, str, Photos | None]
 """Label maps N x H x W, their instance maps or None, a text on where they came from, and their photos or None."""
+
+
+_TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,16 @@ def calibration_inputs(
 
 
 def _open_training(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, str]:
-    return open_source(config, "train", labels), "training"
+    return open_source(config, "train", labels), _TRAINING
 
 
-def _where_from(config: DataConfig, split: str) -> str:
-    """The split of a data set in words, which never calls training samples anything else."""
+def _where_from(config: DataConfig, split: str, source: SampleSource, init: str) -> str:
+    """The split of a data set in words, which never calls held out what the run, or one before it, was trained on."""
+    learned = 0 if split in ("train", _TRAINING) else learned_before(init).count(source.record())
+    if learned is None:
+        return f"the data set's {split} split (it is not known whether the run's initial weights learned from them)"
+    if learned:
+        return f"the data set's {split} split ({learned} of its {len(source)} samples were learned in an earlier run)"
     if split == "val" and config.holdout is not None:
         return "the data set's held-out samples"
     return "the training samples, since none are held out" if split == "train" else f"the data set's {split} split"
@@ -104,7 +113,8 @@ def _data_set_maps(
             source, split = open_split(config, spec.labels)
             label, instance, photo = validation_labels(source, count)
             objects = None if instance is None else instance.numpy()
-            return label.numpy(), objects, f"label maps of {_where_from(config, split)}", photo_pixels(photo)
+            described = f"label maps of {_where_from(config, split, source, info.init)}"
+            return label.numpy(), objects, described, photo_pixels(photo)
         except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
             why = error.message
     ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=seed)

@@ -3,6 +3,7 @@
 runs/<name>/config.json                        the settings of the run
            /losses.csv, losses.png, samples/, timeline.png, samples.gif, tensorboard/
            /metrics.csv, metrics.png           if metrics are measured during training
+           /data.json                          which samples it learned from, and which it measures on
            /best.json                          which checkpoint was the best by one of the metrics
            /classes.json, skipped.txt          how often each class occurs, and which samples could not be read
            /checkpoints/step_00000400/         checkpoint.json, generator.safetensors
@@ -26,6 +27,9 @@ ENCODER_FILE = "encoder.safetensors"
 BEST_JSON = "best.json"
 ARTIFACT = "artifact"
 MANIFEST_JSON = "manifest.json"
+
+SHIPPED = ("earth",)
+"""The names of the models that come with the package."""
 
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
 

@@ -68,6 +68,11 @@ class CheckpointInfo:
     """What an import assumed, one sentence each."""
 
     @property
+    def init(self) -> str:
+        """The weights that its run began from, as in `train`; empty for random ones."""
+        return str((self.train or {}).get("init") or "")
+
+    @property
     def is_resumable(self) -> bool:
         return bool(self.origin == "train" and self.discriminator_sha256 and self.optimizers_sha256)
 

@@ -17,11 +17,11 @@ from spade_deploy.fields import Sha256, from_json, to_json
 from spade_deploy.files.atomic import write_json
 from spade_deploy.files.reading import read_json, sha256_of
 from spade_deploy.networks.build import Generator, build_generator
+from spade_deploy.runs.layout import SHIPPED
 from spade_deploy.runs.tensors import check_tensors, load_tensors, save_tensors
 from spade_deploy.spec import GeneratorSpec
 
 SHIPPED_FOLDER = Path(__file__).parents[1] / "data" / "models"
-SHIPPED = ("earth",)
 _HINT = "the installation is damaged: install spade-deploy again"
 
 

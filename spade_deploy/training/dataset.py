@@ -21,10 +21,10 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import find_samples
 from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
+from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.settings import check_positive
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.loader import loaded
-from spade_deploy.training.records.data_record import DataRecord
 
 _ORDER, _AUGMENT = 0, 1
 """The purpose of random numbers, which comes first in their seed: for NumPy (seed, epoch) equals (seed, epoch, 0)."""

@@ -25,12 +25,13 @@ from spade_deploy.errors import ConfigError, TrainingInterruptedError
 from spade_deploy.progress import SILENT, Figures, Progress
 from spade_deploy.runs import checkpoint_folder
 from spade_deploy.runs.checkpoint import load_generator
-from spade_deploy.runs.shipped import SHIPPED, shipped_generator
+from spade_deploy.runs.data_record import DataRecord
+from spade_deploy.runs.layout import SHIPPED
+from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.training.config import Setup
 from spade_deploy.training.device import choose_device, peak_memory_bytes
 from spade_deploy.training.processes.world import ALONE, News, World
 from spade_deploy.training.records import plots
-from spade_deploy.training.records.data_record import DataRecord
 from spade_deploy.training.records.recorder import Recorder
 from spade_deploy.training.resume import newest_checkpoint, restore, resume_hint
 from spade_deploy.training.shortage import named_shortage

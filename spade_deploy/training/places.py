@@ -11,8 +11,8 @@ from typing import Any
 
 from spade_deploy.errors import NotFoundError
 from spade_deploy.labels.layouts import FOLDERS
+from spade_deploy.runs.data_record import place_of_run
 from spade_deploy.training.config import Setup
-from spade_deploy.training.records.data_record import place_of_run
 
 _DATA = {"root": "root", **{name: name.removesuffix("_dir") for name in FOLDERS}}
 """The paths in `DataConfig`, each with the field of the request that sets it."""

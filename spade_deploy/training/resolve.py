@@ -10,7 +10,7 @@ from typing import Any
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.labels.class_file import class_labels
 from spade_deploy.runs.folders import resolve_checkpoint
-from spade_deploy.runs.shipped import SHIPPED
+from spade_deploy.runs.layout import SHIPPED
 from spade_deploy.settings import as_typed, setting_of
 from spade_deploy.spec import DiscriminatorSpec, FirstInput, GeneratorSpec
 from spade_deploy.training.config import STYLE_LENGTH, PerceptualNetwork, Setup, TrainConfig

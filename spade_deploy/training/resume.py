@@ -10,9 +10,9 @@ from typing import Any
 
 from spade_deploy.errors import CheckpointError
 from spade_deploy.runs.checkpoint import load_generator, load_training_state
+from spade_deploy.runs.data_record import DataRecord, changed_samples, refuse_other_samples
 from spade_deploy.runs.folders import run_checkpoints
 from spade_deploy.training.processes.world import World
-from spade_deploy.training.records.data_record import DataRecord, changed_samples, refuse_other_samples
 from spade_deploy.training.saved_setup import load_setup
 from spade_deploy.training.steps import Learner
 

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from spade_deploy.labels.holdout import FEWEST
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.runs.data_record import DataRecord
+from spade_deploy.runs.learned import learned_before
 from spade_deploy.training import dataset
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
-from spade_deploy.training.records.data_record import DataRecord
 from spade_deploy.training.records.measurements import Measures
 
 
@@ -54,7 +55,8 @@ class FolderSource:
         self._data = data
         self._held_out, self._split = dataset.open_held_out(data, labels)
         self.notes = _unpaired(getattr(self._training, "problems", ()))
-        self.notes += _about_measuring(data, self._split, len(self._held_out), len(self._training))
+        self._learned = learned_before(setup.train.init).count(self._held_out.record())
+        self.notes += self._about_measuring()
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return dataset.steps_per_epoch(self._training, batch_size)
@@ -85,10 +87,27 @@ class FolderSource:
     def record(self) -> DataRecord:
         """The training samples, in the order that batches are drawn from."""
         held_out, names = self._data.holdout, [self._held_out.stem(index) for index in range(len(self._held_out))]
-        measured_on: dict[str, Any] = {"split": self._split, "held_out": self._split != "train", "samples": names}
+        measured_on: dict[str, Any] = {"split": self._split, "held_out": self._is_held_out, "samples": names}
+        measured_on["learned_before"] = self._learned
         if held_out is not None:
             measured_on |= {"share": held_out.share, "seed": held_out.seed}
         return replace(self._training.record(), measured_on=measured_on)
+
+    @property
+    def _is_held_out(self) -> bool | None:
+        """Whether neither this run nor those before it learn from what is measured on; None if that is not known."""
+        if self._split == "train" or self._learned:
+            return False
+        return True if self._learned == 0 else None
+
+    def _about_measuring(self) -> tuple[str, ...]:
+        if self._split == "train" or self._learned == 0:
+            return _about_measuring(self._data, self._split, len(self._held_out), len(self._training))
+        weights, measured = "the weights that `init` names", "samples that metrics and sample grids are of"
+        if self._learned is None:
+            return (f"it is not known what {weights} learned from, and so not whether the {measured} are held out",)
+        told = f"{weights} learned from {self._learned} of the {len(self._held_out)} {measured}"
+        return (f"{told}: they are not held out, and the figures are too good",)
 
     def held_out_sha256(self) -> str:
         """The digest of the held-out samples' names and their files' sizes."""

@@ -18,10 +18,10 @@ from spade_deploy.errors import (
     ConfigError,
 )
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec
 from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.dataset import Batch
-from spade_deploy.training.records.data_record import DataRecord
 
 LABELS = LabelSpec(3, has_edges=True)
 

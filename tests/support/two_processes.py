@@ -23,6 +23,7 @@ from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.networks.discriminator import MultiscaleDiscriminator
 from spade_deploy.networks.spade import SpadeGenerator, initialize, make_segmap
 from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
+from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec, NormType
 from spade_deploy.training import loop
 from spade_deploy.training.config import Setup, TrainConfig
@@ -33,7 +34,6 @@ from spade_deploy.training.processes import peers
 from spade_deploy.training.processes.averaging import parallel, without_averaging
 from spade_deploy.training.processes.join import join_world
 from spade_deploy.training.processes.world import News, World
-from spade_deploy.training.records.data_record import DataRecord
 from spade_deploy.training.steps import Learner
 
 LABELS = LabelSpec(3, has_edges=True)

@@ -28,13 +28,13 @@ from spade_deploy.networks.spade import to_pixels
 from spade_deploy.runs import Best, checkpoint_folder
 from spade_deploy.runs.checkpoint import TrainingState, save_checkpoint
 from spade_deploy.runs.csv_log import CsvLog
+from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.runs.leftovers import sweep_run
 from spade_deploy.runs.settings import flat
 from spade_deploy.runs.tensors import is_finite
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.records.animation import save_gif
 from spade_deploy.training.records.class_counts import CLASSES_JSON, ClassCounts
-from spade_deploy.training.records.data_record import DataRecord
 from spade_deploy.training.records.measurements import (
     BestCheckpoint,
     Measures,
