@@ -54,6 +54,11 @@ def server(models: dict[str, ServedModel], chromium: Any) -> Iterator[Server]:
     found.stop()
 
 
+IS_READY = """() => document.querySelector("#stage.has-photo, dialog[open]")
+  || !document.getElementById("notice").hidden"""
+"""The page shows its first photo, a question, or what is wrong; before that nothing listens to the mouse."""
+
+
 @pytest.fixture
 def open_page(chromium: Any, server: Server) -> Iterator[Open]:
     """Opens the page; at the end it must have complained of nothing: no error, and nothing that its policy forbids."""
@@ -61,6 +66,7 @@ def open_page(chromium: Any, server: Server) -> Iterator[Open]:
 
     def found(url: str | None = None, **how: Any) -> Page:
         opened.append(Page(chromium, url or server.url, **how))
+        opened[-1].tab.wait_for_function(IS_READY)
         return opened[-1]
 
     yield found
