@@ -154,6 +154,18 @@ def test_painting_without_a_server(tmp_path: Path) -> None:
         wait_until_open(page)
         page.wait_for_photo(right)
         assert page.complaints == []
+        page.close()
+        (worker,), (graph,) = ((tmp_path / "host").rglob(name) for name in ("worker.js", "*.onnx"))
+        graph.unlink()
+        page = Page(chromium, f"{url}/below/styled/")
+        page.wait_for_text("notice-title", r"cannot be loaded: .*generator\.fp32\.onnx")
+        page.wait_for_text("empty", "no photo yet")
+        page.close()
+        worker.write_text("throw new Error('no memory')")
+        page = Page(chromium, f"{url}/below/styled/")
+        page.wait_for_text("notice-text", "no memory")
+        assert page.tab.locator("#notice-retry").inner_text() == "Try again"
+        assert "server" not in page.text("notice") + page.text("state-text")
 
 
 RUN = """async ([runtime, maps]) => {

@@ -42,9 +42,9 @@ export class Engine {
         isOpen: false,
         takesEdits: false,
         send: (id, head, png) => this.#run(head, png).then(({body, blob}) => told.came({id, body: {id, ...body}, blob})),
-        close: () => { line.isOpen = false; },
+        close: () => {},  // the worker stays, and a photo may take long
       };
-      line.ended = () => { line.isOpen = false; told.closed(); };
+      line.ended = (problem) => { line.isOpen = false; told.failed(problem); };
       line.progress = told.progress;
       this.#line = line;
       this.#opened().then(() => { line.isOpen = true; told.opened(); }, told.failed);
@@ -81,8 +81,9 @@ export class Engine {
       };
       this.#worker.onerror = (event) => {
         event.preventDefault();
-        failed({status: 500, detail: text("workerEnded"), hint: event.message ?? ""});
-        this.#line?.ended();
+        const problem = {status: 500, detail: text("workerEnded"), hint: event.message ?? ""};
+        failed(problem);
+        this.#line?.ended(problem);
       };
       this.#worker.postMessage({kind: "open", base: MODEL.href, facts: this.#facts, threads: threadsOf()});
     });

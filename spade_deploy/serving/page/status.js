@@ -11,6 +11,7 @@ export function showState(state) {
     $("state").dataset.state = state;
     $("state-text").textContent = text(`state.${state}`);
   }
+  if (state === "problem" || state === "gone") $("empty").textContent = text("noPhotoYet");
   $("progress").hidden = state !== "busy" && state !== "loading";
 }
 
