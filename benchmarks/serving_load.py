@@ -125,6 +125,7 @@ def measure(artifact: Artifact, options: argparse.Namespace, work: Path) -> dict
         cases = make_cases(spec, runtime)
         result: dict[str, Any] = {
             "machine": describe_machine(),
+            "load_average_before": psutil.getloadavg()[0],
             "run": artifact.manifest.source.run,
             "size": f"{spec.height}x{spec.width}",
             "runtime": runtime.name,
