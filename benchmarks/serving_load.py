@@ -86,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path)
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=9, help="of throughput; and 20 times as many images for latency")
-    parser.add_argument("--images", type=int, default=40, help="of a round of throughput")
+    parser.add_argument("--rounds", type=int, default=7, help="of throughput; and 30 times as many images for latency")
+    parser.add_argument("--images", type=int, default=20, help="of a round of throughput")
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--timeout", type=float, default=5.0, help="the server's, in seconds")
@@ -125,13 +125,14 @@ def measure(artifact: Artifact, options: argparse.Namespace, work: Path) -> dict
         cases = make_cases(spec, runtime)
         result: dict[str, Any] = {
             "machine": describe_machine(),
+            "load_average_before": psutil.getloadavg()[0],
             "run": artifact.manifest.source.run,
             "size": f"{spec.height}x{spec.width}",
             "runtime": runtime.name,
             "threads": options.threads,
         }
         result["throughput"] = asyncio.run(throughput(address, runtime, cases, options.rounds, options.images))
-        result["latency"] = asyncio.run(latency(address, runtime, cases, 20 * options.rounds))
+        result["latency"] = asyncio.run(latency(address, runtime, cases, 30 * options.rounds))
         result["load"] = asyncio.run(load(address, process, spec, cases, options.requests))
     return {**result, "faults": faults(result["load"])}
 
@@ -223,7 +224,6 @@ async def throughput(
     address: Address, runtime: Runtime, cases: Sequence[Case], rounds: int, images: int
 ) -> dict[str, Any]:
     """Images a second of the bare runtime and of the server, which take turns."""
-    connections = [await Connection.to(address) for _ in range(2)]
     asked = [cases[number % len(cases)] for number in range(images)]
 
     async def ask_all(connection: Connection, waiting: Iterator[Case], answers: list[tuple[Answer, Case]]) -> None:
@@ -234,17 +234,18 @@ async def throughput(
     for number in range(rounds + 1):  # the first one warms up
         bare_s = run_bare(runtime, asked)
         answers: list[tuple[Answer, Case]] = []
+        connections = [await Connection.to(address) for _ in range(2)]  # idle ones would be closed
         waiting, start = iter(asked), time.perf_counter()
         await asyncio.gather(*(ask_all(connection, waiting, answers) for connection in connections))
         served_s = time.perf_counter() - start
+        for connection in connections:
+            await connection.close()
         for answer, case in answers:
             check(answer, case)
         if number:
             found.append(
                 {"bare_images_s": images / bare_s, "served_images_s": images / served_s, "ratio": bare_s / served_s}
             )
-    for connection in connections:
-        await connection.close()
     medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
     return {**medians, "images": images, "connections": 2, "rounds": found}
 
@@ -289,7 +290,7 @@ async def load(
     plan: list[Any] = [kinds[number % len(kinds)] for number in range(ill)]
     plan += [cases[number % len(cases)] for number in range(count - ill)]
     random.Random(0).shuffle(plan)
-    warm_up = [*kinds, *(cases[number % len(cases)] for number in range(max(50, count // 10)))]
+    warm_up = [*kinds, *(cases[number % len(cases)] for number in range(50))]
     await send_all(address, warm_up, Seen())
     before = await settled(process, None)
     images_before = await images_made(address)
