@@ -135,6 +135,44 @@ def test_what_is_drawn_becomes_the_right_photo(open_page: Open, models: dict[str
     page.wait_for_photo(right_pixels(PLAIN, dabbed))
 
 
+SPY = """() => {
+  const send = WebSocket.prototype.send;
+  window.sent = [];
+  WebSocket.prototype.send = function (data) {
+    const end = data.indexOf(10);
+    window.sent.push([JSON.parse(new TextDecoder().decode(data.subarray(0, end))), [...data.subarray(end + 1)]]);
+    return send.call(this, data);
+  };
+}"""
+
+
+def test_a_small_stroke_sends_what_changed_and_a_409_the_whole_map(open_page: Open, server: Server) -> None:
+    page = open_page()
+    label = some_map(PLAIN, 5)
+    uploaded(page, png(label))
+    page.wait_for_photo(right_pixels(PLAIN, label))
+    page.wait_for_text("state-text", "Live")
+    page.tab.evaluate(SPY)
+    page.tab.locator("#size").fill("0")  # a brush of one pixel
+    drawings = server.app.state.serving.drawings
+    for x, is_forgotten in ((5, False), (9, True), (13, False)):
+        if is_forgotten:
+            for key in list(drawings._held):
+                drawings.drop(key)
+        label[6, x] = (label[6, x] + 1) % 5
+        page.pick(int(label[6, x]))
+        page.drag((x, 6))
+        page.wait_for_photo(right_pixels(PLAIN, label))
+        page.wait_for_text("state-text", "Live")
+        sent = page.tab.evaluate("window.sent.splice(0)")
+        patch = {"x": x, "y": 6, "width": 1, "height": 1, "runs": [int(label[6, x]), 1]}
+        assert [(head["patches"], rest) for head, rest in sent if head.get("patches")] == [([patch], [])]
+        whole = [rest for head, rest in sent if "base" not in head]
+        assert len(whole) == is_forgotten
+        for content in whole:
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(bytes(content)))), label)
+
+
 def test_lines_polygons_moves_and_picked_classes(open_page: Open) -> None:
     page = open_page()
     label = EMPTY.copy()
