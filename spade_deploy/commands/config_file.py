@@ -131,7 +131,9 @@ def read_settings(path: Path, options: Sequence[Option], command: str) -> dict[s
     except yaml.YAMLError as error:
         where = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) is not None else ""
         problem = getattr(error, "problem", None) or reason_of(error)
-        raise ConfigError(f"`config`: {path}{where} is no YAML: {problem}", hint=_FIRST_STEP.format(command)) from error
+        raise ConfigError(
+            f"`config`: {path}{where} is not valid YAML: {problem}", hint=_FIRST_STEP.format(command)
+        ) from error
     if root is None or root.tag == _NULL:
         return {}
     if not isinstance(root, yaml.MappingNode):

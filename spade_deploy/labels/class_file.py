@@ -127,7 +127,7 @@ def _yaml(path: Path, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"`classes`: {path} is no YAML ({reason_of(error)})") from error
+        raise ConfigError(f"`classes`: {path} is not valid YAML ({reason_of(error)})") from error
 
 
 def _json(path: Path, text: str) -> Any:

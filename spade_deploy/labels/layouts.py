@@ -99,14 +99,19 @@ class DataConfig:
             if len(size) != 2 or not all(1 <= side <= 8192 for side in size):
                 raise ConfigError(f"`{name}`: {size} is not (height, width) in 1..8192 pixels")
         if self.crop_size[0] > self.load_size[0] or self.crop_size[1] > self.load_size[1]:
-            raise ConfigError(f"`crop_size`: the crop {self.crop_size} is larger than the load size {self.load_size}")
+            raise ConfigError(
+                f"`crop_size`: the crop {self.crop_size} is larger than the load size {self.load_size}",
+                hint="give a smaller `crop_size`, or a larger `load_size`",
+            )
 
     def _check_val_folders(self) -> None:
         """Refuse folders to measure on that contradict the rest, or would be the training samples again."""
         if self.val_labels_dir is None:
             for name in ("val_images_dir", "val_instances_dir"):
                 if (folder := getattr(self, name)) is not None:
-                    raise ConfigError(f"`{name}` {folder} needs `val_labels_dir`: the label maps that belong to it")
+                    raise ConfigError(
+                        f"`{name}` {folder} needs `val_labels_dir`: the label maps that belong to it", hint="give both"
+                    )
             return
         if self.labels_dir is None:
             raise ConfigError(f"`val_labels_dir` {self.val_labels_dir} needs `labels_dir`: what is trained on")

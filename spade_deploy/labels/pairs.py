@@ -227,4 +227,6 @@ def _nothing_pairs(config: DataConfig, split: str) -> DatasetError:
     }.get(config.preset, "label maps, photos and instance maps belong together by the same file stem")
     if config.preset == "cityscapes" and config.root and (other := train_ids_in(config.root)) is not None:
         hint = f"{other.name} holds train ids (0..18); needed are the label ids of {CITYSCAPES_LABELS[1:]}"
+    if config.root is not None and not config.root.is_dir():
+        hint = f"check the path: {config.root} is no folder"
     return DatasetError(f"no {split} samples for the preset {config.preset}. Looked for {looked}", hint=hint)

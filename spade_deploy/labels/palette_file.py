@@ -24,7 +24,9 @@ def read_utf8(path: Path, field: str) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"`{field}`: {path} cannot be read: it is no UTF-8 text", hint="save it as UTF-8") from error
     except OSError as error:
-        raise ConfigError(f"`{field}`: {path} cannot be read ({reason_of(error)})") from error
+        raise ConfigError(
+            f"`{field}`: {path} cannot be read ({reason_of(error)})", hint="check the path of the file"
+        ) from error
 
 
 def read_palette_file(path: Path) -> tuple[tuple[Rgb, ...], tuple[str, ...]]:

@@ -31,6 +31,7 @@ from spade_deploy.runs.records import read_best, read_checkpoint_info, read_obje
 
 MAKE_CHECKPOINT = "make one with `spade train`, or `spade import FILE` for a released model"
 MAKE_ARTIFACT = "make one with `spade export`"
+_CHECK_PATH = "check the path, or "
 
 FUTURE_NS = 300 * 10**9
 """How far ahead of the clock a date may be before a warning: the clocks of two machines differ by seconds."""
@@ -135,12 +136,12 @@ def resolve_checkpoint(path: Path | None, runs_dir: Path, *, best: bool = False)
         if (run / CHECKPOINT_JSON).exists() or run.is_file():
             raise ConfigError(f"`best`: {run} is a checkpoint already", hint="name the run, or leave `best` out")
         if not run.exists():
-            raise NotFoundError(f"{run}: does not exist", hint=MAKE_CHECKPOINT)
+            raise NotFoundError(f"{run}: does not exist", hint=_CHECK_PATH + MAKE_CHECKPOINT)
         return best_checkpoint(run)
     if path is None:
         return newest_checkpoint(runs_dir)
     if not path.exists():
-        raise NotFoundError(f"{path}: does not exist", hint=MAKE_CHECKPOINT)
+        raise NotFoundError(f"{path}: does not exist", hint=_CHECK_PATH + MAKE_CHECKPOINT)
     if path.is_file():
         if path.name not in (GENERATOR_FILE, CHECKPOINT_JSON):
             raise CheckpointError(
@@ -168,10 +169,12 @@ def resolve_artifact(path: Path | None, runs_dir: Path) -> Path:
     if path is None:
         return newest_artifact(runs_dir)
     if not path.exists():
-        raise NotFoundError(f"{path}: does not exist", hint=MAKE_ARTIFACT)
+        raise NotFoundError(f"{path}: does not exist", hint=_CHECK_PATH + MAKE_ARTIFACT)
     if path.is_file():
         if path.name != MANIFEST_JSON:
-            raise ArtifactError(f"{path}: is a file; an artifact is a folder with {MANIFEST_JSON}")
+            raise ArtifactError(
+                f"{path}: is a file; an artifact is a folder with {MANIFEST_JSON}", hint="name the artifact's folder"
+            )
         path = path.parent
     folder = path if (path / MANIFEST_JSON).exists() else path / ARTIFACT
     if not (folder / MANIFEST_JSON).exists():

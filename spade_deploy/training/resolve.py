@@ -179,7 +179,10 @@ def _base(asked: TrainRequest) -> Setup:
     if data.preset_name == "custom":
         return own_setup(asked)
     if asked.paper:
-        raise ConfigError(f"`paper` is for data of your own: `preset` {data.preset_name} has settings of its own")
+        raise ConfigError(
+            f"`paper` is for data of your own: `preset` {data.preset_name} has settings of its own",
+            hint="leave `paper` out",
+        )
     for name in ONLY_OWN:
         if getattr(data, name) is not None:
             says = "what the labels are" if name in ABOUT_LABELS else "what is measured on"

@@ -66,6 +66,8 @@ def animate(run: Path, out: Path, fps: float | None = None) -> Animation:
         raise ConfigError(f"`out`: {out} is not .gif or .mp4", hint="spade animate RUN --out samples.mp4")
     if fps is not None:
         check_range("fps", fps, 0.1, 60)
+    if not run.is_dir():
+        raise NotFoundError(f"{run}: does not exist", hint="check the path of the run")
     if len(sample_grids(run)) < 2:
         raise NotFoundError(
             f"{run}: has {len(sample_grids(run))} sample grids (samples/step_*.png); an animation needs two",
