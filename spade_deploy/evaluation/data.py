@@ -86,12 +86,8 @@ def open_set(config: DataConfig, split: str, labels: LabelSpec, size: Size) -> S
     with_photos = replace(found, samples=tuple(sample for sample in found.samples if sample.photo is not None))
     if not with_photos.samples:
         raise DatasetError(f"{config.root or config.labels_dir}: the {split} split has no photos")
-    name = "given files" if has_one_set(config) else "held-out part" if _is_part(config, split) else f"{split} split"
+    name = "given files" if has_one_set(config) else f"{split} split"
     return SampleSet(name, FileSamples(with_photos, labels, size))
-
-
-def _is_part(config: DataConfig, split: str) -> bool:
-    return config.holdout is not None and split == "val"
 
 
 def evenly(count: int, wanted: int | None) -> list[int]:
