@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import uvicorn
+from load_client import timing_parts
 from models import ADE20K, DATA, RESULTS, SMALL, coco_maps, make_artifact, resized, synthetic_maps
 from numpy.typing import NDArray
 from websockets.sync.client import connect
@@ -48,7 +49,7 @@ from spade_deploy.machine.cores import usable_cores
 from spade_deploy.serving.app import make_app
 from spade_deploy.serving.live import LIVE, SUBPROTOCOL
 from spade_deploy.serving.models import ServedModel
-from spade_deploy.serving.page_routes import ids_png
+from spade_deploy.serving.pictures import ids_png
 from spade_deploy.serving.request import ServeRequest
 from spade_deploy.serving.runner import BatchRule
 from spade_deploy.spec import GraphKind
@@ -157,7 +158,7 @@ class Http:
         ms = 1000 * (time.perf_counter() - start)
         if answer.status != 200:
             raise SystemExit(f"{path}: {answer.status} {content[:500]!r}")
-        return Answer(ms, len(body), parts_of(answer.headers["Server-Timing"]), content), answer.headers
+        return Answer(ms, len(body), timing_parts(answer.headers["Server-Timing"]), content), answer.headers
 
 
 class Live:
@@ -193,16 +194,11 @@ class Live:
         if not isinstance(answer, bytes):
             raise SystemExit(answer)
         line, _, photo = answer.partition(b"\n")
-        return Answer(ms, len(message), parts_of(json.loads(line)["timing"]), photo)
+        return Answer(ms, len(message), timing_parts(json.loads(line)["timing"]), photo)
 
 
 def patches_of(patch: dict[str, Any], has_edges: bool) -> dict[str, Any]:
     return {"patches": [patch], **({"instance_patches": [patch]} if has_edges else {})}
-
-
-def parts_of(timing: str) -> dict[str, float]:
-    """'decode;dur=1.2, queue;dur=0.1' -> milliseconds by name."""
-    return {name: float(ms) for name, _, ms in (part.strip().partition(";dur=") for part in timing.split(","))}
 
 
 def an_edit(label: Map, num_ids: int, rng: np.random.Generator) -> tuple[Map, dict[str, Any]]:

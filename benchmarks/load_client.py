@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spade_deploy.serving.page_routes import ids_png
+from spade_deploy.serving.pictures import ids_png
 from spade_deploy.spec import GeneratorSpec
 
 Address = tuple[str, int]
@@ -75,6 +75,11 @@ class Connection:
         self._writer.close()
         with contextlib.suppress(OSError):  # the server was first
             await self._writer.wait_closed()
+
+
+def timing_parts(header: str) -> dict[str, float]:
+    """Server-Timing, 'decode;dur=1.2, queue;dur=0.1' -> milliseconds by name."""
+    return {name: float(ms) for name, _, ms in (part.strip().partition(";dur=") for part in header.split(","))}
 
 
 def get(path: str) -> bytes:

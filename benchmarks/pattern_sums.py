@@ -9,7 +9,6 @@ of scales and offsets. The candidates take turns; each is compared with the prod
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -66,11 +65,11 @@ def measured(size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     for number in range(rounds + 1):
         names = list(requests)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            before, began = own_cpu_s(), time.perf_counter()
+            before, began = time.process_time(), time.perf_counter()
             requests[name].infer([hidden, numbers], share_inputs=True)
             if number:  # the first one warms up
                 times[name].append(time.perf_counter() - began)
-                cpu[name].append(own_cpu_s() - before)
+                cpu[name].append(time.process_time() - before)
             else:
                 errors[name] = float(np.abs(requests[name].get_output_tensor(0).data - right).max())
     return {
@@ -138,12 +137,6 @@ def table_of(hidden: Any, numbers: Any, matrix: NDArray[np.float32]) -> tuple[An
 def constant(values: Any) -> Any:
     """Integers as a constant."""
     return load_openvino().opset13.constant(np.array(values, np.int64))
-
-
-def own_cpu_s() -> float:
-    """Processor time of this process, all threads together, in seconds."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 CANDIDATES: dict[str, Callable[[NDArray[np.float32]], Any]] = {

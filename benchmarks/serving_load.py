@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from load_client import LEFT, Address, Answer, Connection, form, get, hostile_requests, send_hostile
+from load_client import LEFT, Address, Answer, Connection, form, get, hostile_requests, send_hostile, timing_parts
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -45,7 +45,7 @@ from spade_deploy.engines.base import Runtime
 from spade_deploy.files.atomic import write_json
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.machine.cores import usable_cores
-from spade_deploy.serving.page_routes import ids_png
+from spade_deploy.serving.pictures import ids_png
 from spade_deploy.spec import GeneratorSpec
 from spade_deploy.tuning.open import open_runtime
 
@@ -119,9 +119,11 @@ def small_artifact(work: Path) -> Path:
 
 def measure(artifact: Artifact, options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All three parts, on one server."""
-    with open_runtime(artifact, "fp32", options.backend, options.threads) as runtime, served(options, work) as started:
-        process, address = started
-        spec = artifact.manifest.generator
+    spec = artifact.manifest.generator
+    with (
+        open_runtime(artifact, "fp32", options.backend, options.threads) as runtime,
+        served(options, spec, work) as (process, address),
+    ):
         cases = make_cases(spec, runtime)
         result: dict[str, Any] = {
             "machine": describe_machine(),
@@ -137,12 +139,15 @@ def measure(artifact: Artifact, options: argparse.Namespace, work: Path) -> dict
     return {**result, "faults": faults(result["load"])}
 
 
+def most_pixels(spec: GeneratorSpec) -> int:
+    """The server's limit for an image."""
+    return max(64 * 64, MOST_PIXELS * spec.height * spec.width)
+
+
 @contextmanager
-def served(options: argparse.Namespace, work: Path) -> Iterator[tuple[psutil.Process, Address]]:
+def served(options: argparse.Namespace, spec: GeneratorSpec, work: Path) -> Iterator[tuple[psutil.Process, Address]]:
     """A running `spade serve`, and its address; it has to end with exit code 0."""
     errors = work / "serve.log"
-    spec = Artifact.open(options.artifact).manifest.generator
-    pixels = max(64 * 64, MOST_PIXELS * spec.height * spec.width)
     flags = {
         "--port": 0,
         "--backend": options.backend,
@@ -150,7 +155,7 @@ def served(options: argparse.Namespace, work: Path) -> Iterator[tuple[psutil.Pro
         "--threads": options.threads,
         "--max-batch": 1,
         "--max-bytes": MOST_BYTES,
-        "--max-pixels": pixels,
+        "--max-pixels": most_pixels(spec),
         "--timeout": options.timeout,
     }
     command = [sys.executable, "-m", "spade_deploy", "serve", str(options.artifact.absolute())]
@@ -262,7 +267,7 @@ async def latency(address: Address, runtime: Runtime, cases: Sequence[Case], ima
         if number >= 5:  # the first ones warm up
             bare.append(ms)
             served_ms.append(answer.ms)
-            timings.append(dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"])))
+            timings.append(timing_parts(answer.headers["server-timing"]))
     await connection.close()
     bare_is, served_is = percentiles(bare), percentiles(served_ms)
     return {
@@ -271,7 +276,7 @@ async def latency(address: Address, runtime: Runtime, cases: Sequence[Case], ima
         "served": served_is,
         "overhead_p50_ms": served_is["p50_ms"] - bare_is["p50_ms"],
         "overhead_p99_ms": served_is["p99_ms"] - bare_is["p99_ms"],
-        "timing_median_ms": {name: statistics.median(float(one[name]) for one in timings) for name in timings[0]},
+        "timing_median_ms": {name: statistics.median(one[name] for one in timings) for name in timings[0]},
     }
 
 
@@ -284,8 +289,7 @@ async def load(
     address: Address, process: psutil.Process, spec: GeneratorSpec, cases: Sequence[Case], count: int
 ) -> dict[str, Any]:
     """Send the requests, and compare what came back, and what the server holds, with what should be."""
-    pixels = max(64 * 64, MOST_PIXELS * spec.height * spec.width)
-    kinds = hostile_requests(spec, MOST_BYTES, pixels, cases[0].request)
+    kinds = hostile_requests(spec, MOST_BYTES, most_pixels(spec), cases[0].request)
     ill = round(count * HOSTILE_SHARE)
     plan: list[Any] = [kinds[number % len(kinds)] for number in range(ill)]
     plan += [cases[number % len(cases)] for number in range(count - ill)]

@@ -17,19 +17,14 @@ ARTIFACT has fp32 graphs of both kinds: `spade demo` leaves one in demo/runs/ear
 from __future__ import annotations
 
 import argparse
-import functools
 import os
-import shutil
 import statistics
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from local_page import installed_chromium, static_host
 from numpy.typing import NDArray
 from playwright.sync_api import sync_playwright
 
@@ -46,7 +41,8 @@ from spade_deploy.spec import GraphKind, Precision
 from spade_deploy.tuning.break_even import BreakEven, TimedMaps
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+"""The headers without which a browser allows no threads."""
 KINDS = (GraphKind.LOOKUP, GraphKind.DENSE)
 WORKER = """
 onmessage = async ({data: {runtime, model, maps, kinds, rounds, threads}}) => {
@@ -91,7 +87,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, min(8, usable_cores())}))
     parser.add_argument("--onnxruntime-web", type=Path, help="the npm package, where there is no network")
-    parser.add_argument("--chromium", default=next(filter(None, map(shutil.which, NAMES)), None))
+    parser.add_argument("--chromium", default=installed_chromium())
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "web-engine.json")
     asked = parser.parse_args()
     artifact = Artifact.open(asked.artifact)
@@ -137,33 +133,11 @@ def maps_of(artifact: Artifact) -> list[Arrays]:
     return [*one_by_one(golden), TimedMaps.of(artifact.manifest.generator, golden).many]
 
 
-@contextmanager
-def isolated_host(folder: Path) -> Iterator[str]:
-    """Serve a folder with the headers that allow threads; yields its address."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        def end_headers(self) -> None:
-            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-            super().end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Nothing is printed."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def in_browser(host: Path, path: str, maps: list[Arrays], rounds: int, threads: int) -> dict[str, Any]:
     """What WORKER tells, and chromium's `version`. Raises RuntimeError for what fails there."""
     (host / "measure.js").write_text(WORKER, encoding="utf-8")
     (host / "empty.html").write_text("<!doctype html><title>measure</title>", encoding="utf-8")
-    with isolated_host(host) as url, sync_playwright() as driver:
+    with static_host(host, ISOLATED) as url, sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         tab = chromium.new_page()
         tab.goto(f"{url}/empty.html")

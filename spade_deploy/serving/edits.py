@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
+from spade_deploy.artifact import Arrays
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.serving.drawings import Drawing
-from spade_deploy.serving.maps import asked_beside, inputs_of_maps, maps_of, text_field
+from spade_deploy.serving.maps import Maps, asked_beside, inputs_of_maps, maps_of, text_field
+from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.openapi import Schema, edits_body
-from spade_deploy.serving.patches import INSTANCE_PATCHES, PATCHES, edited, parse_edit
+from spade_deploy.serving.patches import INSTANCE_PATCHES, PATCHES, edited
 from spade_deploy.serving.pictures import MEDIA_TYPES
 from spade_deploy.serving.routes import (
     JSON,
@@ -59,22 +62,24 @@ def add_edits(app: FastAPI, serving: Serving) -> None:
         deadline = time.monotonic() + serving.asked.timeout
         limit = serving.asked.max_pixels
         base: Drawing | None = None
-        body, read_s = await read_json(request, serving) if content_type(request) == JSON else (None, 0.0)
-        if isinstance(body, Mapping) and EDIT_FIELDS & set(body):
-            base = serving.drawings.find(*_base_of(body))
-            wanted, fields = _wanted_edit(request, serving, base, body), body
-        elif body is None:
+        body = await read_json(request, serving) if content_type(request) == JSON else None
+        fields = {} if body is None else body.value
+        if body is None:
             wanted = await read_request(request, serving)
+        elif isinstance(fields, Mapping) and EDIT_FIELDS & set(fields):
+            base = serving.drawings.find(*_base_of(fields))
+            wanted = replace(_wanted_edit(request, serving, base, fields), read_s=body.read_s)
         else:
             wanted = await wanted_of_json(request, serving, body)
+
+        def decoded() -> tuple[Maps, Arrays]:
+            model, asked = wanted.model, wanted.asked
+            maps = maps_of(model, asked, limit) if base is None else edited(model, base.maps, fields, limit)
+            return maps, inputs_of_maps(model, maps, asked, limit)
+
         start = time.perf_counter()
-        if base is None:
-            maps = await serving.in_thread(maps_of, wanted.model, wanted.asked, limit)
-        else:
-            edit = await serving.in_thread(parse_edit, fields, limit)
-            maps = await serving.in_thread(edited, wanted.model, base.maps, edit, limit)
-        inputs = await serving.in_thread(inputs_of_maps, wanted.model, maps, wanted.asked, limit)
-        decode_s = read_s + time.perf_counter() - start
+        maps, inputs = await serving.in_thread(decoded)
+        decode_s = wanted.read_s + time.perf_counter() - start
         work = work_of(wanted.model, inputs, deadline)
         if base is not None:
             serving.drawings.find(base.key, base.version)  # another edit may have been faster
@@ -103,8 +108,19 @@ def _base_of(body: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _wanted_edit(request: Request, serving: Serving, base: Drawing, body: Mapping[str, Any]) -> Wanted:
-    rest = {name: value for name, value in body.items() if name not in EDIT_FIELDS}
-    if rest.get("model") not in (None, base.model):
-        raise ConfigError(f"`model`: the drawing is of {base.model}", hint="the whole map begins one of another model")
+    rest = beside_edit(body)
+    model = model_of_edit(serving, base, text_field(rest, "model"))
     asked = asked_beside(rest, ImageBytes("the drawing", b""), serving.asked.max_pixels)
-    return wanted_of(request, serving.model(base.model), asked, rest)
+    return wanted_of(request, model, asked, rest)
+
+
+def beside_edit(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an edit that a request with a whole map has, too."""
+    return {name: value for name, value in fields.items() if name not in EDIT_FIELDS}
+
+
+def model_of_edit(serving: Serving, base: Drawing, name: str | None) -> ServedModel:
+    """The model of an edit. Raises ConfigError if the edit names another one than draws the map."""
+    if name not in (None, base.model):
+        raise ConfigError(f"`model`: the drawing is of {base.model}", hint="the whole map begins one of another model")
+    return serving.model(base.model)

@@ -23,10 +23,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.serving.drawings import Drawing
-from spade_deploy.serving.edits import EDIT_FIELDS
+from spade_deploy.serving.edits import EDIT_FIELDS, beside_edit, model_of_edit
 from spade_deploy.serving.maps import Asked, Maps, asked_beside, inputs_of_maps, maps_of, text_field
 from spade_deploy.serving.models import ServedModel
-from spade_deploy.serving.patches import PATCHES, edited, parse_edit
+from spade_deploy.serving.patches import PATCHES, edited
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError, body_of
 from spade_deploy.serving.routes import timing, work_of
@@ -132,7 +132,7 @@ class Page:
     async def _maps_of(self, message: _Message) -> tuple[ServedModel, Asked, Maps]:
         """Decode a message's map, or what it changes, and hold the map for the edits to come."""
         limit, drawings = self._serving.asked.max_pixels, self._serving.drawings
-        rest = {name: value for name, value in message.fields.items() if name not in EDIT_FIELDS}
+        rest = beside_edit(message.fields)
         asked = asked_beside(rest, ImageBytes("the label map", message.png, limit), limit)
         name = text_field(rest, "model")
         if not message.is_edit:
@@ -145,11 +145,8 @@ class Page:
                 drawings.drop(old.key)
             return model, asked, maps
         base = self._base_of(message)
-        if name not in (None, base.model):
-            raise ConfigError(f"`model`: the drawing is of {base.model}", hint="the whole map begins one")
-        model = self._serving.model(base.model)
-        edit = await self._serving.in_thread(parse_edit, message.fields, limit)
-        maps = await self._serving.in_thread(edited, model, base.maps, edit, limit)
+        model = model_of_edit(self._serving, base, name)
+        maps = await self._serving.in_thread(edited, model, base.maps, message.fields, limit)
         self._held = drawings.go_on(base, maps, int(str(message.number)))
         return model, asked, maps
 

@@ -29,7 +29,12 @@ def page_files() -> Mapping[str, bytes]:
 @cache
 def page_digest() -> str:
     """16 hexadecimal digits that change whenever one of the files does."""
+    return digest_of(page_files())
+
+
+def digest_of(files: Mapping[str, bytes]) -> str:
+    """16 hexadecimal digits of files by name, which change whenever a name or a byte does."""
     total = hashlib.sha256()
-    for name, content in page_files().items():
+    for name, content in sorted(files.items()):
         total.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
     return total.hexdigest()[:16]

@@ -33,46 +33,34 @@ class Patch:
     """Its size and its numbers."""
 
 
-@dataclass(frozen=True)
-class Edit:
-    """What of a drawing's maps is new."""
-
-    label: tuple[Patch, ...]
-    """Of the label map."""
-    instance: tuple[Patch, ...] = ()
-    """Of the instance map."""
-
-
-def parse_edit(fields: Mapping[str, Any], most_pixels: int) -> Edit:
-    """The fields of an edit -> what it changes. Raises ConfigError, which names the field."""
-    found = []
-    for name in (PATCHES, INSTANCE_PATCHES):
-        value = fields.get(name, [])
-        if not isinstance(value, list):
-            raise ConfigError(f"`{name}`: {quoted(value)} is no list of {{x, y, height, width, runs}}")
-        if len(value) > MOST_PATCHES:
-            raise ImageTooLargeError(f"`{name}`: {len(value)} rectangles; {MOST_PATCHES} are read")
-        patches = tuple(_patch(one, name, most_pixels) for one in value)
-        if sum(one.part.height * one.part.width for one in patches) > most_pixels:
-            raise ImageTooLargeError(f"`{name}`: the rectangles have more than the {most_pixels} pixels that are read")
-        found.append(patches)
-    return Edit(*found)
-
-
-def edited(model: ServedModel, maps: Maps, edit: Edit, most_pixels: int) -> Maps:
+def edited(model: ServedModel, maps: Maps, fields: Mapping[str, Any], most_pixels: int) -> Maps:
     """The maps with the rectangles of an edit in them, later ones over earlier ones; `maps` itself stays as it is.
 
-    Raises LabelMapError for a rectangle that does not lie inside the map, and for ids that the model does not know.
+    fields: those of the request. Raises ConfigError, which names a field that cannot be read, LabelMapError for a
+    rectangle that does not lie inside the map, and for ids that the model does not know.
     """
-    label = _patched(maps.label, edit.label, PATCHES, lambda part: label_values(model, part, most_pixels))
+    of_label, of_instance = (_patches(fields, name, most_pixels) for name in (PATCHES, INSTANCE_PATCHES))
+    label = _patched(maps.label, of_label, PATCHES, lambda part: label_values(model, part, most_pixels))
     instance = maps.instance
-    if edit.instance:
+    if of_instance:
         if instance is None:
             raise ConfigError(
                 f"`{INSTANCE_PATCHES}`: the drawing has no instance map", hint="begin it with `label` and `instance`"
             )
-        instance = _patched(instance, edit.instance, INSTANCE_PATCHES, lambda part: instance_values(part, most_pixels))
+        instance = _patched(instance, of_instance, INSTANCE_PATCHES, lambda part: instance_values(part, most_pixels))
     return Maps(label, instance)
+
+
+def _patches(fields: Mapping[str, Any], name: str, most_pixels: int) -> list[Patch]:
+    value = fields.get(name, [])
+    if not isinstance(value, list):
+        raise ConfigError(f"`{name}`: {quoted(value)} is no list of {{x, y, height, width, runs}}")
+    if len(value) > MOST_PATCHES:
+        raise ImageTooLargeError(f"`{name}`: {len(value)} rectangles; {MOST_PATCHES} are read")
+    found = [_patch(one, name, most_pixels) for one in value]
+    if sum(one.part.height * one.part.width for one in found) > most_pixels:
+        raise ImageTooLargeError(f"`{name}`: the rectangles have more than the {most_pixels} pixels that are read")
+    return found
 
 
 def _patch(value: Any, name: str, most_pixels: int) -> Patch:

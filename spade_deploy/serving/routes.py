@@ -57,7 +57,19 @@ class Wanted:
     quality: int
     """Of JPEG and WebP."""
     read_s: float = 0.0
-    """Seconds that reading the JSON took; they are part of decoding."""
+    """Seconds that reading the JSON and its fields took; they are part of decoding."""
+
+
+@dataclass(frozen=True)
+class JsonBody:
+    """The body of a request, read as JSON."""
+
+    value: Any
+    """What it says."""
+    read_s: float
+    """Seconds that reading it took, once it had come."""
+    is_small: bool
+    """Whether what is done with it takes so little that no other thread is needed."""
 
 
 def add_routes(app: FastAPI, serving: Serving) -> None:
@@ -159,8 +171,7 @@ async def read_request(request: Request, serving: Serving) -> Wanted:
     """Read a request's body, JSON or form. Raises HttpError, and ConfigError for a field."""
     kind = content_type(request)
     if kind == JSON:
-        body, read_s = await read_json(request, serving)
-        return replace(await wanted_of_json(request, serving, body), read_s=read_s)
+        return await wanted_of_json(request, serving, await read_json(request, serving))
     if kind == "multipart/form-data":
         fields, files = await _read_form(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
         asked = asked_of_form(fields, files, serving.asked.max_pixels)
@@ -172,10 +183,17 @@ async def read_request(request: Request, serving: Serving) -> Wanted:
     )
 
 
-async def wanted_of_json(request: Request, serving: Serving, body: Any) -> Wanted:
-    """What a request with a whole map wants. body: its JSON. Raises HttpError, and ConfigError for a field."""
-    asked = await serving.in_thread(asked_of_json, body, serving.asked.max_pixels)
-    return wanted_of(request, serving.model(text_field(body, "model")), asked, body)
+async def wanted_of_json(request: Request, serving: Serving, body: JsonBody) -> Wanted:
+    """What a request with a whole map wants. Raises HttpError, and ConfigError for a field."""
+    start = time.perf_counter()
+    limit = serving.asked.max_pixels
+    if body.is_small:
+        asked = asked_of_json(body.value, limit)
+    else:
+        asked = await serving.in_thread(asked_of_json, body.value, limit)
+    read_s = body.read_s + time.perf_counter() - start
+    wanted = wanted_of(request, serving.model(text_field(body.value, "model")), asked, body.value)
+    return replace(wanted, read_s=read_s)
 
 
 def content_type(request: Request) -> str:
@@ -183,12 +201,12 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_json(request: Request, serving: Serving) -> tuple[Any, float]:
-    """A request's body as JSON, and the seconds of reading it once it had come. Raises HttpError."""
+async def read_json(request: Request, serving: Serving) -> JsonBody:
+    """A request's body as JSON. Raises HttpError."""
     content = await read_body(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
-    start = time.perf_counter()
-    body = json_of(content) if len(content) <= _QUICK_BYTES else await serving.in_thread(json_of, content)
-    return body, time.perf_counter() - start
+    start, is_small = time.perf_counter(), len(content) <= _QUICK_BYTES
+    value = json_of(content) if is_small else await serving.in_thread(json_of, content)
+    return JsonBody(value, time.perf_counter() - start, is_small)
 
 
 def json_of(content: bytes) -> Any:

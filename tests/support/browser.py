@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from tests.support.bench_model import load_script
+
+_installed = load_script("local_page").installed_chromium
 _ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--mute-audio", "--force-color-profile=srgb")
 _INSTALL_S = 240
-
-
-def _installed() -> str | None:
-    return next((path for path in map(shutil.which, _NAMES) if path), None)
 
 
 def find_chromium() -> str:

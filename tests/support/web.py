@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +9,7 @@ import pytest
 from spade_deploy.errors import MissingDependencyError
 from spade_deploy.files.user_cache import VARIABLE
 from spade_deploy.serving.web.onnxruntime_web import VERSION, runtime_files
+from tests.support.bench_model import load_script
 from tests.support.clients import CACHE
 
 
@@ -29,17 +25,5 @@ def package() -> Path:
     return place
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None: ...
-
-
-@contextmanager
-def static_host(folder: Path) -> Iterator[str]:
-    """Serve a folder as a static host does; yields its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+static_host = load_script("local_page").static_host
+"""Serves a folder as a static host does; yields its address."""

@@ -30,16 +30,17 @@ def sum_window_rows(model: Any) -> int:
     Matrices that are no float32 constant stay as they are.
     """
     changed = 0
-    numbers: dict[str, Any] = {}
+    numbers: dict[tuple[str, int], Any] = {}
     for node in model.get_ordered_ops():
         gather = _gather_before(node)
         if gather is None:
             continue
-        places = gather.input_value(1).get_partial_shape()[1].get_length()
-        name = gather.input_value(1).get_node().get_friendly_name()
-        if name not in numbers:
-            numbers[name] = _numbered(gather.input_value(1), places)
-        sums = _sums(gather.input_value(0), numbers[name], _matrix_of(node), places)
+        patterns = gather.input_value(1)
+        places = patterns.get_partial_shape()[1].get_length()
+        source = patterns.get_node().get_friendly_name(), patterns.get_index()
+        if source not in numbers:
+            numbers[source] = _numbered(patterns, places)
+        sums = _sums(gather.input_value(0), numbers[source], _matrix_of(node), places)
         for target in node.output(0).get_target_inputs():
             target.replace_source_output(sums.output(0))
         changed += 1

@@ -14,7 +14,6 @@ such a graph and the GPU can; each loads one of them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from spade_deploy.files.atomic import atomic_folder
 from spade_deploy.files.onnx_data import external_files
 from spade_deploy.lookup.tables import modulated_channels
 from spade_deploy.serving.models import model_facts, usual_name
-from spade_deploy.serving.page_files import INDEX, POLICY, page_digest, page_files
+from spade_deploy.serving.page_files import INDEX, POLICY, digest_of, page_digest, page_files
 from spade_deploy.serving.pictures import ids_png
 from spade_deploy.serving.web.onnxruntime_web import VERSION, WASM_FILES, WEBGPU_FILES
 from spade_deploy.spec import GraphKind, Precision
@@ -94,10 +93,7 @@ def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) ->
     require_free(target)
     graphs = _graphs(artifact)
     model = _model_files(artifact, graphs)
-    digest = hashlib.sha256()
-    for name, content in model.items():
-        digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
-    place = f"model/{digest.hexdigest()[:16]}/"
+    place = f"model/{digest_of(model)}/"
     files = {f"page/{page_digest()}/{name}": content for name, content in page_files().items() if name != INDEX}
     files |= {f"ort/{VERSION}/{name}": content for name, content in runtime.items()}
     files |= {place + name: content for name, content in model.items()}
@@ -200,12 +196,9 @@ def _index(place: str) -> bytes:
 
 def _service_worker(files: Mapping[str, bytes]) -> bytes:
     """The script with the folder's facts in front, so that its bytes change whenever another file does."""
-    total = hashlib.sha256()
-    for name in sorted(files):
-        total.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
     small = [name for name in files if name.startswith("page/") or name.endswith(("model.json", ".png"))]
     facts = {
-        "version": total.hexdigest()[:16],
+        "version": digest_of(files),
         "files": sorted(name for name in files if name.startswith(("page/", "ort/", "model/"))),
         "first": ["./", *sorted(small)],
         "policy": _WEB_POLICY,
