@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -193,6 +194,33 @@ def test_the_example_of_the_description_works(client: Any) -> None:
     example = content["application/json"]["example"]
     assert client.post(URL, json=example).status_code == 200
     assert set(content) == {"application/json", "multipart/form-data"}
+
+
+def test_reading_the_fields_is_a_part_of_decoding(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map in base64 is decoded there. The sleep is the least that the part can take."""
+    from spade_deploy.serving import routes
+
+    real = routes.asked_of_json
+
+    def slow(value: Any, most_pixels: int) -> Any:
+        time.sleep(0.2)
+        return real(value, most_pixels)
+
+    monkeypatch.setattr(routes, "asked_of_json", slow)
+    for path in ("/v1/synthesize", "/v1/edits"):
+        answer = client.post(path, json={"label": runs_of(some_map(PLAIN))})
+        assert answer.status_code == 200
+        decode = next(part for part in answer.headers["Server-Timing"].split(", ") if part.startswith("decode;"))
+        assert float(decode.partition("dur=")[2]) >= 200, path
+
+
+def test_files_have_another_digest_whenever_a_name_or_a_byte_changes() -> None:
+    from spade_deploy.serving.page_files import digest_of
+
+    files = {"a": b"1", "b": b"2", "c": b""}
+    others = ({**files, "b": b"3"}, {**files, "c": b"4"}, {"a": b"1", "b": b"2"}, {"a": b"1", "b": b"2", "d": b""})
+    assert len({digest_of(one) for one in (files, *others)}) == 5
+    assert digest_of(dict(reversed(files.items()))) == digest_of(files)
 
 
 def test_health_readiness_and_figures(client: Any) -> None:
