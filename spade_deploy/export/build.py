@@ -1,4 +1,4 @@
-"""What is exported for each architecture: the module that is traced, and the names of its parts."""
+"""What is exported for each architecture: the module that is recorded, and the names of its parts."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.networks.build import Generator
 from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind
 
-TracedModel = DenseModel | LookupModel
+ExportedModel = DenseModel | LookupModel
 
 
 @dataclass(frozen=True)
 class Deployed:
     """What is exported for one architecture."""
 
-    models: Mapping[GraphKind, Callable[..., TracedModel]]
-    """For each kind of graph the module that is traced. It takes the generator, `fp16`, `keep_fp32` and `dtype`."""
+    models: Mapping[GraphKind, Callable[..., ExportedModel]]
+    """For each kind of graph the module that is recorded. It takes the generator, `fp16`, `keep_fp32` and `dtype`."""
 
     units: Callable[[GeneratorSpec], list[str]]
     """The names of the parts that have a precision of their own, in the order they run."""
 
     stages: Callable[[GeneratorSpec], list[str]]
-    """The names of the values that the traced model and the trained generator both compute, in that order."""
+    """The names of the values that the recorded model and the trained generator both compute, in that order."""
 
 
 DEPLOYED: Mapping[Architecture, Deployed] = MappingProxyType(
@@ -56,8 +56,8 @@ def build_model(
     fp16: bool = False,
     keep_fp32: Collection[str] = (),
     dtype: torch.dtype = torch.float32,
-) -> TracedModel:
-    """The module that is traced; `DenseModel` says what fp16, keep_fp32 and dtype mean.
+) -> ExportedModel:
+    """The module that is recorded; `DenseModel` says what fp16, keep_fp32 and dtype mean.
 
     Raises ConfigError for a kind that the architecture does not have, ExportError for weights that do not fold.
     """
@@ -66,7 +66,7 @@ def build_model(
     return build(generator, fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
 
 
-def model_inputs(model: TracedModel, inputs: Arrays) -> list[Tensor]:
+def model_inputs(model: ExportedModel, inputs: Arrays) -> list[Tensor]:
     """The inputs of `model`, made from a dense graph's inputs by name."""
     kind = GraphKind.LOOKUP if isinstance(model, LookupModel) else GraphKind.DENSE
     return [torch.from_numpy(array.copy()) for array in graph_inputs(model.spec, kind, inputs).values()]
@@ -88,5 +88,5 @@ def unit_names(spec: GeneratorSpec) -> list[str]:
 
 
 def stage_names(spec: GeneratorSpec) -> list[str]:
-    """Values that the traced model and the trained generator both compute, in the order they are computed."""
+    """Values that the recorded model and the trained generator both compute, in the order they are computed."""
     return DEPLOYED[spec.architecture].stages(spec)

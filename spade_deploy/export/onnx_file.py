@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from spade_deploy.artifact import TensorInfo, description, input_tensors, output_tensors
-from spade_deploy.export.build import TracedModel, stage_names
+from spade_deploy.export.build import ExportedModel, stage_names
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.onnx_recorder import GraphInput, Recorder
 from spade_deploy.export.onnx_sizes import Dimension, Size, times
@@ -29,7 +29,7 @@ BATCH = Size(1, "batch")
 """The number of label maps, which is not fixed."""
 
 
-def write_onnx(model: TracedModel, path: Path, facts: Mapping[str, str] | None = None) -> None:
+def write_onnx(model: ExportedModel, path: Path, facts: Mapping[str, str] | None = None) -> None:
     """Record `model` as a graph and write it to `path`. Raises ExportError for an operation that ONNX nodes lack here.
 
     Inputs and outputs are those of the module. The batch is dynamic; so are height and width, as multiples of the
@@ -88,7 +88,7 @@ def _table_sizes(spec: GeneratorSpec) -> list[tuple[Dimension, ...]]:
     return sizes
 
 
-def model_stages(model: TracedModel) -> list[str]:
+def model_stages(model: ExportedModel) -> list[str]:
     """The named values of a model's graph. A lookup model makes no `norm_s`: its learned shortcut is one step."""
     names = stage_names(model.spec)
     return [name for name in names if not name.endswith("norm_s")] if isinstance(model, LookupModel) else names

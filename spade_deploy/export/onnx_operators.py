@@ -256,7 +256,11 @@ def _linear(x: Recorded, weight: Tensor, bias: Tensor | None = None) -> Recorded
     return product_ if bias is None else product_ + bias
 
 
-def _embedding(index: Recorded, table: Any, *_: Any, **__: Any) -> Recorded:
+def _embedding(
+    index: Recorded, table: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
+) -> Recorded:
+    if max_norm is not None:
+        raise ExportError("an embedding with a largest norm cannot be recorded as ONNX nodes")
     rows = table.value if isinstance(table, Recorded) else index.recorder.tensor(table)
     (found,) = index.recorder.emit("Gather", [rows, index.value], axis=0)
     return Recorded(index.recorder, found, table.dtype, [*index.shape, *table.shape[1:]])
@@ -289,9 +293,15 @@ def _pad(x: Recorded, pad: Sequence[int], mode: str = "constant", value: float |
 
 
 def _interpolate(
-    x: Recorded, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None, **_: Any
+    x: Recorded,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: Any = None,
+    **others: Any,
 ) -> Recorded:
-    if size is not None or scale_factor != 2 or mode not in ("nearest", "bilinear") or align_corners:
+    is_known = size is None and scale_factor == 2 and mode in ("nearest", "bilinear")
+    if not is_known or align_corners or others.get("antialias"):
         raise ExportError(f"the resizing {mode} to {size or scale_factor} cannot be recorded as ONNX nodes")
     how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     if mode == "bilinear":
@@ -301,7 +311,9 @@ def _interpolate(
     return x.node("Resize", None, scales, sizes=sizes, cubic_coeff_a=-0.75, **_RESIZE, **how)
 
 
-def _instance_norm(x: Recorded, *_: Any, eps: float, **__: Any) -> Recorded:
+def _instance_norm(x: Recorded, *given: Any, eps: float, **others: Any) -> Recorded:
+    if any(isinstance(one, Tensor | Recorded) for one in (*given, *others.values())):
+        raise ExportError("an instance norm with weights or running statistics cannot be recorded as ONNX nodes")
     channels = int(x.shape[1])  # type: ignore[arg-type]
     ones, zeros = (torch.full((channels,), number, dtype=x.dtype) for number in (1.0, 0.0))
     return x.node("InstanceNormalization", ones, zeros, epsilon=eps)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_deploy.artifact import Arrays, one_by_one
 from spade_deploy.errors import ConfigError, ExportError
-from spade_deploy.export.build import TracedModel, build_model, model_inputs, unit_names
+from spade_deploy.export.build import ExportedModel, build_model, model_inputs, unit_names
 from spade_deploy.export.stress_maps import StressMap, evaluations_for, hardest_map, stress_maps
 from spade_deploy.networks.build import Generator
 from spade_deploy.progress import SILENT, Progress
@@ -36,7 +36,7 @@ def always_fp32(spec: GeneratorSpec) -> tuple[str, ...]:
     return ("tanh and the conversion to pixels", *statistics.get(spec.norm, ()))
 
 
-def unit_ranges(model: TracedModel, inputs: Sequence[Tensor]) -> dict[str, float]:
+def unit_ranges(model: ExportedModel, inputs: Sequence[Tensor]) -> dict[str, float]:
     """The largest magnitude in each unit for these inputs: of its weights, of its inputs and of its results.
 
     model: in float32, on any device. inputs: in the order in which `model` takes them; they are copied to its device.
@@ -94,7 +94,7 @@ def measure_ranges(
 
 
 def _search(
-    model: TracedModel, starts: Sequence[tuple[Arrays, dict[str, float]]], kept: Sequence[str], evaluations: int
+    model: ExportedModel, starts: Sequence[tuple[Arrays, dict[str, float]]], kept: Sequence[str], evaluations: int
 ) -> tuple[StressMap, dict[str, float]]:
     """Search from the worst stress map for the largest value in any unit that is not in `kept`."""
     ranges: dict[str, float] = {}
@@ -154,7 +154,7 @@ def parse_kept(spec: GeneratorSpec, names: Iterable[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _watched_units(model: TracedModel, ranges: dict[str, float]) -> Iterator[None]:
+def _watched_units(model: ExportedModel, ranges: dict[str, float]) -> Iterator[None]:
     watcher = _Watcher(ranges)
     handles = []
     for name in ranges:

@@ -17,7 +17,7 @@ import torch
 
 from spade_deploy.artifact import IMAGE, Arrays, Graph, graph_facts, graph_file, one_by_one
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
-from spade_deploy.export.build import TracedModel, build_model
+from spade_deploy.export.build import ExportedModel, build_model
 from spade_deploy.export.int8.qdq import write_int8
 from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.int8.sensitivity import (
@@ -173,7 +173,7 @@ def write_int8_graphs(
 
 
 def _plan(
-    model: TracedModel, request: Int8Request, golden: tuple[Arrays, Images], progress: Progress
+    model: ExportedModel, request: Int8Request, golden: tuple[Arrays, Images], progress: Progress
 ) -> tuple[Calibration, tuple[LayerDamage, ...], Choice]:
     batches = _batches(model.spec, GraphKind.DENSE, request.calibration)
     calibration = calibrate(model, batches, progress)
