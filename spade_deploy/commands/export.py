@@ -104,9 +104,8 @@ def _export_artifact(asked: ReleaseRequest, target: Path, runtime: Mapping[str, 
     assert asked.checkpoint is not None
     for field in dataclasses.fields(asked):
         if field.name != "checkpoint" and getattr(asked, field.name) != getattr(type(asked)(), field.name):
-            name = "int8" if field.name == "int8" else field.name
             raise ConfigError(
-                f"`{name}`: belongs to the export of a checkpoint, and {asked.checkpoint} is an artifact",
+                f"`{field.name}`: belongs to the export of a checkpoint, and {asked.checkpoint} is an artifact",
                 hint="leave it out, or name a run or a checkpoint",
             )
     artifact = Artifact.open(asked.checkpoint)
