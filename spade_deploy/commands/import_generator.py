@@ -39,7 +39,7 @@ def _requests() -> tuple[type, ...]:
 
 @command("import", panel=MAIN, requests=_requests, needs="train")
 def import_generator(generator: GeneratorFile, asked: ImportRequest, run: NewRun, place: RunsFolder) -> None:
-    """Import a generator of SPADE, CLADE or OASIS that was released, or trained with their own code."""
+    """Import a generator of SPADE, pix2pixHD, CLADE or OASIS that was released, or trained with their own code."""
     from spade_deploy.runs.importer import import_checkpoint
 
     imported = import_checkpoint(generator.file, asked, runs_dir=place.runs, name=run.name)

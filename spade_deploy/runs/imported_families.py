@@ -11,6 +11,7 @@ from torch import Tensor
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.labels.sets import is_label_set, label_set
 from spade_deploy.runs.import_request import RELEASED
+from spade_deploy.runs.imported_pix2pixhd import ImportedPix2PixHDSpec
 from spade_deploy.runs.imported_spec import ImportedSpec
 from spade_deploy.spec import OASIS_NOISE, Architecture, GeneratorSpec, LabelSpec
 
@@ -157,7 +158,12 @@ def oasis_labels(preset: str) -> LabelSpec:
     return replace(label_set(preset), has_edges=False)
 
 
-FAMILIES: tuple[type[ImportedSpec], ...] = (ImportedCladeSpec, ImportedOasisSpec, ImportedSpec)
+FAMILIES: tuple[type[ImportedSpec], ...] = (
+    ImportedCladeSpec,
+    ImportedOasisSpec,
+    ImportedPix2PixHDSpec,
+    ImportedSpec,
+)
 """All generators that can be imported. CLADE has SPADE's anchors as well, and so comes before it."""
 
 ANCHORS = tuple(anchor for family in FAMILIES for anchor in family.anchors)

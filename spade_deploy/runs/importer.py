@@ -29,7 +29,7 @@ from spade_deploy.runs.weight_files import load_weights
 from spade_deploy.spec import GeneratorSpec
 
 _ENCODER_ANCHORS = ("fc_mu.weight",)
-_DISCRIMINATOR_ANCHORS = ("discriminator_0.model0.0.weight",)
+_DISCRIMINATOR_ANCHORS = ("discriminator_0.model0.0.weight", "scale0_layer0.0.weight", "layer_up_last.weight")
 
 
 @dataclass(frozen=True)

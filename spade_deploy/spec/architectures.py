@@ -8,9 +8,9 @@ from types import MappingProxyType
 from spade_deploy.spec.choices import Architecture, NormType
 
 PIX2PIXHD_HALVINGS = 4
-"""How often the global generator halves the segmap before its residual blocks."""
+"""How often the published global generator halves the segmap before its residual blocks."""
 PIX2PIXHD_BLOCKS = 9
-"""How many residual blocks the global generator has, all at its coarsest resolution."""
+"""How many residual blocks the published global generator has, all at its coarsest resolution."""
 PIX2PIXHD_EDGE_KERNEL = 7
 """The kernel size of the global generator's first and last convolution."""
 
@@ -34,13 +34,15 @@ NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
 )
 """The normalisations that each architecture can be built with, its paper's first."""
 
+_OF_PIX2PIXHD = ("halvings", "residual_blocks", "enhancer_blocks")
+
 FOREIGN: Mapping[Architecture, tuple[str, ...]] = MappingProxyType(
     {
-        Architecture.SPADE: (),
+        Architecture.SPADE: _OF_PIX2PIXHD,
         Architecture.PIX2PIXHD: ("hidden_channels", "kernel_size", "upsampling", "z_dim"),
-        Architecture.CRN: ("hidden_channels", "kernel_size", "z_dim"),
-        Architecture.CLADE: ("hidden_channels", "kernel_size"),
-        Architecture.OASIS: ("upsampling",),
+        Architecture.CRN: ("hidden_channels", "kernel_size", "z_dim", *_OF_PIX2PIXHD),
+        Architecture.CLADE: ("hidden_channels", "kernel_size", *_OF_PIX2PIXHD),
+        Architecture.OASIS: ("upsampling", *_OF_PIX2PIXHD),
     }
 )
 """The fields that an architecture does not use."""

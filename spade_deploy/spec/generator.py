@@ -14,6 +14,7 @@ from spade_deploy.spec.architectures import (
     MODULATED,
     NORMS,
     OASIS_NOISE,
+    PIX2PIXHD_BLOCKS,
     PIX2PIXHD_HALVINGS,
 )
 from spade_deploy.spec.blocks import BlockSpec, oasis_blocks, spade_blocks
@@ -68,13 +69,25 @@ class GeneratorSpec:
     )
     """How often SPADE and the cascaded refinement network double their coarsest features.
 
-    The global generator of pix2pixHD halves and doubles four times, whatever this says.
+    The generators of pix2pixHD halve and double as often as `halvings` and `enhancer_blocks` say.
     """
 
     z_dim: int | None = None
     """The length of SPADE's style vector, 256 in the paper. None: the first layer is fed the label map.
 
     In OASIS it is the length of the noise, which the first layer and every modulation see beside the label map.
+    """
+
+    halvings: int = PIX2PIXHD_HALVINGS
+    """How often the global generator of pix2pixHD halves what it is given before its residual blocks."""
+
+    residual_blocks: int = PIX2PIXHD_BLOCKS
+    """How many residual blocks the global generator of pix2pixHD has."""
+
+    enhancer_blocks: int = 0
+    """How many residual blocks the local enhancer of pix2pixHD has, 3 in the paper; 0: the global generator is alone.
+
+    With an enhancer the global generator sees the segmap at half its size, and has twice the base channels.
     """
 
     height: int = 256
@@ -93,6 +106,9 @@ class GeneratorSpec:
             raise ConfigError(f"`kernel_size`: {quoted(self.kernel_size)} is not 1, 3 or 5")
         if self.z_dim is not None:
             check_range("z_dim", self.z_dim, 1, MAX_STYLE_LENGTH)
+        check_range("halvings", self.halvings, 1, 8)
+        check_range("residual_blocks", self.residual_blocks, 1, 100)
+        check_range("enhancer_blocks", self.enhancer_blocks, 0, 100)
         self._check_architecture()
         for name, size in (("height", self.height), ("width", self.width)):
             if size > MAX_SIDE:
@@ -100,7 +116,7 @@ class GeneratorSpec:
             if not self.takes_side(size):
                 how = f"upsampling {self.upsampling} doubles {self.upsampling.doublings} times"
                 if self.architecture is Architecture.PIX2PIXHD:
-                    how = f"{self.architecture} halves {PIX2PIXHD_HALVINGS} times"
+                    how = f"{self.architecture} halves {self.doublings} times"
                 raise ConfigError(f"`size`: {name} {quoted(size)} is not a {self.side_rule} ({how})")
 
     def _check_architecture(self) -> None:
@@ -128,7 +144,9 @@ class GeneratorSpec:
     @property
     def doublings(self) -> int:
         """How often the coarsest features are doubled on the way to the image."""
-        return PIX2PIXHD_HALVINGS if self.architecture is Architecture.PIX2PIXHD else self.upsampling.doublings
+        if self.architecture is Architecture.PIX2PIXHD:
+            return self.halvings + int(self.enhancer_blocks > 0)
+        return self.upsampling.doublings
 
     @property
     def stride(self) -> int:
@@ -221,7 +239,8 @@ class GeneratorSpec:
         """
         if architecture is self.architecture:
             return self
-        reset = {name: _default(name) for name in ("hidden_channels", "kernel_size", "z_dim")}
+        others = ("hidden_channels", "kernel_size", "z_dim", "halvings", "residual_blocks", "enhancer_blocks")
+        reset = {name: _default(name) for name in others}
         if {Architecture.PIX2PIXHD, Architecture.OASIS} & {architecture, self.architecture}:
             reset["upsampling"] = _default("upsampling")
         if architecture is Architecture.OASIS:
@@ -230,8 +249,14 @@ class GeneratorSpec:
         return replace(self, **reset, architecture=architecture, norm=NORMS[architecture][0], spectral_norm=is_spectral)
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as JSON. SPADE is not named, so that versions without other architectures can read the file."""
+        """The spec as JSON. SPADE is not named, so that versions without other architectures can read the file.
+
+        Nor are pix2pixHD's own fields where they are as published, for versions without them.
+        """
         value = to_json(self)
+        for name in ("halvings", "residual_blocks", "enhancer_blocks"):
+            if value[name] == _default(name):
+                del value[name]
         if self.architecture is Architecture.SPADE:
             del value["architecture"]
         return value

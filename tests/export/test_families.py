@@ -26,6 +26,7 @@ from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.importer import import_checkpoint
 from spade_deploy.spec import Backend, GraphChoice, GraphKind, Precision
+from tests.export.test_operators import parse
 from tests.support.exactness import named_inputs, rounding_limit
 from tests.support.families import CHAINS, FILES
 from tests.support.generators import random_inputs
@@ -88,6 +89,11 @@ def test_every_engine_makes_the_image_of_the_second_writing(
         assert np.abs(found[IMAGE] - exact.numpy()).max() <= limit, kind
         assert found[PIXELS].dtype == np.uint8
         assert found[PIXELS].shape == (2, spec.height, spec.width + spec.stride, 3)
+
+
+def test_tensorrt_parses_every_graph(made: Release) -> None:
+    for graph in made.artifact.manifest.graphs:
+        assert parse(made.artifact.path / graph.file) == [], graph.name
 
 
 def test_int8_graphs_of_both_kinds(made: Release, tmp_path: Path) -> None:
