@@ -15,8 +15,8 @@ from spade_deploy.artifact import (
     EncoderGraph,
     Manifest,
     encoder_tensors,
+    graph_tensors,
     input_rule,
-    input_tensors,
     output_tensors,
 )
 from spade_deploy.pages.render import decibel, percent, scientific
@@ -134,14 +134,16 @@ def _client(manifest: Manifest) -> str:
     if spec.noise_channels:
         style = f"np.random.default_rng(0).standard_normal((1, {spec.z_dim}), np.float32)"
     feeds = {"label": "label", "instance": "label.astype(np.int32)", "z": style}
-    feed = ", ".join(f'"{tensor.name}": {feeds[tensor.name]}' for tensor in input_tensors(spec))
+    # The label map of this example is all class 0, whose positions are zeros.
+    feeds["position"] = f"np.zeros((1, 2, {spec.height}, {spec.width}), np.float32)"
+    feed = ", ".join(f'"{tensor.name}": {feeds[tensor.name]}' for tensor in graph_tensors(spec))
     return _CLIENT.format(
         file=dense.file, height=spec.height, width=spec.width, dtype=spec.labels.id_type, feed=f"{{{feed}}}"
     )
 
 
 def _tensor_table(spec: GeneratorSpec, encoder: EncoderGraph | None) -> str:
-    rows = [("input", tensor) for tensor in input_tensors(spec)]
+    rows = [("input", tensor) for tensor in graph_tensors(spec)]
     rows += [("output", tensor) for tensor in output_tensors(spec)]
     if encoder is not None:
         inputs, outputs = encoder_tensors(spec)
