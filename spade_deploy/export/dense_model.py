@@ -40,15 +40,15 @@ class DenseModel(nn.Module):
         extra = list(rest)
         instance = extra.pop(0) if self.spec.labels.has_edges else None
         z = extra.pop(0) if self.spec.z_dim is not None else None
-        return to_outputs(self.logits(label.float(), None if instance is None else edge_map(instance), z))
+        return to_outputs(self.logits(label, None if instance is None else edge_map(instance), z))
 
     def logits(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
-        """The image before tanh, N x 3 x H x W. label: N x H x W as floats; edges: N x 1 x H x W."""
+        """The image before tanh, N x 3 x H x W. label: N x H x W; edges: N x 1 x H x W."""
         raise NotImplementedError
 
     def segmap(self, stride: int, label: Tensor, edges: Tensor | None) -> Tensor:
         """Every stride-th pixel of the network's input, N x L x H/stride x W/stride float32."""
-        segmap = (label[:, None, ::stride, ::stride] == self.ids).float()
+        segmap = (label.float()[:, None, ::stride, ::stride] == self.ids).float()
         return segmap if edges is None else torch.cat([segmap, edges[:, :, ::stride, ::stride]], dim=1)
 
 
