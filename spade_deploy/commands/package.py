@@ -32,5 +32,6 @@ def package(which: ArtifactPlace, asked: PackageRequest, place: RunsFolder) -> N
     out = stdout()
     print_places(("model repository", made.path))
     out.print(f"  {made.bytes / 1e6:.1f} MB; clients call {', '.join(made.models)}", soft_wrap=True)
+    out.print("  docs/triton.md says how Triton is started with it, and how a client asks it", soft_wrap=True)
     for text in made.left_out:
         note(text)

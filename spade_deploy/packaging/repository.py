@@ -56,8 +56,6 @@ def write_repository(artifact: Artifact, asked: PackageRequest, progress: Progre
     Raises ConfigError for a folder that holds something else, or that cannot be written, and what `Artifact.graph`
     raises for a precision that is not there.
     """
-    if asked.triton is None:
-        raise ConfigError("`triton`: no folder is named, and no other package is made", hint="`triton` FOLDER")
     target = asked.triton
     require_free(target, RECORD, "triton", "model repository that `spade package` wrote")
     models, left_out = _models(artifact, asked)

@@ -27,9 +27,7 @@ class Device(StrEnum):
 class PackageRequest:
     """Where a package of an artifact goes, and what stands in its configuration."""
 
-    triton: Path | None = setting(
-        None, help="Write a model repository of the Triton Inference Server to this folder.", metavar="FOLDER"
-    )
+    triton: Path = setting(help="Folder for a model repository of the Triton Inference Server.", metavar="FOLDER")
     name: str | None = setting(None, help="Name of the models; default: that of the run.")
     precision: Precision | None = setting(
         None,
