@@ -28,6 +28,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from spade_deploy.export.dense_model import dtype_of, to_outputs
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_shortcut, fold_spade
@@ -243,7 +244,7 @@ def _halves(weights: ConvWeights) -> tuple[ConvWeights, ConvWeights]:
 
 
 def _matrix(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.float64)
+    linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.float64)
     linear.weight.data.copy_(weight)
     if bias is not None:
         linear.bias.data.copy_(bias)

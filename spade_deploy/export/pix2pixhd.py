@@ -12,6 +12,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_normalized
@@ -108,23 +109,25 @@ def make_like(
     padding = conv.padding if not isinstance(conv.padding, str) else 0
     made: nn.Conv2d | nn.ConvTranspose2d
     if isinstance(conv, nn.ConvTranspose2d):
-        made = nn.ConvTranspose2d(
+        made = skip_init(
+            nn.ConvTranspose2d,
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
-            conv.output_padding,  # type: ignore[arg-type]
+            conv.kernel_size,
+            conv.stride,
+            padding,
+            conv.output_padding,
             bias=bias,
             dtype=torch.float64,
         )
     else:
-        made = nn.Conv2d(
+        made = skip_init(
+            nn.Conv2d,
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
+            conv.kernel_size,
+            conv.stride,
+            padding,
             padding_mode=conv.padding_mode,
             bias=bias,
             dtype=torch.float64,

@@ -155,14 +155,14 @@ def test_every_message_of_the_page_is_one_of_the_code() -> None:
 
 
 def test_the_key_is_described_whole() -> None:
-    section = PAGE.split("## What an engine is")[1].split("\n## ")[0].split("\n- ")[0]
+    section = " ".join(PAGE.split("## What an engine is")[1].split("\n## ")[0].split("\n- ")[0].split())
     words = {
         "onnx_sha256": "sha256 of the ONNX graph",
         "flavour": "TensorRT",
         "version": "version",
         "gpu": "the card",
-        "compute_capability": "compute\ncapability",
-        "system": "the system",
+        "compute_capability": "compute capability",
+        "system": "the operating system",
         "precision": "precision",
         "kind": "graph",
         "profile": "profile",

@@ -103,6 +103,9 @@ def test_the_server_of_an_image_is_one_that_exists(path: Path) -> None:
     environment = file.image.environment()
     assert environment[VARIABLE] in exec_form(file.image.the("VOLUME"))
     assert environment["HOME"] == "/tmp"
+    # docs/tensorrt.md mounts runs, label maps and photos there.
+    assert file.image.the("WORKDIR") == "/spade"
+    assert "/spade/runs" in exec_form(file.image.the("VOLUME"))
     for flag in re.findall(r"EXTRAS=([\w,]+)", path.read_text(encoding="utf-8")):
         assert set(flag.split(",")) <= set(EXTRAS)
 
