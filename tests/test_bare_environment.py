@@ -39,6 +39,7 @@ NEED_MORE = (
     "networks",
     "export",
     "evaluation.published",
+    "packaging.model",
     "serving",
     *(f"release.{name}" for name in ("demo", "example_inputs", "release", "report")),
     *(f"runs.{name}" for name in ("checkpoint", "imported_spec", "importer", "shipped", "state_dicts", "tensors")),
