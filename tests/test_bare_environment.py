@@ -40,6 +40,7 @@ NEED_MORE = (
     "export",
     "evaluation.published",
     "serving",
+    "cluster.meeting",
     *(f"release.{name}" for name in ("demo", "example_inputs", "release", "report")),
     *(f"runs.{name}" for name in ("checkpoint", "imported_spec", "importer", "shipped", "state_dicts", "tensors")),
     "runs.weight_files",

@@ -71,6 +71,7 @@ _PACKAGES = {
     "websockets": ("the live preview of spade serve", "serve"),
     "python-multipart": ("forms that spade serve is sent", "serve"),
     "prometheus-client": ("the figures of spade serve", "serve"),
+    "ray": ("spade infer --ray, spade train --ray", "ray"),
     "torchmetrics": ("spade eval with LPIPS", "lpips"),
 }
 _GPU_PACKAGES = {
