@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from spade_deploy.networks.spade import NORM_EPS
 from spade_deploy.spec import GeneratorSpec
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class DenseModel(nn.Module):
@@ -90,6 +94,12 @@ def instance_norm(x: Tensor) -> Tensor:
     # The sums of squares of a half-precision map overflow: the statistics are always float32.
     wide = x.float() if x.dtype is torch.float16 else x
     return functional.instance_norm(wide, eps=NORM_EPS).to(x.dtype)
+
+
+def unfilled(kind: Callable[..., M], *given: Any, **settings: Any) -> M:
+    """A layer whose weights the caller writes. PyTorch would fill them with random numbers, which takes longer."""
+    layer: M = skip_init(kind, *given, **settings)  # type: ignore[no-untyped-call]
+    return layer
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

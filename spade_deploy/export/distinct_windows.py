@@ -6,7 +6,7 @@ gathered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -28,7 +28,7 @@ def distinct_windows(model: ExportedModel, inputs: Sequence[Tensor]) -> Iterator
     """
     changed: list[nn.Module] = []
 
-    def change(convolution: nn.Module, forward: object) -> None:
+    def change(convolution: nn.Module, forward: Callable[..., Tensor]) -> None:
         convolution.forward = forward
         changed.append(convolution)
 

@@ -12,9 +12,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import skip_init
 
-from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm
+from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm, unfilled
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_normalized
 from spade_deploy.networks.pix2pixhd import (
     GlobalGenerator,
@@ -119,7 +118,7 @@ def make_like(
     padding = conv.padding if not isinstance(conv.padding, str) else 0
     made: nn.Conv2d | nn.ConvTranspose2d
     if isinstance(conv, nn.ConvTranspose2d):
-        made = skip_init(
+        made = unfilled(
             nn.ConvTranspose2d,
             conv.in_channels,
             conv.out_channels,
@@ -131,7 +130,7 @@ def make_like(
             dtype=torch.float64,
         )
     else:
-        made = skip_init(
+        made = unfilled(
             nn.Conv2d,
             conv.in_channels,
             conv.out_channels,

@@ -19,9 +19,8 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import skip_init
 
-from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm
+from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm, unfilled
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_spade
 from spade_deploy.networks.spade import (
     LEAKY_SLOPE,
@@ -177,8 +176,7 @@ def _spade_layers(block: SpadeBlock) -> list[Spade]:
 def make_conv(weights: ConvWeights, *, bias: bool = True) -> nn.Conv2d:
     """A frozen float64 convolution of stride 1 that keeps the size of its input."""
     out_channels, in_channels, size, _ = weights.weight.shape
-    # Random weights, which PyTorch would fill in first, take longer than everything else here.
-    conv = skip_init(nn.Conv2d, in_channels, out_channels, size, padding=size // 2, bias=bias, dtype=torch.float64)
+    conv = unfilled(nn.Conv2d, in_channels, out_channels, size, padding=size // 2, bias=bias, dtype=torch.float64)
     conv.weight.data.copy_(weights.weight)
     if conv.bias is not None:
         conv.bias.data.copy_(weights.bias)
@@ -187,7 +185,7 @@ def make_conv(weights: ConvWeights, *, bias: bool = True) -> nn.Conv2d:
 
 def make_linear(layer: nn.Linear) -> nn.Linear:
     """A frozen float64 copy."""
-    copy = skip_init(nn.Linear, layer.in_features, layer.out_features, dtype=torch.float64)
+    copy = unfilled(nn.Linear, layer.in_features, layer.out_features, dtype=torch.float64)
     copy.load_state_dict(layer.state_dict())
     return copy.requires_grad_(False)
 

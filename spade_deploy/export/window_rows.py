@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import skip_init
 
+from spade_deploy.export.dense_model import unfilled
 from spade_deploy.export.fold import ConvWeights
 from spade_deploy.spec import LabelSpec
 
@@ -57,7 +57,7 @@ def code_table(weight: Tensor, labels: LabelSpec) -> tuple[Tensor, int]:
 
 def make_matrix(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A frozen float64 product with a weight of out x in."""
-    linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.float64)
+    linear = unfilled(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.float64)
     linear.weight.data.copy_(weight)
     if bias is not None:
         linear.bias.data.copy_(bias)
