@@ -61,7 +61,7 @@ class TritonPythonModel:
         return [responses[number] for number in range(len(requests))]
 
     def _inputs_of(self, request: Any) -> Arrays:
-        """The checked inputs of a request. Without an instance map each map is one object; without z, the default style.
+        """The checked inputs of a request. Without instances a map is one object; without z, the default style.
 
         Raises InputRefusedError.
         """

@@ -217,8 +217,8 @@ def _license(name: str, origin: str, spec: GeneratorSpec) -> str:
     text = "Not stated: ask whoever trained the model. `spade export --license NAME` writes it here."
     if origin == "import" and spec.architecture is not Architecture.SPADE:
         text += (
-            f" Released weights of {spec.architecture} have terms of their own, often for non-commercial use alone, which"
-            " hold for whatever is exported of them: see where the file came from."
+            f" Released weights of {spec.architecture} have terms of their own, many for non-commercial use. They"
+            " hold for whatever is exported of them, too: see where the file came from."
         )
     elif origin == "import":
         text += (
