@@ -171,7 +171,7 @@ class ImportedPix2PixHDSpec(ImportedSpec):
             raise CheckpointError(
                 f"{self._path}: the first layer sees {channels} channels, {FEATURES} more than the labels have: it was"
                 " trained with instance features (netE), which are not supported",
-                hint="import a model that was trained without them (without --instance_feat and --label_feat)",
+                hint="import a model that was trained without them",
             )
         if labels.num_channels != channels:
             raise CheckpointError(
