@@ -41,6 +41,7 @@ NEED_MORE = (
     "evaluation.published",
     "packaging.model",
     "serving",
+    "cluster.meeting",
     *(f"release.{name}" for name in ("demo", "example_inputs", "release", "report")),
     *(f"runs.{name}" for name in ("checkpoint", "imported_spec", "importer", "shipped", "state_dicts", "tensors")),
     "runs.weight_files",

@@ -6,7 +6,7 @@ gathered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,6 +17,7 @@ from torch.nn import functional
 from spade_deploy.export.build import ExportedModel
 from spade_deploy.export.spade import DeployBlock, DeployModel, levels
 from spade_deploy.networks.modulation import LevelLookup, training_lookup
+from spade_deploy.spec import Architecture
 
 
 @contextmanager
@@ -27,12 +28,12 @@ def distinct_windows(model: ExportedModel, inputs: Sequence[Tensor]) -> Iterator
     """
     changed: list[nn.Module] = []
 
-    def change(convolution: nn.Module, forward: object) -> None:
+    def change(convolution: nn.Module, forward: Callable[..., Tensor]) -> None:
         convolution.forward = forward
         changed.append(convolution)
 
     try:
-        if isinstance(model, DeployModel):
+        if isinstance(model, DeployModel) and model.spec.architecture is Architecture.SPADE:
             label = inputs[0]
             tables = training_lookup(model.spec, label, inputs[1] if model.spec.labels.has_edges else None)
             for stride, names in levels(model.spec).items():

@@ -76,9 +76,9 @@ def _table_sizes(spec: GeneratorSpec) -> list[tuple[Dimension, ...]]:
     height: Dimension = Size(1, f"h{spec.stride}") if spec.is_dynamic else spec.latent_height
     width: Dimension = Size(1, f"w{spec.stride}") if spec.is_dynamic else spec.latent_width
     sizes: list[tuple[Dimension, ...]] = []
-    if spec.z_dim is None:
+    if spec.is_dynamic:
         sizes.append((BATCH, height, width, LATENT_KERNEL**2))
-    taps = spec.kernel_size**2
+    taps = spec.window_kernel**2
     for stride in levels(spec):
         factor = spec.stride // stride
         sizes += [(Size(1, f"codes{stride}"), taps), (Size(1, f"patterns{stride}"), taps)]

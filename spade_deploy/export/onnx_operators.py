@@ -123,7 +123,7 @@ class Recorded:
     def clamp(self, min: int | None = None, max: int | None = None) -> Recorded:
         return self.node("Clip", *(None if one is None else torch.tensor(one, dtype=self.dtype) for one in (min, max)))
 
-    def masked_fill(self, mask: Recorded, number: float) -> Recorded:
+    def masked_fill(self, mask: Recorded, number: Any) -> Recorded:
         (found,) = self.recorder.emit(
             "Where", [mask.value, self._value_of(torch.tensor(number, dtype=self.dtype)), self.value]
         )

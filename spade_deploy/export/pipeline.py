@@ -102,7 +102,7 @@ class Exported:
     rounding: RoundingError
     """The rounding error of the PyTorch module itself in float32."""
 
-    reference: Arrays
+    reference: dict[str, NDArray[Any]]
     """The untouched module's outputs for the golden inputs, see `run_reference`."""
 
     int8: Int8Summary | None = None
@@ -222,7 +222,7 @@ def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str =
             for arrays in one_by_one(inputs):
                 one = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
                 segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
-                given = [segmap, one[Z].to(dtype) if Z in one else None]
+                given: list[Any] = [segmap, one[Z].to(dtype) if Z in one else None]
                 if dtype is torch.float64 and device == "cpu":
                     tables = exact_lookup(generator.spec, one[LABEL], one.get(INSTANCE), segmap)
                     given += [] if tables is None else [tables]

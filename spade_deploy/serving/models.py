@@ -143,12 +143,16 @@ def named_paths(texts: Sequence[str], runs: Path) -> list[tuple[str, Path]]:
     """(name, artifact folder) of each text, PATH or NAME=PATH; of the newest artifact where there is none."""
     found = []
     for text in texts or ("",):
-        name, equals, rest = text.partition("=")
-        given = name if equals and _NAME.fullmatch(name) else ""
-        path = rest if given else text
+        given, path = name_and_path(text)
         artifact = resolve_artifact(Path(path) if path else None, runs)
         found.append((given or usual_name(artifact), artifact))
     return found
+
+
+def name_and_path(text: str) -> tuple[str, str]:
+    """The name, empty where none is given, and the path of a text PATH or NAME=PATH."""
+    name, equals, rest = text.partition("=")
+    return (name, rest) if equals and _NAME.fullmatch(name) else ("", text)
 
 
 def measured_rule(artifact: Artifact, runtime: Runtime, asked: ServeRequest) -> BatchRule:
