@@ -244,7 +244,7 @@ def test_engines_of_several_cards_are_one_model(tmp_path: Path) -> None:
     artifact = stand_in_artifact(tmp_path / "one", PLAIN, BOTH)
     add_engine(artifact, b"of an H100")
     add_engine(artifact, b"of an L4", gpu="NVIDIA L4", compute_capability="8.9")
-    add_engine(artifact, b"of an older one", version="9.8.0")
+    add_engine(artifact, b"of an older one", version="9.8.0", gpu="NVIDIA A10", compute_capability="8.6")
     made = write_repository(artifact, PackageRequest(triton=tmp_path / "m", max_batch=8))
     folder = tmp_path / "m" / "one-tensorrt"
     config = read_config((folder / "config.pbtxt").read_text())
