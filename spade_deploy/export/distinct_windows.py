@@ -17,6 +17,7 @@ from torch.nn import functional
 from spade_deploy.export.build import ExportedModel
 from spade_deploy.export.spade import DeployBlock, DeployModel, levels
 from spade_deploy.networks.modulation import LevelLookup, training_lookup
+from spade_deploy.spec import Architecture
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def distinct_windows(model: ExportedModel, inputs: Sequence[Tensor]) -> Iterator
         changed.append(convolution)
 
     try:
-        if isinstance(model, DeployModel):
+        if isinstance(model, DeployModel) and model.spec.architecture is Architecture.SPADE:
             label = inputs[0]
             tables = training_lookup(model.spec, label, inputs[1] if model.spec.labels.has_edges else None)
             for stride, names in levels(model.spec).items():

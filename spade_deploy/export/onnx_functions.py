@@ -207,10 +207,21 @@ def _instance_norm(x: Recorded, *given: Any, eps: float, **others: Any) -> Recor
     return x.node("InstanceNormalization", ones, zeros, epsilon=eps)
 
 
-def _avg_pool(x: Recorded, kernel: int) -> Recorded:
-    attributes = {"auto_pad": "NOTSET", "ceil_mode": 0, "count_include_pad": 1, "pads": [0, 0, 0, 0]}
-    sizes = [*x.shape[:2], *(over(side, kernel) for side in x.shape[2:])]
-    return x.node("AveragePool", sizes=sizes, kernel_shape=[kernel] * 2, strides=[kernel] * 2, **attributes)
+def _avg_pool(
+    x: Recorded, kernel: int, stride: int | None = None, padding: int = 0, ceil_mode: bool = False, **others: Any
+) -> Recorded:
+    step, counts_padding = stride or kernel, others.pop("count_include_pad", True)
+    if ceil_mode or others:
+        raise ExportError("average pooling with a ceiling or another divisor cannot be recorded as ONNX nodes")
+    space: list[Dimension] = []
+    for size in x.shape[2:]:
+        if isinstance(size, int):
+            space.append((size + 2 * padding - kernel) // step + 1)
+        else:
+            space.append(over(size, step) if 2 * padding - kernel + 1 in range(1 - step, 1) else None)
+    attributes = {"auto_pad": "NOTSET", "ceil_mode": 0, "count_include_pad": int(counts_padding), "pads": [padding] * 4}
+    sizes = [*x.shape[:2], *space]
+    return x.node("AveragePool", sizes=sizes, kernel_shape=[kernel] * 2, strides=[step] * 2, **attributes)
 
 
 def _pair(value: Any) -> list[int]:

@@ -63,6 +63,10 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "resizing": lambda x, _: functional.interpolate(
         functional.avg_pool2d(x, 2), scale_factor=2, mode="bilinear", align_corners=False
     ),
+    "averages of what is inside": lambda x, _: (
+        functional.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+        + functional.avg_pool2d(x, 3, stride=2, padding=1)
+    ),
     "pixels": lambda x, _: ((torch.tanh(x) + 1) / 2 * 255).clamp(0, 255).floor().to(torch.uint8),
     "comparison": lambda x, _: torch.maximum((x != x[:, :1]).float(), functional.instance_norm(x, eps=1e-5)),
 }
@@ -102,6 +106,8 @@ def test_parameters_stay_apart_and_equal_operations_are_one() -> None:
         (lambda x, _: functional.instance_norm(x, weight=torch.ones(6), eps=1e-5), "instance norm with weights"),
         (lambda x, _: functional.embedding(x.to(torch.int64), torch.ones(2, 3), max_norm=1.0), "largest norm"),
         (lambda x, _: functional.pad(x, (1, 1), mode="replicate"), "padding"),
+        (lambda x, _: functional.avg_pool2d(x, 3, ceil_mode=True), "average pooling with a ceiling"),
+        (lambda x, _: functional.avg_pool2d(x, 2, divisor_override=3), "average pooling with a ceiling or another"),
         (lambda x, _: functional.max_pool2d(x, 2, padding=1), "leave the map"),
         (lambda x, m: m.norm.train()(x), "train mode"),
         (lambda x, _: x[..., 0], "index"),
