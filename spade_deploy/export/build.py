@@ -77,8 +77,8 @@ def require_kind(spec: GeneratorSpec, kind: GraphKind) -> None:
     if kind not in spec.graph_kinds:
         raise ConfigError(
             f"a {kind} graph cannot be made of a {spec.architecture} generator: it looks up gamma and beta, which"
-            f" {Architecture.SPADE} alone has",
-            hint="leave it out: the dense graph is made",
+            f" only {Architecture.SPADE} has",
+            hint="leave it out, and the dense graph is made",
         )
 
 

@@ -93,7 +93,7 @@ class Reader:
             height, width = instance.shape
             raise LabelMapError(
                 f"{job.instance} has {height} x {width} pixels, its label map {own[0]} x {own[1]}",
-                hint="the instance map of a label map has its size: see that the names belong together",
+                hint="an instance map has the size of its label map: check that the names belong together",
             )
         return instance if self.size is None else resize_nearest(instance, self.size)
 
@@ -269,7 +269,7 @@ class Pipeline:
                 raise SpadeError(
                     f"the result {writing.result} cannot be written: {error.__cause__ or error};"
                     f" {self._tally.written} of {self._tally.total} images were",
-                    hint="free some space or choose another folder; the same command goes on where this one stopped",
+                    hint="free some space or choose another folder; the same command continues where this one stopped",
                 ) from error
             self._tally.count_written(was_resized=writing.was_resized)
 

@@ -120,7 +120,7 @@ def test_cityscapes_files_of_another_kind_are_no_label_map(tree: Tree) -> None:
         "gtFine/val/lindau/*_color.png",
     ):
         (path,) = root.glob(kind)
-        with pytest.raises(NotFoundError, match="no label map of Cityscapes"):
+        with pytest.raises(NotFoundError, match="does not have the name of a Cityscapes label map"):
             find_label_maps(path, None, CITYSCAPES, no_instances=True)
 
 

@@ -82,5 +82,5 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="answers 3 classes, the label set has 2"):
         more.predict(pixels)
     for names in (["roof", "tree"], ["roof", "tree", "water", "sky"]):
-        with pytest.raises(ConfigError, match=f"answers 3 classes, but names {len(names)}"):
+        with pytest.raises(ConfigError, match=f"has 3 classes, but names {len(names)}"):
             OnnxSegmenter(segmenter_file(tmp_path / "d.onnx", COLORS, names=names), LABELS).predict(pixels)

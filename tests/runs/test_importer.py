@@ -327,7 +327,7 @@ def test_files_that_are_not_this_generators_encoder(tmp_path: Path) -> None:
     state = encoder_state()
     spec = released("ade20k", 6).spec
     cases: dict[str, dict[str, Any]] = {
-        "this is no style encoder": {"conv.weight": torch.zeros(1)},
+        "this is not a style encoder": {"conv.weight": torch.zeros(1)},
         r"'fc_mu.weight' is \(5, 512\); the encoder of this generator": encoder_state(5),
         r"'fc_mu.weight' is \(6, 256\); the encoder of this generator": encoder_state(6, 2),
         "lacks 'layer3.0.weight_orig'": {k: v for k, v in state.items() if k != "layer3.0.weight_orig"},

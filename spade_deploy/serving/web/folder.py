@@ -75,14 +75,16 @@ def require_free(target: Path) -> None:
     try:
         known = set(json.loads((target / RECORD).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"`web`: {target} exists and is no web folder: it will not be replaced", hint=hint) from error
+        raise ConfigError(
+            f"`web`: {target} exists and is not a web folder, so it is not replaced", hint=hint
+        ) from error
     foreign = sorted(
         name
         for path in target.rglob("*")
         if path.is_file() and (name := path.relative_to(target).as_posix()) not in known | {RECORD}
     )
     if foreign:
-        raise ConfigError(f"`web`: {target} holds other files: it will not be replaced ({foreign[0]})", hint=hint)
+        raise ConfigError(f"`web`: {target} holds other files, so it is not replaced ({foreign[0]})", hint=hint)
 
 
 def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) -> WebFolder:

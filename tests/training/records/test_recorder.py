@@ -197,7 +197,7 @@ class TestOrder:
         assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step_{n:08d}.png" for n in (1, 2, 3)]
         result = train(setup_of(steps=4, **often), run=run, source=Noise(), resume=runs.checkpoint_folder(run, 2))
         assert result.notes[0] == (
-            f"the run goes on from step 2: the checkpoint of a later step was moved to {run / 'set_aside-002'}"
+            f"the run continues from step 2: the checkpoint of a later step was moved to {run / 'set_aside-002'}"
         )
 
 
