@@ -62,6 +62,7 @@ from spade_deploy.artifact.tensors import (
     Arrays,
     TensorInfo,
     Z,
+    default_style,
     encoder_tensors,
     golden_tensors,
     input_rule,
@@ -70,6 +71,7 @@ from spade_deploy.artifact.tensors import (
     mismatch,
     one_by_one,
     output_tensors,
+    style_meaning,
 )
 
 __all__ = [
@@ -106,6 +108,7 @@ __all__ = [
     "TensorInfo",
     "Z",
     "carry_engines",
+    "default_style",
     "description",
     "encoder_tensors",
     "engine_name",
@@ -127,6 +130,7 @@ __all__ = [
     "read_timing_cache",
     "require_replaceable",
     "rewrite_manifest",
+    "style_meaning",
     "timing_cache_path",
     "whole_engines",
     "write_engine",

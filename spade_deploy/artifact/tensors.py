@@ -43,8 +43,26 @@ def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
     if spec.labels.has_edges:
         tensors.append(TensorInfo(INSTANCE, "int32", ("N", *size), "one object id a pixel, of which edges are made"))
     if spec.z_dim is not None:
-        tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), "style: zeros, or standard normal"))
+        tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), style_meaning(spec)))
     return tuple(tensors)
+
+
+def style_meaning(spec: GeneratorSpec) -> str:
+    """What the style vector holds, for people."""
+    return "noise: standard normal" if spec.noise_channels else "style: zeros, or standard normal"
+
+
+def default_style(spec: GeneratorSpec, count: int = 1) -> NDArray[np.float32] | None:
+    """The style of `count` images where none is asked for, count x z_dim; None for a model without one.
+
+    It is the mean style, zeros. The noise of OASIS has no mean that a network was trained on: it is that of seed 0, the
+    same for every image.
+    """
+    if spec.z_dim is None:
+        return None
+    if not spec.noise_channels:
+        return np.zeros((count, spec.z_dim), np.float32)
+    return np.random.default_rng(0).standard_normal((1, spec.z_dim), np.float32).repeat(count, axis=0)
 
 
 def output_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
@@ -126,7 +144,9 @@ def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
         rule["style"] = {
             "input": Z,
             "length": spec.z_dim,
-            "sentence": "The style is a standard normal vector; zeros are the mean style.",
+            "sentence": "The noise is a standard normal vector, the same at every pixel; another one is another image."
+            if spec.noise_channels
+            else "The style is a standard normal vector; zeros are the mean style.",
         }
     return rule
 

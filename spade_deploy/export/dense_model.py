@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from spade_deploy.networks.spade import NORM_EPS
 from spade_deploy.spec import GeneratorSpec
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class DenseModel(nn.Module):
@@ -40,15 +44,15 @@ class DenseModel(nn.Module):
         extra = list(rest)
         instance = extra.pop(0) if self.spec.labels.has_edges else None
         z = extra.pop(0) if self.spec.z_dim is not None else None
-        return to_outputs(self.logits(label.float(), None if instance is None else edge_map(instance), z))
+        return to_outputs(self.logits(label, None if instance is None else edge_map(instance), z))
 
     def logits(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
-        """The image before tanh, N x 3 x H x W. label: N x H x W as floats; edges: N x 1 x H x W."""
+        """The image before tanh, N x 3 x H x W. label: N x H x W; edges: N x 1 x H x W."""
         raise NotImplementedError
 
     def segmap(self, stride: int, label: Tensor, edges: Tensor | None) -> Tensor:
         """Every stride-th pixel of the network's input, N x L x H/stride x W/stride float32."""
-        segmap = (label[:, None, ::stride, ::stride] == self.ids).float()
+        segmap = (label.float()[:, None, ::stride, ::stride] == self.ids).float()
         return segmap if edges is None else torch.cat([segmap, edges[:, :, ::stride, ::stride]], dim=1)
 
 
@@ -82,6 +86,12 @@ def instance_norm(x: Tensor) -> Tensor:
     # The sums of squares of a half-precision map overflow: the statistics are always float32.
     wide = x.float() if x.dtype is torch.float16 else x
     return functional.instance_norm(wide, eps=NORM_EPS).to(x.dtype)
+
+
+def unfilled(kind: Callable[..., M], *given: Any, **settings: Any) -> M:
+    """A layer whose weights the caller writes. PyTorch would fill them with random numbers, which takes longer."""
+    layer: M = skip_init(kind, *given, **settings)  # type: ignore[no-untyped-call]
+    return layer
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

@@ -6,11 +6,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from spade_deploy.artifact import Artifact
-from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.files.locks import locked
 from spade_deploy.images.image_file import Size
+from spade_deploy.inference.jobs import Failure
 from spade_deploy.inference.maker import (
     RECORD,
     Maker,
@@ -18,23 +21,24 @@ from spade_deploy.inference.maker import (
     differences,
     note_labels,
     planned_maker,
-    ran_by,
     read_record,
     require_known,
     require_only,
     require_same,
     write_record,
 )
-from spade_deploy.inference.pipeline import Pipeline, Reader, Tally
-from spade_deploy.inference.plan import Failure, Plan, make_plan, result_folder
+from spade_deploy.inference.pipeline import TargetError
+from spade_deploy.inference.places.target import Folder
+from spade_deploy.inference.plan import Plan, make_plan, result_folder
 from spade_deploy.inference.request import InferRequest
+from spade_deploy.inference.run import Run
 from spade_deploy.inference.size import checked_size
 from spade_deploy.inference.style import style_vector
+from spade_deploy.inference.work import Crew, OneProcess, Work
 from spade_deploy.labels.find import find_label_maps
 from spade_deploy.labels.pairs import require_instances
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, ResizePolicy
-from spade_deploy.tuning.open import open_runtime
 
 _ALL = 2**63 - 1
 """A time after that of every file."""
@@ -74,17 +78,23 @@ class InferSummary:
     left_out: tuple[str, ...] = ()
     """A sentence for each photo that lay beside its label map."""
 
+    lost: tuple[str, ...] = ()
+    """A sentence for each process that ended before its work did; others did its jobs."""
+
     @property
     def images_per_s(self) -> float:
         return self.written / self.seconds if self.seconds > 0 else 0.0
 
 
-def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT) -> InferSummary:
+def infer(
+    artifact: Artifact, request: InferRequest, progress: Progress = SILENT, crew: Crew | None = None
+) -> InferSummary:
     """Make an image of every label map that the request names.
 
     Images are named by the label map's stem; those of Cityscapes' official files by city, sequence and frame. All
     images have the same style: that of a seed or a photo, else the mean style. Images that are there already are kept
     if the folder's record (`maker.RECORD`) says that the same model made them in the same way.
+    crew: who makes the images; this process if it is left out.
     Files that cannot be used, or whose result cannot be written, are in the summary's failures. Raises ConfigError,
     also for a folder that holds the images of another maker, NotFoundError, errors of the runtime, FolderBusyError
     where another process fills the folder, and SpadeError where a result cannot be written.
@@ -92,7 +102,7 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
     spec, labels = artifact.manifest.generator, request.labels
     _check_edges(spec, request)
     size = None if request.resize == ResizePolicy.NEVER else checked_size(spec, request.size)
-    reader = Reader(spec, size, style_vector(artifact, request.seed, request.style_image))
+    style = style_vector(artifact, request.seed, request.style_image)
     found = find_label_maps(
         labels, request.instances, spec.labels, preset=request.preset, no_instances=request.no_instances
     )
@@ -105,30 +115,31 @@ def infer(artifact: Artifact, request: InferRequest, progress: Progress = SILENT
     plan = make_plan(request, found, None if record is None else record.redo_before_ns)
     filled = _Folder(folder, request, maker, plan)
     filled.check(record)
-    tally = Tally(len(plan.jobs), list(plan.failures), progress)
-    runtime_name = ""
+    path = str(artifact.path)
+    run = Run(path, len(plan.jobs), list(plan.failures), progress, lambda ran: filled.begin(artifact, ran))
     if plan.jobs:
         _make_folder(plan.folder)
+        work = _work(artifact, request, maker, plan, style=style, size=size)
         # Two commands that fill one folder would both make all images, so a folder is locked. A single image is not.
-        alone = nullcontext() if labels.is_file() else locked(plan.folder, f"making images of {labels}")
-        with alone, _open(artifact, request, len(plan.jobs), progress) as runtime:
-            runtime_name = runtime.name
-            filled.begin(artifact, ran_by(maker, runtime))
-            progress.step(f"running {artifact.path} with {runtime_name}")
-            tally.start()
-            Pipeline(reader, runtime, request.batch_size, tally).run(plan.jobs)
-            filled.end(is_whole=not tally.failures)
+        with nullcontext() if labels.is_file() else locked(plan.folder, f"making images of {labels}"):
+            try:
+                (crew or OneProcess(artifact)).make(work, plan.jobs, run)
+            except TargetError as error:
+                counted = f"{run.written} of {len(plan.jobs)} images were"
+                raise SpadeError(f"{error.message}; {counted}", hint=error.hint) from error
+            filled.end(is_whole=not run.failures)
     return InferSummary(
         out=request.out,
         total=len(plan.jobs) + plan.skipped + len(plan.failures),
-        written=tally.written,
+        written=run.written,
         skipped=plan.skipped,
-        resized=tally.resized,
+        resized=run.resized,
         size=size,
-        failures=tuple(sorted(tally.failures, key=lambda failure: failure.path)),
-        runtime=runtime_name,
-        seconds=tally.seconds,
+        failures=tuple(sorted(run.failures, key=lambda failure: Path(str(failure.path)))),
+        runtime=run.runtime,
+        seconds=run.seconds,
         left_out=plan.left_out,
+        lost=tuple(run.losses),
     )
 
 
@@ -186,16 +197,24 @@ class _Folder:
             write_record(self._folder, replace(self._record, redo_before_ns=None))
 
 
-def _open(artifact: Artifact, request: InferRequest, images: int, progress: Progress) -> Runtime:
-    return open_runtime(
-        artifact,
-        request.precision,
-        request.backend,
-        request.threads,
-        request.graph,
-        min_psnr_db=request.min_psnr_db,
-        images=images,
-        progress=progress,
+def _work(
+    artifact: Artifact,
+    request: InferRequest,
+    maker: Maker,
+    plan: Plan,
+    *,
+    style: NDArray[np.float32] | None,
+    size: Size | None,
+) -> Work:
+    engine = {
+        "precision": request.precision,
+        "backend": request.backend,
+        "threads": request.threads,
+        "graph": request.graph,
+        "min_psnr_db": request.min_psnr_db,
+    }
+    return Work(
+        artifact.path, maker, Folder(plan.folder), size, style, request.batch_size, images=len(plan.jobs), engine=engine
     )
 
 

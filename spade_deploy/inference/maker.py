@@ -84,15 +84,15 @@ class Record:
 
 def planned_maker(artifact: Artifact, request: InferRequest, size: Size | None) -> Maker:
     """The maker as far as the request tells it; `ran_by` adds what is known once a model is loaded."""
-    manifest = artifact.manifest
-    files = [graph.file for graph in manifest.graphs] + ([manifest.encoder.file] if manifest.encoder else [])
-    spec = manifest.generator
+    spec = artifact.manifest.generator
     named = str(request.precision) if request.precision in tuple(Precision) else ""
     style = "none" if spec.z_dim is None else "mean" if request.seed is None else f"seed {request.seed}"
+    if spec.noise_channels and request.seed is None:
+        style = "seed 0"  # what `default_style` draws
     if request.style_image is not None and spec.z_dim is not None:
         style = f"photo {sha256_of(request.style_image)}"
     return Maker(
-        artifact_sha256=digest_of({name: manifest.files[name].sha256 for name in files}),
+        artifact_sha256=artifact_digest(artifact),
         graph=str(request.graph),
         precision=named,
         engine="",
@@ -100,6 +100,13 @@ def planned_maker(artifact: Artifact, request: InferRequest, size: Size | None) 
         style=style,
         instances="none" if not spec.labels.has_edges else "left empty" if request.no_instances else "given",
     )
+
+
+def artifact_digest(artifact: Artifact) -> str:
+    """The digest of an artifact's graphs and of its style encoder, by the manifest."""
+    manifest = artifact.manifest
+    files = [graph.file for graph in manifest.graphs] + ([manifest.encoder.file] if manifest.encoder else [])
+    return digest_of({name: manifest.files[name].sha256 for name in files})
 
 
 def ran_by(maker: Maker, runtime: Runtime) -> Maker:
@@ -169,9 +176,9 @@ def require_known(folder: Path, kept: int) -> None:
         )
 
 
-def require_only(folder: Path, results: Iterable[Path]) -> None:
+def require_only(folder: Path, results: Iterable[str]) -> None:
     """Raise ConfigError if a folder whose maker changes holds other images than those that are made again."""
-    own = {result.name for result in results}
+    own = set(results)
     others = sorted(
         entry.name
         for entry in os.scandir(folder)

@@ -6,44 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.errors import ConfigError, LabelMapError
+from spade_deploy.inference.jobs import Failure, Job, failure
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.inference.results import is_done
 from spade_deploy.labels.files import RESULT_SUFFIXES, is_image_name
 from spade_deploy.labels.pairs import Pairing
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A label file without a result."""
-
-    path: Path
-    """The label file."""
-
-    message: str
-    """Why it has no result; the sentence names the file."""
-
-    hint: str | None = None
-    """What to do about it."""
-
-
-def failure(path: Path, error: Exception) -> Failure:
-    """Make a Failure of an error; its message names the file."""
-    message = str(error) if str(path) in str(error) else f"{path}: {error}"
-    return Failure(path, message, getattr(error, "hint", None))
-
-
-@dataclass(frozen=True)
-class Job:
-    """One result to make."""
-
-    label: Path
-    """The label map's file."""
-
-    instance: Path | None
-    """The instance map's file; None if the model takes none."""
-
-    result: Path
-    """The file of the image."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +60,7 @@ def make_plan(request: InferRequest, found: Pairing, redo_before_ns: int | None 
             if is_done(result, overwrite=request.overwrite) and not _is_older(result, redo_before_ns):
                 skipped += 1
             else:
-                jobs.append(Job(sample.label, sample.instance, result))
+                jobs.append(Job(sample.stem, sample.label, sample.instance, result.name))
         except LabelMapError as error:
             failures.append(failure(sample.label, error))
     left_out = tuple(f"{p.path}: {p.message}" for p in found.problems if p.code == "photo")

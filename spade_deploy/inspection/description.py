@@ -61,7 +61,7 @@ def spec_rows(spec: GeneratorSpec, parameters: str) -> Rows:
     labels = spec.labels
     extra = [name for name, there in (("unknown (255)", labels.has_dontcare), ("edges", labels.has_edges)) if there]
     sizes = f"any {spec.side_rule}" if spec.is_dynamic else "this size alone"
-    style = "none" if spec.z_dim is None else f"{spec.z_dim} numbers (VAE)"
+    style = "none" if spec.z_dim is None else f"{spec.z_dim} numbers ({'noise' if spec.noise_channels else 'VAE'})"
     return (
         ("architecture", spec.architecture),
         ("labels", f"{labels.num_labels}{''.join(f' + {name}' for name in extra)}"),

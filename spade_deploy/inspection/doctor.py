@@ -72,6 +72,7 @@ _PACKAGES = {
     "python-multipart": ("forms that spade serve is sent", "serve"),
     "prometheus-client": ("the figures of spade serve", "serve"),
     "huggingface-hub": ("spade export --push-to-hub", "hub"),
+    "ray": ("spade infer --ray, spade train --ray", "ray"),
     "torchmetrics": ("spade eval with LPIPS", "lpips"),
 }
 _GPU_PACKAGES = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ PALETTE_HINT = (
 )
 
 _SHOWN_IDS = 5
+_JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
 
 
 def label_dtype(labels: LabelSpec) -> np.dtype[Any]:
@@ -165,9 +167,16 @@ def save_pixels(path: Path, pixels: NDArray[np.uint8], *, compress_level: int = 
             if suffix == ".png":
                 image.save(temporary, format="PNG", compress_level=compress_level)
             else:
-                image.save(temporary, format="JPEG", quality=95, subsampling=0)
+                image.save(temporary, format="JPEG", **_JPEG)
     except OSError as error:
         raise LabelMapError(f"{path}: cannot be written ({error})") from error
+
+
+def jpeg_bytes(pixels: NDArray[np.uint8]) -> bytes:
+    """The bytes of the file that `save_pixels` writes as JPEG."""
+    stream = BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="JPEG", **_JPEG)
+    return stream.getvalue()
 
 
 def colorize(label_ids: LabelIds, labels: LabelSpec) -> NDArray[np.uint8]:

@@ -5,6 +5,9 @@ activations around it, each of which depends on k x k codes. A label map has far
 So each level (all blocks of one stride) has three tables: distinct k x k windows (`codes`), distinct larger windows
 written as k*k rows of `codes` (`patterns`), and a row of `patterns` for every pixel (`index`).
 `lookup/windows.py` finds the windows; here the tables of a generator are made of them, counted and checked.
+
+A table holds for all maps of a batch, but in OASIS, whose hidden rows depend on the noise of an image: there the maps
+of a batch share no window, and a code in a table says of which image it is, see `codes_per_image`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, TensorInfo, Z, mismatch
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, TensorInfo, Z, mismatch, style_meaning
 from spade_deploy.errors import InputRefusedError
 from spade_deploy.lookup.windows import Ints, LevelPatterns, WindowGrid
 from spade_deploy.spec import GeneratorSpec, GraphKind
@@ -67,6 +70,15 @@ def modulated_channels(spec: GeneratorSpec) -> dict[int, int]:
     return channels
 
 
+def codes_per_image(spec: GeneratorSpec, kernel: int) -> int:
+    """By how much a code of one image is larger than that of the image before, where there is noise.
+
+    It is the number of rows of an image's table, a block for each tap of the kernel; so a code needs no arithmetic in
+    the graph. Outside an image is that image's `num_codes`.
+    """
+    return kernel**2 * (num_codes(spec) + 1)
+
+
 def level_names(stride: int) -> tuple[str, str, str]:
     """The names of a level's three tensors."""
     return f"codes_{stride}", f"patterns_{stride}", f"index_{stride}"
@@ -109,8 +121,8 @@ def extract_patterns(
         raise InputRefusedError(f"a {spec.architecture} generator has no pattern tables: nothing in it is looked up")
     codes = pixel_codes(spec, label, instance)
     _check_size(spec, codes.shape)
-    names, dense = _renumber(codes, num_codes(spec))
-    grids = {s: WindowGrid(dense[:, ::s, ::s], names, spec.kernel_size) for s in modulated_channels(spec)}
+    names, dense = _renumber(*_apart(spec, codes))
+    grids = {s: WindowGrid(dense[:, ::s, ::s], names, spec.window_kernel) for s in modulated_channels(spec)}
     pixels = {stride: grid.num_pixels for stride, grid in grids.items()}
     # A lower bound of the number of patterns at each level: one at first, and exact once a level is done.
     known = dict.fromkeys(grids, 1)
@@ -125,7 +137,13 @@ def extract_patterns(
         known[stride] = len(levels[stride].patterns)
         if max_share is not None and _share(spec, known, pixels) > max_share:
             return None
-    return PatternTables(levels, None if spec.z_dim is not None else _latent_windows(spec, codes))
+    latent = _latent_windows(spec, codes) if spec.is_dynamic else None
+    if spec.noise_channels:
+        assert latent is not None  # only SPADE's style vector fixes the size
+        images = np.arange(len(codes), dtype=np.int32)[:, None, None, None]
+        latent += images * codes_per_image(spec, LATENT_KERNEL)
+        levels = {stride: _of_images(spec, level, len(codes)) for stride, level in levels.items()}
+    return PatternTables(levels, latent)
 
 
 def extent_of(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
@@ -159,9 +177,9 @@ def lookup_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
         letters = (f"H/{stride}", f"W/{stride}")
         return ("N", *(letters if spec.is_dynamic else (spec.height // stride, spec.width // stride)))
 
-    taps = spec.kernel_size**2
+    taps = spec.window_kernel**2
     tensors = []
-    if spec.z_dim is None:
+    if spec.is_dynamic:
         shape = (*size(spec.stride), LATENT_KERNEL**2)
         tensors.append(TensorInfo(LATENT, "int32", shape, "codes around each pixel of the latent map"))
     for stride in modulated_channels(spec):
@@ -172,13 +190,30 @@ def lookup_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
             TensorInfo(index, "int32", size(stride), f"a row of {patterns} for every pixel"),
         ]
     if spec.z_dim is not None:
-        tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), "style: zeros, or standard normal"))
+        tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), style_meaning(spec)))
     return tuple(tensors)
 
 
 def check_tables(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> None:
     """Raise InputRefusedError, by tensor name, for tables that do not belong to this graph or to each other."""
     _check(spec, inputs, lookup_tensors(spec))
+
+
+def _apart(spec: GeneratorSpec, codes: Ints) -> tuple[Ints, int]:
+    """Codes that no two maps of a batch share, where that is needed, and the code of 'outside the image'."""
+    if not spec.noise_channels:
+        return codes, num_codes(spec)
+    images = np.arange(len(codes), dtype=np.int32)[:, None, None]
+    return codes + images * num_codes(spec), len(codes) * num_codes(spec)
+
+
+def _of_images(spec: GeneratorSpec, level: LevelPatterns, count: int) -> LevelPatterns:
+    """The tables of a level with its codes as the graph has them, see `codes_per_image`; they come as of `_apart`."""
+    own, taps = num_codes(spec), spec.window_kernel**2
+    image = level.codes[:, taps // 2] // own  # the centre of a row of `codes` is inside its image
+    code = np.where(level.codes == count * own, own, level.codes % own)
+    shifted = code + image[:, None] * codes_per_image(spec, spec.window_kernel)
+    return LevelPatterns(shifted.astype(np.int32), level.patterns, level.index)
 
 
 def _renumber(codes: Ints, outside: int) -> tuple[Ints, NDArray[Any]]:
@@ -188,7 +223,7 @@ def _renumber(codes: Ints, outside: int) -> tuple[Ints, NDArray[Any]]:
     occurs[outside] = True
     names = np.flatnonzero(occurs).astype(np.int32)
     positions = np.cumsum(occurs) - 1
-    return names, positions.astype(np.uint8 if len(names) <= 256 else np.uint16).take(codes)
+    return names, positions.astype(np.min_scalar_type(len(names) - 1)).take(codes)
 
 
 def _latent_windows(spec: GeneratorSpec, codes: Ints) -> Ints:
@@ -230,10 +265,12 @@ def _check(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]], tensors: tup
     if problem:
         raise InputRefusedError(f"input {problem}", hint=_EXTRACT_HINT)
     outside = num_codes(spec)
-    if LATENT in inputs:
-        _check_range(f"input {LATENT}: code", inputs[LATENT], outside)
     strides = list(modulated_channels(spec))
     coarsest = inputs[level_names(strides[0])[2]].shape
+    further = coarsest[0] - 1 if spec.noise_channels else 0  # images whose codes are larger than the first one's
+    if LATENT in inputs:
+        highest = outside + further * codes_per_image(spec, LATENT_KERNEL)
+        _check_range(f"input {LATENT}: code", inputs[LATENT], highest)
     for stride in strides:
         codes, patterns, index = level_names(stride)
         expected = (coarsest[0], *(size * strides[0] // stride for size in coarsest[1:]))
@@ -243,7 +280,8 @@ def _check(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]], tensors: tup
                 f" {_times(coarsest)} in {level_names(strides[0])[2]}; expected {_times(expected)}",
                 hint=_EXTRACT_HINT,
             )
-        _check_range(f"input {codes}: code", inputs[codes], outside)
+        highest = outside + further * codes_per_image(spec, spec.window_kernel)
+        _check_range(f"input {codes}: code", inputs[codes], highest)
         _check_range(f"input {patterns}: row of {codes}", inputs[patterns], len(inputs[codes]))
         _check_range(f"input {index}: row of {patterns}", inputs[index], len(inputs[patterns]) - 1)
 

@@ -130,7 +130,10 @@ def _command(spec: GeneratorSpec) -> str:
 def _client(manifest: Manifest) -> str:
     spec = manifest.generator
     dense = next(graph for graph in manifest.graphs if graph.kind is GraphKind.DENSE)
-    feeds = {"label": "label", "instance": "label.astype(np.int32)", "z": f"np.zeros((1, {spec.z_dim}), np.float32)"}
+    style = f"np.zeros((1, {spec.z_dim}), np.float32)"
+    if spec.noise_channels:
+        style = f"np.random.default_rng(0).standard_normal((1, {spec.z_dim}), np.float32)"
+    feeds = {"label": "label", "instance": "label.astype(np.int32)", "z": style}
     feed = ", ".join(f'"{tensor.name}": {feeds[tensor.name]}' for tensor in input_tensors(spec))
     return _CLIENT.format(
         file=dense.file, height=spec.height, width=spec.width, dtype=spec.labels.id_type, feed=f"{{{feed}}}"

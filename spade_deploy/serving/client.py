@@ -24,7 +24,8 @@ class ServerError(Exception):
 
 
 class Client:
-    """Asks one server, and edits one drawing. tries: how often a request is sent while it says that it is busy."""
+    """Asks one server, and edits one drawing. tries: how often a request is sent while the server says that it is busy,
+    or a proxy says that the server died."""
 
     def __init__(self, url: str, token: str = "", timeout: float = 90.0, tries: int = 5) -> None:
         self.url, self.timeout, self.tries = url.rstrip("/"), timeout, tries
@@ -69,8 +70,10 @@ class Client:
                     return content, answer.headers
             except urllib.error.HTTPError as error:
                 content = error.read()
-                if error.code not in (429, 503) or not left:
-                    is_problem = "json" in error.headers.get("Content-Type", "")
+                is_problem = "json" in error.headers.get("Content-Type", "")
+                # A proxy in front of several servers has no problem to tell of: the server behind it died.
+                is_lost = error.code in (500, 502, 504) and not is_problem
+                if not left or not (error.code in (429, 503) or is_lost):
                     raise ServerError(
                         error.code, json.loads(content) if is_problem else {"detail": str(error)}
                     ) from None

@@ -241,7 +241,7 @@ def test_damaged_states_are_named(tmp_path: Path) -> None:
         read_generator_file(saved({"discriminator_0.model0.0.weight": torch.zeros(1)}, tmp_path), request)
     with pytest.raises(CheckpointError, match="encoder"):
         read_generator_file(saved({"fc_mu.weight": torch.zeros(1)}, tmp_path), request)
-    with pytest.raises(CheckpointError, match="no SPADE generator"):
+    with pytest.raises(CheckpointError, match="not a SPADE generator"):
         read_generator_file(saved({"layer1.weight": torch.zeros(1)}, tmp_path), request)
 
 
