@@ -257,7 +257,7 @@ def _notes(request: EvalRequest, rows: Sequence[Row], models: Sequence[Model], j
 def _names(judges: Judges) -> dict[str, str]:
     names = {
         "l1": "mean absolute difference from the photo, where black and white differ by 1",
-        "psnr": "PSNR against the photo, in dB",
+        "psnr": "peak signal-to-noise ratio against the photo, in dB",
     }
     extractor, segmenter, perceptual = judges.extractor, judges.segmenter, judges.perceptual
     if extractor is not None:
