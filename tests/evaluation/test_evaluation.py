@@ -500,7 +500,7 @@ class TestData:
         (copy / "data" / "test" / "images" / "05.png").unlink()
         result = evaluate(EvalRequest((copy / "runs" / "first",)), runs_dir=copy / "runs")
         assert result.samples == 5
-        assert any("1 files pair with nothing" in note and "05.png" in note for note in result.notes)
+        assert any("1 files have no partner" in note and "05.png" in note for note in result.notes)
         flags = DataFlags(labels=copy / "data" / "val" / "labels", images=copy / "data" / "val" / "images")
         other = evaluate(EvalRequest((copy / "runs" / "first",), data=flags), runs_dir=copy / "runs")
         assert other.samples == COUNT

@@ -719,7 +719,7 @@ def test_impossible_requests_of_other_models(edges: Artifact, styled: Artifact, 
         infer(edges, InferRequest(labels, tmp_path / "out", instances=labels, no_instances=True))
     with pytest.raises(ConfigError, match="is a file, but"):
         infer(edges, InferRequest(labels, tmp_path / "out", instances=labels / "000.png"))
-    with pytest.raises(ConfigError, match="`size`: this model runs at 32x32 alone"):
+    with pytest.raises(ConfigError, match="`size`: this model runs at 32x32 only"):
         infer(styled, InferRequest(labels, tmp_path / "out", size=(64, 64)))
     with pytest.raises(ConfigError, match="`seed`: -1 is negative"):
         infer(styled, InferRequest(labels, tmp_path / "out", seed=-1))

@@ -99,7 +99,7 @@ def test_a_comparison_names_what_differs_and_where_curves_end(folder: Path) -> N
     [
         (2, ("compare", "a0"), "two different runs or more are needed"),
         (2, ("compare", "a0", "a0"), "two different runs or more are needed"),
-        (1, ("compare", "a0", "nowhere"), "nowhere: is no run"),
+        (1, ("compare", "a0", "nowhere"), "nowhere: is not a run"),
         (1, ("compare", "a0", "broken"), "broken: has no usable checkpoint"),
     ],
 )

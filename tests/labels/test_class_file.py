@@ -57,7 +57,7 @@ def test_an_id_that_is_left_out_stands_for_no_class(tmp_path: Path) -> None:
     [
         ("a.txt", "", "a.txt has no classes"),
         ("a.txt", "1 2 3 road\nsky\n", "line 2: this class has no colour"),
-        ("a.txt", "1 2 300 road\n", "line 1: .* is no colour"),
+        ("a.txt", "1 2 300 road\n", "line 1: .* is not a colour"),
         ("a.json", "[1, 2]", "entry 1: 1 is no class"),
         ("a.json", "[[", "not valid JSON"),
         ("a.json", '{"names": ["a", "b"], "colors": [[1, 2, 3]]}', "2 names and 1 colours"),

@@ -172,11 +172,11 @@ def test_a_package_is_replaced_and_other_folders_are_not(edges: Artifact, tmp_pa
     elsewhere = tmp_path / "photos"
     elsewhere.mkdir()
     (elsewhere / "a.png").write_bytes(b"a")
-    with pytest.raises(ConfigError, match="exists and is no model repository"):
+    with pytest.raises(ConfigError, match="exists and is not a model repository"):
         write_repository(edges, replace(asked, triton=elsewhere))
     assert [path.name for path in elsewhere.iterdir()] == ["a.png"]
     (tmp_path / "file").write_text("a")
-    with pytest.raises(ConfigError, match="exists and is no model repository"):
+    with pytest.raises(ConfigError, match="exists and is not a model repository"):
         write_repository(edges, replace(asked, triton=tmp_path / "file"))
 
 

@@ -216,7 +216,7 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="64 places, but size 256x512"):
         read_generator_file(vae, ImportRequest(preset="coco", size=(256, 512)))
     odd = saved(build_generator(labels=LabelSpec(9), **SMALL).state_dict(), tmp_path)
-    with pytest.raises(ConfigError, match="9 channels is none of the released"):
+    with pytest.raises(ConfigError, match="9 channels matches none of the released"):
         read_generator_file(odd, ImportRequest())
     with pytest.raises(ConfigError, match="contradicts `preset`"):
         ImportRequest("coco", 5)

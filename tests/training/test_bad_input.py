@@ -160,7 +160,7 @@ class TestFullDisk:
         with pytest.raises(TrainingError, match=message) as caught:
             train(setup_of(), run=run, source=Noise())
         assert tried
-        assert "make room" in str(caught.value.hint)
+        assert "free some space" in str(caught.value.hint)
         assert [folder.name for folder in (run / runs.CHECKPOINTS).iterdir()] == ["step_00000003"]
         assert leftovers(run) == []
         # There is room again: the run goes on from there.
