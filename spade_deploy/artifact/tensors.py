@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec
 
-LABEL, INSTANCE, Z = "label", "instance", "z"
+LABEL, INSTANCE, POSITION, Z = "label", "instance", "position", "z"
 PIXELS, IMAGE = "pixels", "image"
 LOGITS = "logits"
 PHOTO, MU, LOGVAR = "photo", "mu", "logvar"
@@ -44,6 +44,19 @@ def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
         tensors.append(TensorInfo(INSTANCE, "int32", ("N", *size), "one object id a pixel, of which edges are made"))
     if spec.z_dim is not None:
         tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), style_meaning(spec)))
+    return tuple(tensors)
+
+
+def graph_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
+    """The inputs of a dense graph itself, in order: those of a caller, and what is made of them before the graph runs.
+
+    It is the position of each pixel in its region, where a model sees it (`lookup/regions.py`).
+    """
+    tensors = list(input_tensors(spec))
+    if spec.has_positions:
+        count, *size = tensors[0].shape
+        position = TensorInfo(POSITION, "float32", (count, 2, *size), "position of each pixel in its region, -1..1")
+        tensors.insert(len(tensors) - int(spec.z_dim is not None), position)
     return tuple(tensors)
 
 
@@ -119,6 +132,13 @@ def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
             " one-hot channels are made inside the graph.",
         },
     }
+    if spec.has_positions:
+        rule["positions"] = {
+            "input": POSITION,
+            "sentence": "Engines make this input of a dense graph from the label map: for each pixel the row and the"
+            " column from the centre of its region of one class, 8-connected, divided by the largest in the region"
+            " plus 1e-5; zero for class 0.",
+        }
     if labels.num_labels <= UNKNOWN_VALUE:
         rule["unknown"] = {
             "file_value": UNKNOWN_VALUE,

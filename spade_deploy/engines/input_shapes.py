@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from spade_deploy.artifact import INSTANCE, LABEL, Z
+from spade_deploy.artifact import INSTANCE, LABEL, POSITION, Z
 from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.tables import LATENT, LATENT_KERNEL, level_names, modulated_channels, num_codes
 from spade_deploy.spec import Extent, GeneratorSpec, GraphKind, ShapeProfile
@@ -48,6 +48,8 @@ def tensor_ranges(spec: GeneratorSpec, kind: GraphKind, profile: ShapeProfile) -
             ranges[codes] = ((1, taps), (usual, taps), (most, taps))
             ranges[patterns] = ((1, taps), (usual, taps), (most, taps))
             ranges[index] = _each(extents, partial(_at, stride=stride))
+    if spec.has_positions:
+        ranges[POSITION] = _each(extents, lambda extent: (extent[0], 2, *extent[1:]))
     if spec.z_dim is not None:
         z_dim = spec.z_dim
         ranges[Z] = _each(extents, lambda extent: (extent[0], z_dim))

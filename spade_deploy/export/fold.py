@@ -132,6 +132,20 @@ def fold_clade(layer: Clade) -> tuple[Tensor, Tensor]:
     return scale * gamma, beta + shift * gamma
 
 
+def unfolded_clade(layer: Clade) -> tuple[Tensor, Tensor]:
+    """(gamma, beta), classes x C each, float64, as they were trained."""
+    _require_eval(layer)
+    affine = layer.class_specified_affine
+    return _double(affine.weight), _double(affine.bias)
+
+
+def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """(s, t), C each, float64, such that the norm is x s + t; 1 and 0 for instance norm, which depends on x."""
+    if isinstance(norm, nn.InstanceNorm2d):
+        return torch.ones(norm.num_features, dtype=torch.float64), torch.zeros(norm.num_features, dtype=torch.float64)
+    return _statistics(norm)
+
+
 def batch_norm_scale_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
     """(s, t), C each, float64, such that the norm in eval mode is x s + t. Raises ExportError on bad statistics."""
     assert norm.running_mean is not None

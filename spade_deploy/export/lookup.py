@@ -118,7 +118,7 @@ class LookupBlock(nn.Module):
         result: Tensor = shortcut + (y.view(batch, height, 2, width, 2, -1) if self.doubles else y)
         return result
 
-    def windows(self, layer: int, hidden: list[Tensor], patterns: Tensor, x: Tensor) -> Tensor:
+    def windows(self, layer: int, hidden: list[Tensor], patterns: Tensor, x: Tensor) -> Any:
         """What a layer looks its patterns up by: P x k*k*hidden. x: the map that is modulated."""
         return _windows(hidden[layer], patterns, x)
 
@@ -183,9 +183,10 @@ class LookupModel(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         rest = list(inputs)
         z = rest.pop() if self.spec.z_dim is not None else None
+        position = rest.pop().permute(0, 2, 3, 1) if self.spec.has_positions else None
         latent = rest.pop(0) if self.spec.is_dynamic else None
         tables = {stride: rest[3 * k : 3 * k + 3] for k, stride in enumerate(levels(self.spec))}
-        x = functional.leaky_relu(self._run_blocks(self._start(latent, z), tables, z), LEAKY_SLOPE)
+        x = functional.leaky_relu(self._run_blocks(self._start(latent, z), tables, z, position), LEAKY_SLOPE)
         return to_outputs(self.conv_img(merged(x.to(dtype_of(self.conv_img))).permute(0, 3, 1, 2)))
 
     def _start(self, latent: Tensor | None, z: Tensor | None) -> Tensor:
@@ -194,8 +195,13 @@ class LookupModel(nn.Module):
         x: Tensor = self.fc(seen)
         return x
 
-    def _run_blocks(self, x: Tensor, tables: Mapping[int, Sequence[Tensor]], z: Tensor | None) -> Tensor:
-        """The latent map -> the last block's map. tables: codes, patterns and index of each level by its stride."""
+    def _run_blocks(
+        self, x: Tensor, tables: Mapping[int, Sequence[Tensor]], z: Tensor | None, position: Tensor | None
+    ) -> Tensor:
+        """The latent map -> the last block's map. tables: codes, patterns and index of each level by its stride.
+
+        position: N x H x W x 2, in CLADE-ICPE.
+        """
         hidden: dict[int, list[Tensor]] = {}
         for block in self.spec.blocks:
             codes, patterns, index = tables[block.stride]

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from spade_deploy.artifact import TensorInfo, description, input_tensors, output_tensors
+from spade_deploy.artifact import TensorInfo, description, graph_tensors, output_tensors
 from spade_deploy.export.build import ExportedModel, stage_names
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.onnx_recorder import GraphInput, Recorder
@@ -39,7 +39,7 @@ def write_onnx(model: ExportedModel, path: Path, facts: Mapping[str, str] | None
     """
     spec = model.spec
     is_lookup = isinstance(model, LookupModel)
-    tensors = lookup_tensors(spec) if is_lookup else input_tensors(spec)
+    tensors = lookup_tensors(spec) if is_lookup else graph_tensors(spec)
     sizes = _table_sizes(spec) if is_lookup else [open_sizes(spec, tensor) for tensor in tensors]
     inputs = [
         GraphInput(tensor.name, getattr(torch, tensor.dtype), one) for tensor, one in zip(tensors, sizes, strict=True)
@@ -83,6 +83,8 @@ def _table_sizes(spec: GeneratorSpec) -> list[tuple[Dimension, ...]]:
         factor = spec.stride // stride
         sizes += [(Size(1, f"codes{stride}"), taps), (Size(1, f"patterns{stride}"), taps)]
         sizes.append((BATCH, times(height, factor), times(width, factor)))
+    if spec.has_positions:
+        sizes.append((BATCH, 2, times(height, spec.stride), times(width, spec.stride)))
     if spec.z_dim is not None:
         sizes.append((BATCH, spec.z_dim))
     return sizes

@@ -100,9 +100,10 @@ class PatternFinder(nn.Module):
         super().__init__()
         if GraphKind.LOOKUP not in spec.graph_kinds:
             raise ConfigError(f"a {spec.architecture} generator has no pattern tables: nothing in it is looked up")
-        if spec.noise_channels:
+        if spec.noise_channels or spec.has_positions:
             raise ConfigError(
-                f"the patterns of {spec.architecture}, whose noise is an image's own, are found on the CPU"
+                f"the patterns of {spec.architecture} with noise or positions, which are an image's own, are found"
+                " on the CPU"
             )
         for name, size in (("height", height), ("width", width)):
             if not spec.takes_side(size):

@@ -7,7 +7,7 @@ written as k*k rows of `codes` (`patterns`), and a row of `patterns` for every p
 `lookup/windows.py` finds the windows; here the tables of a generator are made of them, counted and checked.
 
 A table holds for all maps of a batch, but in OASIS, whose hidden rows depend on the noise of an image: there the maps
-of a batch share no window, and a code in a table says of which image it is, see `codes_per_image`.
+of a batch share no window, and a code in a table says of which image it is (`lookup/apart.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, TensorInfo, Z, mismatch, style_meaning
+from spade_deploy.artifact import (
+    INSTANCE,
+    LABEL,
+    POSITION,
+    Arrays,
+    TensorInfo,
+    Z,
+    graph_tensors,
+    mismatch,
+    style_meaning,
+)
 from spade_deploy.errors import InputRefusedError
+from spade_deploy.lookup.apart import apart, codes_per_image, for_graph, latent_for_graph
+from spade_deploy.lookup.regions import region_positions
 from spade_deploy.lookup.windows import Ints, LevelPatterns, WindowGrid
 from spade_deploy.spec import GeneratorSpec, GraphKind
 
@@ -39,6 +51,8 @@ class PatternTables:
     """The patterns of each level by its stride, from coarse to fine."""
     latent: Ints | None
     """The codes around each pixel of the latent map, N x h x w x 9; None for a model with a style vector."""
+    position: NDArray[np.float32] | None = None
+    """The position of each pixel in its region, N x 2 x H x W, for a model that sees it."""
 
     def to_inputs(self, style: NDArray[Any] | None = None) -> Arrays:
         """The graph's tensors by name, in the order of `lookup_tensors`; style: the z of a VAE."""
@@ -46,6 +60,8 @@ class PatternTables:
         for stride, level in self.levels.items():
             tensors = (level.codes, level.patterns, level.index)
             inputs.update(zip(level_names(stride), tensors, strict=True))
+        if self.position is not None:
+            inputs[POSITION] = self.position
         return inputs if style is None else {**inputs, Z: style}
 
     def unique_share(self, spec: GeneratorSpec) -> float:
@@ -68,15 +84,6 @@ def modulated_channels(spec: GeneratorSpec) -> dict[int, int]:
         here = block.in_channels * (2 if block.has_shortcut else 1) + block.middle_channels
         channels[block.stride] = channels.get(block.stride, 0) + here
     return channels
-
-
-def codes_per_image(spec: GeneratorSpec, kernel: int) -> int:
-    """By how much a code of one image is larger than that of the image before, where there is noise.
-
-    It is the number of rows of an image's table, a block for each tap of the kernel; so a code needs no arithmetic in
-    the graph. Outside an image is that image's `num_codes`.
-    """
-    return kernel**2 * (num_codes(spec) + 1)
 
 
 def level_names(stride: int) -> tuple[str, str, str]:
@@ -121,7 +128,8 @@ def extract_patterns(
         raise InputRefusedError(f"a {spec.architecture} generator has no pattern tables: nothing in it is looked up")
     codes = pixel_codes(spec, label, instance)
     _check_size(spec, codes.shape)
-    names, dense = _renumber(*_apart(spec, codes))
+    own = num_codes(spec)
+    names, dense = _renumber(*(apart(codes, own) if spec.noise_channels else (codes, own)))
     grids = {s: WindowGrid(dense[:, ::s, ::s], names, spec.window_kernel) for s in modulated_channels(spec)}
     pixels = {stride: grid.num_pixels for stride, grid in grids.items()}
     # A lower bound of the number of patterns at each level: one at first, and exact once a level is done.
@@ -140,10 +148,9 @@ def extract_patterns(
     latent = _latent_windows(spec, codes) if spec.is_dynamic else None
     if spec.noise_channels:
         assert latent is not None  # only SPADE's style vector fixes the size
-        images = np.arange(len(codes), dtype=np.int32)[:, None, None, None]
-        latent += images * codes_per_image(spec, LATENT_KERNEL)
-        levels = {stride: _of_images(spec, level, len(codes)) for stride, level in levels.items()}
-    return PatternTables(levels, latent)
+        latent = latent_for_graph(latent, own, LATENT_KERNEL)
+        levels = {s: for_graph(level, own, spec.window_kernel, len(codes)) for s, level in levels.items()}
+    return PatternTables(levels, latent, region_positions(label) if spec.has_positions else None)
 
 
 def extent_of(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
@@ -157,7 +164,9 @@ def graph_inputs(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDAr
     Raises InputRefusedError as `extract_patterns` does.
     """
     if kind is GraphKind.DENSE:
-        return {name: inputs[name] for name in (LABEL, INSTANCE, Z) if name in inputs}
+        made = {POSITION: region_positions(inputs[LABEL])} if spec.has_positions else {}
+        known = {**inputs, **made}
+        return {name: known[name] for name in (LABEL, INSTANCE, POSITION, Z) if name in known}
     tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
     assert tables is not None  # no share was set at which it gives up
     return tables.to_inputs(inputs.get(Z))
@@ -189,6 +198,7 @@ def lookup_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
             TensorInfo(patterns, "int32", (f"P{stride}", taps), f"distinct larger windows, as rows of {codes}"),
             TensorInfo(index, "int32", size(stride), f"a row of {patterns} for every pixel"),
         ]
+    tensors += [tensor for tensor in graph_tensors(spec) if tensor.name == POSITION]
     if spec.z_dim is not None:
         tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), style_meaning(spec)))
     return tuple(tensors)
@@ -197,23 +207,6 @@ def lookup_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
 def check_tables(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> None:
     """Raise InputRefusedError, by tensor name, for tables that do not belong to this graph or to each other."""
     _check(spec, inputs, lookup_tensors(spec))
-
-
-def _apart(spec: GeneratorSpec, codes: Ints) -> tuple[Ints, int]:
-    """Codes that no two maps of a batch share, where that is needed, and the code of 'outside the image'."""
-    if not spec.noise_channels:
-        return codes, num_codes(spec)
-    images = np.arange(len(codes), dtype=np.int32)[:, None, None]
-    return codes + images * num_codes(spec), len(codes) * num_codes(spec)
-
-
-def _of_images(spec: GeneratorSpec, level: LevelPatterns, count: int) -> LevelPatterns:
-    """The tables of a level with its codes as the graph has them, see `codes_per_image`; they come as of `_apart`."""
-    own, taps = num_codes(spec), spec.window_kernel**2
-    image = level.codes[:, taps // 2] // own  # the centre of a row of `codes` is inside its image
-    code = np.where(level.codes == count * own, own, level.codes % own)
-    shifted = code + image[:, None] * codes_per_image(spec, spec.window_kernel)
-    return LevelPatterns(shifted.astype(np.int32), level.patterns, level.index)
 
 
 def _renumber(codes: Ints, outside: int) -> tuple[Ints, NDArray[Any]]:
@@ -269,7 +262,7 @@ def _check(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]], tensors: tup
     coarsest = inputs[level_names(strides[0])[2]].shape
     further = coarsest[0] - 1 if spec.noise_channels else 0  # images whose codes are larger than the first one's
     if LATENT in inputs:
-        highest = outside + further * codes_per_image(spec, LATENT_KERNEL)
+        highest = outside + further * codes_per_image(outside, LATENT_KERNEL)
         _check_range(f"input {LATENT}: code", inputs[LATENT], highest)
     for stride in strides:
         codes, patterns, index = level_names(stride)
@@ -280,7 +273,7 @@ def _check(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]], tensors: tup
                 f" {_times(coarsest)} in {level_names(strides[0])[2]}; expected {_times(expected)}",
                 hint=_EXTRACT_HINT,
             )
-        highest = outside + further * codes_per_image(spec, spec.window_kernel)
+        highest = outside + further * codes_per_image(outside, spec.window_kernel)
         _check_range(f"input {codes}: code", inputs[codes], highest)
         _check_range(f"input {patterns}: row of {codes}", inputs[patterns], len(inputs[codes]))
         _check_range(f"input {index}: row of {patterns}", inputs[index], len(inputs[patterns]) - 1)

@@ -162,7 +162,9 @@ class SpadeGenerator(nn.Module):
         spec = self.spec
         if spec.is_dynamic:
             latent = (segmap.shape[2] // spec.stride, segmap.shape[3] // spec.stride)
-            x = self.fc(functional.interpolate(segmap, size=latent, mode="nearest"))
+            # CLADE-ICPE's positions, at the end, are not for the first layer.
+            first = segmap[:, : spec.modulation_channels] if spec.has_positions else segmap
+            x = self.fc(functional.interpolate(first, size=latent, mode="nearest"))
         else:
             if z is None:
                 raise ValueError("the VAE variant needs a style vector z")

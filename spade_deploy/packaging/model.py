@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z, input_tensors, joined
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z, default_style, input_tensors, joined
 from spade_deploy.engines.base import check_inputs
 from spade_deploy.errors import InputRefusedError
-from spade_deploy.lookup.tables import extract_patterns
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.lookup.tables import extract_patterns, graph_inputs
+from spade_deploy.spec import GeneratorSpec, GraphKind
 
 
 class _CallFailedError(Exception):
@@ -61,7 +61,7 @@ class TritonPythonModel:
         return [responses[number] for number in range(len(requests))]
 
     def _inputs_of(self, request: Any) -> Arrays:
-        """The checked inputs of a request. Without an instance map each map is one object; without z, the mean style.
+        """The checked inputs of a request. Without instances a map is one object; without z, the default style.
 
         Raises InputRefusedError.
         """
@@ -74,8 +74,9 @@ class TritonPythonModel:
             label = inputs[LABEL]
             if self._spec.labels.has_edges:
                 inputs.setdefault(INSTANCE, np.zeros(label.shape, np.int32))
-            if self._spec.z_dim is not None:
-                inputs.setdefault(Z, np.zeros((len(label), self._spec.z_dim), np.float32))
+            style = default_style(self._spec, len(label))
+            if style is not None:
+                inputs.setdefault(Z, style)
         check_inputs(self._spec, inputs)
         return inputs
 
@@ -102,7 +103,7 @@ class TritonPythonModel:
         """The outputs of a batch, by the graph that is faster for it. Raises _CallFailedError."""
         tables = extract_patterns(self._spec, inputs[LABEL], inputs.get(INSTANCE), max_share=self._share)
         if tables is None:
-            return _call(self._dense, inputs, names)
+            return _call(self._dense, graph_inputs(self._spec, GraphKind.DENSE, inputs), names)
         return _call(self._lookup, tables.to_inputs(inputs.get(Z)), names)
 
 

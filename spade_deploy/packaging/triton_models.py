@@ -24,6 +24,7 @@ from spade_deploy.artifact import (
     Graph,
     TensorInfo,
     graph_facts,
+    graph_tensors,
     input_tensors,
     model_facts,
     one_by_one,
@@ -79,7 +80,7 @@ class Models:
             "name": self._name,
             "backend": "onnxruntime",
             "default_model_filename": "model.onnx",
-            **self._batched(input_tensors(self._spec), asked.max_batch),
+            **self._batched(graph_tensors(self._spec), asked.max_batch),
             "instance_group": {"count": asked.instances, "kind": Word(_KINDS[asked.device])},
             **self._version_policy(),
             "model_warmup": self._warmup(self._golden(), range(1, asked.max_batch + 1)),
@@ -144,7 +145,7 @@ class Models:
             "backend": "tensorrt",
             "default_model_filename": first,
             **({"cc_model_filenames": map_field({plan.files[one]: one for one in plan.files})} if others else {}),
-            **self._batched(input_tensors(self._spec), max_batch, sizes=sizes),
+            **self._batched(graph_tensors(self._spec), max_batch, sizes=sizes),
             "instance_group": {"count": self._asked.instances, "kind": Word("KIND_GPU")},
             **self._version_policy(),
             **({"model_warmup": self._warmup(case, range(1, max_batch + 1))} if fits else {}),
@@ -159,8 +160,8 @@ class Models:
         return TritonModel(name, config, contents, graph, f"{self._version}/model.onnx")
 
     def _golden(self) -> Arrays:
-        """The inputs of the artifact's first golden image: a real label map, where the export was given some."""
-        return next(one_by_one(self._artifact.golden().inputs))
+        """The dense graph's inputs of the first golden image: a real label map, where the export was given some."""
+        return graph_inputs(self._spec, GraphKind.DENSE, next(one_by_one(self._artifact.golden().inputs)))
 
     def _batched(
         self,

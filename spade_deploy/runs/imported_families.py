@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.labels.sets import is_label_set, label_set
 from spade_deploy.runs.import_request import RELEASED
 from spade_deploy.runs.imported_pix2pixhd import ImportedPix2PixHDSpec
-from spade_deploy.runs.imported_spec import ImportedSpec
+from spade_deploy.runs.imported_spec import AS_PUBLISHED, ImportedSpec
 from spade_deploy.spec import OASIS_NOISE, Architecture, GeneratorSpec, LabelSpec
 
 _TABLE = "head_0.norm_0.class_specified_affine.weight"
@@ -28,12 +28,6 @@ class ImportedCladeSpec(ImportedSpec):
 
     def find(self) -> GeneratorSpec:
         """See `ImportedSpec.find`."""
-        if _POSITIONS in self._state:
-            raise CheckpointError(
-                f"{self._path}: tensor {_POSITIONS!r} is the positional encoding of CLADE-ICPE, which is not supported",
-                hint="import the model of the same data set without positional encoding, whose folder's name does not"
-                " end in _dist",
-            )
         spec = super().find()
         classes, has_edges = self._shape(_TABLE, 2)[0], _EDGES in self._state
         labels = spec.labels
@@ -46,7 +40,7 @@ class ImportedCladeSpec(ImportedSpec):
             )
         return spec
 
-    def _modulation(self) -> tuple[int, dict[str, int]]:
+    def _modulation(self) -> tuple[int, dict[str, Any]]:
         channels = self._shape(_TABLE, 2)[0] + int(_EDGES in self._state)
         if "fc.weight" in self._state and self._state["fc.weight"].dim() == 4:
             found = self._state["fc.weight"].shape[1]
@@ -54,9 +48,9 @@ class ImportedCladeSpec(ImportedSpec):
                 raise CheckpointError(
                     f"{self._path}: tensor 'fc.weight' takes {found} channels, but the tables"
                     f" {_with(_EDGES in self._state)} edge channel imply {channels}",
-                    hint="the file is damaged, or of another network; take the file as it was published",
+                    hint=AS_PUBLISHED,
                 )
-        return channels, {}
+        return channels, {"has_positions": _POSITIONS in self._state}
 
 
 class ImportedOasisSpec(ImportedSpec):
@@ -76,11 +70,13 @@ class ImportedOasisSpec(ImportedSpec):
         hidden, seen, kernel, _ = self._shape("body.0.norm_0.mlp_shared.0.weight", 4)
         first = self._shape("fc.weight", 4)[1]
         if wide % 16 or not wide:
-            raise CheckpointError(f"{self._path}: body.0 has {wide} channels, which is not 16 times the base channels")
+            raise CheckpointError(
+                f"{self._path}: body.0 has {wide} channels, which is not 16 times the base channels", hint=AS_PUBLISHED
+            )
         if first != seen:
             raise CheckpointError(
                 f"{self._path}: tensor 'fc.weight' takes {first} channels, but the modulation {seen}",
-                hint="the file is damaged, or of another network; take the file as it was published",
+                hint=AS_PUBLISHED,
             )
         if self._request.upsampling is not None:
             raise CheckpointError(

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from spade_deploy.errors import CheckpointError, ConfigError
+from spade_deploy.errors import CheckpointError, ConfigError, quoted
 from spade_deploy.labels.sets import label_set
 from spade_deploy.runs.import_request import RELEASED
-from spade_deploy.runs.imported_spec import ImportedSpec
+from spade_deploy.runs.imported_spec import AS_PUBLISHED, ImportedSpec
 from spade_deploy.spec import PIX2PIXHD_EDGE_KERNEL, Architecture, GeneratorSpec, LabelSpec, NormType
 
 FEATURES = 3
@@ -53,10 +53,12 @@ class ImportedPix2PixHDSpec(ImportedSpec):
             raise CheckpointError(
                 f"{self._path}: the enhancer sees {channels} channels, the global generator"
                 f" {self._shape('model.1.weight', 4)[1]}",
-                hint="the file is damaged, or of another network; take the file as it was published",
+                hint=AS_PUBLISHED,
             )
         if kernel != PIX2PIXHD_EDGE_KERNEL:
-            raise CheckpointError(f"{self._path}: the first convolution is {kernel} wide, not {PIX2PIXHD_EDGE_KERNEL}")
+            raise CheckpointError(
+                f"{self._path}: the first convolution is {kernel} wide, not {PIX2PIXHD_EDGE_KERNEL}", hint=AS_PUBLISHED
+            )
         if self._request.upsampling is not None:
             raise CheckpointError(
                 f"{self._path}: `upsampling` means nothing to pix2pixHD, whose file tells the halvings",
@@ -122,7 +124,10 @@ class ImportedPix2PixHDSpec(ImportedSpec):
                 hint="expected a latest_net_G.pth as pix2pixHD's own code writes it",
             )
         if steps != list(range(steps[0], steps[-1] + 1)):
-            raise CheckpointError(f"{self._path}: the residual blocks {steps} of {sequence} do not follow one another")
+            raise CheckpointError(
+                f"{self._path}: the residual blocks {quoted(steps)} of {sequence} do not follow one another",
+                hint=AS_PUBLISHED,
+            )
         return steps[0], len(steps)
 
     def _pix2pixhd_norm(self) -> NormType:
@@ -166,7 +171,7 @@ class ImportedPix2PixHDSpec(ImportedSpec):
             raise CheckpointError(
                 f"{self._path}: the first layer sees {channels} channels, {FEATURES} more than the labels have: it was"
                 " trained with instance features (netE), which are not supported",
-                hint="import a model that was trained without them (without --instance_feat and --label_feat)",
+                hint="import a model that was trained without them",
             )
         if labels.num_channels != channels:
             raise CheckpointError(

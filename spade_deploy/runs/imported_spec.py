@@ -8,7 +8,7 @@ three facts: which labels the channels stand for, the size that the model was tr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from spade_deploy.labels.sets import label_set
 from spade_deploy.runs.import_request import RELEASED, ImportRequest
 from spade_deploy.runs.state_dicts import first_names
 from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, NormType, Upsampling
+
+AS_PUBLISHED = "the file is damaged, or of another network; take the file as it was published"
 
 
 class ImportedSpec:
@@ -74,7 +76,7 @@ class ImportedSpec:
         """The file's tensors under the names, and with the channels, of the network of `spec`, which `find` found."""
         return self._state
 
-    def _modulation(self) -> tuple[int, dict[str, int]]:
+    def _modulation(self) -> tuple[int, dict[str, Any]]:
         """The number of the segmap's channels, and the fields of the spec that say how the modulation is built."""
         hidden, channels, kernel, _ = self._shape("head_0.norm_0.mlp_shared.0.weight", 4)
         return channels, {"hidden_channels": hidden, "kernel_size": kernel}

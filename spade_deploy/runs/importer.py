@@ -184,8 +184,9 @@ def import_checkpoint(file: Path, request: ImportRequest, *, runs_dir: Path, nam
     spec = found.spec
     parameters = sum(parameter.numel() for parameter in found.module.parameters())
     described = (
-        f"{spec.architecture}, {spec.labels.num_channels} segmap channels, {spec.height} x {spec.width},"
+        f"{spec.title}, {spec.labels.num_channels} segmap channels, {spec.height} x {spec.width},"
         f"{f' upsampling {spec.upsampling},' if spec.has('upsampling') else ''}"
+        f"{f' {spec.depth},' if spec.depth else ''}"
         f" {spec.norm} norm, {_style(spec, style)}{parameters / 1e6:.2f} M parameters"
     )
     notes = (*found.notes, *(f"the encoder: {note}" for note in of_encoder))

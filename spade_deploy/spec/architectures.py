@@ -38,11 +38,11 @@ _OF_PIX2PIXHD = ("halvings", "residual_blocks", "enhancer_blocks")
 
 FOREIGN: Mapping[Architecture, tuple[str, ...]] = MappingProxyType(
     {
-        Architecture.SPADE: _OF_PIX2PIXHD,
-        Architecture.PIX2PIXHD: ("hidden_channels", "kernel_size", "upsampling", "z_dim"),
-        Architecture.CRN: ("hidden_channels", "kernel_size", "z_dim", *_OF_PIX2PIXHD),
+        Architecture.SPADE: ("has_positions", *_OF_PIX2PIXHD),
+        Architecture.PIX2PIXHD: ("hidden_channels", "kernel_size", "upsampling", "z_dim", "has_positions"),
+        Architecture.CRN: ("hidden_channels", "kernel_size", "z_dim", "has_positions", *_OF_PIX2PIXHD),
         Architecture.CLADE: ("hidden_channels", "kernel_size", *_OF_PIX2PIXHD),
-        Architecture.OASIS: ("upsampling", *_OF_PIX2PIXHD),
+        Architecture.OASIS: ("upsampling", "has_positions", *_OF_PIX2PIXHD),
     }
 )
 """The fields that an architecture does not use."""

@@ -32,6 +32,10 @@ MAX_HIDDEN_CHANNELS = 8192
 MAX_STYLE_LENGTH = 65_536
 
 
+_LATER = ("has_positions", "halvings", "residual_blocks", "enhancer_blocks")
+"""Fields that the first versions did not have."""
+
+
 @dataclass(frozen=True)
 class GeneratorSpec:
     """How a generator is built: everything that its tensor shapes follow from.
@@ -77,6 +81,9 @@ class GeneratorSpec:
 
     In OASIS it is the length of the noise, which the first layer and every modulation see beside the label map.
     """
+
+    has_positions: bool = False
+    """Whether CLADE's gamma and beta depend on the position of a pixel in its region, too: CLADE-ICPE."""
 
     halvings: int = PIX2PIXHD_HALVINGS
     """How often the global generator of pix2pixHD halves what it is given before its residual blocks."""
@@ -214,6 +221,21 @@ class GeneratorSpec:
         first = 1 if self.upsampling is Upsampling.NORMAL else 0
         return tuple(self.base_channels * width for width in CRN_WIDTHS[first : first + self.doublings + 1])
 
+    @property
+    def title(self) -> str:
+        """The architecture in words, with what it may have or not."""
+        return (
+            f"{self.architecture}, with positions in regions (ICPE)" if self.has_positions else str(self.architecture)
+        )
+
+    @property
+    def depth(self) -> str | None:
+        """How deep pix2pixHD's generator is, in words; None for another one."""
+        if self.architecture is not Architecture.PIX2PIXHD:
+            return None
+        enhancer = f", local enhancer of {self.enhancer_blocks}" if self.enhancer_blocks else ""
+        return f"{self.halvings} halvings, {self.residual_blocks} residual blocks{enhancer}"
+
     def has(self, field: str) -> bool:
         """Whether a field means something for the architecture: `hidden_channels` does for SPADE alone."""
         return field not in FOREIGN[self.architecture]
@@ -239,8 +261,7 @@ class GeneratorSpec:
         """
         if architecture is self.architecture:
             return self
-        others = ("hidden_channels", "kernel_size", "z_dim", "halvings", "residual_blocks", "enhancer_blocks")
-        reset = {name: _default(name) for name in others}
+        reset = {name: _default(name) for name in ("hidden_channels", "kernel_size", "z_dim", *_LATER)}
         if {Architecture.PIX2PIXHD, Architecture.OASIS} & {architecture, self.architecture}:
             reset["upsampling"] = _default("upsampling")
         if architecture is Architecture.OASIS:
@@ -251,10 +272,10 @@ class GeneratorSpec:
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON. SPADE is not named, so that versions without other architectures can read the file.
 
-        Nor are pix2pixHD's own fields where they are as published, for versions without them.
+        Nor are later fields that have their defaults, for versions without them.
         """
         value = to_json(self)
-        for name in ("halvings", "residual_blocks", "enhancer_blocks"):
+        for name in _LATER:
             if value[name] == _default(name):
                 del value[name]
         if self.architecture is Architecture.SPADE:

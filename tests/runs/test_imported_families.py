@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from spade_deploy.artifact import default_style
+from spade_deploy.artifact import default_style, graph_tensors
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.export.build import build_model, model_inputs
 from spade_deploy.labels.sets import label_set
+from spade_deploy.lookup.tables import lookup_tensors
 from spade_deploy.networks.build import build_generator
 from spade_deploy.networks.spade import make_segmap
 from spade_deploy.runs.import_request import RELEASED, ImportRequest
@@ -113,12 +114,20 @@ def test_what_contradicts_a_clade_file_is_named(tmp_path: Path) -> None:
         read_generator_file(saved(lacking, tmp_path), labels)
 
 
-def test_positional_encoding_is_refused_and_not_ignored(tmp_path: Path) -> None:
-    state = clade.state_dict(6, False, 2)
-    state["head_0.norm_0.class_specified_affine.dist_conv_w.weight"] = torch.zeros(1, 2, 1, 1)
-    with pytest.raises(CheckpointError, match="positional encoding of CLADE-ICPE") as caught:
-        read_generator_file(saved(state, tmp_path), ImportRequest())
-    assert "_dist" in str(caught.value.hint)
+def test_positional_encoding_is_read_and_not_ignored(tmp_path: Path) -> None:
+    state = clade.state_dict(6, False, 2, positions=True)
+    request = ImportRequest(num_labels=6, size=(64, 64), upsampling=Upsampling.NORMAL)
+    spec = read_generator_file(saved(state, tmp_path), request).spec
+    assert spec.has_positions
+    assert spec.to_json()["has_positions"] is True
+    assert "has_positions" not in replace(spec, has_positions=False).to_json()  # versions without it read the others
+    assert [tensor.name for tensor in graph_tensors(spec)] == ["label", "position"]
+    assert [tensor.name for tensor in lookup_tensors(spec)][-1] == "position"
+    with pytest.raises(ConfigError, match="`architecture` spade contradicts `has_positions` True"):
+        GeneratorSpec(LabelSpec(3), has_positions=True)
+    lacking = {key: one for key, one in state.items() if key != "up_0.norm_1.class_specified_affine.dist_conv_b.bias"}
+    with pytest.raises(CheckpointError, match=r"lacks 'up_0.norm_1.class_specified_affine.dist_conv_b.bias'"):
+        read_generator_file(saved(lacking, tmp_path), request)
 
 
 def test_an_import_says_which_network_it_is(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ BLOCKS = {
 }
 
 
-def state_dict(classes, has_edges, base, *, norm="batch", seed=0):
+def state_dict(classes, has_edges, base, *, norm="batch", positions=False, seed=0):
     """A state dict of random numbers; spectral norm's vectors are not those of a power iteration that converged."""
     numbers = torch.Generator().manual_seed(seed)
     extra = int(has_edges)
@@ -47,6 +47,9 @@ def state_dict(classes, has_edges, base, *, norm="batch", seed=0):
             state[f"{name}.param_free_norm.running_var"] = 0.5 + torch.rand(channels, generator=numbers)
         state[f"{name}.class_specified_affine.weight"] = torch.rand(classes, channels, generator=numbers)
         state[f"{name}.class_specified_affine.bias"] = draw(classes, channels, scale=0.3)
+        for part in ("dist_conv_w", "dist_conv_b") if positions else ():
+            state[f"{name}.class_specified_affine.{part}.weight"] = draw(1, 2, 1, 1, scale=0.4)
+            state[f"{name}.class_specified_affine.{part}.bias"] = draw(1, scale=0.2)
         if has_edges:
             state[f"{name}.inst_conv.weight"], state[f"{name}.inst_conv.bias"] = draw(1, 1, 1, 1), draw(1)
 
@@ -65,7 +68,32 @@ def state_dict(classes, has_edges, base, *, norm="batch", seed=0):
     return state
 
 
-def clade(state, name, x, label, edges):
+def positions_of(label):
+    """H x W ids -> 2 x H x W: row and column from the centre of the pixel's region, one region after the other."""
+    height, width = label.shape
+    found, seen = torch.zeros(2, height, width, dtype=torch.float64), set()
+    for start in ((row, column) for row in range(height) for column in range(width)):
+        if start in seen:
+            continue
+        waiting, region = [start], []
+        seen.add(start)
+        while waiting:
+            row, column = waiting.pop()
+            region.append((row, column))
+            for place in ((row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)):
+                inside = 0 <= place[0] < height and 0 <= place[1] < width
+                if inside and place not in seen and label[place] == label[start]:
+                    seen.add(place)
+                    waiting.append(place)
+        if label[start] == 0:  # the published encoding leaves out the first class
+            continue
+        places = torch.tensor(region)
+        offsets = places - places.double().mean(dim=0)
+        found[:, places[:, 0], places[:, 1]] = (offsets / (offsets.abs().max(dim=0).values + 1e-5)).t()
+    return found
+
+
+def clade(state, name, x, label, edges, positions):
     mean = state.get(f"{name}.param_free_norm.running_mean")
     if mean is None:
         mean, variance = x.mean(dim=(2, 3), keepdim=True), x.var(dim=(2, 3), keepdim=True, unbiased=False)
@@ -77,20 +105,29 @@ def clade(state, name, x, label, edges):
     result = torch.zeros_like(x)
     for index in range(len(gamma)):
         mask = (label[:, ::step_y, ::step_x] == index)[:, None]
-        result = torch.where(mask, x * gamma[index][:, None, None] + beta[index][:, None, None], result)
+        scaled, shift = x * gamma[index][:, None, None], beta[index][:, None, None]
+        if positions is not None:
+            here = positions[:, :, ::step_y, ::step_x]
+            factors = []
+            for part in ("dist_conv_w", "dist_conv_b"):
+                weight = state[f"{name}.class_specified_affine.{part}.weight"].reshape(2)
+                bias = state[f"{name}.class_specified_affine.{part}.bias"].reshape(())
+                factors.append(1 + here[:, :1] * weight[0] + here[:, 1:] * weight[1] + bias)
+            scaled, shift = scaled * factors[0], shift * factors[1]
+        result = torch.where(mask, scaled + shift, result)
     if edges is not None:
         weight, bias = state[f"{name}.inst_conv.weight"], state[f"{name}.inst_conv.bias"]
         result = torch.cat([result, edges[:, None, ::step_y, ::step_x] * weight.reshape(()) + bias.reshape(())], dim=1)
     return result
 
 
-def block(state, name, x, label, edges):
-    y = F.leaky_relu(clade(state, f"{name}.norm_0", x, label, edges), 0.2)
+def block(state, name, x, label, edges, positions):
+    y = F.leaky_relu(clade(state, f"{name}.norm_0", x, label, edges, positions), 0.2)
     y = F.conv2d(y, weight_of(state, f"{name}.conv_0"), state[f"{name}.conv_0.bias"], padding=1)
-    y = F.leaky_relu(clade(state, f"{name}.norm_1", y, label, edges), 0.2)
+    y = F.leaky_relu(clade(state, f"{name}.norm_1", y, label, edges, positions), 0.2)
     y = F.conv2d(y, weight_of(state, f"{name}.conv_1"), state[f"{name}.conv_1.bias"], padding=1)
     if f"{name}.norm_s.class_specified_affine.weight" in state:
-        x = F.conv2d(clade(state, f"{name}.norm_s", x, label, edges), weight_of(state, f"{name}.conv_s"))
+        x = F.conv2d(clade(state, f"{name}.norm_s", x, label, edges, positions), weight_of(state, f"{name}.conv_s"))
     return x + y
 
 
@@ -107,6 +144,9 @@ def generate(state, label, instance, *, upsampling="normal"):
     dtype = state["conv_img.bias"].dtype
     classes = len(state["head_0.norm_0.class_specified_affine.weight"])
     edges = None if instance is None else edge_map(instance).to(dtype)
+    positions = None
+    if "head_0.norm_0.class_specified_affine.dist_conv_w.weight" in state:
+        positions = torch.stack([positions_of(one) for one in label]).float().to(dtype)  # kept in float32 files
     maps = [(label == index).to(dtype) for index in range(classes)] + ([] if edges is None else [edges])
     step = {"normal": 32, "more": 64}[upsampling]
     x = F.conv2d(torch.stack(maps, dim=1)[:, :, ::step, ::step], state["fc.weight"], state["fc.bias"], padding=1)
@@ -117,5 +157,5 @@ def generate(state, label, instance, *, upsampling="normal"):
     for name in BLOCKS:
         if name not in ("head_0", "G_middle_1") or (name == "G_middle_1" and upsampling == "more"):
             x = up(x)
-        x = block(state, name, x, label, edges)
+        x = block(state, name, x, label, edges, positions)
     return torch.tanh(F.conv2d(F.leaky_relu(x, 0.2), state["conv_img.weight"], state["conv_img.bias"], padding=1))

@@ -32,7 +32,7 @@ class Released:
     """The second writing: (state, label, instance or None, z or None) -> the image."""
 
 
-def clade_file(has_edges: bool, upsampling: str = "normal", norm: str = "batch") -> Released:
+def clade_file(has_edges: bool, upsampling: str = "normal", norm: str = "batch", positions: bool = False) -> Released:
     """A CLADE of five labels, dontcare and maybe edges, 64 x 128."""
     request = ImportRequest(
         num_labels=5,
@@ -43,7 +43,7 @@ def clade_file(has_edges: bool, upsampling: str = "normal", norm: str = "batch")
         norm=NormType.INSTANCE if norm == "instance" else None,
     )
     generate = partial(_without_style, partial(clade.generate, upsampling=upsampling))
-    return Released(clade.state_dict(6, has_edges, 2, norm=norm), request, generate)
+    return Released(clade.state_dict(6, has_edges, 2, norm=norm, positions=positions), request, generate)
 
 
 def oasis_file(has_dontcare: bool, noise: int = 64) -> Released:
@@ -75,6 +75,8 @@ def _without_style(generate: Any, state: Any, label: Any, instance: Any, z: Any)
 FILES: dict[str, Callable[[], Released]] = {
     "clade": lambda: clade_file(has_edges=True),
     "clade, no edges, more": lambda: clade_file(has_edges=False, upsampling="more"),
+    "clade-icpe": lambda: clade_file(has_edges=True, positions=True),
+    "clade-icpe, instance norm": lambda: clade_file(has_edges=False, norm="instance", positions=True),
     "clade, instance norm": lambda: clade_file(has_edges=True, norm="instance"),
     "oasis": lambda: oasis_file(has_dontcare=True),
     "oasis, no unknown": lambda: oasis_file(has_dontcare=False),
@@ -83,5 +85,5 @@ FILES: dict[str, Callable[[], Released]] = {
     "pix2pixhd, batch norm": lambda: pix2pixhd_file(has_edges=False, norm="batch", blocks=1, local_blocks=3),
     "oasis, no noise": lambda: oasis_file(has_dontcare=True, noise=0),
 }
-CHAINS = ("clade", "oasis", "pix2pixhd, local")
+CHAINS = ("clade", "clade-icpe", "oasis", "pix2pixhd, local")
 """Those that go through the whole chain of deployment; the others are compared as modules."""
