@@ -205,12 +205,12 @@ def _listen(reader: _Reader, gate: Any, desk: Desk, open_jobs: set[str]) -> None
                 desk.lost(f"the node {nodes.pop(gone)} is gone", sum(one in open_jobs for one in begun))
     except ray.exceptions.RayError as error:
         raise RuntimeUnavailableError(
-            f"`ray`: the cluster gave up: {reason_of(error)}", hint="the same command goes on where this one stopped"
+            f"`ray`: the cluster gave up: {reason_of(error)}", hint="the same command continues where this one stopped"
         ) from error
     if open_jobs:
         raise RuntimeUnavailableError(
             f"`ray`: nothing was heard of {len(open_jobs)} label maps, such as {min(open_jobs)}",
-            hint="the same command goes on where this one stopped",
+            hint="the same command continues where this one stopped",
         )
 
 

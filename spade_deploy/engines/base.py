@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-OUT_OF_MEMORY = "where memory ran out, a smaller `batch_size` or `size` helps"
+OUT_OF_MEMORY = "if memory ran out, a smaller `batch_size` or `size` helps"
 
 
 @dataclass(frozen=True)

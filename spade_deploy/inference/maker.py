@@ -162,7 +162,7 @@ def require_same(folder: Path, record: Record, maker: Maker) -> None:
     found = differences(record.maker, maker)
     if found:
         raise ConfigError(
-            f"`out`: {folder} holds images of another maker, {record.artifact}: {'; '.join(found)}",
+            f"`out`: the images in {folder} were made in another way, with {record.artifact}: {'; '.join(found)}",
             hint="`overwrite` makes them again; or choose another folder",
         )
 
@@ -186,9 +186,10 @@ def require_only(folder: Path, results: Iterable[str]) -> None:
     )
     if others:
         raise ConfigError(
-            f"`out`: {folder} holds {len(others)} images of another maker that this run does not make again, such as"
+            f"`out`: {folder} holds {len(others)} images that were made in another way, and that this run does"
+            " not replace, such as"
             f" {quoted(others[0])}",
-            hint="choose another folder, or move them away: one folder has the images of one maker",
+            hint="choose another folder, or move them away: all images of a folder are made in the same way",
         )
 
 
@@ -196,7 +197,7 @@ def note_labels(folder: Path, record: Record, labels: Path, kept: int) -> None:
     """Warn where images are kept that were made of the label maps of another folder."""
     if kept and record.labels and str(labels.resolve()) not in record.labels:
         _LOG.warning(
-            "%s: the %d images that were there already were made of label maps in %s; `overwrite` makes them again",
+            "%s: the %d images that were there already were made from label maps in %s; `overwrite` makes them again",
             folder,
             kept,
             ", ".join(record.labels[:3]),

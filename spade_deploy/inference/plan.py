@@ -53,7 +53,7 @@ def make_plan(request: InferRequest, found: Pairing, redo_before_ns: int | None 
         result = named or folder / f"{sample.stem}.{image_format}"
         others = [path for path in named_alike[sample.stem] if path != sample.label]
         if others:
-            message = f"{sample.label}: its result would be named like that of {others[0]}"
+            message = f"{sample.label}: its result would have the same name as that of {others[0]}"
             failures.append(Failure(sample.label, message, "give the folder of one split at a time"))
             continue
         try:

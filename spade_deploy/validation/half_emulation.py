@@ -151,7 +151,9 @@ def _element_types(model: Any, path: Path) -> dict[str, int]:
     for node in model.graph.node:
         for name in node.output:
             if name and not types.get(name):
-                raise ArtifactError(f"{path}: half precision cannot be emulated: nothing says the type of {name}")
+                raise ArtifactError(
+                    f"{path}: half precision cannot be emulated: it is not known which type is that of {name}"
+                )
     return types
 
 
