@@ -183,6 +183,12 @@ class InputRefusedError(SpadeError):
     usual_hint = "`spade inspect` tells which inputs the artifact takes"
 
 
+class HubError(SpadeError):
+    """The Hugging Face Hub was not reached, or refuses what was asked."""
+
+    usual_hint = "check the network, the token and the name of the repository"
+
+
 class ValidationFailedError(SpadeError):
     """What runs is not what was trained."""
 

@@ -39,6 +39,7 @@ NEED_MORE = (
     "networks",
     "export",
     "evaluation.published",
+    "packaging.model",
     "serving",
     "cluster.meeting",
     *(f"release.{name}" for name in ("demo", "example_inputs", "release", "report")),

@@ -87,6 +87,8 @@ def planned_maker(artifact: Artifact, request: InferRequest, size: Size | None) 
     spec = artifact.manifest.generator
     named = str(request.precision) if request.precision in tuple(Precision) else ""
     style = "none" if spec.z_dim is None else "mean" if request.seed is None else f"seed {request.seed}"
+    if spec.noise_channels and request.seed is None:
+        style = "seed 0"  # what `default_style` draws
     if request.style_image is not None and spec.z_dim is not None:
         style = f"photo {sha256_of(request.style_image)}"
     return Maker(

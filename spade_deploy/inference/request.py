@@ -39,7 +39,9 @@ class InferRequest:
     size: Size | None = setting(None, help="HEIGHTxWIDTH to run at instead of the model's size.", parse=parse_size)
     batch_size: int = setting(1, help="Batch size (images per run of the graph).", least=1, most=MAX_BATCH)
     overwrite: bool = setting(False, help="Overwrite existing results.")
-    seed: int | None = setting(None, help="Random seed of the style, for a model with styles; default: the mean style.")
+    seed: int | None = setting(
+        None, help="Random seed of the style, for a model with styles; default: the mean style, in OASIS 0."
+    )
     style_image: Path | None = setting(None, help="A photo whose style is taken, for a model with a style encoder.")
     image_format: str = setting("png", help="png or jpg.", flag="format")
     threads: int | None = setting(None, help="CPU threads; default: one per core.")

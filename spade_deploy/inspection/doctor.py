@@ -68,9 +68,12 @@ _PACKAGES = {
     "pnnx": ("the baseline ncnn", "peers"),
     "fastapi": ("spade serve", "serve"),
     "uvicorn": ("spade serve", "serve"),
+    "httptools": ("the HTTP of spade serve", "serve"),
+    "isal": ("PNG files in a quarter of the time", "serve"),
     "websockets": ("the live preview of spade serve", "serve"),
     "python-multipart": ("forms that spade serve is sent", "serve"),
     "prometheus-client": ("the figures of spade serve", "serve"),
+    "huggingface-hub": ("spade export --push-to-hub", "hub"),
     "ray": ("spade infer --ray, spade train --ray", "ray"),
     "torchmetrics": ("spade eval with LPIPS", "lpips"),
 }

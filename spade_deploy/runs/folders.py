@@ -10,6 +10,7 @@ Nothing here reads weights, so that a deployment without PyTorch can use it.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -183,6 +184,12 @@ def resolve_artifact(path: Path | None, runs_dir: Path) -> Path:
         )
     read_object(folder / MANIFEST_JSON, ArtifactError)
     return folder
+
+
+def usual_name(artifact: Path) -> str:
+    """What an artifact is called where it is not named: that of the run of runs/earth-001/artifact is earth-001."""
+    name = artifact.parent.name if artifact.name == ARTIFACT else artifact.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
 def find_checkpoint_by_digest(sha256: str, near: Path, runs_dir: Path) -> Path | None:

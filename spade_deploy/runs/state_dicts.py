@@ -24,7 +24,7 @@ _WRAPPING_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 """Parts that torch.compile and others insert into the middle of a name."""
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.(original|0\._u|0\._v)")
 _OF_PARAMETRIZED = {"original": "orig", "0._u": "u", "0._v": "v"}
-_AVERAGE = re.compile(r"(^|[._])(ema|averaged?|swa|shadow)([._]|$)|_ema", re.IGNORECASE)
+_AVERAGE = re.compile(r"(^|[._])((?:net)?ema|averaged?|swa|shadow)([._]|$)|_ema", re.IGNORECASE)
 _DEPTH = 5
 
 

@@ -18,7 +18,7 @@ from spade_deploy.files.reading import sha256_of
 from spade_deploy.inference.style import StyleEncoder
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.runs.folders import resolve_artifact
+from spade_deploy.runs.folders import resolve_artifact, usual_name
 from spade_deploy.serving.request import ServeRequest
 from spade_deploy.serving.runner import BatchRule
 from spade_deploy.spec import GeneratorSpec
@@ -175,9 +175,3 @@ def _rate(runtime: Runtime, case: Any, size: int) -> float:
     start = time.perf_counter()
     runtime.run(batch)
     return size / (time.perf_counter() - start)
-
-
-def usual_name(path: Path) -> str:
-    """runs/earth-001/artifact -> earth-001."""
-    name = path.parent.name if path.name == "artifact" else path.name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

@@ -240,12 +240,17 @@ class Setup:
         size = (self.generator.height, self.generator.width)
         if self.data.crop_size != size:
             raise ConfigError(f"`size`: the data is cropped to {self.data.crop_size}, the generator makes {size}")
+        if self.generator.architecture is Architecture.OASIS:
+            raise ConfigError(
+                "`architecture` oasis is not trained here: its discriminator and its losses are others",
+                hint="train it with its own code, and import its file with `spade import`",
+            )
         self._check_statistics()
         if self.train.modulation is Modulation.LOOKUP:
             architecture = self.generator.architecture
             if architecture is not Architecture.SPADE:
                 raise ConfigError(
-                    f"`modulation` lookup contradicts `generator` {architecture}, which has no modulation",
+                    f"`modulation` lookup contradicts `generator` {architecture}, whose modulation is no convolution",
                     hint="leave `modulation` out",
                 )
             if self.train.compile:

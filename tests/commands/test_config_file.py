@@ -235,7 +235,8 @@ class TestRefusals:
     def test_a_value_of_another_type_is_named_with_its_line(self, text: str, said: str, tmp_path: Path) -> None:
         error = refused(tmp_path, text)
         assert in_flags(error.message) == said.format(tmp_path / "a.yaml")
-        assert error.hint is not None
+        help_too = "; `spade train --help` tells what each setting means"
+        assert error.hint == f"correct it in {tmp_path / 'a.yaml'}, or give the flag, which wins{help_too}"
 
     def test_a_range_or_a_contradiction_names_the_file_where_the_file_has_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -256,7 +257,58 @@ class TestRefusals:
         Path("a.yaml").write_text("vae: true\n")
         done = CliRunner().invoke(app, ["train", "--config", "a.yaml", "--first-input", "noise", "--print-config"])
         assert "error: vae (a.yaml, line 1) contradicts --first-input noise" in done.stderr
-        assert "next: leave one of the two out" in done.stderr, "a hint of its own stays"
+        told = "next: leave one of the two out; correct it in a.yaml, or give the flag, which wins"
+        assert told in done.stderr.replace("\n", " "), "the hint of its own stays"
+
+    @pytest.mark.parametrize(
+        ("text", "typed", "code", "hint"),
+        [
+            (
+                "preset: moon",
+                "",
+                2,
+                "with --labels DIR --images DIR --num-labels N; correct it in a.yaml, or give the flag, which wins",
+            ),
+            (
+                "load_size: 64x64",
+                "",
+                2,
+                "give a smaller --size, or a larger load_size; correct it in a.yaml, or give the flag, which wins",
+            ),
+            (
+                "holdout: 0.2",
+                "",
+                2,
+                "leave one of them out; correct it in a.yaml, or give the flag, which wins",
+            ),
+            (
+                "seed: 3\ndata: nowhere",
+                "--preset coco",
+                1,
+                "no folder; data is in a.yaml, line 2: correct it there, or give the flag, which wins",
+            ),
+            (
+                "init: nowhere",
+                "",
+                1,
+                "for a released model; init is in a.yaml, line 1: correct it there, or give the flag, which wins",
+            ),
+            ("seed: 3", "--init nowhere", 1, "for a released model"),
+            ("init: nowhere", "--init elsewhere", 1, "for a released model"),
+            ("data: nowhere", "--preset coco --data elsewhere", 1, "is no folder"),
+            ("seed: 3", "--holdout 0.2", 2, "leave one of them out; `spade train --help` tells what each option takes"),
+        ],
+    )
+    def test_a_hint_says_what_to_do_and_in_which_file(
+        self, text: str, typed: str, code: int, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A value of the file is named with it, whatever kind of error it is; a flag that was typed is not."""
+        monkeypatch.chdir(tmp_path)
+        Path("a.yaml").write_text(f"{text}\n")
+        done = CliRunner().invoke(app, ["train", "--config", "a.yaml", *typed.split()])
+        assert done.exit_code == code
+        (step,) = (line for line in done.stderr.splitlines() if line.startswith("next: "))
+        assert step.endswith(hint)
 
     @pytest.mark.parametrize(
         ("make", "said"),

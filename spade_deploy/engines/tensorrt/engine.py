@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spade_deploy.artifact import TensorInfo, input_tensors, output_tensors
+from spade_deploy.artifact import TensorInfo, graph_tensors, output_tensors
 from spade_deploy.engines.cuda.device import DeviceMemory
 from spade_deploy.engines.input_shapes import Shape, tensor_ranges
 from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messages, make_runtime
@@ -48,7 +48,7 @@ class Engine:
         spec = model.spec
         self.title = library.title
         self.inputs: dict[str, tuple[Shape, Shape, Shape]] = tensor_ranges(spec, model.kind, model.profile)
-        fed = input_tensors(spec) if model.kind is GraphKind.DENSE else lookup_tensors(spec)
+        fed = graph_tensors(spec) if model.kind is GraphKind.DENSE else lookup_tensors(spec)
         self.input_types = {tensor.name: np.dtype(tensor.dtype) for tensor in fed}
         self.outputs = {tensor.name: np.dtype(tensor.dtype) for tensor in output_tensors(spec)}
         self._trt: Any = library.module

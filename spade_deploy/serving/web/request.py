@@ -17,8 +17,8 @@ class WebRequest:
 
     web: Path | None = setting(
         None,
-        help="Also write a static folder: a page on which the browser runs the model. Of an artifact, in the place of"
-        " the checkpoint, only that is made.",
+        help="Also write a static folder: a page on which the browser runs the model. If an artifact is given instead"
+        " of a checkpoint, nothing is exported.",
         group=_GROUP,
     )
     onnxruntime_web: Path | None = setting(
