@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact import MANIFEST
-from spade_deploy.errors import ArtifactError, ConfigError, RuntimeUnavailableError, SpadeError, reason_of
+from spade_deploy.errors import (
+    ArtifactError,
+    ConfigError,
+    NotFoundError,
+    RuntimeUnavailableError,
+    SpadeError,
+    reason_of,
+    system_error,
+)
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.inference.jobs import Job, Outcome
@@ -117,9 +125,10 @@ class Worker:
         try:
             action()
         except (SpadeError, OSError, ImportError) as error:
-            kind = type(error) if isinstance(error, SpadeError) else RuntimeUnavailableError
-            message = error.message if isinstance(error, SpadeError) else reason_of(error)
-            self._stop = Stop(kind, f"on the node {socket.gethostname()}: {message}", getattr(error, "hint", None))
+            told = (system_error(error) if isinstance(error, OSError) else None) or error
+            kind = type(told) if isinstance(told, SpadeError) else RuntimeUnavailableError
+            message = told.message if isinstance(told, SpadeError) else reason_of(told)
+            self._stop = Stop(kind, f"on the node {socket.gethostname()}: {message}", getattr(told, "hint", None))
 
     def _open(self, shared: Shared) -> None:
         import ray
@@ -139,6 +148,10 @@ class Worker:
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_bytes(ray.get(content))
             work = replace(work, artifact=place)
+        if not (work.artifact / MANIFEST).is_file():
+            raise NotFoundError(
+                f"the artifact {work.artifact} is not there", hint="copy it to every node, or begin the run again"
+            )
         found = sha256_of(work.artifact / MANIFEST)
         if found != shared.sha256:
             raise ArtifactError(

@@ -45,9 +45,9 @@ class SmallCluster:
     def _add(self, **facts: Any) -> Any:
         return self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, temp_dir=str(self.folder), **facts)
 
-    def add(self) -> Any:
-        """One more node."""
-        self.nodes.append(self._add())
+    def add(self, **environment: str) -> Any:
+        """One more node, whose processes have these environment variables, too."""
+        self.nodes.append(self._add(env_vars=environment))
         return self.nodes[-1]
 
     def kill(self, node: Any) -> None:
