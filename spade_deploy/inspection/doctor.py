@@ -68,6 +68,8 @@ _PACKAGES = {
     "pnnx": ("the baseline ncnn", "peers"),
     "fastapi": ("spade serve", "serve"),
     "uvicorn": ("spade serve", "serve"),
+    "httptools": ("the HTTP of spade serve", "serve"),
+    "isal": ("PNG files in a quarter of the time", "serve"),
     "websockets": ("the live preview of spade serve", "serve"),
     "python-multipart": ("forms that spade serve is sent", "serve"),
     "prometheus-client": ("the figures of spade serve", "serve"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from spade_deploy.artifact import Artifact, list_engines, read_engine
+from spade_deploy.artifact import Artifact, list_engines, read_engine, whole_engines
 from spade_deploy.engines.tensorrt.key import EngineKey
 from spade_deploy.engines.tensorrt.store import StoredEngine
 from spade_deploy.errors import ArtifactError
@@ -75,7 +75,12 @@ def _readable(artifact: Artifact) -> tuple[list[StoredEngine], list[str]]:
     manifest = artifact.manifest
     digests = {manifest.files[one.file].sha256: one.kind for one in manifest.graphs}
     found, left_out = [], []
-    for entry in list_engines(artifact):
+    try:
+        entries = list_engines(artifact)
+    except ArtifactError as error:  # the manifest of one of them cannot be read
+        left_out.append(f"an engine is left out: {error.message}")
+        entries = whole_engines(artifact)
+    for entry in entries:
         why = ""
         try:
             key = EngineKey.from_json(entry.key)

@@ -20,6 +20,7 @@ from spade_deploy.serving.figures import Figures
 from spade_deploy.serving.guards import GuardMiddleware, Guards, TokenMiddleware
 from spade_deploy.serving.live import add_live
 from spade_deploy.serving.maps import shown_name
+from spade_deploy.serving.memory import Budget
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.openapi import ready_answer
 from spade_deploy.serving.page_routes import add_page
@@ -27,7 +28,7 @@ from spade_deploy.serving.problems import HttpError, response_to
 from spade_deploy.serving.request import ServeRequest
 from spade_deploy.serving.routes import add_routes
 from spade_deploy.serving.runner import Runner
-from spade_deploy.serving.state import Serving, problems
+from spade_deploy.serving.state import Serving, budget_of, problems
 from spade_deploy.version import __version__
 
 HEALTH, READY, METRICS = "/healthz", "/readyz", "/metrics"
@@ -37,10 +38,15 @@ DRAIN_S = 20.0
 """Seconds that requests get to end when the server is told to stop."""
 
 
-def make_app(models: Mapping[str, ServedModel], asked: ServeRequest, token: str = "") -> FastAPI:
-    """The app that serves these models. token: what requests must bring; empty if nothing."""
+def make_app(
+    models: Mapping[str, ServedModel], asked: ServeRequest, token: str = "", budget: Budget | None = None
+) -> FastAPI:
+    """The app that serves these models.
+
+    token: what requests must bring; empty if nothing. budget: the memory for clients, where others share it.
+    """
     runner = Runner(asked.queue)
-    serving = Serving(models, asked, runner, Figures(runner))
+    serving = Serving(models, asked, runner, Figures(runner), budget or budget_of(asked))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

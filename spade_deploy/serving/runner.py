@@ -52,6 +52,12 @@ class Made:
     batch: int
     """How many images that run made."""
 
+    def stages_s(self, decode_s: float, encode_s: float) -> dict[str, float]:
+        """Seconds of each stage of the request, by name, in order."""
+        patterns_s = self.patterns_s or 0.0
+        run_s = self.run_s - patterns_s
+        return {"decode": decode_s, "queue": self.queue_s, "patterns": patterns_s, "run": run_s, "encode": encode_s}
+
 
 @dataclass(frozen=True)
 class BatchRule:
