@@ -376,7 +376,7 @@ class TestReport:
         best = {"step": 2, "metric": "l1", "value": 0.1, "direction": "lower", "measured_with": {}}
         (run / "best.json").write_text(json.dumps(best))
         assert evaluate(replace(request, best=True), runs_dir=copy).rows[0].name == "first, step 2"
-        with pytest.raises(ConfigError, match="images is no run"):
+        with pytest.raises(ConfigError, match="images is not a run"):
             evaluate(EvalRequest((copy / "images",), best=True), runs_dir=copy)
 
     def test_without_jinja_the_json_stands_alone(
