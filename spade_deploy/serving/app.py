@@ -119,7 +119,7 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
     @app.get(READY, tags=["state"], summary="Whether it takes requests", responses={200: ready_answer()})
     async def ready() -> Response:
         if not serving.is_ready:
-            raise HttpError(503, "the server is going down")
+            raise HttpError(503, "the server is shutting down")
         if serving.runner.is_full:
             raise HttpError(503, "the queue is full", retry_s=serving.retry_s)
         return JSONResponse({"status": "ready", "waiting": serving.runner.waiting, "models": list(serving.models)})

@@ -6,9 +6,9 @@ png = Client("http://127.0.0.1:8000").synthesize(Path("map.png").read_bytes(), s
 import base64
 import json
 import time
-import urllib.request
 from typing import Any
 from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 
 class ServerError(Exception):
@@ -46,15 +46,15 @@ class Client:
 
     def _send(self, path: str, fields: Any, if_unknown: Any = None, tried: int = 1) -> tuple[bytes, Any]:
         body = fields and json.dumps(fields, default=lambda png: base64.b64encode(png).decode()).encode()
-        request = urllib.request.Request(self.url + path, body, self.headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            with urlopen(Request(self.url + path, body, self.headers), timeout=self.timeout) as answer:
                 return answer.read(), answer.headers
         except HTTPError as error:
             if error.code == 409 and if_unknown:  # the server does not hold the drawing's map before
                 return self._send(path, if_unknown)
             content, is_problem = error.read(), "json" in error.headers.get("Content-Type", "")
-            if error.code not in (429, 503) or tried >= self.tries:
+            # What is no problem+json comes from a proxy in front of several servers, one of which may have died.
+            if tried >= self.tries or error.code not in ((429, 503) if is_problem else (429, 500, 502, 503, 504)):
                 raise ServerError(error.code, json.loads(content) if is_problem else {"detail": str(error)}) from None
             time.sleep(float(error.headers.get("Retry-After", 1)))
         return self._send(path, fields, if_unknown, tried + 1)

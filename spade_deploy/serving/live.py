@@ -253,4 +253,4 @@ def _told(error: Exception) -> SpadeError:
     if isinstance(error, SpadeError):
         return error
     _LOG.error("a map of the live preview failed", exc_info=error)
-    return HttpError(500, "an error that nobody foresaw; the server's log has it")
+    return HttpError(500, "an unexpected error; the server's log has it")

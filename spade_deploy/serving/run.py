@@ -49,11 +49,13 @@ def serve(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> None:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         if asked.workers == 1:
+            # Uvicorn raises it again once all is finished. As the first process of a container this one would not even
+            # be ended by it without a handler, so there is one while the models are opened, too.
+            signal.signal(signal.SIGTERM, _end)
             models = open_models(asked, runs, progress)
             for model in models.values():
                 stack.callback(model.runtime.close)
             progress.note(f"serving {', '.join(models)} on http://{shown}:{port}/  (Ctrl-C ends it)")
-            signal.signal(signal.SIGTERM, _end)  # uvicorn raises it again once all is finished
             uvicorn.Server(_config(make_app(models, asked, token), asked)).run([listening])
             return
         for _, path in named_paths(asked.artifacts, runs):

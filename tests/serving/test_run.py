@@ -26,6 +26,7 @@ pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
 
 from prometheus_client.mmap_dict import MmapedDict
 
+from spade_deploy.serving import run
 from spade_deploy.serving.client import Client, ServerError
 from spade_deploy.serving.figures import MULTIPROCESS
 from spade_deploy.serving.request import ServeRequest
@@ -229,3 +230,20 @@ def test_answers_are_sent_at_once() -> None:
     """asyncio sets TCP_NODELAY only for sockets that name TCP; without it every second answer is 40 ms late."""
     with _listening(ServeRequest(port=0)) as listening:
         assert listening.proto == socket.IPPROTO_TCP
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_sigterm_ends_a_server_that_still_opens_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process of a container has no default for it: without a handler it would go on."""
+
+    def open_slowly(*_: object) -> None:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        raise AssertionError("SIGTERM was not obeyed")
+
+    monkeypatch.setattr(run, "open_models", open_slowly)
+    monkeypatch.setattr(run, "start_log", lambda **_: None)  # it would change the log of this process
+    with pytest.raises(SystemExit) as ended:
+        run.serve(ServeRequest(port=0), tmp_path)
+    assert ended.value.code == 0
