@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.printable import one_line
+from spade_deploy.serving.drawings import Drawings
 from spade_deploy.serving.edits import DRAWING, VERSION, add_edits
 from spade_deploy.serving.figures import Figures
 from spade_deploy.serving.guards import GuardMiddleware, Guards, TokenMiddleware
@@ -40,7 +41,7 @@ DRAIN_S = 20.0
 def make_app(models: Mapping[str, ServedModel], asked: ServeRequest, token: str = "") -> FastAPI:
     """The app that serves these models. token: what requests must bring; empty if nothing."""
     runner = Runner(asked.queue)
-    serving = Serving(models, asked, runner, Figures(runner))
+    serving = Serving(models, asked, runner, Figures(runner), Drawings(most_row_bytes=asked.max_row_bytes))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
