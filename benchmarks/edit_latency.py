@@ -324,10 +324,7 @@ def inputs_for(spec: GeneratorSpec, label: Map) -> dict[str, Any]:
 def share_of_new(spec: GeneratorSpec, old: Map, new: Map) -> float:
     """The share of a map's patterns, of all levels, that another one does not have."""
     before, after = (graph_inputs(spec, GraphKind.LOOKUP, inputs_for(spec, one)) for one in (old, new))
-    found = {
-        stride: [set(pattern_keys(one, stride, 1 << 15)) for one in (before, after)]
-        for stride in modulated_channels(spec)
-    }
+    found = {stride: [set(pattern_keys(one, stride)) for one in (before, after)] for stride in modulated_channels(spec)}
     return sum(len(b - a) for a, b in found.values()) / sum(len(b) for _, b in found.values())
 
 

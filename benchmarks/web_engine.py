@@ -38,7 +38,7 @@ from spade_deploy.metrics.judge import Judge
 from spade_deploy.serving.web.folder import write_web
 from spade_deploy.serving.web.onnxruntime_web import VERSION, runtime_files
 from spade_deploy.spec import GraphKind, Precision
-from spade_deploy.tuning.break_even import BreakEven, TimedMaps
+from spade_deploy.tuning.break_even import BreakEven, noisy
 
 ROOT = Path(__file__).resolve().parents[1]
 ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
@@ -130,7 +130,8 @@ def run_of(artifact: Artifact, maps: list[Arrays], threads: int, part: dict[str,
 def maps_of(artifact: Artifact) -> list[Arrays]:
     """The golden inputs one by one, and noise."""
     golden = artifact.golden().inputs
-    return [*one_by_one(golden), TimedMaps.of(artifact.manifest.generator, golden).many]
+    maps = list(one_by_one(golden))
+    return [*maps, noisy(artifact.manifest.generator, maps[0])]
 
 
 def in_browser(host: Path, path: str, maps: list[Arrays], rounds: int, threads: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from spade_deploy.commands.import_generator import import_generator
 from spade_deploy.commands.infer import infer
 from spade_deploy.commands.inspect import doctor, inspect
 from spade_deploy.commands.options import CommandGroup
+from spade_deploy.commands.package import package
 from spade_deploy.commands.runs import runs
 from spade_deploy.commands.serve import serve
 from spade_deploy.commands.train import train
@@ -43,6 +44,7 @@ COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
     infer,
     serve,
     build,
+    package,
     demo,
     data,
     validate,

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "spade_deploy"
 TESTS = ROOT / "tests"
 MAX_PARAMETERS = 8
 MAX_LINES = 300
-OWN_FOLDERS = {"benchmarks", "docs", "examples", "fuzz", "golden", "kills", "support"}
+OWN_FOLDERS = {"benchmarks", "deploy", "docs", "examples", "fuzz", "golden", "kills", "support"}
 """Folders of tests that are about no folder of the package."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from spade_deploy.artifact.manifest import Source
 from spade_deploy.artifact.tensors import input_rule
-from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind, Precision
 from spade_deploy.version import __version__
 
 PREFIX = "spade."
@@ -64,7 +64,8 @@ def description(spec: GeneratorSpec, kind: GraphKind | str) -> str:
         return "The style encoder of a SPADE (GauGAN) generator: a photo in, mean and log variance of its style out."
     size = f"{spec.height} x {spec.width} pixels" + (f", or any {spec.side_rule}" if spec.is_dynamic else "")
     labels = f"{spec.labels.num_labels} labels"
-    what = f"A {spec.architecture.upper()} generator for semantic image synthesis: {labels}, {size}."
+    article = "An" if spec.architecture is Architecture.OASIS else "A"
+    what = f"{article} {spec.architecture.upper()} generator for semantic image synthesis: {labels}, {size}."
     if kind is GraphKind.LOOKUP:
         return f"{what} Tables of the distinct windows of a label map in, RGB out; spade-deploy makes the tables."
     return f"{what} Label ids in, RGB out: the one-hot map and its edges are made inside."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spade_deploy.artifact.tensors import TensorInfo, encoder_tensors, input_rule, input_tensors, output_tensors
+from spade_deploy.artifact.tensors import TensorInfo, encoder_tensors, graph_tensors, input_rule, output_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError, quoted, reason_of
 from spade_deploy.fields import Count, CountOrNone, Sha256, digest_of, from_json, of_type, parse, to_json
 from spade_deploy.files.reading import MAX_JSON_BYTES
@@ -160,7 +160,7 @@ class Manifest:
             "created_unix_ns": self.created_unix_ns,
             "generator": spec.to_json(),
             "input_rule": input_rule(spec),
-            "inputs": [to_json(tensor) for tensor in input_tensors(spec)],
+            "inputs": [to_json(tensor) for tensor in graph_tensors(spec)],
             "outputs": [to_json(tensor) for tensor in output_tensors(spec)],
             "graphs": [to_json(graph) for graph in self.graphs],
             **({} if self.encoder is None else {"encoder": _encoder_json(self.encoder, spec)}),
@@ -256,7 +256,7 @@ def _check_consistency(manifest: Manifest, value: dict[str, Any]) -> None:
             raise ConfigError(f"files lacks {quoted(name)}")
     if value.get("golden") != {"inputs": GOLDEN_INPUTS, "outputs": GOLDEN_OUTPUTS}:
         raise ConfigError(f"golden {quoted(value.get('golden'))} is not {GOLDEN_INPUTS} and {GOLDEN_OUTPUTS}")
-    _check_tensors(value, "", (input_tensors(spec), output_tensors(spec)))
+    _check_tensors(value, "", (graph_tensors(spec), output_tensors(spec)))
     if encoder is not None:
         if spec.z_dim is None:
             raise ConfigError("encoder contradicts the generator, which has no style vector")

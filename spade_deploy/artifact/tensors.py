@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec
 
-LABEL, INSTANCE, Z = "label", "instance", "z"
+LABEL, INSTANCE, POSITION, Z = "label", "instance", "position", "z"
 PIXELS, IMAGE = "pixels", "image"
 LOGITS = "logits"
 PHOTO, MU, LOGVAR = "photo", "mu", "logvar"
@@ -43,8 +43,39 @@ def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
     if spec.labels.has_edges:
         tensors.append(TensorInfo(INSTANCE, "int32", ("N", *size), "one object id a pixel, of which edges are made"))
     if spec.z_dim is not None:
-        tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), "style: zeros, or standard normal"))
+        tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), style_meaning(spec)))
     return tuple(tensors)
+
+
+def graph_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
+    """The inputs of a dense graph itself, in order: those of a caller, and what is made of them before the graph runs.
+
+    It is the position of each pixel in its region, where a model sees it (`lookup/regions.py`).
+    """
+    tensors = list(input_tensors(spec))
+    if spec.has_positions:
+        count, *size = tensors[0].shape
+        position = TensorInfo(POSITION, "float32", (count, 2, *size), "position of each pixel in its region, -1..1")
+        tensors.insert(len(tensors) - int(spec.z_dim is not None), position)
+    return tuple(tensors)
+
+
+def style_meaning(spec: GeneratorSpec) -> str:
+    """What the style vector holds, for people."""
+    return "noise: standard normal" if spec.noise_channels else "style: zeros, or standard normal"
+
+
+def default_style(spec: GeneratorSpec, count: int = 1) -> NDArray[np.float32] | None:
+    """The style of `count` images where none is asked for, count x z_dim; None for a model without one.
+
+    It is the mean style, zeros. The noise of OASIS has no mean that a network was trained on: it is that of seed 0, the
+    same for every image.
+    """
+    if spec.z_dim is None:
+        return None
+    if not spec.noise_channels:
+        return np.zeros((count, spec.z_dim), np.float32)
+    return np.random.default_rng(0).standard_normal((1, spec.z_dim), np.float32).repeat(count, axis=0)
 
 
 def output_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
@@ -101,6 +132,13 @@ def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
             " one-hot channels are made inside the graph.",
         },
     }
+    if spec.has_positions:
+        rule["positions"] = {
+            "input": POSITION,
+            "sentence": "Engines make this input of a dense graph from the label map: for each pixel the row and the"
+            " column from the centre of its region of one class, 8-connected, divided by the largest in the region"
+            " plus 1e-5; zero for class 0.",
+        }
     if labels.num_labels <= UNKNOWN_VALUE:
         rule["unknown"] = {
             "file_value": UNKNOWN_VALUE,
@@ -126,7 +164,9 @@ def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
         rule["style"] = {
             "input": Z,
             "length": spec.z_dim,
-            "sentence": "The style is a standard normal vector; zeros are the mean style.",
+            "sentence": "The noise is a standard normal vector, the same at every pixel; another one is another image."
+            if spec.noise_channels
+            else "The style is a standard normal vector; zeros are the mean style.",
         }
     return rule
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spade_deploy.artifact import IMAGE, Z
 from spade_deploy.bench.inputs import SEGMAP
+from spade_deploy.errors import ExportError
 from spade_deploy.files.onnx_data import EXTERNAL_DATA_BYTES
 
 
@@ -19,6 +20,8 @@ def write_plain_export(checkpoint: Path, path: Path) -> None:
 
     loaded = load_generator(checkpoint)
     spec, stride = loaded.spec, loaded.spec.stride
+    if spec.has_positions:
+        raise ExportError("a network with positions has no plain export: NumPy finds its regions, which are no nodes")
     batch = Dim("batch", min=1)
     height, width = (2 * stride, 3 * stride) if spec.is_dynamic else (spec.height, spec.width)
     shape = {0: batch}

@@ -7,6 +7,7 @@ A value in the file is what would be typed after the flag, and is checked in the
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import RequestCommand
 from spade_deploy.commands.request_options import Option, options_of
-from spade_deploy.errors import ConfigError, quoted, reason_of
+from spade_deploy.errors import ConfigError, SpadeError, quoted, reason_of
 from spade_deploy.files.reading import read_regular
 from spade_deploy.printable import one_line, printable
 from spade_deploy.settings import as_typed, setting
@@ -79,29 +80,56 @@ class ConfigCommand(RequestCommand):
                 param.process_value(ctx, entry.text)
             except typer.BadParameter as error:
                 takes = next(option.takes for option in self.settings if option.key == param.name)
-                raise ConfigError(
-                    f"{self._place(param.name)}: {quoted(entry.text)} is not {takes}",
-                    hint=f"`spade {self.name} --help` tells what each setting means",
-                ) from error
+                told = ConfigError(f"{self._place(param.name)}: {quoted(entry.text)} is not {takes}")
+                told.hint = f"{self._hint(told, ())}"
+                raise told from error
 
     def flags_in(self, ctx: Any) -> dict[str, str]:
         """How messages name each setting: by its key and line if the file gave it, else by its flag."""
         flags = super().flags_in(ctx)
-        from_file = {
-            option.flag: self._place(option.key)
+        from_file = {option.flag: self._place(option.key) for option in self._from_file(ctx)}
+        return {name: from_file.get(flag, flag) for name, flag in flags.items()}
+
+    def _from_file(self, ctx: Any) -> list[Option]:
+        """The options whose values are the file's."""
+        return [
+            option
             for option in self.settings
             if option.key in self._entries and ctx.get_parameter_source(option.key).name == "DEFAULT_MAP"
-        }
-        return {name: from_file.get(flag, flag) for name, flag in flags.items()}
+        ]
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except ConfigError as error:
-            if self._file is None or error.hint or f"({one_line(self._file)}, line" not in in_flags(error.message):
-                raise
-            hint = f"correct it in {self._file}, or give the flag, which wins"
-            raise ConfigError(error.message, hint=hint) from error
+        except SpadeError as error:
+            if self._file is not None:
+                error.hint = self._hint(error, self._from_file(ctx))
+            raise
+
+    def _hint(self, error: SpadeError, from_file: Sequence[Option]) -> str | None:
+        """The error's own next step, and that the value is to be corrected in the file, if it came from there."""
+        file = one_line(self._file)
+        correct = f"correct it in {file}, or give the flag, which wins"
+        if f"({file}, line" not in in_flags(error.message) + in_flags(error.hint or ""):
+            named = next((option.key for option in from_file if self._is_named(option, error.message)), None)
+            if named is None:
+                return error.hint
+            line = self._entries[named].line
+            correct = f"{named} is in {file}, line {line}: correct it there, or give the flag, which wins"
+        if error.hint is None and error.next_step == error.usual_hint and isinstance(error, ConfigError):
+            return f"{correct}; `spade {self.name} --help` tells what each setting means"
+        # The message has the line; the hint says what to write there.
+        keys = {name: option.key for option in from_file for name in (option.field, option.key)}
+        return f"{in_flags(error.next_step, keys)}; {correct}"
+
+    def _is_named(self, option: Option, message: str) -> bool:
+        """Whether a message, such as that of a missing file, names the path that the file gives for an option."""
+        text = self._entries[option.key].text
+        if option.value_kind not in (Path, str):
+            return False
+        begin = r"(^|[\s'\"/])" if option.value_kind is Path else "^"
+        paths = "|".join(re.escape(str(Path(one))) for one in (text if option.is_list else [text]))
+        return re.search(rf"{begin}({paths})($|[\s:;,'\"/])", message) is not None
 
     def _place(self, key: str) -> str:
         return f"{key} ({one_line(self._file)}, line {self._entries[key].line})"
@@ -125,7 +153,7 @@ def read_settings(path: Path, options: Sequence[Option], command: str) -> dict[s
     except OSError as error:
         raise ConfigError(f"`config`: {path} {_unreadable(error)}", hint=_FIRST_STEP.format(command)) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"`config`: {path}: byte {error.start} is no UTF-8", hint="save it as UTF-8") from error
+        raise ConfigError(f"`config`: {path}: byte {error.start} is not UTF-8", hint="save it as UTF-8") from error
     except RecursionError as error:
         raise ConfigError(f"`config`: {path} is nested too deeply", hint=_FIRST_STEP.format(command)) from error
     except yaml.YAMLError as error:
@@ -144,9 +172,9 @@ def read_settings(path: Path, options: Sequence[Option], command: str) -> dict[s
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise _refused(path, key, f"{quoted(name)} is no setting of `{command}`", hint)
+            raise _refused(path, key, f"{quoted(name)} is not a setting of `{command}`", hint)
         if name in found:
-            raise _refused(path, key, f"{name} stands there twice, first in line {found[name].line}", "leave one out")
+            raise _refused(path, key, f"{name} occurs twice, first in line {found[name].line}", "leave one out")
         found[name] = Entry(_text(path, name, value, known[name]), key.start_mark.line + 1)
     return {name: entry for name, entry in found.items() if entry.text is not None}
 

@@ -31,23 +31,28 @@ from spade_deploy.runs.layout import MANIFEST_JSON
 if TYPE_CHECKING:
     from spade_deploy.artifact import Artifact
     from spade_deploy.release.release import Release
-    from spade_deploy.release.request import ReleaseRequest
+    from spade_deploy.release.request import HubRequest, ReleaseRequest
     from spade_deploy.serving.web.request import WebRequest
 
 
 def _requests() -> tuple[type, ...]:
-    from spade_deploy.release.request import ReleaseRequest
+    from spade_deploy.release.request import HubRequest, ReleaseRequest
     from spade_deploy.serving.web.request import WebRequest
 
-    return ReleaseRequest, WebRequest, RunsFolder
+    return ReleaseRequest, WebRequest, HubRequest, RunsFolder
 
 
 @command("export", panel=MAIN, requests=_requests, needs="export")
-def export(asked: ReleaseRequest, web: WebRequest, place: RunsFolder) -> None:
+def export(asked: ReleaseRequest, web: WebRequest, hub: HubRequest, place: RunsFolder) -> None:
     """Fold a checkpoint, write it as ONNX, and prove it equal to PyTorch."""
     runtime = _web_runtime(web)
-    if web.web is not None and asked.checkpoint is not None and (asked.checkpoint / MANIFEST_JSON).is_file():
-        _export_artifact(asked, web.web, runtime)
+    if hub.push_to_hub is not None:
+        from spade_deploy.release.hub import require_hub
+
+        require_hub(hub.push_to_hub)
+    wants_more = web.web is not None or hub.push_to_hub is not None
+    if wants_more and asked.checkpoint is not None and (asked.checkpoint / MANIFEST_JSON).is_file():
+        _export_artifact(asked, web, hub, runtime)
         return
     from spade_deploy.release.release import export_checkpoint
 
@@ -60,7 +65,7 @@ def export(asked: ReleaseRequest, web: WebRequest, place: RunsFolder) -> None:
         "graphs": [{"name": graph.name, **to_json(graph)} for graph in artifact.manifest.graphs],
         "validation": made.report,
     }
-    output.report(result)
+    output.report(result)  # an upload that fails leaves it as it is
     out.print(f"exported {one_line(made.checkpoint)}")
     print_report(made.report)
     total = sum(seconds for _, seconds in made.seconds)
@@ -74,8 +79,7 @@ def export(asked: ReleaseRequest, web: WebRequest, place: RunsFolder) -> None:
         *((graph.name, artifact.path_of(graph.file)) for graph in artifact.manifest.graphs),
         ("report", artifact.path / "report.html"),
     )
-    if web.web is not None:
-        output.report({**result, **_write_web(artifact, web.web, runtime)})
+    output.report({**result, **_publish(artifact, web, hub, runtime)})
     labels = _label_maps(made, asked)
     if labels:
         print_next("spade", "infer", labels[0], free_folder("photos"), "--artifact", artifact.path, *labels[1:])
@@ -97,8 +101,11 @@ def _web_runtime(web: WebRequest) -> Mapping[str, bytes]:
     return runtime_files(web.onnxruntime_web)
 
 
-def _export_artifact(asked: ReleaseRequest, target: Path, runtime: Mapping[str, bytes]) -> None:
-    """Write the web folder of an artifact, which needs no PyTorch. Raises ConfigError for settings of an export."""
+def _export_artifact(asked: ReleaseRequest, web: WebRequest, hub: HubRequest, runtime: Mapping[str, bytes]) -> None:
+    """Write the web folder of an artifact, or upload it: neither needs PyTorch.
+
+    Raises ConfigError for settings of an export.
+    """
     from spade_deploy.artifact import Artifact
 
     assert asked.checkpoint is not None
@@ -109,7 +116,23 @@ def _export_artifact(asked: ReleaseRequest, target: Path, runtime: Mapping[str, 
                 hint="leave it out, or name a run or a checkpoint",
             )
     artifact = Artifact.open(asked.checkpoint)
-    output.report({"artifact": artifact.path, **_write_web(artifact, target, runtime)})
+    output.report({"artifact": artifact.path, **_publish(artifact, web, hub, runtime)})
+
+
+def _publish(artifact: Artifact, web: WebRequest, hub: HubRequest, runtime: Mapping[str, bytes]) -> dict[str, object]:
+    """Write the web folder and upload the artifact, as far as it is asked for; returns what `--json` says of it."""
+    made: dict[str, object] = {}
+    if web.web is not None:
+        made |= _write_web(artifact, web.web, runtime)
+    if hub.push_to_hub is not None:
+        from spade_deploy.release.hub import push_to_hub
+
+        with step_bar() as progress:
+            progress.step(f"uploading it to {hub.push_to_hub}")
+            upload = push_to_hub(artifact, hub.push_to_hub, public=hub.hub_public)
+        stdout().print(f"  uploaded {upload.bytes / 1e6:.1f} MB to {one_line(upload.url)}", soft_wrap=True)
+        made["hub"] = upload
+    return made
 
 
 def _write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) -> dict[str, object]:
@@ -120,15 +143,15 @@ def _write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) -
     out = stdout()
     print_places(("web folder", made.path))
     sizes = f"{made.wasm_bytes / 1e6:.0f} MB in WebAssembly, {made.webgpu_bytes / 1e6:.0f} MB on WebGPU"
-    out.print(f"  a first visit loads {sizes}; later ones load nothing", soft_wrap=True)
+    out.print(f"  the first visit loads {sizes}; later visits load nothing", soft_wrap=True)
     if made.is_large:
         note(
             in_flags(
-                f"more than {LARGE_BYTES / 1e6:.0f} MB are much for a page, and phones may lack the memory;"
+                f"more than {LARGE_BYTES / 1e6:.0f} MB is a lot for a page, and phones may not have enough memory;"
                 " `fp16` halves what WebGPU loads, and a generator with fewer channels is smaller for all"
             )
         )
-    out.print("  to look at it: ", end="")
+    out.print("  to open it: ", end="")
     out.print(f"python -m http.server --directory {command_line(made.path)}", soft_wrap=True)
     return {"web": made.path, "wasm_bytes": made.wasm_bytes, "webgpu_bytes": made.webgpu_bytes}
 

@@ -1,4 +1,4 @@
-"""`spade import`: make a run of a generator that NVIDIA released, or that their code trained."""
+"""`spade import`: make a run of a generator that others released, or that their code trained."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _requests() -> tuple[type, ...]:
 
 @command("import", panel=MAIN, requests=_requests, needs="train")
 def import_generator(generator: GeneratorFile, asked: ImportRequest, run: NewRun, place: RunsFolder) -> None:
-    """Import a generator that NVIDIA released, or that was trained with their code."""
+    """Import a generator of SPADE, pix2pixHD, CLADE or OASIS that was released, or trained with their own code."""
     from spade_deploy.runs.importer import import_checkpoint
 
     imported = import_checkpoint(generator.file, asked, runs_dir=place.runs, name=run.name)

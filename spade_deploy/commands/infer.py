@@ -12,13 +12,14 @@ from spade_deploy.commands import output
 from spade_deploy.commands.artifact import open_artifact
 from spade_deploy.commands.console import errors, line, stdout, styled
 from spade_deploy.commands.flags import in_flags
-from spade_deploy.commands.options import MAIN, RunsFolder, command
+from spade_deploy.commands.options import MAIN, RunsFolder, command, needed
 from spade_deploy.commands.progress import image_bar
 from spade_deploy.fields import to_json
 from spade_deploy.printable import one_line
 from spade_deploy.settings import setting
 
 if TYPE_CHECKING:
+    from spade_deploy.cluster.infer import RayInference
     from spade_deploy.inference import InferRequest, InferSummary
 
 
@@ -30,19 +31,22 @@ class Model:
 
 
 def _requests() -> tuple[type, ...]:
+    from spade_deploy.cluster.infer import RayInference
     from spade_deploy.inference.request import InferRequest
 
-    return Model, InferRequest, RunsFolder
+    return Model, InferRequest, RunsFolder, RayInference
 
 
 @command("infer", panel=MAIN, requests=_requests)
-def infer(model: Model, asked: InferRequest, place: RunsFolder) -> None:
+def infer(model: Model, asked: InferRequest, place: RunsFolder, cluster: RayInference) -> None:
     """Make a photo of every label map in a folder."""
+    from spade_deploy.cluster.infer import RayCrew
     from spade_deploy.inference import infer as make_images
 
     opened = open_artifact(model.artifact, place)
-    with image_bar() as progress:
-        summary = make_images(opened, asked, progress)
+    crew = None if cluster.ray is None else RayCrew(cluster)
+    with needed("" if crew is None else "ray"), image_bar() as progress:
+        summary = make_images(opened, asked, progress, crew)
     output.report({"artifact": opened.path, **to_json(summary), "images_per_second": summary.images_per_s})
     _print_summary(summary)
     if summary.failures:
@@ -56,11 +60,13 @@ def _print_summary(summary: InferSummary) -> None:
     counted = f"wrote {summary.written} of {summary.total} images to "
     out.print(line(counted, styled(one_line(summary.out), "bold"), rate))
     if summary.skipped:
-        out.print(f"  {summary.skipped} were there already, made by this model in this way; --overwrite redoes them")
+        out.print(f"  {summary.skipped} were there already, made in the same way; --overwrite makes them again")
     if summary.resized and summary.size is not None:
         height, width = summary.size
         said = f"  {summary.resized} label maps were resized to {height}x{width} (nearest)"
         out.print(f"{said}; --resize never refuses them")
+    for sentence in summary.lost:
+        out.print(f"  {sentence}", markup=False)
     if summary.left_out:
         out.print(f"  {len(summary.left_out)} photos were left out; the first: {summary.left_out[0]}", markup=False)
 

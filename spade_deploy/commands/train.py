@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spade_deploy.commands import output
 from spade_deploy.commands.config_file import ConfigCommand, ConfigFile, as_yaml
@@ -17,13 +19,14 @@ from spade_deploy.commands.console import (
     print_settings,
     stdout,
 )
-from spade_deploy.commands.options import MAIN, RunsFolder, command
+from spade_deploy.commands.options import MAIN, RunsFolder, command, needed
 from spade_deploy.commands.progress import training_bar
 from spade_deploy.fields import to_json
 from spade_deploy.progress import SILENT
 from spade_deploy.settings import setting
 
 if TYPE_CHECKING:
+    from spade_deploy.cluster.train import RayTraining
     from spade_deploy.training.estimate import Estimate
     from spade_deploy.training.request import TrainRequest
     from spade_deploy.training.session import Session
@@ -47,13 +50,14 @@ class TrainCall:
 
 
 def _requests() -> tuple[type, ...]:
+    from spade_deploy.cluster.train import RayTraining
     from spade_deploy.training.request import TrainRequest
 
-    return TrainRequest, ConfigFile, TrainCall, RunsFolder
+    return TrainRequest, ConfigFile, TrainCall, RunsFolder, RayTraining
 
 
 @command("train", panel=MAIN, requests=_requests, needs="train", kind=ConfigCommand)
-def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFolder) -> None:
+def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFolder, cluster: RayTraining) -> None:
     """Train a generator. Without options, it trains on the embedded Earth data, sized for a CPU."""
     from spade_deploy.training import session
     from spade_deploy.training.processes.join import join_world
@@ -65,6 +69,10 @@ def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFol
         return
     if call.estimate:
         print_estimate(*session.estimate_run(asked, runs_dir=runs, resume=call.resume))
+        return
+    if cluster.ray is not None:
+        with needed("ray"):
+            _train_on_ray(asked, call, runs, cluster)
         return
     with join_world() as world:
         if not world.is_main:
@@ -82,29 +90,62 @@ def _train(started: Session) -> None:
         result = started.train(progress)
     for text in result.notes:
         note(text)
-    for skipped in result.skipped[:SHOWN_SKIPPED]:
-        out.print(f"  skipped: {skipped}")
-    if len(result.skipped) > SHOWN_SKIPPED:
-        note(f"{len(result.skipped)} samples were skipped; all are in {result.run / 'skipped.txt'}")
-    output.report(
-        {
-            "run": result.run,
-            "described": started.described,
-            "step": result.step,
-            "seconds": result.seconds,
-            "checkpoint": result.checkpoint,
-            "skipped": list(result.skipped),
-        }
-    )
-    out.print(f"trained {result.step} steps in {duration(result.seconds)}")
+    found = {
+        "run": result.run,
+        "described": started.described,
+        "step": result.step,
+        "seconds": result.seconds,
+        "checkpoint": result.checkpoint,
+        "skipped": list(result.skipped),
+    }
+    _print_result(found, started.example_labels)
+
+
+def _print_result(found: Mapping[str, Any], example_labels: Path | None = None) -> None:
+    """Report what a training made, and say where it is. found: what `--json` prints."""
+    output.report(found)
+    run, skipped, out = Path(found["run"]), found["skipped"], stdout()
+    for one in skipped[:SHOWN_SKIPPED]:
+        out.print(f"  skipped: {one}")
+    if len(skipped) > SHOWN_SKIPPED:
+        note(f"{len(skipped)} samples were skipped; all are in {run / 'skipped.txt'}")
+    out.print(f"trained {found['step']} steps in {duration(found['seconds'])}")
     print_places(
-        ("checkpoint", result.checkpoint),
-        ("samples", result.run / "samples"),
-        ("losses", result.run / "losses.png"),
-        *((what, result.run / file) for what, file in SHOWN_OF_A_RUN if (result.run / file).is_file()),
-        *((("label maps to try", started.example_labels),) if started.example_labels else ()),
+        ("checkpoint", Path(found["checkpoint"])),
+        ("samples", run / "samples"),
+        ("losses", run / "losses.png"),
+        *((what, run / file) for what, file in SHOWN_OF_A_RUN if (run / file).is_file()),
+        *((("label maps to try", example_labels),) if example_labels else ()),
     )
-    print_next("spade", "export", result.run, "--fp16")
+    print_next("spade", "export", run, "--fp16")
+
+
+def _train_on_ray(asked: TrainRequest, call: TrainCall, runs: Path, cluster: RayTraining) -> None:
+    """Name or find the run, so that every start of the processes goes on with the same one, and train it on Ray."""
+    from spade_deploy.cluster.train import Start, train_on_ray
+    from spade_deploy.runs import new_run, newest_run_to_resume, resolve_checkpoint
+    from spade_deploy.training import session
+
+    runs = runs.absolute()
+    session.complete_request(asked, runs_dir=runs, resume=None if call.name is not None else call.resume)
+    named = ("--resume", "--runs", str(runs))
+    if call.resume is None:
+        run = new_run(runs, call.name, asked.data.preset_name)
+        options: tuple[str, ...] = ("--name", run.name, *named)
+    elif call.name is not None:
+        session.check_resumes_newest(call.name, call.resume)
+        run = runs / call.name
+        run.mkdir(parents=True, exist_ok=True)
+        options = ("--name", call.name, *named)
+    else:
+        place = newest_run_to_resume(runs) if call.resume == session.NEWEST else Path(call.resume)
+        run = resolve_checkpoint(place, runs).parent.parent.absolute()
+        options = ("--resume", str(run), *named[1:])
+    words = ("train", *options, "--json", "--config")
+    start = Start(str(run), words, as_yaml(train.settings, asked), str(Path.cwd()))
+    with training_bar() as progress:
+        found = train_on_ray(cluster, start, progress)
+    _print_result(found)
 
 
 def print_estimate(described: str, found: Estimate) -> None:
@@ -113,15 +154,15 @@ def print_estimate(described: str, found: Estimate) -> None:
     output.report({"described": described, **to_json(found), "seconds": found.seconds, "fits": found.fits})
     out.print(f"would train: {described}")
     memory, shapes = found.memory_bytes, found.from_shapes
-    how = "measured in a process of its own" if found.is_measured else "estimated from the shapes"
+    how = "measured in a separate process" if found.is_measured else "estimated from the shapes"
     parts = f"{_gigabytes(shapes.weights)} weights, {_gigabytes(shapes.learning)} gradients and Adam's moments"
-    rows = [("memory", f"{_gigabytes(memory)} a process, {how}")]
+    rows = [("memory", f"{_gigabytes(memory)} per process, {how}")]
     rows.append(("shapes", f"{_gigabytes(shapes.total)}: {parts}, {_gigabytes(shapes.activations)} activations"))
     if found.free_bytes is not None:
         verdict = "fits" if found.fits else "does NOT fit"
         rows.append(("free", f"{_gigabytes(found.free_bytes)} on {found.device}: {verdict}"))
     if found.seconds_per_step is not None:
-        rows.append(("time", f"{found.seconds_per_step:.2f} s a step on {found.device}"))
+        rows.append(("time", f"{found.seconds_per_step:.2f} s per step on {found.device}"))
         if found.seconds is not None:
             rows[-1] = ("time", f"{rows[-1][1]}, {clock_time(found.seconds)} for {found.steps} steps")
     for what, value in rows:

@@ -11,7 +11,17 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph, TensorInfo, input_tensors, mismatch, output_tensors
+from spade_deploy.artifact import (
+    LABEL,
+    Arrays,
+    Artifact,
+    Graph,
+    TensorInfo,
+    graph_tensors,
+    input_tensors,
+    mismatch,
+    output_tensors,
+)
 from spade_deploy.errors import ArtifactError, ConfigError, InputRefusedError, RuntimeUnavailableError
 from spade_deploy.lookup.tables import check_tables, graph_inputs, lookup_tensors
 from spade_deploy.settings import check_one_of
@@ -35,7 +45,7 @@ __all__ = [
 ]
 
 
-OUT_OF_MEMORY = "where memory ran out, a smaller `batch_size` or `size` helps"
+OUT_OF_MEMORY = "if memory ran out, a smaller `batch_size` or `size` helps"
 
 
 @dataclass(frozen=True)
@@ -211,7 +221,7 @@ def check_inputs(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]]) -> Non
 
 def fed_tensors(spec: GeneratorSpec, kind: GraphKind) -> tuple[TensorInfo, ...]:
     """The inputs of a graph of that kind, in order."""
-    return input_tensors(spec) if kind is GraphKind.DENSE else lookup_tensors(spec)
+    return graph_tensors(spec) if kind is GraphKind.DENSE else lookup_tensors(spec)
 
 
 def check_contract(

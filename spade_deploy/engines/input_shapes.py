@@ -7,12 +7,13 @@ label maps usually have.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
-from spade_deploy.artifact import INSTANCE, LABEL, Z
+from spade_deploy.artifact import INSTANCE, LABEL, POSITION, Z
 from spade_deploy.errors import ConfigError
-from spade_deploy.lookup.tables import LATENT, LATENT_KERNEL, level_names, modulated_channels
+from spade_deploy.lookup.tables import LATENT, LATENT_KERNEL, level_names, modulated_channels, num_codes
 from spade_deploy.spec import Extent, GeneratorSpec, GraphKind, ShapeProfile
 
 Shape = tuple[int, ...]
@@ -35,17 +36,20 @@ def tensor_ranges(spec: GeneratorSpec, kind: GraphKind, profile: ShapeProfile) -
         if spec.labels.has_edges:
             ranges[INSTANCE] = extents
     else:
-        if spec.z_dim is None:
+        if spec.is_dynamic:
             ranges[LATENT] = _each(extents, lambda extent: (*_at(extent, stride=spec.stride), LATENT_KERNEL**2))
         for stride in modulated_channels(spec):
             codes, patterns, index = level_names(stride)
-            taps = spec.kernel_size**2
-            most_pixels = _pixels(profile.most, stride)
-            usual = max(1, int(_pixels(profile.best, stride) * USUAL_SHARE.get(stride, 1.0)))
-            # There is at most one window of either kind for each pixel, as no window lies around a tap outside.
-            ranges[codes] = ((1, taps), (usual, taps), (most_pixels, taps))
-            ranges[patterns] = ((1, taps), (usual, taps), (most_pixels, taps))
+            taps = spec.window_kernel**2
+            # There is at most one window of either kind for each pixel, as no window lies around a tap outside, and
+            # windows of one pixel are no more than there are codes.
+            most = min(_pixels(profile.most, stride), num_codes(spec) if taps == 1 else sys.maxsize)
+            usual = min(most, max(1, int(_pixels(profile.best, stride) * USUAL_SHARE.get(stride, 1.0))))
+            ranges[codes] = ((1, taps), (usual, taps), (most, taps))
+            ranges[patterns] = ((1, taps), (usual, taps), (most, taps))
             ranges[index] = _each(extents, partial(_at, stride=stride))
+    if spec.has_positions:
+        ranges[POSITION] = _each(extents, lambda extent: (extent[0], 2, *extent[1:]))
     if spec.z_dim is not None:
         z_dim = spec.z_dim
         ranges[Z] = _each(extents, lambda extent: (extent[0], z_dim))

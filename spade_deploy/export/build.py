@@ -11,14 +11,16 @@ from torch import Tensor
 
 from spade_deploy.artifact import Arrays
 from spade_deploy.errors import ConfigError
+from spade_deploy.export.clade import DeployCladeModel, LookupCladeModel, clade_units
 from spade_deploy.export.crn import DeployCascade, crn_stages, crn_units
 from spade_deploy.export.dense_model import DenseModel
 from spade_deploy.export.lookup import LookupModel
+from spade_deploy.export.oasis import DeployOasis, LookupOasis
 from spade_deploy.export.pix2pixhd import DeployGlobal, pix2pixhd_stages, pix2pixhd_units
 from spade_deploy.export.spade import DeployModel, spade_stages, spade_units
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.networks.build import Generator
-from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind
+from spade_deploy.spec import MODULATED, Architecture, GeneratorSpec, GraphKind
 
 ExportedModel = DenseModel | LookupModel
 
@@ -44,6 +46,12 @@ DEPLOYED: Mapping[Architecture, Deployed] = MappingProxyType(
         ),
         Architecture.PIX2PIXHD: Deployed({GraphKind.DENSE: DeployGlobal}, pix2pixhd_units, pix2pixhd_stages),
         Architecture.CRN: Deployed({GraphKind.DENSE: DeployCascade}, crn_units, crn_stages),
+        Architecture.CLADE: Deployed(
+            {GraphKind.DENSE: DeployCladeModel, GraphKind.LOOKUP: LookupCladeModel}, clade_units, spade_stages
+        ),
+        Architecture.OASIS: Deployed(
+            {GraphKind.DENSE: DeployOasis, GraphKind.LOOKUP: LookupOasis}, spade_units, spade_stages
+        ),
     }
 )
 """What is exported for each architecture of `networks.build.NETWORKS`."""
@@ -76,9 +84,9 @@ def require_kind(spec: GeneratorSpec, kind: GraphKind) -> None:
     """Raise ConfigError if an architecture has no graph of that kind."""
     if kind not in spec.graph_kinds:
         raise ConfigError(
-            f"a {kind} graph cannot be made of a {spec.architecture} generator: it looks up gamma and beta, which"
-            f" {Architecture.SPADE} alone has",
-            hint="leave it out: the dense graph is made",
+            f"a {kind} graph cannot be made of a {spec.architecture} generator: it looks up gamma and beta, which only"
+            f" {' and '.join(MODULATED)} have",
+            hint="leave it out, and the dense graph is made",
         )
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from spade_deploy.networks.spade import NORM_EPS
 from spade_deploy.spec import GeneratorSpec
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class DenseModel(nn.Module):
     """label ids (and instance ids, and style) -> (pixels, image).
 
-    label: N x H x W uint8 or int32. instance: N x H x W int32, iff the spec has edges. z: N x z_dim float32, iff the
+    label: N x H x W uint8 or int32. instance: N x H x W int32, iff the spec has edges. position: N x 2 x H x W float32,
+    iff the spec has positions. z: N x z_dim float32, iff the
     spec has a style vector. pixels: N x H x W x 3 uint8, truncated. image: N x 3 x H x W float32 in [-1, 1].
     fp16: units that are not named in `keep_fp32` hold and compute half precision; inputs and outputs stay as they are,
     and tanh, the conversion to pixels, and the statistics of instance and layer norm stay float32.
@@ -39,16 +44,23 @@ class DenseModel(nn.Module):
     def forward(self, label: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         extra = list(rest)
         instance = extra.pop(0) if self.spec.labels.has_edges else None
+        position = extra.pop(0) if self.spec.has_positions else None
         z = extra.pop(0) if self.spec.z_dim is not None else None
-        return to_outputs(self.logits(label.float(), None if instance is None else edge_map(instance), z))
+        edges = None if instance is None else edge_map(instance)
+        if position is not None:
+            edges = position if edges is None else torch.cat([edges, position], dim=1)
+        return to_outputs(self.logits(label, edges, z))
 
     def logits(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
-        """The image before tanh, N x 3 x H x W. label: N x H x W as floats; edges: N x 1 x H x W."""
+        """The image before tanh, N x 3 x H x W. label: N x H x W; edges: N x 1 x H x W.
+
+        For a model that sees positions, `edges` also has their two channels, as the last ones.
+        """
         raise NotImplementedError
 
     def segmap(self, stride: int, label: Tensor, edges: Tensor | None) -> Tensor:
         """Every stride-th pixel of the network's input, N x L x H/stride x W/stride float32."""
-        segmap = (label[:, None, ::stride, ::stride] == self.ids).float()
+        segmap = (label.float()[:, None, ::stride, ::stride] == self.ids).float()
         return segmap if edges is None else torch.cat([segmap, edges[:, :, ::stride, ::stride]], dim=1)
 
 
@@ -82,6 +94,12 @@ def instance_norm(x: Tensor) -> Tensor:
     # The sums of squares of a half-precision map overflow: the statistics are always float32.
     wide = x.float() if x.dtype is torch.float16 else x
     return functional.instance_norm(wide, eps=NORM_EPS).to(x.dtype)
+
+
+def unfilled(kind: Callable[..., M], *given: Any, **settings: Any) -> M:
+    """A layer whose weights the caller writes. PyTorch would fill them with random numbers, which takes longer."""
+    layer: M = skip_init(kind, *given, **settings)  # type: ignore[no-untyped-call]
+    return layer
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.nn import functional
 
 from spade_deploy.artifact import ENCODER, PHOTO, EncoderGraph, description, encoder_tensors
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
 from spade_deploy.errors import ExportError, ValidationFailedError, reason_of
 from spade_deploy.export.fold import fold_conv
-from spade_deploy.export.onnx_file import OPSET, describe, quiet_export
+from spade_deploy.export.onnx_file import OPSET, describe, open_sizes
+from spade_deploy.export.onnx_recorder import GraphInput, Recorder
 from spade_deploy.labels.files import colorize, synthetic_label_maps
 from spade_deploy.networks.encoder import LAYERS, PHOTO_SIZE, StyleEncoder
 from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS
@@ -38,10 +39,14 @@ of two sizes, took 0.36 of what is allowed."""
 
 
 class DeployEncoder(nn.Module):
-    """The module that is traced: pixels in, (mu, logvar) out. Raises ExportError for a module in train mode."""
+    """The module that is recorded: pixels in, (mu, logvar) out. Raises ExportError for a module in train mode.
 
-    def __init__(self, encoder: StyleEncoder) -> None:
+    height, width: the size of the photos.
+    """
+
+    def __init__(self, encoder: StyleEncoder, height: int, width: int) -> None:
         super().__init__()
+        self.rows, self.columns = _Resized(2, height, PHOTO_SIZE), _Resized(3, width, PHOTO_SIZE)
         self.convolutions = nn.ModuleList()
         for name in LAYERS:
             trained, _ = encoder.get_submodule(name).children()
@@ -53,13 +58,45 @@ class DeployEncoder(nn.Module):
 
     def forward(self, photo: Tensor) -> tuple[Tensor, Tensor]:
         """photo: N x H x W x 3 uint8 RGB."""
-        x = to_image(photo)
-        if x.shape[2:] != (PHOTO_SIZE, PHOTO_SIZE):
-            x = functional.interpolate(x, size=(PHOTO_SIZE, PHOTO_SIZE), mode="bilinear", align_corners=False)
+        x = self.rows(self.columns(to_image(photo)))
         for convolution in self.convolutions:
             x = functional.leaky_relu(_instance_norm(convolution(x)), LEAKY_SLOPE)
         x = x.flatten(1)
         return self.fc_mu(x), self.fc_var(x)
+
+
+class _Resized(nn.Module):
+    """One axis of `size` values resized to `wanted` values, as PyTorch's bilinear interpolation does.
+
+    A value is (1 - share) times one neighbour plus share times the next; both are picked at places that are known
+    here. ONNX's Resize computes the places anew, from a scale that is rounded: for photos of 320 x 448 pixels the style
+    then had eight times the error that rounding explains.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    share: Tensor
+
+    def __init__(self, axis: int, size: int, wanted: int) -> None:
+        super().__init__()
+        self.axis, self.is_needed = axis, size != wanted
+        place = _places(size, wanted)
+        lower = place.long().clamp(max=size - 1)
+        shape = [-1 if each == axis else 1 for each in range(4)]
+        self.register_buffer("lower", lower, persistent=False)
+        self.register_buffer("upper", (lower + 1).clamp(max=size - 1), persistent=False)
+        self.register_buffer("share", (place - lower).float().view(shape), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_needed:
+            return x
+        lower, upper = (x.index_select(self.axis, places) for places in (self.lower, self.upper))
+        return lower * (1 - self.share) + upper * self.share
+
+
+def _places(size: int, wanted: int) -> Tensor:
+    """Where each of the `wanted` values lies among the `size` values, whose centres are 0, 1, 2, ...; float64."""
+    return ((torch.arange(wanted, dtype=torch.float64) + 0.5) * size / wanted - 0.5).clamp(min=0)
 
 
 def _instance_norm(x: Tensor) -> Tensor:
@@ -84,7 +121,7 @@ def write_encoder(
     spec: that of its generator. facts: the file's metadata. Raises ExportError, MissingDependencyError without ONNX
     Runtime, and ValidationFailedError if mu or logvar differ by more than rounding.
     """
-    _write_onnx(DeployEncoder(encoder), spec, path, facts or {})
+    _write_onnx(DeployEncoder(encoder, spec.height, spec.width), spec, path, facts or {})
     return prove_encoder(encoder, spec, path)
 
 
@@ -98,7 +135,8 @@ def prove_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> Enc
     expected, exact = _run_module(encoder, photos, torch.float32), _run_module(encoder, photos, torch.float64)
     if not np.isfinite(exact).all():
         raise ExportError(
-            "the style encoder answers values that are not finite", hint="training diverged: export an earlier one"
+            "the style encoder returns values that are not finite",
+            hint="the training diverged: export an earlier checkpoint",
         )
     rounding, scale = float(np.abs(expected - exact).max()), float(np.abs(exact).max())
     tolerance = ERROR_FACTOR * rounding + ERROR_FLOOR * scale
@@ -108,9 +146,9 @@ def prove_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> Enc
     error = max(float(np.abs(together - expected).max()), float(np.abs(alone - expected[:, :1]).max()))
     if not error <= tolerance:
         raise ValidationFailedError(
-            f"{path.name} is not the style encoder that was trained: mu or logvar differ by {error:.3g} of"
+            f"{path.name} does not equal the trained style encoder: mu or logvar differ by {error:.3g} of"
             f" {scale:.3g}; rounding explains {tolerance:.3g}",
-            hint="nothing was put in place; report this with the versions of torch, onnx and onnxruntime",
+            hint="no artifact was written; please report this with the versions of torch, onnx and onnxruntime",
         )
     return EncoderGraph(path.name, OPSET, error, tolerance)
 
@@ -138,30 +176,11 @@ def _run_module(encoder: StyleEncoder, photos: NDArray[np.uint8], dtype: torch.d
 
 def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path, facts: Mapping[str, str]) -> None:
     inputs, outputs = encoder_tensors(spec)
-    example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
-    try:
-        with quiet_export():
-            program = torch.onnx.export(
-                model.eval(),
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[tensor.name for tensor in inputs],
-                output_names=[tensor.name for tensor in outputs],
-                dynamic_shapes=({0: Dim("batch", min=1)},),
-                external_data=False,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter raises dozens of types
-        raise ExportError(f"torch.onnx could not export the style encoder: {reason_of(error)}") from error
-    assert program is not None
-    for node in program.model.graph:
-        node.metadata_props.clear()  # they hold paths of this machine
-    for value in program.model.graph.inputs:
-        value.metadata_props.clear()
-    program.model.graph.metadata_props.clear()  # they come from sets, so that each export would have other bytes
-    describe(program.model, (*inputs, *outputs), description(spec, ENCODER), facts)
-    program.save(str(path), external_data=False)
+    given = [GraphInput(tensor.name, getattr(torch, tensor.dtype), open_sizes(spec, tensor)) for tensor in inputs]
+    wanted = [(tensor.name, open_sizes(spec, tensor)) for tensor in outputs]
+    onnx_model = Recorder(model.eval(), OPSET).record(given, wanted, [])
+    describe(onnx_model, (*inputs, *outputs), description(spec, ENCODER), facts)
+    ir.save(onnx_model, path)
 
 
 def _session(path: Path) -> Any:

@@ -30,6 +30,10 @@ through it:
 
 and Ws beta' is again a convolution of h, with as many channels as the block's output, which are fewer.
 
+Batch norm into the tables of CLADE, whose gamma (used as it is) and beta are rows of tables, one for each class:
+
+    (x s + t) gamma + beta  =  x [s gamma] + [beta + t gamma]
+
 All folds are computed in float64 and rounded once.
 """
 
@@ -41,6 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_deploy.errors import ExportError
+from spade_deploy.networks.clade import Clade
 from spade_deploy.networks.pix2pixhd import NormalizedConv
 from spade_deploy.networks.spade import Spade
 
@@ -114,6 +119,31 @@ def fold_shortcut(layer: Spade, conv_s: nn.Module) -> tuple[ConvWeights, ConvWei
     gamma_bias, beta_bias = modulation.bias.chunk(2)
     beta = ConvWeights(torch.einsum("oc,chij->ohij", projection, beta_weight), projection @ beta_bias)
     return ConvWeights(gamma_weight, gamma_bias), beta
+
+
+def fold_clade(layer: Clade) -> tuple[Tensor, Tensor]:
+    """(gamma', beta'), classes x C each, float64, with the batch norm, if any, folded in."""
+    _require_eval(layer)
+    affine, norm = layer.class_specified_affine, layer.param_free_norm
+    gamma, beta = _double(affine.weight), _double(affine.bias)
+    if isinstance(norm, nn.InstanceNorm2d):
+        return gamma, beta
+    scale, shift = _statistics(norm)
+    return scale * gamma, beta + shift * gamma
+
+
+def unfolded_clade(layer: Clade) -> tuple[Tensor, Tensor]:
+    """(gamma, beta), classes x C each, float64, as they were trained."""
+    _require_eval(layer)
+    affine = layer.class_specified_affine
+    return _double(affine.weight), _double(affine.bias)
+
+
+def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """(s, t), C each, float64, such that the norm is x s + t; 1 and 0 for instance norm, which depends on x."""
+    if isinstance(norm, nn.InstanceNorm2d):
+        return torch.ones(norm.num_features, dtype=torch.float64), torch.zeros(norm.num_features, dtype=torch.float64)
+    return _statistics(norm)
 
 
 def batch_norm_scale_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:

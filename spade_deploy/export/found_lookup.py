@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Z
-from spade_deploy.errors import ExportError, reason_of
 from spade_deploy.export.lookup import LookupModel
-from spade_deploy.export.onnx_file import OPSET, quiet_export
+from spade_deploy.export.onnx_file import OPSET
+from spade_deploy.export.onnx_recorder import GraphInput, Recorder
 from spade_deploy.export.pattern_finder import PatternFinder
+from spade_deploy.export.spade import levels
 from spade_deploy.files.onnx_data import EXTERNAL_DATA_BYTES
 
 EXCESS = "excess"
@@ -43,24 +45,14 @@ def write_found_lookup(finder: PatternFinder, lookup: LookupModel, path: Path) -
     if spec.z_dim is not None:
         inputs[Z] = torch.zeros(shape[0], spec.z_dim)
     model = FoundLookup(finder, lookup).eval()
-    try:
-        with quiet_export():
-            program = torch.onnx.export(
-                model,
-                tuple(inputs.values()),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(inputs),
-                output_names=[PIXELS, IMAGE, EXCESS],
-                external_data=False,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter raises dozens of types
-        raise ExportError(f"torch.onnx could not export the lookup with its finder: {reason_of(error)}") from error
-    assert program is not None
-    program.model.producer_name = "spade-deploy"
-    for node in program.model.graph:
-        node.metadata_props.clear()  # the exporting machine's paths and stack traces
-    program.model.graph.metadata_props.clear()
+    given = [GraphInput(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in inputs.items()]
+    batch, height, width = shape
+    outputs = [
+        (PIXELS, (batch, height, width, 3)),
+        (IMAGE, (batch, 3, height, width)),
+        (EXCESS, (2 * len(levels(spec)),)),
+    ]
+    onnx_model = Recorder(model, OPSET).record(given, outputs, [])
+    onnx_model.producer_name = "spade-deploy"
     size = sum(value.numel() * value.element_size() for value in [*model.parameters(), *model.buffers()])
-    program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+    ir.save(onnx_model, path, external_data=f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None)

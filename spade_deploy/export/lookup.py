@@ -23,7 +23,8 @@ Sub-modules carry the trained names as in `DeployModel`, and the units of precis
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,41 +40,12 @@ from spade_deploy.export.spade import (
     spade_units,
     trained_block,
 )
-from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS, Spade, SpadeBlock, SpadeGenerator
-from spade_deploy.spec import BlockSpec, GeneratorSpec, LabelSpec, NormType
+from spade_deploy.export.window_rows import PatternProduct, WindowSum, make_matrix
+from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS, ModulatedBlock, Spade, SpadeBlock, SpadeGenerator, attach
+from spade_deploy.spec import BlockSpec, GeneratorSpec, NormType
 
 OUTPUTS_NCHW = ("conv_0", "conv_1", "conv_img")
 """Layers whose values are N x C x H x W in this module, too; all others have their channels last, maybe in pairs."""
-
-
-class WindowSum(nn.Module):
-    """A convolution of a one-hot map, over windows of codes: ... x k*k integers -> ... x C."""
-
-    offsets: Tensor
-
-    def __init__(self, weights: ConvWeights, labels: LabelSpec) -> None:
-        super().__init__()
-        table, rows = _code_table(weights.weight, labels)
-        self.table = nn.Parameter(table, requires_grad=False)
-        self.bias = nn.Parameter(weights.bias.clone(), requires_grad=False)
-        taps = weights.weight.shape[2] * weights.weight.shape[3]
-        self.register_buffer("offsets", torch.arange(taps, dtype=torch.int32) * rows, persistent=False)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        summed: Tensor = functional.embedding(codes + self.offsets, self.table).sum(dim=-2) + self.bias
-        return summed
-
-
-class PatternProduct(nn.Module):
-    """A convolution of the hidden map, over windows of hidden rows: P x k*k*hidden -> P x C."""
-
-    def __init__(self, weights: ConvWeights) -> None:
-        super().__init__()
-        self.linear = _matrix(weights.weight.permute(0, 2, 3, 1).flatten(1), weights.bias)
-
-    def forward(self, windows: Tensor) -> Tensor:
-        rows: Tensor = self.linear(windows)
-        return rows
 
 
 class LookupSpade(nn.Module):
@@ -88,7 +60,7 @@ class LookupSpade(nn.Module):
         self.gamma, self.beta = PatternProduct(gamma), PatternProduct(beta)
 
     def forward(self, x: Tensor, windows: Tensor, index: Tensor) -> Tensor:
-        return x * _spread(self.gamma(windows), index) + _spread(self.beta(windows), index)
+        return x * spread(self.gamma(windows), index) + spread(self.beta(windows), index)
 
 
 class LookupShortcut(nn.Module):
@@ -98,11 +70,11 @@ class LookupShortcut(nn.Module):
         super().__init__()
         gamma, beta = fold_shortcut(block.norm_s, block.conv_s)
         self.gamma, self.beta = PatternProduct(gamma), PatternProduct(beta)
-        self.projection = _matrix(fold_conv(block.conv_s).weight.flatten(1), None)
+        self.projection = make_matrix(fold_conv(block.conv_s).weight.flatten(1), None)
 
     def forward(self, x: Tensor, windows: Tensor, index: Tensor) -> Tensor:
-        projected: Tensor = self.projection(x * _spread(self.gamma(windows), index))
-        return projected + _spread(self.beta(windows), index)
+        projected: Tensor = self.projection(x * spread(self.gamma(windows), index))
+        return projected + spread(self.beta(windows), index)
 
 
 class LookupBlock(nn.Module):
@@ -113,13 +85,18 @@ class LookupBlock(nn.Module):
     hidden: for each of its layers (norm_0, norm_1, norm_s), the hidden rows of its level, (U + 1) x hidden.
     """
 
-    def __init__(self, block: SpadeBlock, spec: BlockSpec, norm: NormType) -> None:
+    norm_type: ClassVar[Any] = LookupSpade
+    """Makes what stands for a trained norm; it takes a map, the windows and the index."""
+    shortcut_type: ClassVar[Any] = LookupShortcut
+    """Makes what stands for the norm and the convolution of a learned shortcut; it takes the same."""
+
+    def __init__(self, block: ModulatedBlock[Any], spec: BlockSpec, norm: NormType) -> None:
         super().__init__()
         self.doubles = spec.doubles
         self.normalizes = norm is NormType.INSTANCE
-        self.norm_0, self.norm_1 = LookupSpade(block.norm_0), LookupSpade(block.norm_1)
+        self.norm_0, self.norm_1 = type(self).norm_type(block.norm_0), type(self).norm_type(block.norm_1)
         self.conv_0, self.conv_1 = make_conv(fold_conv(block.conv_0)), make_conv(fold_conv(block.conv_1))
-        self.conv_s = LookupShortcut(block) if spec.has_shortcut else None
+        self.conv_s = type(self).shortcut_type(block) if spec.has_shortcut else None
 
     def forward(self, x: Tensor, hidden: list[Tensor], patterns: Tensor, index: Tensor) -> Tensor:
         dtype = self.conv_0.weight.dtype
@@ -135,11 +112,15 @@ class LookupBlock(nn.Module):
         normalized = self._normalize(x)
         shortcut = x
         if self.conv_s is not None:
-            shortcut = self.conv_s(normalized, _windows(hidden[2], patterns, x), small_index)
-        y = _convolve(self.conv_0, self.norm_0(normalized, _windows(hidden[0], patterns, x), small_index))
-        y = _convolve(self.conv_1, self.norm_1(self._normalize(y), _windows(hidden[1], patterns, y), index))
+            shortcut = self.conv_s(normalized, self.windows(2, hidden, patterns, x), small_index)
+        y = _convolve(self.conv_0, self.norm_0(normalized, self.windows(0, hidden, patterns, x), small_index))
+        y = _convolve(self.conv_1, self.norm_1(self._normalize(y), self.windows(1, hidden, patterns, y), index))
         result: Tensor = shortcut + (y.view(batch, height, 2, width, 2, -1) if self.doubles else y)
         return result
+
+    def windows(self, layer: int, hidden: list[Tensor], patterns: Tensor, x: Tensor) -> Any:
+        """What a layer looks its patterns up by: P x k*k*hidden. x: the map that is modulated."""
+        return _windows(hidden[layer], patterns, x)
 
     def _normalize(self, x: Tensor) -> Tensor:
         """Instance norm. It comes before the map is doubled, since a doubled map has the same statistics."""
@@ -170,44 +151,76 @@ class LookupModel(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        spec = self.spec = generator.spec
-        if spec.z_dim is None:
-            self.fc: nn.Module = WindowSum(fold_conv(generator.fc), spec.labels)
-        else:
-            assert isinstance(generator.fc, nn.Linear)
-            self.fc = _StyleMap(generator.fc, spec)
-        for stride, names in levels(spec).items():
-            weights = merged_hidden([trained_block(generator, name) for name in names])
-            self.add_module(f"level_{stride}", nn.Sequential(WindowSum(weights, spec.labels), nn.ReLU()))
-        for block in spec.blocks:
-            self.add_module(block.name, LookupBlock(trained_block(generator, block.name), block, spec.norm))
+        self.spec = generator.spec
+        self.fc = self._first_layer(generator)
+        units = self._add_blocks(generator)
         self.conv_img = make_conv(fold_conv(generator.conv_img))
-        for name in spade_units(spec):
+        for name in ("fc", *units, "conv_img"):
             half = fp16 and name not in keep_fp32
             self.get_submodule(name).to(torch.float16 if half else dtype)
         self.eval()
 
+    def _first_layer(self, generator: SpadeGenerator) -> nn.Module:
+        if self.spec.is_dynamic:
+            return WindowSum(fold_conv(generator.fc), self.spec.labels)
+        assert isinstance(generator.fc, nn.Linear)
+        return _StyleMap(generator.fc, self.spec)
+
+    def _add_blocks(self, generator: SpadeGenerator) -> list[str]:
+        """Make all that lies between `fc` and `conv_img`; returns the names of its units."""
+        spec = generator.spec
+        for stride, names in levels(spec).items():
+            weights = merged_hidden([trained_block(generator, name) for name in names])
+            self.add_module(f"level_{stride}", self._level(weights))
+        for block in spec.blocks:
+            attach(self, block.name, LookupBlock(trained_block(generator, block.name), block, spec.norm))
+        return spade_units(spec)[1:-1]
+
+    def _level(self, weights: ConvWeights) -> nn.Module:
+        """What makes the hidden rows of a level of its codes."""
+        return nn.Sequential(WindowSum(weights, self.spec.labels), nn.ReLU())
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         rest = list(inputs)
-        x: Tensor | None = self.fc(rest.pop(0)) if self.spec.z_dim is None else None
+        z = rest.pop() if self.spec.z_dim is not None else None
+        position = rest.pop().permute(0, 2, 3, 1) if self.spec.has_positions else None
+        latent = rest.pop(0) if self.spec.is_dynamic else None
         tables = {stride: rest[3 * k : 3 * k + 3] for k, stride in enumerate(levels(self.spec))}
-        x = x if x is not None else self.fc(rest[-1].to(dtype_of(self.fc)))
+        x = functional.leaky_relu(self._run_blocks(self._start(latent, z), tables, z, position), LEAKY_SLOPE)
+        return to_outputs(self.conv_img(merged(x.to(dtype_of(self.conv_img))).permute(0, 3, 1, 2)))
+
+    def _start(self, latent: Tensor | None, z: Tensor | None) -> Tensor:
+        """The first layer's map, N x h x w x C, of its codes or of the style."""
+        seen = latent if z is None else z.to(dtype_of(self.fc))
+        x: Tensor = self.fc(seen)
+        return x
+
+    def _run_blocks(
+        self, x: Tensor, tables: Mapping[int, Sequence[Tensor]], z: Tensor | None, position: Tensor | None
+    ) -> Tensor:
+        """The latent map -> the last block's map. tables: codes, patterns and index of each level by its stride.
+
+        position: N x H x W x 2, in CLADE-ICPE.
+        """
         hidden: dict[int, list[Tensor]] = {}
         for block in self.spec.blocks:
             codes, patterns, index = tables[block.stride]
             if block.stride not in hidden:
-                hidden[block.stride] = self._hidden(block.stride, codes)
+                hidden[block.stride] = self._hidden(block.stride, codes, z)
             count = 3 if block.has_shortcut else 2
             mine, hidden[block.stride] = hidden[block.stride][:count], hidden[block.stride][count:]
             x = self.get_submodule(block.name)(x, mine, patterns, index)
-        x = functional.leaky_relu(x, LEAKY_SLOPE).to(dtype_of(self.conv_img))
-        return to_outputs(self.conv_img(merged(x).permute(0, 3, 1, 2)))
+        return x
 
-    def _hidden(self, stride: int, codes: Tensor) -> list[Tensor]:
+    def _hidden(self, stride: int, codes: Tensor, z: Tensor | None) -> list[Tensor]:
         """For each layer of a level, its hidden rows and a row of zeros for outside the image: (U + 1) x hidden."""
-        hidden = self.get_submodule(f"level_{stride}")(codes)
+        hidden = self._rows(f"level_{stride}", codes, z)
         outside = torch.zeros(1, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
         return list(torch.split(torch.cat([hidden, outside]), self.spec.hidden_channels, dim=1))
+
+    def _rows(self, level: str, codes: Tensor, z: Tensor | None) -> Tensor:
+        rows: Tensor = self.get_submodule(level)(codes)
+        return rows
 
 
 class _StyleMap(nn.Module):
@@ -223,31 +236,9 @@ class _StyleMap(nn.Module):
         return flat.view(-1, *self.shape).permute(0, 2, 3, 1)
 
 
-def _code_table(weight: Tensor, labels: LabelSpec) -> tuple[Tensor, int]:
-    """A one-hot convolution's weight, out x L x k x k, as a table of rows; and the number of rows in a block.
-
-    The table has a block for each tap. A block has a row for each code, then a row of zeros for 'outside the image'.
-    """
-    by_tap = weight.permute(2, 3, 1, 0).flatten(0, 1)  # k*k x L x out
-    ids = by_tap[:, : labels.num_ids]
-    if labels.has_edges:
-        edge = by_tap[:, labels.num_ids :]
-        ids = torch.stack([ids, ids + edge], dim=2).flatten(1, 2)  # code 2 * id + edge
-    table = functional.pad(ids, (0, 0, 0, 1))
-    return table.flatten(0, 1), table.shape[1]
-
-
 def _halves(weights: ConvWeights) -> tuple[ConvWeights, ConvWeights]:
     first, second = (ConvWeights(*pair) for pair in zip(weights.weight.chunk(2), weights.bias.chunk(2), strict=True))
     return first, second
-
-
-def _matrix(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=torch.float64)
-    linear.weight.data.copy_(weight)
-    if bias is not None:
-        linear.bias.data.copy_(bias)
-    return linear.requires_grad_(False)
 
 
 def _windows(hidden: Tensor, patterns: Tensor, x: Tensor) -> Tensor:
@@ -260,7 +251,7 @@ def _windows(hidden: Tensor, patterns: Tensor, x: Tensor) -> Tensor:
     return functional.embedding(patterns + zero, hidden).flatten(1)
 
 
-def _spread(rows: Tensor, index: Tensor) -> Tensor:
+def spread(rows: Tensor, index: Tensor) -> Tensor:
     """P x C rows -> index's shape x C."""
     return functional.embedding(index, rows)
 

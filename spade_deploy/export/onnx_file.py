@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from spade_deploy.artifact import TensorInfo, description, input_tensors, output_tensors
+from spade_deploy.artifact import TensorInfo, description, graph_tensors, output_tensors
 from spade_deploy.export.build import ExportedModel, stage_names
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.onnx_recorder import GraphInput, Recorder
@@ -39,12 +39,12 @@ def write_onnx(model: ExportedModel, path: Path, facts: Mapping[str, str] | None
     """
     spec = model.spec
     is_lookup = isinstance(model, LookupModel)
-    tensors = lookup_tensors(spec) if is_lookup else input_tensors(spec)
-    sizes = _table_sizes(spec) if is_lookup else [_sizes(spec, tensor) for tensor in tensors]
+    tensors = lookup_tensors(spec) if is_lookup else graph_tensors(spec)
+    sizes = _table_sizes(spec) if is_lookup else [open_sizes(spec, tensor) for tensor in tensors]
     inputs = [
         GraphInput(tensor.name, getattr(torch, tensor.dtype), one) for tensor, one in zip(tensors, sizes, strict=True)
     ]
-    outputs = [(tensor.name, _sizes(spec, tensor)) for tensor in output_tensors(spec)]
+    outputs = [(tensor.name, open_sizes(spec, tensor)) for tensor in output_tensors(spec)]
     onnx_model = Recorder(model, OPSET).record(inputs, outputs, model_stages(model))
     kind = GraphKind.LOOKUP if is_lookup else GraphKind.DENSE
     describe(onnx_model, (*tensors, *output_tensors(spec)), description(spec, kind), facts or {})
@@ -65,10 +65,10 @@ def describe(onnx_model: Any, tensors: Sequence[TensorInfo], text: str, facts: M
         value.doc_string = meanings[value.name]
 
 
-def _sizes(spec: GeneratorSpec, tensor: TensorInfo) -> tuple[Dimension, ...]:
-    """The sizes of a tensor of the dense graph, as the tensor contract has them."""
-    open_sizes = {"N": BATCH, "H": Size(spec.stride, f"h{spec.stride}"), "W": Size(spec.stride, f"w{spec.stride}")}
-    return tuple(open_sizes[part] if isinstance(part, str) else part for part in tensor.shape)
+def open_sizes(spec: GeneratorSpec, tensor: TensorInfo) -> tuple[Dimension, ...]:
+    """The sizes of a tensor, as the tensor contract has them: of the dense graph, or of the style encoder."""
+    named = {"N": BATCH, "H": Size(spec.stride, f"h{spec.stride}"), "W": Size(spec.stride, f"w{spec.stride}")}
+    return tuple(named[part] if isinstance(part, str) else part for part in tensor.shape)
 
 
 def _table_sizes(spec: GeneratorSpec) -> list[tuple[Dimension, ...]]:
@@ -76,13 +76,15 @@ def _table_sizes(spec: GeneratorSpec) -> list[tuple[Dimension, ...]]:
     height: Dimension = Size(1, f"h{spec.stride}") if spec.is_dynamic else spec.latent_height
     width: Dimension = Size(1, f"w{spec.stride}") if spec.is_dynamic else spec.latent_width
     sizes: list[tuple[Dimension, ...]] = []
-    if spec.z_dim is None:
+    if spec.is_dynamic:
         sizes.append((BATCH, height, width, LATENT_KERNEL**2))
-    taps = spec.kernel_size**2
+    taps = spec.window_kernel**2
     for stride in levels(spec):
         factor = spec.stride // stride
         sizes += [(Size(1, f"codes{stride}"), taps), (Size(1, f"patterns{stride}"), taps)]
         sizes.append((BATCH, times(height, factor), times(width, factor)))
+    if spec.has_positions:
+        sizes.append((BATCH, 2, times(height, spec.stride), times(width, spec.stride)))
     if spec.z_dim is not None:
         sizes.append((BATCH, spec.z_dim))
     return sizes

@@ -1,17 +1,20 @@
-"""The operations of PyTorch that deploy models use, as ONNX nodes: the methods and functions of a `Recorded` value."""
+"""The operations of PyTorch that deploy models use, as ONNX nodes: the methods of a `Recorded` value.
+
+Functions such as `torch.cat` are in `onnx_functions.py`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spade_deploy.errors import ExportError
-from spade_deploy.export.onnx_sizes import Dimension, Size, broadcast, over, product, times
+from spade_deploy.export.onnx_sizes import Dimension, Size, broadcast, over, product
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -19,13 +22,14 @@ if TYPE_CHECKING:
     from spade_deploy.export.onnx_recorder import Recorder
 
 _TO_THE_END = np.iinfo(np.int64).max
-_CONV = {"auto_pad": "NOTSET"}
-_RESIZE = {"antialias": 0, "exclude_outside": 0, "extrapolation_value": 0.0, "keep_aspect_ratio_policy": "stretch"}
 _ONNX_NUMBERS = {torch.float16: 10, torch.float32: 1, torch.int32: 6, torch.int64: 7, torch.uint8: 2, torch.bool: 9}
 
 
 class Recorded:
     """Stands for a tensor while a model is recorded: it has a type and sizes, and no numbers."""
+
+    functions: ClassVar[dict[str, Callable[..., Any]]] = {}
+    """What each function of PyTorch becomes, by its name there; `onnx_functions.py` fills it."""
 
     def __init__(self, recorder: Recorder, value: ir.Value, dtype: torch.dtype, sizes: Sequence[Dimension]) -> None:
         self.recorder, self.value, self.dtype, self.shape = recorder, value, dtype, tuple(sizes)
@@ -34,10 +38,10 @@ class Recorded:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """PyTorch calls this for a function of its own that gets a recorded value."""
-        known = FUNCTIONS.get(func.__name__)
+        known = cls.functions.get(func.__name__)
         if known is None:
             raise ExportError(
-                f"{func.__name__} cannot be recorded as ONNX nodes", hint="add it to `export/onnx_operators.py`"
+                f"{func.__name__} cannot be recorded as ONNX nodes", hint="add it to `export/onnx_functions.py`"
             )
         return known(*args, **(kwargs or {}))
 
@@ -87,6 +91,18 @@ class Recorded:
     def __ne__(self, other: object) -> Recorded:  # type: ignore[override]
         return (self == other).node("Not")
 
+    def __ge__(self, other: Any) -> Recorded:
+        return self._with("GreaterOrEqual", other)._typed(torch.bool)
+
+    def __neg__(self) -> Recorded:
+        return self.node("Neg")
+
+    def __invert__(self) -> Recorded:
+        return self.node("Not")
+
+    def __matmul__(self, other: Any) -> Recorded:
+        return self.node("MatMul", other, sizes=[*self.shape[:-1], *other.shape[-1:]])
+
     __hash__ = object.__hash__
 
     def _typed(self, dtype: torch.dtype) -> Recorded:
@@ -104,13 +120,20 @@ class Recorded:
     def floor(self) -> Recorded:
         return self.node("Floor")
 
-    def clamp(self, low: int, high: int) -> Recorded:
-        return self.node("Clip", *(torch.tensor(limit, dtype=self.dtype) for limit in (low, high)))
+    def clamp(self, min: int | None = None, max: int | None = None) -> Recorded:
+        return self.node("Clip", *(None if one is None else torch.tensor(one, dtype=self.dtype) for one in (min, max)))
+
+    def masked_fill(self, mask: Recorded, number: Any) -> Recorded:
+        (found,) = self.recorder.emit(
+            "Where", [mask.value, self._value_of(torch.tensor(number, dtype=self.dtype)), self.value]
+        )
+        return Recorded(self.recorder, found, self.dtype, self.shape)
 
     def permute(self, *axes: int) -> Recorded:
         return self.node("Transpose", perm=list(axes), sizes=[self.shape[axis] for axis in axes])
 
-    def view(self, *sizes: Dimension) -> Recorded:
+    def view(self, *given: Any) -> Recorded:
+        sizes: tuple[Dimension, ...] = tuple(given[0]) if isinstance(given[0], tuple) else given
         known = list(sizes)
         if -1 in known:
             rest = [size for size in known if size != -1]
@@ -131,6 +154,10 @@ class Recorded:
         else:
             asked = (*before, merged, *after)
         return self.node("Reshape", _Shape(self.recorder, asked), sizes=(*before, merged, *after), allowzero=1)
+
+    def index_select(self, dim: int, index: Tensor | Recorded) -> Recorded:
+        sizes = [*self.shape[:dim], index.shape[0], *self.shape[dim + 1 :]]
+        return self.node("Gather", index, sizes=sizes, axis=dim)
 
     def chunk(self, chunks: int, dim: int) -> tuple[Recorded, ...]:
         size = self.shape[dim]
@@ -168,8 +195,11 @@ class Recorded:
         for place in (place for place, part in enumerate(parts) if part is None):
             sizes = (*found.shape[:place], 1, *found.shape[place:])
             found = found.node("Unsqueeze", np.array([place], np.int64), sizes=sizes)
-        for axis, part in enumerate(parts):
-            if part is not None and part != slice(None):
+        for axis, part in reversed(list(enumerate(parts))):  # a number takes its axis away
+            if isinstance(part, int):
+                sizes = (*found.shape[:axis], *found.shape[axis + 1 :])
+                found = found.node("Gather", np.array(part, np.int64), sizes=sizes, axis=axis)
+            elif part is not None and part != slice(None):
                 found = found._sliced(axis, part)
         return found
 
@@ -213,138 +243,3 @@ def _factors(sizes: Sequence[Dimension]) -> tuple[int, list[str]]:
     """The fixed factor of a product of sizes, and the named numbers in it."""
     factor = math.prod(size.factor if isinstance(size, Size) else size or 1 for size in sizes)
     return factor, [size.symbol for size in sizes if isinstance(size, Size)]
-
-
-def _conv(
-    x: Recorded, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> Recorded:
-    strides, pads, dilations = (_pair(each) for each in (stride, padding, dilation))
-    kernel = list(weight.shape[2:])
-    space: list[Dimension] = []
-    for size, k, s, p, d in zip(x.shape[2:], kernel, strides, pads, dilations, strict=True):
-        spare = 2 * p - d * (k - 1)
-        if isinstance(size, int):
-            space.append((size + spare - 1) // s + 1)
-        else:
-            space.append(over(size, s) if spare in range(1 - s, 1) else None)
-    attributes = {"group": groups, "pads": pads * 2, "strides": strides, "dilations": dilations, **_CONV}
-    more = (weight,) if bias is None else (weight, bias)
-    return x.node("Conv", *more, sizes=[x.shape[0], weight.shape[0], *space], kernel_shape=kernel, **attributes)
-
-
-def _conv_transpose(
-    x: Recorded, weight: Tensor, bias: Any, stride: Any, padding: Any, more: Any, groups: int, dilation: Any
-) -> Recorded:
-    strides, pads, added, dilations = (_pair(each) for each in (stride, padding, more, dilation))
-    kernel = list(weight.shape[2:])
-    space: list[Dimension] = []
-    for size, k, s, p, a, d in zip(x.shape[2:], kernel, strides, pads, added, dilations, strict=True):
-        rest = d * (k - 1) + a + 1 - 2 * p - s
-        space.append(size * s + rest if isinstance(size, int) else times(size, s) if rest == 0 else None)
-    attributes = {"group": groups, "pads": pads * 2, "strides": strides, "dilations": dilations, **_CONV}
-    given = (weight,) if bias is None else (weight, bias)
-    sizes = [x.shape[0], weight.shape[1] * groups, *space]
-    return x.node("ConvTranspose", *given, sizes=sizes, kernel_shape=kernel, output_padding=added, **attributes)
-
-
-def _linear(x: Recorded, weight: Tensor, bias: Tensor | None = None) -> Recorded:
-    sizes = [*x.shape[:-1], weight.shape[0]]
-    if bias is not None and x.dim() == 2:
-        return x.node("Gemm", weight, bias, sizes=sizes, alpha=1.0, beta=1.0, transA=0, transB=1)
-    (found,) = x.recorder.emit("MatMul", [x.value, x.recorder.tensor(weight, is_transposed=True)])
-    product_ = Recorded(x.recorder, found, x.dtype, sizes)
-    return product_ if bias is None else product_ + bias
-
-
-def _embedding(
-    index: Recorded, table: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
-) -> Recorded:
-    if max_norm is not None:
-        raise ExportError("an embedding with a largest norm cannot be recorded as ONNX nodes")
-    rows = table.value if isinstance(table, Recorded) else index.recorder.tensor(table)
-    (found,) = index.recorder.emit("Gather", [rows, index.value], axis=0)
-    return Recorded(index.recorder, found, table.dtype, [*index.shape, *table.shape[1:]])
-
-
-def _cat(tensors: Sequence[Any], dim: int = 0) -> Recorded:
-    first = next(one for one in tensors if isinstance(one, Recorded))
-    if any(one.dtype is not first.dtype for one in tensors):
-        raise ExportError("tensors of several types cannot be recorded as one: cast them first")
-    values = [one.value if isinstance(one, Recorded) else first.recorder.tensor(one) for one in tensors]
-    (found,) = first.recorder.emit("Concat", values, axis=dim)
-    along = [one.shape[dim] for one in tensors]
-    sizes = [*first.shape]
-    sizes[dim] = sum(along) if all(isinstance(size, int) for size in along) else None
-    return Recorded(first.recorder, found, first.dtype, sizes)
-
-
-def _pad(x: Recorded, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Recorded:
-    if mode not in ("constant", "reflect") or value:
-        raise ExportError(f"padding of the mode {mode} with {value} cannot be recorded as ONNX nodes")
-    axes = len(x.shape)
-    before, after, sizes = [0] * axes, [0] * axes, [*x.shape]
-    for place in range(len(pad) // 2):  # PyTorch begins with the last axis
-        axis = axes - 1 - place
-        before[axis], after[axis] = pad[2 * place], pad[2 * place + 1]
-        size = sizes[axis]
-        grown = before[axis] + after[axis]
-        sizes[axis] = size + grown if isinstance(size, int) else size if grown == 0 else None
-    return x.node("Pad", np.array([*before, *after], np.int64), mode=mode, sizes=sizes)
-
-
-def _interpolate(
-    x: Recorded,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    align_corners: Any = None,
-    **others: Any,
-) -> Recorded:
-    is_known = size is None and scale_factor == 2 and mode in ("nearest", "bilinear")
-    if not is_known or align_corners or others.get("antialias"):
-        raise ExportError(f"the resizing {mode} to {size or scale_factor} cannot be recorded as ONNX nodes")
-    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    if mode == "bilinear":
-        how = {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel", "nearest_mode": "floor"}
-    scales = np.array([1, 1, 2, 2], np.float32)
-    sizes = [*x.shape[:2], *(times(side, 2) for side in x.shape[2:])]
-    return x.node("Resize", None, scales, sizes=sizes, cubic_coeff_a=-0.75, **_RESIZE, **how)
-
-
-def _instance_norm(x: Recorded, *given: Any, eps: float, **others: Any) -> Recorded:
-    if any(isinstance(one, Tensor | Recorded) for one in (*given, *others.values())):
-        raise ExportError("an instance norm with weights or running statistics cannot be recorded as ONNX nodes")
-    channels = int(x.shape[1])  # type: ignore[arg-type]
-    ones, zeros = (torch.full((channels,), number, dtype=x.dtype) for number in (1.0, 0.0))
-    return x.node("InstanceNormalization", ones, zeros, epsilon=eps)
-
-
-def _avg_pool(x: Recorded, kernel: int) -> Recorded:
-    attributes = {"auto_pad": "NOTSET", "ceil_mode": 0, "count_include_pad": 1, "pads": [0, 0, 0, 0]}
-    sizes = [*x.shape[:2], *(over(side, kernel) for side in x.shape[2:])]
-    return x.node("AveragePool", sizes=sizes, kernel_shape=[kernel] * 2, strides=[kernel] * 2, **attributes)
-
-
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "conv2d": _conv,
-    "conv_transpose2d": _conv_transpose,
-    "linear": _linear,
-    "embedding": _embedding,
-    "cat": _cat,
-    "pad": _pad,
-    "interpolate": _interpolate,
-    "instance_norm": _instance_norm,
-    "avg_pool2d": _avg_pool,
-    "relu": lambda x, inplace=False: x.node("Relu"),
-    "leaky_relu": lambda x, negative_slope=0.01, inplace=False: x.node("LeakyRelu", alpha=negative_slope),
-    "tanh": lambda x: x.node("Tanh"),
-    "sqrt": lambda x: x.node("Sqrt"),
-    "rsqrt": lambda x: x.node("Sqrt").node("Reciprocal"),
-    "maximum": lambda x, y: x.node("Max", y, sizes=broadcast(x.shape, y.shape)),
-    "split": lambda x, part, dim=0: x.split(part, dim),
-}
-"""What each function of PyTorch becomes, by its name there."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_deploy.errors import ExportError
+from spade_deploy.export import onnx_functions  # noqa: F401, it adds them to `Recorded`
 from spade_deploy.export.onnx_operators import Recorded
 from spade_deploy.export.onnx_sizes import Dimension, Size
 
@@ -73,6 +74,7 @@ class Recorder:
         given = [self._input(one) for one in inputs]
         with self._named(stages) as named, torch.no_grad():
             results = self._model(*given)
+        results = results if isinstance(results, tuple) else (results,)
         for missing in (name for name in stages if name not in named):
             raise ExportError(f"the recorded graph has no value for layer {missing}")
         for (name, sizes), result in zip(outputs, results, strict=True):

@@ -59,7 +59,7 @@ def default_capacities(
     for stride in modulated_channels(spec):
         pixels = batch * (height // stride) * (width // stride)
         side = math.sqrt(height * width) / stride
-        reach = spec.kernel_size - 1
+        reach = spec.window_kernel - 1
         edges = _EDGE_WIDTH if spec.labels.has_edges else 0.0
         shares = (1 - math.exp(-crossings * (across + edges) / side) for across in (reach, 2 * reach))
         found[stride] = Capacity(*(math.ceil(share * pixels) for share in shares))
@@ -72,7 +72,7 @@ def needed_capacities(spec: GeneratorSpec, label: Tensor, instance: Tensor | Non
     for stride in modulated_channels(spec):
         picked = codes[:, ::stride, ::stride]
         counts = []
-        for kernel in (spec.kernel_size, 2 * spec.kernel_size - 1):
+        for kernel in (spec.window_kernel, 2 * spec.window_kernel - 1):
             counts.append(int(_is_mixed(_pad(picked, kernel // 2, num_codes(spec)), kernel).sum()))
         found[stride] = Capacity(*counts)
     return found
@@ -100,6 +100,11 @@ class PatternFinder(nn.Module):
         super().__init__()
         if GraphKind.LOOKUP not in spec.graph_kinds:
             raise ConfigError(f"a {spec.architecture} generator has no pattern tables: nothing in it is looked up")
+        if spec.noise_channels or spec.has_positions:
+            raise ConfigError(
+                f"the patterns of {spec.architecture} with noise or positions, which are an image's own, are found"
+                " on the CPU"
+            )
         for name, size in (("height", height), ("width", width)):
             if not spec.takes_side(size):
                 raise ConfigError(f"`{name}`: {size} is not a {spec.side_rule}")
@@ -107,7 +112,7 @@ class PatternFinder(nn.Module):
         given = capacities or default_capacities(spec, batch, height, width)
         for stride in modulated_channels(spec):
             shape = (batch, height // stride, width // stride)
-            level = _Level(num_codes(spec), spec.kernel_size, shape, given[stride], by_products)
+            level = _Level(num_codes(spec), spec.window_kernel, shape, given[stride], by_products)
             self.add_module(f"level_{stride}", level)
 
     def forward(self, label: Tensor, instance: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -121,7 +126,7 @@ class PatternFinder(nn.Module):
 
     def latent(self, codes: Tensor) -> list[Tensor]:
         """The codes around each pixel of the latent map; nothing for a model with a style vector."""
-        if self.spec.z_dim is not None:
+        if not self.spec.is_dynamic:
             return []
         picked = codes[:, :: self.spec.stride, :: self.spec.stride]
         return [_neighbours(_pad(picked, LATENT_KERNEL // 2, num_codes(self.spec)), LATENT_KERNEL)]

@@ -37,6 +37,7 @@ from spade_deploy.artifact import (
 from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.export.build import build_model, require_kind
 from spade_deploy.export.encoder import write_encoder
+from spade_deploy.export.exact_lookup import exact_lookup
 from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.int8.write import Int8Summary, write_int8_graphs
 from spade_deploy.export.onnx_file import OPSET, write_onnx
@@ -51,7 +52,7 @@ from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GraphKind, Precision, RoundingError
 
 Arrays = Mapping[str, NDArray[Any]]
-VERSIONED_PACKAGES = ("torch", "onnx", "onnxscript", "numpy")
+VERSIONED_PACKAGES = ("torch", "onnx", "onnx-ir", "numpy")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ class Exported:
     rounding: RoundingError
     """The rounding error of the PyTorch module itself in float32."""
 
+    reference: dict[str, NDArray[Any]]
+    """The untouched module's outputs for the golden inputs, see `run_reference`."""
+
     int8: Int8Summary | None = None
     """The facts about the int8 graphs; None if there are none."""
 
@@ -126,9 +130,9 @@ def export_artifact(
     bad = int((~np.isfinite(reference[LOGITS])).any(axis=(1, 2, 3)).sum())
     if bad:
         raise ExportError(
-            f"the network itself makes NaN or infinity of {bad} of {len(reference[LOGITS])} golden label maps,"
+            f"the network itself gives NaN or infinity for {bad} of {len(reference[LOGITS])} golden label maps,"
             " in PyTorch and float32: there is nothing to export",
-            hint="use an earlier checkpoint, or train again with lower rates",
+            hint="use an earlier checkpoint, or train again with lower learning rates",
         )
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS], request.device)
     write_golden(folder, golden_inputs, reference)
@@ -146,7 +150,7 @@ def export_artifact(
     kept: tuple[str, ...] = ()
     stress: tuple[StressMap, ...] = ()
     if Precision.FP16 in request.precisions:
-        progress.step("measuring what half precision must hold, on the golden inputs and on stress maps")
+        progress.step("measuring the largest values on the golden inputs and on stress maps, for half precision")
         measured = measure_ranges(generator, kinds, golden_inputs, progress, request.device)
         kept, stress = kept_units(generator.spec, measured.largest, request.keep_fp32), (measured.hardest,)
     graphs = []
@@ -173,7 +177,7 @@ def export_artifact(
         rounding=rounding,
         encoder=encoder_graph,
     )
-    return Exported(manifest, rounding, summary, stress)
+    return Exported(manifest, rounding, reference, summary, stress)
 
 
 def run_reference(generator: Generator, inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -191,7 +195,8 @@ def rounding_error(
     """The float32 rounding error of the untouched module itself: its logits against the same weights in float64.
 
     device: where the float64 module runs, as PyTorch names it; float64 rounds so finely that any gives these figures.
-    Values of the image that rounding alone may carry across zero are left out of the image's figures.
+    On a CPU modulations in float64 are looked up, see `exact_lookup.py`. Values of the image that rounding alone may
+    carry across zero are left out of the image's figures.
     """
     wide = build_generator(generator.spec).double()
     wide.load_state_dict(generator.state_dict())
@@ -217,7 +222,11 @@ def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str =
             for arrays in one_by_one(inputs):
                 one = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
                 segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
-                images.append(generator(segmap, one[Z].to(dtype) if Z in one else None).cpu())
+                given: list[Any] = [segmap, one[Z].to(dtype) if Z in one else None]
+                if dtype is torch.float64 and device == "cpu":
+                    tables = exact_lookup(generator.spec, one[LABEL], one.get(INSTANCE), segmap)
+                    given += [] if tables is None else [tables]
+                images.append(generator(*given).cpu())
     finally:
         hook.remove()
     return torch.cat(images), torch.cat(logits)

@@ -1,4 +1,4 @@
-"""The module that is recorded for the global generator of pix2pixHD. The trained module stays untouched.
+"""The module that is recorded for the generators of pix2pixHD. The trained module stays untouched.
 
 It differs from `networks/pix2pixhd.py` in these ways, which are exact up to float rounding: spectral norm is folded,
 batch norm is folded into the convolution before it (`fold.py`), and the segmap is made inside the graph. Instance norm
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm
+from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm, unfilled
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_normalized
 from spade_deploy.networks.pix2pixhd import (
-    BLOCK_NAMES,
     GlobalGenerator,
     NormalizedConv,
     ResidualBlock,
+    block_names,
     down_widths,
+    enhancer_names,
+    run_layers,
     up_widths,
 )
 from spade_deploy.spec import GeneratorSpec
@@ -50,7 +52,10 @@ class DeployResidualBlock(nn.Module):
 
 
 class DeployGlobal(DenseModel):
-    """The global generator. Inputs, outputs, and what fp16, keep_fp32 and dtype mean: see `DenseModel`."""
+    """The global generator, with its enhancer if it has one.
+
+    Inputs, outputs, and what fp16, keep_fp32 and dtype mean: see `DenseModel`.
+    """
 
     def __init__(
         self,
@@ -72,25 +77,30 @@ class DeployGlobal(DenseModel):
         self.set_types(pix2pixhd_units(generator.spec), fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
 
     def logits(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
-        x = self.segmap(1, label, edges)
-        for name in pix2pixhd_units(self.spec):
+        def layer(name: str, x: Tensor) -> Tensor:
             unit = self.get_submodule(name)
-            x = unit(x.to(dtype_of(unit)))
-            if name not in (*BLOCK_NAMES, "conv_img"):
-                x = functional.relu(x)
-        return x
+            found: Tensor = unit(x.to(dtype_of(unit)))
+            return found
+
+        segmap = self.segmap(1, label, edges)
+        if dtype_of(self.get_submodule("conv_in")) is torch.float64:
+            segmap = segmap.double()  # the means of an enhancer's smaller map are no float32 numbers
+        x = run_layers(self.spec, segmap, layer)
+        logits: Tensor = self.conv_img(x.to(dtype_of(self.conv_img)))
+        return logits
 
 
 def pix2pixhd_units(spec: GeneratorSpec) -> list[str]:
     """Every part that has a precision of its own, in the order they run."""
-    return ["conv_in", *down_widths(spec), *BLOCK_NAMES, *up_widths(spec), "conv_img"]
+    enhancer = ["enhancer_in", "enhancer_down", *enhancer_names(spec), "enhancer_up"] if spec.enhancer_blocks else []
+    return ["conv_in", *down_widths(spec), *block_names(spec), *up_widths(spec), *enhancer, "conv_img"]
 
 
 def pix2pixhd_stages(spec: GeneratorSpec) -> list[str]:
     """Values that the deploy model and the trained generator both compute, in the order they are computed."""
-    stages = []
+    stages, blocks = [], {*block_names(spec), *enhancer_names(spec)}
     for name in pix2pixhd_units(spec):
-        stages += [f"{name}.conv_0", f"{name}.conv_1", name] if name in BLOCK_NAMES else [name]
+        stages += [f"{name}.conv_0", f"{name}.conv_1", name] if name in blocks else [name]
     return stages
 
 
@@ -108,23 +118,25 @@ def make_like(
     padding = conv.padding if not isinstance(conv.padding, str) else 0
     made: nn.Conv2d | nn.ConvTranspose2d
     if isinstance(conv, nn.ConvTranspose2d):
-        made = nn.ConvTranspose2d(
+        made = unfilled(
+            nn.ConvTranspose2d,
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
-            conv.output_padding,  # type: ignore[arg-type]
+            conv.kernel_size,
+            conv.stride,
+            padding,
+            conv.output_padding,
             bias=bias,
             dtype=torch.float64,
         )
     else:
-        made = nn.Conv2d(
+        made = unfilled(
+            nn.Conv2d,
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
+            conv.kernel_size,
+            conv.stride,
+            padding,
             padding_mode=conv.padding_mode,
             bias=bias,
             dtype=torch.float64,

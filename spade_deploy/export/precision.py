@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spade_deploy.artifact import Arrays, one_by_one
 from spade_deploy.errors import ConfigError, ExportError
 from spade_deploy.export.build import ExportedModel, build_model, model_inputs, unit_names
+from spade_deploy.export.distinct_windows import distinct_windows
 from spade_deploy.export.stress_maps import StressMap, evaluations_for, hardest_map, stress_maps
 from spade_deploy.networks.build import Generator
 from spade_deploy.progress import SILENT, Progress
@@ -36,14 +37,22 @@ def always_fp32(spec: GeneratorSpec) -> tuple[str, ...]:
     return ("tanh and the conversion to pixels", *statistics.get(spec.norm, ()))
 
 
-def unit_ranges(model: ExportedModel, inputs: Sequence[Tensor]) -> dict[str, float]:
+def weight_ranges(model: ExportedModel) -> dict[str, float]:
+    """The largest magnitude of the weights of each unit."""
+    return {name: _largest(model.get_submodule(name).parameters()) for name in unit_names(model.spec)}
+
+
+def unit_ranges(
+    model: ExportedModel, inputs: Sequence[Tensor], weights: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """The largest magnitude in each unit for these inputs: of its weights, of its inputs and of its results.
 
     model: in float32, on any device. inputs: in the order in which `model` takes them; they are copied to its device.
+    weights: its `weight_ranges`, where they are known.
     """
     device = next(model.parameters()).device
-    ranges = {name: _largest(model.get_submodule(name).parameters()) for name in unit_names(model.spec)}
-    with _watched_units(model, ranges), torch.no_grad():
+    ranges = {**(weight_ranges(model) if weights is None else weights)}
+    with distinct_windows(model, inputs), _watched_units(model, ranges), torch.no_grad():
         model(*(tensor.to(device) for tensor in inputs))
     return ranges
 
@@ -76,17 +85,19 @@ def measure_ranges(
     stress = list(stress_maps(spec, classes=evaluations))
     largest: dict[str, float] = {}
     hardest: StressMap | None = None
-    for kind in kinds:
+    # The search runs on the first model: a lookup model computes a map of few distinct windows several times as fast.
+    for kind in sorted(kinds, key=lambda one: one is not GraphKind.LOOKUP):
         model = build_model(generator, kind).to(device)
+        weights = weight_ranges(model)
         maps = [*one_by_one(golden), *(one.inputs for one in stress)]
         by_map = []
         for done, inputs in enumerate(maps, start=1):
-            by_map.append(unit_ranges(model, model_inputs(model, inputs)))
+            by_map.append(unit_ranges(model, model_inputs(model, inputs), weights))
             largest = _merged(largest, by_map[-1])
             progress.count(f"measuring the ranges of the {kind} graph", done, len(maps))
         if hardest is None:
             starts = [(one.inputs, found) for one, found in zip(stress, by_map[-len(stress) :], strict=True)]
-            hardest, found = _search(model, starts, units_to_keep(largest), evaluations)
+            hardest, found = _search(model, weights, starts, units_to_keep(largest))
             largest = _merged(largest, found)
             stress.append(hardest)
     assert hardest is not None  # there is at least one kind
@@ -94,7 +105,10 @@ def measure_ranges(
 
 
 def _search(
-    model: ExportedModel, starts: Sequence[tuple[Arrays, dict[str, float]]], kept: Sequence[str], evaluations: int
+    model: ExportedModel,
+    weights: Mapping[str, float],
+    starts: Sequence[tuple[Arrays, dict[str, float]]],
+    kept: Sequence[str],
 ) -> tuple[StressMap, dict[str, float]]:
     """Search from the worst stress map for the largest value in any unit that is not in `kept`."""
     ranges: dict[str, float] = {}
@@ -104,12 +118,12 @@ def _search(
 
     def score(inputs: Arrays) -> float:
         nonlocal ranges
-        found = unit_ranges(model, model_inputs(model, inputs))
+        found = unit_ranges(model, model_inputs(model, inputs), weights)
         ranges = _merged(ranges, found)
         return worst(found)
 
     start = max(starts, key=lambda each: worst(each[1]))[0]
-    hardest, _ = hardest_map(model.spec, start, score, evaluations)
+    hardest, _ = hardest_map(model.spec, start, score, evaluations_for(model.spec))
     return hardest, ranges
 
 
@@ -124,7 +138,7 @@ def kept_units(spec: GeneratorSpec, ranges: Mapping[str, float], asked: Iterable
     if wanted.issuperset(units):
         largest = max(ranges.values(), key=lambda value: (value != value, value))
         raise ExportError(
-            f"`fp16`: half precision can hold no part of this model: values reach {largest:.3g}, and up to"
+            f"`fp16`: no part of this model fits half precision: values reach {largest:.3g}, and up to"
             f" {FP16_MAX / HEADROOM:.0f} are safe ({FP16_MAX:.0f} with a headroom of {HEADROOM:g})",
             hint="export without `fp16`: the fp32 graphs run everywhere",
         )
@@ -143,12 +157,12 @@ def parse_kept(spec: GeneratorSpec, names: Iterable[str]) -> tuple[str, ...]:
     if unknown:
         inside = unknown[0].split(".")[0]
         raise ConfigError(
-            f"`keep_fp32`: {unknown[0]!r} is no part with a precision of its own; allowed are {', '.join(units)}",
+            f"`keep_fp32`: {unknown[0]!r} is not a part with its own precision; allowed are {', '.join(units)}",
             hint=f"it lies in {inside}: `keep_fp32` {inside}" if inside in units else None,
         )
     if len(wanted) == len(units):
         raise ConfigError(
-            "`keep_fp32`: all parts are named, and nothing is left for half precision", hint="drop `fp16`"
+            "`keep_fp32`: all parts are named, so nothing is left for half precision", hint="leave `fp16` out"
         )
     return tuple(name for name in units if name in wanted)
 
@@ -169,8 +183,17 @@ def _watched_units(model: ExportedModel, ranges: dict[str, float]) -> Iterator[N
             handle.remove()
 
 
+_NO_LARGER = frozenset(
+    ["aten::cat", "aten::embedding", "aten::index_select", "aten::leaky_relu", "aten::relu", "aten::upsample_nearest2d"]
+)
+"""Operators whose results are no larger than the largest of what they take, which was watched already."""
+
+
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches the inputs of a unit and the result of every operator in it, and keeps the unit's largest magnitude."""
+    """Watches the inputs of a unit and the result of every operator in it, and keeps the unit's largest magnitude.
+
+    A result that is a view of a watched tensor, or surely no larger than one, is not read again.
+    """
 
     def __init__(self, ranges: dict[str, float]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -186,7 +209,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._book(result)
+        if not (func.is_view or func.name().split(".")[0] in _NO_LARGER):
+            self._book(result)
         return result
 
     def _book(self, found: Any) -> None:

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm
+from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm, unfilled
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_spade
 from spade_deploy.networks.spade import (
     LEAKY_SLOPE,
     Spade,
     SpadeBlock,
     SpadeGenerator,
+    attach,
 )
 from spade_deploy.spec import GeneratorSpec, NormType
 
@@ -83,7 +84,7 @@ class DeployModel(DenseModel):
     ) -> None:
         spec = generator.spec
         super().__init__(spec)
-        if spec.z_dim is None:
+        if spec.is_dynamic:
             self.fc: nn.Module = make_conv(fold_conv(generator.fc))
         else:
             assert isinstance(generator.fc, nn.Linear)
@@ -92,7 +93,7 @@ class DeployModel(DenseModel):
             blocks = [trained_block(generator, name) for name in names]
             self.add_module(f"level_{stride}", nn.Sequential(make_conv(merged_hidden(blocks)), nn.ReLU()))
         for block in spec.blocks:
-            self.add_module(block.name, DeployBlock(trained_block(generator, block.name), spec.norm))
+            attach(self, block.name, DeployBlock(trained_block(generator, block.name), spec.norm))
         self.conv_img = make_conv(fold_conv(generator.conv_img))
         self.set_types(spade_units(spec), fp16=fp16, keep_fp32=keep_fp32, dtype=dtype)
 
@@ -102,7 +103,7 @@ class DeployModel(DenseModel):
         for block in self.spec.blocks:
             stride = block.stride
             if stride not in hidden:
-                hidden[stride] = self._hidden(stride, label, edges)
+                hidden[stride] = self._hidden(stride, label, edges, z)
             if block.doubles:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
             count = 3 if block.has_shortcut else 2
@@ -114,15 +115,24 @@ class DeployModel(DenseModel):
 
     def _latent(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
         spec, dtype = self.spec, dtype_of(self.fc)
-        if z is not None:
+        if not spec.is_dynamic:
+            assert z is not None  # an input of this graph
             flat: Tensor = self.fc(z.to(dtype))
             return flat.view(-1, 16 * spec.base_channels, spec.latent_height, spec.latent_width)
-        latent: Tensor = self.fc(self.segmap(spec.stride, label, edges).to(dtype))
+        latent: Tensor = self.fc(self._seen(spec.stride, label, edges, z).to(dtype))
         return latent
 
-    def _hidden(self, stride: int, label: Tensor, edges: Tensor | None) -> list[Tensor]:
+    def _seen(self, stride: int, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
+        """What the first layer and the modulation see: the segmap, and in OASIS before it the noise at every pixel."""
+        segmap = self.segmap(stride, label, edges)
+        if not self.spec.noise_channels:
+            return segmap
+        assert z is not None  # an input of this graph
+        return torch.cat([segmap[:, :1] * 0 + z.to(segmap.dtype)[:, :, None, None], segmap], dim=1)
+
+    def _hidden(self, stride: int, label: Tensor, edges: Tensor | None, z: Tensor | None) -> list[Tensor]:
         level = self.get_submodule(f"level_{stride}")
-        maps = level(self.segmap(stride, label, edges).to(dtype_of(level)))
+        maps = level(self._seen(stride, label, edges, z).to(dtype_of(level)))
         return list(maps.split(self.spec.hidden_channels, dim=1))
 
 
@@ -166,7 +176,7 @@ def _spade_layers(block: SpadeBlock) -> list[Spade]:
 def make_conv(weights: ConvWeights, *, bias: bool = True) -> nn.Conv2d:
     """A frozen float64 convolution of stride 1 that keeps the size of its input."""
     out_channels, in_channels, size, _ = weights.weight.shape
-    conv = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias, dtype=torch.float64)
+    conv = unfilled(nn.Conv2d, in_channels, out_channels, size, padding=size // 2, bias=bias, dtype=torch.float64)
     conv.weight.data.copy_(weights.weight)
     if conv.bias is not None:
         conv.bias.data.copy_(weights.bias)
@@ -175,7 +185,7 @@ def make_conv(weights: ConvWeights, *, bias: bool = True) -> nn.Conv2d:
 
 def make_linear(layer: nn.Linear) -> nn.Linear:
     """A frozen float64 copy."""
-    copy = nn.Linear(layer.in_features, layer.out_features, dtype=torch.float64)
+    copy = unfilled(nn.Linear, layer.in_features, layer.out_features, dtype=torch.float64)
     copy.load_state_dict(layer.state_dict())
     return copy.requires_grad_(False)
 

@@ -16,7 +16,7 @@ def style_directions(generator: Generator) -> NDArray[np.float64] | None:
 
     A singular vector has no sign of its own: here its largest number is positive, so that every export gives the same.
     """
-    if generator.spec.z_dim is None:
+    if generator.spec.is_dynamic:  # noise, which OASIS has instead of a style, has no layer of its own
         return None
     assert isinstance(generator.fc, nn.Linear)
     weight = generator.fc.weight.detach().to("cpu", torch.float64)

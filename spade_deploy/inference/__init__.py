@@ -5,7 +5,7 @@ A result is written whole or not at all. Results that exist are skipped, so a co
 
 from spade_deploy.inference.arrays import make_images
 from spade_deploy.inference.infer import InferSummary, infer
-from spade_deploy.inference.plan import Failure
+from spade_deploy.inference.jobs import Failure
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.inference.style import encode_photo
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z
+from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z, default_style
 from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError, InputRefusedError
 
@@ -19,7 +19,7 @@ def make_images(
 
     labels: integers, the ids of the model's classes, of a size that the model takes. instances: integers of the same
     shape, one object id a pixel; where a model has edges and none are given, each map is one object. styles: N x z_dim
-    numbers (z_dim for one map) of a model with a style vector; without them the mean style, zeros.
+    numbers (z_dim for one map) of a model with a style vector; without them the default style, mostly zeros.
     Raises InputRefusedError for ids, shapes and types that the model does not take, ConfigError for a style or instance
     maps that it has no use for.
     """
@@ -36,7 +36,8 @@ def make_images(
         raise ConfigError("`instances`: this model has no edges, so it takes no instance maps", hint="leave them out")
     if spec.z_dim is not None:
         count = len(inputs[LABEL])
-        style = np.zeros((count, spec.z_dim)) if styles is None else np.asarray(styles)
+        style = default_style(spec, count) if styles is None else np.asarray(styles)
+        assert style is not None  # this model has one
         inputs[Z] = (style[None] if style.ndim == 1 else style).astype(np.float32)
     elif styles is not None:
         raise ConfigError("`styles`: this model has no style vector; its output follows from the labels alone")

@@ -10,10 +10,9 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,14 @@ from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z, joined
 from spade_deploy.engines.base import Runtime, check_inputs
 from spade_deploy.errors import InputRefusedError, LabelMapError, RuntimeUnavailableError, SpadeError
 from spade_deploy.files.atomic import atomic_file
+from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
-from spade_deploy.inference.plan import Failure, Job, failure
+from spade_deploy.inference.jobs import Job, Outcome, failed, loaded
+from spade_deploy.inference.places.target import Folder, Kept, Target
+from spade_deploy.inference.places.urls import PlaceError
 from spade_deploy.inference.png import encode_png
-from spade_deploy.labels.files import read_instance_map, read_label_map, resize_nearest, save_pixels
-from spade_deploy.progress import Figures, Progress
+from spade_deploy.labels.files import jpeg_bytes, read_instance_map, read_label_map, resize_nearest, save_pixels
+from spade_deploy.machine.cores import usable_cores
 from spade_deploy.spec import GeneratorSpec
 
 # Threads that decode, and as many that encode; never more than half the cores, as a CPU session needs them, too.
@@ -71,7 +73,7 @@ class Reader:
 
     def read(self, job: Job) -> Maps:
         """Decode, resize and check one label map and its instance map. Runs in the decoding threads."""
-        own = read_label_map(job.label, self.spec.labels)
+        own = read_label_map(loaded(job.label), self.spec.labels)
         label = own if self.size is None else resize_nearest(own, self.size)
         inputs: dict[str, NDArray[Any]] = {LABEL: label[None]}
         if self.spec.labels.has_edges:
@@ -88,107 +90,73 @@ class Reader:
     def _instance(self, job: Job, own: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.int32]:
         if job.instance is None:
             return np.zeros(shape, np.int32)  # one instance everywhere: no edges
-        instance = read_instance_map(job.instance)
+        instance = read_instance_map(loaded(job.instance))
         if instance.shape != own:
             height, width = instance.shape
             raise LabelMapError(
                 f"{job.instance} has {height} x {width} pixels, its label map {own[0]} x {own[1]}",
-                hint="the instance map of a label map has its size: see that the names belong together",
+                hint="an instance map has the size of its label map: check that the names belong together",
             )
         return instance if self.size is None else resize_nearest(instance, self.size)
-
-
-@dataclass
-class Tally:
-    """Counts the images that are done, and reports them to `progress`."""
-
-    total: int
-    """Images that are to be made."""
-
-    failures: list[Failure]
-    """The label files without an image so far."""
-
-    progress: Progress
-    """It is told of each image."""
-
-    written: int = 0
-    """Images that were written."""
-
-    resized: int = 0
-    """How many of the written images had label files of another size."""
-
-    done: int = 0
-    """Label files that are finished, with an image or with a failure."""
-
-    _started: float = field(default=0.0, init=False)
-    _ended: float = field(default=0.0, init=False)
-
-    @property
-    def seconds(self) -> float:
-        return self._ended - self._started
-
-    def start(self) -> None:
-        self._started = self._ended = time.perf_counter()
-
-    def count_written(self, *, was_resized: bool) -> None:
-        self.written += 1
-        self.resized += was_resized
-        self._tell()
-
-    def count_failure(self, path: Path, error: Exception) -> None:
-        self.failures.append(failure(path, error))
-        self._tell()
-
-    def _tell(self) -> None:
-        self.done += 1
-        self._ended = time.perf_counter()
-        rate = self.written / max(self.seconds, 1e-9)
-        self.progress.count("images", self.done, self.total, Figures(per_second=rate))
 
 
 @dataclass(frozen=True)
 class _Writing:
     """A result that is being written. The maps that it was made from are not kept."""
 
-    label: Path
-    """The label map's file."""
-
-    result: Path
-    """The image's file."""
+    job: Job
+    """What was made."""
 
     was_resized: bool
-    """Whether the label file had another size."""
+    """Whether the label map had another size."""
 
-    future: Future[None]
+    seconds: float
+    """The time that the model took."""
+
+    future: Future[Kept]
     """The writing; its result raises the error if it fails."""
 
 
-class Pipeline:
-    """Decodes, runs and encodes at the same time; results are in the order of the files."""
+class TargetError(SpadeError):
+    """A result cannot be written, and no other could be: the disk is full, for example."""
 
-    def __init__(self, reader: Reader, runtime: Runtime, batch_size: int, tally: Tally) -> None:
+
+class Pipeline:
+    """Decodes, runs and encodes at the same time. Each job's outcome goes to `tell`, written images in their order."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        runtime: Runtime,
+        batch_size: int,
+        target: Folder | Target,
+        tell: Callable[[Outcome], None],
+    ) -> None:
         self._reader = reader
         self._runtime = runtime
         self._batch_size = batch_size
-        self._tally = tally
-        workers = max(1, min(_MAX_WORKERS, (os.cpu_count() or 2) // 2))
+        self._target = target
+        self._tell = tell
+        cores = min(os.cpu_count() or 2, usable_cores())
+        workers = max(1, min(_MAX_WORKERS, cores // 2))
         self._ahead = 2 * batch_size + workers
         self._decoders = ThreadPoolExecutor(workers, "decode")
         self._encoders = ThreadPoolExecutor(workers, "encode")
         self._writes: deque[_Writing] = deque()
 
     def run(self, jobs: Iterable[Job]) -> None:
+        """Do all jobs. Raises the error of the runtime or of the place if no other job could be done either."""
         try:
-            for batch, found in self._results(self._batches(self._decoded(jobs))):
+            for batch, found, seconds in self._results(self._batches(self._decoded(jobs))):
                 if isinstance(found, SpadeError):
                     if self._reader.size is not None:
                         raise found  # with one size for all files, all would fail alike
                     for maps in batch:
-                        self._tally.count_failure(maps.job.label, found)
+                        self._tell(failed(maps.job, found))
                     continue
                 for maps, image in zip(batch, found, strict=True):
-                    future = self._encoders.submit(_write, maps.job.result, image)
-                    self._writes.append(_Writing(maps.job.label, maps.job.result, maps.was_resized, future))
+                    future = self._encoders.submit(_put, self._target, maps.job.result, image)
+                    self._writes.append(_Writing(maps.job, maps.was_resized, seconds / len(batch), future))
                 self._collect(at_most_open=self._ahead)
             self._collect(at_most_open=0)
         finally:
@@ -198,42 +166,59 @@ class Pipeline:
             for pool in (self._decoders, self._encoders):
                 pool.shutdown(wait=True)
 
-    def _results(self, batches: Iterator[list[Maps]]) -> Iterator[tuple[list[Maps], NDArray[np.uint8] | SpadeError]]:
-        """Each batch with its pixels N x H x W x 3, or with the error if it failed."""
+    def _results(
+        self, batches: Iterator[list[Maps]]
+    ) -> Iterator[tuple[list[Maps], NDArray[np.uint8] | SpadeError, float]]:
+        """Each batch with its pixels N x H x W x 3, or with the error if it failed, and its seconds."""
         waiting: deque[list[Maps]] = deque()  # batches that the runtime has taken and not answered yet
         again: deque[list[Maps]] = deque()
+        began = time.perf_counter()  # when the runtime took the last batch, or gave the one before it
 
         def feed() -> Iterator[Arrays]:
+            nonlocal began
             while (batch := again.popleft() if again else next(batches, None)) is not None:
                 waiting.append(batch)
-                yield joined([maps.inputs for maps in batch])
+                fed = joined([maps.inputs for maps in batch])
+                began = began if len(waiting) > 1 else time.perf_counter()
+                yield fed
 
         while True:
             try:
                 for outputs in self._runtime.run_many(feed(), [PIXELS]):
-                    yield waiting.popleft(), outputs[PIXELS]
+                    now = time.perf_counter()
+                    seconds, began = now - began, now
+                    yield waiting.popleft(), outputs[PIXELS], seconds
                 return
             except (RuntimeUnavailableError, InputRefusedError) as error:
                 if not waiting:
                     raise
-                failed = waiting.popleft()
+                refused = waiting.popleft()
                 again.extendleft(reversed(waiting))  # other batches that the runtime had taken are run again
                 waiting.clear()
-                yield failed, error
+                yield refused, error, 0.0
 
     def _decoded(self, jobs: Iterable[Job]) -> Iterator[Maps]:
         coming = iter(jobs)
+        is_ready = getattr(coming, "is_ready", lambda: True)
         waiting: deque[tuple[Job, Future[Maps]]] = deque()
         while True:
-            for job in islice(coming, self._ahead - len(waiting)):
-                waiting.append((job, self._decoders.submit(self._reader.read, job)))
+            while len(waiting) < self._ahead:
+                if not is_ready():
+                    if waiting:
+                        break
+                    self._collect(at_most_open=0)  # whoever gives the jobs may wait for these
+                if (coming_job := next(coming, None)) is None:
+                    break
+                waiting.append((coming_job, self._decoders.submit(self._reader.read, coming_job)))
             if not waiting:
                 return
             job, future = waiting.popleft()
             try:
                 maps = future.result()
+            except PlaceError:
+                raise  # the others lie in the same place
             except (SpadeError, OSError, MemoryError) as error:
-                self._tally.count_failure(job.label, error)
+                self._tell(failed(job, error))
             else:
                 yield maps
 
@@ -255,23 +240,44 @@ class Pipeline:
         """Count the finished writes; wait until at most `at_most_open` are unfinished."""
         while self._writes and (len(self._writes) > at_most_open or self._writes[0].future.done()):
             writing = self._writes.popleft()
+            job = writing.job
             try:
-                writing.future.result()
+                kept = writing.future.result()
             except (SpadeError, OSError) as error:
+                if isinstance(error, PlaceError):
+                    raise TargetError(error.message, hint=error.next_step) from error
                 cause = error if isinstance(error, OSError) else error.__cause__
+                where = self._target.where(job.result)
                 if isinstance(cause, OSError) and cause.errno in _OF_ONE_NAME:
                     reason = LabelMapError(
-                        f"its result cannot be written: {cause.strerror}: {writing.result}",
+                        f"its result cannot be written: {cause.strerror}: {where}",
                         hint="give the label map another name, or choose another folder",
                     )
-                    self._tally.count_failure(writing.label, reason)
+                    self._tell(failed(job, reason))
                     continue
-                raise SpadeError(
-                    f"the result {writing.result} cannot be written: {error.__cause__ or error};"
-                    f" {self._tally.written} of {self._tally.total} images were",
-                    hint="free some space or choose another folder; the same command goes on where this one stopped",
+                raise TargetError(
+                    f"the result {where} cannot be written: {error.__cause__ or error}",
+                    hint="free some space or choose another folder; the same command continues where this one stopped",
                 ) from error
-            self._tally.count_written(was_resized=writing.was_resized)
+            self._tell(
+                Outcome(
+                    job.id,
+                    job.label,
+                    job.result,
+                    sha256=kept.sha256,
+                    was_resized=writing.was_resized,
+                    seconds=writing.seconds,
+                    content=kept.content,
+                )
+            )
+
+
+def _put(target: Folder | Target, name: str, pixels: NDArray[np.uint8]) -> Kept:
+    if isinstance(target, Folder):
+        result = target.path / name
+        _write(result, pixels)
+        return Kept(sha256_of(result))
+    return target.put(name, encode_png(pixels) if name.endswith(".png") else jpeg_bytes(pixels))
 
 
 def _write(result: Path, pixels: NDArray[np.uint8]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, encoder_tensors
+from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, default_style, encoder_tensors
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session, types_of
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, reason_of
 from spade_deploy.images.image_file import ImageSource, read_photo
@@ -25,7 +25,7 @@ Styles = tuple[NDArray[np.float32], NDArray[np.float32]]
 def style_vector(
     artifact: Artifact, seed: int | None, photo: ImageSource | None, encoder: StyleEncoder | None = None
 ) -> NDArray[np.float32] | None:
-    """The style that was asked for, 1 x z_dim; zeros, the mean style, by default; None for a model without styles.
+    """The style that was asked for, 1 x z_dim, or `default_style`; None for a model without styles.
 
     seed: draws a standard normal style. photo: an image file, whose mean style is taken. encoder: the artifact's, where
     one is kept for several photos.
@@ -42,7 +42,7 @@ def style_vector(
     if photo is not None:
         return (encoder or StyleEncoder(artifact)).encode(photo)[0]
     if seed is None:
-        return np.zeros((1, z_dim), np.float32)
+        return default_style(artifact.manifest.generator)
     if seed < 0:
         raise ConfigError(f"`seed`: {seed} is negative", hint="give 0 or more")
     return np.random.default_rng(seed).standard_normal((1, z_dim), np.float32)
@@ -98,8 +98,8 @@ class StyleEncoder:
             }.get(manifest.source.origin, "none was exported with it")
             raise ConfigError(
                 f"`style_image`: {self._artifact.path} has no style encoder ({why})",
-                hint="`seed` N takes a random style; `spade train --vae` trains a model with an encoder, which its"
-                " export brings along",
+                hint="`seed` N takes a random style; `spade train --vae` trains a model with an encoder, which the"
+                " export includes",
             )
         spec = manifest.generator
         try:

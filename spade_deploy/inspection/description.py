@@ -61,9 +61,9 @@ def spec_rows(spec: GeneratorSpec, parameters: str) -> Rows:
     labels = spec.labels
     extra = [name for name, there in (("unknown (255)", labels.has_dontcare), ("edges", labels.has_edges)) if there]
     sizes = f"any {spec.side_rule}" if spec.is_dynamic else "this size alone"
-    style = "none" if spec.z_dim is None else f"{spec.z_dim} numbers (VAE)"
+    style = "none" if spec.z_dim is None else f"{spec.z_dim} numbers ({'noise' if spec.noise_channels else 'VAE'})"
     return (
-        ("architecture", spec.architecture),
+        ("architecture", spec.title),
         ("labels", f"{labels.num_labels}{''.join(f' + {name}' for name in extra)}"),
         ("names", _names(labels)),
         ("size", f"{spec.height} x {spec.width} (height x width), runs at {sizes}"),
@@ -80,7 +80,8 @@ def _shape_rows(spec: GeneratorSpec) -> Rows:
     if spec.has("hidden_channels"):
         width += f", {spec.hidden_channels} hidden, kernel {spec.kernel_size}"
     doublings = ("upsampling", f"{spec.upsampling}: {spec.doublings} doublings")
-    return (*((doublings,) if spec.has("upsampling") else ()), ("channels", width))
+    depth = () if spec.depth is None else (("depth", spec.depth),)
+    return (*((doublings,) if spec.has("upsampling") else ()), *depth, ("channels", width))
 
 
 def _names(labels: LabelSpec) -> str:

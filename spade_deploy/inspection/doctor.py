@@ -58,6 +58,9 @@ _PACKAGES = {
     "matplotlib": ("loss plots", "train"),
     "psutil": ("memory, in training and bench", "cpu"),
     "imageio-ffmpeg": ("MP4 files of a run's samples", "video"),
+    "fsspec": ("label maps and photos behind URLs", "cloud"),
+    "s3fs": ("label maps and photos in S3", "cloud"),
+    "pyarrow": ("Parquet files of spade infer", "parquet"),
     "tensorboard": ("spade train --tensorboard", "tensorboard"),
     "onnx": ("export", "export"),
     "onnxscript": ("export", "export"),
@@ -68,9 +71,13 @@ _PACKAGES = {
     "pnnx": ("the baseline ncnn", "peers"),
     "fastapi": ("spade serve", "serve"),
     "uvicorn": ("spade serve", "serve"),
+    "httptools": ("the HTTP of spade serve", "serve"),
+    "isal": ("PNG files in a quarter of the time", "serve"),
     "websockets": ("the live preview of spade serve", "serve"),
     "python-multipart": ("forms that spade serve is sent", "serve"),
     "prometheus-client": ("the figures of spade serve", "serve"),
+    "huggingface-hub": ("spade export --push-to-hub", "hub"),
+    "ray": ("spade infer --ray, spade train --ray", "ray"),
     "torchmetrics": ("spade eval with LPIPS", "lpips"),
 }
 _GPU_PACKAGES = {

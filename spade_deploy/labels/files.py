@@ -9,6 +9,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ PALETTE_HINT = (
 )
 
 _SHOWN_IDS = 5
+_JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
 
 
 def label_dtype(labels: LabelSpec) -> np.dtype[Any]:
@@ -127,19 +129,19 @@ def _integers(samples: Samples, path: ImageSource, what: str) -> LabelIds:
     if samples.is_lossy:
         kind = "JPEG" if samples.is_jpeg else "WebP with lossy compression"
         raise LabelMapError(
-            f"{path}: the {what} is a {kind}, which smears ids into others; or is it a photo?", hint="save it as PNG"
+            f"{path}: the {what} is a {kind}, which changes ids; or is it a photo?", hint="save it as PNG"
         )
     if samples.frames > 1:
         raise LabelMapError(f"{path}: the {what} is an animation of {samples.frames} images", hint="save one of them")
     if samples.orientation != 1:
         raise LabelMapError(
-            f"{path}: the {what} has EXIF orientation {samples.orientation}, and it is not known whether it fits"
-            " the photo before or after it is turned",
+            f"{path}: the {what} has EXIF orientation {samples.orientation}, and it is not clear whether it fits"
+            " the photo before or after turning",
             hint="turn its pixels so that they fit the photo, and save it without EXIF",
         )
     if samples.values is None:
         raise LabelMapError(
-            f"{path}: the {what} is a colour image (mode {samples.kind}); needed is one number a pixel",
+            f"{path}: the {what} is a colour image (mode {samples.kind}); one number per pixel is needed",
             hint=CHECK_HINT if what == "label map" else "save it as an 8- or 16-bit greyscale PNG of object ids",
         )
     return samples.values
@@ -165,9 +167,16 @@ def save_pixels(path: Path, pixels: NDArray[np.uint8], *, compress_level: int = 
             if suffix == ".png":
                 image.save(temporary, format="PNG", compress_level=compress_level)
             else:
-                image.save(temporary, format="JPEG", quality=95, subsampling=0)
+                image.save(temporary, format="JPEG", **_JPEG)
     except OSError as error:
         raise LabelMapError(f"{path}: cannot be written ({error})") from error
+
+
+def jpeg_bytes(pixels: NDArray[np.uint8]) -> bytes:
+    """The bytes of the file that `save_pixels` writes as JPEG."""
+    stream = BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="JPEG", **_JPEG)
+    return stream.getvalue()
 
 
 def colorize(label_ids: LabelIds, labels: LabelSpec) -> NDArray[np.uint8]:

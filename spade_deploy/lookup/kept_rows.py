@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import Arrays
-from spade_deploy.lookup.tables import level_names, num_codes
+from spade_deploy.lookup.tables import level_names
 from spade_deploy.spec import GeneratorSpec
 
 MakeRows = Callable[[Arrays], Arrays]
@@ -36,8 +36,7 @@ class KeptRows:
 
     def __init__(self, spec: GeneratorSpec, columns: Mapping[int, Mapping[str, int]], most_bytes: int) -> None:
         self._most_bytes, self._now = most_bytes, 0
-        self._outside = num_codes(spec) + 1  # no code
-        key_bytes = spec.kernel_size**4 * np.min_scalar_type(self._outside).itemsize
+        key_bytes = 4 * spec.kernel_size**4
         self._levels = {stride: _Level(names, key_bytes) for stride, names in columns.items()}
 
     @property
@@ -52,7 +51,7 @@ class KeptRows:
         may be kept, and keeps what it has. The tensors may be overwritten by the next call.
         """
         self._now += 1
-        keys = {stride: pattern_keys(tables, stride, self._outside) for stride in self._levels}
+        keys = {stride: pattern_keys(tables, stride) for stride in self._levels}
         if sum(level.num_bytes(len(keys[stride])) for stride, level in self._levels.items()) > LEFT * self._limit:
             return None
         missing = {stride: level.missing(keys[stride], self._now) for stride, level in self._levels.items()}
@@ -161,14 +160,10 @@ class _Level:
         self._used[: len(kept)] = used[kept]
 
 
-def pattern_keys(tables: Arrays, stride: int, outside: int) -> list[bytes]:
-    """What each pattern of a level is known by: the codes of its k*k windows.
-
-    outside: stands for the codes of a window whose centre is outside the image; it is larger than any code.
-    """
+def pattern_keys(tables: Arrays, stride: int) -> list[bytes]:
+    """What each pattern of a level is known by: the codes of its k*k windows; -1 for a window outside the image."""
     codes, patterns = (tables[name] for name in level_names(stride)[:2])
-    windows = np.full((len(codes) + 1, codes.shape[1]), outside, np.min_scalar_type(outside))
-    windows[:-1] = codes
+    windows = np.concatenate([codes, np.full((1, codes.shape[1]), -1, codes.dtype)])
     whole = windows[patterns].reshape(len(patterns), -1)
     keys: list[bytes] = whole.view(f"V{whole.itemsize * whole.shape[1]}").ravel().tolist()
     return keys

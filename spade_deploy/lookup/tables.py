@@ -5,6 +5,9 @@ activations around it, each of which depends on k x k codes. A label map has far
 So each level (all blocks of one stride) has three tables: distinct k x k windows (`codes`), distinct larger windows
 written as k*k rows of `codes` (`patterns`), and a row of `patterns` for every pixel (`index`).
 `lookup/windows.py` finds the windows; here the tables of a generator are made of them, counted and checked.
+
+A table holds for all maps of a batch, but in OASIS, whose hidden rows depend on the noise of an image: there the maps
+of a batch share no window, and a code in a table says of which image it is (`lookup/apart.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, TensorInfo, Z, mismatch
+from spade_deploy.artifact import (
+    INSTANCE,
+    LABEL,
+    POSITION,
+    Arrays,
+    TensorInfo,
+    Z,
+    graph_tensors,
+    mismatch,
+    style_meaning,
+)
 from spade_deploy.errors import InputRefusedError
+from spade_deploy.lookup.apart import apart, codes_per_image, for_graph, latent_for_graph
+from spade_deploy.lookup.regions import region_positions
 from spade_deploy.lookup.windows import Ints, LevelPatterns, WindowGrid
 from spade_deploy.spec import GeneratorSpec, GraphKind
 
@@ -36,6 +51,8 @@ class PatternTables:
     """The patterns of each level by its stride, from coarse to fine."""
     latent: Ints | None
     """The codes around each pixel of the latent map, N x h x w x 9; None for a model with a style vector."""
+    position: NDArray[np.float32] | None = None
+    """The position of each pixel in its region, N x 2 x H x W, for a model that sees it."""
 
     def to_inputs(self, style: NDArray[Any] | None = None) -> Arrays:
         """The graph's tensors by name, in the order of `lookup_tensors`; style: the z of a VAE."""
@@ -43,6 +60,8 @@ class PatternTables:
         for stride, level in self.levels.items():
             tensors = (level.codes, level.patterns, level.index)
             inputs.update(zip(level_names(stride), tensors, strict=True))
+        if self.position is not None:
+            inputs[POSITION] = self.position
         return inputs if style is None else {**inputs, Z: style}
 
     def unique_share(self, spec: GeneratorSpec) -> float:
@@ -109,8 +128,9 @@ def extract_patterns(
         raise InputRefusedError(f"a {spec.architecture} generator has no pattern tables: nothing in it is looked up")
     codes = pixel_codes(spec, label, instance)
     _check_size(spec, codes.shape)
-    names, dense = _renumber(codes, num_codes(spec))
-    grids = {s: WindowGrid(dense[:, ::s, ::s], names, spec.kernel_size) for s in modulated_channels(spec)}
+    own = num_codes(spec)
+    names, dense = _renumber(*(apart(codes, own) if spec.noise_channels else (codes, own)))
+    grids = {s: WindowGrid(dense[:, ::s, ::s], names, spec.window_kernel) for s in modulated_channels(spec)}
     pixels = {stride: grid.num_pixels for stride, grid in grids.items()}
     # A lower bound of the number of patterns at each level: one at first, and exact once a level is done.
     known = dict.fromkeys(grids, 1)
@@ -125,7 +145,12 @@ def extract_patterns(
         known[stride] = len(levels[stride].patterns)
         if max_share is not None and _share(spec, known, pixels) > max_share:
             return None
-    return PatternTables(levels, None if spec.z_dim is not None else _latent_windows(spec, codes))
+    latent = _latent_windows(spec, codes) if spec.is_dynamic else None
+    if spec.noise_channels:
+        assert latent is not None  # only SPADE's style vector fixes the size
+        latent = latent_for_graph(latent, own, LATENT_KERNEL)
+        levels = {s: for_graph(level, own, spec.window_kernel, len(codes)) for s, level in levels.items()}
+    return PatternTables(levels, latent, region_positions(label) if spec.has_positions else None)
 
 
 def extent_of(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
@@ -139,7 +164,9 @@ def graph_inputs(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDAr
     Raises InputRefusedError as `extract_patterns` does.
     """
     if kind is GraphKind.DENSE:
-        return {name: inputs[name] for name in (LABEL, INSTANCE, Z) if name in inputs}
+        made = {POSITION: region_positions(inputs[LABEL])} if spec.has_positions else {}
+        known = {**inputs, **made}
+        return {name: known[name] for name in (LABEL, INSTANCE, POSITION, Z) if name in known}
     tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
     assert tables is not None  # no share was set at which it gives up
     return tables.to_inputs(inputs.get(Z))
@@ -159,9 +186,9 @@ def lookup_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
         letters = (f"H/{stride}", f"W/{stride}")
         return ("N", *(letters if spec.is_dynamic else (spec.height // stride, spec.width // stride)))
 
-    taps = spec.kernel_size**2
+    taps = spec.window_kernel**2
     tensors = []
-    if spec.z_dim is None:
+    if spec.is_dynamic:
         shape = (*size(spec.stride), LATENT_KERNEL**2)
         tensors.append(TensorInfo(LATENT, "int32", shape, "codes around each pixel of the latent map"))
     for stride in modulated_channels(spec):
@@ -171,8 +198,9 @@ def lookup_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
             TensorInfo(patterns, "int32", (f"P{stride}", taps), f"distinct larger windows, as rows of {codes}"),
             TensorInfo(index, "int32", size(stride), f"a row of {patterns} for every pixel"),
         ]
+    tensors += [tensor for tensor in graph_tensors(spec) if tensor.name == POSITION]
     if spec.z_dim is not None:
-        tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), "style: zeros, or standard normal"))
+        tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), style_meaning(spec)))
     return tuple(tensors)
 
 
@@ -188,7 +216,7 @@ def _renumber(codes: Ints, outside: int) -> tuple[Ints, NDArray[Any]]:
     occurs[outside] = True
     names = np.flatnonzero(occurs).astype(np.int32)
     positions = np.cumsum(occurs) - 1
-    return names, positions.astype(np.uint8 if len(names) <= 256 else np.uint16).take(codes)
+    return names, positions.astype(np.min_scalar_type(len(names) - 1)).take(codes)
 
 
 def _latent_windows(spec: GeneratorSpec, codes: Ints) -> Ints:
@@ -230,10 +258,12 @@ def _check(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]], tensors: tup
     if problem:
         raise InputRefusedError(f"input {problem}", hint=_EXTRACT_HINT)
     outside = num_codes(spec)
-    if LATENT in inputs:
-        _check_range(f"input {LATENT}: code", inputs[LATENT], outside)
     strides = list(modulated_channels(spec))
     coarsest = inputs[level_names(strides[0])[2]].shape
+    further = coarsest[0] - 1 if spec.noise_channels else 0  # images whose codes are larger than the first one's
+    if LATENT in inputs:
+        highest = outside + further * codes_per_image(outside, LATENT_KERNEL)
+        _check_range(f"input {LATENT}: code", inputs[LATENT], highest)
     for stride in strides:
         codes, patterns, index = level_names(stride)
         expected = (coarsest[0], *(size * strides[0] // stride for size in coarsest[1:]))
@@ -243,7 +273,8 @@ def _check(spec: GeneratorSpec, inputs: Mapping[str, NDArray[Any]], tensors: tup
                 f" {_times(coarsest)} in {level_names(strides[0])[2]}; expected {_times(expected)}",
                 hint=_EXTRACT_HINT,
             )
-        _check_range(f"input {codes}: code", inputs[codes], outside)
+        highest = outside + further * codes_per_image(outside, spec.window_kernel)
+        _check_range(f"input {codes}: code", inputs[codes], highest)
         _check_range(f"input {patterns}: row of {codes}", inputs[patterns], len(inputs[codes]))
         _check_range(f"input {index}: row of {patterns}", inputs[index], len(inputs[patterns]) - 1)
 

@@ -2,8 +2,7 @@
 
 An architecture is
 
-1. a member of `spec.Architecture`; its norms stand in `spec.generator.NORMS`, and the fields that it does not use in
-   the table below that;
+1. a member of `spec.Architecture`; its norms and the fields that it does not use stand in `spec/architectures.py`;
 2. its network in a file of this package, and a line in `NETWORKS`;
 3. the module that is exported for it in the file of the same name in `export/`, and a line in `export.build.DEPLOYED`.
 
@@ -18,7 +17,9 @@ from types import MappingProxyType
 
 from torch import nn
 
+from spade_deploy.networks.clade import CladeGenerator
 from spade_deploy.networks.crn import CascadedRefinementNetwork
+from spade_deploy.networks.oasis import OasisGenerator
 from spade_deploy.networks.pix2pixhd import GlobalGenerator
 from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.spec import Architecture, GeneratorSpec
@@ -34,6 +35,8 @@ NETWORKS: Mapping[Architecture, Callable[[GeneratorSpec], Generator]] = MappingP
         Architecture.SPADE: SpadeGenerator,
         Architecture.PIX2PIXHD: GlobalGenerator,
         Architecture.CRN: CascadedRefinementNetwork,
+        Architecture.CLADE: CladeGenerator,
+        Architecture.OASIS: OasisGenerator,
     }
 )
 """The network of each architecture."""

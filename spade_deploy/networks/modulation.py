@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spade_deploy.errors import InputRefusedError
 from spade_deploy.lookup.tables import extract_patterns, num_codes
 from spade_deploy.lookup.windows import LevelPatterns
-from spade_deploy.spec import GeneratorSpec, LabelSpec
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
 
 MAX_SHARE = 0.5
 """The largest share of distinct windows among a level's pixels: beyond it, convolutions are as fast."""
@@ -125,8 +126,11 @@ def training_lookup(
     """The distinct windows of a batch's label and instance maps N x H x W. They are found on the CPU and stay there.
 
     max_share: a level with more windows than this share of its pixels is left out; 1.0 leaves none out.
-    Raises InputRefusedError for sizes that are no multiple of the spec's stride and ids that the spec does not know.
+    Raises InputRefusedError for sizes that are no multiple of the spec's stride and ids that the spec does not know,
+    and for other architectures than SPADE.
     """
+    if spec.architecture is not Architecture.SPADE:
+        raise InputRefusedError(f"the modulation of {spec.architecture} is no convolution of the labels alone")
     maps = [None if values is None else values.cpu().numpy() for values in (label, instance)]
     assert maps[0] is not None
     tables = extract_patterns(spec, maps[0], maps[1] if spec.labels.has_edges else None)

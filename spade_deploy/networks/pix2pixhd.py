@@ -1,4 +1,4 @@
-"""The global generator of pix2pixHD (Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation with
+"""The generators of pix2pixHD (Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation with
 Conditional GANs", CVPR 2018), a baseline that SPADE's paper compares with.
 
 Its segmap goes in once, at the front, and every normalisation after that washes some of it out. With batch norm and
@@ -7,16 +7,15 @@ spectral norm it is the stronger baseline of SPADE's paper, pix2pixHD++.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.networks.spade import parameter_free_norm
 from spade_deploy.networks.spectral_norm import spectral_norm
-from spade_deploy.spec import PIX2PIXHD_BLOCKS, PIX2PIXHD_EDGE_KERNEL, PIX2PIXHD_HALVINGS, GeneratorSpec, NormType
-
-BLOCK_NAMES = tuple(f"block_{index}" for index in range(PIX2PIXHD_BLOCKS))
-"""The residual blocks at the coarsest resolution."""
+from spade_deploy.spec import PIX2PIXHD_EDGE_KERNEL, GeneratorSpec, NormType
 
 
 class NormalizedConv(nn.Module):
@@ -54,45 +53,98 @@ class ResidualBlock(nn.Module):
 
 
 class GlobalGenerator(nn.Module):
-    """segmap -> image. G1 in figure 3 of the paper: front end, residual blocks, transposed convolutions."""
+    """segmap -> image. G1 in figure 3 of the paper: front end, residual blocks, transposed convolutions.
+
+    With an enhancer, G2 of that figure, it sees the segmap at half its size. Instead of its last convolution, its
+    features are added to those that the enhancer's front end makes of the full segmap.
+    """
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.spec = spec
-        first = mirrored_conv(spec.labels.num_channels, spec.base_channels, PIX2PIXHD_EDGE_KERNEL, bias=False)
+        channels, base = spec.labels.num_channels, spec.base_channels
+        widest = global_width(spec) << spec.halvings
+        first = mirrored_conv(channels, global_width(spec), PIX2PIXHD_EDGE_KERNEL, bias=False)
         self.conv_in = NormalizedConv(spec, first)
         for name, width in down_widths(spec).items():
-            halving = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
-            self.add_module(name, NormalizedConv(spec, halving))
-        for name in BLOCK_NAMES:
-            self.add_module(name, ResidualBlock(spec, spec.base_channels << PIX2PIXHD_HALVINGS))
+            self.add_module(name, NormalizedConv(spec, halving_conv(width)))
+        for name in block_names(spec):
+            self.add_module(name, ResidualBlock(spec, widest))
         for name, width in up_widths(spec).items():
-            doubling = nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1, bias=False)
-            self.add_module(name, NormalizedConv(spec, doubling))
-        self.conv_img = mirrored_conv(spec.base_channels, 3, PIX2PIXHD_EDGE_KERNEL, bias=True)
+            self.add_module(name, NormalizedConv(spec, doubling_conv(width)))
+        if spec.enhancer_blocks:
+            entrance = mirrored_conv(channels, base, PIX2PIXHD_EDGE_KERNEL, bias=False)
+            self.enhancer_in = NormalizedConv(spec, entrance)
+            self.enhancer_down = NormalizedConv(spec, halving_conv(base))
+            for name in enhancer_names(spec):
+                self.add_module(name, ResidualBlock(spec, 2 * base))
+            self.enhancer_up = NormalizedConv(spec, doubling_conv(2 * base))
+        self.conv_img = mirrored_conv(base, 3, PIX2PIXHD_EDGE_KERNEL, bias=True)
 
     def forward(self, segmap: Tensor, z: Tensor | None = None) -> Tensor:
-        """segmap: N x L x H x W, H and W multiples of 16 from 32 on. z: None. Returns N x 3 x H x W in [-1, 1]."""
+        """segmap: N x L x H x W, H and W as `spec.side_rule` says. z: None. Returns N x 3 x H x W in [-1, 1]."""
         if z is not None:
             raise ValueError("the global generator takes no style vector")
-        x = functional.relu(self.conv_in(segmap))
-        for name in down_widths(self.spec):
-            x = functional.relu(self.get_submodule(name)(x))
-        for name in BLOCK_NAMES:
-            x = self.get_submodule(name)(x)
-        for name in up_widths(self.spec):
-            x = functional.relu(self.get_submodule(name)(x))
+        x = run_layers(self.spec, segmap, lambda name, x: self.get_submodule(name)(x))
         return torch.tanh(self.conv_img(x))
+
+
+def run_layers(spec: GeneratorSpec, segmap: Tensor, layer: Callable[[str, Tensor], Tensor]) -> Tensor:
+    """What the last convolution sees. layer: what the layer of a name makes of its input."""
+    x = functional.relu(layer("conv_in", half_size(segmap) if spec.enhancer_blocks else segmap))
+    for name in down_widths(spec):
+        x = functional.relu(layer(name, x))
+    for name in block_names(spec):
+        x = layer(name, x)
+    for name in up_widths(spec):
+        x = functional.relu(layer(name, x))
+    if not spec.enhancer_blocks:
+        return x
+    fine = functional.relu(layer("enhancer_down", functional.relu(layer("enhancer_in", segmap))))
+    x = x.to(fine.dtype) + fine
+    for name in enhancer_names(spec):
+        x = layer(name, x)
+    return functional.relu(layer("enhancer_up", x))
+
+
+def half_size(segmap: Tensor) -> Tensor:
+    """The mean of 3 x 3 pixels around every second pixel, of those that are inside the map."""
+    return functional.avg_pool2d(segmap, 3, stride=2, padding=1, count_include_pad=False)
+
+
+def global_width(spec: GeneratorSpec) -> int:
+    """The width of the global generator's first and last features: twice as wide with an enhancer."""
+    return spec.base_channels * (2 if spec.enhancer_blocks else 1)
+
+
+def block_names(spec: GeneratorSpec) -> tuple[str, ...]:
+    """The residual blocks at the coarsest resolution."""
+    return tuple(f"block_{index}" for index in range(spec.residual_blocks))
+
+
+def enhancer_names(spec: GeneratorSpec) -> tuple[str, ...]:
+    """The residual blocks of the enhancer; none without one."""
+    return tuple(f"enhancer_block_{index}" for index in range(spec.enhancer_blocks))
 
 
 def down_widths(spec: GeneratorSpec) -> dict[str, int]:
     """The halving convolutions in the order they run, with their input channels; they have twice as many outputs."""
-    return {f"down_{index}": spec.base_channels << index for index in range(PIX2PIXHD_HALVINGS)}
+    return {f"down_{index}": global_width(spec) << index for index in range(spec.halvings)}
 
 
 def up_widths(spec: GeneratorSpec) -> dict[str, int]:
     """The doubling convolutions in the order they run, with their input channels; they have half as many outputs."""
-    return {f"up_{index}": spec.base_channels << (PIX2PIXHD_HALVINGS - index) for index in range(PIX2PIXHD_HALVINGS)}
+    return {f"up_{index}": global_width(spec) << (spec.halvings - index) for index in range(spec.halvings)}
+
+
+def halving_conv(width: int) -> nn.Conv2d:
+    """A convolution from `width` channels to twice as many, at half the size."""
+    return nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
+
+
+def doubling_conv(width: int) -> nn.ConvTranspose2d:
+    """A transposed convolution from `width` channels to half as many, at twice the size."""
+    return nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1, bias=False)
 
 
 def mirrored_conv(in_channels: int, out_channels: int, kernel: int, *, bias: bool) -> nn.Conv2d:

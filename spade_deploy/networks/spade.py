@@ -6,6 +6,9 @@ This module is the reference: everything that is exported is proved equal to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +20,8 @@ from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
 
 NORM_EPS = 1e-5
 LEAKY_SLOPE = 0.2
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def make_segmap(label: Tensor, instance: Tensor | None, labels: LabelSpec) -> Tensor:
@@ -58,7 +63,7 @@ class Spade(nn.Module):
         padding = spec.kernel_size // 2
         self.param_free_norm = parameter_free_norm(spec.norm, channels)
         self.mlp_shared = nn.Sequential(
-            nn.Conv2d(spec.labels.num_channels, spec.hidden_channels, spec.kernel_size, padding=padding),
+            nn.Conv2d(spec.modulation_channels, spec.hidden_channels, spec.kernel_size, padding=padding),
             nn.ReLU(),
         )
         self.mlp_gamma = nn.Conv2d(spec.hidden_channels, channels, spec.kernel_size, padding=padding)
@@ -79,21 +84,38 @@ class Spade(nn.Module):
         return modulated
 
 
-class SpadeBlock(nn.Module):
-    """Residual block of SPADE layers; the shortcut is learned where the number of channels changes."""
+class ModulatedBlock(nn.Module, Generic[M]):
+    """Residual block of modulated norms; the shortcut is learned where the number of channels changes.
 
-    def __init__(self, spec: GeneratorSpec, in_channels: int, out_channels: int) -> None:
+    modulation: makes a norm of so many channels. appended: channels that a norm adds to those it is given.
+    """
+
+    norm_0: M
+    norm_1: M
+    norm_s: M
+    conv_0: nn.Conv2d
+    conv_1: nn.Conv2d
+    conv_s: nn.Conv2d
+
+    def __init__(
+        self,
+        spec: GeneratorSpec,
+        in_channels: int,
+        out_channels: int,
+        modulation: Callable[[GeneratorSpec, int], M],
+        appended: int = 0,
+    ) -> None:
         super().__init__()
         middle = min(in_channels, out_channels)
-        wrap = spectral_norm if spec.spectral_norm else _unchanged
-        self.conv_0 = wrap(nn.Conv2d(in_channels, middle, 3, padding=1))
-        self.conv_1 = wrap(nn.Conv2d(middle, out_channels, 3, padding=1))
-        self.norm_0 = Spade(spec, in_channels)
-        self.norm_1 = Spade(spec, middle)
+        wrap: Callable[[nn.Conv2d], nn.Conv2d] = spectral_norm if spec.spectral_norm else _unchanged
+        self.conv_0 = wrap(nn.Conv2d(in_channels + appended, middle, 3, padding=1))
+        self.conv_1 = wrap(nn.Conv2d(middle + appended, out_channels, 3, padding=1))
+        self.norm_0 = modulation(spec, in_channels)
+        self.norm_1 = modulation(spec, middle)
         self.has_shortcut = in_channels != out_channels
         if self.has_shortcut:
-            self.conv_s = wrap(nn.Conv2d(in_channels, out_channels, 1, bias=False))
-            self.norm_s = Spade(spec, in_channels)
+            self.conv_s = wrap(nn.Conv2d(in_channels + appended, out_channels, 1, bias=False))
+            self.norm_s = modulation(spec, in_channels)
 
     def forward(self, x: Tensor, segmap: Tensor, level: LevelLookup | None = None) -> Tensor:
         # There is no activation on the shortcut.
@@ -104,20 +126,31 @@ class SpadeBlock(nn.Module):
         return result
 
 
+class SpadeBlock(ModulatedBlock[Spade]):
+    """Residual block of SPADE layers."""
+
+    def __init__(self, spec: GeneratorSpec, in_channels: int, out_channels: int) -> None:
+        super().__init__(spec, in_channels, out_channels, Spade)
+
+
 class SpadeGenerator(nn.Module):
     """segmap (and style vector) -> image. Figure 4 of the paper."""
+
+    block_type: ClassVar[Any] = SpadeBlock
+    """Makes a residual block of so many input and output channels."""
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.spec = spec
         base = spec.base_channels
         self.fc: nn.Module
-        if spec.z_dim is None:
-            self.fc = nn.Conv2d(spec.labels.num_channels, 16 * base, 3, padding=1)
+        if spec.is_dynamic:
+            self.fc = nn.Conv2d(spec.modulation_channels, 16 * base, 3, padding=1)
         else:
+            assert spec.z_dim is not None  # what is_dynamic says
             self.fc = nn.Linear(spec.z_dim, 16 * base * spec.latent_height * spec.latent_width)
         for block in spec.blocks:
-            self.add_module(block.name, SpadeBlock(spec, block.in_channels, block.out_channels))
+            attach(self, block.name, type(self).block_type(spec, block.in_channels, block.out_channels))
         self.conv_img = nn.Conv2d(spec.blocks[-1].out_channels, 3, 3, padding=1)
 
     def forward(self, segmap: Tensor, z: Tensor | None = None, lookup: TrainingLookup | None = None) -> Tensor:
@@ -127,9 +160,11 @@ class SpadeGenerator(nn.Module):
         are looked up, and the result is the same. Returns N x 3 x H x W in [-1, 1].
         """
         spec = self.spec
-        if spec.z_dim is None:
+        if spec.is_dynamic:
             latent = (segmap.shape[2] // spec.stride, segmap.shape[3] // spec.stride)
-            x = self.fc(functional.interpolate(segmap, size=latent, mode="nearest"))
+            # CLADE-ICPE's positions, at the end, are not for the first layer.
+            first = segmap[:, : spec.modulation_channels] if spec.has_positions else segmap
+            x = self.fc(functional.interpolate(first, size=latent, mode="nearest"))
         else:
             if z is None:
                 raise ValueError("the VAE variant needs a style vector z")
@@ -140,6 +175,16 @@ class SpadeGenerator(nn.Module):
             level = None if lookup is None else lookup.levels.get(block.stride)
             x = self.get_submodule(block.name)(x, segmap, level)
         return torch.tanh(self.conv_img(functional.leaky_relu(x, LEAKY_SLOPE)))
+
+
+def attach(parent: nn.Module, name: str, child: nn.Module) -> None:
+    """Make `child` the sub-module of that name; one such as body.0 is put into a container, body."""
+    container, _, own = name.rpartition(".")
+    if container:
+        if container not in dict(parent.named_children()):
+            parent.add_module(container, nn.ModuleDict())
+        parent = parent.get_submodule(container)
+    parent.add_module(own, child)
 
 
 def initialize(module: nn.Module, gain: float = 0.02) -> None:
@@ -161,5 +206,5 @@ def parameter_free_norm(norm: NormType, channels: int) -> nn.Module:
     return nn.InstanceNorm2d(channels, eps=NORM_EPS, affine=False)
 
 
-def _unchanged(module: nn.Module) -> nn.Module:
+def _unchanged(module: M) -> M:
     return module

@@ -15,12 +15,12 @@ from spade_deploy.artifact import (
     EncoderGraph,
     Manifest,
     encoder_tensors,
+    graph_tensors,
     input_rule,
-    input_tensors,
     output_tensors,
 )
 from spade_deploy.pages.render import decibel, percent, scientific
-from spade_deploy.spec import GeneratorSpec, GraphKind
+from spade_deploy.spec import Architecture, GeneratorSpec, GraphKind
 from spade_deploy.validation.report import ValidationReport
 from spade_deploy.version import __version__
 
@@ -57,7 +57,7 @@ def model_card(manifest: Manifest, report: ValidationReport, golden_from: str) -
     spec, source = manifest.generator, manifest.source
     step = "" if source.step is None else f", step {source.step}"
     what = (
-        f"A {spec.architecture} generator: a semantic label map in, a photo out. {_size(spec)} Exported by"
+        f"A generator of the architecture {spec.title}: a semantic label map in, a photo out. {_size(spec)} Exported by"
         f" spade-deploy {__version__} from the run {_plain(source.run)}{step} ({source.origin}); SHA-256 of the"
         f" weights: `{source.generator_sha256}`."
     )
@@ -90,7 +90,7 @@ def model_card(manifest: Manifest, report: ValidationReport, golden_from: str) -
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(manifest)),
         "## Licence of the weights",
-        _license(source.license, source.origin),
+        _license(source.license, source.origin, spec),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -130,15 +130,20 @@ def _command(spec: GeneratorSpec) -> str:
 def _client(manifest: Manifest) -> str:
     spec = manifest.generator
     dense = next(graph for graph in manifest.graphs if graph.kind is GraphKind.DENSE)
-    feeds = {"label": "label", "instance": "label.astype(np.int32)", "z": f"np.zeros((1, {spec.z_dim}), np.float32)"}
-    feed = ", ".join(f'"{tensor.name}": {feeds[tensor.name]}' for tensor in input_tensors(spec))
+    style = f"np.zeros((1, {spec.z_dim}), np.float32)"
+    if spec.noise_channels:
+        style = f"np.random.default_rng(0).standard_normal((1, {spec.z_dim}), np.float32)"
+    feeds = {"label": "label", "instance": "label.astype(np.int32)", "z": style}
+    # The label map of this example is all class 0, whose positions are zeros.
+    feeds["position"] = f"np.zeros((1, 2, {spec.height}, {spec.width}), np.float32)"
+    feed = ", ".join(f'"{tensor.name}": {feeds[tensor.name]}' for tensor in graph_tensors(spec))
     return _CLIENT.format(
         file=dense.file, height=spec.height, width=spec.width, dtype=spec.labels.id_type, feed=f"{{{feed}}}"
     )
 
 
 def _tensor_table(spec: GeneratorSpec, encoder: EncoderGraph | None) -> str:
-    rows = [("input", tensor) for tensor in input_tensors(spec)]
+    rows = [("input", tensor) for tensor in graph_tensors(spec)]
     rows += [("output", tensor) for tensor in output_tensors(spec)]
     if encoder is not None:
         inputs, outputs = encoder_tensors(spec)
@@ -206,11 +211,16 @@ def _limits(manifest: Manifest) -> list[str]:
     return limits
 
 
-def _license(name: str, origin: str) -> str:
+def _license(name: str, origin: str, spec: GeneratorSpec) -> str:
     if name:
         return f"{name}, as stated by whoever exported it. The code that made these files is Apache-2.0."
     text = "Not stated: ask whoever trained the model. `spade export --license NAME` writes it here."
-    if origin == "import":
+    if origin == "import" and spec.architecture is not Architecture.SPADE:
+        text += (
+            f" Released weights of {spec.architecture} have terms of their own, many for non-commercial use. They"
+            " hold for whatever is exported of them, too: see where the file came from."
+        )
+    elif origin == "import":
         text += (
             " The weights that NVIDIA released with SPADE are under CC BY-NC-SA 4.0, for non-commercial use, and so is"
             " whatever is exported of them."

@@ -40,7 +40,7 @@ from spade_deploy.runs.records import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, GraphKind, GraphSet
 from spade_deploy.tuning.break_even import measure_break_even
 from spade_deploy.validation.report import SampleImages, ValidationReport
-from spade_deploy.validation.request import ValidationRequest
+from spade_deploy.validation.request import KnownOutputs, ValidationRequest
 from spade_deploy.validation.validate import validate
 
 GOLDEN_COUNT = 4
@@ -109,9 +109,12 @@ def export_checkpoint(
         require_replaceable(target)  # it may have changed while this process waited for the lock
         exported = export_artifact(loaded.module, folder, exporting, progress)
         progress.step("validating every graph against the untouched PyTorch module")
+        known = KnownOutputs(loaded.info.generator_sha256, golden.inputs, exported.reference)
         report = validate(
             Artifact.open(folder),
-            ValidationRequest(checkpoint=checkpoint, runs_dir=runs_dir, backend=Backend.CPU, stress=exported.stress),
+            ValidationRequest(
+                checkpoint=checkpoint, runs_dir=runs_dir, backend=Backend.CPU, stress=exported.stress, known=known
+            ),
             progress,
         )
         _require_emulated(report)
@@ -184,7 +187,7 @@ def _require_emulated(report: ValidationReport) -> None:
         if result.half is not None and result.half.skipped is not None:
             raise ExportError(
                 f"`fp16`: {result.half.skipped}",
-                hint="nothing else proves an fp16 graph without a GPU; or export without `fp16`",
+                hint="without a GPU nothing else proves an fp16 graph: mend that, or export without `fp16`",
             )
 
 
@@ -193,7 +196,7 @@ def _with_break_even(folder: Path, manifest: Manifest, progress: Progress) -> tu
     graphs, measured = [], {}
     for graph in manifest.graphs:
         if graph.kind is GraphKind.LOOKUP:
-            progress.step(f"measuring where {graph.name} beats dense")
+            progress.step(f"measuring for which label maps {graph.name} is faster than dense")
             found = measure_break_even(Artifact(folder, manifest), graph.precision)
             graph = replace(graph, break_even_share=found.share)
             measured[graph.name] = {**asdict(found), "crossing": found.crossing, "share": found.share}

@@ -146,7 +146,7 @@ def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str,
         style += f", photos' by {encoder.file} (max error {encoder.max_error:.2g}, allowed {encoder.tolerance:.2g})"
     extras = [name for name, is_there in (("dontcare", labels.has_dontcare), ("edges", labels.has_edges)) if is_there]
     return [
-        ("architecture", spec.architecture),
+        ("architecture", spec.title),
         ("labels", f"{labels.num_labels}" + (f" + {' + '.join(extras)}" if extras else "")),
         (
             "size",
@@ -164,4 +164,5 @@ def _shape_facts(spec: GeneratorSpec) -> list[tuple[str, str]]:
     if spec.has("hidden_channels"):
         width += f", hidden {spec.hidden_channels}, kernel {spec.kernel_size}"
     doublings = [("upsampling", f"{spec.upsampling} ({spec.doublings} doublings)")]
-    return [*(doublings if spec.has("upsampling") else []), ("channels", width)]
+    depth = [] if spec.depth is None else [("depth", spec.depth)]
+    return [*(doublings if spec.has("upsampling") else []), *depth, ("channels", width)]

@@ -1,4 +1,4 @@
-"""The request for a release: the checkpoint, the precisions, and the label maps that it is proved on.
+"""The request for a release: the checkpoint, the precisions, the label maps that it is proved on, the upload.
 
 Nothing here needs PyTorch, so that `spade export --help` works without it.
 """
@@ -15,7 +15,7 @@ from spade_deploy.labels.pairs import require_labels
 from spade_deploy.settings import check_positive, setting
 from spade_deploy.spec import GraphSet, Precision
 
-_INT8 = "int8"
+_INT8, _HUB = "int8", "Hugging Face Hub"
 LICENSE_LENGTH = 60
 
 
@@ -96,10 +96,28 @@ class ReleaseRequest:
                 hint="an SPDX identifier is best: cc-by-4.0, apache-2.0, cc-by-nc-sa-4.0",
             )
         if not (self.fp32 or self.fp16):
-            raise ConfigError("`fp32` and `fp16` are both off: an artifact has a graph at least")
+            raise ConfigError("`fp32` and `fp16` are both off: an artifact needs at least one graph")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """The precisions of the graphs without int8, whose graphs are made from the fp32 ones."""
         asked = ((Precision.FP32, self.fp32), (Precision.FP16, self.fp16))
         return tuple(precision for precision, is_asked in asked if is_asked)
+
+
+@dataclass(frozen=True)
+class HubRequest:
+    """Whether and where the artifact is uploaded."""
+
+    push_to_hub: str | None = setting(
+        None,
+        help="Upload the artifact to this repository of the Hugging Face Hub after it passed its validation. If an"
+        " artifact is given instead of a checkpoint, nothing is exported.",
+        metavar="USER/NAME",
+        group=_HUB,
+    )
+    hub_public: bool = setting(False, help="Make a new repository public; by default it is private.", group=_HUB)
+
+    def __post_init__(self) -> None:
+        if self.hub_public and self.push_to_hub is None:
+            raise ConfigError("`hub_public`: belongs to `push_to_hub`", hint="add `push_to_hub`, or leave it out")

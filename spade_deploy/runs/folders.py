@@ -10,6 +10,7 @@ Nothing here reads weights, so that a deployment without PyTorch can use it.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -185,6 +186,12 @@ def resolve_artifact(path: Path | None, runs_dir: Path) -> Path:
     return folder
 
 
+def usual_name(artifact: Path) -> str:
+    """What an artifact is called where it is not named: that of the run of runs/earth-001/artifact is earth-001."""
+    name = artifact.parent.name if artifact.name == ARTIFACT else artifact.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+
+
 def find_checkpoint_by_digest(sha256: str, near: Path, runs_dir: Path) -> Path | None:
     """The checkpoint whose generator file has this digest: first in the run that holds `near`, then in all runs.
 
@@ -223,8 +230,8 @@ def _newest(candidates: Sequence[Iterable[Path]], json_name: str) -> Path | None
     created, _, folder = max(dated)
     if created > time.time_ns() + FUTURE_NS:
         _LOG.warning(
-            "%s was taken as the newest, but it is dated %s, in the future: this clock or the one that dated it is"
-            " wrong. Name the folder that is meant",
+            "%s was taken as the newest, but its date %s is in the future: this clock or the one that dated it is"
+            " wrong. Name the folder that you mean",
             folder,
             _date(created),
         )

@@ -1,13 +1,14 @@
 """Find the spec of a generator whose file is a bare state dict, from the shapes, the request, and guesses.
 
-The tensor shapes decide everything but three facts: which labels the channels stand for, the size that the model was
-trained for, and whether it upsamples 'normal' or 'more'. A preset or the request decides these; otherwise they are
-guessed.
+Here is SPADE's, and what the others share with it (`imported_families.py`). The tensor shapes decide everything but
+three facts: which labels the channels stand for, the size that the model was trained for, and whether it upsamples
+'normal' or 'more'. A preset or the request decides these; otherwise they are guessed.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,15 +17,21 @@ from spade_deploy.errors import CheckpointError, ConfigError, quoted
 from spade_deploy.labels.sets import label_set
 from spade_deploy.runs.import_request import RELEASED, ImportRequest
 from spade_deploy.runs.state_dicts import first_names
-from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType, Upsampling
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, NormType, Upsampling
+
+AS_PUBLISHED = "the file is damaged, or of another network; take the file as it was published"
 
 
 class ImportedSpec:
-    """Finds the spec of `state`, a generator's tensors under its own names, from the file `path`.
+    """Finds the spec of `state`, a SPADE generator's tensors under its own names, from the file `path`.
 
     `find` fills two lists of sentences. notes: what was changed on the way. guesses: facts that neither the file nor
     the request holds. Guesses are saved in the checkpoint and read much later; they name the fields of the request.
     """
+
+    architecture: ClassVar = Architecture.SPADE
+    anchors: ClassVar[tuple[str, ...]] = ("head_0.conv_0.weight_orig", "head_0.conv_0.weight")
+    """Tensors by which the network is recognised: one of them is in its file."""
 
     def __init__(self, state: dict[str, Tensor], request: ImportRequest, path: Path) -> None:
         self.notes: list[str] = []
@@ -32,12 +39,12 @@ class ImportedSpec:
         self._state, self._request, self._path = state, request, path
 
     def find(self) -> GeneratorSpec:
-        """The spec. Raises CheckpointError if the file is no SPADE generator or contradicts the request, ConfigError if
+        """The spec. Raises CheckpointError if the file is no such generator or contradicts the request, ConfigError if
         the request has to say something that the file does not hold."""
         state = self._state
         is_spectral = "head_0.conv_0.weight_orig" in state
         wide = self._shape("head_0.conv_0.weight_orig" if is_spectral else "head_0.conv_0.weight", 4)[0]
-        hidden, channels, kernel, _ = self._shape("head_0.norm_0.mlp_shared.0.weight", 4)
+        channels, modulation = self._modulation()
         if wide % 16 or not wide:
             raise CheckpointError(f"{self._path}: head_0 has {wide} channels, which is not 16 times the base channels")
         if "fc.weight" not in state:
@@ -46,9 +53,9 @@ class ImportedSpec:
         labels, upsampling, size = self._labels_and_size(channels)
         spec = GeneratorSpec(
             labels=labels,
+            architecture=self.architecture,
             base_channels=wide // 16,
-            hidden_channels=hidden,
-            kernel_size=kernel,
+            **modulation,
             norm=self._norm(),
             spectral_norm=is_spectral,
             upsampling=upsampling,
@@ -65,12 +72,21 @@ class ImportedSpec:
             )
         return spec
 
+    def tensors(self, spec: GeneratorSpec) -> dict[str, Tensor]:
+        """The file's tensors under the names, and with the channels, of the network of `spec`, which `find` found."""
+        return self._state
+
+    def _modulation(self) -> tuple[int, dict[str, Any]]:
+        """The number of the segmap's channels, and the fields of the spec that say how the modulation is built."""
+        hidden, channels, kernel, _ = self._shape("head_0.norm_0.mlp_shared.0.weight", 4)
+        return channels, {"hidden_channels": hidden, "kernel_size": kernel}
+
     def _shape(self, key: str, dims: int) -> torch.Size:
         state = self._state
         if key not in state or state[key].dim() != dims:
             found = f"has {state[key].dim()} dimensions, not {dims}" if key in state else "is missing"
             raise CheckpointError(
-                f"{self._path}: tensor {key!r} {found}: this is no SPADE generator",
+                f"{self._path}: tensor {key!r} {found}: this is not a {self.architecture.upper()} generator",
                 hint=f"expected a latest_net_G.pth; this file begins with {first_names(state)}",
             )
         return state[key].shape
@@ -142,7 +158,7 @@ class ImportedSpec:
         preset = by_channels.get(channels)
         if preset is None:
             raise ConfigError(
-                f"{self._path}: a segmap of {channels} channels is none of the released models"
+                f"{self._path}: a segmap of {channels} channels matches none of the released models"
                 f" ({', '.join(f'{name} {count}' for count, name in by_channels.items())})",
                 hint="say what they are: `num_labels` N [`has_dontcare`] [`has_edges`] `size` HxW"
                 " `upsampling` normal|more",

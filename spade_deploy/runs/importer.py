@@ -1,7 +1,8 @@
-"""Import NVIDIA's released generator files (`latest_net_G.pth`), and the style encoders (`latest_net_E.pth`) that
-NVIDIA's code trains beside them, as checkpoints of this package.
+"""Import released generator files (`latest_net_G.pth`), and the style encoders (`latest_net_E.pth`) that NVIDIA's code
+trains beside them, as checkpoints of this package.
 
-Such a file is a bare state dict, without any config: `imported_spec.py` finds out how its generator is built.
+Such a file is a bare state dict, without any config: `imported_spec.py` and `imported_families.py` find out which
+generator it is and how it is built.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from spade_deploy.errors import CheckpointError
 from spade_deploy.files.locks import locked
+from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
-from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.runs.checkpoint import Imported, save_checkpoint
 from spade_deploy.runs.import_request import ImportRequest
+from spade_deploy.runs.imported_families import ANCHORS, family_of
 from spade_deploy.runs.imported_spec import ImportedSpec
 from spade_deploy.runs.layout import checkpoint_folder, new_run
 from spade_deploy.runs.state_dicts import check_values, choose_part, completed, fill, find_parts, first_names
@@ -26,16 +28,15 @@ from spade_deploy.runs.tensors import require_finite
 from spade_deploy.runs.weight_files import load_weights
 from spade_deploy.spec import GeneratorSpec
 
-_GENERATOR_ANCHORS = ("head_0.conv_0.weight_orig", "head_0.conv_0.weight")
 _ENCODER_ANCHORS = ("fc_mu.weight",)
-_DISCRIMINATOR_ANCHORS = ("discriminator_0.model0.0.weight",)
+_DISCRIMINATOR_ANCHORS = ("discriminator_0.model0.0.weight", "scale0_layer0.0.weight", "layer_up_last.weight")
 
 
 @dataclass(frozen=True)
 class ImportedGenerator:
     """A generator that was read from a file."""
 
-    module: SpadeGenerator
+    module: Generator
     """The network in eval mode."""
 
     spec: GeneratorSpec
@@ -57,15 +58,16 @@ def read_generator_file(path: Path, request: ImportRequest) -> ImportedGenerator
     notes: list[str] = []
     guesses: list[str] = []
     loaded = load_weights(path, "latest_net_G.pth")
-    parts = find_parts(loaded, _GENERATOR_ANCHORS)
+    parts = find_parts(loaded, ANCHORS)
     if not parts:
         raise _no_generator(path, loaded)
     state = choose_part(parts, request.part, path, guesses, notes).tensors
     check_values(state, path)
-    found = ImportedSpec(state, request, path)
+    found = family_of(state)(state, request, path)
     spec = found.find()
+    own = found.tensors(spec)
     guesses, notes = [*guesses, *found.guesses], [*notes, *found.notes]
-    module = _with_weights(spec, state, path, notes)
+    module = _with_weights(spec, own, path, notes)
     return ImportedGenerator(module.eval(), spec, tuple(notes), tuple(guesses))
 
 
@@ -76,15 +78,15 @@ def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None =
     is damaged, no encoder, or the encoder of another generator.
     """
     notes = [] if notes is None else notes
-    if spec.z_dim is None:
+    if spec.z_dim is None or spec.noise_channels:
         raise CheckpointError(
-            f"{path}: the generator has no style vector, so that an encoder means nothing to it", hint="leave it out"
+            f"{path}: the generator has no style vector, so it cannot use an encoder", hint="leave it out"
         )
     loaded = load_weights(path, "latest_net_E.pth")
     parts = find_parts(loaded, _ENCODER_ANCHORS)
     if not parts:
         raise CheckpointError(
-            f"{path}: tensor 'fc_mu.weight' is missing: this is no style encoder",
+            f"{path}: tensor 'fc_mu.weight' is missing: this is not a style encoder",
             hint=f"expected a latest_net_E.pth; this file begins with {first_names(loaded)}",
         )
     state = choose_part(parts, None, path, notes, notes).tensors
@@ -122,17 +124,18 @@ def _no_generator(path: Path, loaded: object) -> CheckpointError:
             f"{path}: holds {kind}, not a state dict of named tensors", hint="give a latest_net_G.pth"
         )
     return CheckpointError(
-        f"{path}: tensor '{_GENERATOR_ANCHORS[0]}' is missing: this is no SPADE generator",
+        f"{path}: tensor '{ImportedSpec.anchors[0]}' is missing: this is not a SPADE generator, nor another that can be"
+        " imported",
         hint=f"expected a latest_net_G.pth; this file begins with {first_names(loaded)}",
     )
 
 
-def _with_weights(spec: GeneratorSpec, state: dict[str, Tensor], path: Path, notes: list[str]) -> SpadeGenerator:
+def _with_weights(spec: GeneratorSpec, state: dict[str, Tensor], path: Path, notes: list[str]) -> Generator:
     """The generator with the file's tensors, whose shapes are compared before it takes any memory."""
     with torch.device("meta"):
-        blueprint = SpadeGenerator(spec)
+        blueprint = build_generator(spec)
     given = completed(blueprint, state, path, notes, "`upsampling` may be another than assumed")
-    module = SpadeGenerator(spec)
+    module = build_generator(spec)
     fill(module, given, path, notes)
     return module
 
@@ -181,7 +184,9 @@ def import_checkpoint(file: Path, request: ImportRequest, *, runs_dir: Path, nam
     spec = found.spec
     parameters = sum(parameter.numel() for parameter in found.module.parameters())
     described = (
-        f"{spec.labels.num_channels} segmap channels, {spec.height} x {spec.width}, upsampling {spec.upsampling},"
+        f"{spec.title}, {spec.labels.num_channels} segmap channels, {spec.height} x {spec.width},"
+        f"{f' upsampling {spec.upsampling},' if spec.has('upsampling') else ''}"
+        f"{f' {spec.depth},' if spec.depth else ''}"
         f" {spec.norm} norm, {_style(spec, style)}{parameters / 1e6:.2f} M parameters"
     )
     notes = (*found.notes, *(f"the encoder: {note}" for note in of_encoder))
@@ -191,4 +196,6 @@ def import_checkpoint(file: Path, request: ImportRequest, *, runs_dir: Path, nam
 def _style(spec: GeneratorSpec, encoder: StyleEncoder | None) -> str:
     if spec.z_dim is None:
         return ""
+    if spec.noise_channels:
+        return f"noise of {spec.noise_channels} numbers, "
     return "style vector, " if encoder is None else "style vector and its encoder, "

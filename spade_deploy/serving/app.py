@@ -21,6 +21,7 @@ from spade_deploy.serving.figures import Figures
 from spade_deploy.serving.guards import GuardMiddleware, Guards, TokenMiddleware
 from spade_deploy.serving.live import add_live
 from spade_deploy.serving.maps import shown_name
+from spade_deploy.serving.memory import Budget
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.openapi import ready_answer
 from spade_deploy.serving.page_routes import add_page
@@ -28,7 +29,7 @@ from spade_deploy.serving.problems import HttpError, response_to
 from spade_deploy.serving.request import ServeRequest
 from spade_deploy.serving.routes import add_routes
 from spade_deploy.serving.runner import Runner
-from spade_deploy.serving.state import Serving, problems
+from spade_deploy.serving.state import Serving, budget_of, problems
 from spade_deploy.version import __version__
 
 HEALTH, READY, METRICS = "/healthz", "/readyz", "/metrics"
@@ -38,10 +39,16 @@ DRAIN_S = 20.0
 """Seconds that requests get to end when the server is told to stop."""
 
 
-def make_app(models: Mapping[str, ServedModel], asked: ServeRequest, token: str = "") -> FastAPI:
-    """The app that serves these models. token: what requests must bring; empty if nothing."""
+def make_app(
+    models: Mapping[str, ServedModel], asked: ServeRequest, token: str = "", budget: Budget | None = None
+) -> FastAPI:
+    """The app that serves these models.
+
+    token: what requests must bring; empty if nothing. budget: the memory for clients, where others share it.
+    """
     runner = Runner(asked.queue)
-    serving = Serving(models, asked, runner, Figures(runner), Drawings(most_row_bytes=asked.max_row_bytes))
+    serving = Serving(models, asked, runner, Figures(runner), budget or budget_of(asked))
+    serving.drawings = Drawings(most_row_bytes=asked.max_row_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -114,7 +121,7 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
     @app.get(READY, tags=["state"], summary="Whether it takes requests", responses={200: ready_answer()})
     async def ready() -> Response:
         if not serving.is_ready:
-            raise HttpError(503, "the server is going down")
+            raise HttpError(503, "the server is shutting down")
         if serving.runner.is_full:
             raise HttpError(503, "the queue is full", retry_s=serving.retry_s)
         return JSONResponse({"status": "ready", "waiting": serving.runner.waiting, "models": list(serving.models)})

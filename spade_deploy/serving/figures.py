@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import (
@@ -45,14 +46,7 @@ class Figures:
     def made(self, model: str, made: Made, decode_s: float, encode_s: float) -> None:
         """Count an image and the seconds of its stages."""
         self.images.labels(model).inc()
-        patterns_s = made.patterns_s or 0.0
-        for stage, seconds in (
-            ("decode", decode_s),
-            ("queue", made.queue_s),
-            ("patterns", patterns_s),
-            ("run", made.run_s - patterns_s),
-            ("encode", encode_s),
-        ):
+        for stage, seconds in made.stages_s(decode_s, encode_s).items():
             self._stages.labels(model, stage).observe(seconds)
         self._batches.labels(model).observe(made.batch)
         self.look()
@@ -70,3 +64,11 @@ class Figures:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def forget_process(pid: int, folder: Path) -> None:
+    """Take out of the figures how many requests a process that ended had waiting and running; its counts stay.
+
+    folder: that of `MULTIPROCESS`.
+    """
+    multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

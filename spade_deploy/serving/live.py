@@ -4,7 +4,8 @@ A page sends binary messages: a line of JSON (`id`, and the fields of `POST /v1/
 and the bytes of a PNG label map. An edit has `base`, the `id` of the message whose map it builds on, and `patches` in
 place of the PNG. For each message a page gets either a binary one, a line of JSON (`id`, `timing`, `media_type`), a
 line feed and the image, or a text with a problem (`id` and the members of problem+json). A map that a newer one
-overtook is answered by a text {"id": ..., "overtaken": true}; edits build on it all the same.
+overtook is answered by a text {"id": ..., "overtaken": true}; edits build on it all the same. Where all clients
+together fill the memory for what they send, the WebSocket is closed with code 1013, try again later.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.serving.drawings import Drawing
 from spade_deploy.serving.edits import EDIT_FIELDS, beside_edit, model_of_edit, work_of_drawing
 from spade_deploy.serving.maps import Asked, Maps, asked_beside, inputs_of_maps, maps_of, text_field
+from spade_deploy.serving.memory import FULL, TRY_LATER
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.patches import PATCHES, edited
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
@@ -42,6 +44,8 @@ _MOST_HEADER_BYTES = 1 << 20
 """It may hold an instance map in base64."""
 _MOST_WAITING = 16
 """Messages of one page that wait to be decoded. A page that sends more loses them, and edits of them are refused."""
+_MOST_UNSENT = 4
+"""Images of one page that are made, encoded or sent. A page that takes none gets no more."""
 
 
 def add_live(app: FastAPI, serving: Serving) -> None:
@@ -64,6 +68,8 @@ class _Message:
     """The rest of its line of JSON."""
     png: bytes
     """What stands behind the line."""
+    num_bytes: int
+    """What the message takes in memory."""
 
     @property
     def is_edit(self) -> bool:
@@ -81,6 +87,7 @@ class Page:
         self._held: Drawing | None = None
         self._sending = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._share = serving.budget.share()
 
     async def run(self) -> None:
         """Until the page goes."""
@@ -92,6 +99,9 @@ class Page:
                     return
                 try:
                     came = _read(message.get("bytes"))
+                    if not self._share.take(came.num_bytes):
+                        await self._give_up()
+                        return
                 except HttpError as error:
                     await self._tell({"id": None, **body_of(error)})
                     continue
@@ -102,6 +112,7 @@ class Page:
                 self._waiting.append(came)
                 self._came.set()
                 for one in overtaken:
+                    self._share.give(one.num_bytes)
                     await self._tell({"id": one.number, "overtaken": True})
         except WebSocketDisconnect:
             return
@@ -113,11 +124,14 @@ class Page:
                 self._current.result.cancel()
             if self._held is not None:
                 self._serving.drawings.drop(self._held.key)
+            self._share.close()
 
     async def _work(self) -> None:
         while True:
             await self._came.wait()
             self._came.clear()
+            while len(self._tasks) >= _MOST_UNSENT:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             came, self._waiting = self._waiting, []
             for message in came:
                 try:
@@ -128,6 +142,8 @@ class Page:
                         await self._tell({"id": message.number, "overtaken": True})
                 except Exception as error:  # the page draws on, whatever one map does
                     await self._tell({"id": message.number, **body_of(_told(error))})
+                finally:
+                    self._share.give(message.num_bytes)
 
     async def _maps_of(self, message: _Message) -> tuple[ServedModel, Asked, Maps]:
         """Decode a message's map, or what it changes, and hold the map for the edits to come."""
@@ -191,10 +207,23 @@ class Page:
         content = await self._serving.in_thread(encode, made.pixels, picture, quality)
         encode_s = time.perf_counter() - start
         self._serving.figures.made(model, made, decode_s, encode_s)
+        if self._current is work:
+            self._current = None  # it holds the image
+        if not self._share.take(len(content)):
+            await self._give_up()
+            return
         head = {"id": number, "timing": timing(made, decode_s, encode_s), "media_type": MEDIA_TYPES[picture]}
-        with suppress(RuntimeError, WebSocketDisconnect):  # the page went
-            async with self._sending:
-                await self._socket.send_bytes(json.dumps(head).encode() + b"\n" + content)
+        try:
+            with suppress(RuntimeError, WebSocketDisconnect):  # the page went
+                async with self._sending:
+                    await self._socket.send_bytes(json.dumps(head).encode() + b"\n" + content)
+        finally:
+            self._share.give(len(content))
+
+    async def _give_up(self) -> None:
+        """Close the page's WebSocket, as all clients together hold too much."""
+        with suppress(RuntimeError, WebSocketDisconnect):
+            await self._socket.close(TRY_LATER, FULL)
 
     async def _tell(self, body: dict[str, Any]) -> None:
         with suppress(RuntimeError, WebSocketDisconnect):
@@ -216,7 +245,7 @@ def _read(content: bytes | None) -> _Message:
     if not isinstance(fields, dict):
         raise HttpError(400, "the line of JSON is no object")
     number = fields.pop("id", None)
-    return _Message(number if is_int(number) or isinstance(number, str) else None, fields, png)
+    return _Message(number if is_int(number) or isinstance(number, str) else None, fields, png, len(content))
 
 
 def _told(error: Exception) -> SpadeError:
@@ -224,4 +253,4 @@ def _told(error: Exception) -> SpadeError:
     if isinstance(error, SpadeError):
         return error
     _LOG.error("a map of the live preview failed", exc_info=error)
-    return HttpError(500, "an error that nobody foresaw; the server's log has it")
+    return HttpError(500, "an unexpected error; the server's log has it")

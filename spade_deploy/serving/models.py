@@ -18,7 +18,7 @@ from spade_deploy.files.reading import sha256_of
 from spade_deploy.inference.style import StyleEncoder
 from spade_deploy.labels.palettes import effective_palette
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.runs.folders import resolve_artifact
+from spade_deploy.runs.folders import resolve_artifact, usual_name
 from spade_deploy.serving.request import ServeRequest
 from spade_deploy.serving.runner import BatchRule
 from spade_deploy.spec import GeneratorSpec
@@ -143,12 +143,16 @@ def named_paths(texts: Sequence[str], runs: Path) -> list[tuple[str, Path]]:
     """(name, artifact folder) of each text, PATH or NAME=PATH; of the newest artifact where there is none."""
     found = []
     for text in texts or ("",):
-        name, equals, rest = text.partition("=")
-        given = name if equals and _NAME.fullmatch(name) else ""
-        path = rest if given else text
+        given, path = name_and_path(text)
         artifact = resolve_artifact(Path(path) if path else None, runs)
         found.append((given or usual_name(artifact), artifact))
     return found
+
+
+def name_and_path(text: str) -> tuple[str, str]:
+    """The name, empty where none is given, and the path of a text PATH or NAME=PATH."""
+    name, equals, rest = text.partition("=")
+    return (name, rest) if equals and _NAME.fullmatch(name) else ("", text)
 
 
 def measured_rule(artifact: Artifact, runtime: Runtime, asked: ServeRequest) -> BatchRule:
@@ -171,9 +175,3 @@ def _rate(runtime: Runtime, case: Any, size: int) -> float:
     start = time.perf_counter()
     runtime.run(batch)
     return size / (time.perf_counter() - start)
-
-
-def usual_name(path: Path) -> str:
-    """runs/earth-001/artifact -> earth-001."""
-    name = path.parent.name if path.name == "artifact" else path.name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

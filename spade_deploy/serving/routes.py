@@ -10,38 +10,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from spade_deploy.artifact import Arrays
-from spade_deploy.errors import ConfigError
+from spade_deploy.serving.forms import form_of
 from spade_deploy.serving.maps import (
-    FIELDS,
-    FILES,
     Asked,
     asked_of_form,
     asked_of_json,
     inputs_of,
-    shown_name,
     text_field,
 )
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.openapi import models_answer, whole_map_body
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError
+from spade_deploy.serving.quick import QUICK_BYTES, decodes_quickly, encodes_quickly
 from spade_deploy.serving.runner import DeadlineError, Made, QueueFullError, Work
 from spade_deploy.serving.state import Serving, problems
 
 BODY_S = 20.0
 """Seconds in which the whole body of a request must have come."""
-_MOST_PARTS = 16
 JSON = "application/json"
 _MOST_MARKS = 100_000
 """Quotation marks and opening brackets in JSON; a request needs a few dozen, and each patch of an edit some fifteen."""
-_QUICK_BYTES = 1 << 16
-"""JSON of so many bytes is read within a millisecond, and need not go to another thread."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +92,13 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
         deadline = time.monotonic() + serving.asked.timeout
         wanted = await read_request(request, serving)
         start = time.perf_counter()
-        inputs = await serving.in_thread(inputs_of, wanted.model, wanted.asked, serving.asked.max_pixels)
+        model, asked, limit = wanted.model, wanted.asked, serving.asked.max_pixels
+        if decodes_quickly(model, asked):
+            inputs = inputs_of(model, asked, limit)
+        else:
+            inputs = await serving.in_thread(inputs_of, model, asked, limit)
         decode_s = wanted.read_s + time.perf_counter() - start
-        work = work_of(wanted.model, inputs, deadline)
+        work = work_of(model, inputs, deadline)
         serving.runner.submit(work)
         return await photo_of(work, wanted, decode_s, request, serving)
 
@@ -117,7 +113,10 @@ async def photo_of(work: Work, wanted: Wanted, decode_s: float, request: Request
     """The answer with the photo of a work that is queued. Raises what `result_of` does."""
     made = await result_of(work, request)
     start = time.perf_counter()
-    content = await serving.in_thread(encode, made.pixels, wanted.format, wanted.quality)
+    if encodes_quickly(made.pixels, wanted.format):
+        content = encode(made.pixels, wanted.format, wanted.quality)
+    else:
+        content = await serving.in_thread(encode, made.pixels, wanted.format, wanted.quality)
     encode_s = time.perf_counter() - start
     serving.figures.made(wanted.model.name, made, decode_s, encode_s)
     headers = {"Server-Timing": timing(made, decode_s, encode_s), "Cache-Control": "no-store"}
@@ -131,15 +130,8 @@ def work_of(model: ServedModel, inputs: Arrays, deadline: float) -> Work:
 
 def timing(made: Made, decode_s: float, encode_s: float) -> str:
     """The header Server-Timing: milliseconds of each stage."""
-    patterns_s = made.patterns_s or 0.0
-    stages = {
-        "decode": decode_s,
-        "queue": made.queue_s,
-        "patterns": patterns_s,
-        "run": made.run_s - patterns_s,
-        "encode": encode_s,
-    }
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+    stages_s = made.stages_s(decode_s, encode_s)
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages_s.items())
 
 
 async def result_of(work: Work, request: Request) -> Made:
@@ -173,9 +165,7 @@ async def read_request(request: Request, serving: Serving) -> Wanted:
     if kind == JSON:
         return await wanted_of_json(request, serving, await read_json(request, serving))
     if kind == "multipart/form-data":
-        fields, files = await _read_form(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
-        asked = asked_of_form(fields, files, serving.asked.max_pixels)
-        return wanted_of(request, serving.model(text_field(fields, "model")), asked, fields)
+        return await _wanted_of_form(request, serving)
     raise HttpError(
         415,
         f"content of type {kind[:80] or 'none'} is not read",
@@ -196,6 +186,17 @@ async def wanted_of_json(request: Request, serving: Serving, body: JsonBody) -> 
     return replace(wanted, read_s=read_s)
 
 
+async def _wanted_of_form(request: Request, serving: Serving) -> Wanted:
+    content = await read_body(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
+    start, kind = time.perf_counter(), request.headers["content-type"]
+    is_small = len(content) <= QUICK_BYTES
+    fields, files = form_of(content, kind) if is_small else await serving.in_thread(form_of, content, kind)
+    asked = asked_of_form(fields, files, serving.asked.max_pixels)
+    read_s = time.perf_counter() - start
+    wanted = wanted_of(request, serving.model(text_field(fields, "model")), asked, fields)
+    return replace(wanted, read_s=read_s)
+
+
 def content_type(request: Request) -> str:
     """The type of a request's body in small letters, without its parameters; empty for none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -204,7 +205,7 @@ def content_type(request: Request) -> str:
 async def read_json(request: Request, serving: Serving) -> JsonBody:
     """A request's body as JSON. Raises HttpError."""
     content = await read_body(request, serving.asked.max_bytes, min(BODY_S, serving.asked.timeout))
-    start, is_small = time.perf_counter(), len(content) <= _QUICK_BYTES
+    start, is_small = time.perf_counter(), len(content) <= QUICK_BYTES
     value = json_of(content) if is_small else await serving.in_thread(json_of, content)
     return JsonBody(value, time.perf_counter() - start, is_small)
 
@@ -261,38 +262,3 @@ async def _parts(request: Request, most: int, seconds: float) -> AsyncIterator[b
 
 def _too_long(found: int, most: int) -> HttpError:
     return HttpError(413, f"the body has {found:,} bytes or more; {most:,} are read", hint="send a PNG, or run lengths")
-
-
-async def _read_form(request: Request, most: int, seconds: float) -> tuple[dict[str, str], dict[str, bytes]]:
-    parser = MultiPartParser(
-        request.headers,
-        _parts(request, most, seconds),  # type: ignore[arg-type]  # any asynchronous iterator will do
-        max_files=_MOST_PARTS,
-        max_fields=_MOST_PARTS,
-        max_part_size=1 << 20,
-    )
-    parser.spool_max_size = most  # nothing is written to the disk
-    try:
-        form = await parser.parse()
-    except (MultiPartException, FormParserError, KeyError, ValueError) as error:  # ValueError: texts in odd charsets
-        said = error.message if isinstance(error, MultiPartException) else str(error)
-        raise HttpError(400, f"the form cannot be read: {said[:200]}") from error
-    fields: dict[str, str] = {}
-    files: dict[str, bytes] = {}
-    try:
-        for name, value in form.multi_items():
-            if name not in FIELDS or name in fields or name in files:
-                why = "comes twice" if name in FIELDS else "is no field of a request"
-                raise ConfigError(f"`{shown_name(name)}` {why}", hint=f"there are {', '.join(sorted(FIELDS))}")
-            if isinstance(value, UploadFile):
-                files[name] = await value.read()
-            else:
-                fields[name] = value
-    finally:
-        for file in parser._files_to_close_on_error:  # also those of parts that were cut off, which the form lacks
-            file.close()
-    if wrong := sorted(set(files) - FILES):
-        raise ConfigError(f"`{wrong[0]}` is sent as a file, it should be a text")
-    if wrong := sorted(set(fields) & FILES):
-        raise ConfigError(f"`{wrong[0]}` is sent as a text, it should be a file", hint=f"-F {wrong[0]}=@FILE")
-    return fields, files

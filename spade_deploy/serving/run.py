@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import socket
-import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from spade_deploy.artifact import Artifact
@@ -24,91 +20,18 @@ from spade_deploy.errors import ConfigError, reason_of
 from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.serving.app import DRAIN_S, make_app
-from spade_deploy.serving.figures import MULTIPROCESS
+from spade_deploy.serving.figures import MULTIPROCESS, forget_process
 from spade_deploy.serving.guards import read_token
-from spade_deploy.serving.logs import LoggedProgress, log_request, start_log
+from spade_deploy.serving.logs import LoggedProgress, start_log
 from spade_deploy.serving.models import named_paths, open_models
-from spade_deploy.serving.problems import MEDIA_TYPE, HttpError, body_of, response_to
+from spade_deploy.serving.protocol import HEADERS_S, PatientProtocol, PatientWebSocket
 from spade_deploy.serving.request import ServeRequest
+from spade_deploy.serving.state import budget_of
 
 _LOG = logging.getLogger(__name__)
 
-HEADERS_S = 10.0
-"""Seconds in which the headers of a request must have come."""
 KEEP_ALIVE_S = 15
 """Seconds that a connection may be idle between two requests."""
-
-
-class PatientProtocol(H11Protocol):
-    """Uvicorn's HTTP protocol, which also closes connections that send no whole request in time.
-
-    What it answers by itself, as no request reaches the app, is application/problem+json, too.
-    """
-
-    _overdue: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        crowd, most = max(len(self.connections), len(self.tasks)), getattr(self.config, "most_connections", None)
-        self.app = _too_many if most is not None and crowd > most else self.config.loaded_app
-        super().data_received(data)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def handle_websocket_upgrade(self, event: Any) -> None:
-        self._stop_waiting()
-        super().handle_websocket_upgrade(event)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP; where an answer is under way already, only close the connection."""
-        request_id = uuid.uuid4().hex[:16]
-        log_request(_LOG, request_id, {"method": "-", "path": "-"}, 400, 0.0)
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            error = HttpError(400, "what was sent is no HTTP/1.1 request", hint="docs/serving.md has examples")
-            body = json.dumps(body_of(error, request_id)).encode()
-            headers = [
-                ("content-type", MEDIA_TYPE),
-                ("content-length", str(len(body))),
-                ("connection", "close"),
-                ("x-request-id", request_id),
-            ]
-            for part in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(part) or b"")
-        self.transport.close()
-
-    def _is_between_requests(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def _wait(self) -> None:
-        if not self._is_between_requests() or self.transport.get_protocol() is not self:
-            self._stop_waiting()
-        elif self._overdue is None:
-            self._overdue = self.loop.call_later(getattr(self.config, "headers_s", HEADERS_S), self._give_up)
-
-    def _stop_waiting(self) -> None:
-        if self._overdue is not None:
-            self._overdue.cancel()
-            self._overdue = None
-
-    def _give_up(self) -> None:
-        self._overdue = None
-        if self._is_between_requests() and not self.transport.is_closing():
-            self.transport.close()
-
-
-async def _too_many(scope: Any, receive: Any, send: Any) -> None:
-    request_id = uuid.uuid4().hex[:16]
-    log_request(_LOG, request_id, scope, 503, 0.0)
-    problem = HttpError(503, "too many connections are open", hint="send it again a little later")
-    response = response_to(problem, request_id)
-    response.headers["Connection"] = "close"
-    await response(scope, receive, send)
 
 
 def serve(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> None:
@@ -126,11 +49,13 @@ def serve(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> None:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         if asked.workers == 1:
+            # Uvicorn raises it again once all is finished. As the first process of a container this one would not even
+            # be ended by it without a handler, so there is one while the models are opened, too.
+            signal.signal(signal.SIGTERM, _end)
             models = open_models(asked, runs, progress)
             for model in models.values():
                 stack.callback(model.runtime.close)
             progress.note(f"serving {', '.join(models)} on http://{shown}:{port}/  (Ctrl-C ends it)")
-            signal.signal(signal.SIGTERM, _end)  # uvicorn raises it again once all is finished
             uvicorn.Server(_config(make_app(models, asked, token), asked)).run([listening])
             return
         for _, path in named_paths(asked.artifacts, runs):
@@ -139,7 +64,7 @@ def serve(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> None:
         os.environ[MULTIPROCESS] = str(folder)
         config = _config(WorkerApp(asked, runs.absolute(), token), asked)
         progress.note(f"serving with {asked.workers} processes on http://{shown}:{port}/  (Ctrl-C ends it)")
-        Multiprocess(config, sockets=[listening]).run()
+        Workers(config, [listening], folder).run()
 
 
 @dataclass
@@ -154,15 +79,38 @@ class WorkerApp:
     """What requests must bring."""
     _app: Any = None
 
+    def __post_init__(self) -> None:
+        self.budget = budget_of(self.asked)
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
             start_log(as_json=self.asked.json_logs)
             models = await asyncio.to_thread(open_models, self.asked, self.runs)
-            self._app = make_app(models, self.asked, self.token)
+            self._app = make_app(models, self.asked, self.token, self.budget)
         await self._app(scope, receive, send)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_app": None}
+
+
+class Workers(Multiprocess):
+    """Uvicorn's supervisor of processes, which also takes out of the figures what a process that ended had in hand."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], figures: Path) -> None:
+        """figures: the folder of the figures that the processes share."""
+        super().__init__(config, sockets)
+        self._figures, self._seen = figures, set[int]()
+
+    def keep_subprocess_alive(self) -> None:
+        before = self._pids()
+        super().keep_subprocess_alive()
+        now = self._pids()
+        for pid in (self._seen | before) - now:
+            forget_process(pid, self._figures)
+        self._seen = now
+
+    def _pids(self) -> set[int]:
+        return {process.pid for process in self.processes if process.pid is not None}
 
 
 def _end(*_: object) -> None:
@@ -191,17 +139,20 @@ def _config(app: Any, asked: ServeRequest) -> uvicorn.Config:
         app,
         workers=asked.workers,
         http=PatientProtocol,
-        ws="websockets-sansio",
+        ws=PatientWebSocket,
+        ws_per_message_deflate=False,  # images are compressed already
         ws_max_size=asked.max_bytes,
         backlog=2048,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(DRAIN_S) + 5,
         access_log=False,
+        proxy_headers=False,  # nothing here depends on a client's address
         log_config=None,
         server_header=False,
         lifespan="on",
     )
-    # These reach the protocol in worker processes this way.
+    # These reach the protocols in worker processes this way.
+    config.budget = app.budget if isinstance(app, WorkerApp) else app.state.serving.budget  # type: ignore[attr-defined]
     config.headers_s = min(HEADERS_S, asked.timeout)  # type: ignore[attr-defined]
     config.most_connections = 4 * asked.queue + 256  # type: ignore[attr-defined]
     return config

@@ -52,6 +52,12 @@ class Made:
     batch: int
     """How many images that run made."""
 
+    def stages_s(self, decode_s: float, encode_s: float) -> dict[str, float]:
+        """Seconds of each stage of the request, by name, in order."""
+        patterns_s = self.patterns_s or 0.0
+        run_s = self.run_s - patterns_s
+        return {"decode": decode_s, "queue": self.queue_s, "patterns": patterns_s, "run": run_s, "encode": encode_s}
+
 
 @dataclass(frozen=True)
 class BatchRule:
@@ -133,7 +139,7 @@ class Runner:
         """
         with self._changed:
             if not self._is_open:
-                raise StoppedError("the server is going down", hint="send it to another one, or later again")
+                raise StoppedError("the server is shutting down", hint="send it to another one, or later again")
             if instead_of is not None and instead_of in self._waiting:
                 self._waiting[self._waiting.index(instead_of)] = work
                 _fail(instead_of, OvertakenError("a newer request of this drawing came"))

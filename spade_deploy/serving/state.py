@@ -13,6 +13,7 @@ from starlette.types import Scope
 from spade_deploy.machine.cores import usable_cores
 from spade_deploy.serving.drawings import Drawings
 from spade_deploy.serving.figures import Figures
+from spade_deploy.serving.memory import BODIES, FULL, HINT, Budget, Share
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.problems import MEDIA_TYPE, TITLES, HttpError
 from spade_deploy.serving.request import ServeRequest
@@ -20,12 +21,14 @@ from spade_deploy.serving.runner import Runner
 
 Result = TypeVar("Result")
 
-HELD_BODIES = 8
-"""As many times `max_bytes` may be held by the bodies of all requests together."""
-
 
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(2, min(4, usable_cores())), "spade-pictures")
+
+
+def budget_of(asked: ServeRequest) -> Budget:
+    """The memory that the clients of one process may fill."""
+    return Budget(BODIES * asked.max_bytes)
 
 
 @dataclass
@@ -40,14 +43,14 @@ class Serving:
     """The queue."""
     figures: Figures
     """The counters."""
+    budget: Budget
+    """The memory that clients may fill together."""
     drawings: Drawings = field(default_factory=Drawings)
     """The maps that edits build on."""
     is_ready: bool = True
     """Whether new requests should come here."""
     threads: ThreadPoolExecutor = field(default_factory=_threads)
     """Where images are decoded and encoded: few threads, so that many large maps are not decoded at once."""
-    held_bytes: int = 0
-    """Bytes of bodies that are in memory."""
 
     async def in_thread(self, function: Callable[..., Result], *values: Any) -> Result:
         """The result of a function that would keep other requests waiting for too long."""
@@ -55,14 +58,14 @@ class Serving:
 
     def hold(self, scope: Scope, count: int) -> None:
         """Note that a request holds more bytes, until `answered`. Raises HttpError where all together hold too many."""
-        if self.held_bytes + count > HELD_BODIES * self.asked.max_bytes:
-            raise HttpError(503, "other requests fill the memory for bodies", hint="send it again a little later")
-        self.held_bytes += count
-        scope["state"]["held_bytes"] = scope["state"].get("held_bytes", 0) + count
+        share: Share = scope["state"].setdefault("share", self.budget.share())
+        if not share.take(count):
+            raise HttpError(503, FULL, hint=HINT, retry_s=self.retry_s)
 
     def answered(self, scope: Scope, status: int) -> None:
         """A request was answered, or its client went."""
-        self.held_bytes -= scope["state"].pop("held_bytes", 0)
+        if (share := scope["state"].pop("share", None)) is not None:
+            share.close()
         route = scope.get("route")
         self.figures.answered(getattr(route, "path", "other"), status)
 

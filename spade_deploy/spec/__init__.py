@@ -5,6 +5,16 @@ inverses; checkpoints and the artifact's manifest hold this JSON. The enums are 
 offer them without loading NumPy.
 """
 
+from spade_deploy.spec.architectures import (
+    CRN_WIDTHS,
+    MODULATED,
+    NORMS,
+    OASIS_NOISE,
+    PIX2PIXHD_BLOCKS,
+    PIX2PIXHD_EDGE_KERNEL,
+    PIX2PIXHD_HALVINGS,
+)
+from spade_deploy.spec.blocks import BlockSpec
 from spade_deploy.spec.choices import (
     EXPORTED,
     Architecture,
@@ -21,16 +31,7 @@ from spade_deploy.spec.choices import (
     Upsampling,
 )
 from spade_deploy.spec.discriminator import DiscriminatorSpec
-from spade_deploy.spec.generator import (
-    CRN_WIDTHS,
-    NETWORK,
-    NORMS,
-    PIX2PIXHD_BLOCKS,
-    PIX2PIXHD_EDGE_KERNEL,
-    PIX2PIXHD_HALVINGS,
-    BlockSpec,
-    GeneratorSpec,
-)
+from spade_deploy.spec.generator import NETWORK, GeneratorSpec
 from spade_deploy.spec.labels import UNKNOWN_VALUE, LabelSpec, Rgb
 from spade_deploy.spec.profile import Extent, ShapeProfile
 from spade_deploy.spec.rounding import RoundingError
@@ -41,8 +42,10 @@ __all__ = [
     "EXPORTED",
     "MAX_BATCH",
     "MAX_SIDE",
+    "MODULATED",
     "NETWORK",
     "NORMS",
+    "OASIS_NOISE",
     "PIX2PIXHD_BLOCKS",
     "PIX2PIXHD_EDGE_KERNEL",
     "PIX2PIXHD_HALVINGS",

@@ -9,15 +9,18 @@ from enum import StrEnum
 
 
 class Architecture(StrEnum):
-    """Which network it is: SPADE, or one of the baselines that SPADE's paper compares it with.
+    """Which network it is: SPADE, one of the baselines that SPADE's paper compares it with, or one that followed.
 
     spade: Park et al. 2019. pix2pixhd: the global generator of Wang et al. 2018. crn: the cascaded refinement network
-    of Chen and Koltun 2017.
+    of Chen and Koltun 2017. clade: Tan et al. 2021, SPADE's generator with a table row a class as modulation. oasis:
+    Schönfeld et al. 2021, SPADE's blocks whose modulation sees noise, too.
     """
 
     SPADE = "spade"
     PIX2PIXHD = "pix2pixhd"
     CRN = "crn"
+    CLADE = "clade"
+    OASIS = "oasis"
 
 
 class NormType(StrEnum):

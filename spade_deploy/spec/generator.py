@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import from_json, to_json
 from spade_deploy.settings import check_range, setting
+from spade_deploy.spec.architectures import (
+    CRN_WIDTHS,
+    FOREIGN,
+    MODULATED,
+    NORMS,
+    OASIS_NOISE,
+    PIX2PIXHD_BLOCKS,
+    PIX2PIXHD_HALVINGS,
+)
+from spade_deploy.spec.blocks import BlockSpec, oasis_blocks, spade_blocks
 from spade_deploy.spec.choices import Architecture, GraphKind, NormType, Upsampling
 from spade_deploy.spec.labels import LabelSpec
 from spade_deploy.spec.sizes import MAX_SIDE
@@ -23,63 +31,9 @@ MAX_BASE_CHANNELS = 1024
 MAX_HIDDEN_CHANNELS = 8192
 MAX_STYLE_LENGTH = 65_536
 
-PIX2PIXHD_HALVINGS = 4
-"""How often the global generator halves the segmap before its residual blocks."""
-PIX2PIXHD_BLOCKS = 9
-"""How many residual blocks the global generator has, all at its coarsest resolution."""
-PIX2PIXHD_EDGE_KERNEL = 7
-"""The kernel size of the global generator's first and last convolution."""
 
-CRN_WIDTHS = (16, 16, 16, 16, 16, 8, 8, 2)
-"""Feature maps of the published refinement modules at 4, 8, ... 512 rows, in base channels: 1024 to 128 for a base of
-64."""
-
-NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
-    {
-        Architecture.SPADE: (NormType.SYNC_BATCH, NormType.BATCH, NormType.INSTANCE),
-        Architecture.PIX2PIXHD: (NormType.INSTANCE, NormType.SYNC_BATCH, NormType.BATCH),
-        Architecture.CRN: (NormType.LAYER,),
-    }
-)
-"""The normalisations that each architecture can be built with, its paper's first."""
-
-_FOREIGN: Mapping[Architecture, tuple[str, ...]] = MappingProxyType(
-    {
-        Architecture.SPADE: (),
-        Architecture.PIX2PIXHD: ("hidden_channels", "kernel_size", "upsampling", "z_dim"),
-        Architecture.CRN: ("hidden_channels", "kernel_size", "z_dim"),
-    }
-)
-"""The fields that an architecture does not use."""
-
-
-@dataclass(frozen=True)
-class BlockSpec:
-    """One residual block of SPADE's generator."""
-
-    name: str
-    """Its name in the trained weights, such as `up_0`."""
-
-    in_channels: int
-    """Channels of its input."""
-
-    out_channels: int
-    """Channels of its output."""
-
-    stride: int
-    """Output pixels of the generator per pixel of this block's features."""
-
-    doubles: bool
-    """Whether the features are doubled in height and width before the block."""
-
-    @property
-    def middle_channels(self) -> int:
-        return min(self.in_channels, self.out_channels)
-
-    @property
-    def has_shortcut(self) -> bool:
-        """Whether the shortcut is learned: it is where the number of channels changes."""
-        return self.in_channels != self.out_channels
+_LATER = ("has_positions", "halvings", "residual_blocks", "enhancer_blocks")
+"""Fields that the first versions did not have."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +48,7 @@ class GeneratorSpec:
 
     architecture: Architecture = setting(
         Architecture.SPADE,
-        help="spade, or a baseline of its paper: pix2pixhd, crn.",
+        help="spade, a baseline of its paper (pix2pixhd, crn), clade, or oasis (imports only).",
         group=NETWORK,
         flag="generator",
     )
@@ -119,11 +73,29 @@ class GeneratorSpec:
     )
     """How often SPADE and the cascaded refinement network double their coarsest features.
 
-    The global generator of pix2pixHD halves and doubles four times, whatever this says.
+    The generators of pix2pixHD halve and double as often as `halvings` and `enhancer_blocks` say.
     """
 
     z_dim: int | None = None
-    """The length of SPADE's style vector, 256 in the paper. None: the first layer is fed the label map."""
+    """The length of SPADE's style vector, 256 in the paper. None: the first layer is fed the label map.
+
+    In OASIS it is the length of the noise, which the first layer and every modulation see beside the label map.
+    """
+
+    has_positions: bool = False
+    """Whether CLADE's gamma and beta depend on the position of a pixel in its region, too: CLADE-ICPE."""
+
+    halvings: int = PIX2PIXHD_HALVINGS
+    """How often the global generator of pix2pixHD halves what it is given before its residual blocks."""
+
+    residual_blocks: int = PIX2PIXHD_BLOCKS
+    """How many residual blocks the global generator of pix2pixHD has."""
+
+    enhancer_blocks: int = 0
+    """How many residual blocks the local enhancer of pix2pixHD has, 3 in the paper; 0: the global generator is alone.
+
+    With an enhancer the global generator sees the segmap at half its size, and has twice the base channels.
+    """
 
     height: int = 256
     """The height in pixels that the model was trained for, a multiple of the stride."""
@@ -141,6 +113,9 @@ class GeneratorSpec:
             raise ConfigError(f"`kernel_size`: {quoted(self.kernel_size)} is not 1, 3 or 5")
         if self.z_dim is not None:
             check_range("z_dim", self.z_dim, 1, MAX_STYLE_LENGTH)
+        check_range("halvings", self.halvings, 1, 8)
+        check_range("residual_blocks", self.residual_blocks, 1, 100)
+        check_range("enhancer_blocks", self.enhancer_blocks, 0, 100)
         self._check_architecture()
         for name, size in (("height", self.height), ("width", self.width)):
             if size > MAX_SIDE:
@@ -148,7 +123,7 @@ class GeneratorSpec:
             if not self.takes_side(size):
                 how = f"upsampling {self.upsampling} doubles {self.upsampling.doublings} times"
                 if self.architecture is Architecture.PIX2PIXHD:
-                    how = f"{self.architecture} halves {PIX2PIXHD_HALVINGS} times"
+                    how = f"{self.architecture} halves {self.doublings} times"
                 raise ConfigError(f"`size`: {name} {quoted(size)} is not a {self.side_rule} ({how})")
 
     def _check_architecture(self) -> None:
@@ -160,11 +135,11 @@ class GeneratorSpec:
                 f"`architecture` {self.architecture} contradicts `norm` {self.norm}; it has {', '.join(allowed)}",
                 hint=hint,
             )
-        for name in _FOREIGN[self.architecture]:
+        for name in FOREIGN[self.architecture]:
             value = getattr(self, name)
             if value != _default(name):
                 raise ConfigError(
-                    f"`architecture` {self.architecture} contradicts {_named(name, value)}; it has nothing of the kind",
+                    f"`architecture` {self.architecture} contradicts {_named(name, value)}; it has no such part",
                     hint=hint,
                 )
         if self.architecture is Architecture.CRN and self.spectral_norm:
@@ -176,7 +151,9 @@ class GeneratorSpec:
     @property
     def doublings(self) -> int:
         """How often the coarsest features are doubled on the way to the image."""
-        return PIX2PIXHD_HALVINGS if self.architecture is Architecture.PIX2PIXHD else self.upsampling.doublings
+        if self.architecture is Architecture.PIX2PIXHD:
+            return self.halvings + int(self.enhancer_blocks > 0)
+        return self.upsampling.doublings
 
     @property
     def stride(self) -> int:
@@ -207,26 +184,30 @@ class GeneratorSpec:
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether the same weights serve every size. With a style vector they do not: its layer is fully connected."""
-        return self.z_dim is None
+        """Whether the first layer is a convolution of the label map, so that the same weights serve every size.
+
+        With SPADE's style vector they do not: its layer is fully connected.
+        """
+        return self.z_dim is None or self.architecture is Architecture.OASIS
+
+    @property
+    def noise_channels(self) -> int:
+        """How many channels of noise the modulation sees before those of the segmap: none but in OASIS."""
+        return (self.z_dim or 0) if self.architecture is Architecture.OASIS else 0
+
+    @property
+    def modulation_channels(self) -> int:
+        """The channels that the modulation sees: the noise, then the segmap."""
+        return self.noise_channels + self.labels.num_channels
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:
-        """SPADE's residual blocks in the order they run; figure 4 of the paper. None in another architecture."""
-        if self.architecture is not Architecture.SPADE:
+        """SPADE's residual blocks in the order they run; figure 4 of the paper. CLADE has the same, and OASIS six."""
+        if self.architecture not in MODULATED:
             return ()
-        upsampling = self.upsampling
-        doubles = [False, True, upsampling is not Upsampling.NORMAL, *[True] * 4]
-        names = ["head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3"]
-        if upsampling is Upsampling.MOST:
-            names, doubles = [*names, "up_4"], [*doubles, True]
-        blocks, stride, width = [], self.stride, 16 * self.base_channels
-        for name, doubled in zip(names, doubles, strict=True):
-            stride = stride // 2 if doubled else stride
-            out = width // 2 if name.startswith("up_") else width
-            blocks.append(BlockSpec(name, width, out, stride, doubled))
-            width = out
-        return tuple(blocks)
+        if self.architecture is Architecture.OASIS:
+            return oasis_blocks(self.base_channels)
+        return spade_blocks(self.base_channels, self.upsampling)
 
     @property
     def refinement_widths(self) -> tuple[int, ...]:
@@ -240,32 +221,63 @@ class GeneratorSpec:
         first = 1 if self.upsampling is Upsampling.NORMAL else 0
         return tuple(self.base_channels * width for width in CRN_WIDTHS[first : first + self.doublings + 1])
 
+    @property
+    def title(self) -> str:
+        """The architecture in words, with what it may have or not."""
+        return (
+            f"{self.architecture}, with positions in regions (ICPE)" if self.has_positions else str(self.architecture)
+        )
+
+    @property
+    def depth(self) -> str | None:
+        """How deep pix2pixHD's generator is, in words; None for another one."""
+        if self.architecture is not Architecture.PIX2PIXHD:
+            return None
+        enhancer = f", local enhancer of {self.enhancer_blocks}" if self.enhancer_blocks else ""
+        return f"{self.halvings} halvings, {self.residual_blocks} residual blocks{enhancer}"
+
     def has(self, field: str) -> bool:
         """Whether a field means something for the architecture: `hidden_channels` does for SPADE alone."""
-        return field not in _FOREIGN[self.architecture]
+        return field not in FOREIGN[self.architecture]
 
     @property
     def graph_kinds(self) -> tuple[GraphKind, ...]:
-        """The graphs that can be made of it: gamma and beta, what the lookup graph looks up, are SPADE's alone."""
-        return tuple(GraphKind) if self.architecture is Architecture.SPADE else (GraphKind.DENSE,)
+        """The graphs that can be made of it: without gamma and beta there is nothing that can be looked up."""
+        return tuple(GraphKind) if self.architecture in MODULATED else (GraphKind.DENSE,)
+
+    @property
+    def window_kernel(self) -> int:
+        """The side of the windows of labels in the lookup graph's tables.
+
+        It is that of SPADE's convolutions, and 1 in CLADE: there gamma and beta of a pixel follow from its own label.
+        """
+        return 1 if self.architecture is Architecture.CLADE else self.kernel_size
 
     def with_architecture(self, architecture: Architecture) -> GeneratorSpec:
         """Another architecture for the same labels and size, as its own paper builds it; the same one is unchanged.
 
         Fields that both have keep their values: base_channels, and upsampling if both have it. Fields that the new one
-        does not have are reset. The norm becomes that of its paper, and spectral norm is on only for SPADE.
+        does not have are reset. The norm becomes that of its paper, and spectral norm is on where the modulation is.
         """
         if architecture is self.architecture:
             return self
-        reset = {name: _default(name) for name in ("hidden_channels", "kernel_size", "z_dim")}
-        if Architecture.PIX2PIXHD in (architecture, self.architecture):
+        reset = {name: _default(name) for name in ("hidden_channels", "kernel_size", "z_dim", *_LATER)}
+        if {Architecture.PIX2PIXHD, Architecture.OASIS} & {architecture, self.architecture}:
             reset["upsampling"] = _default("upsampling")
-        is_spade = architecture is Architecture.SPADE
-        return replace(self, **reset, architecture=architecture, norm=NORMS[architecture][0], spectral_norm=is_spade)
+        if architecture is Architecture.OASIS:
+            reset["z_dim"] = OASIS_NOISE
+        is_spectral = architecture in MODULATED
+        return replace(self, **reset, architecture=architecture, norm=NORMS[architecture][0], spectral_norm=is_spectral)
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as JSON. SPADE is not named, so that versions without other architectures can read the file."""
+        """The spec as JSON. SPADE is not named, so that versions without other architectures can read the file.
+
+        Nor are later fields that have their defaults, for versions without them.
+        """
         value = to_json(self)
+        for name in _LATER:
+            if value[name] == _default(name):
+                del value[name]
         if self.architecture is Architecture.SPADE:
             del value["architecture"]
         return value

@@ -135,7 +135,7 @@ class TrainConfig:
     compile: bool = setting(False, help="Use torch.compile, which needs a C++ compiler.", group=SPEED)
     modulation: Modulation = setting(
         Modulation.DENSE,
-        help="dense, or lookup: gamma and beta once for each pattern of labels; exact.",
+        help="dense, or lookup: compute gamma and beta once for each pattern of labels; exact.",
         group=SPEED,
         metavar=TEXT,
     )
@@ -146,7 +146,9 @@ class TrainConfig:
         0, help="Steps between evaluations on held-out samples.", group=MEASURING, least=0, most=10**9
     )
     """0 measures nothing."""
-    eval_samples: int = setting(64, help="Number of samples; default: 64.", group=MEASURING, least=2, most=10**6)
+    eval_samples: int = setting(
+        64, help="Number of samples for these evaluations; default: 64.", group=MEASURING, least=2, most=10**6
+    )
     extractor: Path | None = setting(None, help="ONNX feature extractor: Frechet and kernel distance.", group=MEASURING)
     segmenter: Path | None = setting(None, help="ONNX segmenter: mean IoU and accuracy.", group=MEASURING)
     best_by: str = setting("", help="Keep the checkpoint that is best by this metric.", group=MEASURING)
@@ -240,12 +242,17 @@ class Setup:
         size = (self.generator.height, self.generator.width)
         if self.data.crop_size != size:
             raise ConfigError(f"`size`: the data is cropped to {self.data.crop_size}, the generator makes {size}")
+        if self.generator.architecture is Architecture.OASIS:
+            raise ConfigError(
+                "`architecture` oasis is not trained here: its discriminator and its losses are others",
+                hint="train it with its own code, and import its file with `spade import`",
+            )
         self._check_statistics()
         if self.train.modulation is Modulation.LOOKUP:
             architecture = self.generator.architecture
             if architecture is not Architecture.SPADE:
                 raise ConfigError(
-                    f"`modulation` lookup contradicts `generator` {architecture}, which has no modulation",
+                    f"`modulation` lookup contradicts `generator` {architecture}, whose modulation is no convolution",
                     hint="leave `modulation` out",
                 )
             if self.train.compile:

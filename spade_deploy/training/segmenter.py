@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.errors import ConfigError, DatasetError, ExportError, LabelMapError, TrainingError, reason_of
-from spade_deploy.export.onnx_file import OPSET, quiet_export
+from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, TrainingError
+from spade_deploy.export.onnx_file import BATCH, OPSET
+from spade_deploy.export.onnx_recorder import GraphInput, Recorder
 from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.labels.layouts import DataConfig
@@ -62,7 +64,7 @@ class SegmenterRequest:
         check_range("segmenter_steps", self.steps, 1, 10**7)
         check_range("batch_size", self.batch_size, 1, MAX_BATCH)
         if self.held_out == "train":
-            raise ConfigError("`train_segmenter`: the train split is learned, so it cannot be judged on it")
+            raise ConfigError("`train_segmenter`: it learns from the train split, so it cannot be judged on it")
         if self.data.crop_size[0] < 16 or self.data.crop_size[1] < 16:
             raise ConfigError(f"`train_segmenter`: {self.data.crop_size} pixels are fewer than 16 x 16")
 
@@ -163,13 +165,13 @@ def find_or_train(
     notes = tuple(f"{message}: not trained on" for message in skipped)
     try:
         with atomic_file(path) as temporary:
-            program = _exported(network, request)
-            _save(program, temporary, facts)
+            model = _exported(network, request)
+            _save(model, temporary, facts)
             score, note = _score(temporary, request)
-            _save(program, temporary, {**facts, "score": score})
+            _save(model, temporary, {**facts, "score": score})
     except OSError as error:
         raise TrainingError(
-            f"{path}: cannot be written ({error})", hint="make room, or choose another `runs_dir`"
+            f"{path}: cannot be written ({error})", hint="free some space, or choose another `runs_dir`"
         ) from error
     return TrainedSegmenter(path, score, was_there=False, notes=(*notes, *note))
 
@@ -235,31 +237,16 @@ def _score(path: Path, request: SegmenterRequest) -> tuple[dict[str, Any] | None
     return score, ()
 
 
-def _exported(network: SegmenterNet, request: SegmenterRequest) -> Any:
-    height, width = request.data.crop_size
-    try:
-        with quiet_export():
-            return torch.onnx.export(
-                network,
-                (torch.zeros(2, 3, height, width),),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                external_data=False,
-                verbose=False,
-            )
-    except ModuleNotFoundError:
-        raise  # onnxscript is missing: the command names the extra that brings it
-    except Exception as error:  # the exporter raises dozens of types
-        raise ExportError(f"torch.onnx could not export the segmenter: {reason_of(error)}") from error
+def _exported(network: SegmenterNet, request: SegmenterRequest) -> ir.Model:
+    size = request.data.crop_size
+    image = GraphInput("image", torch.float32, (BATCH, 3, *size))
+    return Recorder(network, OPSET).record([image], [("logits", (BATCH, request.labels.num_labels, *size))], [])
 
 
-def _save(program: Any, path: Path, facts: dict[str, Any]) -> None:
-    program.model.metadata_props[METADATA_KEY] = json.dumps(facts)
-    program.model.producer_name = "spade-deploy"
-    program.save(str(path), external_data=False)
+def _save(model: ir.Model, path: Path, facts: dict[str, Any]) -> None:
+    model.metadata_props[METADATA_KEY] = json.dumps(facts)
+    model.producer_name = "spade-deploy"
+    ir.save(model, path)
 
 
 def _without_edges(labels: LabelSpec) -> LabelSpec:

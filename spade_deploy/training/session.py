@@ -58,7 +58,7 @@ class RunLock:
         except OSError as error:
             raise TrainingError(
                 f"{run}: cannot be written ({reason_of(error)})",
-                hint="make room or choose another `runs` folder",
+                hint="free some space, or choose another `runs` folder",
             ) from error
         self._is_held = True
 
@@ -201,7 +201,7 @@ def _begun(
     lock.hold(run)
     if run_checkpoints(run):
         raise ConfigError(
-            f"`name`: another process has begun {run} in this moment", hint="give the same command again to go on"
+            f"`name`: another process has just started {run}", hint="give the same command again to continue"
         )
     if setup.data.preset != "earth" or setup.data.root is not None or EXAMPLE_LABELS.exists():
         return run, None, ()
@@ -266,18 +266,23 @@ def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: Ru
             lock.hold(found.parent.parent)
             found = resolve_checkpoint(place, runs_dir)
         return found
-    if resume != NEWEST:
-        raise ConfigError(
-            f"`name` {name} contradicts `resume` {resume}, which has its name",
-            hint=f"`name` {name} `resume`, without a value, goes on with that run or begins it",
-        )
-    check_name(name)
+    check_resumes_newest(name, resume)
     if lock is not None and (runs_dir / name).is_dir():
         lock.hold(runs_dir / name)
     last = next((folder for folder in reversed(run_checkpoints(runs_dir / name)) if is_resumable(folder)), None)
     if last is not None:
         say_damaged(last)
     return last
+
+
+def check_resumes_newest(name: str, resume: str) -> None:
+    """Raise ConfigError for a name that no run can have, and for one beside another run that is resumed."""
+    if resume != NEWEST:
+        raise ConfigError(
+            f"`name` {name} contradicts `resume` {resume}, which has its name",
+            hint=f"`name` {name} `resume`, without a value, continues that run, or starts it",
+        )
+    check_name(name)
 
 
 def _notes(setup: Setup, source: FolderSource, workers: int | None) -> tuple[str, ...]:

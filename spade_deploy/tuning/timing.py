@@ -25,18 +25,33 @@ def now() -> float:
     return time.perf_counter()
 
 
-def medians_ms(jobs: Sequence[Callable[[], object]], pace: Pace) -> list[float]:
+def medians_ms(
+    jobs: Sequence[Callable[[], object]],
+    pace: Pace,
+    agree: Callable[[Sequence[Sequence[float]]], bool] | None = None,
+) -> list[float]:
     """The median milliseconds of each job. They have been run before, so that none is timed while it warms up.
 
     Each round runs every job once. It begins with another job than the round before, and goes the other way.
+    agree: whether rounds, each the milliseconds of every job, say the same. Where two took longer than `pace.seconds`
+    and agree, they are enough, even if `pace.fewest` is more.
     """
-    times: list[list[float]] = [[] for _ in jobs]
-    start, done = now(), 0
-    while done < pace.fewest or (done < pace.most and now() - start < pace.seconds):
+    rounds: list[list[float]] = []
+    start = now()
+
+    def is_enough() -> bool:
+        is_late = now() - start >= pace.seconds
+        if agree is not None and is_late and len(rounds) >= 2 and agree(rounds):
+            return True
+        return len(rounds) >= pace.fewest and (is_late or len(rounds) >= pace.most)
+
+    while not is_enough():
+        done = len(rounds)
         order = [(done + step) % len(jobs) for step in range(len(jobs))]
+        times = [0.0] * len(jobs)
         for index in order if done % 2 == 0 else reversed(order):
             before = now()
             jobs[index]()
-            times[index].append((now() - before) * 1e3)
-        done += 1
-    return [statistics.median(column) for column in times]
+            times[index] = (now() - before) * 1e3
+        rounds.append(times)
+    return [statistics.median(column) for column in zip(*rounds, strict=True)]

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-import numpy as np
-
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, one_by_one
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, default_style, one_by_one
 from spade_deploy.errors import LabelMapError
 from spade_deploy.labels.find import find_label_maps
 from spade_deploy.labels.pairs import Pairing, read_maps, require_instances
@@ -77,6 +75,6 @@ class _Folder:
             inputs: Arrays = {LABEL: label[None]}
             if instance is not None:
                 inputs[INSTANCE] = instance[None]
-            if spec.z_dim is not None:
-                inputs[Z] = np.zeros((1, spec.z_dim), np.float32)
+            if (style := default_style(spec)) is not None:
+                inputs[Z] = style
             yield inputs

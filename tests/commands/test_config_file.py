@@ -195,11 +195,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "said", "hint"),
         [
-            ("steps: 3\nbatchsize: 3\n", "a.yaml, line 2: 'batchsize' is no setting of `spade train`", "batch_size?"),
-            ("xyzzy: 3\n", "a.yaml, line 1: 'xyzzy' is no setting", "known are preset, data,"),
-            ("resume: newest\n", "line 1: 'resume' is no setting", ""),
-            ("? [a]\n: 3\n", "line 1: '' is no setting", "known are"),
-            ("seed: 1\nsteps: 2\nseed: 3\n", "line 3: seed stands there twice, first in line 1", "leave one out"),
+            (
+                "steps: 3\nbatchsize: 3\n",
+                "a.yaml, line 2: 'batchsize' is not a setting of `spade train`",
+                "batch_size?",
+            ),
+            ("xyzzy: 3\n", "a.yaml, line 1: 'xyzzy' is not a setting", "known are preset, data,"),
+            ("resume: newest\n", "line 1: 'resume' is not a setting", ""),
+            ("? [a]\n: 3\n", "line 1: '' is not a setting", "known are"),
+            ("seed: 1\nsteps: 2\nseed: 3\n", "line 3: seed occurs twice, first in line 1", "leave one out"),
             ("seed: !!int 1\n", "line 1: the tag 'tag:yaml.org,2002:int' is not taken", "the value alone"),
             ("seed: !!python/object/apply:os.system ['true']\n", "line 1: the tag", "the value alone"),
             ("seed: [3]\n", "line 1: seed is a list; it takes a single value", "an integer"),
@@ -208,7 +212,7 @@ class TestRefusals:
             ("seed: 1\n---\nseed: 2\n", "line 2 is not valid YAML: but found another document", "--print-config"),
             ("seed: [1\n", "is not valid YAML: expected ',' or ']'", "--print-config"),
             ("seed: *b\n", "line 1 is not valid YAML: found undefined alias", "--print-config"),
-            (b"seed: \xff\n", "byte 6 is no UTF-8", "save it as UTF-8"),
+            (b"seed: \xff\n", "byte 6 is not UTF-8", "save it as UTF-8"),
             ("seed: \x07\n", "is not valid YAML", "--print-config"),
             ("seed: " + "[" * 5000 + "]" * 5000, "is nested too deeply", "--print-config"),
             ("#" * (MAX_CONFIG_BYTES + 1), "is larger than 65,536 bytes", "--print-config"),
@@ -235,7 +239,8 @@ class TestRefusals:
     def test_a_value_of_another_type_is_named_with_its_line(self, text: str, said: str, tmp_path: Path) -> None:
         error = refused(tmp_path, text)
         assert in_flags(error.message) == said.format(tmp_path / "a.yaml")
-        assert error.hint is not None
+        help_too = "; `spade train --help` tells what each setting means"
+        assert error.hint == f"correct it in {tmp_path / 'a.yaml'}, or give the flag, which wins{help_too}"
 
     def test_a_range_or_a_contradiction_names_the_file_where_the_file_has_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -256,7 +261,58 @@ class TestRefusals:
         Path("a.yaml").write_text("vae: true\n")
         done = CliRunner().invoke(app, ["train", "--config", "a.yaml", "--first-input", "noise", "--print-config"])
         assert "error: vae (a.yaml, line 1) contradicts --first-input noise" in done.stderr
-        assert "next: leave one of the two out" in done.stderr, "a hint of its own stays"
+        told = "next: leave one of the two out; correct it in a.yaml, or give the flag, which wins"
+        assert told in done.stderr.replace("\n", " "), "the hint of its own stays"
+
+    @pytest.mark.parametrize(
+        ("text", "typed", "code", "hint"),
+        [
+            (
+                "preset: moon",
+                "",
+                2,
+                "with --labels DIR --images DIR --num-labels N; correct it in a.yaml, or give the flag, which wins",
+            ),
+            (
+                "load_size: 64x64",
+                "",
+                2,
+                "give a smaller --size, or a larger load_size; correct it in a.yaml, or give the flag, which wins",
+            ),
+            (
+                "holdout: 0.2",
+                "",
+                2,
+                "leave one of them out; correct it in a.yaml, or give the flag, which wins",
+            ),
+            (
+                "seed: 3\ndata: nowhere",
+                "--preset coco",
+                1,
+                "no folder; data is in a.yaml, line 2: correct it there, or give the flag, which wins",
+            ),
+            (
+                "init: nowhere",
+                "",
+                1,
+                "for a released model; init is in a.yaml, line 1: correct it there, or give the flag, which wins",
+            ),
+            ("seed: 3", "--init nowhere", 1, "for a released model"),
+            ("init: nowhere", "--init elsewhere", 1, "for a released model"),
+            ("data: nowhere", "--preset coco --data elsewhere", 1, "is no folder"),
+            ("seed: 3", "--holdout 0.2", 2, "leave one of them out; `spade train --help` tells what each option takes"),
+        ],
+    )
+    def test_a_hint_says_what_to_do_and_in_which_file(
+        self, text: str, typed: str, code: int, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A value of the file is named with it, whatever kind of error it is; a flag that was typed is not."""
+        monkeypatch.chdir(tmp_path)
+        Path("a.yaml").write_text(f"{text}\n")
+        done = CliRunner().invoke(app, ["train", "--config", "a.yaml", *typed.split()])
+        assert done.exit_code == code
+        (step,) = (line for line in done.stderr.splitlines() if line.startswith("next: "))
+        assert step.endswith(hint)
 
     @pytest.mark.parametrize(
         ("make", "said"),

@@ -18,7 +18,7 @@ def test_every_test_that_the_page_names_is_there() -> None:
 
 def test_the_bounds_are_those_of_the_fuzz() -> None:
     assert watch.MAX_GROWTH_BYTES == 1.5 * 2**30
-    assert "| memory | 1.5 GiB above what the process had |" in PAGE
+    assert "| memory | 1.5 GiB in addition to what the process had before |" in PAGE
     assert f"| time | {watch.CPU_LIMIT_S:.0f} s of computing, {watch.BLOCKED_LIMIT_S:.0f} s of waiting |" in PAGE
     assert f"| a message, a hint | under {watch.MAX_MESSAGE} characters" in PAGE
 

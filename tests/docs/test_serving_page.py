@@ -32,7 +32,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProcess]:
     found.stop()
 
 
-def example(language: str, url: str, section: str = "Ask it") -> str:
+def example(language: str, url: str, section: str = "Requests") -> str:
     """The one example of a section in this language, which asks the server at `url`."""
     (text,) = re.findall(rf"^## {section}\n(.*?)^## ", PAGE, flags=re.DOTALL | re.MULTILINE)
     (code,) = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
@@ -112,7 +112,7 @@ def test_the_javascript_example_of_edits(served: ServedProcess) -> None:
 def test_every_status_of_the_page_is_one_of_the_servers() -> None:
     from spade_deploy.serving.problems import TITLES
 
-    table = PAGE[PAGE.index("## When it says no") : PAGE.index("## How it runs")]
+    table = PAGE[PAGE.index("## Errors") : PAGE.index("## How it runs")]
     named = {
         int(number) for row in re.findall(r"^\| ([\d, ]+) \|", table, flags=re.MULTILINE) for number in row.split(", ")
     }

@@ -27,7 +27,7 @@ def test_every_option_on_the_page_is_one_and_none_of_train_is_missing() -> None:
     }
     prose, table = PAGE.split(TABLE)
     ours = "".join("|".join(row.split("|")[2:]) for row in table.splitlines() if row.startswith("| `--"))
-    used = set(FLAG.findall(prose + ours + table[table.index("New beside these") :]))
+    used = set(FLAG.findall(prose + ours + table[table.index("These options are new") :]))
     assert used - set().union(*options.values()) - ELSEWHERE - set(re.findall(r"`(--ngf)`", ours)) == set()
     said_by_the_other = {"--flip", "--ttur", "--no-channels-last", "--no-dontcare"}
     assert options["train"] - used - said_by_the_other - {"--help", "--json", "--quiet", "--log-file"} == set()
@@ -44,15 +44,15 @@ def test_the_table_has_the_settings_of_each_preset(name: str) -> None:
     assert said["labels + dontcare + edges"] == f"{labels.num_labels} + {labels.has_dontcare:d} + {labels.has_edges:d}"
     length = f"{config.epochs} epochs" if config.epochs else f"{config.steps} steps"
     assert said["length"] == length
-    assert said["samples a step"] == str(config.batch_size)
-    rates = [float(rate) for rate in said["rate of generator, discriminator"].split(",")]
+    assert said["batch size"] == str(config.batch_size)
+    rates = [float(rate) for rate in said["learning rate of generator, discriminator"].split(",")]
     assert rates == [config.lr_generator, config.lr_discriminator]
     assert said["base channels, hidden channels"] == f"{generator.base_channels}, {generator.hidden_channels}"
     assert said["doublings (`--upsampling`)"] == f"{generator.doublings} ({generator.upsampling})"
     found = config.discriminator
     assert said["discriminator: scales, layers, channels"] == f"{found.scales}, {found.layers}, {found.base_channels}"
     assert float(said["weight of the pixels' L1"]) == config.weight_l1
-    falls = re.sub(r"\D", "", said["rates fall linearly to 0 from"])
+    falls = re.sub(r"\D", "", said["learning rates fall linearly to 0 from"])
     total = config.epochs or config.steps
     assert total is not None
     assert (int(falls) if falls else total) == int(total * config.decay_start)

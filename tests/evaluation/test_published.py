@@ -6,6 +6,7 @@ with torchmetrics' LPIPS and its real learned weights, and with numbers that tor
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torchmetrics.functional.image import lpips as of_torchmetrics
 from spade_deploy.errors import CheckpointError, ConfigError, NotFoundError
 from spade_deploy.evaluation import DataFlags, EvalRequest, evaluate, write_report
 from spade_deploy.evaluation.published import files, inception, lpips
-from spade_deploy.evaluation.published.files import BACKBONES, INCEPTION, Published, find
+from spade_deploy.evaluation.published.files import BACKBONES, INCEPTION, INCEPTION_SCRIPT, Published, find
 from spade_deploy.files.reading import sha256_of
 from tests.support.stand_in import EDGES, stand_in_artifact
 
@@ -66,6 +67,22 @@ def known(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return weights
 
 
+class Features(nn.Module):
+    """The interface of the published program; feature n is the mean of a colour, plus n."""
+
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        means = img.to(torch.float32).mean([2, 3])
+        found = means.repeat(1, 683)[:, :2048] + torch.arange(2048)
+        return found[:, :, None, None] if return_features else found[:, :1008]
+
+
+def write_program(path: Path) -> Published:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Features()).save(str(path))
+    return replace(INCEPTION_SCRIPT, sha256=sha256_of(path))
+
+
 def pixels(seed: int, *shape: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
@@ -88,8 +105,51 @@ class TestInception:
         with pytest.raises(NotFoundError, match=r"`fid`: .* has no weights-inception-2015-12-05-6726825d") as caught:
             inception.InceptionFeatures(tmp_path)
         hint = str(caught.value.hint)
-        for told in (INCEPTION.url, INCEPTION.sha256, str(tmp_path / INCEPTION.names[0]), "`judge_weights` DIR"):
-            assert told in hint
+        for one in (INCEPTION, INCEPTION_SCRIPT):
+            assert f"{one.url} (sha256 {one.sha256}) to {tmp_path / one.names[0]}" in hint
+        assert "`judge_weights` DIR" in hint
+
+    def test_the_program_of_stylegan_and_clean_fid_is_run_as_it_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        program = write_program(tmp_path / INCEPTION_SCRIPT.names[0])
+        monkeypatch.setattr(inception, "INCEPTION_SCRIPT", program)
+        images = pixels(7, 11, 40, 72)
+        extractor = inception.InceptionFeatures(tmp_path)
+        means = images.reshape(11, -1, 3).mean(1)
+        expected = np.stack([means[:, number % 3] + number for number in range(2048)], axis=1)
+        np.testing.assert_allclose(extractor.maps(images), expected, rtol=1e-5)
+        facts = extractor.describe()
+        assert (facts["file"], facts["sha256"]) == ("inception-2015-12-05.pt", program.sha256)
+        assert (extractor.frechet_name, extractor.kernel_name) == ("FID", "KID")
+
+    def test_one_good_file_is_enough(self, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        program = write_program(tmp_path / INCEPTION_SCRIPT.names[0])
+        monkeypatch.setattr(inception, "INCEPTION_SCRIPT", program)
+        (tmp_path / INCEPTION.names[0]).write_bytes(b"cut short")
+        assert inception.InceptionFeatures(tmp_path).sha256 == program.sha256
+        (tmp_path / program.names[0]).write_bytes(b"another program")
+        with pytest.raises(CheckpointError, match=r"weights-inception-2015-12-05-6726825d\.pth: has the sha256"):
+            inception.InceptionFeatures(tmp_path)
+        (tmp_path / INCEPTION.names[0]).unlink()
+        with pytest.raises(CheckpointError, match=r"inception-2015-12-05\.pt: has the sha256"):
+            inception.InceptionFeatures(tmp_path)
+
+    def test_a_program_that_is_swapped_after_its_digest_was_compared_is_never_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        program = write_program(tmp_path / INCEPTION_SCRIPT.names[0])
+        monkeypatch.setattr(files, "sha256_of", lambda path: program.sha256)
+        (tmp_path / program.names[0]).write_bytes(b"another program")
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            inception.InceptionFeatures(tmp_path, [program])
+
+    def test_a_program_that_pytorch_does_not_load(self, tmp_path: Path) -> None:
+        (tmp_path / "a.pt").write_bytes(b"no archive")
+        told = Published(("a.pt",), "https://example.org/a.pt", sha256_of(tmp_path / "a.pt"))
+        with pytest.raises(CheckpointError, match="is not loaded by PyTorch") as caught:
+            inception.InceptionFeatures(tmp_path, [told])
+        assert INCEPTION.url in str(caught.value.hint)
 
     def test_a_file_of_another_digest_is_refused(self, weights: Path) -> None:
         with pytest.raises(CheckpointError, match=r"has the sha256 .* the published file has 6726825d"):
@@ -99,7 +159,7 @@ class TestInception:
         torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "a.pth")
         told = Published(("a.pth",), "https://example.org/a.pth", sha256_of(tmp_path / "a.pth"))
         with pytest.raises(CheckpointError, match=r"Conv2d_1a_3x3\.conv\.weight is missing"):
-            inception.InceptionFeatures(tmp_path, told)
+            inception.InceptionFeatures(tmp_path, [told])
 
 
 class TestLpips:
@@ -170,7 +230,7 @@ def test_an_evaluation_with_both(known: Path, tmp_path: Path) -> None:
     [
         ({"fid": True, "extractor": Path("e")}, "`fid` contradicts `extractor` e"),
         ({"lpips": "squeeze"}, "`lpips`: 'squeeze' is not one of alex, vgg"),
-        ({"judge_weights": Path("w")}, "`judge_weights` w: is for `fid` and `lpips` alone"),
+        ({"judge_weights": Path("w")}, "`judge_weights` w: works only with `fid` or `lpips`"),
     ],
 )
 def test_settings_that_contradict(fields: dict[str, Any], said: str) -> None:

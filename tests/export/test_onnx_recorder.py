@@ -29,6 +29,9 @@ class Applied(nn.Module):
         self.function = function
         self.first, self.second = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, stride=2, padding=1)
         self.up = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        for values in (self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias):
+            nn.init.uniform_(values, 0.5, 2.0)
         for layer in (self.first, self.second):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
@@ -43,6 +46,14 @@ def recorded(function: Callable[[Any, Any], Any], dtype: torch.dtype = torch.flo
 
 
 FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "picked rows": lambda x, _: x.index_select(3, torch.tensor([7, 0, 3])) * x[:, :, :, :3],
+    "resizing to a size": lambda x, _: functional.interpolate(x[:, :, :4], size=(7, 3), mode="nearest"),
+    "batch norm": lambda x, m: functional.max_pool2d(m.norm(x), 2) * 3,
+    "numbers of windows": lambda x, _: torch.where(
+        x >= 0, torch.cumsum((x != x[:, :1]), 3, dtype=torch.int32).clamp(max=3).float(), -x[:, 1:2]
+    ).masked_fill(~(x >= -1), 7.0),
+    "maxima of one map": lambda x, _: functional.max_pool2d(functional.pad(x[:, 0], (1, 1, 1, 1), value=2.0), 3, 1),
+    "stacked": lambda x, _: torch.stack([x[:, 1], x[:, -1]], dim=3) @ torch.ones(2, 3).triu(),
     "slices": lambda x, _: x[:, None, 1:5, ::4, :-1],
     "view": lambda x, _: x.view(-1, 4, 2).permute(0, 2, 1).flatten(1),
     "flatten in the middle": lambda x, _: x.permute(0, 2, 3, 1).flatten(2, 3),
@@ -51,6 +62,10 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "convolutions": lambda x, m: m.up(m.second(functional.pad(m.first(x), (1, 1, 1, 1), mode="reflect")[:, :, 1:-1])),
     "resizing": lambda x, _: functional.interpolate(
         functional.avg_pool2d(x, 2), scale_factor=2, mode="bilinear", align_corners=False
+    ),
+    "averages of what is inside": lambda x, _: (
+        functional.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+        + functional.avg_pool2d(x, 3, stride=2, padding=1)
     ),
     "pixels": lambda x, _: ((torch.tanh(x) + 1) / 2 * 255).clamp(0, 255).floor().to(torch.uint8),
     "comparison": lambda x, _: torch.maximum((x != x[:, :1]).float(), functional.instance_norm(x, eps=1e-5)),
@@ -83,15 +98,19 @@ def test_parameters_stay_apart_and_equal_operations_are_one() -> None:
     ("function", "said"),
     [
         (lambda x, _: torch.sigmoid(x), "sigmoid"),
-        (lambda x, _: x.cumsum(1), "cumsum"),
+        (lambda x, _: x.cumprod(1), "cumprod"),
         (lambda x, _: x + torch.zeros(1, dtype=torch.float16), "one has to be cast"),
         (lambda x, _: x.chunk(4, dim=1), "4 equal parts"),
         (lambda x, _: functional.interpolate(x, scale_factor=3, mode="nearest"), "resizing"),
         (lambda x, _: functional.interpolate(x, scale_factor=2, mode="bilinear", antialias=True), "resizing"),
         (lambda x, _: functional.instance_norm(x, weight=torch.ones(6), eps=1e-5), "instance norm with weights"),
         (lambda x, _: functional.embedding(x.to(torch.int64), torch.ones(2, 3), max_norm=1.0), "largest norm"),
-        (lambda x, _: functional.pad(x, (1, 1), value=1.0), "padding"),
-        (lambda x, _: x[:, 0], "index"),
+        (lambda x, _: functional.pad(x, (1, 1), mode="replicate"), "padding"),
+        (lambda x, _: functional.avg_pool2d(x, 3, ceil_mode=True), "average pooling with a ceiling"),
+        (lambda x, _: functional.avg_pool2d(x, 2, divisor_override=3), "average pooling with a ceiling or another"),
+        (lambda x, _: functional.max_pool2d(x, 2, padding=1), "leave the map"),
+        (lambda x, m: m.norm.train()(x), "train mode"),
+        (lambda x, _: x[..., 0], "index"),
     ],
 )
 def test_what_is_not_known_is_refused(function: Callable[[Any, Tensor], Any], said: str) -> None:

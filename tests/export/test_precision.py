@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Source
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Source, Z
 from spade_deploy.errors import ExportError
 from spade_deploy.export import pipeline, precision
 from spade_deploy.export.build import build_model, model_inputs, unit_names
+from spade_deploy.export.distinct_windows import distinct_windows
 from spade_deploy.export.pipeline import ExportRequest, export_artifact, run_reference
 from spade_deploy.export.precision import (
     FP16_MAX,
@@ -19,12 +21,13 @@ from spade_deploy.export.precision import (
     measure_ranges,
     unit_ranges,
     units_to_keep,
+    weight_ranges,
 )
 from spade_deploy.export.spade import DeployModel
 from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.labels.files import synthetic_label_maps
 from spade_deploy.networks.spade import make_segmap
-from spade_deploy.spec import Architecture, GraphKind, Precision
+from spade_deploy.spec import Architecture, GraphKind, LabelSpec, NormType, Precision
 from tests.support.generators import build_generator, graph_inputs, random_inputs
 from tests.support.past_half import small_generator, with_a_large_output, with_a_large_stream
 
@@ -35,6 +38,52 @@ def test_ordinary_model_keeps_nothing() -> None:
     assert list(ranges) == unit_names(generator.spec)
     assert all(0 < value < 100 for value in ranges.values())
     assert units_to_keep(ranges) == ()
+
+
+@pytest.mark.parametrize("kind", list(GraphKind))
+@pytest.mark.parametrize("fields", [{}, {"norm": NormType.INSTANCE, "z_dim": 5}])
+def test_what_is_not_read_again_is_no_larger(
+    kind: GraphKind, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(build_generator(**fields), kind)
+    inputs = maps_of(model.spec) | ({Z: np.full((1, 5), 3, np.float32)} if fields else {})
+    found = unit_ranges(model, model_inputs(model, inputs), weight_ranges(model))
+    read: list[str] = []
+
+    def every_result(watcher: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        watcher._book(result)
+        read.append(func.name())
+        return result
+
+    monkeypatch.setattr(precision._Watcher, "__torch_dispatch__", every_result)
+    assert unit_ranges(model, model_inputs(model, inputs)) == found
+    assert {name.split(".")[0] for name in read} >= precision._NO_LARGER - {"aten::index_select"} - (
+        {"aten::embedding", "aten::cat"} if kind is GraphKind.DENSE else {"aten::upsample_nearest2d"}
+    )
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"labels": LabelSpec(5), "kernel_size": 1, "norm": NormType.INSTANCE}, {"z_dim": 5}]
+)
+def test_ranges_by_distinct_windows_are_those_of_the_whole_maps(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = DeployModel(build_generator(**fields))
+    inputs = maps_of(model.spec) | ({Z: np.full((1, 5), 3, np.float32)} if "z_dim" in fields else {})
+    for name in inputs.keys() & {LABEL, INSTANCE}:
+        inputs[name][:, 4:], inputs[name][:, 4:, 40:] = 1, 2  # two regions below a few rows that differ
+    with distinct_windows(model, model_inputs(model, inputs)):
+        assert sum("forward" in vars(module) for module in model.modules()) > 5
+    for scale in (1.0, 1e3):
+        with torch.no_grad():
+            model.get_submodule("up_1").norm_0.modulation.bias += scale  # type: ignore[union-attr, operator]
+        found = unit_ranges(model, model_inputs(model, inputs))
+        with monkeypatch.context() as patch:
+            patch.setattr(precision, "distinct_windows", lambda *_: nullcontext())
+            expected = unit_ranges(model, model_inputs(model, inputs))
+        assert found == pytest.approx(expected, rel=1e-5)  # measured 5e-7
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_block_that_overflows_is_kept_and_the_image_saved() -> None:
@@ -177,7 +226,7 @@ def test_what_the_search_finds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dense_and_lookup_keep_the_same_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = small_generator()
 
-    def ranges(model: Any, _: Any) -> dict[str, float]:
+    def ranges(model: Any, *_: Any) -> dict[str, float]:
         large = "up_1" if isinstance(model, DeployModel) else "up_2"
         return {name: 9e4 if name == large else 1.0 for name in unit_names(model.spec)}
 
@@ -202,7 +251,7 @@ def test_where_nothing_is_left_for_half_that_is_said() -> None:
     spec = small_generator().spec
     ranges = dict.fromkeys(unit_names(spec), 1000000.0)
     with pytest.raises(
-        ExportError, match=r"no part of this model: values reach 1e\+06, and up to 8188 are safe"
+        ExportError, match=r"no part of this model fits half precision: values reach 1e\+06, and up to 8188 are safe"
     ) as caught:
         kept_units(spec, ranges, ())
     assert "without `fp16`" in str(caught.value.hint)

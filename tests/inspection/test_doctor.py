@@ -136,7 +136,7 @@ def test_runtimes_that_build_nothing_are_told_apart(
 def test_every_package_of_every_extra_is_looked_for() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = {
-        extra: {re.split("[><=]", requirement)[0] for requirement in wanted}
+        extra: {re.split(r"[\[><=]", requirement)[0] for requirement in wanted}
         for extra, wanted in project["optional-dependencies"].items()
         if extra not in ("dev", "docs")  # for who works on this package
     }

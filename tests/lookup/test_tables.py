@@ -23,7 +23,7 @@ from spade_deploy.lookup.tables import (
     pixel_codes,
 )
 from spade_deploy.lookup.windows import LevelPatterns, rank_rows
-from spade_deploy.spec import GeneratorSpec, LabelSpec, Upsampling
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, Upsampling
 
 PLAIN = LabelSpec(5)
 EDGES = LabelSpec(5, has_dontcare=True, has_edges=True)
@@ -117,6 +117,48 @@ def distinct(found: np.ndarray, size: int) -> np.ndarray:
     """Distinct windows in lexicographic order; as bytes, which NumPy sorts faster than rows."""
     rows = np.ascontiguousarray(found.reshape(-1, size * size), dtype=">u2")
     return np.unique(rows.view(f"V{rows.shape[1] * 2}"))
+
+
+# Other architectures --------------------------------------------------------------------------------------------------
+
+
+def test_windows_of_clade_are_single_pixels() -> None:
+    spec = GeneratorSpec(EDGES, base_channels=4).with_architecture(Architecture.CLADE)
+    label, instance = regions(EDGES, 2, 64, 96, 5, seed=1)
+    tables = extracted(spec, label, instance)
+    check_tables(spec, tables.to_inputs())
+    codes = slow_codes(spec, label, instance)
+    for stride, level in tables.levels.items():
+        picked = codes[:, ::stride, ::stride]
+        assert np.array_equal(level.codes[level.patterns[level.index, 0], 0], picked)
+        assert len(level.codes) == len(level.patterns) == len(np.unique(picked))
+
+
+@pytest.mark.parametrize("count", [1, 3, 300])
+def test_maps_of_oasis_share_no_window(count: int) -> None:
+    """Every map of a batch has the tables that it has alone, with codes that say which map it is."""
+    spec = GeneratorSpec(PLAIN, base_channels=4, hidden_channels=4).with_architecture(Architecture.OASIS)
+    alone = replace(spec, z_dim=None)
+    side = 64 if count < 10 else 32
+    label, _ = regions(PLAIN, count, side, side, 5, seed=2)
+    label[-1] = label[0]  # the same map with another noise needs other rows
+    tables = extracted(spec, label)
+    outside, step = num_codes(spec), 9 * (num_codes(spec) + 1)
+    check_tables(spec, tables.to_inputs(np.zeros((count, 64), np.float32)))
+    for number in {0, count // 2, count - 1}:
+        own = extracted(alone, label[number : number + 1])
+        assert np.array_equal(tables.latent[number] - number * step, own.latent[0])
+        for stride, level in tables.levels.items():
+            mine = own.levels[stride]
+            rows, right = level.patterns[level.index[number]], mine.patterns[mine.index[0]]
+            is_outside = rows == len(level.codes)
+            assert np.array_equal(is_outside, right == len(mine.codes))
+            padded = np.concatenate([level.codes - number * step, np.full((1, 9), outside)])
+            assert np.array_equal(padded[rows], np.concatenate([mine.codes, np.full((1, 9), outside)])[right])
+    too_large = {**tables.to_inputs(np.zeros((count, 64), np.float32))}
+    too_large["latent"] = too_large["latent"] + step
+    with pytest.raises(InputRefusedError, match=r"input latent: code .* is out of range"):
+        check_tables(spec, too_large)
 
 
 # Extraction -----------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_the_python_client_sends_the_whole_map_where_it_must(
     app: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = SentBy(client)
-    monkeypatch.setattr(client_module.urllib.request, "urlopen", sent)
+    monkeypatch.setattr(client_module, "urlopen", sent)
     asking = client_module.Client("http://127.0.0.1:8000/")
     label = some_map(PLAIN)
     np.testing.assert_array_equal(pixels_of(asking.edit(png(label), [])), right_pixels(PLAIN, label))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -18,12 +19,15 @@ import pytest
 from spade_deploy.artifact import LABEL, PIXELS, Arrays
 from spade_deploy.spec import Precision
 from tests.support.requests import runs_of
-from tests.support.served import pixels_of, right_pixels
+from tests.support.served import pixels_of, png, right_pixels, some_map
 from tests.support.stand_in import PLAIN, expected, stand_in_artifact
 
 pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
 
 import uvicorn
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from spade_deploy.serving.app import make_app
 from spade_deploy.serving.models import ServedModel
@@ -150,6 +154,15 @@ def server(tmp_path: Path) -> Iterator[HeldServer]:
     found.stop()
 
 
+@pytest.fixture(scope="module")
+def quick_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeldServer]:
+    """A server whose runtime is not held up."""
+    found = HeldServer(tmp_path_factory.mktemp("quick"))
+    found.runtime.go.set()
+    yield found
+    found.stop()
+
+
 def test_a_full_queue_refuses_with_429_and_says_when_to_come_again(server: HeldServer) -> None:
     first = server.hold_up()
     queued = server.fill([1, 2, 3])
@@ -210,17 +223,138 @@ def test_bodies_that_together_hold_too_much_get_503_until_others_are_answered(tm
         for number in range(8):  # eight times max_bytes may be held, and the first body is small
             held.append(server.synthesize(1, MOST_BYTES - 40))
             server.until(lambda number=number: server.waiting == number + 1)  # type: ignore[misc]
-        assert server.app.state.serving.held_bytes == len(body_of(0)) + 8 * (MOST_BYTES - 40)
+        assert server.app.state.serving.budget.held == len(body_of(0)) + 8 * (MOST_BYTES - 40)
         headers = problem_of(server.synthesize(2, MOST_BYTES).result(30), 503, "fill the memory for bodies")
         assert int(headers["retry-after"]) >= 1
         server.runtime.go.set()
         for answer in held[1:]:
             is_right(answer, 1)
-        server.until(lambda: server.app.state.serving.held_bytes == 0)
+        server.until(lambda: server.app.state.serving.budget.held == 0)
         is_right(server.synthesize(2, MOST_BYTES), 2)
         assert server.runtime.ran == [0, *[1] * 8, 2]
     finally:
         server.stop()
+
+
+def half_a_message(server: HeldServer, size: int) -> socket.socket:
+    """A WebSocket on which so many bytes of a message of 2,000 have come."""
+    host, port = server.address[:2]
+    found = connect(f"ws://{host}:{port}/v1/live", subprotocols=[Subprotocol("spade.v1")], compression=None).socket
+    before = server.app.state.serving.budget.held
+    found.sendall(b"\x82\xfe" + (2000).to_bytes(2, "big") + bytes(4) + bytes(size - 8))
+    server.until(lambda: server.app.state.serving.budget.held != before)
+    return found
+
+
+def test_bodies_and_messages_of_pages_share_one_budget(tmp_path: Path) -> None:
+    server = HeldServer(tmp_path, max_bytes=MOST_BYTES)
+    budget = server.app.state.serving.budget
+    server.runtime.go.set()
+    try:
+        assert budget.most == 8 * MOST_BYTES
+        pages = []
+        for number in range(8):
+            pages.append(half_a_message(server, 1900))
+            assert budget.held == (number + 1) * 1900
+        for _ in range(2):  # 15,200 of 16,384 bytes are held
+            headers = problem_of(server.synthesize(1, 1500).result(30), 503, "fill the memory for bodies")
+            assert int(headers["retry-after"]) >= 1
+            assert budget.held == 8 * 1900
+        host, port = server.address[:2]
+        with connect(f"ws://{host}:{port}/v1/live", compression=None) as late:
+            late.send(bytes(1500))
+            with pytest.raises(ConnectionClosedError) as closed:
+                late.recv(timeout=30)
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (
+                1013,
+                "other requests fill the memory for bodies",
+            )
+        assert budget.held == 8 * 1900
+        pages[0].sendall(bytes(108))  # the rest of its message, which is no request
+        server.until(lambda: budget.held == 7 * 1900)
+        is_right(server.synthesize(1, 1500), 1)
+        for page in pages:
+            page.close()
+        server.until(lambda: budget.held == 0)
+    finally:
+        server.stop()
+
+
+def test_a_page_that_would_hold_too_much_is_closed(tmp_path: Path) -> None:
+    server = HeldServer(tmp_path, max_bytes=MOST_BYTES)
+    others = server.app.state.serving.budget.share()
+    server.runtime.go.set()
+    try:
+        host, port = server.address[:2]
+        label = b'{"id": 1, "format": "png"}\n' + png(some_map(PLAIN))
+        with connect(f"ws://{host}:{port}/v1/live", compression=None) as page:
+            page.send(label)
+            assert b'"id": 1' in page.recv(timeout=30)  # type: ignore[operator]
+            server.until(lambda: server.app.state.serving.budget.held == 0)
+            assert others.take(8 * MOST_BYTES - len(label) - 8)  # its message fits, the photo does not
+            page.send(label)
+            with pytest.raises(ConnectionClosedError) as closed:
+                page.recv(timeout=30)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1013
+        server.until(lambda: server.app.state.serving.budget.held == others.held)
+        others.close()
+        assert server.app.state.serving.budget.held == 0
+    finally:
+        server.stop()
+
+
+def raw(server: HeldServer, content: bytes) -> bytes:
+    """What the server answers to these bytes until it closes the connection."""
+    with socket.create_connection(server.address, timeout=30) as connection:
+        connection.sendall(content)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):  # it closed before it had read everything
+            while part := connection.recv(65536):
+                answer += part
+    return answer
+
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+POSTED = b"POST /v1/synthesize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x16\x03\x01 no HTTP at all\r\n\r\n",
+        POSTED + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+        POSTED + b"Transfer-Encoding: chunked\r\n\r\nno length\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nLong: " + b"x" * 300_000,
+        b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nLong: " + b"x" * 70_000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 300_000,
+    ],
+    ids=["noise", "two lengths", "a broken part", "an endless header", "a long header", "an endless path"],
+)
+def test_what_is_no_request_gets_400_and_the_connection_is_closed(quick_server: HeldServer, content: bytes) -> None:
+    answer = raw(quick_server, content)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 "), answer
+    assert b"application/problem+json" in head
+    assert json.loads(body)["detail"] == "what was sent is no HTTP/1.1 request"
+
+
+def test_what_follows_the_body_of_a_request_without_end_is_cut_off(quick_server: HeldServer) -> None:
+    answer = raw(quick_server, POSTED + b"Transfer-Encoding: chunked\r\n\r\n2\r\nxx\r\n0\r\nLong: " + b"x" * 700_000)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+
+
+def test_requests_that_are_sent_ahead_are_answered_in_order(quick_server: HeldServer) -> None:
+    bodies = [body_of(number) for number in range(4)]
+    ahead = b"".join(POSTED + b"Content-Length: %d\r\n\r\n%s" % (len(one), one) for one in bodies)
+    answer = raw(quick_server, ahead + b"no HTTP\r\n\r\n")  # what is broken takes no answer away
+    parts = answer.split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert len(parts) == 4, answer
+    for number, part in enumerate(parts):
+        np.testing.assert_array_equal(pixels_of(part.partition(b"\r\n\r\n")[2]), right_pixels(PLAIN, of(number)))
+    answer = raw(quick_server, HEALTH * 5000)  # no more than a few may wait
+    assert 1 <= answer.count(b"HTTP/1.1 200 OK") < 5000
 
 
 def test_a_server_that_goes_down_finishes_what_waits_and_takes_nothing_new(server: HeldServer) -> None:
@@ -231,10 +365,10 @@ def test_a_server_that_goes_down_finishes_what_waits_and_takes_nothing_new(serve
     ending = threading.Thread(target=serving.runner.close, kwargs={"drain_s": 30})
     ending.start()
     server.until(lambda: server.synthesize(3).result(30)[0] == 503)
-    headers = problem_of(server.synthesize(3).result(30), 503, "the server is going down")
+    headers = problem_of(server.synthesize(3).result(30), 503, "the server is shutting down")
     assert int(headers["retry-after"]) >= 1
     status, _, content = server.ask("GET", "/readyz")
-    assert (status, json.loads(content)["detail"]) == (503, "the server is going down")
+    assert (status, json.loads(content)["detail"]) == (503, "the server is shutting down")
     assert server.ask("GET", "/healthz")[0] == 200
     server.runtime.go.set()
     for number, answer in enumerate([first, *queued]):

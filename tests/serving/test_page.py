@@ -457,6 +457,21 @@ def test_a_phone(open_page: Open) -> None:
     ]
 
 
+def test_nothing_is_cut_off_at_any_width(open_page: Open) -> None:
+    page = open_page()
+    page.tab.click("#brush-more summary")
+    page.tab.fill("#search", "no such class")
+    for width in (390, 800, 1024, 1440, 2560):
+        page.tab.set_viewport_size({"width": width, "height": 844})
+        cut = page.tab.evaluate("""() => [...document.querySelectorAll("button, select, input, output, summary")]
+          .filter((one) => one.type !== "file" && one.getBoundingClientRect().width && !one.closest(".tools, .recent"))
+          .filter((one) => one.getBoundingClientRect().left < 0 || one.getBoundingClientRect().right > innerWidth + .5)
+          .map((one) => one.id || one.className)""")
+        assert cut == [], width
+        search, said = (page.tab.locator(name).bounding_box() for name in ("#search", "#no-class"))
+        assert said["y"] - (search["y"] + search["height"]) < 120, width  # below the recent ones, not at the page's end
+
+
 def test_the_keyboard_alone(open_page: Open) -> None:
     page = open_page()
     page.wait_for_photo(right_pixels(PLAIN, EMPTY))

@@ -24,7 +24,11 @@ from tests.support.stand_in import PLAIN
 
 pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
 
+from prometheus_client.mmap_dict import MmapedDict
+
+from spade_deploy.serving import run
 from spade_deploy.serving.client import Client, ServerError
+from spade_deploy.serving.figures import MULTIPROCESS
 from spade_deploy.serving.request import ServeRequest
 from spade_deploy.serving.run import _listening
 
@@ -135,8 +139,27 @@ class Workers:
         return found
 
 
+def waiting_in_all(url: str) -> float:
+    """How many requests wait in all processes of a server, as its figures say."""
+    text = urllib.request.urlopen(f"{url}/metrics", timeout=20).read().decode()
+    (line,) = (line for line in text.splitlines() if line.startswith("spade_queue_waiting "))
+    return float(line.split()[1])
+
+
+def let_wait(pid: int, count: int) -> None:
+    """Write into the figures of a process that so many requests wait in it."""
+    variables = dict(one.split(b"=", 1) for one in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if one)
+    file = MmapedDict(str(Path(os.fsdecode(variables[MULTIPROCESS.encode()])) / f"gauge_livesum_{pid}.db"))
+    (key,) = (key for key, *_ in file.read_all_values() if '"spade_queue_waiting"' in key)
+    file.write_value(key, float(count), time.time())
+    file.close()
+
+
 def test_a_killed_worker_loses_only_what_it_held(tmp_path: Path) -> None:
-    """Six clients ask without a pause: each has one request at most in the killed process, all others are answered."""
+    """Six clients ask without a pause: each has one request at most in the killed process, all others are answered.
+
+    What waited in it stands in the figures no more.
+    """
     served = ServedProcess(tmp_path, "--workers", "2")
     clients, each, answered, lost = 6, 60, [], []
     begun = threading.Semaphore(0)
@@ -175,6 +198,13 @@ def test_a_killed_worker_loses_only_what_it_held(tmp_path: Path) -> None:
         assert kept in now, "the other process went on"
         text = urllib.request.urlopen(f"{served.url}/metrics", timeout=20).read().decode()
         assert "spade_images_total" in text
+        let_wait(kept, 7)
+        os.kill(kept, signal.SIGSTOP)  # so that the other one answers
+        assert waiting_in_all(served.url) == 7
+        os.kill(kept, signal.SIGKILL)
+        while waiting_in_all(served.url) > 0:
+            assert time.monotonic() < end, "the requests of the killed process still count"
+            time.sleep(0.1)
     finally:
         served.stop()
 
@@ -200,3 +230,20 @@ def test_answers_are_sent_at_once() -> None:
     """asyncio sets TCP_NODELAY only for sockets that name TCP; without it every second answer is 40 ms late."""
     with _listening(ServeRequest(port=0)) as listening:
         assert listening.proto == socket.IPPROTO_TCP
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_sigterm_ends_a_server_that_still_opens_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process of a container has no default for it: without a handler it would go on."""
+
+    def open_slowly(*_: object) -> None:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        raise AssertionError("SIGTERM was not obeyed")
+
+    monkeypatch.setattr(run, "open_models", open_slowly)
+    monkeypatch.setattr(run, "start_log", lambda **_: None)  # it would change the log of this process
+    with pytest.raises(SystemExit) as ended:
+        run.serve(ServeRequest(port=0), tmp_path)
+    assert ended.value.code == 0

@@ -92,7 +92,7 @@ def test_only_a_web_folder_is_replaced(tmp_path: Path) -> None:
     (target / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds other files.*mine\.txt"):
         require_free(target)
-    with pytest.raises(ConfigError, match="is no web folder"):
+    with pytest.raises(ConfigError, match="is not a web folder"):
         require_free(tmp_path / "one")
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spade_deploy.artifact import Artifact, Graph
 from spade_deploy.engines.base import Backend, GraphChoice
 from spade_deploy.engines.lookup import AutoRuntime
 from spade_deploy.engines.open import open_runtime
+from spade_deploy.lookup.tables import unique_share
 from spade_deploy.progress import SILENT
 from spade_deploy.release import release as releasing
 from spade_deploy.release.release import export_checkpoint
@@ -22,6 +24,7 @@ from spade_deploy.runs import checkpoint_folder, new_run
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.spec import GraphKind, LabelSpec, Precision
 from spade_deploy.tuning import break_even as measuring
+from spade_deploy.tuning import timing
 from spade_deploy.tuning.break_even import MARGIN, BreakEven, measure_break_even
 from tests.support.bench_model import small_artifact
 from tests.support.generators import build_generator
@@ -83,6 +86,60 @@ def test_a_rule_that_wins_nothing_on_the_models_own_maps_is_not_taken_up() -> No
     assert small.share == 0
     # The same model on plain maps: the rule is worth it.
     assert replace(small, usual_shares=(0.1, 0.2, 0.4)).share == small.crossing
+
+
+@pytest.mark.parametrize(
+    ("seconds", "do_agree", "rounds"),
+    [
+        (1.0, [True], 2),  # slow, and the first two rounds agree
+        (1.0, [False, False], 3),  # slow, and they never do: the fewest rounds
+        (0.01, [True], 41),  # fast: as many rounds as are allowed
+        (0.05, [True], 30),  # between: the time that is meant for it, though all rounds agree
+    ],
+)
+def test_slow_rounds_end_where_they_agree(
+    seconds: float, do_agree: list[bool], rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, asked = [0.0], []
+
+    def job() -> None:
+        clock[0] += seconds
+
+    def agree(found: Any) -> bool:
+        asked.append(len(found))
+        return do_agree[len(asked) - 1]
+
+    monkeypatch.setattr(timing, "now", lambda: clock[0])
+    assert timing.medians_ms([job], measuring.PACE, agree) == [pytest.approx(1e3 * seconds)]
+    assert clock[0] == pytest.approx(rounds * seconds)
+    assert len(asked) <= len(do_agree)
+
+
+def test_rounds_agree_by_their_break_even() -> None:
+    maps = measuring.TimedMaps({}, {}, 0.1, 1.0, (0.1, 0.2))
+    steady = [300.0, 1200.0, 1000.0, 1.0]  # 0.75
+    assert measuring._agree(maps, [steady, [310.0, 1205.0, 1010.0, 1.0]])
+    assert measuring._agree(maps, [steady, [2 * one for one in steady]])  # a slower machine in one round
+    assert measuring._agree(maps, [steady, [300.0, 1200.0, 1100.0, 1.0]])  # 0.845
+    assert not measuring._agree(maps, [steady, [300.0, 1200.0, 1300.0, 1.0]])  # 1
+    assert not measuring._agree(maps, [steady, steady, [300.0, 1200.0, 700.0, 1.0]])  # 0.465
+    between = replace(maps, usual_shares=(0.1, 0.8))  # the second round gives a golden map to the other graph
+    assert not measuring._agree(between, [steady, [300.0, 1200.0, 1100.0, 1.0]])
+
+
+def test_a_noisy_map_is_noise_in_its_upper_rows_alone() -> None:
+    spec = build_generator(base_channels=2, hidden_channels=4, training_steps=0).spec
+    plain = {"label": np.full((1, 64, 64), 3, np.uint8), "instance": np.full((1, 64, 64), 7, np.int32)}
+    half, whole = (measuring.noisy(spec, plain, rows) for rows in (0.5, 1.0))
+    for name, ids in (("label", spec.labels.num_ids), ("instance", 2)):
+        assert np.array_equal(half[name][:, 32:], plain[name][:, 32:])
+        assert set(np.unique(half[name][:, :32])) == set(range(ids)) == set(np.unique(whole[name]))
+        assert half[name].dtype == plain[name].dtype
+        assert len(np.unique(plain[name])) == 1
+    few, some, many = (unique_share(spec, one) for one in (plain, half, whole))
+    assert few < 0.1
+    assert few + 0.2 < some < many - 0.2
+    assert many > 0.95
 
 
 def test_a_real_artifacts_rule_is_measured_and_followed(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from spade_deploy.artifact import LABEL, Arrays, Artifact, one_by_one, rewrite_manifest
 from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, ValidationFailedError
+from spade_deploy.export import pipeline
 from spade_deploy.metrics.tolerances import tolerance_for
 from spade_deploy.release.release import Release, export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
@@ -25,7 +27,7 @@ from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
 from spade_deploy.spec import Backend, GraphKind, Precision
 from spade_deploy.validation import reference
 from spade_deploy.validation.divergence import RELATIVE_LIMIT, first_divergence
-from spade_deploy.validation.request import ValidationRequest
+from spade_deploy.validation.request import KnownOutputs, ValidationRequest
 from spade_deploy.validation.validate import validate
 from tests.support.exactness import in_float64, rounding_limit
 from tests.support.generators import build_generator
@@ -78,6 +80,43 @@ def test_the_reference_runs_once_for_all_graphs_and_again_for_other_inputs(
     assert len(report.results) == 4
     assert [ran.count(one) for one in golden] == [1] * len(golden)
     assert len(ran) == len(golden) + len(report.stress)
+
+
+def test_known_outputs_serve_for_their_own_weights_and_inputs_alone(
+    released: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden, digest = released.artifact.golden(), released.artifact.manifest.source.generator_sha256
+    computed: list[Arrays] = []
+    monkeypatch.setattr(pipeline, "run_reference", lambda _, inputs: computed.append(inputs) or {"pixels": "new"})
+    first = next(one_by_one(golden.inputs))
+    other = {**first, LABEL: first[LABEL][:, ::-1]}
+    known = KnownOutputs(digest, golden.inputs, golden.outputs)
+    request = ValidationRequest(checkpoint=released.checkpoint, known=known)
+    outputs = reference.open_reference(released.artifact, request).images(first)
+    assert not computed
+    assert all(np.array_equal(array, golden.outputs[name][:1]) for name, array in outputs.items())
+    assert outputs.keys() == golden.outputs.keys()
+    assert reference.open_reference(released.artifact, request).images(other) == {"pixels": "new"}
+    request = replace(request, known=replace(known, generator_sha256="0" * 64))
+    assert reference.open_reference(released.artifact, request).images(first) == {"pixels": "new"}
+    assert len(computed) == 2
+
+
+def test_an_export_computes_the_golden_references_once_and_runs_every_file(
+    released: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, computed = pipeline.run_reference, list[int]()
+
+    def counted(generator: object, inputs: Arrays) -> Arrays:
+        computed.append(len(inputs[LABEL]))
+        return run(generator, inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "run_reference", counted)
+    request = ReleaseRequest(checkpoint=released.checkpoint, out=tmp_path / "artifact", tune=False)
+    made = export_checkpoint(request)
+    assert computed == [4]  # all of them, before anything was exported
+    assert [len(result.seconds) for result in made.report.results] == [4, 4]
+    assert made.report.reference.startswith("PyTorch")
 
 
 def test_a_right_export_passes_against_pytorch(released: Release) -> None:

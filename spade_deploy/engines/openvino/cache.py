@@ -125,7 +125,7 @@ class ModelCache:
                 with temporary.open("ab") as file:
                     file.write(digest)
         except (OSError, RuntimeError) as error:
-            _LOG.warning("%s cannot be kept, the next start compiles again: %s", path, said_by(error))
+            _LOG.warning("%s cannot be stored, so the next start compiles the model again: %s", path, said_by(error))
             return False
         self._remove_oldest(path)
         return True
@@ -157,7 +157,7 @@ def open_cache(
         folder = user_cache("openvino")
         make_private(folder, f"${VARIABLE}")
     except ConfigError as error:
-        _LOG.warning("compiled models are not kept: %s; %s", error.message, error.hint)
+        _LOG.warning("compiled models are not stored: %s; %s", error.message, error.hint)
         return None
     facts = {
         "file": graph.file,

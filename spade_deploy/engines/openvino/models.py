@@ -107,7 +107,7 @@ class SizedModels:
             size = " x ".join(map(str, extent))
             raise RuntimeUnavailableError(
                 f"OpenVINO {version_of(self._openvino)} cannot compile {self._graph.name} for {size}: {said_by(error)}",
-                hint="where memory ran out, a smaller `batch_size` or `size` helps; `backend` cpu runs it, too",
+                hint="if memory ran out, a smaller `batch_size` or `size` helps; `backend` cpu can run it, too",
             ) from error
         del model
         self._check(compiled)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spade_deploy.artifact import TensorInfo, input_tensors, output_tensors
+from spade_deploy.artifact import TensorInfo, graph_tensors, output_tensors
 from spade_deploy.engines.cuda.device import DeviceMemory
 from spade_deploy.engines.input_shapes import Shape, tensor_ranges
 from spade_deploy.engines.tensorrt.library import NO_REASON, Library, make_messages, make_runtime
@@ -48,7 +48,7 @@ class Engine:
         spec = model.spec
         self.title = library.title
         self.inputs: dict[str, tuple[Shape, Shape, Shape]] = tensor_ranges(spec, model.kind, model.profile)
-        fed = input_tensors(spec) if model.kind is GraphKind.DENSE else lookup_tensors(spec)
+        fed = graph_tensors(spec) if model.kind is GraphKind.DENSE else lookup_tensors(spec)
         self.input_types = {tensor.name: np.dtype(tensor.dtype) for tensor in fed}
         self.outputs = {tensor.name: np.dtype(tensor.dtype) for tensor in output_tensors(spec)}
         self._trt: Any = library.module
@@ -112,7 +112,7 @@ class Engine:
         said = self._messages.take() or (reason_of(error) if error else NO_REASON)
         return RuntimeUnavailableError(
             f"{self.title} {what}: {said}",
-            hint="where memory ran out, an engine of a smaller `profile` helps; else `spade build` it again",
+            hint="if memory ran out, an engine with a smaller `profile` helps; otherwise `spade build` it again",
         )
 
     def _load(self, content: bytes) -> Any:
@@ -157,7 +157,7 @@ class Engine:
             if found != expected:
                 raise ArtifactError(
                     f"the engine takes {name} from {' to '.join(map(times, found[::2]))}, which is not the profile"
-                    f" {profile} that is said of it",
+                    f" {profile} of its manifest",
                     hint=_REBUILD,
                 )
 

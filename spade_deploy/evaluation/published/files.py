@@ -37,6 +37,12 @@ INCEPTION = Published(
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
 """The Inception network of 2015 that defines FID, as torch-fidelity and pytorch-fid publish it: the same file."""
+INCEPTION_SCRIPT = Published(
+    ("inception-2015-12-05.pt",),
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+)
+"""The same network as a TorchScript program, which StyleGAN's metrics and clean-fid download."""
 
 _LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
 
@@ -98,6 +104,24 @@ def find(field: str, wanted: Sequence[Published], folder: Path | None) -> list[P
     return [place for place in places if place is not None]
 
 
+def find_any(field: str, choices: Sequence[Published], folder: Path | None) -> tuple[Published, Path]:
+    """The first of several files, each of which is enough, that is there. Raises as `find` does, naming all of them."""
+    folder, wrong = folder if folder is not None else default_folder(), []
+    for one in choices:
+        try:
+            if (place := _place(one, folder)) is not None:
+                return one, place
+        except CheckpointError as error:
+            wrong.append(error)
+    if wrong:
+        raise wrong[0]
+    told = ", or ".join(f"{one.url} (sha256 {one.sha256}) to {folder / one.names[0]}" for one in choices)
+    raise NotFoundError(
+        f"`{field}`: {folder} has no {' and no '.join(one.names[0] for one in choices)}",
+        hint=f"download {told}; `judge_weights` DIR is another folder",
+    )
+
+
 def _place(one: Published, folder: Path) -> Path | None:
     candidates = [folder / name for name in one.names]
     for package, inside in one.packages:
@@ -126,7 +150,7 @@ def read_tensors(path: Path, wanted: dict[str, Tensor], what: str) -> dict[str, 
     """
     loaded = load_weights(path, what)
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path}: is no state dict", hint=f"give {what}")
+        raise CheckpointError(f"{path}: is not a state dict", hint=f"give {what}")
     found = {}
     for name, own in wanted.items():
         value = loaded.get(name)

@@ -3,11 +3,15 @@
 Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016), as TensorFlow's file
 inception-2015-12-05 computes it: average pooling counts no padding, the last block pools by the maximum, and images are
 resized to 299 x 299 by TensorFlow 1's bilinear rule, without antialiasing. The names of the weights are those of the
-published PyTorch file, so it loads as it is; the classifier in it is not needed.
+published PyTorch file, so it loads as it is; the classifier in it is not needed. The TorchScript file that StyleGAN's
+metrics and clean-fid use is the same network as a program: it resizes and normalises by itself, and is run as it is.
 """
 
 from __future__ import annotations
 
+import io
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_deploy.evaluation.published.files import INCEPTION, Published, find, read_tensors
+from spade_deploy.errors import CheckpointError, reason_of
+from spade_deploy.evaluation.published.files import (
+    INCEPTION,
+    INCEPTION_SCRIPT,
+    Published,
+    find_any,
+    read_tensors,
+)
+from spade_deploy.files.reading import sha256_of_bytes
 
 SIDE = 299
+FEATURES = 2048
 BATCH = 8
 RESIZE = "bilinear as TensorFlow 1, without antialiasing"
 
@@ -213,22 +226,19 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
 class InceptionFeatures:
     """The extractor whose Frechet distance is called FID.
 
-    folder: where the published file lies, see `files.find`. file: the published file; INCEPTION if None.
-    Raises NotFoundError, CheckpointError.
+    folder: where a published file lies, see `files.find_any`. choices: the published files; INCEPTION and
+    INCEPTION_SCRIPT if None. Raises NotFoundError, CheckpointError.
     """
 
     name = "Inception 2015 pool3"
     frechet_name = "FID"
     kernel_name = "KID"
 
-    def __init__(self, folder: Path | None = None, file: Published | None = None) -> None:
-        file = file or INCEPTION
-        (self.path,) = find("fid", [file], folder)
+    def __init__(self, folder: Path | None = None, choices: Sequence[Published] | None = None) -> None:
+        file, self.path = find_any("fid", choices or (INCEPTION, INCEPTION_SCRIPT), folder)
         self.sha256 = file.sha256
-        network = Inception()
-        wanted = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-        network.load_state_dict(read_tensors(self.path, wanted, "the published Inception weights"), strict=False)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = _own_network(self.path) if self.path.suffix == ".pth" else _program(self.path, file)
         self._network = network.eval().requires_grad_(False).to(self._device)
 
     def maps(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -237,7 +247,8 @@ class InceptionFeatures:
         with torch.inference_mode():
             for first in range(0, len(pixels), BATCH):
                 part = torch.from_numpy(np.ascontiguousarray(pixels[first : first + BATCH])).to(self._device)
-                found.append(self._network(part.permute(0, 3, 1, 2).float()).double().cpu().numpy())
+                features = self._network(part.permute(0, 3, 1, 2).float())
+                found.append(features.reshape(len(part), FEATURES).double().cpu().numpy())
         return np.concatenate(found)
 
     def describe(self) -> dict[str, Any]:
@@ -246,7 +257,43 @@ class InceptionFeatures:
             "name": self.name,
             "file": self.path.name,
             "sha256": self.sha256,
-            "output": "pool3, 2048 features",
+            "output": f"pool3, {FEATURES} features",
             "is_inception": True,
             "preprocessing": {"mean": [128.0] * 3, "std": [128.0] * 3, "size": [SIDE, SIDE], "resize": RESIZE},
         }
+
+
+class Program(nn.Module):
+    """A TorchScript program whose argument `return_features` leaves the classifier out."""
+
+    def __init__(self, script: Any) -> None:
+        super().__init__()
+        self.script = script
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels: N x 3 x H x W, float, 0..255. Returns the features of N images."""
+        features: Tensor = self.script(pixels, return_features=True)
+        return features
+
+
+def _own_network(path: Path) -> nn.Module:
+    network = Inception()
+    wanted = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    network.load_state_dict(read_tensors(path, wanted, "the published Inception weights"), strict=False)
+    return network
+
+
+def _program(path: Path, file: Published) -> nn.Module:
+    """The program in a TorchScript file. It is code, so the very bytes that are loaded are compared with the digest."""
+    content = path.read_bytes()
+    if sha256_of_bytes(content) != file.sha256:
+        raise CheckpointError(f"{path} changed while it was read", hint=f"download {file.url} again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, of TorchScript as a whole
+            return Program(torch.jit.load(io.BytesIO(content), map_location="cpu"))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} is not loaded by PyTorch {torch.__version__}: {reason_of(error)}",
+            hint=f"take {INCEPTION.names[0]} instead: {INCEPTION.url}",
+        ) from error

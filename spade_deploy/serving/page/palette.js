@@ -103,6 +103,7 @@ export class Palette extends EventTarget {
       found += button.hidden ? 0 : 1;
     }
     $("no-class").hidden = found > 0;
+    $("classes").hidden = found === 0;
     $("no-class").textContent = text("noClass", {text: wanted});
     const current = $("classes").children[this.classId];
     const reachable = current && !current.hidden ? current : [...$("classes").children].find((one) => !one.hidden);

@@ -123,8 +123,9 @@ export class Runtime {
 
   // As `moved_style` in inference/style.py: each step moves the style along the direction of its place.
   #style({style, seed, directions: steps = []}) {
-    const {z_dim: count, directions = []} = this.facts.graph;
-    const drawn = seed === undefined || seed === null ? new Float32Array(count) : standardNormal(seed, count);
+    const {z_dim: count, directions = [], default_seed} = this.facts.graph;
+    const chosen = seed ?? default_seed ?? null;
+    const drawn = chosen === null ? new Float32Array(count) : standardNormal(chosen, count);
     const from = style ?? drawn;
     return Float32Array.from(from, (value, k) => steps.reduce((sum, step, n) => sum + step * directions[n][k], value));
   }

@@ -22,10 +22,12 @@ from pathlib import Path
 
 from spade_deploy.artifact import LABEL, Artifact, Graph
 from spade_deploy.errors import ArtifactError, ConfigError, reason_of
+from spade_deploy.files import own_folder
 from spade_deploy.files.atomic import atomic_folder
 from spade_deploy.files.onnx_data import external_files
 from spade_deploy.lookup.tables import modulated_channels
-from spade_deploy.serving.models import model_facts, usual_name
+from spade_deploy.runs.folders import usual_name
+from spade_deploy.serving.models import model_facts
 from spade_deploy.serving.page_files import INDEX, POLICY, digest_of, page_digest, page_files
 from spade_deploy.serving.pictures import ids_png
 from spade_deploy.serving.web.onnxruntime_web import VERSION, WASM_FILES, WEBGPU_FILES
@@ -69,28 +71,21 @@ class WebFolder:
 
 def require_free(target: Path) -> None:
     """Raise ConfigError unless there is nothing at `target`, an empty folder, or a web folder and nothing else."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    hint = "name another folder; if nothing in it is needed, delete it first"
-    try:
-        known = set(json.loads((target / RECORD).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"`web`: {target} exists and is no web folder: it will not be replaced", hint=hint) from error
-    foreign = sorted(
-        name
-        for path in target.rglob("*")
-        if path.is_file() and (name := path.relative_to(target).as_posix()) not in known | {RECORD}
-    )
-    if foreign:
-        raise ConfigError(f"`web`: {target} holds other files: it will not be replaced ({foreign[0]})", hint=hint)
+    own_folder.require_free(target, RECORD, "web", "web folder")
 
 
 def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) -> WebFolder:
     """Write the folder; an older one is replaced as a whole. runtime: of `onnxruntime_web.runtime_files`.
 
-    Raises ConfigError as `require_free` does, ArtifactError for a graph whose weights lie beside it.
+    Raises ConfigError as `require_free` does and for a model with positions, ArtifactError for a graph whose weights
+    lie beside it.
     """
     require_free(target)
+    if artifact.manifest.generator.has_positions:
+        raise ConfigError(
+            "`web`: this model sees the position of each pixel in its region, which the page does not find",
+            hint="leave `web` out, and serve it with `spade serve`",
+        )
     graphs = _graphs(artifact)
     model = _model_files(artifact, graphs)
     place = f"model/{digest_of(model)}/"
@@ -100,8 +95,8 @@ def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) ->
     files["index.html"] = _index(place)
     files["THIRD_PARTY.txt"] = _NOTICE.encode()
     files["sw.js"] = _service_worker(files)
-    record = {"format": _FORMAT, "spade_deploy": __version__, "onnxruntime_web": VERSION, "files": sorted(files)}
-    files[RECORD] = json.dumps(record, indent=2).encode() + b"\n"
+    facts = {"format": _FORMAT, "spade_deploy": __version__, "onnxruntime_web": VERSION}
+    files[RECORD] = own_folder.record_text(files, facts).encode()
     try:
         with atomic_folder(target) as folder:
             for name, content in files.items():
@@ -163,10 +158,11 @@ def _model_files(artifact: Artifact, graphs: tuple[Graph, ...]) -> dict[str, byt
             "num_ids": spec.labels.num_ids,
             "id_type": spec.labels.id_type,
             "has_edges": spec.labels.has_edges,
-            "has_latent": spec.z_dim is None,
+            "has_latent": spec.is_dynamic,
             "z_dim": spec.z_dim,
+            "default_seed": 0 if spec.noise_channels else None,
             "directions": moves,
-            "kernel": spec.kernel_size,
+            "kernel": spec.window_kernel,
             "stride": spec.stride,
             "levels": [list(pair) for pair in modulated_channels(spec).items()] if has_lookup else [],
         },

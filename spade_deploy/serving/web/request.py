@@ -17,12 +17,12 @@ class WebRequest:
 
     web: Path | None = setting(
         None,
-        help="Also write a static folder: a page on which the browser runs the model. Of an artifact, in the place of"
-        " the checkpoint, only that is made.",
+        help="Also write a static folder: a page on which the browser runs the model. If an artifact is given instead"
+        " of a checkpoint, nothing is exported.",
         group=_GROUP,
     )
     onnxruntime_web: Path | None = setting(
-        None, help="The npm package of `web`, a folder or a .tgz, where there is no network.", group=_GROUP
+        None, help="The npm package for `web`, a folder or a .tgz, if there is no network.", group=_GROUP
     )
 
     def __post_init__(self) -> None:

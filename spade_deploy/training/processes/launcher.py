@@ -1,4 +1,4 @@
-"""Make a process notice that torchrun, which started it, was killed; otherwise it would train on.
+"""Make a process notice that torchrun (or a Ray worker), which started it, was killed; otherwise it would train on.
 
 When a process ends, the system gives its children another parent. torchrun is the parent of this process, or an
 ancestor where a script stands between them, so a parent that has changed means that torchrun or that script is gone.
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 POLL_S = 1.0
-LOST = "the end of torchrun, which started it,"
+LOST = "the end of torchrun or of the Ray worker that started it,"
 _NAMES = (b"torchrun", b"torch.distributed.run", b"torch/distributed/run", b"torch.distributed.launch")
 
 

@@ -1,0 +1,1 @@
+"""Work on a Ray cluster: `spade train --ray` and `spade infer --ray`."""

@@ -1,0 +1,1 @@
+"""Artifact -> the folder that another server takes: a model repository of the Triton Inference Server."""
