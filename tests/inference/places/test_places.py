@@ -173,16 +173,14 @@ def test_a_shard_that_is_cut_off_gives_what_is_before_the_cut(
 ) -> None:
     whole = tar({f"{name}.png": MAPS[name] for name in NAMES[:4]})
     (tmp_path / "1.tar").write_bytes(tar({f"{name}.png": MAPS[name] for name in NAMES[4:]}))
-    ends = {"in a member": 2 * 1024 + 700, "at a header": 2 * 1024, "in a header": 2 * 1024 + 100}
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        third = archive.getmembers()[2]
+    ends = {"in a member": third.offset_data + 100, "at a header": third.offset, "in a header": third.offset + 100}
     for name, end in ends.items():
-        assert len(MAPS["000"]) < 1024 - 512 or len(MAPS["000"]) > 512
-        with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
-            third = archive.getmembers()[2]
-        cut = {"in a member": third.offset_data + 100, "at a header": third.offset, "in a header": third.offset + 100}
-        (tmp_path / "0.tar").write_bytes(whole[: cut[name]])
+        (tmp_path / "0.tar").write_bytes(whole[:end])
         out = tmp_path / f"out {name}"
         done = infer(models["plain"], InferRequest(tmp_path / "{0,1}.tar", out))
-        assert images(out) == {f"{one}.png": right[f"{one}.png"] for one in ("000", "001", "004", "005")}, (name, end)
+        assert images(out) == {f"{one}.png": right[f"{one}.png"] for one in ("000", "001", "004", "005")}, name
         (failure,) = done.failures
         assert "0.tar" in failure.message
         assert "cut off" in failure.message
