@@ -97,15 +97,14 @@ class Worker:
     An error that stops the run is an answer, too: Ray would wrap an exception, or try again.
     """
 
-    def __init__(self, shared: Any, gate: Any) -> None:
+    def __init__(self, shared: Shared, gate: Any) -> None:
         import ray
 
-        given: Shared = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
         context = ray.get_runtime_context()
         self._gate, self._id, self._node = gate, context.get_actor_id(), context.get_node_id()
         self._stop: Stop | None = None
         self._runner: JobRunner | None = None
-        self._answer(lambda: self._open(given))
+        self._answer(lambda: self._open(shared))
 
     def __call__(self, batch: Any) -> Any:
         """Do the jobs of a table with the column `job`; the answer has one row for each, in the column `outcome`."""

@@ -17,7 +17,8 @@ import pyarrow
 import ray
 
 from spade_deploy.artifact import MANIFEST, Artifact
-from spade_deploy.cluster.infer import _listen, _Reader
+from spade_deploy.cluster import infer
+from spade_deploy.cluster.infer import RayCrew, RayInference, _listen, _Reader
 from spade_deploy.cluster.worker import Gate, Shared, Stop, Worker
 from spade_deploy.errors import ArtifactError, ConfigError, RuntimeUnavailableError
 from spade_deploy.files.reading import sha256_of
@@ -146,7 +147,7 @@ class Desk:
 class TestListening:
     NODES = ({"NodeID": "a", "NodeManagerAddress": "10.0.0.1", "Alive": True},)
 
-    def listen(self, monkeypatch: pytest.MonkeyPatch, rows: list[Outcome | Stop], jobs: set[str]) -> list[Any]:
+    def listen(self, monkeypatch: pytest.MonkeyPatch, rows: list[Outcome | Stop], jobs: dict[str, Any]) -> list[Any]:
         monkeypatch.setattr(ray, "get", lambda value: value)
         monkeypatch.setattr(ray, "nodes", lambda: self.NODES)
 
@@ -161,16 +162,46 @@ class TestListening:
 
     def test_outcomes_reach_the_desk(self, monkeypatch: pytest.MonkeyPatch) -> None:
         one = Outcome("one", Path("one.png"), "one.png")
-        assert self.listen(monkeypatch, [one], {"one"}) == [("done", one)]
+        left = {"one": None, "two": None}
+        assert self.listen(monkeypatch, [one], left) == [("done", one)]
+        assert left == {"two": None}
 
     def test_an_error_of_a_worker_ends_the_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ArtifactError, match="another"):
-            self.listen(monkeypatch, [Stop(ArtifactError, "another", None)], {"one"})
+            self.listen(monkeypatch, [Stop(ArtifactError, "another", None)], {"one": None})
+
+
+class TestLosses:
+    JOBS = tuple(Job(name, Path(f"{name}.png"), None, f"{name}.png") for name in ("one", "two", "three"))
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, *streams: Any) -> list[Any]:
+        """Do the jobs where each stream of Ray Data is a function that gets those that are left."""
+        coming, desk = iter(streams), Desk()
+        monkeypatch.setattr(infer, "NODES_S", 0.0)
+        monkeypatch.setattr(RayCrew, "_stream", lambda self, shared, left, desk, **_: next(coming)(left))
+        RayCrew(RayInference())._until_all_are_done(None, self.JOBS, desk, gpus=0.0, most=1)  # type: ignore[arg-type]
+        return desk.said
+
+    @staticmethod
+    def dying(left: dict[str, Job]) -> None:
+        raise ray.exceptions.ActorUnavailableError("no connection", None)
+
+    @staticmethod
+    def dying_after_one(left: dict[str, Job]) -> None:
+        del left[min(left)]
+        TestLosses.dying(left)
+
+    def test_what_is_left_is_given_to_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        said = self.run(monkeypatch, self.dying, self.dying_after_one, dict.clear)
+        assert said == [("lost", "a worker or its node is gone", 3), ("lost", "a worker or its node is gone", 2)]
+
+    def test_it_ends_where_nothing_goes_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(RuntimeUnavailableError, match="gave up 5 times with 2 label maps left, such as three: "):
+            self.run(monkeypatch, self.dying_after_one, *[self.dying] * 4)
 
     def test_a_job_of_which_nothing_is_heard_is_never_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        one = Outcome("one", Path("one.png"), "one.png")
-        with pytest.raises(RuntimeUnavailableError, match="nothing was heard of 1 label maps, such as two"):
-            self.listen(monkeypatch, [one], {"one", "two"})
+        with pytest.raises(RuntimeUnavailableError, match="nothing was heard of 3 label maps, such as one"):
+            self.run(monkeypatch, lambda left: None)
 
 
 def test_the_gate_opens_for_each_when_it_is_told(shared: Shared) -> None:

@@ -60,12 +60,12 @@ class SmallCluster:
         self.nodes.remove(node)
 
     def workers(self, title: str, node: Any = None) -> list[psutil.Process]:
-        """The processes whose title begins so, such as ray::ServeReplica."""
+        """The processes whose title has this text, such as ray::ServeReplica."""
         found = []
         for one in [node] if node is not None else [*self.nodes, self._cluster.head_node]:
             for child in psutil.Process(_raylet_of(one)).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-                    if child.cmdline()[0].startswith(title):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if title in " ".join(child.cmdline()):
                         found.append(child)
         return found
 
