@@ -65,6 +65,8 @@ def _print_summary(summary: InferSummary) -> None:
         height, width = summary.size
         said = f"  {summary.resized} label maps were resized to {height}x{width} (nearest)"
         out.print(f"{said}; --resize never refuses them")
+    for sentence in summary.lost:
+        out.print(f"  {sentence}", markup=False)
     if summary.left_out:
         out.print(f"  {len(summary.left_out)} photos were left out; the first: {summary.left_out[0]}", markup=False)
 

@@ -72,7 +72,7 @@ class EmulatedGraph:
         self._session = open_session(
             model.SerializeToString(),
             # An optimiser may remove a cast to half and back, and the emulation consists of these casts.
-            SessionSetup(threads, Optimization.NONE, weights_folder=path.parent),
+            SessionSetup(threads, Optimization.NONE, weights_folder=path.parent, never_spins=True),
             failed=lambda error: ArtifactError(f"{path}: half precision cannot be emulated on it: {reason_of(error)}"),
         )
 

@@ -24,6 +24,7 @@ from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.images.image_file import image_size
 from spade_deploy.inference import InferRequest, InferSummary, infer, pipeline
 from spade_deploy.inference.maker import RECORD
+from spade_deploy.inference.places.store import LOG
 from spade_deploy.inference.png import encode_png
 from spade_deploy.labels.files import (
     list_label_files,
@@ -61,8 +62,8 @@ def read(path: Path | io.BytesIO) -> NDArray[np.uint8]:
 
 
 def names(folder: Path) -> list[str]:
-    """Hidden files too: what a stopped write would leave. Without the lock and the record, which stay."""
-    return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, RECORD))
+    """Hidden files too: what a stopped write would leave. Without the lock, the record and the list, which stay."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, RECORD, LOG))
 
 
 def pixels(spec: GeneratorSpec, label: Ids, instance: Ids | None = None, z: Ids | None = None) -> NDArray[np.uint8]:
