@@ -126,7 +126,7 @@ class RayCrew(Crew):
                     raise RuntimeUnavailableError(
                         f"`ray`: the cluster gave up {failures} times with {len(left)} label maps left, such as"
                         f" {min(left)}: {reason_of(error)}",
-                        hint="the same command goes on where this one stopped",
+                        hint="the same command continues where this one stopped",
                     ) from error
                 desk.lost("a worker or its node is gone", len(left))
                 time.sleep(NODES_S)  # until the cluster knows, too
@@ -134,7 +134,7 @@ class RayCrew(Crew):
                 if left:
                     raise RuntimeUnavailableError(
                         f"`ray`: nothing was heard of {len(left)} label maps, such as {min(left)}",
-                        hint="the same command goes on where this one stopped",
+                        hint="the same command continues where this one stopped",
                     )
 
     def _stream(self, shared: Shared, jobs: dict[str, Job], desk: Desk, *, gpus: float, most: int) -> None:

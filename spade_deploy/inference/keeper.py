@@ -181,5 +181,5 @@ def _writing(where: str) -> Iterator[None]:
     except OSError as error:
         raise TargetError(
             f"the result {where} cannot be written: {reason_of(error)}",
-            hint="free some space or choose another folder; the same command goes on where this one stopped",
+            hint="free some space or choose another folder; the same command continues where this one stopped",
         ) from error

@@ -20,7 +20,7 @@ _SHORTEST_SECRET = 6
 class PlaceError(SpadeError):
     """A place cannot be reached, or forbids everything: no other job could be done either."""
 
-    usual_hint = "see that the address and your rights are right; the same command goes on where this one stopped"
+    usual_hint = "see that the address and your rights are right; the same command continues where this one stopped"
 
 
 def place_of(text: str) -> Path | str:

@@ -168,7 +168,7 @@ def test_an_endpoint_that_cannot_be_reached(
     try:
         with pytest.raises(SpadeError, match=r"s3://maps/labels cannot be read: Could not connect") as caught:
             infer(plain, InferRequest("s3://maps/labels", tmp_path / "out"))
-        assert "the same command goes on" in caught.value.next_step
+        assert "the same command continues" in caught.value.next_step
     finally:
         fsspec.filesystem("s3").clear_instance_cache()
 
