@@ -288,9 +288,8 @@ def _check_disk(folder: Path) -> Check:
         return Check(Status.MISSING, "free disk", f"{folder} cannot be looked at: {error.strerror}")
     value = f"{free / 1e9:.1f} GB at {folder}"
     if free < LOW_DISK_BYTES:
-        return Check(
-            Status.MISSING, "free disk", value, "a full-size model's checkpoint takes over a gigabyte: free some"
-        )
+        advice = "a full-size model's checkpoint takes over a gigabyte: free some"
+        return Check(Status.MISSING, "free disk", value, advice)
     return Check(Status.GOOD, "free disk", value)
 
 
