@@ -112,7 +112,7 @@ def main() -> None:
                     }
                     result["sizes"][f"{size}x{size}"] = found  # type: ignore[index]
                     show(size, found)
-    write_json(options.out, result)
+                    write_json(options.out, result)  # what is measured is kept, whatever the next size does
     print(f"written to {options.out}")
 
 

@@ -4,7 +4,7 @@
     image side    rows, index, latent or z           -> pixels   what depends on where the patterns lie
 
 Both are OpenVINO models of their own, so that the rows of a pattern can be kept and need not be computed again for the
-next map (`kept_rows.py`). They compute what the graph does, operator by operator.
+next map (`row_keeper.py`). They compute what the graph does, operator by operator.
 """
 
 from __future__ import annotations
