@@ -135,7 +135,8 @@ class Worker:
         for path in shared.seen:
             if not path.exists():
                 raise ConfigError(
-                    f"{path} is not there", hint="label maps and images lie where all nodes see them at the same place"
+                    f"{path} does not exist",
+                    hint="label maps and images lie where all nodes see them at the same place",
                 )
         work = shared.work
         if shared.files is not None and not (work.artifact / MANIFEST).is_file():

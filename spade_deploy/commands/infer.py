@@ -60,11 +60,13 @@ def _print_summary(summary: InferSummary) -> None:
     counted = f"wrote {summary.written} of {summary.total} images to "
     out.print(line(counted, styled(one_line(summary.out), "bold"), rate))
     if summary.skipped:
-        out.print(f"  {summary.skipped} were there already, made by this model in this way; --overwrite redoes them")
+        out.print(f"  {summary.skipped} were there already, made in the same way; --overwrite makes them again")
     if summary.resized and summary.size is not None:
         height, width = summary.size
         said = f"  {summary.resized} label maps were resized to {height}x{width} (nearest)"
         out.print(f"{said}; --resize never refuses them")
+    for sentence in summary.lost:
+        out.print(f"  {sentence}", markup=False)
     if summary.left_out:
         out.print(f"  {len(summary.left_out)} photos were left out; the first: {summary.left_out[0]}", markup=False)
 

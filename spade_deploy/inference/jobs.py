@@ -6,7 +6,7 @@ Everything here can be pickled, so that a job may run in another process or on a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from spade_deploy.images.image_file import ImageBytes
@@ -94,14 +94,21 @@ class Failure:
     hint: str | None = None
     """What to do about it."""
 
+    id: str = ""
+    """The name of the sample; the stem of the file if it has no other."""
 
-def failure(path: Origin, error: Exception) -> Failure:
-    """Make a Failure of an error; its message names the file."""
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", PurePosixPath(str(self.path)).stem)
+
+
+def failure(path: Origin, error: Exception, name: str = "") -> Failure:
+    """Make a Failure of an error; its message names the file. name: the id of the sample."""
     message = str(error) if str(path) in str(error) else f"{path}: {error}"
-    return Failure(path, message, getattr(error, "hint", None))
+    return Failure(path, message, getattr(error, "hint", None), name)
 
 
 def failed(job: Job, error: Exception) -> Outcome:
     """The outcome of a job that failed alone."""
-    found = failure(job.label, error)
+    found = failure(job.label, error, job.id)
     return Outcome(job.id, job.label, None, error=found.message, hint=found.hint)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -18,11 +17,10 @@ from spade_deploy.artifact import Artifact
 from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError, SpadeError, quoted, reason_of
 from spade_deploy.fields import digest_of, from_json, to_json
-from spade_deploy.files.atomic import write_json
-from spade_deploy.files.reading import read_regular, sha256_of
+from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
+from spade_deploy.inference.places.store import FolderStore, Store
 from spade_deploy.inference.request import InferRequest
-from spade_deploy.labels.files import RESULT_SUFFIXES
 from spade_deploy.spec import Precision
 
 RECORD = ".infer.json"
@@ -117,11 +115,11 @@ def ran_by(maker: Maker, runtime: Runtime) -> Maker:
     return replace(maker, precision=str(runtime.precision), engine=engine)
 
 
-def read_record(folder: Path) -> Record | None:
-    """The record of a folder; None if there is none. Raises ConfigError if it cannot be read."""
-    path = folder / RECORD
+def read_record(place: Store | Path) -> Record | None:
+    """The record of a place; None if there is none. Raises ConfigError if it cannot be read, PlaceError."""
+    store = FolderStore(place) if isinstance(place, Path) else place
     try:
-        value = json.loads(read_regular(path, MOST_BYTES))
+        value = json.loads(store.read(RECORD, MOST_BYTES))
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT:
             raise ConfigError(f"format_version is {quoted(version)}, not {FORMAT}")
@@ -131,18 +129,19 @@ def read_record(folder: Path) -> Record | None:
     except (OSError, ValueError, RecursionError, ConfigError) as error:
         reason = error.message if isinstance(error, ConfigError) else reason_of(error)
         raise ConfigError(
-            f"{path}, which records what made the images there, cannot be read: {reason}",
+            f"{store.name}/{RECORD}, which records what made the images there, cannot be read: {reason}",
             hint="choose another folder; or remove the folder, if its images are not needed",
         ) from error
 
 
-def write_record(folder: Path, record: Record) -> None:
-    """Write the record of a folder. Raises SpadeError."""
+def write_record(store: Store, record: Record) -> int:
+    """Write the record of a place; returns its time there, in nanoseconds. Raises SpadeError."""
+    content = json.dumps(to_json(record), indent=2, allow_nan=False) + "\n"
     try:
-        write_json(folder / RECORD, to_json(record))
+        return store.write(RECORD, content.encode(errors="backslashreplace"))
     except OSError as error:
         raise SpadeError(
-            f"{folder / RECORD} cannot be written: {reason_of(error)}", hint="choose another folder"
+            f"{store.name}/{RECORD} cannot be written: {reason_of(error)}", hint="choose another folder"
         ) from error
 
 
@@ -157,47 +156,43 @@ def differences(old: Maker, new: Maker) -> list[str]:
     return found
 
 
-def require_same(folder: Path, record: Record, maker: Maker) -> None:
-    """Raise ConfigError, which says what differs, if the folder's images are another maker's."""
+def require_same(store: Store, record: Record, maker: Maker) -> None:
+    """Raise ConfigError, which says what differs, if the place's images are another maker's."""
     found = differences(record.maker, maker)
     if found:
         raise ConfigError(
-            f"`out`: {folder} holds images of another maker, {record.artifact}: {'; '.join(found)}",
+            f"`out`: the images in {store.name} were made in another way, with {record.artifact}: {'; '.join(found)}",
             hint="`overwrite` makes them again; or choose another folder",
         )
 
 
-def require_known(folder: Path, kept: int) -> None:
-    """Raise ConfigError if images would be kept in a folder without a record."""
+def require_known(store: Store, kept: int) -> None:
+    """Raise ConfigError if images would be kept in a place without a record."""
     if kept:
         raise ConfigError(
-            f"`out`: {folder} holds {kept} of these images already, and no record of what made them ({RECORD})",
+            f"`out`: {store.name} holds {kept} of these images already, and no record of what made them ({RECORD})",
             hint="`overwrite` makes them again; or choose another folder",
         )
 
 
-def require_only(folder: Path, results: Iterable[str]) -> None:
-    """Raise ConfigError if a folder whose maker changes holds other images than those that are made again."""
-    own = set(results)
-    others = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if Path(entry.name).suffix.lower() in RESULT_SUFFIXES and entry.name not in own
-    )
+def require_only(store: Store, results: Iterable[str]) -> None:
+    """Raise ConfigError if a place whose maker changes holds other images than those that are made again."""
+    others = sorted(set(store.images()) - set(results))
     if others:
         raise ConfigError(
-            f"`out`: {folder} holds {len(others)} images of another maker that this run does not make again, such as"
+            f"`out`: {store.name} holds {len(others)} images that were made in another way, and that this run does"
+            " not replace, such as"
             f" {quoted(others[0])}",
-            hint="choose another folder, or move them away: one folder has the images of one maker",
+            hint="choose another folder, or move them away: all images of a folder are made in the same way",
         )
 
 
-def note_labels(folder: Path, record: Record, labels: Path, kept: int) -> None:
-    """Warn where images are kept that were made of the label maps of another folder."""
-    if kept and record.labels and str(labels.resolve()) not in record.labels:
+def note_labels(store: Store, record: Record, labels: str, kept: int) -> None:
+    """Warn where images are kept that were made of the label maps of another source."""
+    if kept and record.labels and labels not in record.labels:
         _LOG.warning(
-            "%s: the %d images that were there already were made of label maps in %s; `overwrite` makes them again",
-            folder,
+            "%s: the %d images that were there already were made from label maps in %s; `overwrite` makes them again",
+            store.name,
             kept,
             ", ".join(record.labels[:3]),
         )

@@ -27,6 +27,7 @@ from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.jobs import Job, Outcome, failed, loaded
 from spade_deploy.inference.places.target import Folder, Kept, Target
+from spade_deploy.inference.places.urls import PlaceError
 from spade_deploy.inference.png import encode_png
 from spade_deploy.labels.files import jpeg_bytes, read_instance_map, read_label_map, resize_nearest, save_pixels
 from spade_deploy.machine.cores import usable_cores
@@ -94,7 +95,7 @@ class Reader:
             height, width = instance.shape
             raise LabelMapError(
                 f"{job.instance} has {height} x {width} pixels, its label map {own[0]} x {own[1]}",
-                hint="the instance map of a label map has its size: see that the names belong together",
+                hint="an instance map has the size of its label map: check that the names belong together",
             )
         return instance if self.size is None else resize_nearest(instance, self.size)
 
@@ -214,6 +215,8 @@ class Pipeline:
             job, future = waiting.popleft()
             try:
                 maps = future.result()
+            except PlaceError:
+                raise  # the others lie in the same place
             except (SpadeError, OSError, MemoryError) as error:
                 self._tell(failed(job, error))
             else:
@@ -241,6 +244,8 @@ class Pipeline:
             try:
                 kept = writing.future.result()
             except (SpadeError, OSError) as error:
+                if isinstance(error, PlaceError):
+                    raise TargetError(error.message, hint=error.next_step) from error
                 cause = error if isinstance(error, OSError) else error.__cause__
                 where = self._target.where(job.result)
                 if isinstance(cause, OSError) and cause.errno in _OF_ONE_NAME:
@@ -252,7 +257,7 @@ class Pipeline:
                     continue
                 raise TargetError(
                     f"the result {where} cannot be written: {error.__cause__ or error}",
-                    hint="free some space or choose another folder; the same command goes on where this one stopped",
+                    hint="free some space or choose another folder; the same command continues where this one stopped",
                 ) from error
             self._tell(
                 Outcome(

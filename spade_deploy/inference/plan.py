@@ -1,4 +1,4 @@
-"""Plan the results: which label map becomes which image, with which instance map, and which files are left out."""
+"""Plan the results: which label map becomes which image, where they go, and which files are left out."""
 
 from __future__ import annotations
 
@@ -7,24 +7,40 @@ from pathlib import Path
 
 from spade_deploy.errors import ConfigError, LabelMapError
 from spade_deploy.inference.jobs import Failure, Job, failure
+from spade_deploy.inference.log import logged_files
+from spade_deploy.inference.places.found import Found
+from spade_deploy.inference.places.packs import SUFFIXES, PackStore, pack_parts
+from spade_deploy.inference.places.sources import is_plain
+from spade_deploy.inference.places.store import FolderStore, Store
+from spade_deploy.inference.places.url_store import UrlStore
+from spade_deploy.inference.places.urls import is_url, shown
 from spade_deploy.inference.request import InferRequest
-from spade_deploy.inference.results import is_done
 from spade_deploy.labels.files import RESULT_SUFFIXES, is_image_name
-from spade_deploy.labels.pairs import Pairing
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the results of a run go."""
+
+    store: Store
+    """The place."""
+
+    has_record: bool
+    """Whether it is a place for many images, with a record and a list; False for a single image with a name."""
+
+    named: str | None = None
+    """The name of the only result, if the request gives it."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The images that are to be made, and the files that are left out."""
 
-    folder: Path
-    """The folder of the images."""
-
     jobs: tuple[Job, ...]
     """The images to make, in the order of the label files."""
 
-    skipped: int
-    """How many images are there already."""
+    kept: tuple[tuple[str, str], ...]
+    """The id and the name of each image that is there already."""
 
     failures: tuple[Failure, ...]
     """Files that have no partner, or whose image cannot be written."""
@@ -33,64 +49,71 @@ class Plan:
     """A sentence for each photo that lies beside its label map."""
 
 
-def make_plan(request: InferRequest, found: Pairing, redo_before_ns: int | None = None) -> Plan:
-    """Results for the label maps that were found in `labels`; none is opened yet. Raises ConfigError.
+def make_plan(request: InferRequest, found: Found, to: Destination, redo_before_ns: int | None = None) -> Plan:
+    """Results for the label maps that were found in `labels`; none is opened yet.
 
     redo_before_ns: results that are older are made again, whatever `overwrite` says.
     """
-    labels, out, image_format = request.labels, request.out, request.image_format
-    folder, named = _result_place(labels, found, out, image_format)
-    named_alike: dict[str, list[Path]] = {}
-    for sample in found.samples:
-        named_alike.setdefault(sample.stem, []).append(sample.label)
-    jobs, skipped = [], 0
-    failures = [
-        Failure(problem.path, f"{problem.path}: {problem.message}")
-        for problem in found.problems
-        if problem.code != "photo"
-    ]
-    for sample in found.samples:
-        result = named or folder / f"{sample.stem}.{image_format}"
-        others = [path for path in named_alike[sample.stem] if path != sample.label]
-        if others:
-            message = f"{sample.label}: its result would be named like that of {others[0]}"
-            failures.append(Failure(sample.label, message, "give the folder of one split at a time"))
-            continue
+    jobs, kept, failures = [], [], list(found.failures)
+    for item in found.items:
+        result = to.named or f"{item.id}.{request.image_format}"
         try:
-            if is_done(result, overwrite=request.overwrite) and not _is_older(result, redo_before_ns):
-                skipped += 1
+            if to.store.holds(result, overwrite=request.overwrite, redo_before_ns=redo_before_ns):
+                kept.append((item.id, result))
             else:
-                jobs.append(Job(sample.stem, sample.label, sample.instance, result.name))
+                jobs.append(Job(item.id, item.label, item.instance, result))
         except LabelMapError as error:
-            failures.append(failure(sample.label, error))
-    left_out = tuple(f"{p.path}: {p.message}" for p in found.problems if p.code == "photo")
-    return Plan(folder, tuple(jobs), skipped, tuple(failures), left_out)
+            failures.append(failure(item.label, error, item.id))
+    return Plan(tuple(jobs), tuple(kept), tuple(failures), found.left_out)
 
 
-def _is_older(result: Path, redo_before_ns: int | None) -> bool:
-    return redo_before_ns is not None and result.stat().st_mtime_ns < redo_before_ns
+def destination(request: InferRequest, found: Found) -> Destination:
+    """The place of the results. Inputs are never overwritten. Raises ConfigError."""
+    out = request.out
+    if Path(str(out)).suffix.lower() in SUFFIXES and not (isinstance(out, Path) and out.is_dir()):
+        return Destination(_packs(request, out), has_record=True)
+    is_single = is_plain(request.labels) and Path(request.labels).is_file()
+    if is_url(out) or (not is_plain(request.labels) and is_image_name(Path(out)) and not Path(out).is_dir()):
+        if is_image_name(Path(str(out))):
+            raise ConfigError(f"`out`: {shown(out)} names an image; results go into a folder", hint="name a folder")
+        if is_url(out):
+            return Destination(UrlStore(str(out)), has_record=True)
+    folder, named = _result_place(request, found)
+    store = FolderStore(folder if named is None else named.parent)
+    is_named = is_single and not Path(out).is_dir() and is_image_name(Path(out))
+    return Destination(store, has_record=not is_named, named=None if named is None else named.name)
 
 
-def result_folder(labels: Path, out: Path) -> Path | None:
-    """The folder that a run fills; None for a single image whose name is given."""
-    return None if labels.is_file() and not out.is_dir() and is_image_name(out) else out
+def _packs(request: InferRequest, out: Path | str) -> PackStore:
+    folder, pattern = pack_parts(out)
+    inner = FolderStore(folder) if isinstance(folder, Path) else UrlStore(folder)
+    if request.overwrite:
+        raise ConfigError(
+            "`overwrite`: images in shards are not replaced", hint="name other shards, or remove these and run again"
+        )
+    logged = (logged_files(inner) or {}) if isinstance(inner, UrlStore) else {}
+    return PackStore(inner, pattern, request.shard_size, logged.values())
 
 
-def _result_place(labels: Path, found: Pairing, out: Path, image_format: str) -> tuple[Path, Path | None]:
+def _result_place(request: InferRequest, found: Found) -> tuple[Path, Path | None]:
     """The folder of the results, and the result's own path for a single label file. Inputs are never overwritten."""
-    inputs = {labels} | {file.parent for sample in found.samples for file in (sample.label, sample.instance) if file}
-    if labels.is_file():
-        inputs = {labels} | {sample.instance for sample in found.samples if sample.instance}
-    stems = [sample.stem for sample in found.samples]
+    labels, out, image_format = Path(str(request.labels)), Path(request.out), request.image_format
+    is_single = is_plain(request.labels) and labels.is_file()
+    known = [file for item in found.items for file in (item.label, item.instance)]
+    files = [file for file in (*known, *(one.path for one in found.failures)) if isinstance(file, Path)]
+    inputs = {labels} | {file.parent for file in files}
+    if is_single:
+        inputs = {labels} | {item.instance for item in found.items if isinstance(item.instance, Path)}
     result = None
-    if labels.is_file():
+    if is_single:
         is_name = not out.is_dir() and is_image_name(out)
         if is_name and out.suffix.lower() not in RESULT_SUFFIXES:
             raise ConfigError(
                 f"{out}: results are written as {', '.join(RESULT_SUFFIXES)}, not as {out.suffix}",
                 hint=f"name it {out.with_suffix('.png')}",
             )
-        result = out if is_name else out / f"{next(iter(stems), labels.stem)}.{image_format}"
+        stem = next((item.id for item in found.items), labels.stem)
+        result = out if is_name else out / f"{stem}.{image_format}"
     elif out.is_file():
         raise ConfigError(
             f"{out} is a file; the results of a folder go into a folder", hint="name a folder, which may be a new one"

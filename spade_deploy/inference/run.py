@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from spade_deploy.errors import ConfigError
 from spade_deploy.inference.jobs import Failure, Outcome
+from spade_deploy.inference.keeper import Keeper
 from spade_deploy.inference.maker import Maker, differences
 from spade_deploy.inference.work import Desk
 from spade_deploy.progress import Figures, Progress
@@ -15,20 +15,18 @@ from spade_deploy.progress import Figures, Progress
 class Run(Desk):
     """Counts the images that are done, and reports them to `progress`."""
 
-    def __init__(
-        self, artifact: str, total: int, failures: list[Failure], progress: Progress, begin: Callable[[Maker], None]
-    ) -> None:
+    def __init__(self, artifact: str, total: int, failures: list[Failure], progress: Progress, keeper: Keeper) -> None:
         """Nothing is done yet.
 
-        artifact: its path. total: the images to make. failures: the label maps without an image so far. begin: records
-        the maker before its first image.
+        artifact: its path. total: the images to make. failures: the label maps without an image so far. keeper: takes
+        the images.
         """
         self.progress = progress
         self.failures = failures
         self.losses: list[str] = []
         self.written = self.resized = 0
         self.runtime = ""
-        self._artifact, self._total, self._begin = artifact, total, begin
+        self._artifact, self._total, self._keeper = artifact, total, keeper
         self._maker: Maker | None = None
         self._done: set[str] = set()
         self._started = self._ended = 0.0
@@ -48,7 +46,7 @@ class Run(Desk):
                     hint="name the `backend` and the `precision`, and see that all have the same packages",
                 )
             return
-        self._begin(maker)
+        self._keeper.begin(maker)
         self._maker, self.runtime = maker, name
         self.progress.step(f"running {self._artifact} with {name}")
         self._started = self._ended = time.perf_counter()
@@ -57,6 +55,7 @@ class Run(Desk):
         """See `Desk.done`."""
         if outcome.id in self._done:
             return
+        self._keeper.keep(outcome)
         self._done.add(outcome.id)
         if outcome.error is None:
             self.written += 1
