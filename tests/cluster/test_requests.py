@@ -101,6 +101,6 @@ def test_without_the_extra_its_name_is_told(
     with pytest.raises(SystemExit) as ended:
         cli.app([command, *words, "--ray"])
     assert ended.value.code == 1
-    assert "ray is not installed" in (told := capsys.readouterr().err)
+    assert "this command needs ray, which is not installed" in (told := capsys.readouterr().err)
     assert "spade-deploy[ray]" in told
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())

@@ -117,7 +117,7 @@ def test_folders_that_a_node_does_not_see_are_named(shared: Shared, gate: Calls,
     worker = Worker(replace(shared, seen=(tmp_path / "elsewhere",)), gate)
     error = only_stop(answers(worker, [])).error()
     assert isinstance(error, ConfigError)
-    assert error.message.endswith(f"{tmp_path / 'elsewhere'} is not there")
+    assert error.message.endswith(f"{tmp_path / 'elsewhere'} does not exist")
 
 
 def test_a_node_without_the_artifact_gets_it_from_the_object_store(shared: Shared, gate: Calls, tmp_path: Path) -> None:
