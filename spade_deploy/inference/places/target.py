@@ -32,7 +32,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on this machine's disks. `pipeline.py` writes into it."""
+    """A folder on this machine's disks. `inference/pipeline.py` writes into it."""
 
     path: Path
     """The folder."""
