@@ -1,12 +1,13 @@
 """How long a small edit takes beside a full request, over HTTP and over the page's WebSocket, at ADE20K's size.
 
-A server runs in this process. In a round a square of 1 % of the map gets another class. Then the photo of the new map
-is asked for twice, by the whole map and by what changed; which of them comes first changes from round to round. Both
-photos have to be the same in every pixel, or else the run fails. `timing` are the parts of Server-Timing.
+Two servers run in this process, on one runtime: one keeps rows of gamma and beta from edit to edit, the other none. In
+a round a square of 1 % of the map gets another class. Then the photo of the new map is asked for twice, as a whole map
+of the server that keeps nothing, and by what changed of the other; which of them comes first changes from round to
+round. Both photos have to be the same in every pixel, or else the run fails. `timing` are the parts of Server-Timing.
 
-What could be won by keeping rows of gamma and beta from one map to the next is measured beside it, on the runtime
-alone: a run with all rows of a map, and one with as many rows as an edit has new ones. The second makes no right image;
-it says how long a graph would take that gets all other rows ready-made, so no such graph can win more.
+`runtime` is the same without a server, with processor time (all threads) beside the clock, which says more where other
+programs run. There both images have to be the same in every bit. `memory` is what the process holds before and after
+the first drawing: the graph that is cut in two has the weights once more.
 
     python benchmarks/edit_latency.py [--sizes 256 512] [--rounds 21] [--work FOLDER] [--backend cpu] [--out FILE]
 
@@ -19,6 +20,7 @@ import argparse
 import base64
 import http.client
 import json
+import os
 import socket
 import statistics
 import tempfile
@@ -39,20 +41,22 @@ from models import ADE20K, DATA, RESULTS, SMALL, coco_maps, make_artifact, resiz
 from numpy.typing import NDArray
 from websockets.sync.client import connect
 
-from spade_deploy.artifact import LABEL, Artifact
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL
 from spade_deploy.bench.machine import describe_machine
-from spade_deploy.engines.lookup import AutoRuntime
+from spade_deploy.engines.base import KeepsRows, Runtime
 from spade_deploy.files.atomic import write_json
 from spade_deploy.images.image_file import ImageBytes, read_photo
-from spade_deploy.lookup.tables import extract_patterns, level_names
+from spade_deploy.lookup.kept_rows import pattern_keys
+from spade_deploy.lookup.tables import graph_inputs, modulated_channels
 from spade_deploy.machine.cores import usable_cores
+from spade_deploy.machine.memory import memory_bytes
 from spade_deploy.serving.app import make_app
 from spade_deploy.serving.live import LIVE, SUBPROTOCOL
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.pictures import ids_png
 from spade_deploy.serving.request import ServeRequest
 from spade_deploy.serving.runner import BatchRule
-from spade_deploy.spec import GraphKind
+from spade_deploy.spec import GeneratorSpec, GraphKind
 from spade_deploy.tuning.open import open_runtime
 
 SHARE = 0.01
@@ -98,22 +102,36 @@ def main() -> None:
                 "sizes": {},
             }
             model = ServedModel("model", artifact, runtime, BatchRule())
-            with served(model) as port:
+            with served(model, 0) as whole, served(model, ServeRequest().max_row_bytes) as keeping:
                 for size in sizes:
                     here = [resized(one, size, size)[LABEL][0] for one in maps.values()]
-                    found = {**measure(port, model, here, rounds), "kept_rows": bound(artifact, runtime, here, rounds)}
+                    found = {
+                        "runtime": on_runtime(model, here, rounds),
+                        **measure(Ports(whole, keeping), model, here, rounds),
+                        "load_average": list(os.getloadavg()),
+                    }
                     result["sizes"][f"{size}x{size}"] = found  # type: ignore[index]
                     show(size, found)
     write_json(options.out, result)
     print(f"written to {options.out}")
 
 
+@dataclass(frozen=True)
+class Ports:
+    """Where the two servers listen."""
+
+    whole: int
+    """The one that keeps no rows."""
+    keeping: int
+    """The one that does."""
+
+
 @contextmanager
-def served(model: ServedModel) -> Iterator[int]:
+def served(model: ServedModel, max_row_bytes: int) -> Iterator[int]:
     """Serve a model on a free port of this machine."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # as serving/run.py does
     listening.bind(("127.0.0.1", 0))
-    app = make_app({model.name: model}, ServeRequest())
+    app = make_app({model.name: model}, ServeRequest(max_row_bytes=max_row_bytes))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
@@ -125,22 +143,24 @@ def served(model: ServedModel) -> Iterator[int]:
 
 
 class Http:
-    """Full requests and edits over one connection that stays open."""
+    """Full requests and edits, each over one connection that stays open."""
 
-    def __init__(self, port: int, model: ServedModel) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port)
+    def __init__(self, ports: Ports, model: ServedModel) -> None:
+        self._whole_map, self._edits = (
+            http.client.HTTPConnection("127.0.0.1", port) for port in (ports.whole, ports.keeping)
+        )
         self._edges = model.spec.labels.has_edges
 
     def begin(self, label: Map) -> dict[str, Any]:
-        headers = self._ask("/v1/edits", self._whole(label), "multipart/form-data; boundary=x")[1]
+        headers = self._ask(self._edits, "/v1/edits", self._whole(label), "multipart/form-data; boundary=x")[1]
         return {"drawing": headers["Drawing"], "base": int(headers["Drawing-Version"])}
 
     def full(self, label: Map) -> Answer:
-        return self._ask("/v1/synthesize", self._whole(label), "multipart/form-data; boundary=x")[0]
+        return self._ask(self._whole_map, "/v1/synthesize", self._whole(label), "multipart/form-data; boundary=x")[0]
 
     def edit(self, base: dict[str, Any], patch: dict[str, Any]) -> Answer:
         body = json.dumps({**base, **patches_of(patch, self._edges), **FIELDS}).encode()
-        return self._ask("/v1/edits", body, "application/json")[0]
+        return self._ask(self._edits, "/v1/edits", body, "application/json")[0]
 
     def _whole(self, label: Map) -> bytes:
         lines = [f'--x\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in FIELDS.items()]
@@ -150,10 +170,10 @@ class Http:
             body += head.encode() + ids_png(label) + b"\r\n"
         return body + b"--x--\r\n"
 
-    def _ask(self, path: str, body: bytes, kind: str) -> tuple[Answer, Any]:
+    def _ask(self, connection: http.client.HTTPConnection, path: str, body: bytes, kind: str) -> tuple[Answer, Any]:
         start = time.perf_counter()
-        self._connection.request("POST", path, body, {"Content-Type": kind})
-        answer = self._connection.getresponse()
+        connection.request("POST", path, body, {"Content-Type": kind})
+        answer = connection.getresponse()
         content = answer.read()
         ms = 1000 * (time.perf_counter() - start)
         if answer.status != 200:
@@ -164,12 +184,13 @@ class Http:
 class Live:
     """The same as the page does it."""
 
-    def __init__(self, port: int, model: ServedModel) -> None:
-        self._url = f"ws://127.0.0.1:{port}{LIVE}"
+    def __init__(self, ports: Ports, model: ServedModel) -> None:
         self._edges = model.spec.labels.has_edges
         self._number = 0
-        # One connection for each, since a whole map on the same one would be the next base.
-        self._whole, self._edits = (connect(self._url, subprotocols=[SUBPROTOCOL], max_size=None) for _ in range(2))
+        self._whole, self._edits = (
+            connect(f"ws://127.0.0.1:{port}{LIVE}", subprotocols=[SUBPROTOCOL], max_size=None)
+            for port in (ports.whole, ports.keeping)
+        )
 
     def begin(self, label: Map) -> int:
         self._send(self._edits, self._head(label), ids_png(label))
@@ -211,10 +232,10 @@ def an_edit(label: Map, num_ids: int, rng: np.random.Generator) -> tuple[Map, di
     return edited, {"x": x, "y": y, "height": side, "width": side, "runs": [value, side * side]}
 
 
-def measure(port: int, model: ServedModel, maps: list[Map], rounds: int) -> dict[str, Any]:
+def measure(ports: Ports, model: ServedModel, maps: list[Map], rounds: int) -> dict[str, Any]:
     """Milliseconds of full requests and of edits, over HTTP and over the WebSocket."""
     found: dict[str, Any] = {}
-    ways: dict[str, Any] = {"http": Http(port, model), "live": Live(port, model)}
+    ways: dict[str, Any] = {"http": Http(ports, model), "live": Live(ports, model)}
     for name, way in ways.items():
         answers: dict[str, list[Answer]] = defaultdict(list)
         rng = np.random.default_rng(0)
@@ -251,64 +272,60 @@ def summary(answers: list[Answer]) -> dict[str, Any]:
     }
 
 
-def bound(artifact: Artifact, runtime: Any, maps: list[Map], rounds: int) -> dict[str, Any]:
-    """Milliseconds of the lookup graph with all rows, and with as many rows as an edit has new ones."""
-    graph = runtime._lookup if isinstance(runtime, AutoRuntime) else runtime
-    if graph.kind is not GraphKind.LOOKUP:
-        return {"why": f"{runtime.name} runs no lookup graph"}
-    spec, rng = artifact.manifest.generator, np.random.default_rng(0)
-    ms: dict[str, list[float]] = {"all_rows": [], "new_rows": []}
+def on_runtime(model: ServedModel, maps: list[Map], rounds: int) -> dict[str, Any]:
+    """Milliseconds of the runtime as it is, and of the one that keeps rows; what the latter keeps."""
+    spec, rng, whole = model.spec, np.random.default_rng(1), model.runtime
+    whole.run(inputs_for(spec, maps[0]))
+    before = memory_bytes()
+    kept = whole.keeping_rows(ServeRequest().max_row_bytes) if isinstance(whole, KeepsRows) else None
+    if kept is None:
+        return {"why": f"{whole.name} keeps no rows"}
+    start = time.perf_counter()
+    kept.run(inputs_for(spec, maps[0]))
+    opened_s, after = time.perf_counter() - start, memory_bytes()
+    wall: dict[str, list[float]] = {"full": [], "edit": []}
+    processor: dict[str, list[float]] = {"full": [], "edit": []}
     shares = []
     for number in range(rounds + 1):
         label = maps[number % len(maps)]
+        kept.run(inputs_for(spec, label))
         edited, _ = an_edit(label, spec.labels.num_labels, rng)
-        old, new = (tables_of(spec, one) for one in (label, edited))
-        few, share = new_rows_alone(spec, old, new)
-        pair = [("all_rows", new), ("new_rows", few)]
-        for kind, tables in pair if number % 2 else reversed(pair):
-            start = time.perf_counter()
-            graph.run_tables(tables, ["pixels"], is_checked=True)
-            if number:
-                ms[kind].append(1000 * (time.perf_counter() - start))
-        shares.append(share)
-    ratios = [a / b for a, b in zip(ms["all_rows"], ms["new_rows"], strict=True)]
+        images = {}
+        pair: list[tuple[str, Runtime]] = [("full", whole), ("edit", kept)]
+        for kind, runtime in pair if number % 2 else reversed(pair):
+            start, start_cpu = time.perf_counter(), time.process_time()
+            images[kind] = runtime.run(inputs_for(spec, edited))[IMAGE]
+            if number:  # the first round warms up
+                wall[kind].append(1000 * (time.perf_counter() - start))
+                processor[kind].append(1000 * (time.process_time() - start_cpu))
+        if not np.array_equal(images["full"], images["edit"]):
+            raise SystemExit("the image that is made from kept rows is not that of the whole graph")
+        shares.append(share_of_new(spec, label, edited))
     return {
-        "share_of_new_rows_median": statistics.median(shares),
-        **{f"{kind}_median_ms": statistics.median(of) for kind, of in ms.items()},
-        "could_be_faster_by_at_most": statistics.median(ratios),
-        "ms": ms,
+        "share_of_new_patterns_median": statistics.median(shares),
+        **{f"{kind}_median_ms": statistics.median(ms) for kind, ms in wall.items()},
+        "edit_is_faster_by": ratio(wall),
+        "edit_is_faster_by_in_processor_time": ratio(processor),
+        "memory": {"before_bytes": before, "after_bytes": after, "first_map_of_this_size_s": opened_s},
+        "ms": wall,
+        "processor_ms": processor,
     }
 
 
-def tables_of(spec: Any, label: Map) -> dict[str, Any]:
-    instance = label[None].astype(np.int32) if spec.labels.has_edges else None
-    tables = extract_patterns(spec, label[None], instance)
-    assert tables is not None
-    return dict(tables.to_inputs())
+def ratio(ms: dict[str, list[float]]) -> float:
+    """The median of how many times as fast an edit is."""
+    return statistics.median(a / b for a, b in zip(ms["full"], ms["edit"], strict=True))
 
 
-def new_rows_alone(spec: Any, old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], float]:
-    """The tables with only those patterns that the old map does not have, and their share of all."""
-    found, counts = dict(new), [0, 0]
-    for stride in {int(name.split("_")[1]) for name in new if name.startswith("index_")}:
-        codes, patterns, index = level_names(stride)
-        before = set(windows(old[codes], old[patterns]))
-        is_new = np.array([one not in before for one in windows(new[codes], new[patterns])])
-        kept = new[patterns][is_new] if is_new.any() else new[patterns][:1]
-        outside = len(new[codes])
-        used = np.unique(kept[kept < outside])
-        place = np.full(outside + 1, len(used), np.int32)
-        place[used] = np.arange(len(used))
-        found[codes], found[patterns] = new[codes][used], place[kept]
-        found[index] = new[index] % np.int32(len(kept))
-        counts = [counts[0] + int(is_new.sum()), counts[1] + len(is_new)]
-    return found, counts[0] / counts[1]
+def inputs_for(spec: GeneratorSpec, label: Map) -> dict[str, Any]:
+    return {LABEL: label[None], **({INSTANCE: label[None].astype(np.int32)} if spec.labels.has_edges else {})}
 
 
-def windows(codes: Map, patterns: Map) -> list[bytes]:
-    """The whole window of each pattern."""
-    with_outside = np.concatenate([codes, np.full((1, codes.shape[1]), -1, codes.dtype)])
-    return [one.tobytes() for one in with_outside[patterns].reshape(len(patterns), -1)]
+def share_of_new(spec: GeneratorSpec, old: Map, new: Map) -> float:
+    """The share of a map's patterns, of all levels, that another one does not have."""
+    before, after = (graph_inputs(spec, GraphKind.LOOKUP, inputs_for(spec, one)) for one in (old, new))
+    found = {stride: [set(pattern_keys(one, stride)) for one in (before, after)] for stride in modulated_channels(spec)}
+    return sum(len(b - a) for a, b in found.values()) / sum(len(b) for _, b in found.values())
 
 
 def show(size: int, found: dict[str, Any]) -> None:
@@ -320,7 +337,7 @@ def show(size: int, found: dict[str, Any]) -> None:
             f" x {found[way]['edit_is_faster_by']:.3f}"
         )
         print("   edit:", {part: round(ms, 2) for part, ms in edit["timing_median_ms"].items()})
-    print("   kept rows, at most:", {name: value for name, value in found["kept_rows"].items() if name != "ms"})
+    print("   runtime:", {name: value for name, value in found["runtime"].items() if not name.endswith("ms")})
 
 
 if __name__ == "__main__":

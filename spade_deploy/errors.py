@@ -60,7 +60,7 @@ class SpadeError(Exception):
 
     exit_code = 1
     """The exit code of a command that ends with this error."""
-    usual_hint = "see that the path is right, and that you may read and write there"
+    usual_hint = "check the path, and that you may read and write there"
     """The next step where an error has none of its own."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -100,7 +100,7 @@ class MissingDependencyError(SpadeError):
 class NotFoundError(SpadeError):
     """There is nothing to work on; the hint names the command that makes it."""
 
-    usual_hint = "see that the path is right: a relative one begins in the current folder"
+    usual_hint = "check the path; a relative path begins in the current folder"
 
 
 class FolderBusyError(SpadeError):
@@ -110,7 +110,9 @@ class FolderBusyError(SpadeError):
 class LabelMapError(SpadeError):
     """A label map, instance map or photo cannot be used: damaged, of the wrong kind or size, ids out of range."""
 
-    usual_hint = "mend or remove the file; `spade check-labels` finds all such files of a folder, and mends what it can"
+    usual_hint = (
+        "repair or remove the file; `spade check-labels` finds all such files of a folder, and repairs what it can"
+    )
 
 
 class ImageTooLargeError(LabelMapError):
@@ -120,7 +122,7 @@ class ImageTooLargeError(LabelMapError):
 class DatasetError(SpadeError):
     """A data set as a whole cannot be used: no pairs, a missing folder."""
 
-    usual_hint = "see that the folders are those of label maps and photos; `spade check-labels` looks into every file"
+    usual_hint = "check that these are the folders of label maps and photos; `spade check-labels` looks into every file"
 
 
 class CheckpointError(SpadeError):
@@ -133,7 +135,7 @@ class TrainingError(SpadeError):
     """Training cannot go on; the message says which checkpoint is the last good one."""
 
     usual_hint = (
-        "go on from the last checkpoint with `spade train --resume`; other settings may help, such as a smaller size"
+        "continue from the last checkpoint with `spade train --resume`; other settings may help, such as a smaller size"
     )
 
 
@@ -152,7 +154,7 @@ class ExportError(SpadeError):
 class ArtifactError(SpadeError):
     """An artifact is damaged or not an artifact."""
 
-    usual_hint = "make the artifact again with `spade export`, or copy it again from where it is whole"
+    usual_hint = "make the artifact again with `spade export`, or copy it again from an undamaged copy"
 
 
 class NewerArtifactError(ArtifactError):
@@ -168,7 +170,7 @@ class RuntimeUnavailableError(SpadeError):
 class BuildError(SpadeError):
     """TensorRT built no engine, or not the one that was asked for."""
 
-    usual_hint = "`spade doctor` tells what loads here; an engine of ONNX Runtime needs no build"
+    usual_hint = "`spade doctor` tells what loads here; ONNX Runtime needs no build"
 
 
 class BuildInterruptedError(SpadeError):
@@ -212,12 +214,12 @@ def system_error(error: OSError) -> SpadeError | None:
 
 _ELSEWHERE = "choose another folder"
 _NEXT_STEPS = {
-    errno.ENOSPC: f"make room on that disk, or {_ELSEWHERE}",
-    errno.EDQUOT: f"your share of that disk is used up: make room, or {_ELSEWHERE}",
+    errno.ENOSPC: f"free some space on that disk, or {_ELSEWHERE}",
+    errno.EDQUOT: f"your disk quota is used up: free some space, or {_ELSEWHERE}",
     errno.EFBIG: f"the file system or a limit (ulimit -f) allows no larger file: {_ELSEWHERE}",
-    errno.EROFS: f"the file system is mounted for reading alone: {_ELSEWHERE}",
-    errno.EACCES: f"it belongs to somebody else, or may not be used: {_ELSEWHERE}, or change its rights",
-    errno.EPERM: f"it belongs to somebody else, or may not be changed: {_ELSEWHERE}, or change its rights",
+    errno.EROFS: f"the file system is mounted read-only: {_ELSEWHERE}",
+    errno.EACCES: f"you may not use it: {_ELSEWHERE}, or change its permissions",
+    errno.EPERM: f"you may not change it: {_ELSEWHERE}, or change its permissions",
     errno.EIO: "the disk or the network under it fails: look at the system's log (dmesg), and choose another disk",
     errno.ENOTDIR: "a file is in the place of a folder: remove it, or name another folder",
     errno.EISDIR: "a folder is in the place of a file: remove it, or name another file",
@@ -226,9 +228,9 @@ _NEXT_STEPS = {
     errno.EBUSY: "it is in use, or a file system is mounted there: name a folder inside it",
     errno.ELOOP: "its links lead in a circle: remove them",
     errno.EMFILE: "too many files are open: raise the limit, ulimit -n 4096",
-    errno.ENOENT: "it was removed meanwhile, or its folder was: see that it is there",
-    errno.EINVAL: f"that place takes no such file: {_ELSEWHERE}",
+    errno.ENOENT: "it or its folder was removed in the meantime: check that it is there",
+    errno.EINVAL: f"such a file cannot be written there: {_ELSEWHERE}",
     errno.ENOLCK: _ELSEWHERE,
-    errno.ESTALE: "the network's file system lost it: try again",
+    errno.ESTALE: "the network file system lost the file: try again",
     errno.ENOMEM: "memory ran out: close other programs, or use smaller sizes",
 }

@@ -184,6 +184,6 @@ def _read_entry(path: Path) -> EngineEntry:
     if value.get("manifest_sha256") != manifest_digest(value):
         raise ArtifactError(
             f"{path}: the engine manifest is damaged: its content is not what was written, the digest differs",
-            hint=f"`spade build` makes the engine again; where it is of another card or version, delete {path}",
+            hint=f"`spade build` makes the engine again; if it belongs to another card or version, delete {path}",
         )
     return entry

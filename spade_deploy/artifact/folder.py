@@ -99,7 +99,7 @@ class Artifact:
             )
         there = ", ".join(f"{graph.precision} {graph.kind}" for graph in self.manifest.graphs)
         if precision is not None and precision not in EXPORTED:
-            raise ConfigError(f"`precision`: {precision} is no graph's; allowed are {', '.join(EXPORTED)}")
+            raise ConfigError(f"`precision`: no graph is exported in {precision}; allowed are {', '.join(EXPORTED)}")
         flag = f" --{precision}" if precision not in (None, Precision.FP32) else ""
         raise ArtifactError(
             f"{self.path}: there is no {precision or 'default'} {kind} graph; there is: {there}",
@@ -145,8 +145,8 @@ class Artifact:
         for name in found:
             if name not in self.manifest.files:
                 raise ArtifactError(
-                    f"{self.path / file} is not opened: it reads weights from {quoted(name)}, which no manifest vouches"
-                    " for",
+                    f"{self.path / file} is not opened: it reads weights from {quoted(name)}, which the manifest does"
+                    " not name",
                     hint=EXPORT_AGAIN,
                 )
         return found
@@ -264,7 +264,7 @@ def _path_inside(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         if not path.resolve(strict=True).is_relative_to(folder.resolve(strict=True)):
-            raise ArtifactError(f"{path} is a link that leaves the artifact", hint="put the file itself there")
+            raise ArtifactError(f"{path} is a link that leads out of the artifact", hint="put the file itself there")
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise ArtifactError(f"{path} is missing", hint=EXPORT_AGAIN) from error
     return path

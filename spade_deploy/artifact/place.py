@@ -65,12 +65,13 @@ def require_replaceable(target: Path) -> None:
         foreign = foreign_files(target)
     except ArtifactError as error:
         raise ConfigError(
-            f"`out`: {target} exists and is no artifact: it will not be replaced ({error.message})", hint=hint
+            f"`out`: {target} exists and is not an artifact, so it is not replaced ({error.message})", hint=hint
         ) from error
     if foreign:
         shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise ConfigError(
-            f"`out`: {target} holds files that are not of its artifact: it will not be replaced ({shown})", hint=hint
+            f"`out`: {target} holds files that do not belong to its artifact, so it is not replaced ({shown})",
+            hint=hint,
         )
 
 

@@ -33,7 +33,7 @@ def parse_style_directions(value: Mapping[str, Any], z_dim: int | None) -> NDArr
     """K x z_dim float32 of the file's JSON. Raises ConfigError."""
     rows = parse(tuple[tuple[float, ...], ...], value.get("directions"), "directions")
     if not rows or any(len(row) != z_dim for row in rows):
-        raise ConfigError(f"directions: {quoted([len(row) for row in rows])} are no numbers of a style of {z_dim}")
+        raise ConfigError(f"directions: {quoted([len(row) for row in rows])} are not the numbers of a style of {z_dim}")
     found = np.array(rows)
     lengths = np.linalg.norm(found, axis=1)
     if not (np.abs(lengths - 1) < _LENGTH_TOLERANCE).all():  # false of NaN and infinity, too

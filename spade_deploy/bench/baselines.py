@@ -219,7 +219,7 @@ def default_setup(job: Job) -> SessionSetup:
 def model_of(job: Job) -> Path:
     """The file or folder that was made for a baseline."""
     if job.model is None:
-        raise ConfigError(f"{job.candidate.name}: there is no model of it")
+        raise ConfigError(f"{job.candidate.name}: there is no model for it")
     return job.model
 
 

@@ -8,6 +8,7 @@ heard: these are written again, whole and with the same pixels, and counted once
 
 from __future__ import annotations
 
+import logging
 import pickle
 import queue
 import threading
@@ -88,7 +89,7 @@ class RayCrew(Crew):
                 _stored(work.artifact) if any(not one.has_file for one in found) else None,
             )
             desk.progress.note(f"up to {most} workers on a Ray cluster of {len(nodes)} nodes")
-            self._stream(shared, jobs, desk, gpus=gpus, most=most)
+            self._until_all_are_done(shared, jobs, desk, gpus=gpus, most=most)
 
     def _room(self, nodes: list[Node]) -> tuple[float, int]:
         """The GPUs of each worker, and how many workers the nodes have room for now, at most `ray_workers`."""
@@ -110,16 +111,44 @@ class RayCrew(Crew):
             )
         return gpus, room if asked.ray_workers is None else asked.ray_workers
 
-    def _stream(self, shared: Shared, jobs: Sequence[Job], desk: Desk, *, gpus: float, most: int) -> None:
+    def _until_all_are_done(self, shared: Shared, jobs: Sequence[Job], desk: Desk, *, gpus: float, most: int) -> None:
+        """Stream the jobs, and those that are left again where Ray gives up because it lost a worker."""
+        import ray
+
+        left, failures = {job.id: job for job in jobs}, 0
+        while left:
+            before = len(left)
+            try:
+                self._stream(shared, left, desk, gpus=gpus, most=most)
+            except ray.exceptions.RayError as error:
+                failures = 1 if len(left) < before else failures + 1
+                if failures > MOST_RETRIES:
+                    raise RuntimeUnavailableError(
+                        f"`ray`: the cluster gave up {failures} times with {len(left)} label maps left, such as"
+                        f" {min(left)}: {reason_of(error)}",
+                        hint="the same command goes on where this one stopped",
+                    ) from error
+                desk.lost("a worker or its node is gone", len(left))
+                time.sleep(NODES_S)  # until the cluster knows, too
+            else:
+                if left:
+                    raise RuntimeUnavailableError(
+                        f"`ray`: nothing was heard of {len(left)} label maps, such as {min(left)}",
+                        hint="the same command goes on where this one stopped",
+                    )
+
+    def _stream(self, shared: Shared, jobs: dict[str, Job], desk: Desk, *, gpus: float, most: int) -> None:
+        """Let Ray Data do jobs. Those that are done are taken out of `jobs`. Raises RayError."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         gate = ray.remote(num_cpus=0, scheduling_strategy=here)(Gate).remote()
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False  # ours shows what is done
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it tells of lost workers, we tell
         blocks = -(-len(jobs) // max(shared.work.batch_size, min(MOST_JOBS, -(-len(jobs) // (4 * most)))))
         most = min(most, blocks)
-        rows = [{"job": pickle.dumps(_absolute(job))} for job in jobs]
+        rows = [{"job": pickle.dumps(_absolute(job))} for job in jobs.values()]
         data = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
             Worker,
             batch_size=None,
@@ -127,14 +156,14 @@ class RayCrew(Crew):
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=2
             ),
-            fn_constructor_args=(ray.put(shared), gate),
+            fn_constructor_args=(shared, gate),
             num_cpus=self._asked.cpus_per_worker,
             num_gpus=gpus,
             max_task_retries=MOST_RETRIES,
         )
         reader = _Reader(data)
         try:
-            _listen(reader, gate, desk, {job.id for job in jobs})
+            _listen(reader, gate, desk, jobs)
         finally:
             reader.over.set()
 
@@ -175,43 +204,33 @@ class _Reader:
                 continue
 
 
-def _listen(reader: _Reader, gate: Any, desk: Desk, open_jobs: set[str]) -> None:
-    """Let workers begin that have loaded the model, and tell the desk of outcomes, until all are there.
+def _listen(reader: _Reader, gate: Any, desk: Desk, left: dict[str, Job]) -> None:
+    """Let workers begin that have loaded the model, and tell the desk of outcomes, until Ray Data ends.
 
-    open_jobs: the ids of all jobs; those that are done are taken out of it.
+    left: the jobs by their ids; those that are done are taken out. Raises RayError.
     """
     import ray
 
     nodes = {one["NodeID"]: one["NodeManagerAddress"] for one in ray.nodes() if one["Alive"]}
     looked = time.monotonic()
-    try:
-        while True:
-            for number, maker, name in ray.get(gate.waiting.remote()):
-                desk.admit(maker, name)
-                ray.get(gate.let_in.remote(number))
-            found = reader.next()
-            if found is None:
-                break
-            for outcome in found:
-                if isinstance(outcome, Stop):
-                    raise outcome.error()
-                open_jobs.discard(outcome.id)
-                desk.done(outcome)
-            if time.monotonic() < looked + NODES_S:
-                continue
-            looked = time.monotonic()
-            for gone in [one["NodeID"] for one in ray.nodes() if not one["Alive"] and one["NodeID"] in nodes]:
-                begun = ray.get(gate.begun_on.remote(gone))
-                desk.lost(f"the node {nodes.pop(gone)} is gone", sum(one in open_jobs for one in begun))
-    except ray.exceptions.RayError as error:
-        raise RuntimeUnavailableError(
-            f"`ray`: the cluster gave up: {reason_of(error)}", hint="the same command goes on where this one stopped"
-        ) from error
-    if open_jobs:
-        raise RuntimeUnavailableError(
-            f"`ray`: nothing was heard of {len(open_jobs)} label maps, such as {min(open_jobs)}",
-            hint="the same command goes on where this one stopped",
-        )
+    while True:
+        for number, maker, name in ray.get(gate.waiting.remote()):
+            desk.admit(maker, name)
+            ray.get(gate.let_in.remote(number))
+        found = reader.next()
+        if found is None:
+            return
+        for outcome in found:
+            if isinstance(outcome, Stop):
+                raise outcome.error()
+            left.pop(outcome.id, None)
+            desk.done(outcome)
+        if time.monotonic() < looked + NODES_S:
+            continue
+        looked = time.monotonic()
+        for gone in [one["NodeID"] for one in ray.nodes() if not one["Alive"] and one["NodeID"] in nodes]:
+            begun = ray.get(gate.begun_on.remote(gone))
+            desk.lost(f"the node {nodes.pop(gone)} is gone", sum(one in left for one in begun))
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _result(document: Path, run: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(document.read_text(encoding="utf-8"))["result"]
     except (OSError, ValueError, KeyError) as error:
         raise TrainingInterruptedError(
-            "the training was stopped", hint=f"go on with `spade train --ray --resume {run}`"
+            "the training was stopped", hint=f"continue with `spade train --ray --resume {run}`"
         ) from error
     return found
 
@@ -145,7 +145,7 @@ def _fit(workers: int, has_gpus: bool, max_restarts: int, start: Start, store: P
             (one for one in told if "ended without a word" not in one), told[0] if told else line_of(str(error))
         )
         raise TrainingError(
-            f"the training failed: {first}", hint=f"go on with `spade train --ray --resume {start.run}`"
+            f"the training failed: {first}", hint=f"continue with `spade train --ray --resume {start.run}`"
         ) from error
 
 

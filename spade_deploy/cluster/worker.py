@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.artifact import MANIFEST
-from spade_deploy.errors import ArtifactError, ConfigError, RuntimeUnavailableError, SpadeError, reason_of
+from spade_deploy.errors import (
+    ArtifactError,
+    ConfigError,
+    NotFoundError,
+    RuntimeUnavailableError,
+    SpadeError,
+    reason_of,
+    system_error,
+)
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.inference.jobs import Job, Outcome
@@ -89,15 +97,14 @@ class Worker:
     An error that stops the run is an answer, too: Ray would wrap an exception, or try again.
     """
 
-    def __init__(self, shared: Any, gate: Any) -> None:
+    def __init__(self, shared: Shared, gate: Any) -> None:
         import ray
 
-        given: Shared = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
         context = ray.get_runtime_context()
         self._gate, self._id, self._node = gate, context.get_actor_id(), context.get_node_id()
         self._stop: Stop | None = None
         self._runner: JobRunner | None = None
-        self._answer(lambda: self._open(given))
+        self._answer(lambda: self._open(shared))
 
     def __call__(self, batch: Any) -> Any:
         """Do the jobs of a table with the column `job`; the answer has one row for each, in the column `outcome`."""
@@ -117,9 +124,10 @@ class Worker:
         try:
             action()
         except (SpadeError, OSError, ImportError) as error:
-            kind = type(error) if isinstance(error, SpadeError) else RuntimeUnavailableError
-            message = error.message if isinstance(error, SpadeError) else reason_of(error)
-            self._stop = Stop(kind, f"on the node {socket.gethostname()}: {message}", getattr(error, "hint", None))
+            told = (system_error(error) if isinstance(error, OSError) else None) or error
+            kind = type(told) if isinstance(told, SpadeError) else RuntimeUnavailableError
+            message = told.message if isinstance(told, SpadeError) else reason_of(told)
+            self._stop = Stop(kind, f"on the node {socket.gethostname()}: {message}", getattr(told, "hint", None))
 
     def _open(self, shared: Shared) -> None:
         import ray
@@ -127,7 +135,8 @@ class Worker:
         for path in shared.seen:
             if not path.exists():
                 raise ConfigError(
-                    f"{path} is not there", hint="label maps and images lie where all nodes see them at the same place"
+                    f"{path} does not exist",
+                    hint="label maps and images lie where all nodes see them at the same place",
                 )
         work = shared.work
         if shared.files is not None and not (work.artifact / MANIFEST).is_file():
@@ -138,6 +147,10 @@ class Worker:
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_bytes(ray.get(content))
             work = replace(work, artifact=place)
+        if not (work.artifact / MANIFEST).is_file():
+            raise NotFoundError(
+                f"the artifact {work.artifact} is not there", hint="copy it to every node, or begin the run again"
+            )
         found = sha256_of(work.artifact / MANIFEST)
         if found != shared.sha256:
             raise ArtifactError(

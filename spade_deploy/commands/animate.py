@@ -29,5 +29,5 @@ def animate(asked: AnimateRequest, place: RunsFolder) -> None:
     run = asked.run if asked.run is not None else newest_checkpoint(place.runs).parent.parent
     made = make_animation(run, asked.out if asked.out is not None else run / "samples.gif", asked.fps)
     output.report({"run": run, "frames": made.frames, "grids": made.grids, "frames_per_second": made.fps})
-    stdout().print(f"{made.frames} of {made.grids} sample grids, {made.fps:.3g} a second")
+    stdout().print(f"{made.frames} of {made.grids} sample grids, {made.fps:.3g} per second")
     print_places(("animation", made.path))

@@ -153,7 +153,7 @@ def read_settings(path: Path, options: Sequence[Option], command: str) -> dict[s
     except OSError as error:
         raise ConfigError(f"`config`: {path} {_unreadable(error)}", hint=_FIRST_STEP.format(command)) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"`config`: {path}: byte {error.start} is no UTF-8", hint="save it as UTF-8") from error
+        raise ConfigError(f"`config`: {path}: byte {error.start} is not UTF-8", hint="save it as UTF-8") from error
     except RecursionError as error:
         raise ConfigError(f"`config`: {path} is nested too deeply", hint=_FIRST_STEP.format(command)) from error
     except yaml.YAMLError as error:
@@ -172,9 +172,9 @@ def read_settings(path: Path, options: Sequence[Option], command: str) -> dict[s
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise _refused(path, key, f"{quoted(name)} is no setting of `{command}`", hint)
+            raise _refused(path, key, f"{quoted(name)} is not a setting of `{command}`", hint)
         if name in found:
-            raise _refused(path, key, f"{name} stands there twice, first in line {found[name].line}", "leave one out")
+            raise _refused(path, key, f"{name} occurs twice, first in line {found[name].line}", "leave one out")
         found[name] = Entry(_text(path, name, value, known[name]), key.start_mark.line + 1)
     return {name: entry for name, entry in found.items() if entry.text is not None}
 

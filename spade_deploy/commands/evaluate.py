@@ -100,7 +100,7 @@ def print_evaluation(result: EvalResult, files: Sequence[Path]) -> None:
         told = ", ".join(
             f"{short_name(result, column)} {cell}" for column, cell in zip(columns, cells, strict=True) if cell
         )
-        console.print(f"  {one_line(name)} (random seeds {seeds}), mean ± deviation: {told}")
+        console.print(f"  {one_line(name)}, random seeds {seeds}, ± the standard deviation: {told}")
     for name, reason, is_best in seed_verdict_lines(result):
         console.print(styled(f"  {name}: {one_line(reason)}", "green" if is_best else ""))
     for name in columns:

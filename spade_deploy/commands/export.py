@@ -143,15 +143,15 @@ def _write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) -
     out = stdout()
     print_places(("web folder", made.path))
     sizes = f"{made.wasm_bytes / 1e6:.0f} MB in WebAssembly, {made.webgpu_bytes / 1e6:.0f} MB on WebGPU"
-    out.print(f"  a first visit loads {sizes}; later ones load nothing", soft_wrap=True)
+    out.print(f"  the first visit loads {sizes}; later visits load nothing", soft_wrap=True)
     if made.is_large:
         note(
             in_flags(
-                f"more than {LARGE_BYTES / 1e6:.0f} MB are much for a page, and phones may lack the memory;"
+                f"more than {LARGE_BYTES / 1e6:.0f} MB is a lot for a page, and phones may not have enough memory;"
                 " `fp16` halves what WebGPU loads, and a generator with fewer channels is smaller for all"
             )
         )
-    out.print("  to look at it: ", end="")
+    out.print("  to open it: ", end="")
     out.print(f"python -m http.server --directory {command_line(made.path)}", soft_wrap=True)
     return {"web": made.path, "wasm_bytes": made.wasm_bytes, "webgpu_bytes": made.webgpu_bytes}
 

@@ -60,7 +60,7 @@ def _print_summary(summary: InferSummary) -> None:
     counted = f"wrote {summary.written} of {summary.total} images to "
     out.print(line(counted, styled(one_line(summary.out), "bold"), rate))
     if summary.skipped:
-        out.print(f"  {summary.skipped} were there already, made by this model in this way; --overwrite redoes them")
+        out.print(f"  {summary.skipped} were there already, made in the same way; --overwrite makes them again")
     if summary.resized and summary.size is not None:
         height, width = summary.size
         said = f"  {summary.resized} label maps were resized to {height}x{width} (nearest)"

@@ -169,7 +169,7 @@ def needed(extra: str) -> Iterator[None]:
         if not extra or error.name is None or error.name.startswith("spade_deploy"):
             raise
         raise MissingDependencyError(
-            f"{error.name} is not installed, which this command needs", hint=f"pip install 'spade-deploy[{extra}]'"
+            f"this command needs {error.name}, which is not installed", hint=f"pip install 'spade-deploy[{extra}]'"
         ) from error
 
 

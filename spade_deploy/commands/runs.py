@@ -129,7 +129,7 @@ def _print_groups(groups: list[RunGroup] | tuple[RunGroup, ...]) -> None:
     for group in groups:
         names, seeds = ", ".join(map(one_line, group.runs)), ", ".join(map(str, group.seeds))
         told = ", ".join(f"{name} {one.mean:.4g} ± {one.std:.2g}" for name, one in group.figures.items())
-        stdout().print(f"{names} differ by their random seed alone ({seeds}); mean ± deviation: {told or 'no log'}")
+        stdout().print(f"{names} differ only in their random seed ({seeds}); mean ± deviation: {told or 'no log'}")
 
 
 def _text(value: Any) -> str:

@@ -154,15 +154,15 @@ def print_estimate(described: str, found: Estimate) -> None:
     output.report({"described": described, **to_json(found), "seconds": found.seconds, "fits": found.fits})
     out.print(f"would train: {described}")
     memory, shapes = found.memory_bytes, found.from_shapes
-    how = "measured in a process of its own" if found.is_measured else "estimated from the shapes"
+    how = "measured in a separate process" if found.is_measured else "estimated from the shapes"
     parts = f"{_gigabytes(shapes.weights)} weights, {_gigabytes(shapes.learning)} gradients and Adam's moments"
-    rows = [("memory", f"{_gigabytes(memory)} a process, {how}")]
+    rows = [("memory", f"{_gigabytes(memory)} per process, {how}")]
     rows.append(("shapes", f"{_gigabytes(shapes.total)}: {parts}, {_gigabytes(shapes.activations)} activations"))
     if found.free_bytes is not None:
         verdict = "fits" if found.fits else "does NOT fit"
         rows.append(("free", f"{_gigabytes(found.free_bytes)} on {found.device}: {verdict}"))
     if found.seconds_per_step is not None:
-        rows.append(("time", f"{found.seconds_per_step:.2f} s a step on {found.device}"))
+        rows.append(("time", f"{found.seconds_per_step:.2f} s per step on {found.device}"))
         if found.seconds is not None:
             rows[-1] = ("time", f"{rows[-1][1]}, {clock_time(found.seconds)} for {found.steps} steps")
     for what, value in rows:

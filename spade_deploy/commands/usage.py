@@ -41,7 +41,7 @@ def as_config_error(error: Any, group: Any) -> ConfigError:
     if kind == "NoSuchOption":
         near = _near(error.option_name, _flags_of(error.ctx))
         return ConfigError(
-            f"{one_line(error.option_name)} is no option of `{command}`",
+            f"{one_line(error.option_name)} is not an option of `{command}`",
             hint=f"did you mean {near}? {helped}" if near else helped,
         )
     if kind == "MissingParameter":
@@ -56,14 +56,14 @@ def as_config_error(error: Any, group: Any) -> ConfigError:
         names = list(error.ctx.command.commands)
         near = _near(unknown[1], names)
         return ConfigError(
-            f"{quoted(unknown[1])} is no command of `{command}`",
+            f"{quoted(unknown[1])} is not a command of `{command}`",
             hint=f"did you mean `{command} {near}`? {helped}" if near else f"it has {', '.join(names)}",
         )
     if "unexpected extra argument" in text:
         extra = re.sub(r".*\((.*)\)$", r"\1", text)
         return ConfigError(
             f"{one_line(extra)}: `{command}` takes no such argument",
-            hint=f"{_usage(error)}; a name with blanks needs quotes",
+            hint=f"{_usage(error)}; a name with spaces needs quotes",
         )
     if text.startswith("Missing command"):
         return ConfigError(

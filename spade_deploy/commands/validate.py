@@ -29,7 +29,7 @@ class ValidateCall:
 
     report: Path | None = setting(None, help="Write the figures to this JSON file.")
     by_class: bool = setting(False, help="Print the figures of every class, not only of the five worst.")
-    find_precision: bool = setting(False, help="Where an fp16 graph fails, find the layers that must stay fp32.")
+    find_precision: bool = setting(False, help="If an fp16 graph fails, find the layers that must stay fp32.")
 
 
 def _requests() -> tuple[type, ...]:

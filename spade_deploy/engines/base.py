@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -32,6 +32,7 @@ __all__ = [
     "ClosedByWith",
     "GraphChoice",
     "GraphRuntime",
+    "KeepsRows",
     "Runtime",
     "RuntimeRequest",
     "TableRuntime",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 
-OUT_OF_MEMORY = "where memory ran out, a smaller `batch_size` or `size` helps"
+OUT_OF_MEMORY = "if memory ran out, a smaller `batch_size` or `size` helps"
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,18 @@ class TableRuntime(Runtime, Protocol):
         tables: by name, as `lookup_tensors` has them. is_checked: they come straight from `extract_patterns`.
         Raises InputRefusedError, by tensor name, for tables that do not belong to this graph, and ConfigError where
         the graph is a dense one.
+        """
+
+
+@runtime_checkable
+class KeepsRows(Protocol):
+    """A runtime whose lookup graph can keep rows of gamma and beta from one label map to the next."""
+
+    def keeping_rows(self, most_bytes: int) -> Runtime | None:
+        """The same images, made from rows that are kept: for maps that differ little from those before.
+
+        It is closed with this runtime, and there is one of it. most_bytes: what the rows may take; the first call
+        decides. Returns None where no rows can be kept.
         """
 
 

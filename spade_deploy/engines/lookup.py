@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
-from spade_deploy.engines.base import ClosedByWith, GraphChoice, Runtime, RuntimeRequest, TableRuntime, check_inputs
+from spade_deploy.engines.base import (
+    ClosedByWith,
+    GraphChoice,
+    KeepsRows,
+    Runtime,
+    RuntimeRequest,
+    TableRuntime,
+    check_inputs,
+)
 from spade_deploy.lookup.tables import extract_patterns
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
@@ -42,6 +50,7 @@ class AutoRuntime(ClosedByWith):
         self._lookup = lookup
         self._open_dense = open_dense
         self._dense: Runtime | None = None
+        self._kept: AutoRuntime | None = None
         self._share = share
         self.kind = GraphKind.LOOKUP
         self.patterns_s: float | None = None
@@ -65,15 +74,26 @@ class AutoRuntime(ClosedByWith):
             self.kind = GraphKind.LOOKUP
             return self._lookup.run_tables(tables.to_inputs(inputs.get(Z)), output_names, is_checked=True)
         self.kind = GraphKind.DENSE
-        if self._dense is None:
-            self._dense = self._open_dense()
-        return self._dense.run(inputs, output_names)
+        return self._opened_dense().run(inputs, output_names)
 
     def run_many(
         self, batches: Iterable[Mapping[str, NDArray[Any]]], output_names: Sequence[str] | None = None
     ) -> Iterator[Arrays]:
         """See `Runtime.run_many`."""
         return (self.run(inputs, output_names) for inputs in batches)
+
+    def keeping_rows(self, most_bytes: int) -> Runtime | None:
+        """See `KeepsRows.keeping_rows`. The dense graph keeps nothing, and is shared."""
+        if self._kept is None and isinstance(self._lookup, KeepsRows):
+            lookup = self._lookup.keeping_rows(most_bytes)
+            if lookup is not None:
+                self._kept = AutoRuntime(cast(TableRuntime, lookup), self._opened_dense, self._share)
+        return self._kept
+
+    def _opened_dense(self) -> Runtime:
+        if self._dense is None:
+            self._dense = self._open_dense()
+        return self._dense
 
     def close(self) -> None:
         self._lookup.close()

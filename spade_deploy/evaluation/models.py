@@ -69,7 +69,7 @@ class Model:
             return
         if not spec.is_dynamic:
             raise ConfigError(
-                f"`size`: {self.name} makes {spec.height} x {spec.width} alone (its style vector fixes it)"
+                f"`size`: {self.name} makes {spec.height} x {spec.width} only (its style vector fixes the size)"
             )
         for side in size:
             if not spec.takes_side(side):
@@ -135,7 +135,7 @@ def _find(path: Path, runs_dir: Path, best: bool) -> Model:
     folder = path.parent if path.is_file() and path.name in _MARKS else path
     is_run = (folder / runs.CHECKPOINTS).is_dir()
     if best and not is_run:
-        raise ConfigError(f"`best`: {path} is no run: only a run has a best checkpoint", hint="leave `best` out")
+        raise ConfigError(f"`best`: {path} is not a run: only a run has a best checkpoint", hint="leave `best` out")
     if (folder / runs.MANIFEST_JSON).is_file():
         return _artifact(runs.resolve_artifact(folder, runs_dir), runs_dir)
     if any((folder / name).exists() for name in (runs.CHECKPOINTS, runs.CHECKPOINT_JSON, runs.GENERATOR_FILE)):

@@ -214,7 +214,8 @@ def _page(result: EvalResult) -> str:
 def _lead(result: EvalResult) -> str:
     count = len(result.rows)
     what = "One model" if count == 1 else f"{count} models"
-    shows = "what each makes of the same label maps, and what a camera saw."
+    makes = "it makes of the label maps" if count == 1 else "each makes of the same label maps"
+    shows = f"the images that {makes}, and the real photos."
     if result.settings["split"] == "train" or result.settings.get("held_out") is False:
         return f"{what} on {result.samples} samples, not all of which were held out of training: {shows}"
     held_out = " that are held out" if result.settings.get("held_out") else ""

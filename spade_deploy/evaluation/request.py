@@ -108,7 +108,10 @@ class EvalRequest:
     """The fields of ExtractorFacts that are given."""
     fid: bool = setting(False, help="FID and KID: needs the published Inception weights; no download.", group=JUDGES)
     lpips: str | None = setting(
-        None, help="LPIPS to the photo: alex or vgg, of the published weights; no download.", group=JUDGES, bare="alex"
+        None,
+        help="LPIPS to the photo, alex or vgg: needs the published weights; no download.",
+        group=JUDGES,
+        bare="alex",
     )
     judge_weights: Path | None = setting(
         None, help="Folder of these weights; default: $TORCH_HOME/hub/checkpoints.", group=JUDGES
@@ -131,7 +134,7 @@ class EvalRequest:
         if self.segmenter is not None and self.train_segmenter:
             raise ConfigError(f"`segmenter` {self.segmenter} contradicts `train_segmenter`; give one of them")
         if self.segmenter_steps is not None and not self.train_segmenter:
-            raise ConfigError(f"`segmenter_steps` {self.segmenter_steps}: is for `train_segmenter` alone")
+            raise ConfigError(f"`segmenter_steps` {self.segmenter_steps}: works only with `train_segmenter`")
         if self.fid and self.extractor is not None:
             raise ConfigError(
                 f"`fid` contradicts `extractor` {self.extractor}: one network makes the features",
@@ -140,10 +143,10 @@ class EvalRequest:
         if self.lpips:
             check_one_of("lpips", self.lpips, ("alex", "vgg"))
         if self.judge_weights is not None and not (self.fid or self.lpips):
-            raise ConfigError(f"`judge_weights` {self.judge_weights}: is for `fid` and `lpips` alone")
+            raise ConfigError(f"`judge_weights` {self.judge_weights}: works only with `fid` or `lpips`")
         if self.extractor is None and any(value is not None for value in self.extractor_facts.values()):
             name = next(name for name, value in self.extractor_facts.items() if value is not None)
-            raise ConfigError(f"`extractor_{name}`: is for `extractor` alone")
+            raise ConfigError(f"`extractor_{name}`: works only with `extractor`")
         if self.styles == 1 or not 0 <= self.styles <= 100:
             raise ConfigError(f"`styles`: {self.styles} is not 0 or from 2 to 100: a single style has no diversity")
         if self.styles and self.extractor is None and not self.fid and not self.lpips:
@@ -161,7 +164,10 @@ def chosen_data(flags: DataFlags, models: Sequence[Model]) -> tuple[DataConfig, 
     sizes = {(spec.height, spec.width): model.name for model, spec in specs}
     if flags.size is None and len(sizes) > 1:
         told = ", ".join(f"{name} {size[0]} x {size[1]}" for size, name in sizes.items())
-        raise ConfigError(f"the models make images of different sizes: {told}", hint="`size` HEIGHTxWIDTH is for all")
+        raise ConfigError(
+            f"the models make images of different sizes: {told}",
+            hint="`size` HEIGHTxWIDTH sets one size for all models",
+        )
     size = flags.size or next(iter(sizes), None)
     config = _config(flags, trained_on, size)
     size = size or config.crop_size
@@ -190,7 +196,7 @@ def _config(flags: DataFlags, trained_on: DataConfig | None, size: Size | None) 
         if flags.preset not in (None, "custom"):
             raise ConfigError(f"`labels`: contradicts `preset` {flags.preset}", hint="leave `preset` out")
         if flags.labels is None or flags.images is None:
-            raise ConfigError("`labels` and `images` belong together: what was asked for, and the real photos of it")
+            raise ConfigError("`labels` and `images` belong together: the label maps and their real photos")
         return DataConfig.for_preset("custom", crop_size=size or flags.size, **given)
     if flags.preset is not None:
         return DataConfig.for_preset(flags.preset, crop_size=size or flags.size, root=flags.root)
@@ -200,7 +206,7 @@ def _config(flags: DataFlags, trained_on: DataConfig | None, size: Size | None) 
         return replace(trained_on, root=flags.root)
     if trained_on is None:
         raise ConfigError(
-            "which data to evaluate on is not known: no model says what it was trained on",
+            "it is not known which data to evaluate on: no model says what it was trained on",
             hint="`labels` DIR `images` DIR, or `preset` NAME `data` DIR, or `preset` earth for the embedded data",
         )
     return trained_on

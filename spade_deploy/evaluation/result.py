@@ -66,7 +66,7 @@ class EvalResult:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """By each figure that has a better direction, which model is the best, or why that cannot be said."""
     seed_groups: tuple[SeedGroup, ...] = ()
-    """The models that differ by their random seed alone, averaged."""
+    """The models that differ only in their random seed, averaged."""
     seed_verdicts: dict[str, Verdict] = field(default_factory=dict)
     """Of several such groups, which setting is the best by each figure."""
     best_by_class: dict[int, str] = field(default_factory=dict)

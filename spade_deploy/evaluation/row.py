@@ -44,7 +44,7 @@ class Row:
     lpips: float | None = None
     """Mean LPIPS distance from the photo."""
     l1: float | None = None
-    """Mean absolute difference from the photo, black to white being 1."""
+    """Mean absolute difference from the photo, where black and white differ by 1."""
     psnr: float | None = None
     """The PSNR against the photo, in dB."""
     seconds: float = 0.0

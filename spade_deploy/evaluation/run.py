@@ -67,7 +67,7 @@ def evaluate(
     floor, why = _floor(judges, reality, config, split, labels, size, progress)
     references += [floor] if floor is not None else []
     judged, strips, style_strips = _judge_all(request, judges, reality, models, size, progress)
-    progress.step("drawing the samples again, to see how far the figures are decided by their choice")
+    progress.step("drawing the samples again, to estimate the uncertainty of the figures")
     drawn = draw_again([scores for _, scores in judged], reality.scores, request.seed)
     rows = _with_intervals([row for row, _ in judged], drawn, remark)
     notes += [*more, *why, *_notes(request, rows, models, judges)]
@@ -185,7 +185,7 @@ def _floor(
     if judges.extractor is None:
         return None, ()
     if has_one_set(config) or split == "train":
-        return None, ("there is no second set of real photos, so the distance that real photos have is not known",)
+        return None, ("there is no second set of real photos, so the distance between real photos is not known",)
     try:
         others = open_set(config, "train", labels, size)
     except DatasetError as error:
@@ -226,11 +226,11 @@ def _data_notes(
             config.root,
             config.labels_dir,
         ):
-            notes.append(f"{model.name} was trained on {model.data.described}, not on what it is judged on")
+            notes.append(f"{model.name} was trained on {model.data.described}, not on the data of this evaluation")
     if samples.problems:
         shown = "; ".join(samples.problems[:SHOWN_PROBLEMS])
         more = f"; and {len(samples.problems) - SHOWN_PROBLEMS} more" * (len(samples.problems) > SHOWN_PROBLEMS)
-        notes.append(f"{len(samples.problems)} files pair with nothing and are left out: {shown}{more}")
+        notes.append(f"{len(samples.problems)} files have no partner and are left out: {shown}{more}")
     return notes
 
 
@@ -240,19 +240,25 @@ def _notes(request: EvalRequest, rows: Sequence[Row], models: Sequence[Model], j
     counts = {row.name: row.images for row in rows}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        notes.append(f"the models have different numbers of images ({told}): Frechet distances do not compare well")
+        notes.append(
+            f"the models have different numbers of images ({told}): their Frechet distances cannot be compared well"
+        )
     without = [model.name for model in models if model.z_dim is None]
     if request.styles and without:
         notes.append(f"no style vector, and so no diversity: {'; '.join(without)}")
     if judges.extractor is None and judges.segmenter is None:
         notes.append(
-            "L1 and PSNR are weak measures: many photos fit one label map, and a blurred mean of them does best"
+            "L1 and PSNR are weak measures: many photos fit one label map, and a blurred mean of them has the"
+            " best values"
         )
     return notes
 
 
 def _names(judges: Judges) -> dict[str, str]:
-    names = {"l1": "mean absolute difference from the photo, black to white being 1", "psnr": "PSNR against it, dB"}
+    names = {
+        "l1": "mean absolute difference from the photo, where black and white differ by 1",
+        "psnr": "peak signal-to-noise ratio against the photo, in dB",
+    }
     extractor, segmenter, perceptual = judges.extractor, judges.segmenter, judges.perceptual
     if extractor is not None:
         names["frechet"] = extractor.frechet_name

@@ -1,4 +1,4 @@
-"""Average the models that differ by their random seed alone, and compare the settings by these means."""
+"""Average the models that differ only in their random seed, and compare the settings by these means."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _group(members: Sequence[tuple[int, Row]]) -> SeedGroup:
         values = [value for row in rows if (value := row.figure(name)) is not None]
         if len(values) == len(rows):
             figures[name] = spread(values)
-    name = f"{rows[0].name} and {len(rows) - 1} more seed{'s' * (len(rows) > 2)}"
+    name = f"{rows[0].name} (mean of {len(rows)} seeds)"
     return SeedGroup(name, tuple(row.name for row in rows), seeds, figures)
 
 

@@ -32,7 +32,7 @@ def apart_from_segmenter(config: DataConfig, split: str) -> tuple[DataConfig, st
     stems = [sample.stem for sample in find_samples(config, "train").samples if sample.photo is not None]
     if len(stems) < FEWEST:
         raise ConfigError(
-            f"`train_segmenter`: {len(stems)} photos are too few to learn from some and to judge others",
+            f"`train_segmenter`: {len(stems)} photos are too few to train on some and judge the others",
             hint="give `segmenter` FILE.onnx, or leave `train_segmenter` out",
         )
     halved = replace(config, holdout=hold_out(stems, TAUGHT_SHARE))

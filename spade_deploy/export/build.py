@@ -86,7 +86,7 @@ def require_kind(spec: GeneratorSpec, kind: GraphKind) -> None:
         raise ConfigError(
             f"a {kind} graph cannot be made of a {spec.architecture} generator: it looks up gamma and beta, which only"
             f" {' and '.join(MODULATED)} have",
-            hint="leave it out: the dense graph is made",
+            hint="leave it out, and the dense graph is made",
         )
 
 

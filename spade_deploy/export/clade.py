@@ -37,24 +37,24 @@ class PositionScale(nn.Module):
 
     def __init__(self, layer: Clade) -> None:
         super().__init__()
-        for name in ("dist_conv_w", "dist_conv_b"):
-            conv = fold_conv(layer.class_specified_affine.get_submodule(name))
-            self.register_parameter(f"{name}_weight", _frozen(conv.weight.view(1, 2)))
-            self.register_parameter(f"{name}_bias", _frozen(conv.bias + 1))
+        affine = layer.class_specified_affine
+        gamma, beta = (fold_conv(affine.get_submodule(name)) for name in ("dist_conv_w", "dist_conv_b"))
+        self.gamma_weight, self.gamma_bias = _frozen(gamma.weight.view(1, 2)), _frozen(gamma.bias + 1)
+        self.beta_weight, self.beta_bias = _frozen(beta.weight.view(1, 2)), _frozen(beta.bias + 1)
         scale, shift = norm_scale_shift(layer.param_free_norm)
         self.scale, self.shift = _frozen(scale), _frozen(shift)
 
     def normalized(self, x: Tensor, axis: int) -> Tensor:
         """x with the batch norm. axis: that of the channels."""
-        if axis == 1:
-            return x * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
-        return x * self.scale + self.shift
+        shape = (-1, 1, 1) if axis == 1 else (-1,)
+        normalized: Tensor = x * self.scale.view(*shape) + self.shift.view(*shape)
+        return normalized
 
     def factors(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """N x h x w x 2 positions -> what gamma, and what beta, is multiplied with, N x h x w x 1."""
         return (
-            functional.linear(position, self.dist_conv_w_weight, self.dist_conv_w_bias),
-            functional.linear(position, self.dist_conv_b_weight, self.dist_conv_b_bias),
+            functional.linear(position, self.gamma_weight, self.gamma_bias),
+            functional.linear(position, self.beta_weight, self.beta_bias),
         )
 
 

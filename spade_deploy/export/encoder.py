@@ -135,7 +135,8 @@ def prove_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> Enc
     expected, exact = _run_module(encoder, photos, torch.float32), _run_module(encoder, photos, torch.float64)
     if not np.isfinite(exact).all():
         raise ExportError(
-            "the style encoder answers values that are not finite", hint="training diverged: export an earlier one"
+            "the style encoder returns values that are not finite",
+            hint="the training diverged: export an earlier checkpoint",
         )
     rounding, scale = float(np.abs(expected - exact).max()), float(np.abs(exact).max())
     tolerance = ERROR_FACTOR * rounding + ERROR_FLOOR * scale
@@ -145,9 +146,9 @@ def prove_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> Enc
     error = max(float(np.abs(together - expected).max()), float(np.abs(alone - expected[:, :1]).max()))
     if not error <= tolerance:
         raise ValidationFailedError(
-            f"{path.name} is not the style encoder that was trained: mu or logvar differ by {error:.3g} of"
+            f"{path.name} does not equal the trained style encoder: mu or logvar differ by {error:.3g} of"
             f" {scale:.3g}; rounding explains {tolerance:.3g}",
-            hint="nothing was put in place; report this with the versions of torch, onnx and onnxruntime",
+            hint="no artifact was written; please report this with the versions of torch, onnx and onnxruntime",
         )
     return EncoderGraph(path.name, OPSET, error, tolerance)
 

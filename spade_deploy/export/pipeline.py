@@ -130,9 +130,9 @@ def export_artifact(
     bad = int((~np.isfinite(reference[LOGITS])).any(axis=(1, 2, 3)).sum())
     if bad:
         raise ExportError(
-            f"the network itself makes NaN or infinity of {bad} of {len(reference[LOGITS])} golden label maps,"
+            f"the network itself gives NaN or infinity for {bad} of {len(reference[LOGITS])} golden label maps,"
             " in PyTorch and float32: there is nothing to export",
-            hint="use an earlier checkpoint, or train again with lower rates",
+            hint="use an earlier checkpoint, or train again with lower learning rates",
         )
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS], request.device)
     write_golden(folder, golden_inputs, reference)
@@ -150,7 +150,7 @@ def export_artifact(
     kept: tuple[str, ...] = ()
     stress: tuple[StressMap, ...] = ()
     if Precision.FP16 in request.precisions:
-        progress.step("measuring what half precision must hold, on the golden inputs and on stress maps")
+        progress.step("measuring the largest values on the golden inputs and on stress maps, for half precision")
         measured = measure_ranges(generator, kinds, golden_inputs, progress, request.device)
         kept, stress = kept_units(generator.spec, measured.largest, request.keep_fp32), (measured.hardest,)
     graphs = []

@@ -83,7 +83,7 @@ class DeployGlobal(DenseModel):
             return found
 
         segmap = self.segmap(1, label, edges)
-        if dtype_of(self.conv_in) is torch.float64:
+        if dtype_of(self.get_submodule("conv_in")) is torch.float64:
             segmap = segmap.double()  # the means of an enhancer's smaller map are no float32 numbers
         x = run_layers(self.spec, segmap, layer)
         logits: Tensor = self.conv_img(x.to(dtype_of(self.conv_img)))

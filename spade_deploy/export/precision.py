@@ -138,7 +138,7 @@ def kept_units(spec: GeneratorSpec, ranges: Mapping[str, float], asked: Iterable
     if wanted.issuperset(units):
         largest = max(ranges.values(), key=lambda value: (value != value, value))
         raise ExportError(
-            f"`fp16`: half precision can hold no part of this model: values reach {largest:.3g}, and up to"
+            f"`fp16`: no part of this model fits half precision: values reach {largest:.3g}, and up to"
             f" {FP16_MAX / HEADROOM:.0f} are safe ({FP16_MAX:.0f} with a headroom of {HEADROOM:g})",
             hint="export without `fp16`: the fp32 graphs run everywhere",
         )
@@ -157,12 +157,12 @@ def parse_kept(spec: GeneratorSpec, names: Iterable[str]) -> tuple[str, ...]:
     if unknown:
         inside = unknown[0].split(".")[0]
         raise ConfigError(
-            f"`keep_fp32`: {unknown[0]!r} is no part with a precision of its own; allowed are {', '.join(units)}",
+            f"`keep_fp32`: {unknown[0]!r} is not a part with its own precision; allowed are {', '.join(units)}",
             hint=f"it lies in {inside}: `keep_fp32` {inside}" if inside in units else None,
         )
     if len(wanted) == len(units):
         raise ConfigError(
-            "`keep_fp32`: all parts are named, and nothing is left for half precision", hint="drop `fp16`"
+            "`keep_fp32`: all parts are named, so nothing is left for half precision", hint="leave `fp16` out"
         )
     return tuple(name for name in units if name in wanted)
 

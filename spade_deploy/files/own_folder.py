@@ -20,7 +20,7 @@ def require_free(target: Path, record: str, field: str, what: str) -> None:
     """Raise ConfigError unless there is nothing at `target`, an empty folder, or an earlier result and nothing else.
 
     record: the name of the file that tells the files of an earlier result. field: the setting that names the folder.
-    what: what such a folder is called, as in 'exists and is no web folder'.
+    what: what such a folder is called, as in 'exists and is not a web folder'.
     """
     bring_back(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -29,11 +29,13 @@ def require_free(target: Path, record: str, field: str, what: str) -> None:
     try:
         known = set(json.loads((target / record).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"`{field}`: {target} exists and is no {what}: it will not be replaced", hint=hint) from error
+        raise ConfigError(
+            f"`{field}`: {target} exists and is not a {what}, so it is not replaced", hint=hint
+        ) from error
     foreign = sorted(
         name
         for path in target.rglob("*")
         if path.is_file() and (name := path.relative_to(target).as_posix()) not in known | {record}
     )
     if foreign:
-        raise ConfigError(f"`{field}`: {target} holds other files: it will not be replaced ({foreign[0]})", hint=hint)
+        raise ConfigError(f"`{field}`: {target} holds other files, so it is not replaced ({foreign[0]})", hint=hint)

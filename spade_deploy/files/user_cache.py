@@ -42,6 +42,6 @@ def make_private(folder: Path, what: str) -> None:
         ) from error
     if hasattr(os, "getuid") and (facts.st_uid != os.getuid() or facts.st_mode & 0o022):
         raise ConfigError(
-            f"{what}: others may write to {folder}, and what lies there is code that is run",
+            f"{what}: other users may write to {folder}, and the files there are code that is run",
             hint=f"chmod go-w {folder}, if it is yours; else give another folder",
         )

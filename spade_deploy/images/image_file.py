@@ -192,7 +192,7 @@ def _refuse_unclear_photo(file: OpenedImage) -> None:
     if count:
         raise LabelMapError(
             f"{file.path}: {count} of the photo's {file.image.width * file.image.height} pixels are transparent, and"
-            " what is behind them is not in the file",
+            " the file does not say what is behind them",
             hint="save it without transparency (alpha), on the background that it should have",
         )
 

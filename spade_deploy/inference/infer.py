@@ -154,5 +154,5 @@ def _check_edges(spec: GeneratorSpec, request: InferRequest) -> None:
     name = "instances" if request.instances is not None else "no_instances"
     if not spec.labels.has_edges and (request.instances is not None or request.no_instances):
         raise ConfigError(
-            f"`{name}`: this model has no edge channel, so instance maps mean nothing to it", hint="leave the flag out"
+            f"`{name}`: this model has no edge channel, so it cannot use instance maps", hint="leave the flag out"
         )

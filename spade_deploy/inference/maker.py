@@ -161,7 +161,7 @@ def require_same(store: Store, record: Record, maker: Maker) -> None:
     found = differences(record.maker, maker)
     if found:
         raise ConfigError(
-            f"`out`: {store.name} holds images of another maker, {record.artifact}: {'; '.join(found)}",
+            f"`out`: the images in {store.name} were made in another way, with {record.artifact}: {'; '.join(found)}",
             hint="`overwrite` makes them again; or choose another folder",
         )
 
@@ -180,9 +180,10 @@ def require_only(store: Store, results: Iterable[str]) -> None:
     others = sorted(set(store.images()) - set(results))
     if others:
         raise ConfigError(
-            f"`out`: {store.name} holds {len(others)} images of another maker that this run does not make again, such"
-            f" as {quoted(others[0])}",
-            hint="choose another folder, or move them away: one folder has the images of one maker",
+            f"`out`: {store.name} holds {len(others)} images that were made in another way, and that this run does"
+            " not replace, such as"
+            f" {quoted(others[0])}",
+            hint="choose another folder, or move them away: all images of a folder are made in the same way",
         )
 
 
@@ -190,7 +191,7 @@ def note_labels(store: Store, record: Record, labels: str, kept: int) -> None:
     """Warn where images are kept that were made of the label maps of another source."""
     if kept and record.labels and labels not in record.labels:
         _LOG.warning(
-            "%s: the %d images that were there already were made of label maps in %s; `overwrite` makes them again",
+            "%s: the %d images that were there already were made from label maps in %s; `overwrite` makes them again",
             store.name,
             kept,
             ", ".join(record.labels[:3]),

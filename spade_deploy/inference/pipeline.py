@@ -95,7 +95,7 @@ class Reader:
             height, width = instance.shape
             raise LabelMapError(
                 f"{job.instance} has {height} x {width} pixels, its label map {own[0]} x {own[1]}",
-                hint="the instance map of a label map has its size: see that the names belong together",
+                hint="an instance map has the size of its label map: check that the names belong together",
             )
         return instance if self.size is None else resize_nearest(instance, self.size)
 
@@ -257,7 +257,7 @@ class Pipeline:
                     continue
                 raise TargetError(
                     f"the result {where} cannot be written: {error.__cause__ or error}",
-                    hint="free some space or choose another folder; the same command goes on where this one stopped",
+                    hint="free some space or choose another folder; the same command continues where this one stopped",
                 ) from error
             self._tell(
                 Outcome(

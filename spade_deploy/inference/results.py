@@ -36,7 +36,7 @@ def is_done(result: Path, *, overwrite: bool) -> bool:
             end = stream.read()
     except OSError as error:
         raise LabelMapError(
-            f"the place of its result is taken: {result} {error.strerror}", hint="remove it, or choose another folder"
+            f"its result cannot be written there: {result} {error.strerror}", hint="remove it, or choose another folder"
         ) from error
     if overwrite or size == 0:
         return False
@@ -44,6 +44,7 @@ def is_done(result: Path, *, overwrite: bool) -> bool:
     if not begin.startswith(head[: max(1, min(size, len(head)))]):
         kind = "PNG" if head == _PNG else "JPEG"
         raise LabelMapError(
-            f"{result} is there already, and is no {kind}: it may be somebody's", hint="`overwrite` replaces it"
+            f"{result} is there already, and is no {kind}: it may be another file of yours",
+            hint="`overwrite` replaces it",
         )
     return size > len(head) + len(tail) and end.endswith(tail)

@@ -14,7 +14,8 @@ def checked_size(spec: GeneratorSpec, size: Size | None) -> Size:
         return own
     if not spec.is_dynamic:
         raise ConfigError(
-            f"`size`: this model runs at {own[0]}x{own[1]} alone (its style vector fixes it)", hint="leave the flag out"
+            f"`size`: this model runs at {own[0]}x{own[1]} only (its style vector fixes the size)",
+            hint="leave the flag out",
         )
     for part in size:
         if not spec.takes_side(part):

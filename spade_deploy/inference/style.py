@@ -98,8 +98,8 @@ class StyleEncoder:
             }.get(manifest.source.origin, "none was exported with it")
             raise ConfigError(
                 f"`style_image`: {self._artifact.path} has no style encoder ({why})",
-                hint="`seed` N takes a random style; `spade train --vae` trains a model with an encoder, which its"
-                " export brings along",
+                hint="`seed` N takes a random style; `spade train --vae` trains a model with an encoder, which the"
+                " export includes",
             )
         spec = manifest.generator
         try:

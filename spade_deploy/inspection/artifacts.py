@@ -81,11 +81,15 @@ def describe_engine(path: Path, with_times: bool) -> Description:
     """
     folder = path.parent.parent
     if not (folder / MANIFEST).is_file():
-        raise NotFoundError(f"{path} lies in no artifact: nothing vouches for it", hint="`spade build` makes engines")
+        raise NotFoundError(
+            f"{path} is not inside an artifact, so nothing says what it is", hint="`spade build` makes engines"
+        )
     artifact = Artifact.open(folder)
     entry = next((entry for entry in list_engines(artifact) if entry.name == path.stem), None)
     if entry is None:
-        raise NotFoundError(f"{path} has no manifest beside it: it is never run", hint="`spade build` makes it again")
+        raise NotFoundError(
+            f"{path} has no manifest in its folder, so it is never run", hint="`spade build` makes it again"
+        )
     read_engine(artifact, entry)  # compared with its digest
     key, proof = EngineKey.from_json(entry.key), entry.proof
     options = [f"{name} {value}" for name, value in entry.key["options"].items() if value not in (None, False)]

@@ -75,7 +75,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs of one setting at one step, which differ by their random seed alone."""
+    """Runs of one setting at one step, which differ only in their random seed."""
 
     runs: tuple[str, ...]
     """The names of the runs."""
@@ -98,7 +98,7 @@ class Comparison:
     metrics: dict[str, list[float | None]]
     """The metrics that each run measured last."""
     groups: tuple[RunGroup, ...]
-    """Those that differ by their random seed alone."""
+    """Those that differ only in their random seed."""
 
     def to_json(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in ("settings", "losses", "metrics")}
@@ -117,7 +117,7 @@ def list_runs(runs_dir: Path) -> tuple[list[RunSummary], list[str]]:
     Raises NotFoundError if the folder does not exist or holds no run at all.
     """
     if not runs_dir.is_dir():
-        raise NotFoundError(f"{runs_dir}: no such folder of runs", hint=MAKE_CHECKPOINT)
+        raise NotFoundError(f"{runs_dir}: there is no such folder of runs", hint=MAKE_CHECKPOINT)
     found, problems = list[RunSummary](), list[str]()
     for folder in sorted(runs_dir.iterdir()):
         if not (folder / CHECKPOINTS).is_dir() or folder.name.startswith("."):
@@ -134,7 +134,7 @@ def list_runs(runs_dir: Path) -> tuple[list[RunSummary], list[str]]:
 def summarize(run: Path) -> RunSummary:
     """What a run is. Raises NotFoundError for a folder that is no run, CheckpointError without a usable checkpoint."""
     if not (run / CHECKPOINTS).is_dir():
-        raise NotFoundError(f"{run}: is no run (it holds no {CHECKPOINTS}/)", hint="`spade runs` lists the runs")
+        raise NotFoundError(f"{run}: is not a run (it has no {CHECKPOINTS}/)", hint="`spade runs` lists the runs")
     checkpoints = run_checkpoints(run)
     if not checkpoints:
         raise CheckpointError(f"{run}: has no usable checkpoint", hint=f"`spade inspect {run}` says why")
@@ -199,7 +199,7 @@ def _log(path: Path) -> Columns:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})", hint="remove it, or mend it") from error
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})", hint="remove or repair it") from error
 
 
 def _end(values: Any) -> float:

@@ -112,7 +112,7 @@ def _checked(path: Path, entries: Sequence[_Entry]) -> Classes:
     for where, name, _ in entries:
         if name is not None and (not name.isprintable() or not 0 < len(name) <= MAX_NAME):
             raise ConfigError(
-                f"`classes`: {path}, {where}: {quoted(name)} is no name; allowed are 1 to {MAX_NAME} printable"
+                f"`classes`: {path}, {where}: {quoted(name)} is not a name; allowed are 1 to {MAX_NAME} printable"
                 " characters"
             )
     return Classes(
@@ -150,7 +150,7 @@ def _of_value(path: Path, value: Any) -> list[_Entry]:
             (f"class {quoted(str(name))}", str(name), _color(path, str(name), color)) for name, color in value.items()
         ]
     if not isinstance(value, list):
-        raise ConfigError(f"`classes`: {path} holds no list of classes", hint=f"known are {FORMS}")
+        raise ConfigError(f"`classes`: {path} has no list of classes", hint=f"known are {FORMS}")
     if value and all(isinstance(entry, Mapping) and _is_id(entry.get("id")) for entry in value):
         return _in_order(path, [(int(entry["id"]), entry) for entry in value])
     return [_entry(path, f"entry {number}", entry) for number, entry in enumerate(value, 1)]
@@ -176,7 +176,7 @@ def _in_order(path: Path, found: Sequence[tuple[int, Any]]) -> list[_Entry]:
     """Classes that say their ids, in their order. An id that the file leaves out stands for no class and is filled."""
     by_id = dict(found)
     if len(by_id) < len(found):
-        raise ConfigError(f"`classes`: {path} has an id twice", hint="give each class an id of its own")
+        raise ConfigError(f"`classes`: {path} has the same id twice", hint="give each class an id of its own")
     if max(by_id, default=0) >= MAX_CLASSES:
         raise ConfigError(f"`classes`: {path} has the id {max(by_id)}; allowed are 0..{MAX_CLASSES - 1}")
     entries = {number: _entry(path, f"id {number}", entry) for number, entry in by_id.items()}
@@ -232,7 +232,9 @@ def _color(path: Path, where: str, value: Any) -> Rgb:
         parts = [int(part) if isinstance(part, str) and re.fullmatch(r"\d{1,3}", part) else part for part in value]
         if all(type(part) is int and 0 <= part <= 255 for part in parts):
             return parts[0], parts[1], parts[2]
-    raise ConfigError(f"`classes`: {path}, {where}: {quoted(value)} is no colour: three whole numbers in 0..255")
+    raise ConfigError(
+        f"`classes`: {path}, {where}: {quoted(value)} is not a colour: give three whole numbers in 0..255"
+    )
 
 
 def _is_id(value: Any) -> bool:

@@ -129,19 +129,19 @@ def _integers(samples: Samples, path: ImageSource, what: str) -> LabelIds:
     if samples.is_lossy:
         kind = "JPEG" if samples.is_jpeg else "WebP with lossy compression"
         raise LabelMapError(
-            f"{path}: the {what} is a {kind}, which smears ids into others; or is it a photo?", hint="save it as PNG"
+            f"{path}: the {what} is a {kind}, which changes ids; or is it a photo?", hint="save it as PNG"
         )
     if samples.frames > 1:
         raise LabelMapError(f"{path}: the {what} is an animation of {samples.frames} images", hint="save one of them")
     if samples.orientation != 1:
         raise LabelMapError(
-            f"{path}: the {what} has EXIF orientation {samples.orientation}, and it is not known whether it fits"
-            " the photo before or after it is turned",
+            f"{path}: the {what} has EXIF orientation {samples.orientation}, and it is not clear whether it fits"
+            " the photo before or after turning",
             hint="turn its pixels so that they fit the photo, and save it without EXIF",
         )
     if samples.values is None:
         raise LabelMapError(
-            f"{path}: the {what} is a colour image (mode {samples.kind}); needed is one number a pixel",
+            f"{path}: the {what} is a colour image (mode {samples.kind}); one number per pixel is needed",
             hint=CHECK_HINT if what == "label map" else "save it as an 8- or 16-bit greyscale PNG of object ids",
         )
     return samples.values

@@ -125,11 +125,11 @@ def _refuse_other_kinds(labels: Path) -> None:
     other = labels.name.endswith((CITYSCAPES_INSTANCES, "_gtFine_color.png", CITYSCAPES_PHOTOS))
     if other:
         raise NotFoundError(
-            f"{labels} is by its name no label map of Cityscapes", hint=f"those end in {CITYSCAPES_LABELS}"
+            f"{labels} does not have the name of a Cityscapes label map", hint=f"those end in {CITYSCAPES_LABELS}"
         )
     found = labels if labels.name.endswith(CITYSCAPES_TRAIN_IDS) else train_ids_in(labels)
     if found is not None:
         raise NotFoundError(
-            f"{labels} holds train ids (0..18), as {found.name}, and no label ids (0..33), which this model takes",
+            f"{labels} holds train ids (0..18), such as {found.name}, but this model takes label ids (0..33)",
             hint=f"give the folder of the files *{CITYSCAPES_LABELS}; they come in the same archive, gtFine",
         )

@@ -152,7 +152,7 @@ def _converted(path: Path, labels: LabelSpec, is_mask: bool, by_index: bool) -> 
 def _by_color(path: Path, samples: Samples, labels: LabelSpec) -> tuple[NDArray[Any], str]:
     rgb = eight_bit(samples.colors) if samples.colors is not None else None
     if rgb is None:
-        raise LabelMapError(f"{path}: its colours have 16 bits and are no colours of 8 bits")
+        raise LabelMapError(f"{path}: its colours have 16 bits, and are not colours of 8 bits")
     match = match_colors(rgb, labels)
     if not match.is_usable:
         raise LabelMapError(f"{path}: too few pixels have a colour of the palette: {match.summary}")

@@ -114,7 +114,7 @@ class DataConfig:
                     )
             return
         if self.labels_dir is None:
-            raise ConfigError(f"`val_labels_dir` {self.val_labels_dir} needs `labels_dir`: what is trained on")
+            raise ConfigError(f"`val_labels_dir` {self.val_labels_dir} needs `labels_dir`: the label maps to train on")
         for name, partner in (("images_dir", self.val_images_dir), ("instances_dir", self.val_instances_dir)):
             if (getattr(self, name) is None) != (partner is None):
                 missing = f"val_{name}" if partner is None else name

@@ -57,7 +57,7 @@ def folder_pairing(
     pairing = pair_flat(folder, images_dir, instances_dir, preset)
     if not (pairing.samples or pairing.problems):
         if preset == "cityscapes" and (other := train_ids_in(folder)) is not None:
-            raise DatasetError(f"{folder}: holds train ids (0..18), as {other.name}, and no label ids (0..33)")
+            raise DatasetError(f"{folder}: holds train ids (0..18), such as {other.name}, and no label ids (0..33)")
         raise DatasetError(
             f"{folder}: holds no label maps, and is no {preset} data set",
             hint="give a folder of PNG label maps, or a data set's root and its `preset`",

@@ -22,7 +22,7 @@ def read_utf8(path: Path, field: str) -> str:
         # utf-8-sig: Windows' editor puts a byte order mark before the text.
         return read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"`{field}`: {path} cannot be read: it is no UTF-8 text", hint="save it as UTF-8") from error
+        raise ConfigError(f"`{field}`: {path} cannot be read: it is not UTF-8 text", hint="save it as UTF-8") from error
     except OSError as error:
         raise ConfigError(
             f"`{field}`: {path} cannot be read ({reason_of(error)})", hint="check the path of the file"
@@ -50,7 +50,8 @@ def read_palette_file(path: Path) -> tuple[tuple[Rgb, ...], tuple[str, ...]]:
     for (where, _), name in zip(entries, names, strict=True):
         if not name.isprintable() or len(name) > _MAX_NAME:
             raise ConfigError(
-                f"`palette`: {path}, {where}: {_shown(name)} is no name; allowed are {_MAX_NAME} printable characters"
+                f"`palette`: {path}, {where}: {_shown(name)} is not a name; allowed are {_MAX_NAME} printable"
+                " characters"
             )
     return tuple(colors), names if all(names) else ()
 

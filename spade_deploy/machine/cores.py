@@ -32,7 +32,7 @@ def at_most_cores(asked: int | None, name: str) -> int | None:
     cores = usable_cores()
     if asked is None or asked <= cores:
         return asked
-    _LOG.warning("`%s` %d: only %d cores may be used here, so %d are taken", name, asked, cores, cores)
+    _LOG.warning("`%s` %d: only %d cores may be used here, so %d are used", name, asked, cores, cores)
     return cores
 
 

@@ -62,7 +62,7 @@ class OnnxExtractor:
         found = self._model.run(pixels, self.output)
         if found.ndim not in (2, 4):
             raise ConfigError(
-                f"{self._model.where}: output {self.output} is {found.shape}; needed is N x D or N x C x h x w"
+                f"{self._model.where}: output {self.output} is {found.shape}; it must be N x D or N x C x h x w"
             )
         if not np.isfinite(found).all():
             raise ConfigError(f"{self._model.where}: output {self.output} has values that are not finite")

@@ -156,7 +156,7 @@ class ImageModel:
         size = None if size is None else _integers(size, f"{where}: size")
         own = None if None in shape else (int(shape[0] or 0), int(shape[1] or 0))
         if own is not None and size not in (None, own):
-            raise ConfigError(f"{where}: takes {own[0]} x {own[1]} pixels alone, not {size}")
+            raise ConfigError(f"{where}: takes only images of {own[0]} x {own[1]} pixels, not {size}")
         try:
             return Preprocessing(
                 _triple(self.facts["mean"], f"{where}: mean"), _triple(self.facts["std"], f"{where}: std"), size or own
@@ -171,7 +171,7 @@ def _hint_of_fields(field: str) -> str:
 
 def _sha256(path: Path, field: str) -> str:
     if not os.path.lexists(path):
-        raise NotFoundError(f"`{field}`: {path} is not there", hint="give an ONNX file")
+        raise NotFoundError(f"`{field}`: {path} does not exist", hint="give an ONNX file")
     try:
         return sha256_of(path)
     except OSError as error:
@@ -206,7 +206,7 @@ def _image_input(session: Any, path: Path, field: str) -> tuple[str, tuple[int |
     is_image = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
     if not is_image or inputs[0].type != "tensor(float)":
         raise ConfigError(
-            f"`{field}` {path}: takes {described or 'nothing'}; needed is one input of float32 images, N x 3 x H x W"
+            f"`{field}` {path}: takes {described or 'nothing'}; it must take one input of float32 images, N x 3 x H x W"
         )
     height, width = (side if isinstance(side, int) else None for side in shape[2:])
     return str(inputs[0].name), (height, width)

@@ -32,7 +32,7 @@ class PixelError:
 
     @property
     def l1(self) -> float:
-        """Mean absolute difference, black to white being 1."""
+        """Mean absolute difference, where black and white differ by 1."""
         return self._absolute / max(1, self._values) / 255
 
     @property

@@ -1,4 +1,4 @@
-"""Means over runs that differ by their random seed alone, and whether two settings differ by more than their seeds."""
+"""Means over runs that differ only in their random seed, and whether two settings differ by more than their seeds."""
 
 from __future__ import annotations
 

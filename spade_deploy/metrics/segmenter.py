@@ -36,7 +36,7 @@ class OnnxSegmenter:
         self.output = str(self._model.facts.get("output") or (preferred or names)[0])
         if self.output not in names or (len(names) > 1 and "output" not in self._model.facts and not preferred):
             raise ConfigError(
-                f"`{FIELD}` {path}: which of its outputs {', '.join(names)} has the classes is not known",
+                f"`{FIELD}` {path}: it is not known which of its outputs {', '.join(names)} has the classes",
                 hint=f'write {path.with_suffix(".json")}: {{"output": "NAME"}} beside the mean and std',
             )
         self._mapping = self._map_classes()
@@ -104,13 +104,13 @@ class OnnxSegmenter:
         if mapping is None:
             if classes > self.labels.num_ids:
                 raise ConfigError(
-                    f"{self._model.where}: answers {classes} classes, the label set has {self.labels.num_labels},"
-                    " and it does not say which is which",
+                    f"{self._model.where}: has {classes} classes, the label set has {self.labels.num_labels},"
+                    " and it does not name its classes",
                     hint=f"name its classes in {self._model.path.with_suffix('.json')} as labels: [...]",
                 )
             mapping = np.arange(classes, dtype=np.int32)
         elif classes > len(mapping) or (is_logits and classes < len(mapping)):
-            raise ConfigError(f"{self._model.where}: answers {classes} classes, but names {len(mapping)}")
+            raise ConfigError(f"{self._model.where}: has {classes} classes, but names {len(mapping)}")
         mapping = mapping[:classes]
         return np.append(mapping, NO_CLASS).astype(np.int32)
 

@@ -49,7 +49,7 @@ def render(template: str, **context: Any) -> str:
         import jinja2
     except ImportError as error:
         raise MissingDependencyError(
-            "jinja2 is not installed, which writes HTML pages", hint="pip install 'spade-deploy[export]'"
+            "jinja2 is not installed, which writes the HTML pages", hint="pip install 'spade-deploy[export]'"
         ) from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -183,16 +183,16 @@ def _gallery(
     return pages.render(
         "gallery.html.j2",
         title="Paint a continent, see it from space",
-        lead="Land-cover maps of longitudes that the training never saw, what the exported model makes of them, and"
-        " what a satellite saw. The model is the one that comes with the package (docs/models/earth.md).",
+        lead="Land-cover maps at longitudes that the training never saw, the images that the exported model makes of"
+        " them, and real satellite photos. The model comes with the package (docs/models/earth.md).",
         facts=[
-            ("model", "earth, 128 x 128, 5.9 M parameters, shipped; docs/models/earth.md has its recipe"),
-            ("proof", f"ONNX against the untouched PyTorch module: {verdicts}"),
+            ("model", "earth, 128 x 128, 5.9 M parameters; docs/models/earth.md says how it was trained"),
+            ("proof", f"ONNX compared with the untouched PyTorch module: {verdicts}"),
             ("runtime", f"{runtime}, {images_per_s:.1f} images/s"),
         ],
         legend=pages.legend(labels, effective_palette(labels), present),
         rows=rows,
-        samples_lead=f"Held-out label maps after {steps} more steps of training.",
+        samples_lead=f"Held-out label maps after {steps} more training steps.",
         samples=_last_samples(run),
         plot_lead=f"Losses of these {steps} steps",
         plot=pages.drawing(losses_svg(run / "losses.csv")),

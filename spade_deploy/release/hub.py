@@ -117,7 +117,7 @@ def _library() -> Any:
         import huggingface_hub.utils
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "huggingface_hub is not installed, which `push_to_hub` needs", hint="pip install 'spade-deploy[hub]'"
+            "`push_to_hub` needs huggingface_hub, which is not installed", hint="pip install 'spade-deploy[hub]'"
         ) from error
     return huggingface_hub
 

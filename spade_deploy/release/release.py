@@ -187,7 +187,7 @@ def _require_emulated(report: ValidationReport) -> None:
         if result.half is not None and result.half.skipped is not None:
             raise ExportError(
                 f"`fp16`: {result.half.skipped}",
-                hint="nothing else proves an fp16 graph without a GPU; or export without `fp16`",
+                hint="without a GPU nothing else proves an fp16 graph: mend that, or export without `fp16`",
             )
 
 
@@ -196,7 +196,7 @@ def _with_break_even(folder: Path, manifest: Manifest, progress: Progress) -> tu
     graphs, measured = [], {}
     for graph in manifest.graphs:
         if graph.kind is GraphKind.LOOKUP:
-            progress.step(f"measuring where {graph.name} beats dense")
+            progress.step(f"measuring for which label maps {graph.name} is faster than dense")
             found = measure_break_even(Artifact(folder, manifest), graph.precision)
             graph = replace(graph, break_even_share=found.share)
             measured[graph.name] = {**asdict(found), "crossing": found.crossing, "share": found.share}

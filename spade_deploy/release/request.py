@@ -96,7 +96,7 @@ class ReleaseRequest:
                 hint="an SPDX identifier is best: cc-by-4.0, apache-2.0, cc-by-nc-sa-4.0",
             )
         if not (self.fp32 or self.fp16):
-            raise ConfigError("`fp32` and `fp16` are both off: an artifact has a graph at least")
+            raise ConfigError("`fp32` and `fp16` are both off: an artifact needs at least one graph")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

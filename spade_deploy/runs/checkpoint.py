@@ -198,7 +198,7 @@ def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> Ge
         with torch.device("meta"):
             blueprint = build_generator(spec)
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: no generator can be built of its spec ({reason_of(error)})") from error
+        raise CheckpointError(f"{path}: no generator can be built from its spec ({reason_of(error)})") from error
     check_tensors(blueprint.state_dict(), tensors, path)
     with torch.random.fork_rng(devices=[]):  # drawing initial weights must not change the caller's random state
         return build_generator(spec)

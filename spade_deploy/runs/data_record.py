@@ -100,8 +100,9 @@ def refuse_other_samples(checkpoint: Path, saved: Any, now: DataRecord) -> None:
         told = [_listed(names, what) for names, what in ((added, "added"), (removed, "removed")) if names]
         differences = f": {' and '.join(told) or 'they come in another order'}"
     raise CheckpointError(
-        f"{checkpoint}: its run's training samples {counts}{differences}; each step would see others than before",
-        hint="put the files back as they were, or begin a new run with these weights: spade train --init RUN",
+        f"{checkpoint}: its run's training samples {counts}{differences}; each step would see other samples than"
+        " before",
+        hint="put the files back as they were, or start a new run with these weights: spade train --init RUN",
     )
 
 
@@ -119,7 +120,7 @@ def changed_samples(run: Path, now: DataRecord) -> str:
     ]
     if not changed:
         return ""
-    return f"{_listed(changed, 'written again')} since this run was last trained: it goes on with the new files"
+    return f"{_listed(changed, 'written again')} since this run was last trained: it continues with the new files"
 
 
 def _listed(names: Sequence[str], what: str) -> str:

@@ -230,8 +230,8 @@ def _newest(candidates: Sequence[Iterable[Path]], json_name: str) -> Path | None
     created, _, folder = max(dated)
     if created > time.time_ns() + FUTURE_NS:
         _LOG.warning(
-            "%s was taken as the newest, but it is dated %s, in the future: this clock or the one that dated it is"
-            " wrong. Name the folder that is meant",
+            "%s was taken as the newest, but its date %s is in the future: this clock or the one that dated it is"
+            " wrong. Name the folder that you mean",
             folder,
             _date(created),
         )

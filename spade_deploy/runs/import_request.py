@@ -24,7 +24,7 @@ RELEASED = {
 class ImportRequest:
     """The facts that the file does not hold. A preset decides those left out, and must not be contradicted."""
 
-    preset: str | None = setting(None, help="coco, ade20k or cityscapes; default: as the file tells.")
+    preset: str | None = setting(None, help="coco, ade20k or cityscapes; default: found from the file.")
     num_labels: int | None = setting(None, help="Number of classes, for a model of another data set.")
     classes: Path | None = setting(
         None, help="Names and colours of the classes: JSON, lines 'R G B name', or a data.yaml.", metavar="FILE"
@@ -47,8 +47,8 @@ class ImportRequest:
             check_one_of("preset", self.preset, RELEASED)
         has_own = self.num_labels is not None or self.classes is not None
         if not has_own and (self.has_dontcare or self.has_edges or self.ignore_id is not None):
-            names = "`ignore_id` says" if self.ignore_id is not None else "`has_dontcare` and `has_edges` say"
-            raise ConfigError(f"{names} what `num_labels` leaves open; give that too")
+            names = "`ignore_id` needs" if self.ignore_id is not None else "`has_dontcare` and `has_edges` need"
+            raise ConfigError(f"{names} `num_labels`, the number of classes", hint="give `num_labels`, too")
         named = "num_labels" if self.num_labels is not None else "classes"
         if has_own and self.labels is not None:
             raise ConfigError(f"`{named}` contradicts `labels`, which says what the labels are")

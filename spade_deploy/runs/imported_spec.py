@@ -86,7 +86,7 @@ class ImportedSpec:
         if key not in state or state[key].dim() != dims:
             found = f"has {state[key].dim()} dimensions, not {dims}" if key in state else "is missing"
             raise CheckpointError(
-                f"{self._path}: tensor {key!r} {found}: this is no {self.architecture.upper()} generator",
+                f"{self._path}: tensor {key!r} {found}: this is not a {self.architecture.upper()} generator",
                 hint=f"expected a latest_net_G.pth; this file begins with {first_names(state)}",
             )
         return state[key].shape
@@ -158,7 +158,7 @@ class ImportedSpec:
         preset = by_channels.get(channels)
         if preset is None:
             raise ConfigError(
-                f"{self._path}: a segmap of {channels} channels is none of the released models"
+                f"{self._path}: a segmap of {channels} channels matches none of the released models"
                 f" ({', '.join(f'{name} {count}' for count, name in by_channels.items())})",
                 hint="say what they are: `num_labels` N [`has_dontcare`] [`has_edges`] `size` HxW"
                 " `upsampling` normal|more",

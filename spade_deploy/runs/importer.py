@@ -80,13 +80,13 @@ def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None =
     notes = [] if notes is None else notes
     if spec.z_dim is None or spec.noise_channels:
         raise CheckpointError(
-            f"{path}: the generator has no style vector, so that an encoder means nothing to it", hint="leave it out"
+            f"{path}: the generator has no style vector, so it cannot use an encoder", hint="leave it out"
         )
     loaded = load_weights(path, "latest_net_E.pth")
     parts = find_parts(loaded, _ENCODER_ANCHORS)
     if not parts:
         raise CheckpointError(
-            f"{path}: tensor 'fc_mu.weight' is missing: this is no style encoder",
+            f"{path}: tensor 'fc_mu.weight' is missing: this is not a style encoder",
             hint=f"expected a latest_net_E.pth; this file begins with {first_names(loaded)}",
         )
     state = choose_part(parts, None, path, notes, notes).tensors
@@ -124,7 +124,7 @@ def _no_generator(path: Path, loaded: object) -> CheckpointError:
             f"{path}: holds {kind}, not a state dict of named tensors", hint="give a latest_net_G.pth"
         )
     return CheckpointError(
-        f"{path}: tensor '{ImportedSpec.anchors[0]}' is missing: this is no SPADE generator, nor another that can be"
+        f"{path}: tensor '{ImportedSpec.anchors[0]}' is missing: this is not a SPADE generator, nor another that can be"
         " imported",
         hint=f"expected a latest_net_G.pth; this file begins with {first_names(loaded)}",
     )

@@ -65,7 +65,8 @@ def check_name(name: str) -> None:
     """Raises ConfigError unless `name` is a plain folder name: no separators, no leading dot, at most 100 letters."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"`name`: {quoted(name)} is not letters, digits, '_', '-', '+' and '.', the first no dot or sign",
+            f"`name`: {quoted(name)} is not a valid name: letters, digits, '_', '-', '+' and '.' are allowed, but"
+            " no sign or dot first",
             hint="give a plain name such as run-1: it becomes a folder among the runs",
         )
 

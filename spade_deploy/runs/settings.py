@@ -1,4 +1,4 @@
-"""The settings of a run as one flat table, to compare runs and to find those that differ by their random seed alone."""
+"""The settings of a run as one flat table, to compare runs and to find those that differ only in their random seed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def seed_of(settings: Mapping[str, Any]) -> int | None:
 
 
 def key_of(settings: Mapping[str, Any], step: int | None = None) -> str:
-    """A text that two runs share if they differ by their random seed alone, and by what changes nothing learned."""
+    """A text that two runs share if they differ only in their random seed, and by what changes nothing learned."""
     told = {name: value for name, value in settings.items() if name != SEED and name not in INCIDENTAL}
     return json.dumps([step, told], sort_keys=True, default=str)
 

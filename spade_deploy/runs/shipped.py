@@ -45,7 +45,7 @@ def shipped_generator(name: str = "earth", folder: Path = SHIPPED_FOLDER) -> Gen
     Raises ConfigError for a name that is not shipped, CheckpointError where its files are missing or damaged.
     """
     if name not in SHIPPED:
-        raise ConfigError(f"{name!r} is no shipped model; there is {', '.join(SHIPPED)}")
+        raise ConfigError(f"{name!r} is not a shipped model; there is {', '.join(SHIPPED)}")
     facts = folder / f"{name}.json"
     try:
         shipped = from_json(_Facts, read_json(facts))

@@ -115,7 +115,7 @@ def choose_part(parts: list[Part], wanted: str | None, path: Path, guesses: list
             f"of {len(parts)} generators in the file {chosen.described} was taken, not {rest}; change it with `part`"
         )
     if chosen.place:
-        notes.append(f"the network stands in the file as {chosen.described}; that prefix was dropped")
+        notes.append(f"the network is in the file as {chosen.described}; that prefix was dropped")
     if chosen.left_out:
         groups = sorted({key.split(".")[0] for key in chosen.left_out})
         shown = ", ".join(quoted(group) for group in groups[:4]) + (", ..." if len(groups) > 4 else "")
@@ -178,7 +178,7 @@ def completed(
     if missing or unexpected:
         parts = [f"lacks {missing[0]!r} ({len(missing)} tensors)"] if missing else []
         if unexpected:
-            parts.append(f"has {quoted(unexpected[0])} ({len(unexpected)} tensors), which such a network has not")
+            parts.append(f"has {quoted(unexpected[0])} ({len(unexpected)} tensors), which such a network does not have")
         raise CheckpointError(f"{path}: {' and '.join(parts)}", hint=hint)
     for key, tensor in expected.items():
         if key in given and given[key].shape != tensor.shape:

@@ -39,12 +39,12 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it with unzstd, and import what is in it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it, and import what is in it"),
     (b"Rar!", "a rar archive", "unpack it, and import what is in it"),
-    (b"\x89HDF", "an HDF5 file, as Keras writes them", "only files of PyTorch's are read"),
-    (b"\x93NUMPY", "a NumPy array", "only files of PyTorch's are read"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes them", "only files of PyTorch can be read"),
+    (b"\x93NUMPY", "a NumPy array", "only files of PyTorch can be read"),
     (b"\x89PNG", "a picture", "give the weights' file"),
     (b"\xff\xd8\xff", "a picture", "give the weights' file"),
     (b"%PDF", "a PDF document", "give the weights' file"),
-    (b"GGUF", "a GGUF file", "only files of PyTorch's are read"),
+    (b"GGUF", "a GGUF file", "only files of PyTorch can be read"),
 )
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]{1,200})")
 _CUT_OFF = re.compile(
@@ -80,7 +80,7 @@ def _look_at(path: Path, expected: str) -> tuple[bytes, int]:
             stream.seek(0, 2)
             return head, stream.tell()
     except FileNotFoundError as error:
-        what = "is a link to a file that is not there" if path.is_symlink() else "no such file"
+        what = "is a link to a file that does not exist" if path.is_symlink() else "no such file"
         raise CheckpointError(f"{path}: {what}", hint=f"give the path of a {expected}") from error
     except OSError as error:
         raise CheckpointError(
@@ -120,7 +120,7 @@ def _other_kind(path: Path, head: bytes, size: int) -> tuple[str, str] | None:
     if not size:
         return "is empty", _AGAIN
     if not head.strip(b"\0"):
-        return "begins with zeros alone: the file was not written whole", _AGAIN
+        return "begins with zeros only: the file was not written completely", _AGAIN
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<body", b"<!--", b"<?xml")):
         return (
             "is a web page, not a weight file",
@@ -147,7 +147,7 @@ def _other_model(path: Path, head: bytes, size: int) -> tuple[str, str] | None:
     if head[257:262] == b"ustar" or (not head.startswith(b"\x80") and tarfile.is_tarfile(path)):
         return _tar_kind(path)
     if re.search(r"\.(data-\d+-of-\d+|ckpt(-\d+)?\.(index|meta))$", path.name) or _ending(path, size) == _TABLE_END:
-        return "is a file of a TensorFlow checkpoint", "only files of PyTorch's are read"
+        return "is a file of a TensorFlow checkpoint", "only files of PyTorch can be read"
     if head[0] == 8 and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
         return (
             "is an ONNX file: a graph, whose weights no longer have the names of the layers",
@@ -181,11 +181,11 @@ def _other_pickle_or_text(head: bytes) -> tuple[str, str] | None:
         return None
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         if _TORCH_PICKLE.startswith(head):
-            return "was cut off after a few bytes", _AGAIN
+            return "ends after a few bytes", _AGAIN
         return "is a pickle, but not one that torch.save wrote", SAVE_AGAIN
     if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
         return f"is a text file, not a weight file; it begins with {quoted(head[:60].decode('utf-8', 'replace'))}", ""
-    return f"is no weight file of PyTorch's: it begins with the bytes {head[:8].hex(' ')}", ""
+    return f"is not a weight file of PyTorch: it begins with the bytes {head[:8].hex(' ')}", ""
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -195,7 +195,8 @@ def _check_archive(path: Path, size: int) -> None:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: was cut off or damaged: it begins as a file of PyTorch's and does not end as one", hint=_AGAIN
+            f"{path}: is incomplete or damaged: it begins like a file of PyTorch, but does not end like one",
+            hint=_AGAIN,
         ) from error
     names = [member.filename for member in members]
     inside = {name.partition("/")[2] for name in names}
@@ -227,7 +228,7 @@ def _unpickled(path: Path) -> Any:
                 hint=f"only tensors, numbers and texts are read: {SAVE_AGAIN}",
             ) from error
         if isinstance(error, EOFError) or _CUT_OFF.search(text):
-            raise CheckpointError(f"{path}: was cut off or damaged on its way", hint=_AGAIN) from error
+            raise CheckpointError(f"{path}: is incomplete or damaged", hint=_AGAIN) from error
         if "Weights only load failed" in text:
             raise CheckpointError(
                 f"{path}: holds what cannot be read without running code", hint=f"only tensors are read: {SAVE_AGAIN}"
@@ -251,6 +252,6 @@ def _check_sizes(path: Path, loaded: Any, size: int) -> None:
             waiting += value
     if total > _ALIASES * size + _SLACK_BYTES:
         raise CheckpointError(
-            f"{path}: its tensors take {total:,} bytes, the file has {size:,}: they repeat what little is in it",
-            hint="it is no file of trained weights",
+            f"{path}: its tensors take {total:,} bytes, the file has {size:,}: they use the same bytes several times",
+            hint="it is not a file of trained weights",
         )

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.printable import one_line
+from spade_deploy.serving.drawings import Drawings
 from spade_deploy.serving.edits import DRAWING, VERSION, add_edits
 from spade_deploy.serving.figures import Figures
 from spade_deploy.serving.guards import GuardMiddleware, Guards, TokenMiddleware
@@ -47,6 +48,7 @@ def make_app(
     """
     runner = Runner(asked.queue)
     serving = Serving(models, asked, runner, Figures(runner), budget or budget_of(asked))
+    serving.drawings = Drawings(most_row_bytes=asked.max_row_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -119,7 +121,7 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
     @app.get(READY, tags=["state"], summary="Whether it takes requests", responses={200: ready_answer()})
     async def ready() -> Response:
         if not serving.is_ready:
-            raise HttpError(503, "the server is going down")
+            raise HttpError(503, "the server is shutting down")
         if serving.runner.is_full:
             raise HttpError(503, "the queue is full", retry_s=serving.retry_s)
         return JSONResponse({"status": "ready", "waiting": serving.runner.waiting, "models": list(serving.models)})

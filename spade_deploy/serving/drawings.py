@@ -3,6 +3,8 @@
 Little is held, and not for ever: of more drawings or bytes than fit, the one that was not used for longest goes. It is
 never a loss, since whoever draws has the whole map. An edit says which version it builds on, and is refused unless the
 map that is held is just that one.
+
+Where the engine can, the photos of drawings are made from rows that are kept from map to map: `runtime_of`.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from spade_deploy.engines.base import KeepsRows, Runtime
 from spade_deploy.errors import SpadeError
 from spade_deploy.serving.maps import Maps
+from spade_deploy.serving.models import ServedModel
 
 MOST_DRAWINGS = 256
 """How many drawings a process holds."""
@@ -46,7 +50,10 @@ class Drawing:
 
 
 class Drawings:
-    """The drawings of one process. clock: seconds that only grow. Safe to be used by several threads."""
+    """The drawings of one process. Safe to be used by several threads.
+
+    clock: seconds that only grow. most_row_bytes: what the kept rows of all models may take; 0 keeps none.
+    """
 
     def __init__(
         self,
@@ -54,10 +61,13 @@ class Drawings:
         most_bytes: int = MOST_BYTES,
         kept_s: float = KEPT_S,
         clock: Callable[[], float] = time.monotonic,
+        most_row_bytes: int = 0,
     ) -> None:
         self._most, self._most_bytes, self._kept_s, self._clock = most, most_bytes, kept_s, clock
         self._held: OrderedDict[str, tuple[float, Drawing]] = OrderedDict()
         self._bytes = 0
+        self._most_row_bytes = most_row_bytes
+        self._runtimes: dict[str, Runtime] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -67,6 +77,15 @@ class Drawings:
     def num_bytes(self) -> int:
         """What all maps take together."""
         return self._bytes
+
+    def runtime_of(self, model: ServedModel, models: int) -> Runtime:
+        """What makes the photos of a model's drawings. models: how many share the memory for rows."""
+        with self._lock:
+            if model.name not in self._runtimes:
+                most = self._most_row_bytes // models
+                kept = model.runtime.keeping_rows(most) if most and isinstance(model.runtime, KeepsRows) else None
+                self._runtimes[model.name] = model.runtime if kept is None else kept
+            return self._runtimes[model.name]
 
     def begin(self, model: str, maps: Maps, version: int = 1, key: str = "") -> Drawing:
         """Hold the whole map of a drawing. key: the id of one whose map is replaced; a new one for none."""

@@ -31,6 +31,7 @@ from spade_deploy.serving.routes import (
     work_of,
 )
 from spade_deploy.serving.run_lengths import is_int
+from spade_deploy.serving.runner import Work
 from spade_deploy.serving.state import Serving, problems
 
 EDITS = "/v1/edits"
@@ -80,7 +81,7 @@ def add_edits(app: FastAPI, serving: Serving) -> None:
         start = time.perf_counter()
         maps, inputs = await serving.in_thread(decoded)
         decode_s = wanted.read_s + time.perf_counter() - start
-        work = work_of(wanted.model, inputs, deadline)
+        work = work_of_drawing(serving, wanted.model, inputs, deadline)
         if base is not None:
             serving.drawings.find(base.key, base.version)  # another edit may have been faster
         serving.runner.submit(work)
@@ -89,6 +90,12 @@ def add_edits(app: FastAPI, serving: Serving) -> None:
         answer = await photo_of(work, wanted, decode_s, request, serving)
         answer.headers.update({DRAWING: held.key, VERSION: str(held.version)})
         return answer
+
+
+def work_of_drawing(serving: Serving, model: ServedModel, inputs: Arrays, deadline: float) -> Work:
+    """The work of one image of a drawing."""
+    runtime = serving.drawings.runtime_of(model, len(serving.models))
+    return replace(work_of(model, inputs, deadline), runtime=runtime)
 
 
 def _base_of(body: Mapping[str, Any]) -> tuple[str, int]:

@@ -126,7 +126,7 @@ class GuardMiddleware:
             _LOG.error("request %s failed", request_id, exc_info=error, extra={"request_id": request_id})
             if has_begun or scope["type"] == "websocket":
                 raise  # the server breaks the connection off
-            problem = HttpError(500, "an error that nobody foresaw; the log has it under the request's id")
+            problem = HttpError(500, "an unexpected error; the log has it under the request's id")
             await response_to(problem, request_id)(scope, receive, told)
         finally:
             self._answered(scope, status)

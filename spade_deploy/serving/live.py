@@ -24,14 +24,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.serving.drawings import Drawing
-from spade_deploy.serving.edits import EDIT_FIELDS, beside_edit, model_of_edit
+from spade_deploy.serving.edits import EDIT_FIELDS, beside_edit, model_of_edit, work_of_drawing
 from spade_deploy.serving.maps import Asked, Maps, asked_beside, inputs_of_maps, maps_of, text_field
 from spade_deploy.serving.memory import FULL, TRY_LATER
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.patches import PATCHES, edited
 from spade_deploy.serving.pictures import MEDIA_TYPES, encode, parse_format, parse_quality
 from spade_deploy.serving.problems import HttpError, body_of
-from spade_deploy.serving.routes import timing, work_of
+from spade_deploy.serving.routes import timing
 from spade_deploy.serving.run_lengths import is_int
 from spade_deploy.serving.runner import OvertakenError, Work
 from spade_deploy.serving.state import Serving
@@ -185,7 +185,7 @@ class Page:
         model, asked, maps = await self._maps_of(message)
         inputs = await self._serving.in_thread(inputs_of_maps, model, maps, asked, self._serving.asked.max_pixels)
         decode_s = time.perf_counter() - start
-        work = work_of(model, inputs, time.monotonic() + self._serving.asked.timeout)
+        work = work_of_drawing(self._serving, model, inputs, time.monotonic() + self._serving.asked.timeout)
         self._serving.runner.submit(work, instead_of=self._current)
         self._current = work
         task = asyncio.create_task(self._finish(message.number, work, model.name, picture, quality, decode_s))
@@ -253,4 +253,4 @@ def _told(error: Exception) -> SpadeError:
     if isinstance(error, SpadeError):
         return error
     _LOG.error("a map of the live preview failed", exc_info=error)
-    return HttpError(500, "an error that nobody foresaw; the server's log has it")
+    return HttpError(500, "an unexpected error; the server's log has it")

@@ -22,10 +22,11 @@ from spade_deploy.artifact import MANIFEST
 from spade_deploy.errors import ArtifactError, ConfigError, quoted
 from spade_deploy.fields import parse
 from spade_deploy.files.reading import sha256_of
+from spade_deploy.runs.folders import usual_name
 from spade_deploy.serving.app import DRAIN_S, make_app
 from spade_deploy.serving.guards import read_token
 from spade_deploy.serving.logs import start_log
-from spade_deploy.serving.models import name_and_path, named_paths, open_models, usual_name
+from spade_deploy.serving.models import name_and_path, named_paths, open_models
 from spade_deploy.serving.request import ServeRequest
 from spade_deploy.settings import check_ranges, setting
 

@@ -65,6 +65,14 @@ class ServeRequest:
     max_bytes: int = setting(
         16 << 20, help="Maximum size of a request in bytes.", group=_LIMITS, least=1 << 10, most=1 << 30
     )
+    max_row_bytes: int = setting(
+        512 << 20,
+        help="Maximum bytes of table rows kept between the edits of drawings; 0 keeps none, and holds no second copy"
+        " of the weights.",
+        group=_LIMITS,
+        least=0,
+        most=1 << 36,
+    )
     json_logs: bool = setting(False, help="Write the log as JSON, one object per line, with the request's id.")
 
     def __post_init__(self) -> None:

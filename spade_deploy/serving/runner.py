@@ -139,7 +139,7 @@ class Runner:
         """
         with self._changed:
             if not self._is_open:
-                raise StoppedError("the server is going down", hint="send it to another one, or later again")
+                raise StoppedError("the server is shutting down", hint="send it to another one, or later again")
             if instead_of is not None and instead_of in self._waiting:
                 self._waiting[self._waiting.index(instead_of)] = work
                 _fail(instead_of, OvertakenError("a newer request of this drawing came"))

@@ -139,7 +139,7 @@ class GeneratorSpec:
             value = getattr(self, name)
             if value != _default(name):
                 raise ConfigError(
-                    f"`architecture` {self.architecture} contradicts {_named(name, value)}; it has nothing of the kind",
+                    f"`architecture` {self.architecture} contradicts {_named(name, value)}; it has no such part",
                     hint=hint,
                 )
         if self.architecture is Architecture.CRN and self.spectral_norm:

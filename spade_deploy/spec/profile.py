@@ -41,7 +41,7 @@ class ShapeProfile:
         ):
             raise ConfigError(
                 f"`profile`: {quoted(text)} is not MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH",
-                hint="`profile` 1x256x256:4x256x256:16x512x512, or `profile` 1x256x256 for one shape alone",
+                hint="`profile` 1x256x256:4x256x256:16x512x512, or `profile` 1x256x256 for a single shape",
             )
         extents = [(int(batch), int(height), int(width)) for batch, height, width in parts]
         return cls(*(extents if len(extents) == 3 else extents * 3))

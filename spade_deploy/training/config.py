@@ -135,7 +135,7 @@ class TrainConfig:
     compile: bool = setting(False, help="Use torch.compile, which needs a C++ compiler.", group=SPEED)
     modulation: Modulation = setting(
         Modulation.DENSE,
-        help="dense, or lookup: gamma and beta once for each pattern of labels; exact.",
+        help="dense, or lookup: compute gamma and beta once for each pattern of labels; exact.",
         group=SPEED,
         metavar=TEXT,
     )
@@ -146,7 +146,9 @@ class TrainConfig:
         0, help="Steps between evaluations on held-out samples.", group=MEASURING, least=0, most=10**9
     )
     """0 measures nothing."""
-    eval_samples: int = setting(64, help="Number of samples; default: 64.", group=MEASURING, least=2, most=10**6)
+    eval_samples: int = setting(
+        64, help="Number of samples for these evaluations; default: 64.", group=MEASURING, least=2, most=10**6
+    )
     extractor: Path | None = setting(None, help="ONNX feature extractor: Frechet and kernel distance.", group=MEASURING)
     segmenter: Path | None = setting(None, help="ONNX segmenter: mean IoU and accuracy.", group=MEASURING)
     best_by: str = setting("", help="Keep the checkpoint that is best by this metric.", group=MEASURING)

@@ -76,7 +76,7 @@ class Shard:
             below = batch_size // unit * unit
             allowed = f"{below} or {below + unit}" if below else str(unit)
             raise ConfigError(
-                f"`batch_size`: {batch_size} samples a step cannot be shared out equally to {found}",
+                f"`batch_size`: {batch_size} samples per step cannot be divided equally among {found}",
                 hint=f"take a multiple of {unit}, such as `batch_size` {allowed}, or another number of processes",
             )
         firsts = [(part * self.size + self.rank) * share for part in range(self.parts)]

@@ -115,7 +115,7 @@ def refuse_if_too_large(setup: Setup, machine: Machine, *, is_resumed: bool = Fa
         return
     smaller, smaller_bytes = (None, 0.0) if is_resumed else _smaller_that_fits(setup, machine, CHOSEN_SHARE * free)
     if is_resumed:
-        hint = "end other processes, or go on with the run on a machine with more memory"
+        hint = "end other processes, or continue the run on a machine with more memory"
     elif smaller is None:
         hint = "take a smaller `size`, or a machine with more memory"
     else:

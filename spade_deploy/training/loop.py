@@ -114,7 +114,7 @@ def train(
         try:
             step, stopped_by, losses = _loop(work, recorder, world, progress)
         except KeyboardInterrupt as error:  # the second signal
-            message = f"stopped at once; what came after the last checkpoint is lost. {last_good()[0]}"
+            message = f"stopped at once; the steps after the last checkpoint are lost. {last_good()[0]}"
             raise TrainingInterruptedError(message, hint=hint) from error
     if step < work.total:
         raise TrainingInterruptedError(
@@ -193,9 +193,11 @@ def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | 
     start, notes = restored.step, restored.notes
     longer = f"`spade train --resume {shlex.quote(str(run))} --steps {2 * start}`"
     if start > total:
-        raise ConfigError(f"`steps`: {resume} is at step {start}, beyond a run of {total}", hint=f"go on with {longer}")
+        raise ConfigError(
+            f"`steps`: {resume} is at step {start}, after the end of a run of {total}", hint=f"continue with {longer}"
+        )
     if start == total:
-        notes = (f"nothing was left to do: {resume} is at step {start} of {total}; {longer} goes on", *notes)
+        notes = (f"nothing was left to do: {resume} is at step {start} of {total}; {longer} continues it", *notes)
     return _Work(learner, source, record, start, total, facts, notes, restored.counts)
 
 

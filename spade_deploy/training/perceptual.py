@@ -152,7 +152,7 @@ def fetch_vgg(name: str, cache: Path | None = None) -> Path:
                 torch.hub.download_url_to_file(published.url, str(path), published.sha256, progress=sys.stderr.isatty())
         except RuntimeError as error:  # torch.hub raises it for a digest that differs
             raise CheckpointError(
-                f"{published.url}: what came is not the file that was published ({reason_of(error)})", hint=by_hand
+                f"{published.url}: the downloaded file is not the published one ({reason_of(error)})", hint=by_hand
             ) from error
         except (OSError, ValueError) as error:  # no network, no such page, a full disk; ValueError: cut-off headers
             reason = reason_of(error).removeprefix("<urlopen error ").removesuffix(">")

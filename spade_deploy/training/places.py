@@ -39,7 +39,7 @@ def found_again(setup: Setup, run: Path) -> tuple[Setup, tuple[str, ...]]:
             return path.absolute()
         for candidate in _candidates(path, run.absolute()):
             if candidate.exists():
-                notes.append(f"{path} is not there any more; it is taken from {candidate} (`{field}`)")
+                notes.append(f"{path} no longer exists; it is taken from {candidate} (`{field}`)")
                 return candidate
         where = "" if path.is_absolute() else f" from {Path.cwd()}"
         raise NotFoundError(

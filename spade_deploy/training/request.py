@@ -54,7 +54,7 @@ class DataRequest:
         most=MOST_SHARE,
     )
     holdout_seed: int | None = setting(
-        None, help="custom: random seed of that choice; default: 0.", group=DATA, least=0, most=2**32 - 1
+        None, help="custom: random seed of the hold-out; default: 0.", group=DATA, least=0, most=2**32 - 1
     )
     val_labels: Path | None = setting(
         None, help="custom: label maps to measure on, instead of a held-out share.", group=DATA
@@ -104,7 +104,7 @@ class TrainRequest:
     )
     ttur: bool = setting(
         True,
-        help="Two time scales, or one rate of 2e-4.",
+        help="Different learning rates for the two networks; off: one rate of 2e-4.",
         group=LEARNING,
         negatable=True,
         after="lr_discriminator",

@@ -185,7 +185,7 @@ def _base(asked: TrainRequest) -> Setup:
         )
     for name in ONLY_OWN:
         if getattr(data, name) is not None:
-            says = "what the labels are" if name in ABOUT_LABELS else "what is measured on"
+            says = "what the labels are" if name in ABOUT_LABELS else "which samples are measured"
             raise ConfigError(f"`{name}` contradicts `preset` {data.preset_name}, which says {says}")
     base = preset(data.preset_name, data.root, data.size)
     changed: dict[str, Any] = {name: getattr(data, field) for field, name in FOLDERS.items() if field != "root"}

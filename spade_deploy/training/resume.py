@@ -87,8 +87,8 @@ def resume_hint(run: Path, world: World) -> str:
     """The command that goes on with a run."""
     command = f"spade train --resume {shlex.quote(str(run))}"
     if world.size == 1:
-        return f"go on with `{command}`"
-    return f"go on with `torchrun ... -m {command.replace('spade', 'spade_deploy', 1)}`, on any number of processes"
+        return f"continue with `{command}`"
+    return f"continue with `torchrun ... -m {command.replace('spade', 'spade_deploy', 1)}`, on any number of processes"
 
 
 def newest_checkpoint(run: Path, resume: Path | None) -> Path | None:

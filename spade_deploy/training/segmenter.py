@@ -64,7 +64,7 @@ class SegmenterRequest:
         check_range("segmenter_steps", self.steps, 1, 10**7)
         check_range("batch_size", self.batch_size, 1, MAX_BATCH)
         if self.held_out == "train":
-            raise ConfigError("`train_segmenter`: the train split is learned, so it cannot be judged on it")
+            raise ConfigError("`train_segmenter`: it learns from the train split, so it cannot be judged on it")
         if self.data.crop_size[0] < 16 or self.data.crop_size[1] < 16:
             raise ConfigError(f"`train_segmenter`: {self.data.crop_size} pixels are fewer than 16 x 16")
 
@@ -171,7 +171,7 @@ def find_or_train(
             _save(model, temporary, {**facts, "score": score})
     except OSError as error:
         raise TrainingError(
-            f"{path}: cannot be written ({error})", hint="make room, or choose another `runs_dir`"
+            f"{path}: cannot be written ({error})", hint="free some space, or choose another `runs_dir`"
         ) from error
     return TrainedSegmenter(path, score, was_there=False, notes=(*notes, *note))
 

@@ -58,7 +58,7 @@ class RunLock:
         except OSError as error:
             raise TrainingError(
                 f"{run}: cannot be written ({reason_of(error)})",
-                hint="make room or choose another `runs` folder",
+                hint="free some space, or choose another `runs` folder",
             ) from error
         self._is_held = True
 
@@ -201,7 +201,7 @@ def _begun(
     lock.hold(run)
     if run_checkpoints(run):
         raise ConfigError(
-            f"`name`: another process has begun {run} in this moment", hint="give the same command again to go on"
+            f"`name`: another process has just started {run}", hint="give the same command again to continue"
         )
     if setup.data.preset != "earth" or setup.data.root is not None or EXAMPLE_LABELS.exists():
         return run, None, ()
@@ -280,7 +280,7 @@ def check_resumes_newest(name: str, resume: str) -> None:
     if resume != NEWEST:
         raise ConfigError(
             f"`name` {name} contradicts `resume` {resume}, which has its name",
-            hint=f"`name` {name} `resume`, without a value, goes on with that run or begins it",
+            hint=f"`name` {name} `resume`, without a value, continues that run, or starts it",
         )
     check_name(name)
 

@@ -29,7 +29,7 @@ LESS = (
 LESS_SHARED = (
     "`workers` 0 loads in the training process; in a container give shared memory more room (docker run --shm-size 8g)"
 )
-FEWER = "take fewer `workers` (0 loads in the training process), or make memory free"
+FEWER = "take fewer `workers` (0 loads in the training process), or free some memory"
 
 
 def shortage(error: BaseException) -> tuple[str, str] | None:
@@ -45,7 +45,7 @@ def shortage(error: BaseException) -> tuple[str, str] | None:
         if error.errno == errno.EMFILE:
             return f"this process may open no more files ({short})", "raise the limit with `ulimit -n`, or `workers` 0"
     if _SHARED.search(text):
-        return f"the shared memory that loading processes hand samples over in ran out ({short})", LESS_SHARED
+        return f"the shared memory through which loading processes pass samples ran out ({short})", LESS_SHARED
     if found := _WORKER.search(text):
         return f"a loading process ended, probably because memory ran out ({found[0]})", FEWER
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _MEMORY.search(text):

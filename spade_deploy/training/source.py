@@ -105,7 +105,9 @@ class FolderSource:
             return _about_measuring(self._data, self._split, len(self._held_out), len(self._training))
         weights, measured = "the weights that `init` names", "samples that metrics and sample grids are of"
         if self._learned is None:
-            return (f"it is not known what {weights} learned from, and so not whether the {measured} are held out",)
+            return (
+                f"it is not known what {weights} learned from, so it is not known whether the {measured} are held out",
+            )
         told = f"{weights} learned from {self._learned} of the {len(self._held_out)} {measured}"
         return (f"{told}: they are not held out, and the figures are too good",)
 
@@ -143,22 +145,20 @@ def _about_measuring(data: DataConfig, split: str, measured: int, trained: int) 
         share, seed = measured / (measured + trained), data.holdout.seed
         what = "sample is" if measured == 1 else "samples are"
         text = f"{measured} of {measured + trained} {what} held out ({share:.0%}, chosen by name with seed {seed})"
-        text += f": metrics and sample grids are of these, training is on the other {trained}"
+        text += f": metrics and sample grids use these, training uses the other {trained}"
         return (f"{text}; `holdout` sets the share",)
     if split == data.evaluation_split and split != "train":
         return ()
-    instead = "metrics and sample grids are of training samples"
+    instead = "metrics and sample grids show training samples"
     if data.labels_dir is None:
         return (f"{data.root} has no {data.evaluation_split} split: {instead}",)
     why = f"{trained} samples are too few to hold any out" if trained < FEWEST else "no samples are held out"
-    return (f"{why}: {instead}, and show what was learned by heart, too; `val_labels` and `val_images` name others",)
+    return (f"{why}: {instead}, and also show what was memorised; `val_labels` and `val_images` name others",)
 
 
 def _unpaired(problems: tuple[str, ...], shown: int = 5) -> tuple[str, ...]:
     if not problems:
         return ()
     rest = f"; and {len(problems) - shown} more, which `spade check-labels` lists" if len(problems) > shown else ""
-    what = (
-        "1 file pairs with nothing and is" if len(problems) == 1 else f"{len(problems)} files pair with nothing and are"
-    )
+    what = "1 file has no partner and is" if len(problems) == 1 else f"{len(problems)} files have no partner and are"
     return (f"{what} left out: {'; '.join(problems[:shown])}{rest}",)

@@ -63,7 +63,7 @@ def measured_line(choice: Choice, taken: Time, record: Record, kind: GraphKind, 
         said = f"measured {_faster(rival.ms / taken.ms)} than {_named(name)} here"
         said = said if rival.ms / taken.ms >= AS_FAST else f"measured as fast as {_named(name)} here"
     else:
-        said = "the only one that may be taken here"
+        said = "the only one that can be used here"
     if not kept:
         said += f" on {time.strftime('%Y-%m-%d', time.localtime(session.unix_s))}"
     quality = _quality(psnr_of(record, taken.candidate)) if len(precisions) > 1 else ""

@@ -65,13 +65,13 @@ def open_runtime(
                 return runtime
             runtime.close()
             raise ConfigError(
-                f"`precision` fastest is measured on a CPU alone, and {runtime.name} would run here",
+                f"`precision` fastest is measured only on a CPU, and {runtime.name} would run here",
                 hint="name a `precision`, or add `backend` cpu or openvino",
             )
     elif name != Backend.AUTO:
         (engine,) = (engine for engine in engines.ENGINES if engine.backend == name)
         if least is not None and not engine.on_cpu:
-            raise ConfigError(f"`precision` fastest is measured on a CPU alone; `backend` {name} runs elsewhere")
+            raise ConfigError(f"`precision` fastest is measured only on a CPU; `backend` {name} runs elsewhere")
         if least is None and named is not Precision.BF16:
             return engines.open_runtime(artifact, named, name, threads, wish.graph)
     auto = _Auto(wish, progress)
@@ -140,7 +140,7 @@ class _Auto:
         wish = self._wish
         candidates = [*wanted, *wish.candidates(wish.hints)]
         names = " and ".join(dict.fromkeys(engine_of(one).title for one in candidates))
-        self._progress.note(f"auto: measuring once what is fastest here, {names}; it takes some seconds")
+        self._progress.note(f"auto: measuring once what is fastest here, {names}; this takes some seconds")
         session = measure(wish, [self._open(one) for one in candidates], FIRST_USE)
         self._notebook.add(session)
         return session
@@ -203,7 +203,7 @@ class _Auto:
         if not self._wish.images:
             return f"{checked}not measured yet: `spade bench --tune` measures what is fastest"
         count = f"{self._wish.images} image{'s' if self._wish.images > 1 else ''}"
-        return f"{checked}not measured: for {count} that takes longer than it saves; `spade bench --tune` does it"
+        return f"{checked}not measured: for {count} that takes longer than it saves; `spade bench --tune` measures it"
 
     def _open(self, candidate: EngineChoice) -> Opened:
         """The candidate; nothing of it is opened yet, unless it was before."""
@@ -247,6 +247,6 @@ class _Auto:
             )
         why = "; ".join(f"{one.backend} {one.precision}: {text}" for one in wanted for text in record.failures_of(one))
         return ValidationFailedError(
-            f"nothing that may run {wish.artifact.path} makes right images on this machine: {why or 'none opens'}",
-            hint="`spade validate` says more; `backend` cpu runs it all the same",
+            f"no engine that may run {wish.artifact.path} makes right images on this machine: {why or 'none opens'}",
+            hint="`spade validate` says more; `backend` cpu runs it anyway",
         )

@@ -58,7 +58,7 @@ def tune(artifact: Artifact, threads: int | None = None, progress: Progress = SI
         record = notebook.record
         choice = choose(wish, record, session)
         if not choice.ranked:
-            return Tuned(record, session, f"auto: nothing makes right {wish.usual} images here", "")
+            return Tuned(record, session, f"auto: no engine makes right {wish.usual} images here", "")
         best = choice.ranked[0]
         kind = next(one for one in opened if one.candidate == best.candidate).main_kind(best.break_even_share)
         return Tuned(record, session, measured_line(choice, best, record, kind, notebook.kept), choice.hint)

@@ -111,7 +111,7 @@ def parse_precision(
         return None, least
     if min_psnr_db is not None:
         raise ConfigError(
-            "`min_psnr_db` says which precisions `precision` fastest may take; nothing else asks for it",
+            "`min_psnr_db` says which precisions `precision` fastest may take; no other setting uses it",
             hint="add `precision` fastest, or leave `min_psnr_db` out",
         )
     return (None if precision is None else Precision(str(precision))), None

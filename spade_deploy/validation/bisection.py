@@ -83,7 +83,7 @@ def find_layers_to_keep(
     if trials.fails([]) and trials.fails(order):
         raise ExportError(
             f"no unit helps: with all {len(units)} in float32 it is still wrong: {'; '.join(trials.last.failures)}",
-            hint="half precision is not to blame; `spade validate` names the first tensor that is wrong",
+            hint="half precision is not the cause; `spade validate` names the first tensor that is wrong",
         )
     try:
         found = set(_leave_out(_bisect(order, trials), trials))

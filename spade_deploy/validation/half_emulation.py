@@ -72,7 +72,7 @@ class EmulatedGraph:
         self._session = open_session(
             model.SerializeToString(),
             # An optimiser may remove a cast to half and back, and the emulation consists of these casts.
-            SessionSetup(threads, Optimization.NONE, weights_folder=path.parent),
+            SessionSetup(threads, Optimization.NONE, weights_folder=path.parent, never_spins=True),
             failed=lambda error: ArtifactError(f"{path}: half precision cannot be emulated on it: {reason_of(error)}"),
         )
 
@@ -151,7 +151,9 @@ def _element_types(model: Any, path: Path) -> dict[str, int]:
     for node in model.graph.node:
         for name in node.output:
             if name and not types.get(name):
-                raise ArtifactError(f"{path}: half precision cannot be emulated: nothing says the type of {name}")
+                raise ArtifactError(
+                    f"{path}: half precision cannot be emulated: it is not known which type is that of {name}"
+                )
     return types
 
 

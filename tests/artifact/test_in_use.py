@@ -225,7 +225,7 @@ def test_weights_in_a_file_that_the_manifest_names_are_read(tmp_path: Path) -> N
 def test_weights_inside_the_folder_that_no_manifest_names_are_not_read(tmp_path: Path, name: str) -> None:
     made = foreign(tmp_path / "a", name)
     (made.path / name).write_bytes(STEP)
-    with pytest.raises(ArtifactError, match=f"reads weights from '{name}', which no manifest vouches for"):
+    with pytest.raises(ArtifactError, match=f"reads weights from '{name}', which the manifest does not name"):
         OrtRuntime(Artifact.open(made.path))
 
 

@@ -284,7 +284,7 @@ class TestSystemErrors:
         [
             (OSError(errno.ENOSPC, "No space left on device", "out/a"), "out/a: No space left on device", "make room"),
             (OSError(errno.ENOSPC, "No space left on device"), "No space left on device", "make room"),
-            (OSError(errno.EROFS, "Read-only file system", "out"), "out: Read-only file system", "for reading alone"),
+            (OSError(errno.EROFS, "Read-only file system", "out"), "out: Read-only file system", "mounted read-only"),
             (PermissionError(errno.EACCES, "Permission denied", "out"), "out: Permission denied", "somebody else"),
             (OSError(errno.EFBIG, "File too large", "a.onnx"), "a.onnx: File too large", "ulimit -f"),
             (OSError(errno.EXDEV, "Cross-device link", "a", None, "b"), "b: Cross-device link", None),

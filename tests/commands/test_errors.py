@@ -26,13 +26,13 @@ def another(command: str) -> str:
 
 TABLE = [
     # The command line itself: these are typer's, in our words.
-    ("trian", 2, "'trian' is no command of `spade`", "did you mean `spade train`?"),
-    ("fly", 2, "'fly' is no command of `spade`", "it has train, import"),
-    ("--fast", 2, "--fast is no option of `spade`", "`spade --help`"),
-    ("data eart", 2, "'eart' is no command of `spade data`", "did you mean `spade data earth`?"),
-    ("train --stepz 3", 2, "--stepz is no option of `spade train`", "did you mean --steps?"),
+    ("trian", 2, "'trian' is not a command of `spade`", "did you mean `spade train`?"),
+    ("fly", 2, "'fly' is not a command of `spade`", "it has train, import"),
+    ("--fast", 2, "--fast is not an option of `spade`", "`spade --help`"),
+    ("data eart", 2, "'eart' is not a command of `spade data`", "did you mean `spade data earth`?"),
+    ("train --stepz 3", 2, "--stepz is not an option of `spade train`", "did you mean --steps?"),
     ("train --steps many", 2, "--steps: 'many' is not an integer", "`spade train --help`"),
-    ("train --lr-g fast", 2, "is no option of `spade train`", "`spade train --help`"),
+    ("train --lr-g fast", 2, "is not an option of `spade train`", "`spade train --help`"),
     ("train --steps", 2, "--steps needs a value: an integer", "`spade train --help`"),
     ("train extra", 2, "extra: `spade train` takes no such argument", "usage: spade train"),
     ("infer", 2, "LABELS is missing: A folder of label maps", "usage: spade infer LABELS OUT"),
@@ -42,8 +42,8 @@ TABLE = [
     ("infer labels out --overwrite=3", 2, "--overwrite takes no value", "leave the part after = out"),
     ("infer labels out --threads two", 2, "--threads: 'two' is not an integer", "`spade infer --help`"),
     ("inspect", 2, "PATH is missing", "usage: spade inspect PATH"),
-    ("bench --json --lala", 2, "--lala is no option of `spade bench`", "`spade bench --help`"),
-    ("export --fp16 --fp61", 2, "--fp61 is no option of `spade export`", "did you mean --fp16?"),
+    ("bench --json --lala", 2, "--lala is not an option of `spade bench`", "`spade bench --help`"),
+    ("export --fp16 --fp61", 2, "--fp61 is not an option of `spade export`", "did you mean --fp16?"),
     # Settings.
     ("train --steps 0", 2, "--steps: 0 is not in 1..", "`spade train --help`"),
     ("train --size 100x", 2, "--size: '100x' is not HEIGHTxWIDTH", another("train")),
@@ -73,7 +73,7 @@ TABLE = [
     (
         "train --name ../outside",
         2,
-        "--name: '../outside' is not letters",
+        "--name: '../outside' is not a valid name",
         "give a plain name such as run-1: it becomes a folder among the runs",
     ),
     (
@@ -83,7 +83,7 @@ TABLE = [
         another("train"),
     ),
     ("train --config nothing.yaml", 2, "--config: nothing.yaml does not exist", "`spade train --print-config`"),
-    ("train --config odd.yaml", 2, "'speed' is no setting of `spade train`", "did you mean seed?"),
+    ("train --config odd.yaml", 2, "'speed' is not a setting of `spade train`", "did you mean seed?"),
     ("train --config text.txt", 2, "text.txt", "`spade train --print-config` prints a file to begin with"),
     (
         "train --resume nowhere",
@@ -203,7 +203,7 @@ TABLE = [
         "check-labels nowhere --num-labels 5",
         1,
         "nowhere",
-        "see that the path is right: a relative one begins in the current folder",
+        "check the path; a relative path begins in the current folder",
     ),
     ("data earth text.txt", 1, "text.txt", "something else is in that place: remove it, or choose another folder"),
     (

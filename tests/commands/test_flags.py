@@ -59,7 +59,7 @@ def test_no_text_below_the_commands_has_a_flag() -> None:
         ('raise ConfigError(f"--seed: {seed} is no number")', 1),
         ('"""Where --init looks."""', 1),
         ('hint = "take fewer samples, or --size 64"', 1),
-        ('hint = f"go on with `spade train --resume {run}`"', 0),
+        ('hint = f"continue with `spade train --resume {run}`"', 0),
         ('hint = "`spade export\\n --fp16` makes it, `pip install --upgrade x` that"', 0),
         ('hint = "`spade export` and --fp16"', 1),
         ('hint = "spade build --target rtx"', 0),

@@ -94,9 +94,13 @@ def test_no_help_text_names_a_field(name: str) -> None:
         ),
         ("import", lambda: ImportRequest("moon"), "--preset: 'moon' is not one of coco, ade20k, cityscapes"),
         ("import", lambda: ImportRequest("coco", 5), "--num-labels contradicts --preset coco"),
-        ("import", lambda: ImportRequest(has_edges=True), "--dontcare and --edges say what --num-labels leaves open"),
+        (
+            "import",
+            lambda: ImportRequest(has_edges=True),
+            "--dontcare and --edges need --num-labels, the number of classes",
+        ),
         ("build", lambda: BuildOptions(optimization_level=9), "--optimization-level: 9 is not in 0..5"),
-        ("build", lambda: BuildOptions(workspace_bytes=4), "--workspace: 4 bytes are under 1 MiB"),
+        ("build", lambda: BuildOptions(workspace_bytes=4), "--workspace: 4 bytes are less than 1 MiB"),
         ("build", lambda: ShapeProfile.parse("1x64"), "--profile: '1x64' is not MIN:OPT:MAX"),
     ],
 )

@@ -54,5 +54,5 @@ def test_a_map_that_does_not_fit_is_an_error_and_the_next_one_runs(tmp_path: Pat
     said, again = done.stdout.splitlines()
     assert said.startswith(name), done.stderr
     assert "4096" in said
-    assert "where memory ran out, a smaller `batch_size` or `size` helps" in said
+    assert "if memory ran out, a smaller `batch_size` or `size` helps" in said
     assert again == "(1, 64, 64, 3)"

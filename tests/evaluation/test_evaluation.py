@@ -313,7 +313,7 @@ class TestSeeds:
         assert (spread.mean, spread.std, spread.seeds) == (result.rows[0].l1, 0, 2)
         assert result.seed_verdicts["l1"].best is None  # all of them are copies of one generator
         page = evaluation.write_report(result, tmp_path / "out")[1].read_text()
-        for text in ("Random seeds averaged", "a0, step 4 and 1 more seed", "<th>train.batch_size</th><td>4</td>"):
+        for text in ("Random seeds averaged", "a0, step 4 (mean of 2 seeds)", "<th>train.batch_size</th><td>4</td>"):
             assert text in page
         assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["seeds_averaged"][1]["seeds"] == [0, 1]
 
@@ -376,7 +376,7 @@ class TestReport:
         best = {"step": 2, "metric": "l1", "value": 0.1, "direction": "lower", "measured_with": {}}
         (run / "best.json").write_text(json.dumps(best))
         assert evaluate(replace(request, best=True), runs_dir=copy).rows[0].name == "first, step 2"
-        with pytest.raises(ConfigError, match="images is no run"):
+        with pytest.raises(ConfigError, match="images is not a run"):
             evaluate(EvalRequest((copy / "images",), best=True), runs_dir=copy)
 
     def test_without_jinja_the_json_stands_alone(
@@ -500,11 +500,11 @@ class TestData:
         (copy / "data" / "test" / "images" / "05.png").unlink()
         result = evaluate(EvalRequest((copy / "runs" / "first",)), runs_dir=copy / "runs")
         assert result.samples == 5
-        assert any("1 files pair with nothing" in note and "05.png" in note for note in result.notes)
+        assert any("1 files have no partner" in note and "05.png" in note for note in result.notes)
         flags = DataFlags(labels=copy / "data" / "val" / "labels", images=copy / "data" / "val" / "images")
         other = evaluate(EvalRequest((copy / "runs" / "first",), data=flags), runs_dir=copy / "runs")
         assert other.samples == COUNT
-        assert any("not on what it is judged on" in note for note in other.notes)
+        assert any("not on the data of this evaluation" in note for note in other.notes)
 
     def test_evenly(self) -> None:
         assert evenly(10, 3) == [0, 3, 6]

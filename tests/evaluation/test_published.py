@@ -230,7 +230,7 @@ def test_an_evaluation_with_both(known: Path, tmp_path: Path) -> None:
     [
         ({"fid": True, "extractor": Path("e")}, "`fid` contradicts `extractor` e"),
         ({"lpips": "squeeze"}, "`lpips`: 'squeeze' is not one of alex, vgg"),
-        ({"judge_weights": Path("w")}, "`judge_weights` w: is for `fid` and `lpips` alone"),
+        ({"judge_weights": Path("w")}, "`judge_weights` w: works only with `fid` or `lpips`"),
     ],
 )
 def test_settings_that_contradict(fields: dict[str, Any], said: str) -> None:

@@ -167,7 +167,7 @@ def test_units_and_stages_are_parts_of_both_models(name: str) -> None:
     covered = {name for unit in units for name, _ in model.get_submodule(unit).named_parameters(unit)}
     assert covered == {name for name, _ in model.named_parameters()}
     assert parse_kept(generator.spec, [units[-1], units[0]]) == (units[0], units[-1])
-    with pytest.raises(ConfigError, match=f"'head_0' is no part.*{units[1]}"):
+    with pytest.raises(ConfigError, match=f"'head_0' is not a part.*{units[1]}"):
         parse_kept(generator.spec, ["head_0"])
 
 

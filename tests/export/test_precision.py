@@ -251,7 +251,7 @@ def test_where_nothing_is_left_for_half_that_is_said() -> None:
     spec = small_generator().spec
     ranges = dict.fromkeys(unit_names(spec), 1000000.0)
     with pytest.raises(
-        ExportError, match=r"no part of this model: values reach 1e\+06, and up to 8188 are safe"
+        ExportError, match=r"no part of this model fits half precision: values reach 1e\+06, and up to 8188 are safe"
     ) as caught:
         kept_units(spec, ranges, ())
     assert "without `fp16`" in str(caught.value.hint)

@@ -89,7 +89,7 @@ def test_refusal_leaves_no_open_descriptor(tmp_path: Path) -> None:
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' stands there twice"),
         (b'{"a":' * 100_000, "it is nested too deeply"),
-        (b'{"\xff": 1}', "byte 2 is no UTF-8"),
+        (b'{"\xff": 1}', "byte 2 is not UTF-8"),
     ],
 )
 def test_json_that_is_refused(content: bytes, message: str) -> None:

@@ -400,8 +400,8 @@ class TestWhatLiesInThePlaceOfAResult:
             ("folder", "is a folder, not a regular file"),
             ("pipe", "is a pipe, not a regular file"),
             ("device", "is a device, not a regular file"),
-            ("somebody's", "may be somebody's"),
-            ("zeros", "may be somebody's"),
+            ("somebody's", "may be another file of yours"),
+            ("zeros", "may be another file of yours"),
         ],
     )
     def test_what_is_no_result_is_reported_and_the_rest_is_done(
@@ -584,7 +584,7 @@ def test_a_full_disk_stops_with_a_clear_error(
     monkeypatch.setattr(Image.Image, "save", save)
     with pytest.raises(SpadeError, match=r"003\.\w+ cannot be written: .*No space left on device.*; 3 of 20") as caught:
         infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", image_format=image_format))
-    assert "the same command goes on" in (caught.value.hint or "")
+    assert "the same command continues" in (caught.value.hint or "")
     assert len(saved) < 20, "it stops instead of trying every file"
     assert names(tmp_path / "out") == [f"{number:03d}.{image_format}" for number in range(3)]
 
@@ -720,7 +720,7 @@ def test_impossible_requests_of_other_models(edges: Artifact, styled: Artifact, 
         infer(edges, InferRequest(labels, tmp_path / "out", instances=labels, no_instances=True))
     with pytest.raises(ConfigError, match="is a file, but"):
         infer(edges, InferRequest(labels, tmp_path / "out", instances=labels / "000.png"))
-    with pytest.raises(ConfigError, match="`size`: this model runs at 32x32 alone"):
+    with pytest.raises(ConfigError, match="`size`: this model runs at 32x32 only"):
         infer(styled, InferRequest(labels, tmp_path / "out", size=(64, 64)))
     with pytest.raises(ConfigError, match="`seed`: -1 is negative"):
         infer(styled, InferRequest(labels, tmp_path / "out", seed=-1))
@@ -792,7 +792,7 @@ def test_results_of_a_layout_never_overwrite_its_files(tmp_path: Path) -> None:
         infer(artifact, InferRequest(root, root / "test_label", overwrite=True))
     summary = infer(artifact, InferRequest(root, tmp_path / "out"))
     assert summary.written == 0  # both splits have a 000
-    assert all("would be named like that of" in failure.message for failure in summary.failures)
+    assert all("would have the same name as that of" in failure.message for failure in summary.failures)
 
 
 def test_photos_beside_label_maps_are_left_out_and_said(plain: Artifact, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_another_model_is_refused_and_overwrite_makes_the_images_again(
     assert red(out) == OF_PLAIN
     (out / "2.png").unlink()
     for missing in (True, False):  # with something left to make, and with nothing
-        with pytest.raises(ConfigError, match=r"holds images of another maker.*artifact [0-9a-f]{12}, not") as caught:
+        with pytest.raises(ConfigError, match=r"were made in another way, with .*artifact [0-9a-f]{12}, not") as caught:
             infer(models["other"], InferRequest(labels, out))
         assert "`overwrite`" in str(caught.value.hint)
         if missing:
@@ -74,7 +74,7 @@ def test_another_model_is_refused_and_overwrite_makes_the_images_again(
     done = infer(models["other"], InferRequest(labels, out, overwrite=True))
     assert (done.written, red(out)) == (3, OF_OTHER)
     assert infer(models["other"], InferRequest(labels, out)).skipped == 3
-    with pytest.raises(ConfigError, match="another maker"):
+    with pytest.raises(ConfigError, match="made in another way"):
         infer(models["plain"], InferRequest(labels, out))
 
 
@@ -177,7 +177,7 @@ def test_overwriting_leaves_no_image_of_the_maker_before(
     out = tmp_path / "out"
     infer(models["plain"], InferRequest(labels, out))
     for request in (InferRequest(labels / "1.png", out, overwrite=True), InferRequest(labels / "1.png", out)):
-        with pytest.raises(ConfigError, match="another maker"):
+        with pytest.raises(ConfigError, match="made in another way"):
             infer(models["other"], request)
     assert red(out) == OF_PLAIN
 
@@ -200,7 +200,7 @@ def test_an_overwrite_that_was_stopped_goes_on_with_the_images_of_the_maker_befo
         with pytest.raises(KeyboardInterrupt):
             infer(models["other"], InferRequest(labels, out, overwrite=True))
     assert red(out) != OF_OTHER, "it was stopped"
-    with pytest.raises(ConfigError, match="another maker"):
+    with pytest.raises(ConfigError, match="made in another way"):
         infer(models["plain"], InferRequest(labels, out))
     done = infer(models["other"], InferRequest(labels, out))
     assert done.written >= 1
@@ -239,4 +239,4 @@ def test_images_of_other_label_maps_are_said(
         assert infer(models["plain"], InferRequest(labels, tmp_path / "out")).skipped == 3
         assert not caplog.records
         assert infer(models["plain"], InferRequest(tmp_path / "more", tmp_path / "out")).skipped == 3
-    assert f"made of label maps in {labels}" in caplog.text
+    assert f"made from label maps in {labels}" in caplog.text

@@ -1,4 +1,4 @@
-"""`spade runs`: what a run is, where its curves end, and runs that differ by their random seed alone."""
+"""`spade runs`: what a run is, where its curves end, and runs that differ only in their random seed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_list_is_by_date_and_a_damaged_run_is_told(folder: Path) -> None:
     assert (group["runs"], group["seeds"]) == (["a0", "a1", "a2"], [0, 1, 2])
     assert group["figures"]["l1"] == {"mean": 3.0, "std": 1.0, "seeds": 3}
     shown = spade("runs", "list", "--runs", folder)
-    assert "a0, a1, a2 differ by their random seed alone (0, 1, 2)" in shown.stdout
+    assert "a0, a1, a2 differ only in their random seed (0, 1, 2)" in shown.stdout
     assert "l1 3 ± 1, psnr 23 ± 1" in shown.stdout
     assert [line for line in shown.stdout.splitlines() if line.split()[:2] == ["imported", "import"]]
     assert f"next: spade runs compare {folder / 'b0'} {folder / 'imported'}" in shown.stdout
@@ -89,7 +89,7 @@ def test_a_comparison_names_what_differs_and_where_curves_end(folder: Path) -> N
     assert ["train.seed", "0", "1"] in lines
     assert ["l1", "(loss)", "2", "3"] in lines
     assert ["psnr", "22", "23"] in lines
-    assert "a0, a1 differ by their random seed alone (0, 1)" in shown
+    assert "a0, a1 differ only in their random seed (0, 1)" in shown
     assert ["l1", "(loss)", "2", "-"] in [line.split() for line in
         spade("runs", "compare", "a0", "imported", "--runs", folder).stdout.splitlines()]  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_a_comparison_names_what_differs_and_where_curves_end(folder: Path) -> N
     [
         (2, ("compare", "a0"), "two different runs or more are needed"),
         (2, ("compare", "a0", "a0"), "two different runs or more are needed"),
-        (1, ("compare", "a0", "nowhere"), "nowhere: is no run"),
+        (1, ("compare", "a0", "nowhere"), "nowhere: is not a run"),
         (1, ("compare", "a0", "broken"), "broken: has no usable checkpoint"),
     ],
 )

@@ -57,15 +57,15 @@ def test_an_id_that_is_left_out_stands_for_no_class(tmp_path: Path) -> None:
     [
         ("a.txt", "", "a.txt has no classes"),
         ("a.txt", "1 2 3 road\nsky\n", "line 2: this class has no colour"),
-        ("a.txt", "1 2 300 road\n", "line 1: .* is no colour"),
+        ("a.txt", "1 2 300 road\n", "line 1: .* is not a colour"),
         ("a.json", "[1, 2]", "entry 1: 1 is no class"),
         ("a.json", "[[", "not valid JSON"),
         ("a.json", '{"names": ["a", "b"], "colors": [[1, 2, 3]]}', "2 names and 1 colours"),
-        ("a.json", '[{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]', "has an id twice"),
+        ("a.json", '[{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]', "has the same id twice"),
         ("a.yaml", "nc: 3\nnames: [a, b]\n", "says nc: 3, but names 2 classes"),
         ("a.yaml", "names: !!python/object:os.system {}\n", "is not valid YAML"),
-        ("a.yaml", "just a text\n", "holds no list of classes"),
-        ("a.txt", "1 2 3 \x07\n", "is no name"),
+        ("a.yaml", "just a text\n", "has no list of classes"),
+        ("a.txt", "1 2 3 \x07\n", "is not a name"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, name: str, text: str, said: str) -> None:

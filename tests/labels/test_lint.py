@@ -510,15 +510,15 @@ def test_palette_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("1 2 3".encode("utf-16"), "no UTF-8 text"),
+        ("1 2 3".encode("utf-16"), "not UTF-8 text"),
         (b"[[1e999, 0, 0]]", "three whole numbers"),
         (b"[[1.5, 0, 0]]", "three whole numbers"),
         (b"[[true, 0, 0]]", "three whole numbers"),
         (b"[[-1, 0, 0]]", "three whole numbers"),
         (b"[[" + b"9" * 5000 + b", 0, 0]]", "JSON|three whole numbers"),
         (b'[["' + b"x" * 5000 + b'", 0, 0]]', r"\.\.\. does not begin"),
-        (b'[[0, 0, 0, "\\ud800"]]', "is no name"),
-        (b'[[0, 0, 0, "\\u001b[31m"]]', "is no name"),
+        (b'[[0, 0, 0, "\\ud800"]]', "is not a name"),
+        (b'[[0, 0, 0, "\\u001b[31m"]]', "is not a name"),
         (b"[" * 100_000, "JSON"),
     ],
 )

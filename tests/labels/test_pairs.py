@@ -105,7 +105,7 @@ def test_train_ids_are_told_by_their_name(tree: Tree) -> None:
     name = "lindau_000001_000019_gtFine_labelTrainIds.png"
     root = tree(f"gtFine/val/lindau/{name}", f"flat/{name}", "leftImg8bit/val/lindau/x_0_0_leftImg8bit.png")
     for place in (root, root / "gtFine/val", root / "flat", root / "flat" / name):
-        with pytest.raises(NotFoundError, match=r"holds train ids \(0\.\.18\), as lindau.*no label ids"):
+        with pytest.raises(NotFoundError, match=r"holds train ids \(0\.\.18\), such as lindau.*takes label ids"):
             find_label_maps(place, None, CITYSCAPES, no_instances=True)
     with pytest.raises(DatasetError) as caught:
         find_samples(DataConfig.for_preset("cityscapes", root=root), "val")
@@ -120,7 +120,7 @@ def test_cityscapes_files_of_another_kind_are_no_label_map(tree: Tree) -> None:
         "gtFine/val/lindau/*_color.png",
     ):
         (path,) = root.glob(kind)
-        with pytest.raises(NotFoundError, match="no label map of Cityscapes"):
+        with pytest.raises(NotFoundError, match="does not have the name of a Cityscapes label map"):
             find_label_maps(path, None, CITYSCAPES, no_instances=True)
 
 

@@ -117,7 +117,7 @@ class TestFacts:
 
 class TestFiles:
     def test_what_is_no_image_network(self, tmp_path: Path) -> None:
-        with pytest.raises(NotFoundError, match="is not there"):
+        with pytest.raises(NotFoundError, match="does not exist"):
             OnnxExtractor(tmp_path / "none.onnx")
         (tmp_path / "device.onnx").symlink_to("/dev/zero")
         with pytest.raises(NotFoundError, match="is a device, not a regular file"):
@@ -148,7 +148,7 @@ class TestFiles:
     def test_a_fixed_size_is_taken_from_the_file(self, tmp_path: Path) -> None:
         path = extractor_file(tmp_path / "a.onnx", as_map=True, shape=("n", 3, 5, 7))
         assert OnnxExtractor(path).maps(images(2)).shape == (2, 3, 5, 7)
-        with pytest.raises(ConfigError, match="5 x 7 pixels alone"):
+        with pytest.raises(ConfigError, match="takes only images of 5 x 7 pixels"):
             OnnxExtractor(path, {"size": [5, 6]})
 
     def test_features_that_are_no_numbers(self, tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def test_refusals(tmp_path: Path) -> None:
         OnnxSegmenter(segmenter_file(tmp_path / "b.onnx", COLORS, facts={"labels": "roof"}), LABELS)
     pixels = painted(some_ids())
     more = OnnxSegmenter(segmenter_file(tmp_path / "c.onnx", COLORS), LabelSpec(2))
-    with pytest.raises(ConfigError, match="answers 3 classes, the label set has 2"):
+    with pytest.raises(ConfigError, match="has 3 classes, the label set has 2"):
         more.predict(pixels)
     for names in (["roof", "tree"], ["roof", "tree", "water", "sky"]):
-        with pytest.raises(ConfigError, match=f"answers 3 classes, but names {len(names)}"):
+        with pytest.raises(ConfigError, match=f"has 3 classes, but names {len(names)}"):
             OnnxSegmenter(segmenter_file(tmp_path / "d.onnx", COLORS, names=names), LABELS).predict(pixels)

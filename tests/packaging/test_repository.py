@@ -166,16 +166,16 @@ def test_a_package_is_replaced_and_other_folders_are_not(edges: Artifact, tmp_pa
     ]
     (target / "mine").mkdir()
     (target / "mine" / "config.pbtxt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds other files: it will not be replaced \(mine/config.pbtxt\)"):
+    with pytest.raises(ConfigError, match=r"holds other files, so it is not replaced \(mine/config.pbtxt\)"):
         write_repository(edges, asked)
     elsewhere = tmp_path / "photos"
     elsewhere.mkdir()
     (elsewhere / "a.png").write_bytes(b"a")
-    with pytest.raises(ConfigError, match="exists and is no model repository"):
+    with pytest.raises(ConfigError, match="exists and is not a model repository"):
         write_repository(edges, replace(asked, triton=elsewhere))
     assert [path.name for path in elsewhere.iterdir()] == ["a.png"]
     (tmp_path / "file").write_text("a")
-    with pytest.raises(ConfigError, match="exists and is no model repository"):
+    with pytest.raises(ConfigError, match="exists and is not a model repository"):
         write_repository(edges, replace(asked, triton=tmp_path / "file"))
 
 

@@ -100,7 +100,7 @@ def test_what_contradicts_a_clade_file_is_named(tmp_path: Path) -> None:
         read_generator_file(path, ImportRequest(labels=LabelSpec(7), **asked))
     with pytest.raises(CheckpointError, match="the file has 7 segmap channels, but these labels need 4"):
         read_generator_file(path, ImportRequest(num_labels=4, **asked))
-    with pytest.raises(ConfigError, match="a segmap of 7 channels is none of the released models"):
+    with pytest.raises(ConfigError, match="a segmap of 7 channels matches none of the released models"):
         read_generator_file(path, ImportRequest())
     labels = ImportRequest(num_labels=6, has_edges=True, **asked)
     other = {**state, "fc.weight": torch.zeros(32, 9, 3, 3)}

@@ -216,7 +216,7 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="64 places, but size 256x512"):
         read_generator_file(vae, ImportRequest(preset="coco", size=(256, 512)))
     odd = saved(build_generator(labels=LabelSpec(9), **SMALL).state_dict(), tmp_path)
-    with pytest.raises(ConfigError, match="9 channels is none of the released"):
+    with pytest.raises(ConfigError, match="9 channels matches none of the released"):
         read_generator_file(odd, ImportRequest())
     with pytest.raises(ConfigError, match="contradicts `preset`"):
         ImportRequest("coco", 5)
@@ -241,7 +241,7 @@ def test_damaged_states_are_named(tmp_path: Path) -> None:
         read_generator_file(saved({"discriminator_0.model0.0.weight": torch.zeros(1)}, tmp_path), request)
     with pytest.raises(CheckpointError, match="encoder"):
         read_generator_file(saved({"fc_mu.weight": torch.zeros(1)}, tmp_path), request)
-    with pytest.raises(CheckpointError, match="no SPADE generator"):
+    with pytest.raises(CheckpointError, match="not a SPADE generator"):
         read_generator_file(saved({"layer1.weight": torch.zeros(1)}, tmp_path), request)
 
 
@@ -327,7 +327,7 @@ def test_files_that_are_not_this_generators_encoder(tmp_path: Path) -> None:
     state = encoder_state()
     spec = released("ade20k", 6).spec
     cases: dict[str, dict[str, Any]] = {
-        "this is no style encoder": {"conv.weight": torch.zeros(1)},
+        "this is not a style encoder": {"conv.weight": torch.zeros(1)},
         r"'fc_mu.weight' is \(5, 512\); the encoder of this generator": encoder_state(5),
         r"'fc_mu.weight' is \(6, 256\); the encoder of this generator": encoder_state(6, 2),
         "lacks 'layer3.0.weight_orig'": {k: v for k, v in state.items() if k != "layer3.0.weight_orig"},

@@ -43,7 +43,7 @@ def test_weights_are_rounded_to_half_precision_and_statistics_are_not(tmp_path: 
 
 
 def test_another_name_a_missing_file_and_another_content_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no shipped model; there is earth"):
+    with pytest.raises(ConfigError, match="not a shipped model; there is earth"):
         shipped_generator("mars")
     with pytest.raises(CheckpointError, match=r"earth\.json: cannot be read"):
         shipped_generator("earth", tmp_path)

@@ -211,7 +211,7 @@ def test_the_same_of_safetensors(kind: torch.dtype, state: State, tmp_path: Path
 
 
 def test_names_of_any_length_are_cut(state: State, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="which such a network has not") as caught:
+    with pytest.raises(CheckpointError, match="which such a network does not have") as caught:
         read({**state, "\ud800\x1b[31m" + "x" * 5000: torch.zeros(1)}, tmp_path)
     assert len(caught.value.message) < 600
     caught.value.message.encode()

@@ -73,7 +73,7 @@ def npy_bytes() -> bytes:
 
 KINDS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "nothing": (lambda: b"", "is empty", "again"),
-    "zeros": (lambda: bytes(5000), "zeros alone", "again"),
+    "zeros": (lambda: bytes(5000), "zeros only", "again"),
     "html": (
         lambda: b"\n<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning",
         "is a web page",
@@ -102,10 +102,10 @@ KINDS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5", "PyTorch"),
     "NumPy": (npy_bytes, "a NumPy array", "PyTorch"),
     "pickle": (lambda: pickle.dumps({"a": 1}), "is a pickle, but not one", "torch.save"),
-    "a cut zip": (lambda: torch_bytes(generator_state())[:-200], "was cut off or damaged", "size"),
+    "a cut zip": (lambda: torch_bytes(generator_state())[:-200], "is incomplete or damaged", "size"),
     "a cut old file": (
         lambda: torch_bytes(generator_state(), _use_new_zipfile_serialization=False)[:9000],
-        "was cut off or damaged",
+        "is incomplete or damaged",
         "size",
     ),
     "noise": (lambda: bytes(range(1, 256)), "begins with the bytes 01 02 03", "latest_net_G.pth"),
@@ -136,7 +136,11 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pth")
     (tmp_path / "device.pth").symlink_to("/dev/zero")
     (tmp_path / "dangling.pth").symlink_to("nothing")
-    for name, message in (("pipe", "is a pipe"), ("device", "is a device"), ("dangling", "link to a file that is not")):
+    for name, message in (
+        ("pipe", "is a pipe"),
+        ("device", "is a device"),
+        ("dangling", "link to a file that does not exist"),
+    ):
         with pytest.raises(CheckpointError, match=message):
             read_generator_file(tmp_path / f"{name}.pth", REQUEST)
         with pytest.raises(CheckpointError, match=message):
@@ -188,7 +192,7 @@ class TestBombs:
         torch.save(state, path)
         assert path.stat().st_size < 1e6
         said, peak = self.peak_mb(path, tmp_path)
-        assert "they repeat what little is in it" in said
+        assert "they use the same bytes several times" in said
         assert peak < PEAK_MB
 
     def test_a_compressed_archive(self, tmp_path: Path) -> None:
@@ -224,7 +228,7 @@ class TestBombs:
     def test_shared_storages(self, tmp_path: Path) -> None:
         ones = torch.ones(1_000_000)
         torch.save({f"a{index}": ones.view(1000, 1000)[:] for index in range(64)}, tmp_path / "g.pth")
-        with pytest.raises(CheckpointError, match="they repeat"):
+        with pytest.raises(CheckpointError, match="they use the same bytes"):
             load_weights(tmp_path / "g.pth", "file")
         # The counter-test: the same state under two names, as training code saves it.
         twice = {"model": {"a": ones}, "ema": {"a": ones[:]}}

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tests.support.requests import SentBy, body, form, runs_of
-from tests.support.served import pixels_of, png, right_pixels, served_app, some_map
+from tests.support.served import pixels_of, png, right_pixels, served_app, served_models, some_map
 from tests.support.stand_in import EDGES, PLAIN, STYLED
 
 pytest.importorskip("fastapi", reason="pip install 'spade-deploy[serve]'")
 
 from spade_deploy.serving import client as client_module
+from spade_deploy.serving.app import make_app
 from spade_deploy.serving.drawings import Drawings, OtherMapError
 from spade_deploy.serving.maps import Maps
+from spade_deploy.serving.models import ServedModel
+from spade_deploy.serving.request import ServeRequest
 
 testclient = pytest.importorskip("starlette.testclient", reason="pip install httpx")
 
@@ -169,7 +175,7 @@ def test_the_python_client_sends_the_whole_map_where_it_must(
     app: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = SentBy(client)
-    monkeypatch.setattr(client_module.urllib.request, "urlopen", sent)
+    monkeypatch.setattr(client_module, "urlopen", sent)
     asking = client_module.Client("http://127.0.0.1:8000/")
     label = some_map(PLAIN)
     np.testing.assert_array_equal(pixels_of(asking.edit(png(label), [])), right_pixels(PLAIN, label))
@@ -185,6 +191,53 @@ def test_the_python_client_sends_the_whole_map_where_it_must(
         asking.edit(png(label), [{**ONE, "x": 99}])
     asking.edit(png(label), [])  # what the server holds is not known after an error
     assert b"label" in sent.bodies[-1]
+
+
+class Keeping:
+    """A runtime that keeps rows; it remembers what it was asked, and how many maps each way of running made."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self.most_bytes: list[int] = []
+        self.whole = self.kept = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def run(self, *given: Any) -> Any:
+        self.whole += 1
+        return self._runtime.run(*given)
+
+    def keeping_rows(self, most_bytes: int) -> Any:
+        self.most_bytes.append(most_bytes)
+
+        def run(*given: Any) -> Any:
+            self.kept += 1
+            return self._runtime.run(*given)
+
+        return SimpleNamespace(run=run, patterns_s=None)
+
+
+@pytest.mark.parametrize("most_bytes", [3000, 0])
+def test_photos_of_drawings_are_made_from_kept_rows(tmp_path: Path, most_bytes: int) -> None:
+    models = served_models(tmp_path)
+    runtime = Keeping(models["plain"].runtime)
+    models["plain"] = ServedModel("plain", models["plain"].artifact, cast(Any, runtime), models["plain"].rule)
+    app = make_app(models, ServeRequest(max_row_bytes=most_bytes))
+    label = some_map(PLAIN)
+    with testclient.TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        base = begun(client, label, format="png")
+        answer = client.post(URL, json={**base, "patches": [patch_of(label, 0, 0, 4, 4)], "format": "png"})
+        np.testing.assert_array_equal(pixels_of(answer.content), right_pixels(PLAIN, label))
+        with client.websocket_connect("/v1/live", headers={"host": "127.0.0.1:8000"}) as socket:
+            socket.send_bytes(json.dumps({"id": 1, "format": "png"}).encode() + b"\n" + png(label))
+            content = socket.receive()["bytes"].partition(b"\n")[2]
+        np.testing.assert_array_equal(pixels_of(content), right_pixels(PLAIN, label))
+        assert (runtime.kept, runtime.whole) == ((3, 0) if most_bytes else (0, 3))
+        client.post("/v1/synthesize", **form(png(label)))
+        assert runtime.whole == (1 if most_bytes else 4), "a request that is no drawing runs the whole graph"
+        begun(client, some_map(STYLED), model="styled")  # a runtime that keeps none
+    assert runtime.most_bytes == ([1000] if most_bytes else []), "three models share the memory"
 
 
 class TestDrawings:

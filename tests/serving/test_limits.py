@@ -365,10 +365,10 @@ def test_a_server_that_goes_down_finishes_what_waits_and_takes_nothing_new(serve
     ending = threading.Thread(target=serving.runner.close, kwargs={"drain_s": 30})
     ending.start()
     server.until(lambda: server.synthesize(3).result(30)[0] == 503)
-    headers = problem_of(server.synthesize(3).result(30), 503, "the server is going down")
+    headers = problem_of(server.synthesize(3).result(30), 503, "the server is shutting down")
     assert int(headers["retry-after"]) >= 1
     status, _, content = server.ask("GET", "/readyz")
-    assert (status, json.loads(content)["detail"]) == (503, "the server is going down")
+    assert (status, json.loads(content)["detail"]) == (503, "the server is shutting down")
     assert server.ask("GET", "/healthz")[0] == 200
     server.runtime.go.set()
     for number, answer in enumerate([first, *queued]):

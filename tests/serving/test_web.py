@@ -7,8 +7,10 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,18 @@ from tests.support.page import Page
 from tests.support.paths import ROOT
 from tests.support.served import right_pixels
 from tests.support.stand_in import STYLED, stand_in_artifact, with_directions
-from tests.support.web import package, static_host
+from tests.support.web import onnxruntime_web, static_host
+
+
+@pytest.fixture(scope="module")
+def runtime_of_web() -> Mapping[str, bytes]:
+    return onnxruntime_web()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as found:
+        yield found
 
 
 def blocks(rng: np.random.Generator, num_ids: int, size: int) -> NDArray[np.int64]:
@@ -92,7 +105,7 @@ def test_only_a_web_folder_is_replaced(tmp_path: Path) -> None:
     (target / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds other files.*mine\.txt"):
         require_free(target)
-    with pytest.raises(ConfigError, match="is no web folder"):
+    with pytest.raises(ConfigError, match="is not a web folder"):
         require_free(tmp_path / "one")
 
 
@@ -128,10 +141,10 @@ def wait_until_open(page: Page) -> None:
     raise AssertionError(page.text("state-text"))
 
 
-def test_painting_without_a_server(tmp_path: Path) -> None:
+def test_painting_without_a_server(tmp_path: Path, runtime_of_web: Mapping[str, bytes], chromium: Any) -> None:
     artifact = stand_in_artifact(tmp_path / "styled", STYLED)
-    write_web(with_directions(artifact.path), tmp_path / "host" / "below" / "styled", runtime_files(package()))
-    with browser() as chromium, static_host(tmp_path / "host") as url:
+    write_web(with_directions(artifact.path), tmp_path / "host" / "below" / "styled", runtime_of_web)
+    with static_host(tmp_path / "host") as url:
         page = Page(chromium, f"{url}/below/styled/")
         wait_until_open(page)
         page.pick(3)
@@ -181,7 +194,9 @@ RUN = """async ([runtime, maps]) => {
 }"""
 
 
-def test_a_lookup_graph_makes_the_pixels_of_pytorch(tmp_path: Path) -> None:
+def test_a_lookup_graph_makes_the_pixels_of_pytorch(
+    tmp_path: Path, runtime_of_web: Mapping[str, bytes], chromium: Any
+) -> None:
     from spade_deploy.export.pipeline import ExportRequest, export_artifact
 
     generator = build_generator()
@@ -193,7 +208,7 @@ def test_a_lookup_graph_makes_the_pixels_of_pytorch(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     export_artifact(generator, tmp_path / "one", ExportRequest(golden, Source("tiny", 1, "train", "0" * 64)))
     artifact = Artifact.open(tmp_path / "one")
-    write_web(artifact, host, runtime_files(package()))
+    write_web(artifact, host, runtime_of_web)
     changed = label[0].copy()
     changed[30, 30] = (changed[30, 30] + 1) % spec.labels.num_ids
     asked = [
@@ -201,7 +216,7 @@ def test_a_lookup_graph_makes_the_pixels_of_pytorch(tmp_path: Path) -> None:
         for ids, objects in zip([*label, changed], [*instance, instance[0]], strict=True)
     ]
     ((model,), (runtime,)) = (host.rglob(name) for name in ("model.json", "runtime.js"))
-    with browser() as chromium, static_host(host) as url:
+    with static_host(host) as url:
         tab = chromium.new_page()
         tab.goto(f"{url}/{model.relative_to(host).as_posix()}")
         found = tab.evaluate(RUN, [f"{url}/{runtime.relative_to(host).as_posix()}", asked])

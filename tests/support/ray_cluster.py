@@ -45,9 +45,9 @@ class SmallCluster:
     def _add(self, **facts: Any) -> Any:
         return self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, temp_dir=str(self.folder), **facts)
 
-    def add(self) -> Any:
-        """One more node."""
-        self.nodes.append(self._add())
+    def add(self, **environment: str) -> Any:
+        """One more node, whose processes have these environment variables, too."""
+        self.nodes.append(self._add(env_vars=environment))
         return self.nodes[-1]
 
     def kill(self, node: Any) -> None:
@@ -60,12 +60,12 @@ class SmallCluster:
         self.nodes.remove(node)
 
     def workers(self, title: str, node: Any = None) -> list[psutil.Process]:
-        """The processes whose title begins so, such as ray::ServeReplica."""
+        """The processes whose title has this text, such as ray::ServeReplica."""
         found = []
         for one in [node] if node is not None else [*self.nodes, self._cluster.head_node]:
             for child in psutil.Process(_raylet_of(one)).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-                    if child.cmdline()[0].startswith(title):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if title in " ".join(child.cmdline()):
                         found.append(child)
         return found
 

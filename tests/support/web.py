@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
 from spade_deploy.errors import MissingDependencyError
 from spade_deploy.files.user_cache import VARIABLE
-from spade_deploy.serving.web.onnxruntime_web import VERSION, runtime_files
+from spade_deploy.serving.web.onnxruntime_web import runtime_files
 from tests.support.bench_model import load_script
 from tests.support.clients import CACHE
 
 
-def package() -> Path:
-    """The npm package of onnxruntime-web, kept between runs of the tests."""
-    place = CACHE / "onnxruntime-web" / f"onnxruntime-web-{VERSION}.tgz"
+def onnxruntime_web() -> Mapping[str, bytes]:
+    """The files of onnxruntime-web, from the npm package that is kept between runs of the tests. It takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(CACHE))
         try:
-            runtime_files()
+            return runtime_files()
         except MissingDependencyError as error:
             pytest.skip(error.message)
-    return place
 
 
 static_host = load_script("local_page").static_host

@@ -80,7 +80,7 @@ class TestFolders:
 
     def test_files_without_a_partner_are_named_and_the_rest_trains(self, tmp_path: Path) -> None:
         session = self.begin(tmp_path, {"a": 32, "b": 32, "c": 32}, {"a": 32, "b": 32, "x": 32})
-        (note,) = (note for note in session.notes if "pair with nothing" in note)
+        (note,) = (note for note in session.notes if "have no partner" in note)
         assert "c.png: there is no photo for it" in note
         assert "x.jpg: there is no label map for it" in note
 
@@ -160,7 +160,7 @@ class TestFullDisk:
         with pytest.raises(TrainingError, match=message) as caught:
             train(setup_of(), run=run, source=Noise())
         assert tried
-        assert "make room" in str(caught.value.hint)
+        assert "free some space" in str(caught.value.hint)
         assert [folder.name for folder in (run / runs.CHECKPOINTS).iterdir()] == ["step_00000003"]
         assert leftovers(run) == []
         # There is room again: the run goes on from there.

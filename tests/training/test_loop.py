@@ -101,7 +101,7 @@ class TestResume:
     def test_more_steps_are_allowed_and_told(self, tmp_path: Path) -> None:
         run = new_run(tmp_path / "run")
         first = train(setup_of(steps=4), run=run, source=Noise())
-        with pytest.raises(ConfigError, match="at step 4, beyond a run of 3") as caught:
+        with pytest.raises(ConfigError, match="at step 4, after the end of a run of 3") as caught:
             train(setup_of(steps=3), run=run, source=Noise(), resume=first.checkpoint)
         assert "--steps 8" in str(caught.value.hint)
         more = train(setup_of(steps=8), run=run, source=Noise(), resume=first.checkpoint)

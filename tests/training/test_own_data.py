@@ -76,7 +76,7 @@ def test_it_is_never_called_held_out_where_it_is_not(folders: dict[str, Path], t
         source = FolderSource(setup)
         (note,) = source.notes
         assert note.startswith(why)
-        assert "of training samples" in note
+        assert "show training samples" in note
         measured_on = source.record().measured_on
         assert (measured_on["split"], measured_on["held_out"]) == ("train", False)
         assert setup.data.evaluation_split == "train"
@@ -89,7 +89,7 @@ def test_a_run_without_the_record_loads_and_is_told_truthfully(folders: dict[str
         del saved["data"][name]
     older = Setup.from_json(saved)
     source = FolderSource(older)
-    assert source.notes[0].startswith("no samples are held out: metrics and sample grids are of training samples")
+    assert source.notes[0].startswith("no samples are held out: metrics and sample grids show training samples")
     assert len(names(source)[0]) == 20
     info = info_of(older)
     assert golden_inputs(older.generator, info, None, None, 2).described == (

@@ -375,8 +375,8 @@ def test_a_dead_address_says_the_way_out(tmp_path: Path, monkeypatch: pytest.Mon
     ("page", "content", "message"),
     [
         ("absent.pth", CONTENT, "cannot be downloaded.*404"),
-        ("vgg.pth", b"another file", "what came is not the file"),
-        ("cut.pth", CONTENT, "what came is not the file"),
+        ("vgg.pth", b"another file", "the downloaded file is not the published one"),
+        ("cut.pth", CONTENT, "the downloaded file is not the published one"),
     ],
 )
 def test_what_a_server_gets_wrong(

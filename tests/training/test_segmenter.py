@@ -160,7 +160,7 @@ def test_without_held_out_photos_there_is_no_score(trained: tuple[SegmenterReque
     score, notes = segmenter._score(trained[1], request_of(data, held_out="test"))
     assert score is None
     assert "no score of its own" in notes[0]
-    with pytest.raises(ConfigError, match="the train split is learned, so it cannot be judged on it"):
+    with pytest.raises(ConfigError, match="it learns from the train split, so it cannot be judged on it"):
         request_of(data, held_out="train")
 
 

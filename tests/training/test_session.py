@@ -146,7 +146,7 @@ class TestSamples:
         Image.new("RGB", (32, 32)).save(tmp_path / "images" / "b.png")
         os.utime(tmp_path / "labels" / "d.png", (1, 1))
         notes = resumed(tmp_path).train(SILENT).notes
-        assert "2 were written again (b, d) since this run was last trained: it goes on with the new files" in notes
+        assert "2 were written again (b, d) since this run was last trained: it continues with the new files" in notes
         assert not any("written again" in note for note in resumed(tmp_path, 3).train(SILENT).notes)
 
     def test_a_copy_of_the_data_is_the_same_data(self, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ class TestPlaces:
         again = start(TrainRequest(train={"steps": 2}), runs_dir=tmp_path / "after" / "runs", resume=NEWEST)
         labels = tmp_path / "after" / "labels"
         assert again.notes[0] == (
-            f"{tmp_path / 'before' / 'labels'} is not there any more; it is taken from {labels} (`labels`)"
+            f"{tmp_path / 'before' / 'labels'} no longer exists; it is taken from {labels} (`labels`)"
         )
         assert again.train(SILENT).step == 2
 

@@ -120,8 +120,11 @@ def test_rounds_agree_by_their_break_even() -> None:
     steady = [300.0, 1200.0, 1000.0, 1.0]  # 0.75
     assert measuring._agree(maps, [steady, [310.0, 1205.0, 1010.0, 1.0]])
     assert measuring._agree(maps, [steady, [2 * one for one in steady]])  # a slower machine in one round
-    assert not measuring._agree(maps, [steady, [300.0, 1200.0, 1100.0, 1.0]])  # 0.845
-    assert not measuring._agree(maps, [steady, steady, [300.0, 1200.0, 900.0, 1.0]])
+    assert measuring._agree(maps, [steady, [300.0, 1200.0, 1100.0, 1.0]])  # 0.845
+    assert not measuring._agree(maps, [steady, [300.0, 1200.0, 1300.0, 1.0]])  # 1
+    assert not measuring._agree(maps, [steady, steady, [300.0, 1200.0, 700.0, 1.0]])  # 0.465
+    between = replace(maps, usual_shares=(0.1, 0.8))  # the second round gives a golden map to the other graph
+    assert not measuring._agree(between, [steady, [300.0, 1200.0, 1100.0, 1.0]])
 
 
 def test_a_noisy_map_is_noise_in_its_upper_rows_alone() -> None:

@@ -130,7 +130,7 @@ def test_the_fastest_is_refused_and_named_if_its_images_are_wrong(
     assert (
         f"auto leaves Other fp32 out: the images of Other fp32 {kind} are wrong on this machine: max abs" in caplog.text
     )
-    assert "the only one that may be taken here" in lines[1]
+    assert "the only one that can be used here" in lines[1]
     caplog.clear()
     machine.opened.clear()
     assert taken(artifact if kind == "dense" else with_graphs(artifact, 0.5))[0] == "usual fp32"
@@ -141,7 +141,7 @@ def test_nothing_right_is_an_error(artifact: Artifact, machine: ToyMachine) -> N
     machine.errors["other", "fp32", "dense"] = machine.errors["usual", "fp32", "dense"] = 0.5
     with pytest.raises(ValidationFailedError, match="usual fp32: dense graph: max absolute error") as caught:
         open_runtime(artifact)
-    assert "`backend` cpu runs it all the same" in (caught.value.hint or "")
+    assert "`backend` cpu runs it anyway" in (caught.value.hint or "")
     assert machine.is_open == []
 
 
@@ -245,7 +245,7 @@ def test_a_gpu_goes_before_as_ever_and_fastest_says_that_it_is_for_cpus(
     gpu = Engine("gpu", toy_engine.__name__, note_on_failure="the GPU does not run here")
     monkeypatch.setattr(opening, "ENGINES", (gpu, USUAL, OTHER))
     assert taken(artifact) == ("gpu fp32", [])
-    with pytest.raises(ConfigError, match="fastest is measured on a CPU alone, and Toy, fp32 dense would run here"):
+    with pytest.raises(ConfigError, match="fastest is measured only on a CPU, and Toy, fp32 dense would run here"):
         open_runtime(artifact, "fastest")
     assert machine.is_open == []
     with pytest.raises(ConfigError, match="`backend` gpu runs elsewhere"):
@@ -263,7 +263,7 @@ def test_a_few_images_are_not_worth_a_measurement(artifact: Artifact, machine: T
     what, lines = taken(artifact, images=3)
     assert what == "usual fp32"
     assert lines == [
-        "auto: Usual fp32, not measured: for 3 images that takes longer than it saves; `spade bench --tune` does it"
+        "auto: Usual fp32, not measured: for 3 images that takes longer than it saves; `spade bench --tune` measures it"
     ]
     assert machine.opened == [("usual", "fp32", "dense")]
     assert cache_files(tmp_path) == []

@@ -389,7 +389,7 @@ def test_units_to_keep_are_read_from_the_command_line() -> None:
     spec = build_generator().spec
     assert parse_kept(spec, []) == ()
     assert parse_kept(spec, ["up_3", "fc", "up_3"]) == ("fc", "up_3")
-    with pytest.raises(ConfigError, match=r"'up_9' is no part.*allowed are fc, level_32, .*conv_img") as caught:
+    with pytest.raises(ConfigError, match=r"'up_9' is not a part.*allowed are fc, level_32, .*conv_img") as caught:
         parse_kept(spec, ["up_9"])
     assert caught.value.hint is None
     with pytest.raises(ConfigError, match=r"'up_1.conv_0'") as caught:

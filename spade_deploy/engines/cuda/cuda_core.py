@@ -133,7 +133,7 @@ class CudaCoreDevice:
             raise out_of_memory(self.name, *asked, self._free_bytes() if asked[0] == "GPU" else None)
         raise RuntimeUnavailableError(
             f"{self.name}: {name} failed with {getattr(status, 'name', status)}",
-            hint="after a fault of a kernel every later call fails: start the process again; `nvidia-smi` says more",
+            hint="after an error in a kernel every later call fails: restart the process; `nvidia-smi` says more",
         )
 
     def _free_bytes(self) -> int | None:

@@ -160,7 +160,8 @@ def out_of_memory(device: str, kind: str, asked: int, free: int | None) -> Runti
     left = "" if free is None else f", {free} are free"
     return RuntimeUnavailableError(
         f"{device}: out of {kind} memory: {asked} bytes were asked for{left}",
-        hint="a smaller maximum helps: `spade build --profile MIN:OPT:MAX` sets it; or close what else uses the GPU",
+        hint="a smaller maximum helps: `spade build --profile MIN:OPT:MAX` sets it; or close other programs that"
+        " use the GPU",
     )
 
 
@@ -174,5 +175,5 @@ def driver_errors(device: str, doing: str) -> Iterator[None]:
     except Exception as error:  # neither library's exceptions have a public base class of their own
         raise RuntimeUnavailableError(
             f"{device}: cannot {doing}: {reason_of(error)}",
-            hint="after a fault of a kernel every later call fails: start the process again; `nvidia-smi` says more",
+            hint="after an error in a kernel every later call fails: restart the process; `nvidia-smi` says more",
         ) from error

@@ -44,7 +44,7 @@ def find_gpus(load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> list[Gpu]:
     if status != _SUCCESS:
         raise RuntimeUnavailableError(
             f"the NVIDIA driver does not start: cuInit fails with CUDA error {status}",
-            hint="`nvidia-smi` says more; after an update of the driver the machine must be started again",
+            hint="`nvidia-smi` says more; restart the machine after an update of the driver",
         )
     count = ctypes.c_int(0)
     if driver.cuDeviceGetCount(ctypes.byref(count)) != _SUCCESS:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import Artifact, Graph
+from spade_deploy.engines.openvino.cut import Part
 from spade_deploy.engines.openvino.library import DEVICE, capabilities, core, load_openvino, said_by
 from spade_deploy.errors import ConfigError, reason_of
 from spade_deploy.files.atomic import atomic_file
@@ -75,7 +76,7 @@ class ModelCache:
     """The digest of all that a compiled model depends on, except its size."""
 
     def file(self, extent: Extent) -> Path:
-        """The file for batch, height and width."""
+        """The file for batch, height and width; the label side of a graph has none of them."""
         return self.folder / f"{self.key[:32]}-{'x'.join(map(str, extent))}{_SUFFIX}"
 
     def is_empty(self) -> bool:
@@ -124,7 +125,7 @@ class ModelCache:
                 with temporary.open("ab") as file:
                     file.write(digest)
         except (OSError, RuntimeError) as error:
-            _LOG.warning("%s cannot be kept, the next start compiles again: %s", path, said_by(error))
+            _LOG.warning("%s cannot be stored, so the next start compiles the model again: %s", path, said_by(error))
             return False
         self._remove_oldest(path)
         return True
@@ -145,19 +146,22 @@ class ModelCache:
                 total -= size
 
 
-def open_cache(artifact: Artifact, graph: Graph, settings: Mapping[str, Any]) -> ModelCache | None:
+def open_cache(
+    artifact: Artifact, graph: Graph, settings: Mapping[str, Any], part: Part = Part.WHOLE
+) -> ModelCache | None:
     """The cache of a graph's compiled models; None, with a warning, where its folder cannot be made or is not safe.
 
-    settings: what OpenVINO is told, of which the precision counts.
+    settings: what OpenVINO is told, of which the precision counts. part: of the graph.
     """
     try:
         folder = user_cache("openvino")
         make_private(folder, f"${VARIABLE}")
     except ConfigError as error:
-        _LOG.warning("compiled models are not kept: %s; %s", error.message, error.hint)
+        _LOG.warning("compiled models are not stored: %s; %s", error.message, error.hint)
         return None
     facts = {
         "file": graph.file,
+        "part": str(part),
         "files": {name: fact.sha256 for name, fact in artifact.manifest.files.items() if name.count("/") == 0},
         "openvino": str(load_openvino().__version__),
         "changes": CHANGES,

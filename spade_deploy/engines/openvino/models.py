@@ -9,9 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import Artifact, Graph, TensorInfo
+from spade_deploy.artifact import Artifact, Graph, TensorInfo, output_tensors
 from spade_deploy.engines.base import check_contract, fed_tensors
 from spade_deploy.engines.openvino.cache import Extent, ModelCache, StoredModel, open_cache
+from spade_deploy.engines.openvino.cut import ROWS, Part, is_of_labels, part_of
 from spade_deploy.engines.openvino.exact_ids import compare_ids_as_integers
 from spade_deploy.engines.openvino.exact_norms import sum_axis_by_axis
 from spade_deploy.engines.openvino.library import DEVICE, core, load_openvino, read_onnx, said_by, version_of
@@ -24,6 +25,10 @@ from spade_deploy.spec import GraphKind, Precision
 KEPT_SIZES = 4
 """How many sizes keep their compiled model: of more, the one that was not used for longest goes. The first so many are
 also kept on the disk, for the next start."""
+
+
+Named = tuple[str, str]
+"""The name and the type of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,24 @@ class SizedModels:
 
     With height, width and batch fixed OpenVINO merges transposes and reorders, which it leaves alone where they are
     open. The numbers of windows and patterns, which differ from map to map, stay open. graph: its precision is that of
-    what runs. Raises ArtifactError, when it is made or when a size first comes, for a file that OpenVINO cannot read.
+    what runs. part: one side of a lookup graph may run alone; the label side knows no sizes. Raises ArtifactError, when
+    it is made or when a size first comes, for a file that OpenVINO cannot read, and RuntimeUnavailableError for a graph
+    that cannot be cut.
     """
 
-    def __init__(self, artifact: Artifact, graph: Graph, threads: int | None) -> None:
-        self._artifact, self._graph, self._openvino = artifact, graph, load_openvino()
+    def __init__(self, artifact: Artifact, graph: Graph, threads: int | None, part: Part = Part.WHOLE) -> None:
+        self._artifact, self._graph, self._part, self._openvino = artifact, graph, part, load_openvino()
         self._settings = settings_of(graph.precision, threads)
         self._ready: OrderedDict[Extent, _Ready] = OrderedDict()
-        self._cache: ModelCache | None = open_cache(artifact, graph, self._settings)
+        self._cache: ModelCache | None = open_cache(artifact, graph, self._settings, part)
         self._stored = 0
         # What an earlier process compiled was read by it: only a graph that nobody has read yet is read at once.
         self._model: Any = self._read() if self._cache is None or self._cache.is_empty() else None
 
     def request(self, inputs: Mapping[str, NDArray[Any]]) -> Any:
         """The `InferRequest` for inputs of these shapes. Raises RuntimeUnavailableError where it cannot be compiled."""
-        extent = extent_of(self._artifact.manifest.generator, self._graph.kind, inputs)
+        spec = self._artifact.manifest.generator
+        extent = () if self._part is Part.LABELS else extent_of(spec, self._graph.kind, inputs)
         ready = self._ready.get(extent)
         if ready is None:
             while len(self._ready) >= KEPT_SIZES:  # first, so that there is never one more in memory
@@ -88,7 +96,9 @@ class SizedModels:
             self._model = self._read()
         try:
             model, self._model = self._model, None
-            model.reshape(dict(_shapes(fed_tensors(self._artifact.manifest.generator, self._graph.kind), inputs)))
+            known = dict(_shapes(fed_tensors(self._artifact.manifest.generator, self._graph.kind), inputs))
+            names = [tensor.get_any_name() for tensor in model.inputs]
+            model.reshape({name: known[name] for name in names if name in known})  # rows stay open
             if self._graph.precision is Precision.FP32:
                 sum_window_rows(model)
                 use_winograd(model, self._graph.kind)
@@ -97,7 +107,7 @@ class SizedModels:
             size = " x ".join(map(str, extent))
             raise RuntimeUnavailableError(
                 f"OpenVINO {version_of(self._openvino)} cannot compile {self._graph.name} for {size}: {said_by(error)}",
-                hint="where memory ran out, a smaller `batch_size` or `size` helps; `backend` cpu runs it, too",
+                hint="if memory ran out, a smaller `batch_size` or `size` helps; `backend` cpu can run it, too",
             ) from error
         del model
         self._check(compiled)
@@ -111,10 +121,26 @@ class SizedModels:
 
     def _check(self, compiled: Any) -> None:
         """Raise for a model that has other inputs or outputs, or another precision, than was asked for."""
-        check_contract(self._artifact, self._graph, _types_of(compiled.inputs), _types_of(compiled.outputs))
+        inputs, outputs = _types_of(compiled.inputs), _types_of(compiled.outputs)
+        if self._part is Part.WHOLE:
+            check_contract(self._artifact, self._graph, inputs, outputs)
+        else:
+            self._check_part(inputs, outputs)
         found, asked = compiled.get_property("INFERENCE_PRECISION_HINT"), self._settings["INFERENCE_PRECISION_HINT"]
         if found != getattr(self._openvino.Type, asked):
             raise RuntimeUnavailableError(f"OpenVINO runs {self._graph.name} in {found}, not in {asked}")
+
+    def _check_part(self, inputs: list[Named], outputs: list[Named]) -> None:
+        """Raise ArtifactError for what is not this side of the graph: the other one, or the whole."""
+        spec = self._artifact.manifest.generator
+        fed = [(tensor.name, tensor.dtype) for tensor in fed_tensors(spec, self._graph.kind)]
+        is_labels = self._part is Part.LABELS
+        own = sorted(one for one in fed if is_of_labels(one[0]) is is_labels)
+        made = [] if is_labels else sorted((tensor.name, tensor.dtype) for tensor in output_tensors(spec))
+        rows = [one for one in (outputs if is_labels else inputs) if one[0].startswith(ROWS)]
+        taken, given = (sorted(one for one in found if one not in rows) for found in (inputs, outputs))
+        if not rows or taken != own or given != made:
+            raise ArtifactError(f"{self._graph.name}: it is not the {self._part}: inputs {inputs}, outputs {outputs}")
 
     def _read(self) -> Any:
         with self._artifact.vouched(self._graph.file) as path:
@@ -131,7 +157,7 @@ class SizedModels:
             sum_axis_by_axis(model)
         elif self._graph.kind is GraphKind.DENSE:
             compare_ids_as_integers(model, self._artifact.manifest.generator.labels)
-        return model
+        return part_of(model, self._part)
 
 
 def settings_of(precision: Precision, threads: int | None) -> dict[str, Any]:
@@ -147,7 +173,7 @@ def settings_of(precision: Precision, threads: int | None) -> dict[str, Any]:
     return settings if threads is None else {**settings, "INFERENCE_NUM_THREADS": threads}
 
 
-def _types_of(tensors: Iterable[Any]) -> list[tuple[str, str]]:
+def _types_of(tensors: Iterable[Any]) -> list[Named]:
     return [(tensor.get_any_name(), tensor.get_element_type().to_dtype().name) for tensor in tensors]
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import Arrays, Artifact
-from spade_deploy.engines.base import GraphRuntime, output_names_of
+from spade_deploy.engines.base import GraphRuntime, TableRuntime, output_names_of
 from spade_deploy.engines.openvino.exact_ids import exact_inputs
 from spade_deploy.engines.openvino.library import load_openvino, said_by, version_of
 from spade_deploy.engines.openvino.models import SizedModels
+from spade_deploy.engines.openvino.row_keeper import RowKeeper
 from spade_deploy.errors import RuntimeUnavailableError
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
@@ -44,16 +46,29 @@ class OpenVinoRuntime(GraphRuntime):
         self.name = f"OpenVINO {version_of(openvino)} CPU, {graph.name}{how}"
         self._lock = threading.Lock()
         self._models: SizedModels | None = SizedModels(artifact, graph, threads)
+        self._open_side = partial(SizedModels, artifact, graph, threads)
+        self._keeper: RowKeeper | None = None
 
     def _feed(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         fed = super()._feed(inputs)
         return exact_inputs(fed) if self.kind is GraphKind.DENSE else fed
+
+    def keeping_rows(self, most_bytes: int) -> TableRuntime | None:
+        """See `KeepsRows.keeping_rows`. Only in float32 are rows the same whatever they are computed beside."""
+        if self.kind is not GraphKind.LOOKUP or self.precision is not Precision.FP32:
+            return None
+        with self._lock:
+            if self._keeper is None:
+                self._keeper = RowKeeper(self, self._open_side, most_bytes)
+            return self._keeper
 
     def close(self) -> None:
         with self._lock:
             if self._models is not None:
                 self._models.close()
             self._models = None
+        if self._keeper is not None:
+            self._keeper.close()
 
     def _run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None) -> Arrays:
         names = output_names_of(self.spec, output_names)

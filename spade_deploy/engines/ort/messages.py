@@ -30,7 +30,7 @@ class Explanation:
     """What the user can do about it."""
 
 
-_SMALLER = "a smaller `batch_size` or `size` needs less; `nvidia-smi` shows who else holds memory"
+_SMALLER = "a smaller `batch_size` or `size` needs less; `nvidia-smi` shows which programs use memory"
 _INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the versions that it needs"
 _MISSING_LIBRARY = (
     r"([\w+.-]+\.so(?:\.\d+)*): cannot open shared object file",

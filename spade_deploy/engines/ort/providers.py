@@ -58,7 +58,7 @@ class GpuOptions:
 
     def __post_init__(self) -> None:
         if self.device < 0:
-            raise ConfigError(f"`device`: {self.device} is not a GPU's number, 0 or more")
+            raise ConfigError(f"`device`: {self.device} is not the number of a GPU, 0 or more")
 
     def check(self, provider: str, kind: GraphKind) -> None:
         """Raise ConfigError for an option that this provider or graph would ignore."""
@@ -70,12 +70,12 @@ class GpuOptions:
                 hint="take the dense graph (`graph`), or no CUDA graphs",
             )
         if self.channels_last and provider != CUDA:
-            raise ConfigError(f"`channels_last`: {provider} has no such choice", hint=f"it is an option of {CUDA}")
+            raise ConfigError(f"`channels_last`: {provider} has no such option", hint=f"it is an option of {CUDA}")
         if provider != TENSORRT and (self.profile is not None or self.cache_folder is not None):
             what = "profile" if self.profile is not None else "cache_folder"
             raise ConfigError(f"`{what}`: {provider} builds no engines", hint=f"it is an option of {TENSORRT}")
         if provider == TENSORRT and self.conv_search is not None:
-            raise ConfigError(f"`conv_search`: {provider} searches on its own", hint=f"it is an option of {CUDA}")
+            raise ConfigError(f"`conv_search`: {provider} searches by itself", hint=f"it is an option of {CUDA}")
 
 
 def provider_options(
@@ -182,7 +182,7 @@ def cache_folder(artifact: Artifact, options: GpuOptions) -> Path:
     folder = folder.expanduser().absolute()
     if folder.resolve().is_relative_to(artifact.path.resolve()):
         raise ConfigError(
-            f"`cache_folder`: {folder} is inside the artifact {artifact.path}, whose files are all accounted for",
+            f"`cache_folder`: {folder} is inside the artifact {artifact.path}, to which no files may be added",
             hint="give a folder elsewhere, or none for the user's own",
         )
     return folder

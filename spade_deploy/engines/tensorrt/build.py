@@ -158,7 +158,8 @@ def read_engine_layers(library: Library, engine: bytes, options: BuildOptions) -
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
         raise BuildError(
-            f"{library.title} built an engine that it does not load", hint="out of GPU memory? `nvidia-smi` says"
+            f"{library.title} built an engine, but cannot load it",
+            hint="the GPU's memory may be full: `nvidia-smi` shows it",
         )
     information = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return engine_layers(information)

@@ -82,8 +82,8 @@ def build_engine(
         write_timing_cache(timing_cache, bytes(cache.serialize()))
     if stop is not None and stop.is_set():
         raise BuildInterruptedError(
-            "the build was interrupted; nothing was written but the timing cache",
-            hint="the same command goes faster the next time: what was timed so far is kept",
+            "the build was interrupted; only the timing cache was written",
+            hint="the same command is faster next time, since the timings so far are kept",
         )
     if plan is None:
         raise _build_error(library, messages.take() or NO_REASON)
@@ -116,8 +116,8 @@ def _set_options(library: Library, config: Any, options: BuildOptions, compute_c
         return
     if compute_capability is not None:
         raise ConfigError(
-            f"`compute_capability`: {compute_capability} cannot be asked of TensorRT, which builds for the card that is"
-            " in the machine",
+            f"`compute_capability`: {compute_capability} cannot be chosen for TensorRT, which builds for the card in"
+            " this machine",
             hint="`spade build --target rtx` builds ahead of time; `hardware_compatible` runs on all cards from Ampere"
             " on",
         )
@@ -145,8 +145,9 @@ def _set_capability(trt: Any, config: Any, capability: str | None) -> None:
     known = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
     if capability not in RTX_CAPABILITIES or known is None:
         raise ConfigError(
-            f"`compute_capability`: {capability} is none of those of TensorRT for RTX: {', '.join(RTX_CAPABILITIES)}",
-            hint="data-centre cards are built for with `spade build --target tensorrt`, on the card itself",
+            f"`compute_capability`: {capability} is not supported by TensorRT for RTX, which builds for"
+            f" {', '.join(RTX_CAPABILITIES)}",
+            hint="for data-centre cards there is `spade build --target tensorrt`, on the card itself",
         )
     config.set_compute_capability(known, 0)
 
@@ -178,12 +179,13 @@ def _build_error(library: Library, said: str) -> BuildError:
     if "out of memory" in lowered or "outofmemory" in lowered or "insufficient memory" in lowered:
         return BuildError(
             f"{library.title} ran out of GPU memory while building: {said}",
-            hint="a smaller `profile` or `workspace_bytes` 1GiB needs less; `nvidia-smi` shows who else holds memory",
+            hint="a smaller `profile` or `workspace_bytes` 1GiB needs less; `nvidia-smi` shows which programs use"
+            " memory",
         )
     if "could not find any implementation" in lowered:
         return BuildError(
             f"{library.title} found no way to run a layer: {said}",
-            hint="`workspace_bytes` 8GiB lets it try more of them",
+            hint="`workspace_bytes` 8GiB lets it try more tactics",
         )
     if "nvinfer_lean" in lowered:
         return BuildError(

@@ -112,7 +112,7 @@ class Engine:
         said = self._messages.take() or (reason_of(error) if error else NO_REASON)
         return RuntimeUnavailableError(
             f"{self.title} {what}: {said}",
-            hint="where memory ran out, an engine of a smaller `profile` helps; else `spade build` it again",
+            hint="if memory ran out, an engine with a smaller `profile` helps; otherwise `spade build` it again",
         )
 
     def _load(self, content: bytes) -> Any:
@@ -157,7 +157,7 @@ class Engine:
             if found != expected:
                 raise ArtifactError(
                     f"the engine takes {name} from {' to '.join(map(times, found[::2]))}, which is not the profile"
-                    f" {profile} that is said of it",
+                    f" {profile} of its manifest",
                     hint=_REBUILD,
                 )
 

@@ -27,7 +27,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[KMGT]i?B?|B)", text.strip(), flags=re.IGNORECASE)
     if found is None:
         raise ConfigError(
-            f"`workspace_bytes`: {text!r} is no amount of memory",
+            f"`workspace_bytes`: {text!r} is not an amount of memory",
             hint="`workspace_bytes` 4GiB, `workspace_bytes` 512MiB",
         )
     unit = found[2].upper()
@@ -39,7 +39,9 @@ def parse_bytes(text: str) -> int:
 class BuildOptions:
     """The builder's options besides the profile. None leaves an option to TensorRT, whose optimization level is 3."""
 
-    optimization_level: int | None = setting(None, help="0..5: build time against speed.", after="compute_capability")
+    optimization_level: int | None = setting(
+        None, help="0..5: a higher level takes longer to build, and may run faster.", after="compute_capability"
+    )
     workspace_bytes: int | None = setting(
         None,
         help="Workspace memory for each layer, such as 4GiB.",
@@ -57,7 +59,7 @@ class BuildOptions:
             raise ConfigError(f"`optimization_level`: {self.optimization_level} is not in 0..5")
         if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
             raise ConfigError(
-                f"`workspace_bytes`: {self.workspace_bytes} bytes are under 1 MiB; write it as 4GiB or 512MiB"
+                f"`workspace_bytes`: {self.workspace_bytes} bytes are less than 1 MiB; write it as 4GiB or 512MiB"
             )
 
     @classmethod

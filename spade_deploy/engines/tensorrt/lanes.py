@@ -32,7 +32,7 @@ class Lanes:
                     return lane
                 if set(self._holders.values()) == {me}:
                     raise RuntimeUnavailableError(
-                        f"{self._name}: its {len(self._all)} contexts are held by run_many of this very thread",
+                        f"{self._name}: its {len(self._all)} contexts are in use by run_many in this thread",
                         hint="finish or close those iterators first, or open the runtime with more contexts",
                     )
                 self._changed.wait()

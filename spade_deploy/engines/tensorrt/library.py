@@ -147,7 +147,7 @@ def _refuse_to_build() -> None:
     if edition is not None:
         raise MissingDependencyError(
             f"of TensorRT only the {edition} runtime is installed, which builds no engines",
-            hint=f"pip install 'spade-deploy[{EXTRAS[Flavour.TENSORRT]}]' brings all of it",
+            hint=f"pip install 'spade-deploy[{EXTRAS[Flavour.TENSORRT]}]' installs all of TensorRT",
         )
 
 

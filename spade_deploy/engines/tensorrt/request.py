@@ -53,6 +53,6 @@ class BuildRequest:
     def __post_init__(self) -> None:
         if self.precision not in (None, *EXPORTED):
             raise ConfigError(
-                f"`precision`: {self.precision} is no graph's, and an engine has its graph's;"
+                f"`precision`: no graph is exported in {self.precision}, and an engine has the precision of its graph;"
                 f" allowed are {', '.join(EXPORTED)}"
             )

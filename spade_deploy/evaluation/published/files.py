@@ -150,7 +150,7 @@ def read_tensors(path: Path, wanted: dict[str, Tensor], what: str) -> dict[str, 
     """
     loaded = load_weights(path, what)
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path}: is no state dict", hint=f"give {what}")
+        raise CheckpointError(f"{path}: is not a state dict", hint=f"give {what}")
     found = {}
     for name, own in wanted.items():
         value = loaded.get(name)

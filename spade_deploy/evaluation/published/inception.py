@@ -291,7 +291,7 @@ def _program(path: Path, file: Published) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, of TorchScript as a whole
-            return Program(torch.jit.load(io.BytesIO(content), map_location="cpu"))
+            return Program(torch.jit.load(io.BytesIO(content), map_location="cpu"))  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise CheckpointError(
             f"{path} is not loaded by PyTorch {torch.__version__}: {reason_of(error)}",

@@ -81,7 +81,7 @@ def from_pairing(found: Pairing) -> Found:
     for sample in found.samples:
         others = [path for path in alike[sample.stem] if path != sample.label]
         if others:
-            message = f"{sample.label}: its result would be named like that of {others[0]}"
+            message = f"{sample.label}: its result would have the same name as that of {others[0]}"
             failures.append(Failure(sample.label, message, "give the folder of one split at a time"))
         else:
             items.append(Item(sample.stem, sample.label, sample.instance))

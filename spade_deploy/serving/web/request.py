@@ -22,7 +22,7 @@ class WebRequest:
         group=_GROUP,
     )
     onnxruntime_web: Path | None = setting(
-        None, help="The npm package of `web`, a folder or a .tgz, where there is no network.", group=_GROUP
+        None, help="The npm package for `web`, a folder or a .tgz, if there is no network.", group=_GROUP
     )
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ def _met(place: World) -> tuple[World, peers.PeerWatch]:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise TrainingError(
-            f"process {place.rank} of {place.size} does not meet the others at {host}:{port}"
+            f"process {place.rank} of {place.size} cannot connect to the others at {host}:{port}"
             f" within {seconds:.0f} s ({reason_of(error)})",
             hint="start all of them with torchrun; every host must reach that port",
         ) from error

@@ -108,7 +108,7 @@ class PeerWatch:
             self._reason = said.removeprefix(_LOST).decode(errors="replace")
         else:
             name = _name(rank, self._size)
-            self._reason = f"{name} ended without a word: it was killed, or its host is gone"
+            self._reason = f"{name} ended without an error message: it was killed, or its host is down"
         if self._rank == 0:
             self._tell(_LOST + self._reason.encode())
         self._lost.set()

@@ -55,7 +55,7 @@ class ClassCounts:
         what = "1 class never occurs" if len(names) == 1 else f"{len(names)} classes never occur"
         return (
             f"{what} in the {self.samples} samples of steps {self.first_step} to {self.last_step}:"
-            f" {', '.join(names[:_SHOWN])}{rest}; a model that saw nothing else will paint noise there"
+            f" {', '.join(names[:_SHOWN])}{rest}; a model without other training paints noise there"
             f" ({CLASSES_JSON} has the shares of all)"
         )
 

@@ -324,5 +324,5 @@ class Recorder:
         except OSError as error:
             raise TrainingError(
                 f"{self.run}: cannot be written ({error}). {self._last_good_sentence()}",
-                hint="make room or choose another `runs_dir` folder, then resume",
+                hint="free some space, or choose another `runs_dir` folder, then resume",
             ) from error

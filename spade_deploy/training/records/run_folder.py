@@ -43,7 +43,7 @@ def set_aside_later(run: Path, step: int) -> str:
     if (run / BEST_JSON).is_file():
         shutil.copyfile(run / BEST_JSON, place / BEST_JSON)
     what = "the checkpoint of a later step was" if len(later) == 1 else f"{len(later)} checkpoints of later steps were"
-    return f"the run goes on from step {step}: {what} moved to {place}"
+    return f"the run continues from step {step}: {what} moved to {place}"
 
 
 def _move(source: Path, target: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
     cache.parent.parent.mkdir(exist_ok=True)
     cache.parent.write_text("a file where the folder should be")
     np.testing.assert_allclose(image_of(artifact), RIGHT, rtol=0, atol=2.5e-7)
-    assert "compiled models are not kept: $SPADE_CACHE_DIR: " in caplog.text
+    assert "compiled models are not stored: $SPADE_CACHE_DIR: " in caplog.text
     assert "cannot be made" in caplog.text
 
 
@@ -201,7 +201,7 @@ def test_a_folder_that_others_may_write_to_is_neither_read_nor_written(
     cache.chmod(0o777)
     monkeypatch.setattr(ModelCache, "load", lambda *_: pytest.fail("it was read"))
     np.testing.assert_array_equal(image_of(artifact), first)
-    assert f"compiled models are not kept: $SPADE_CACHE_DIR: others may write to {cache}" in caplog.text
+    assert f"compiled models are not stored: $SPADE_CACHE_DIR: other users may write to {cache}" in caplog.text
     assert path.read_bytes() == b"planted"
 
 
@@ -210,7 +210,7 @@ def test_a_model_that_cannot_be_exported_runs_all_the_same(cache: Path, caplog: 
         raise RuntimeError("Exception from src/core.cpp:1:\nno export on this device")
 
     ModelCache(cache, "k" * 64).store((1, 1, 1), fail)
-    assert caplog.messages[0].endswith("the next start compiles again: no export on this device")
+    assert caplog.messages[0].endswith("so the next start compiles the model again: no export on this device")
     assert list(cache.iterdir()) == []
 
 

@@ -310,5 +310,5 @@ def test_auto_takes_the_lookup_graph_map_by_map(exported: Callable[[str], Artifa
 def test_a_graph_that_the_architecture_lacks_is_an_error(exported: Callable[[str], Artifact]) -> None:
     with pytest.raises(Exception, match="a crn generator has no lookup graph"):
         open_runtime(exported("crn"), Precision.FP32, "openvino", graph="lookup")
-    with pytest.raises(ConfigError, match="`precision`: bf16 is no graph's; allowed are fp32, fp16, int8"):
+    with pytest.raises(ConfigError, match="`precision`: no graph is exported in bf16; allowed are fp32, fp16, int8"):
         exported("crn").graph(Precision.BF16)

@@ -58,6 +58,13 @@ def test_a_peer_that_is_measured_runs_with_the_defaults() -> None:
         told.get_session_config_entry("session.force_spinning_stop")
 
 
+def test_threads_that_never_spin() -> None:
+    told = SessionSetup(never_spins=True).options(onnxruntime)
+    assert told.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    with pytest.raises(RuntimeError, match="allow_spinning"):  # not where an engine runs
+        SessionSetup().options(onnxruntime).get_session_config_entry("session.intra_op.allow_spinning")
+
+
 def test_weights_beside_a_model_in_memory_are_found(tmp_path: Path) -> None:
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [300]) for name in "xy"]
     weight = numpy_helper.from_array(np.arange(300, dtype=np.float32), "w")

@@ -206,7 +206,7 @@ def test_one_error_says_all_that_differs_and_the_command_that_mends_it() -> None
 
 def test_the_least_workspace_is_a_mebibyte() -> None:
     assert BuildOptions(workspace_bytes=1 << 20).workspace_bytes == 1 << 20
-    with pytest.raises(ConfigError, match="1048575 bytes are under 1 MiB"):
+    with pytest.raises(ConfigError, match="1048575 bytes are less than 1 MiB"):
         BuildOptions(workspace_bytes=(1 << 20) - 1)
     assert parse_bytes("  4GiB ") == 4 << 30
     for level in (0, 5):

@@ -276,7 +276,7 @@ def test_an_iterator_that_is_left_early_gives_its_context_back(make_rig: MakeRig
     runtime = make_rig().open()
     found = runtime.run_many(random_inputs(PLAIN, seed=i) for i in range(5))
     next(found)
-    with pytest.raises(RuntimeUnavailableError, match="held by run_many of this very thread"):
+    with pytest.raises(RuntimeUnavailableError, match="in use by run_many in this thread"):
         runtime.run(random_inputs(PLAIN))
     found.close()  # type: ignore[attr-defined]
     batches = [random_inputs(PLAIN, seed=i) for i in range(3)]

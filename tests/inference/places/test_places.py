@@ -335,7 +335,7 @@ def test_shards_hold_the_images_of_the_folder_and_are_continued(
         assert (out / shard).exists()
         assert file == f"{name}.png"
         assert line["sha256"] == hashlib.sha256(right[f"{name}.png"]).hexdigest()
-    with pytest.raises(ConfigError, match="another maker"):
+    with pytest.raises(ConfigError, match="in another way"):
         infer(models["other"], request)
     with pytest.raises(ConfigError, match="images in shards are not replaced"):
         infer(models["plain"], replace(request, overwrite=True))

@@ -179,7 +179,7 @@ def test_another_artifact_in_the_same_place_is_refused(
     other = stand_in_artifact(tmp_path / "other", replace(PLAIN, labels=LabelSpec(6)))
     request = InferRequest("s3://maps/labels", "s3://maps/mixed")
     infer(plain, request)
-    with pytest.raises(ConfigError, match=r"holds images of another maker.*artifact [0-9a-f]{12}, not [0-9a-f]{12}"):
+    with pytest.raises(ConfigError, match=r"were made in another way.*artifact [0-9a-f]{12}, not [0-9a-f]{12}"):
         infer(other, request)
     assert images(bucket, "mixed") == right
     assert infer(other, replace(request, overwrite=True)).written == 6

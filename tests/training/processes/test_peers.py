@@ -43,7 +43,7 @@ class TestLosing:
 
     def test_everyone_learns_who_ended_without_a_word(self, watches: list[PeerWatch]) -> None:
         watches[1]._peers[0].shutdown(socket.SHUT_WR)  # as the system does when a process is killed
-        sentence = "process 1 of 3 ended without a word: it was killed, or its host is gone"
+        sentence = "process 1 of 3 ended without an error message: it was killed, or its host is down"
         assert watches[0].lost_peer(60) == watches[2].lost_peer(60) == sentence
 
     def test_the_loss_is_what_the_error_is_about(self, watches: list[PeerWatch]) -> None:
@@ -81,7 +81,8 @@ class TestLosing:
             ours.shutdown(socket.SHUT_RDWR)
             said = waiting.communicate(timeout=60)[1]
         assert said == (
-            "error: process 1 of 2 ended without a word: it was killed, or its host is gone. Step 3 is saved\n"
+            "error: process 1 of 2 ended without an error message: it was killed, or its host is down. Step 3 is"
+            " saved\n"
         )
         assert waiting.returncode == 1
 

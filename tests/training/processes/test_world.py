@@ -229,7 +229,7 @@ class TestTraining:
             "stopped": "TrainingInterruptedError: stopped by SIGTERM after step 2 of 3;"
             " the state is saved in stopped/checkpoints/step_00000002",
             "bad data": "DatasetError: none of the samples can be used",
-            "odd batch": "ConfigError: `batch_size`: 3 samples a step cannot be shared out equally to 2 processes",
+            "odd batch": "ConfigError: `batch_size`: 3 samples per step cannot be divided equally among 2 processes",
         }
         for found in pair:
             assert {name: found[name] for name in endings} == endings
@@ -243,9 +243,10 @@ class TestTraining:
         assert killed.code == -9
         assert main.code == 1
         assert main.errors == (
-            "error: process 1 of 2 ended without a word: it was killed, or its host is gone."
+            "error: process 1 of 2 ended without an error message: it was killed, or its host is down."
             f" The last good checkpoint is {last_good}\n"
-            f"next: go on with `torchrun ... -m spade_deploy train --resume {tmp_path}`, on any number of processes\n"
+            f"next: continue with `torchrun ... -m spade_deploy train --resume {tmp_path}`, on any number of"
+            " processes\n"
         )
         assert runs.run_checkpoints(tmp_path)[-1] == last_good
         setup = two_processes.setup_of(steps=8, save_every=2)

@@ -197,7 +197,7 @@ class TestOrder:
         assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step_{n:08d}.png" for n in (1, 2, 3)]
         result = train(setup_of(steps=4, **often), run=run, source=Noise(), resume=runs.checkpoint_folder(run, 2))
         assert result.notes[0] == (
-            f"the run goes on from step 2: the checkpoint of a later step was moved to {run / 'set_aside-002'}"
+            f"the run continues from step 2: the checkpoint of a later step was moved to {run / 'set_aside-002'}"
         )
 
 
@@ -253,7 +253,7 @@ class TestClasses:
         counts = ClassCounts(LabelSpec(12))
         counts.add(torch.zeros(1, 2, 2, dtype=torch.uint8))
         assert "11 classes never occur" in counts.sentence()
-        assert "label 8 and 3 more; a model that saw nothing else" in counts.sentence()
+        assert "label 8 and 3 more; a model without other training" in counts.sentence()
 
     def test_the_run_says_it_after_the_first_epoch_and_writes_the_shares(self, tmp_path: Path) -> None:
         run = new_run(tmp_path / "run")
