@@ -50,8 +50,7 @@ class Check:
     """What to type or to do; empty where nothing need be done."""
 
 
-# Distribution -> what it is for, and the extra that installs it. torch, onnxruntime and the GPU packages have checks of
-# their own.
+# Distribution -> its purpose and extra. torch, onnxruntime and the GPU packages have checks of their own.
 _NEEDED = ("filelock", "numpy", "pillow", "pyyaml", "typer", "rich")
 _PACKAGES = {
     "safetensors": ("training and export", "export"),

@@ -38,7 +38,7 @@ ROLE = re.compile(r"`(\w+)\.(\w+)(?:\([^`]*\))?`")
 
 
 ENDINGS = frozenset(
-    {"py", "md", "json", "yaml", "j2", "npy", "npz", "onnx", "html", "png", "txt", "toml", "jpg", "csv"}
+    {"py", "md", "json", "jsonl", "yaml", "j2", "npy", "npz", "onnx", "html", "png", "txt", "toml", "jpg", "csv"}
 )
 
 
