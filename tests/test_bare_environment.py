@@ -43,8 +43,8 @@ NEED_MORE = (
     "serving",
     "cluster.meeting",
     *(f"release.{name}" for name in ("demo", "example_inputs", "release", "report")),
-    *(f"runs.{name}" for name in ("checkpoint", "imported_families", "imported_pix2pixhd", "imported_spec", "importer")),
-    *(f"runs.{name}" for name in ("shipped", "state_dicts", "tensors", "weight_files")),
+    *(f"runs.{name}" for name in ("checkpoint", "imported_families", "imported_pix2pixhd", "imported_spec")),
+    *(f"runs.{name}" for name in ("importer", "shipped", "state_dicts", "tensors", "weight_files")),
     *(f"validation.{name}" for name in ("divergence", "precision_search")),
 )
 PREFIXES = tuple(f"spade_deploy.{name}." for name in NEED_MORE)
@@ -205,7 +205,8 @@ def test_infer_with_a_bad_file_does_the_rest_and_exits_1(run: Run, artifact: Art
     options = ("--artifact", artifact.path, "--no-instances")
     done = run("spade", "infer", tmp_path / LABEL, "out", *options, code=1)
     assert "0.png" in done.stderr
-    assert sorted(path.name for path in (tmp_path / "work" / "out").iterdir()) == [".infer.json", ".lock", "1.png", "results.jsonl"]
+    made = sorted(path.name for path in (tmp_path / "work" / "out").iterdir())
+    assert made == [".infer.json", ".lock", "1.png", "results.jsonl"]
 
 
 def test_validate_against_the_golden_outputs(run: Run, artifact: Artifact) -> None:
