@@ -35,7 +35,7 @@ TABLE = [
     ("train --lr-g fast", 2, "is not an option of `spade train`", "`spade train --help`"),
     ("train --steps", 2, "--steps needs a value: an integer", "`spade train --help`"),
     ("train extra", 2, "extra: `spade train` takes no such argument", "usage: spade train"),
-    ("infer", 2, "LABELS is missing: A folder of label maps", "usage: spade infer LABELS OUT"),
+    ("infer", 2, "LABELS is missing: Label maps: a folder, a file", "usage: spade infer LABELS OUT"),
     ("infer labels", 2, "OUT is missing", "usage: spade infer LABELS OUT"),
     ("infer labels out more", 2, "more: `spade infer` takes no such argument", "quotes"),
     ("infer labels out --resize no", 2, "--resize: 'no' is not one of model, never", "`spade infer --help`"),

@@ -271,7 +271,7 @@ def test_the_python_client_speaks_to_it(client: Any, monkeypatch: pytest.MonkeyP
     from spade_deploy.serving import client as module
 
     sent = SentBy(client)
-    monkeypatch.setattr(module.urllib.request, "urlopen", sent)
+    monkeypatch.setattr(module, "urlopen", sent)
     asking = module.Client("http://127.0.0.1:8000/")
     label = some_map(PLAIN, 5)
     np.testing.assert_array_equal(pixels_of(asking.synthesize(png(label))), right_pixels(PLAIN, label))
