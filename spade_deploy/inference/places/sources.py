@@ -17,6 +17,11 @@ from spade_deploy.labels.pairs import Pairing, require_instances
 from spade_deploy.spec import LabelSpec
 
 _PACKED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
+_HOLDS_INSTANCES = {
+    ".tar": "shards hold the instance map of NAME.label.png as NAME.instance.png",
+    ".parquet": "a table has instance maps in a column, which `instance_column` names",
+}
+"""Where packed sources have their instance maps."""
 _NO_EDGES = "or `no_instances` to leave the edge channel empty (looks worse)"
 
 
@@ -35,6 +40,11 @@ def find(request: InferRequest, spec: LabelSpec) -> Found:
         raise NotFoundError(
             f"{shown(labels)}: shards are read as plain .tar files, since members of a compressed one cannot be found",
             hint="unpack it, as with gunzip: label maps in PNG files are compressed already",
+        )
+    if instances is not None and suffix in _HOLDS_INSTANCES:
+        raise ConfigError(
+            f"`instances`: {shown(labels)} is not paired with instance maps in other files",
+            hint=f"leave it out: {_HOLDS_INSTANCES[suffix]}",
         )
     if suffix == ".tar":
         found = find_in_shards(labels)

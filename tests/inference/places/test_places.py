@@ -155,6 +155,10 @@ def test_instances_come_with_every_source(models: dict[str, Artifact], tmp_path:
     for suffix in ("tar", "parquet", "txt"):
         infer(models["edges"], InferRequest(tmp_path / f"s.{suffix}", tmp_path / suffix))
         assert images(tmp_path / suffix) == images(tmp_path / "right"), suffix
+    for suffix in ("tar", "parquet"):
+        refused = InferRequest(tmp_path / f"s.{suffix}", tmp_path / "no", instances=tmp_path / "instances")
+        with pytest.raises(ConfigError, match=r"`instances`: .* is not paired with instance maps in other files"):
+            infer(models["edges"], refused)
     asked = InferRequest(tmp_path / "labels" / "*.png", tmp_path / "glob", instances=tmp_path / "instances")
     infer(models["edges"], asked)
     assert images(tmp_path / "glob") == images(tmp_path / "right")
