@@ -447,7 +447,7 @@ def test_release_hands_on_what_to_keep(tmp_path: Path, monkeypatch: pytest.Monke
     assert asked == [("fc", "up_1")]
     with pytest.raises(ConfigError, match="belongs to `fp16`"):
         export_checkpoint(ReleaseRequest(keep_fp32=("up_1",)), runs_dir=runs)
-    with pytest.raises(ConfigError, match="no part"):
+    with pytest.raises(ConfigError, match="is not a part with its own precision"):
         export_checkpoint(ReleaseRequest(fp16=True, keep_fp32=("up_9",)), runs_dir=runs)
     assert len(asked) == 1
 
