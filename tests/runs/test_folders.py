@@ -78,7 +78,7 @@ class TestNewest:
         make_artifact(tmp_path / "later", created=now + 10**18)
         assert "later" in search(tmp_path).as_posix()
         assert str(tmp_path / "later") in caplog.text
-        assert f"dated {time.gmtime((now + 10**18) / 1e9).tm_year}" in caplog.text
+        assert f"its date {time.gmtime((now + 10**18) / 1e9).tm_year}" in caplog.text
         assert "in the future" in caplog.text
         make_checkpoint(tmp_path / "never", 1, created=1 << 200)
         make_artifact(tmp_path / "never", created=1 << 200)
