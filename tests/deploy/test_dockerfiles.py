@@ -188,6 +188,8 @@ def why_not_contained() -> str:
     )
     if done.returncode:
         return f"mounts of an own are not allowed here: {done.stderr.strip()}"
+    if any(Path("/tmp") in one.resolve().parents for one in (Path(sys.prefix), ROOT)):
+        return "the environment or the checkout lies in /tmp, which a container has of its own"
     closed = [closed_above(one / "any") for one in (Path(sys.prefix), ROOT)]
     return next((f"another user may not enter {one}" for one in closed if one is not None), "")
 
