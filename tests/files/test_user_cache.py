@@ -35,7 +35,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0
     make_private(folder, "`cache_folder`")
     folder.chmod(0o777)
-    with pytest.raises(ConfigError, match=r"^`cache_folder`: others may write"):
+    with pytest.raises(ConfigError, match=r"^`cache_folder`: other users may write"):
         make_private(folder, "`cache_folder`")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"^\$SPADE_CACHE_DIR: .* cannot be made"):

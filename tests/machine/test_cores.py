@@ -18,7 +18,7 @@ def test_no_more_than_there_are(
 ) -> None:
     monkeypatch.setattr(cores, "usable_cores", lambda: 2)
     assert cores.at_most_cores(asked, "threads") == taken
-    told = f"`threads` {asked}: only 2 cores may be used here, so 2 are taken"
+    told = f"`threads` {asked}: only 2 cores may be used here, so 2 are used"
     assert caplog.messages == ([told] if asked > 2 else [])
 
 
