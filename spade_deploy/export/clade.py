@@ -25,7 +25,7 @@ from torch.nn import functional
 from spade_deploy.export.dense_model import DenseModel, dtype_of, instance_norm
 from spade_deploy.export.fold import fold_clade, fold_conv, norm_scale_shift, unfolded_clade
 from spade_deploy.export.lookup import LookupBlock, LookupModel, spread
-from spade_deploy.export.spade import make_conv, make_linear
+from spade_deploy.export.spade import make_conv, make_first_layer
 from spade_deploy.export.window_rows import make_matrix
 from spade_deploy.networks.clade import Clade, CladeBlock, CladeGenerator
 from spade_deploy.networks.spade import LEAKY_SLOPE, SpadeGenerator
@@ -126,11 +126,7 @@ class DeployCladeModel(DenseModel):
     ) -> None:
         spec = generator.spec
         super().__init__(spec)
-        if spec.is_dynamic:
-            self.fc: nn.Module = make_conv(fold_conv(generator.fc))
-        else:
-            assert isinstance(generator.fc, nn.Linear)
-            self.fc = make_linear(generator.fc)
+        self.fc = make_first_layer(generator)
         for block in spec.blocks:
             self.add_module(block.name, DeployCladeBlock(_trained_block(generator, block.name)))
         self.conv_img = make_conv(fold_conv(generator.conv_img))
@@ -160,6 +156,19 @@ class DeployCladeModel(DenseModel):
         return logits
 
 
+def _looked_up(
+    layer: LookupClade | LookupCladeShortcut, x: Tensor, seen: tuple[Tensor, Tensor | None], index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x as it is modulated, and gamma and beta of every pixel."""
+    codes, position = seen
+    gamma, beta = (spread(functional.embedding(codes, table), index) for table in (layer.gamma, layer.beta))
+    if layer.positions is None:
+        return x, gamma, beta
+    assert position is not None  # an input of this graph
+    of_gamma, of_beta = layer.positions.factors(position.view(*index.shape, 2))
+    return layer.positions.normalized(x, axis=-1), gamma * of_gamma, beta * of_beta
+
+
 class LookupClade(nn.Module):
     """x gamma'[code] + beta'[code], channels last, and with an edge map a channel of its own for each code."""
 
@@ -175,12 +184,8 @@ class LookupClade(nn.Module):
 
     def forward(self, x: Tensor, seen: tuple[Tensor, Tensor | None], index: Tensor) -> Tensor:
         """seen: the code of each pattern, P, and the position of each pixel, N x H x W x 2, if positions are seen."""
-        codes, position = seen
-        gamma, beta = (spread(functional.embedding(codes, table), index) for table in (self.gamma, self.beta))
-        if self.positions is not None:
-            assert position is not None  # an input of this graph
-            of_gamma, of_beta = self.positions.factors(position.view(*index.shape, 2))
-            x, gamma, beta = self.positions.normalized(x, axis=-1), gamma * of_gamma, beta * of_beta
+        codes, _ = seen
+        x, gamma, beta = _looked_up(self, x, seen, index)
         modulated = x * gamma + beta
         if not self.has_edges:
             return modulated
@@ -211,12 +216,8 @@ class LookupCladeShortcut(nn.Module):
         self.projection = make_matrix(weight[:, :channels], None)
 
     def forward(self, x: Tensor, seen: tuple[Tensor, Tensor | None], index: Tensor) -> Tensor:
-        codes, position = seen
-        gamma, beta = (spread(functional.embedding(codes, table), index) for table in (self.gamma, self.beta))
-        if self.positions is not None:
-            assert position is not None  # an input of this graph
-            of_gamma, of_beta = self.positions.factors(position.view(*index.shape, 2))
-            x, gamma, beta = self.positions.normalized(x, axis=-1), gamma * of_gamma, beta * of_beta
+        codes, _ = seen
+        x, gamma, beta = _looked_up(self, x, seen, index)
         projected: Tensor = self.projection(x * gamma) + beta
         return (
             projected

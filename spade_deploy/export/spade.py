@@ -84,11 +84,7 @@ class DeployModel(DenseModel):
     ) -> None:
         spec = generator.spec
         super().__init__(spec)
-        if spec.is_dynamic:
-            self.fc: nn.Module = make_conv(fold_conv(generator.fc))
-        else:
-            assert isinstance(generator.fc, nn.Linear)
-            self.fc = make_linear(generator.fc)
+        self.fc = make_first_layer(generator)
         for stride, names in levels(spec).items():
             blocks = [trained_block(generator, name) for name in names]
             self.add_module(f"level_{stride}", nn.Sequential(make_conv(merged_hidden(blocks)), nn.ReLU()))
@@ -181,6 +177,14 @@ def make_conv(weights: ConvWeights, *, bias: bool = True) -> nn.Conv2d:
     if conv.bias is not None:
         conv.bias.data.copy_(weights.bias)
     return conv.requires_grad_(False)
+
+
+def make_first_layer(generator: SpadeGenerator) -> nn.Module:
+    """`fc`, of the segmap or of the style vector, folded."""
+    if generator.spec.is_dynamic:
+        return make_conv(fold_conv(generator.fc))
+    assert isinstance(generator.fc, nn.Linear)
+    return make_linear(generator.fc)
 
 
 def make_linear(layer: nn.Linear) -> nn.Linear:

@@ -173,14 +173,7 @@ class ImportedPix2PixHDSpec(ImportedSpec):
                 " trained with instance features (netE), which are not supported",
                 hint="import a model that was trained without them",
             )
-        if labels.num_channels != channels:
-            raise CheckpointError(
-                f"{self._path}: the file has {channels} segmap channels, but {preset or 'these labels'} need"
-                f" {labels.num_channels} ({labels.num_labels} labels, dontcare {int(labels.has_dontcare)},"
-                f" edges {int(labels.has_edges)})",
-                hint="take the preset, or `num_labels`, `has_dontcare` and `has_edges`, that the model was trained"
-                " with",
-            )
+        self._require_channels(channels, labels, preset)
         return labels, request.size or self._released_size(preset, has_enhancer)
 
     def _released_size(self, preset: str | None, has_enhancer: bool) -> tuple[int, int]:

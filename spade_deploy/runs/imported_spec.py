@@ -137,6 +137,16 @@ class ImportedSpec:
             if request.upsampling is None and not is_most:
                 raise ConfigError("`upsampling` is needed: the file does not tell 'normal' from 'more'")
             upsampling = request.upsampling or Upsampling.MOST
+        self._require_channels(channels, labels, preset)
+        if is_most != (upsampling is Upsampling.MOST):
+            raise CheckpointError(
+                f"{self._path}: the file has {'a' if is_most else 'no'} block up_4, which contradicts `upsampling`"
+                f" {upsampling}"
+            )
+        return labels, upsampling, size
+
+    def _require_channels(self, channels: int, labels: LabelSpec, preset: str | None) -> None:
+        """Raise CheckpointError where the file's first layer sees another segmap than that of the labels."""
         if labels.num_channels != channels:
             raise CheckpointError(
                 f"{self._path}: the file has {channels} segmap channels, but {preset or 'these labels'} need"
@@ -145,12 +155,6 @@ class ImportedSpec:
                 hint="take the preset, or `num_labels`, `has_dontcare` and `has_edges`, that the model was trained"
                 " with",
             )
-        if is_most != (upsampling is Upsampling.MOST):
-            raise CheckpointError(
-                f"{self._path}: the file has {'a' if is_most else 'no'} block up_4, which contradicts `upsampling`"
-                f" {upsampling}"
-            )
-        return labels, upsampling, size
 
     def _guessed_preset(self, channels: int) -> str:
         """The preset of the released model that has as many channels."""
