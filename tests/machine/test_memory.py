@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from spade_deploy.machine.memory import busy_seconds, free_memory_bytes, memory_bytes, peak_memory_bytes
+from spade_deploy.machine.memory import busy_seconds, free_memory_bytes
+
+# In a process of its own: after a training, the test process keeps what is freed, and takes that again without growing.
+GROWTH = """
+import os
+from spade_deploy.machine.memory import memory_bytes, peak_memory_bytes
+
+before = memory_bytes()
+block = bytearray(os.urandom(1 << 20)) * 64
+during = memory_bytes()
+del block
+print(during - before, peak_memory_bytes() - during)
+"""
 
 
 def test_what_is_held_grows_with_what_is_taken_and_the_peak_stays() -> None:
-    before = memory_bytes()
-    block = bytearray(os.urandom(1 << 20)) * 64
-    during = memory_bytes()
-    assert during - before > 48 << 20
-    size = len(block)
-    del block
-    assert size == 64 << 20
-    assert peak_memory_bytes() >= during - (1 << 20)
+    process = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    growth, peak_over_growth = map(int, process.stdout.split())
+    assert 48 << 20 < growth < 80 << 20
+    assert peak_over_growth >= -(1 << 20)
 
 
 def test_free_memory_is_that_of_the_system() -> None:
