@@ -37,13 +37,13 @@ def choose_plan(artifact: Artifact, precision: Precision | None) -> tuple[PlanCh
     """The engines that are packaged, None if there are none, and a sentence for each that is left out."""
     fit, left_out = _readable(artifact)
     if not fit:
-        left_out.append("there is no TensorRT model: `spade build` makes an engine on the card that is to run it")
+        left_out.append("there is no TensorRT model: run `spade build` on the card that will run the engine")
         return None, left_out
     order = [precision] if precision is not None else list(_ORDER)
     able = [one for one in fit if one.key.precision in order]
     if not able:
         there = ", ".join(sorted({one.key.precision for one in fit}))
-        left_out.append(f"there is no TensorRT model: the engines are of {there}, not of {precision}")
+        left_out.append(f"there is no TensorRT model: the engines have the precision {there}, not {precision}")
         return None, left_out
     first = min(able, key=lambda one: (order.index(one.key.precision), _newest_first(one.key)))
     contents: dict[str, bytes] = {}
@@ -60,7 +60,7 @@ def choose_plan(artifact: Artifact, precision: Precision | None) -> tuple[PlanCh
         if not same or file in files:
             left_out.append(
                 f"the engine {one.entry.name} ({key.precision}, TensorRT {key.version}, {key.profile}, {key.gpu}) is"
-                f" left out: a model holds one engine a kind of card, all like {first.entry.name}"
+                f" left out: a model has one engine per kind of card, all of the same kind as {first.entry.name}"
             )
             continue
         contents[file] = read_engine(artifact, one.entry)
@@ -89,13 +89,13 @@ def _readable(artifact: Artifact) -> tuple[list[StoredEngine], list[str]]:
             left_out.append(f"the engine {entry.name} is left out: {error.message}")
             continue
         if key.onnx_sha256 not in digests:
-            why = "it was built of another graph"
+            why = "it was built from another graph"
         elif digests[key.onnx_sha256] is not GraphKind.DENSE:
-            why = "it is of the lookup graph, which runs in ONNX Runtime here"
+            why = "it runs the lookup graph, for which Triton uses ONNX Runtime"
         elif key.flavour is not Flavour.TENSORRT:
-            why = "it is of TensorRT for RTX, which Triton does not load"
+            why = "it was built by TensorRT for RTX, which Triton does not load"
         elif key.profile.least[0] > 1:
-            why = f"it takes {key.profile.least[0]} images at least, and Triton sends single ones"
+            why = f"it takes at least {key.profile.least[0]} images, but Triton sends single ones"
         if why:
             left_out.append(f"the engine {entry.name} is left out: {why}")
         else:

@@ -93,7 +93,7 @@ def _models(artifact: Artifact, asked: PackageRequest) -> tuple[list[TritonModel
         if lookup[0].break_even_share == 0:
             left_out.append(
                 f"{models[1].name} runs every map on the lookup graph, though the export measured that the dense graph"
-                f" ({models[0].name}) is as fast on a CPU: compare both"
+                f" ({models[0].name}) is as fast on a CPU; compare both on your server"
             )
     else:
         left_out.append(f"there is no model of the lookup graph: {_why_no_lookup(artifact, dense.precision)}")
@@ -107,8 +107,8 @@ def _models(artifact: Artifact, asked: PackageRequest) -> tuple[list[TritonModel
 def _why_no_lookup(artifact: Artifact, precision: Precision) -> str:
     spec = artifact.manifest.generator
     if GraphKind.LOOKUP not in spec.graph_kinds:
-        return f"a {spec.architecture} generator has none"
-    return f"the artifact has none of {precision}"
+        return f"{spec.architecture} generators have none"
+    return f"the artifact has none in {precision}"
 
 
 def _write_model(artifact: Artifact, model: TritonModel, folder: Path) -> None:

@@ -36,14 +36,14 @@ class PackageRequest:
         parse=parse_engine_precision,
     )
     device: Device = setting(Device.AUTO, help="Where the ONNX graphs run; auto: on the GPUs if there are any.")
-    max_batch: int = setting(4, help="Largest batch that is made of waiting requests.", least=1, most=MAX_BATCH)
+    max_batch: int = setting(4, help="Largest batch of waiting requests.", least=1, most=MAX_BATCH)
     max_delay_ms: float = setting(
         2.0, help="Milliseconds that a request waits for others to share its batch.", least=0, most=1000
     )
     instances: int = setting(1, help="Copies of each graph, on each GPU or on the CPU.", least=1, most=64)
     threads: int | None = setting(None, help="CPU threads of each copy; default: one per core.")
     model_version: int = setting(
-        1, help="Number of the models' version, the name of its folder.", least=1, most=2**31 - 1
+        1, help="Version number of the models, which is also the name of their folder.", least=1, most=2**31 - 1
     )
 
     def __post_init__(self) -> None:
@@ -52,5 +52,5 @@ class PackageRequest:
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise ConfigError(
                 f"`name`: {quoted(self.name)} cannot name a model",
-                hint="letters, digits, '.', '_' and '-', the first a letter or a digit, at most 100",
+                hint="use at most 100 letters, digits, '.', '_' and '-'; the first has to be a letter or a digit",
             )

@@ -28,7 +28,7 @@ MOST_BYTES = 128 << 20
 KEPT_S = 1800.0
 """Seconds after which a drawing is let go that nobody edits."""
 
-_HINT = "send the whole map (`label`) once more, which begins a drawing; edits go on from there"
+_HINT = "send the whole map (`label`) again: it begins a new drawing, which later edits can change"
 
 
 class OtherMapError(SpadeError):
@@ -120,7 +120,8 @@ class Drawings:
         self._let_go()
         if key not in self._held:
             raise OtherMapError(
-                "this drawing is not known here: it was not edited for long, or another process holds it", hint=_HINT
+                "this drawing is unknown here: either it was not edited for a long time, or another process has it",
+                hint=_HINT,
             )
         drawing = self._held[key][1]
         if drawing.version != base:
@@ -147,4 +148,6 @@ class Drawings:
 
 
 def _stale(base: int, held: int) -> OtherMapError:
-    return OtherMapError(f"`base`: the edit builds on version {base} of the drawing, its map is of {held}", hint=_HINT)
+    return OtherMapError(
+        f"`base`: the edit builds on version {base} of the drawing, but the server has version {held}", hint=_HINT
+    )

@@ -44,8 +44,14 @@ EDIT_FIELDS = frozenset({"drawing", "base", PATCHES, INSTANCE_PATCHES})
 def add_edits(app: FastAPI, serving: Serving) -> None:
     """Add the endpoint."""
     headers: dict[str, Schema] = {
-        DRAWING: {"schema": {"type": "string"}, "description": "the id of the drawing, for the next edit"},
-        VERSION: {"schema": {"type": "integer"}, "description": "the version of its map, the `base` of the next edit"},
+        DRAWING: {
+            "schema": {"type": "string"},
+            "description": "the drawing's id, which the next edit has to send",
+        },
+        VERSION: {
+            "schema": {"type": "integer"},
+            "description": "the version of its map, the `base` of the next edit",
+        },
     }
     told = {name: {"required": True, **header} for name, header in headers.items()}
     photo = {"description": "The photo", "content": {media: {} for media in MEDIA_TYPES.values()}, "headers": told}
@@ -53,7 +59,7 @@ def add_edits(app: FastAPI, serving: Serving) -> None:
     @app.post(
         EDITS,
         tags=["images"],
-        summary="Make a photo of the next map of a drawing, of what changed",
+        summary="Change a drawing, and make a photo of it",
         response_class=Response,
         responses={200: photo, **problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)},
         openapi_extra=edits_body(),
@@ -102,15 +108,15 @@ def _base_of(body: Mapping[str, Any]) -> tuple[str, int]:
     """The drawing and the version that an edit names. Raises ConfigError."""
     if "label" in body or "instance" in body:
         raise ConfigError(
-            f"`label` and `{sorted(EDIT_FIELDS & set(body))[0]}` contradict each other",
-            hint="a whole map begins a drawing; an edit has `drawing`, `base` and `patches`",
+            f"`label` and `{sorted(EDIT_FIELDS & set(body))[0]}` cannot be sent together",
+            hint="a whole map (`label`) begins a drawing; an edit has `drawing`, `base` and `patches`",
         )
     for name in ("drawing", "base", PATCHES):
         if name not in body:
             raise ConfigError(f"`{name}` is missing: an edit has `drawing`, `base` and `{PATCHES}`")
     key, base = text_field(body, "drawing"), body["base"]
     if not key or not is_int(base):
-        raise ConfigError("`drawing` is the text and `base` the number that the answer before named")
+        raise ConfigError("`drawing` has to be a text and `base` a number, both from the headers of the last answer")
     return key, base
 
 
@@ -129,5 +135,8 @@ def beside_edit(fields: Mapping[str, Any]) -> dict[str, Any]:
 def model_of_edit(serving: Serving, base: Drawing, name: str | None) -> ServedModel:
     """The model of an edit. Raises ConfigError if the edit names another one than draws the map."""
     if name not in (None, base.model):
-        raise ConfigError(f"`model`: the drawing is of {base.model}", hint="the whole map begins one of another model")
+        raise ConfigError(
+            f"`model`: the drawing belongs to the model {base.model}",
+            hint="send the whole map to draw with another model",
+        )
     return serving.model(base.model)

@@ -34,8 +34,8 @@ class Figures:
         self._stages = Histogram(
             "spade_stage_seconds", "Seconds by model and stage", ["model", "stage"], buckets=_SECONDS, **about
         )
-        self._batches = Histogram("spade_batch_images", "Images of a run", ["model"], buckets=(1, 2, 4, 8, 16), **about)
-        self._waiting = Gauge("spade_queue_waiting", "Requests that wait", multiprocess_mode="livesum", **about)
+        self._batches = Histogram("spade_batch_images", "Batch sizes", ["model"], buckets=(1, 2, 4, 8, 16), **about)
+        self._waiting = Gauge("spade_queue_waiting", "Requests in the queue", multiprocess_mode="livesum", **about)
         self._running = Gauge("spade_running", "Images being made", multiprocess_mode="livesum", **about)
         self._runner = runner
 

@@ -25,14 +25,14 @@ def form_of(content: bytes, content_type: str) -> tuple[dict[str, str], dict[str
         parts = _Parts()
         MultipartParser(options[b"boundary"], parts.callbacks()).write(content)
     except (FormParserError, KeyError, ValueError) as error:
-        said = "the header Content-Type names no boundary" if isinstance(error, KeyError) else str(error)[:200]
+        said = "the header Content-Type has no boundary" if isinstance(error, KeyError) else str(error)[:200]
         raise HttpError(400, f"the form cannot be read: {said}") from error
     if not parts.is_whole:
         raise HttpError(400, "the form cannot be read: it has no end")
     if wrong := sorted(set(parts.files) - FILES):
-        raise ConfigError(f"`{wrong[0]}` is sent as a file, it should be a text")
+        raise ConfigError(f"`{wrong[0]}` was sent as a file, but it has to be a text")
     if wrong := sorted(set(parts.texts) & FILES):
-        raise ConfigError(f"`{wrong[0]}` is sent as a text, it should be a file", hint=f"-F {wrong[0]}=@FILE")
+        raise ConfigError(f"`{wrong[0]}` was sent as a text, but it has to be a file", hint=f"-F {wrong[0]}=@FILE")
     return parts.texts, parts.files
 
 
@@ -79,8 +79,8 @@ class _Parts:
             raise HttpError(400, "the form cannot be read: a part has no name")
         name = options[b"name"].decode("utf-8", "replace")
         if name not in FIELDS or name in self.texts or name in self.files:
-            why = "comes twice" if name in FIELDS else "is no field of a request"
-            raise ConfigError(f"`{shown_name(name)}` {why}", hint=f"there are {', '.join(sorted(FIELDS))}")
+            why = "is there twice" if name in FIELDS else "is not a field of a request"
+            raise ConfigError(f"`{shown_name(name)}` {why}", hint=f"the fields are {', '.join(sorted(FIELDS))}")
         self._name, self._is_file = name, b"filename" in options
 
     def _end(self) -> None:

@@ -46,7 +46,7 @@ def read_token(path: Path) -> str:
     token = lines[0].strip() if lines else ""
     if len(token) < 16 or not token.isascii() or " " in token:
         raise ConfigError(
-            f"`token_file`: the first line of {path} is no token of at least 16 letters and digits",
+            f"`token_file`: the first line of {path} is not a token of at least 16 letters and digits",
             hint=make,
         )
     return token
@@ -68,11 +68,15 @@ class Guards:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self.hosts and _name_of(host) not in self.hosts:
-            return HttpError(421, f"the server is not called {host[:100]!r}", hint="use the address that it printed")
+            return HttpError(
+                421,
+                f"this server does not answer to the name {host[:100]!r}",
+                hint="use the address that `spade serve` printed",
+            )
         origin = headers.get("origin")
         if origin and "*" not in self.origins and origin not in self.origins and _netloc_of(origin) != host:
             return HttpError(
-                403, f"pages of {origin[:100]} may not use it", hint="`spade serve --cors ORIGIN` allows it"
+                403, f"pages of {origin[:100]} may not use this server", hint="`spade serve --cors ORIGIN` allows it"
             )
         return None
 
@@ -126,7 +130,7 @@ class GuardMiddleware:
             _LOG.error("request %s failed", request_id, exc_info=error, extra={"request_id": request_id})
             if has_begun or scope["type"] == "websocket":
                 raise  # the server breaks the connection off
-            problem = HttpError(500, "an unexpected error; the log has it under the request's id")
+            problem = HttpError(500, "unexpected error; find it in the server's log by the request id")
             await response_to(problem, request_id)(scope, receive, told)
         finally:
             self._answered(scope, status)

@@ -234,7 +234,7 @@ class Page:
 def _read(content: bytes | None) -> _Message:
     """A message's line of JSON, and what stands behind it. Raises HttpError."""
     if content is None:
-        raise HttpError(400, "a message is not binary")
+        raise HttpError(400, "a message has to be binary, but a text came")
     header, _, png = content.partition(b"\n")
     if len(header) > _MOST_HEADER_BYTES:
         raise HttpError(413, f"the line of JSON has more than {_MOST_HEADER_BYTES} bytes")
@@ -243,7 +243,7 @@ def _read(content: bytes | None) -> _Message:
     except (ValueError, RecursionError) as error:
         raise HttpError(400, "the message does not begin with a line of JSON") from error
     if not isinstance(fields, dict):
-        raise HttpError(400, "the line of JSON is no object")
+        raise HttpError(400, "the line of JSON is not an object")
     number = fields.pop("id", None)
     return _Message(number if is_int(number) or isinstance(number, str) else None, fields, png, len(content))
 
@@ -253,4 +253,4 @@ def _told(error: Exception) -> SpadeError:
     if isinstance(error, SpadeError):
         return error
     _LOG.error("a map of the live preview failed", exc_info=error)
-    return HttpError(500, "an unexpected error; the server's log has it")
+    return HttpError(500, "unexpected error; find it in the server's log")

@@ -85,7 +85,7 @@ def maps_of(model: ServedModel, asked: Asked, most_pixels: int) -> Maps:
         raise ConfigError("`instance`: this model has no edges, so it takes no instance maps", hint="leave it out")
     instance = instance_values(asked.instance, most_pixels)
     if instance.shape != label.shape:
-        raise LabelMapError(f"`instance` is of size {_said(instance.shape)}, `label` of {_said(label.shape)}")
+        raise LabelMapError(f"`instance` has the size {_said(instance.shape)}, but `label` has {_said(label.shape)}")
     return Maps(label, instance)
 
 
@@ -94,9 +94,7 @@ def inputs_of_maps(model: ServedModel, maps: Maps, asked: Asked, most_pixels: in
     spec, shape = model.spec, maps.label.shape
     size = checked_size(spec, (shape[0], shape[1]) if asked.keep_size else asked.size)
     if size[0] * size[1] > most_pixels:
-        raise ImageTooLargeError(
-            f"`size`: {size[0]}x{size[1]} is more than the {most_pixels} pixels that are made here"
-        )
+        raise ImageTooLargeError(f"`size`: {size[0]}x{size[1]} exceeds the limit of {most_pixels} pixels")
     inputs: Arrays = {LABEL: np.ascontiguousarray(resize_nearest(maps.label, size))[None]}
     if spec.labels.has_edges:
         objects = np.zeros(size, np.int32) if maps.instance is None else resize_nearest(maps.instance, size)
@@ -130,11 +128,11 @@ def _first_style(model: ServedModel, asked: Asked) -> NDArray[np.float32] | None
         return style_vector(model.artifact, asked.seed, asked.photo, model.encoder)
     z_dim = model.spec.z_dim
     if z_dim is None:
-        raise ConfigError("`style`: this model has no style vector; its output follows from the labels")
+        raise ConfigError("`style`: this model has no style vector; its photos depend on the label map alone")
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
         style = np.asarray(asked.style, np.float32)
     if style.shape != (z_dim,) or not np.isfinite(style).all():
-        raise ConfigError(f"`style`: {len(asked.style)} numbers; this model takes {z_dim} finite ones")
+        raise ConfigError(f"`style`: {len(asked.style)} numbers were sent; this model needs {z_dim} finite numbers")
     return style[None]
 
 
@@ -145,10 +143,11 @@ def _said(shape: Sequence[int]) -> str:
 def asked_of_json(body: Any, most_pixels: int) -> Asked:
     """A request's JSON -> what it asks for. Raises ConfigError that names the field."""
     if not isinstance(body, Mapping):
-        raise ConfigError("the body is no JSON object")
+        raise ConfigError("the body is not a JSON object")
     if unknown := sorted(set(body) - FIELDS):
         raise ConfigError(
-            f"`{shown_name(unknown[0])}` is no field of a request", hint=f"there are {', '.join(sorted(FIELDS))}"
+            f"`{shown_name(unknown[0])}` is not a field of a request",
+            hint=f"the fields are {', '.join(sorted(FIELDS))}",
         )
     if "label" not in body:
         raise ConfigError("`label` is missing", hint='"label": a PNG in base64, or {"height", "width", "runs"}')
@@ -174,7 +173,7 @@ def asked_of_json(body: Any, most_pixels: int) -> Asked:
 def asked_beside(fields: Mapping[str, Any], label: ImageBytes, most_pixels: int) -> Asked:
     """The JSON beside a label map that does not stand in it -> what is asked for."""
     if "label" in fields:
-        raise ConfigError("`label` does not stand in the JSON here")
+        raise ConfigError("`label` must not be in the JSON: the image follows it in the message")
     return replace(asked_of_json({**fields, "label": ""}, most_pixels), label=label)
 
 
@@ -187,7 +186,7 @@ def asked_of_form(fields: Mapping[str, str], files: Mapping[str, bytes], most_pi
         try:
             seed_value: Any = int(seed)
         except ValueError as error:
-            raise ConfigError(f"`seed`: {quoted(seed)} is no integer") from error
+            raise ConfigError(f"`seed`: {quoted(seed)} is not an integer") from error
     else:
         seed_value = None
     size, keep = parsed_size(fields.get("size"))
@@ -224,7 +223,7 @@ def _checked(asked: Asked) -> Asked:
         if value is not None
     ]
     if len(given) > 1:
-        raise ConfigError(f"`{given[0]}` and `{given[1]}` contradict each other", hint="leave one of them out")
+        raise ConfigError(f"`{given[0]}` and `{given[1]}` cannot be sent together", hint="leave one of them out")
     return asked
 
 
@@ -238,19 +237,19 @@ def _map_of(value: Any, name: str, most_pixels: int) -> MapSource:
 
 def _from_base64(value: Any, name: str) -> bytes:
     if not isinstance(value, str):
-        raise ConfigError(f"`{name}`: {quoted(value)} is no base64 text")
+        raise ConfigError(f"`{name}`: {quoted(value)} is not a base64 text")
     text = value.partition(",")[2] if value.startswith("data:") else value
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ConfigError(f"`{name}`: it is no base64 text ({error})") from error
+        raise ConfigError(f"`{name}`: it is not a base64 text ({error})") from error
 
 
 def _seed(value: Any) -> int | None:
     if value is None:
         return None
     if not is_int(value) or not 0 <= value < 2**63:
-        raise ConfigError(f"`seed`: {quoted(value)} is no integer from 0 on")
+        raise ConfigError(f"`seed`: {quoted(value)} is not an integer of at least 0")
     return int(value)
 
 
@@ -259,7 +258,7 @@ def _vector(value: Any, name: str) -> tuple[float, ...] | None:
         return None
     is_list = isinstance(value, list) and len(value) <= 4096
     if not is_list or any(isinstance(part, bool) or not isinstance(part, int | float) for part in value):
-        raise ConfigError(f"`{name}`: {quoted(value)} is no list of numbers")
+        raise ConfigError(f"`{name}`: {quoted(value)} is not a list of numbers")
     try:
         return tuple(float(part) for part in value)
     except OverflowError as error:
@@ -273,7 +272,7 @@ def _numbers(fields: Mapping[str, str], name: str) -> tuple[float, ...] | None:
     try:
         found = [float(part) for part in fields[name].split(",")]
     except ValueError as error:
-        raise ConfigError(f"`{name}`: {quoted(fields[name])} are no numbers with commas between them") from error
+        raise ConfigError(f"`{name}`: {quoted(fields[name])} is not a list of numbers separated by commas") from error
     return _vector(found, name)
 
 
@@ -286,5 +285,5 @@ def text_field(fields: Mapping[str, Any], name: str) -> str | None:
     """A field that is a text, or None. Raises ConfigError for any other value."""
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
-        raise ConfigError(f"`{name}` is no text")
+        raise ConfigError(f"`{name}` is not a text")
     return value

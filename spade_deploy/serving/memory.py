@@ -4,7 +4,7 @@ from __future__ import annotations
 
 BODIES = 8
 """As many times `max_bytes` may be held together."""
-FULL = "other requests fill the memory for bodies"
+FULL = "the memory for the bodies of requests is full"
 HINT = "send it again a little later"
 TRY_LATER = 1013
 """The code with which a WebSocket is closed where they hold too much: try again later."""

@@ -117,13 +117,16 @@ def open_models(asked: ServeRequest, runs: Path, progress: Progress = SILENT) ->
     runs: where the newest artifact is looked for if none is named. Raises ConfigError for a name that comes twice, and
     what `tuning.open.open_runtime` raises.
     """
-    found: dict[str, ServedModel] = {}
-    for name, path in named_paths(asked.artifacts, runs):
-        if name in found:
+    places: dict[str, Path] = {}
+    for name, path in named_paths(asked.artifacts, runs):  # all names, before the first model is opened and measured
+        if name in places:
             raise ConfigError(
-                f"`artifacts`: two are called {name}: {found[name].artifact.path} and {path}",
+                f"`artifacts`: two artifacts have the name {name}: {places[name]} and {path}",
                 hint=f"give one of them another name: {name}-2={path}",
             )
+        places[name] = path
+    found: dict[str, ServedModel] = {}
+    for name, path in places.items():
         artifact = Artifact.open(path)
         progress.step(f"opening {name}")
         runtime = open_runtime(

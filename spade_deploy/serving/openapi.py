@@ -19,17 +19,17 @@ _LENGTHS: Schema = {
         "description": "value and length in turn, row by row",
     },
 }
-_PNG: Schema = {"type": "string", "contentEncoding": "base64", "description": "a PNG in base64, one number a pixel"}
+_PNG: Schema = {"type": "string", "contentEncoding": "base64", "description": "a PNG in base64, one number per pixel"}
 _COMMON: Schema = {
-    "seed": {"type": "integer", "minimum": 0, "description": "of a random style"},
+    "seed": {"type": "integer", "minimum": 0, "description": "seed of a random style"},
     "size": {
         "type": "string",
-        "description": "HEIGHTxWIDTH; model: that of the model, to which the map is resized; keep: the map's own",
+        "description": "HEIGHTxWIDTH; model: the map is resized to the model's size; keep: the map keeps its size",
     },
     "format": {"type": "string", "enum": ["png", "jpeg", "jpg", "webp"]},
-    "quality": {"type": "integer", "minimum": 1, "maximum": 100, "description": "of jpeg and webp"},
+    "quality": {"type": "integer", "minimum": 1, "maximum": 100, "description": "quality of jpeg and webp"},
 }
-_MODEL: Schema = {"model": {"type": "string", "description": "its name; the first model if left out"}}
+_MODEL: Schema = {"model": {"type": "string", "description": "name of the model; without it, the first model"}}
 _FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 _STYLE: Schema = {
     "style": {"type": "array", "items": {"type": "number"}},
@@ -38,7 +38,7 @@ _STYLE: Schema = {
 }
 _EXAMPLE: Schema = {"label": {"height": 64, "width": 64, "runs": [0, 2048, 1, 2048]}, "format": "png"}
 EDIT_EXAMPLE: Schema = {
-    "drawing": "the header Drawing of the answer before",
+    "drawing": "the header Drawing of the last answer",
     "base": 1,
     PATCHES: [{"x": 8, "y": 4, "height": 2, "width": 3, "runs": [2, 6]}],
     "format": "png",
@@ -55,7 +55,7 @@ def edits_body() -> Schema:
     """Of `POST /v1/edits`: a whole map, which begins a drawing, or what changed since."""
     examples = {
         "whole map": {"summary": "The whole map, which begins a drawing", "value": _EXAMPLE},
-        "edit": {"summary": "What changed since", "value": EDIT_EXAMPLE},
+        "edit": {"summary": "What changed since the last answer", "value": EDIT_EXAMPLE},
     }
     return _body({"schema": {"oneOf": [_whole_map(), _edit()]}, "examples": examples}, _form())
 
@@ -65,7 +65,7 @@ def ready_answer() -> Schema:
     names = {"type": "array", "items": {"type": "string"}}
     count = {"type": "integer", "minimum": 0, "description": "requests in the queue"}
     body = _object({"status": {"const": "ready"}, "waiting": count, "models": names}, "status", "waiting", "models")
-    return {"description": "It takes requests", "content": {"application/json": {"schema": body}}}
+    return {"description": "The server takes requests", "content": {"application/json": {"schema": body}}}
 
 
 def models_answer() -> Schema:
@@ -81,14 +81,14 @@ def models_answer() -> Schema:
     size = {"height": number, "width": number, "is_fixed": truth, "multiple_of": number}
     facts = {
         "name": text,
-        "sha256": {**text, "pattern": "^[0-9a-f]{64}$", "description": "of the artifact's manifest"},
+        "sha256": {**text, "pattern": "^[0-9a-f]{64}$", "description": "SHA-256 of the artifact's manifest"},
         "architecture": text,
         "labels": {"type": "array", "items": _all_of({"id": whole, "name": text, "color": color})},
         "unknown_id": {**perhaps, "description": "the id of unknown pixels; null for a model without one"},
         "takes_instances": {**truth, "description": "whether it takes an instance map"},
         "size": _all_of(size),
         "styles": _all_of(styles),
-        "samples": {**whole, "minimum": 0, "description": "how many label maps it has to start from"},
+        "samples": {**whole, "minimum": 0, "description": "number of sample label maps"},
         "runtime": _all_of({"name": text, "precision": text, "largest_batch": number}),
     }
     body = _all_of({"models": {"type": "array", "items": _all_of(facts)}})
@@ -106,8 +106,8 @@ def _whole_map() -> Schema:
 
 
 def _form() -> Schema:
-    style = {"type": "string", "description": "numbers with commas between them"}
-    directions = {"type": "string", "description": f"{_DIRECTIONS}; with commas between them"}
+    style = {"type": "string", "description": "numbers separated by commas"}
+    directions = {"type": "string", "description": f"{_DIRECTIONS}; separated by commas"}
     files = dict.fromkeys(("label", "instance", "style_photo"), _FILE)
     return _object({**_COMMON, **_MODEL, **files, "style": style, "directions": directions}, "label")
 
@@ -126,8 +126,8 @@ def _edit() -> Schema:
     own = {
         "drawing": drawing,
         "base": {"type": "integer", "description": "the header Drawing-Version of the map that the edit builds on"},
-        PATCHES: {**patches, "description": "rectangles of the label map that are new"},
-        INSTANCE_PATCHES: {**patches, "description": "rectangles of the instance map that are new"},
+        PATCHES: {**patches, "description": "rectangles of the label map that changed"},
+        INSTANCE_PATCHES: {**patches, "description": "rectangles of the instance map that changed"},
     }
     return _object({**_COMMON, **_MODEL, **_STYLE, **own}, "drawing", "base", PATCHES)
 

@@ -54,7 +54,7 @@ def edited(model: ServedModel, maps: Maps, fields: Mapping[str, Any], most_pixel
 def _patches(fields: Mapping[str, Any], name: str, most_pixels: int) -> list[Patch]:
     value = fields.get(name, [])
     if not isinstance(value, list):
-        raise ConfigError(f"`{name}`: {quoted(value)} is no list of {{x, y, height, width, runs}}")
+        raise ConfigError(f"`{name}`: {quoted(value)} is not a list of {{x, y, height, width, runs}}")
     if len(value) > MOST_PATCHES:
         raise ImageTooLargeError(f"`{name}`: {len(value)} rectangles; {MOST_PATCHES} are read")
     found = [_patch(one, name, most_pixels) for one in value]

@@ -38,7 +38,7 @@ def parse_quality(value: object) -> int:
     try:
         found = int(str(value))
     except ValueError as error:
-        raise ConfigError(f"`quality`: {quoted(value)} is no integer in 1..100") from error
+        raise ConfigError(f"`quality`: {quoted(value)} is not an integer in 1..100") from error
     if not 1 <= found <= 100:
         raise ConfigError(f"`quality`: {quoted(found)} is not in 1..100")
     return found

@@ -134,10 +134,12 @@ def read_arguments(args: Mapping[str, Any], environment: Mapping[str, str]) -> t
         if name in RAYS_OWN:
             raise ConfigError(
                 f"`{name}` is a setting of Ray here",
-                hint="`serve start` is told where to listen, and `max_replicas` is the number of processes",
+                hint="`serve start` takes the address, and `max_replicas` is the number of processes",
             )
         if name not in known:
-            raise ConfigError(f"{quoted(str(name))} is no setting", hint=f"known are {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{quoted(str(name))} is not a setting", hint=f"the settings are {', '.join(sorted(known))}"
+            )
     given.update(args)
     replicas = _request(ReplicaRequest, given)
     asked = _request(ServeRequest, given)
@@ -171,10 +173,10 @@ def _places(texts: tuple[str, ...]) -> list[tuple[str, Path]]:
         elif Path(path).is_absolute():
             found.append((name or usual_name(Path(path)), Path(path)))
         else:
-            raise ConfigError(
-                f"`artifacts`: {path} is not in {Path.cwd()}", hint="name it by its whole path on the nodes"
-            )
+            raise ConfigError(f"`artifacts`: {path} is not in {Path.cwd()}", hint="give its absolute path on the nodes")
     twice = next((name for name, _ in found if [other for other, _ in found].count(name) > 1), None)
     if twice is not None:
-        raise ConfigError(f"`artifacts`: two are called {twice}", hint=f"give one another name: {twice}-2=PATH")
+        raise ConfigError(
+            f"`artifacts`: two artifacts have the name {twice}", hint=f"give one of them another name: {twice}-2=PATH"
+        )
     return found

@@ -83,13 +83,13 @@ class ServeRequest:
         for origin in self.cors:
             if origin != "*" and not origin.startswith(("http://", "https://")):
                 raise ConfigError(
-                    f"`cors`: {origin!r} is no origin such as https://example.org",
-                    hint="scheme, host and port as a browser's address bar has them; * allows every page",
+                    f"`cors`: {origin!r} is not an origin such as https://example.org",
+                    hint="give scheme, host and port as in a browser's address bar; * allows every page",
                 )
         if not self.is_local and self.token_file is None and not self.insecure:
             raise ConfigError(
-                f"`host`: whoever reaches {self.host} could use the server",
-                hint="name a `token_file`, or say `insecure` where the network is trusted",
+                f"`host`: everyone who can reach {self.host} could use the server",
+                hint="give a `token_file`, or `insecure` if you trust the network",
             )
 
     @property

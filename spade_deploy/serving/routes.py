@@ -106,7 +106,9 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
 def refuse_if_full(serving: Serving) -> None:
     """Raise QueueFullError before anything is read for a request that has no place."""
     if serving.runner.is_full:
-        raise QueueFullError(f"{serving.runner.waiting} requests wait already", hint="send it again a little later")
+        raise QueueFullError(
+            f"{serving.runner.waiting} requests are already waiting", hint="send it again a little later"
+        )
 
 
 async def photo_of(work: Work, wanted: Wanted, decode_s: float, request: Request, serving: Serving) -> Response:
@@ -168,7 +170,7 @@ async def read_request(request: Request, serving: Serving) -> Wanted:
         return await _wanted_of_form(request, serving)
     raise HttpError(
         415,
-        f"content of type {kind[:80] or 'none'} is not read",
+        f"content of type {kind[:80] or 'none'} is not supported",
         hint="send application/json or multipart/form-data",
     )
 
@@ -216,13 +218,13 @@ def json_of(content: bytes) -> Any:
         # json.loads makes objects of some 60 bytes of parts of three bytes, such as "[],".
         raise HttpError(
             400,
-            "the body is no JSON of a request: it has too many parts",
-            hint="GET /openapi.json tells what it may hold",
+            "the JSON of the body has too many parts",
+            hint="GET /openapi.json describes what a body may contain",
         )
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"the body is no JSON: {str(error)[:200]}") from error
+        raise HttpError(400, f"the body is not JSON: {str(error)[:200]}") from error
 
 
 def wanted_of(request: Request, model: ServedModel, asked: Asked, fields: Mapping[str, Any]) -> Wanted:
@@ -249,8 +251,8 @@ async def _parts(request: Request, most: int, seconds: float) -> AsyncIterator[b
             async with asyncio.timeout_at(end):
                 part = await anext(stream, None)
         except TimeoutError as error:
-            hint = "see whether the client sends as many bytes as its Content-Length says, and how fast"
-            raise HttpError(408, f"the body did not come within {seconds:g} s", hint=hint) from error
+            hint = "check that the client sends as many bytes as its Content-Length says, and fast enough"
+            raise HttpError(408, f"the body did not arrive within {seconds:g} s", hint=hint) from error
         if part is None:
             return
         found += len(part)
@@ -261,4 +263,6 @@ async def _parts(request: Request, most: int, seconds: float) -> AsyncIterator[b
 
 
 def _too_long(found: int, most: int) -> HttpError:
-    return HttpError(413, f"the body has {found:,} bytes or more; {most:,} are read", hint="send a PNG, or run lengths")
+    return HttpError(
+        413, f"the body has {found:,} bytes or more; at most {most:,} are allowed", hint="send a PNG, or run lengths"
+    )

@@ -55,7 +55,7 @@ def serve(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> None:
             models = open_models(asked, runs, progress)
             for model in models.values():
                 stack.callback(model.runtime.close)
-            progress.note(f"serving {', '.join(models)} on http://{shown}:{port}/  (Ctrl-C ends it)")
+            progress.note(f"serving {', '.join(models)} on http://{shown}:{port}/  (Ctrl-C stops it)")
             uvicorn.Server(_config(make_app(models, asked, token), asked)).run([listening])
             return
         for _, path in named_paths(asked.artifacts, runs):
@@ -63,7 +63,7 @@ def serve(asked: ServeRequest, runs: Path, progress: Progress = SILENT) -> None:
         folder = stack.enter_context(scratch_folder("serve"))
         os.environ[MULTIPROCESS] = str(folder)
         config = _config(WorkerApp(asked, runs.absolute(), token), asked)
-        progress.note(f"serving with {asked.workers} processes on http://{shown}:{port}/  (Ctrl-C ends it)")
+        progress.note(f"serving with {asked.workers} processes on http://{shown}:{port}/  (Ctrl-C stops it)")
         Workers(config, [listening], folder).run()
 
 
@@ -127,8 +127,8 @@ def _listening(asked: ServeRequest) -> socket.socket:
     except OSError as error:
         found.close()
         raise ConfigError(
-            f"`port`: {asked.host}:{asked.port} cannot be listened on: {reason_of(error)}",
-            hint="`port` 0 takes a free one",
+            f"`port`: {asked.host}:{asked.port} cannot be opened: {reason_of(error)}",
+            hint="choose another `port`; 0 picks a free one",
         ) from error
     found.set_inheritable(True)
     return found

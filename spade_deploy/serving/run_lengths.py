@@ -30,20 +30,20 @@ class RunLengths:
         """H x W int32. Raises LabelMapError."""
         pixels = self.height * self.width
         if self.height < 1 or self.width < 1:
-            raise LabelMapError(f"`runs`: {self.height} x {self.width} is no size", hint="height and width in pixels")
-        if pixels > most_pixels:
-            raise ImageTooLargeError(
-                f"`runs`: {self.width} x {self.height} pixels are more than the {most_pixels} that are read"
+            raise LabelMapError(
+                f"`runs`: {self.height} x {self.width} is not a size", hint="height and width in pixels"
             )
+        if pixels > most_pixels:
+            raise ImageTooLargeError(f"`runs`: {self.width} x {self.height} pixels exceed the limit of {most_pixels}")
         flat = np.asarray(self.runs, np.int64)
         ids, lengths = flat[::2], flat[1::2]
         if len(flat) % 2 or not len(flat) or (lengths < 1).any() or int(lengths.sum()) != pixels:
             raise LabelMapError(
-                f"`runs`: the lengths sum up to {int(lengths.sum())}, {self.height} x {self.width} pixels are {pixels}",
+                f"`runs`: the lengths add up to {int(lengths.sum())}, not to {self.height} x {self.width} = {pixels}",
                 hint="[value, length, value, length, ...] row by row, with lengths of at least 1",
             )
         if int(np.abs(ids).max()) > np.iinfo(np.int32).max:
-            raise LabelMapError(f"`runs`: {int(np.abs(ids).max())} is no id")
+            raise LabelMapError(f"`runs`: {int(np.abs(ids).max())} is not an id")
         return np.repeat(ids.astype(np.int32), lengths).reshape(self.height, self.width)
 
 
@@ -51,7 +51,7 @@ def run_lengths(value: Mapping[str, Any], name: str, most_pixels: int) -> RunLen
     """The members height, width and runs of a request's JSON. Raises ConfigError, which names the field `name`."""
     height, width, runs = value["height"], value["width"], value["runs"]
     if not (is_int(height) and is_int(width) and isinstance(runs, list) and all(map(is_int, runs))):
-        raise ConfigError(f"`{name}`: height, width and all of runs are integers")
+        raise ConfigError(f"`{name}`: height, width and all of runs have to be integers")
     if len(runs) > 2 * most_pixels:
         raise ImageTooLargeError(f"`{name}`: {len(runs)} numbers are more than {most_pixels} pixels need")
     if any(abs(number) >= 2**31 for number in (height, width, *runs)):

@@ -139,13 +139,15 @@ class Runner:
         """
         with self._changed:
             if not self._is_open:
-                raise StoppedError("the server is shutting down", hint="send it to another one, or later again")
+                raise StoppedError("the server is shutting down", hint="send it to another server, or again later")
             if instead_of is not None and instead_of in self._waiting:
                 self._waiting[self._waiting.index(instead_of)] = work
-                _fail(instead_of, OvertakenError("a newer request of this drawing came"))
+                _fail(instead_of, OvertakenError("a newer request for this drawing arrived"))
                 return
             if self.is_full:
-                raise QueueFullError(f"{len(self._waiting)} requests wait already", hint="send it again a little later")
+                raise QueueFullError(
+                    f"{len(self._waiting)} requests are already waiting", hint="send it again a little later"
+                )
             self._waiting.append(work)
             self._changed.notify()
 
@@ -157,7 +159,7 @@ class Runner:
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._waiting and not self._running, timeout=max(0.0, drain_s))
             while self._waiting:
-                _fail(self._waiting.popleft(), StoppedError("the server went down before this was begun"))
+                _fail(self._waiting.popleft(), StoppedError("the server shut down before it began with this request"))
             self._changed.notify_all()
         self._thread.join(timeout=max(0.1, end - time.monotonic()))
 
@@ -203,7 +205,7 @@ class Runner:
                 self._waiting.remove(one)
             elif now > one.deadline:
                 self._waiting.remove(one)
-                _fail(one, DeadlineError("it waited for longer than a request may take", hint="send it again later"))
+                _fail(one, DeadlineError("the request waited longer than the time limit", hint="send it again later"))
 
     def _run(self, batch: Sequence[Work]) -> None:
         start = time.monotonic()

@@ -160,6 +160,43 @@ TABLE = [
     ("build artifact --precision int4", 2, "--precision: 'int4' is not one of fp32, fp16, int8", another("build")),
     ("build artifact --precision bf16", 2, "--precision: 'bf16' is not one of", "`spade infer --precision bf16`"),
     ("eval --styles 1 runs", 2, "--styles: 1 is not 0 or from 2", another("eval")),
+    # Servers and packages.
+    ("serve nowhere", 1, "nowhere: does not exist", "check the path, or make one with `spade export`"),
+    ("serve artifact --port 99999", 2, "--port: 99999 is not in 0..65535", another("serve")),
+    (
+        "serve artifact --host 0.0.0.0",
+        2,
+        "everyone who can reach 0.0.0.0 could use",
+        "give a --token-file, or --insecure",
+    ),
+    ("serve artifact --token-file nothing", 2, "--token-file: nothing cannot be read", "secrets.token_urlsafe(32)"),
+    ("serve artifact --token-file text.txt", 2, "is not a token of at least 16", "secrets.token_urlsafe(32)"),
+    ("serve artifact --cors example.org", 2, "'example.org' is not an origin", "give scheme, host and port"),
+    ("serve a=artifact a=styled", 2, "two artifacts have the name a: artifact and styled", "a-2=styled"),
+    ("serve artifact --workers 0", 2, "--workers: 0 is not in 1..64", another("serve")),
+    ("serve artifact --min-psnr 40", 2, "min-psnr", "add --precision fastest"),
+    ("package artifact --triton text.txt", 2, "text.txt", "name another folder"),
+    ("package artifact --triton models --name ../x", 2, "'../x' cannot name a model", "use at most 100 letters"),
+    ("package artifact --triton models --precision fp16", 1, "there is no fp16 dense graph", "`spade export --fp16`"),
+    ("package artifact --triton models --device tpu", 2, "is not one of auto, cpu, gpu", "`spade package --help`"),
+    # Sources and targets.
+    ("infer labels out --artifact artifact --workers 0", 2, "--workers: 0 is not at least 1", another("infer")),
+    ("infer *.none out --artifact artifact", 1, "*.none: there are no files", "quotes"),
+    ("infer a.tar.gz out --artifact artifact", 1, "a.tar.gz", "unpack it"),
+    ("infer labels foo://bucket/x --artifact artifact", 1, "foo://bucket/x: Protocol not known", "address"),
+    (
+        "infer labels out/{0..}.tar --artifact artifact --overwrite",
+        2,
+        "in shards are not replaced",
+        "name other shards",
+    ),
+    (
+        "infer labels out --artifact artifact --ray x:1 --cpus-per-worker 0",
+        2,
+        "takes a CPU or a part of a GPU",
+        "such as 1 or 0.5",
+    ),
+    ("train --ray nowhere:1 --ray-workers 0", 2, "--ray-workers: 0 is not at least 1", another("train")),
     # Files and folders.
     ("infer nowhere out --artifact artifact", 1, "nowhere", "give a folder of label maps, or one label map"),
     (
@@ -234,6 +271,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(np.zeros((64, 32), np.uint8)).save(folder / name / "a.png")
     (folder / "kept" / "a.png").write_bytes((folder / "labels" / "a.png").read_bytes())
     (folder / "broken.pth").write_bytes(b"no weights")
+    (folder / "a.tar.gz").write_bytes(b"compressed")
     (folder / "text.txt").write_text("a text: [")
     (folder / "odd.yaml").write_text("speed: 3\n")
     return folder

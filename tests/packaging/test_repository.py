@@ -220,7 +220,7 @@ def test_weights_in_a_second_file_come_along(tmp_path: Path) -> None:
 def test_what_has_no_lookup_graph_says_so(tmp_path: Path) -> None:
     made = write_repository(stand_in_artifact(tmp_path / "one", PLAIN), PackageRequest(triton=tmp_path / "m"))
     assert (made.models, made.inner) == (("one",), ())
-    assert made.left_out[0] == "there is no model of the lookup graph: the artifact has none of fp32"
+    assert made.left_out[0] == "there is no model of the lookup graph: the artifact has none in fp32"
     assert "`spade build`" in made.left_out[1]
 
 
@@ -271,9 +271,9 @@ def test_engines_of_several_cards_are_one_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"flavour": Flavour.RTX}, "it is of TensorRT for RTX, which Triton does not load"),
-        ({"onnx_sha256": "0" * 64}, "it was built of another graph"),
-        ({"profile": ShapeProfile((2, 64, 32), (2, 64, 32), (2, 64, 32))}, "it takes 2 images at least"),
+        ({"flavour": Flavour.RTX}, "it was built by TensorRT for RTX, which Triton does not load"),
+        ({"onnx_sha256": "0" * 64}, "it was built from another graph"),
+        ({"profile": ShapeProfile((2, 64, 32), (2, 64, 32), (2, 64, 32))}, "it takes at least 2 images"),
     ],
 )
 def test_engines_that_triton_cannot_serve_are_left_out(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -313,7 +313,7 @@ def test_an_engine_of_any_size_and_one_of_a_named_precision(tmp_path: Path) -> N
     assert made.models == ("one", "one-tensorrt")
     made = write_repository(artifact, PackageRequest(triton=tmp_path / "m", precision=Precision.FP32))
     assert made.models == ("one",)
-    assert made.left_out[-1] == "there is no TensorRT model: the engines are of fp16, not of fp32"
+    assert made.left_out[-1] == "there is no TensorRT model: the engines have the precision fp16, not fp32"
 
 
 def test_an_engine_for_other_sizes_is_not_warmed_up(tmp_path: Path) -> None:

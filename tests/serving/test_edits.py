@@ -133,15 +133,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "beyond the bottom": ({"patches": [{**ONE, "y": 64}]}, "do not lie inside"),
     "a negative place": ({"patches": [{**ONE, "x": -1}]}, "do not lie inside"),
     "an id": ({"patches": [ONE, {**ONE, "runs": [5, 2]}]}, "ids out of range: 5"),
-    "lengths": ({"patches": [{**ONE, "runs": [0, 3]}]}, "sum up to 3"),
+    "lengths": ({"patches": [{**ONE, "runs": [0, 3]}]}, "add up to 3"),
     "no place": ({"patches": [{"height": 1, "width": 1, "runs": [0, 1]}]}, "is not {x, y, height, width, runs}"),
     "a place that is a text": ({"patches": [{**ONE, "x": "0"}]}, "x and y are integers"),
-    "no list": ({"patches": ONE}, "is no list"),
+    "no list": ({"patches": ONE}, "is not a list"),
     "no patches": ({}, "`patches` is missing"),
-    "a whole map, too": ({"patches": [], "label": {**runs_of(np.zeros((64, 32)))}}, "contradict each other"),
-    "another model": ({"patches": [], "model": "styled"}, "the drawing is of plain"),
-    "an unknown field": ({"patches": [], "colour": 1}, "`colour` is no field"),
-    "a base that is a text": ({"patches": [], "base": "1"}, "`base` the number"),
+    "a whole map, too": ({"patches": [], "label": {**runs_of(np.zeros((64, 32)))}}, "cannot be sent together"),
+    "another model": ({"patches": [], "model": "styled"}, "the drawing belongs to the model plain"),
+    "an unknown field": ({"patches": [], "colour": 1}, "`colour` is not a field"),
+    "a base that is a text": ({"patches": [], "base": "1"}, "`base` a number"),
     "instances without edges": ({"patches": [], "instance_patches": [ONE]}, "no instance map"),
 }
 
@@ -248,7 +248,7 @@ class TestDrawings:
         for gone in (two, three):  # too many bytes, then too many drawings
             held.begin("m", gone.maps)
             assert (len(held), held.num_bytes) == (3, 201)
-            with pytest.raises(OtherMapError, match="not known here"):
+            with pytest.raises(OtherMapError, match="is unknown here"):
                 held.find(gone.key, 1)
         assert held.find(one.key, 2).maps is one.maps
         held.drop(one.key)
@@ -266,7 +266,7 @@ class TestDrawings:
         one = held.go_on(one, one.maps)
         now = 16.0
         assert held.find(one.key, 2) is one
-        with pytest.raises(OtherMapError, match="not known here"):
+        with pytest.raises(OtherMapError, match="is unknown here"):
             held.find(two.key, 1)
         assert held.num_bytes == 4
 
@@ -274,7 +274,7 @@ class TestDrawings:
         held = Drawings()
         base = held.begin("m", Maps(np.zeros((2, 2), np.uint8)))
         first = held.go_on(base, Maps(np.ones((2, 2), np.uint8)))
-        with pytest.raises(OtherMapError, match="builds on version 1 of the drawing, its map is of 2"):
+        with pytest.raises(OtherMapError, match="builds on version 1 of the drawing, but the server has version 2"):
             held.go_on(base, Maps(np.full((2, 2), 2, np.uint8)))
         assert held.find(base.key, 2) is first
         again = held.begin("m", first.maps, 2, base.key)  # another map under the same number

@@ -167,7 +167,7 @@ def test_a_full_queue_refuses_with_429_and_says_when_to_come_again(server: HeldS
     first = server.hold_up()
     queued = server.fill([1, 2, 3])
     for size in (0, MOST_BYTES + 1):  # nothing of the body is looked at
-        headers = problem_of(server.synthesize(4, size).result(30), 429, "3 requests wait already")
+        headers = problem_of(server.synthesize(4, size).result(30), 429, "3 requests are already waiting")
         assert 1 <= int(headers["retry-after"]) <= 60
     status, headers, content = server.ask("GET", "/readyz")
     assert (status, json.loads(content)["detail"]) == (503, "the queue is full")
@@ -224,7 +224,9 @@ def test_bodies_that_together_hold_too_much_get_503_until_others_are_answered(tm
             held.append(server.synthesize(1, MOST_BYTES - 40))
             server.until(lambda number=number: server.waiting == number + 1)  # type: ignore[misc]
         assert server.app.state.serving.budget.held == len(body_of(0)) + 8 * (MOST_BYTES - 40)
-        headers = problem_of(server.synthesize(2, MOST_BYTES).result(30), 503, "fill the memory for bodies")
+        headers = problem_of(
+            server.synthesize(2, MOST_BYTES).result(30), 503, "the memory for the bodies of requests is full"
+        )
         assert int(headers["retry-after"]) >= 1
         server.runtime.go.set()
         for answer in held[1:]:
@@ -257,7 +259,9 @@ def test_bodies_and_messages_of_pages_share_one_budget(tmp_path: Path) -> None:
             pages.append(half_a_message(server, 1900))
             assert budget.held == (number + 1) * 1900
         for _ in range(2):  # 15,200 of 16,384 bytes are held
-            headers = problem_of(server.synthesize(1, 1500).result(30), 503, "fill the memory for bodies")
+            headers = problem_of(
+                server.synthesize(1, 1500).result(30), 503, "the memory for the bodies of requests is full"
+            )
             assert int(headers["retry-after"]) >= 1
             assert budget.held == 8 * 1900
         host, port = server.address[:2]
@@ -268,7 +272,7 @@ def test_bodies_and_messages_of_pages_share_one_budget(tmp_path: Path) -> None:
             assert closed.value.rcvd is not None
             assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (
                 1013,
-                "other requests fill the memory for bodies",
+                "the memory for the bodies of requests is full",
             )
         assert budget.held == 8 * 1900
         pages[0].sendall(bytes(108))  # the rest of its message, which is no request

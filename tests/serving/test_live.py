@@ -62,16 +62,16 @@ def test_problems_name_the_message_and_the_page_goes_on(client: Any) -> None:
             (message(2, np.full((64, 32), 9)), 2, 422, "ids out of range"),
             (message(3, np.zeros((128, 128))), 3, 413, "128 x 128 pixels"),
             (message(4, some_map(PLAIN), model="x"), 4, 404, "there is no model 'x'"),
-            (message(5, some_map(PLAIN), colour=1), 5, 422, "`colour` is no field"),
+            (message(5, some_map(PLAIN), colour=1), 5, 422, "`colour` is not a field"),
             (b"no line of JSON", None, 400, "line of JSON"),
-            (b"[1]\n", None, 400, "no object"),
+            (b"[1]\n", None, 400, "not an object"),
         ):
             socket.send_bytes(content)
             problem = json.loads(socket.receive()["text"])
             assert (problem["id"], problem["status"]) == (number, status)
             assert said in problem["detail"]
         socket.send_text("hello")
-        assert json.loads(socket.receive()["text"])["detail"] == "a message is not binary"
+        assert json.loads(socket.receive()["text"])["detail"] == "a message has to be binary, but a text came"
         socket.send_bytes(message(9, some_map(PLAIN), format="png"))
         assert image_of(socket.receive())[0]["id"] == 9
 

@@ -576,7 +576,7 @@ def test_a_full_queue_is_tried_again_and_a_refusal_is_told(
     with monkeypatch.context() as patch:
 
         def full(*_: Any, **__: Any) -> None:
-            raise QueueFullError("32 requests wait already", hint="send it again a little later")
+            raise QueueFullError("32 requests are already waiting", hint="send it again a little later")
 
         patch.setattr(Runner, "submit", full)
         page.drag((1, 1))
@@ -587,7 +587,7 @@ def test_a_full_queue_is_tried_again_and_a_refusal_is_told(
     page.tab.click("#new")
     page.tab.select_option("#map-size", "2")  # 96 x 192 pixels, and the server takes 64 x 64
     page.tab.locator("#templates .card").first.click()
-    page.wait_for_text("notice", "96 x 192 pixels are more than")
+    page.wait_for_text("notice", "96 x 192 pixels")
     page.wait_for_text("state-text", "No photo")
 
 

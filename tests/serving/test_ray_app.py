@@ -47,12 +47,12 @@ class TestArguments:
         [
             ({"port": "80"}, "`port` is a setting of Ray here"),
             ({"workers": "2"}, "`workers` is a setting of Ray here"),
-            ({"max_replica": "2"}, "'max_replica' is no setting"),
+            ({"max_replica": "2"}, "'max_replica' is not a setting"),
             ({"min_replicas": "3", "max_replicas": "2"}, "`min_replicas`: 3 is more than `max_replicas` 2"),
             ({"target_ongoing_requests": "20"}, "`max_ongoing_requests`: 16 is less than `target_ongoing_requests` 20"),
             ({"queue": "many"}, "`queue`: 'many' is of type str, not int"),
             ({"num_gpus": "-1"}, "`num_gpus`: -1.0 is not at least 0"),
-            ({"host": "0.0.0.0"}, "`host`: whoever reaches 0.0.0.0 could use the server"),
+            ({"host": "0.0.0.0"}, "`host`: everyone who can reach 0.0.0.0 could use the server"),
         ],
     )
     def test_wrong_ones_are_named(self, args: dict[str, str], said: str) -> None:
@@ -75,7 +75,7 @@ class TestArguments:
         ]
         with pytest.raises(ConfigError, match="sea is not in"):
             ray_app._places(("sea",))
-        with pytest.raises(ConfigError, match="two are called earth-001"):
+        with pytest.raises(ConfigError, match="two artifacts have the name earth-001"):
             ray_app._places(("earth-001", "earth-001"))
 
 

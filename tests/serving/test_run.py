@@ -71,13 +71,13 @@ def test_connections_that_never_send_and_bodies_that_break_off_hold_up_nobody(se
     while b"request_id" not in answer and (part := half.recv(65536)):
         answer += part
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"did not come within 3 s" in answer
+    assert b"did not arrive within 3 s" in answer
     for one in (*idle, half):
         one.close()
 
 
 def test_a_large_body_is_refused_and_the_log_has_its_id(served: ServedProcess) -> None:
-    with pytest.raises(ServerError, match="100,000 are read") as caught:
+    with pytest.raises(ServerError, match="at most 100,000 are allowed") as caught:
         Client(served.url).synthesize(b"x" * 200_000)
     assert caught.value.status == 413
     served.wait_for(caught.value.problem["request_id"])  # the log's line follows the answer
@@ -85,7 +85,7 @@ def test_a_large_body_is_refused_and_the_log_has_its_id(served: ServedProcess) -
 
 def test_the_settings_of_a_file_hold_and_a_flag_goes_before_them(served: ServedProcess) -> None:
     """The other tests have max_bytes and json_logs of the file, and the flag's timeout: 3 seconds, not 50."""
-    with pytest.raises(ServerError, match="the 4096 pixels that are made here") as caught:
+    with pytest.raises(ServerError, match="exceeds the limit of 4096 pixels") as caught:
         Client(served.url).synthesize(png(some_map(PLAIN)), size="128x64")
     assert caught.value.status == 413
 
@@ -212,8 +212,8 @@ def test_a_killed_worker_loses_only_what_it_held(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--host", "0.0.0.0"), "--host: whoever reaches 0.0.0.0 could use the server"),
-        (("--cors", "example.org"), "--cors: 'example.org' is no origin"),
+        (("--host", "0.0.0.0"), "--host: everyone who can reach 0.0.0.0 could use the server"),
+        (("--cors", "example.org"), "--cors: 'example.org' is not an origin"),
         (("--queue", "0"), "--queue"),
         (("--token-file", "none"), "--token-file: none cannot be read"),
     ],

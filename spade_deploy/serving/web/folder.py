@@ -83,7 +83,7 @@ def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) ->
     require_free(target)
     if artifact.manifest.generator.has_positions:
         raise ConfigError(
-            "`web`: this model sees the position of each pixel in its region, which the page does not find",
+            "`web`: this model needs the position of each pixel in its region, which the page cannot compute",
             hint="leave `web` out, and serve it with `spade serve`",
         )
     graphs = _graphs(artifact)
@@ -139,7 +139,7 @@ def _model_files(artifact: Artifact, graphs: tuple[Graph, ...]) -> dict[str, byt
         with artifact.vouched(graph.file) as path:
             if external_files(path):
                 raise ArtifactError(
-                    f"{path}: its weights lie in other files, which a page cannot load",
+                    f"{path}: its weights are in other files, which a page cannot load",
                     hint="only graphs below 2 GB run in a browser",
                 )
             files[graph.file] = path.read_bytes()

@@ -51,7 +51,7 @@ def runtime_files(given: Path | None = None) -> Mapping[str, bytes]:
 
 
 def _hint() -> str:
-    return f"npm pack onnxruntime-web@{VERSION}, where there is a network, then `onnxruntime_web` FILE"
+    return f"npm pack onnxruntime-web@{VERSION}, on a machine with a network, then `onnxruntime_web` FILE"
 
 
 def _of_folder(folder: Path) -> dict[str, bytes]:
@@ -63,7 +63,7 @@ def _of_folder(folder: Path) -> dict[str, bytes]:
             f"`onnxruntime_web`: {folder} is not the npm package: {reason_of(error)}", hint=_hint()
         ) from error
     if version != VERSION:
-        raise ConfigError(f"`onnxruntime_web`: {folder} is of version {version}, {VERSION} is needed", hint=_hint())
+        raise ConfigError(f"`onnxruntime_web`: {folder} has version {version}, but {VERSION} is needed", hint=_hint())
     return found
 
 
@@ -96,17 +96,17 @@ def _fetched() -> Path:
             with atomic_file(place) as temporary:
                 temporary.write_bytes(content)
             return place
-        reasons.append(f"{name}: what came has another digest")
+        reasons.append(f"{name}: the downloaded file has another digest")
     raise MissingDependencyError(
         f"`web`: onnxruntime-web {VERSION} cannot be fetched ({'; '.join(reasons)})",
-        hint="where there is no network, `onnxruntime_web` names the npm package, a folder or a .tgz",
+        hint="without a network, give the npm package by `onnxruntime_web`, as a folder or a .tgz",
     )
 
 
 def _by_npm() -> bytes:
     npm = shutil.which("npm")
     if npm is None:
-        raise OSError("it is not installed")
+        raise OSError("npm is not installed")
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", f"onnxruntime-web@{VERSION}"]  # writes the file into the folder that it runs in
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, cwd=folder)

@@ -27,4 +27,4 @@ class WebRequest:
 
     def __post_init__(self) -> None:
         if self.onnxruntime_web is not None and self.web is None:
-            raise ConfigError("`onnxruntime_web`: belongs to `web`", hint="add `web`, or leave it out")
+            raise ConfigError("`onnxruntime_web`: it is only used with `web`", hint="add `web`, or leave it out")
