@@ -98,7 +98,8 @@ class Learner(LearningNetworks):
         for first in range(0, len(batch.label), size):
             rows = slice(first, first + size)
             instance = None if batch.instance is None else batch.instance[rows]
-            part = Batch(batch.label[rows], instance, batch.photo[rows], batch.stems[rows])
+            canvas = None if batch.canvas is None else batch.canvas[rows]
+            part = Batch(batch.label[rows], instance, batch.photo[rows], batch.stems[rows], canvas=canvas)
             yield part, None if noise is None else noise[rows]
 
     def _part(self, part: Batch, noise: Tensor | None, share: float, improves_generator: bool) -> dict[str, Tensor]:
@@ -106,7 +107,7 @@ class Learner(LearningNetworks):
         segmap, photo = self._segmap(part), self._image(part.photo)
         with self._autocast(), nullcontext() if improves_generator else torch.no_grad():
             z, statistics = self._style(photo, noise)
-            fake = at_least_float32(self._compiled(self._run_generator, segmap, z, *self._lookup(part)))
+            fake = at_least_float32(self._compiled(self._run_generator, segmap, z, *self._beside(part)))
         # The images are detached: the discriminator's pass gives their gradient, which then goes through the generator.
         images = fake.detach().requires_grad_(improves_generator)
         found: dict[str, Tensor] = {}
@@ -159,8 +160,13 @@ class Learner(LearningNetworks):
         mu, logvar = self._run_encoder(photo)
         return reparameterize(mu, logvar, noise), (mu, logvar)
 
-    def _lookup(self, part: Batch) -> tuple[TrainingLookup, ...]:
-        """The distinct windows of the label maps, where the modulation is looked up; else nothing."""
+    def _beside(self, part: Batch) -> tuple[TrainingLookup | Tensor, ...]:
+        """What the generator takes beside segmap and style.
+
+        It is the distinct windows of the label maps, where the modulation is looked up, or a canvas; else nothing.
+        """
+        if part.canvas is not None:
+            return (self._image(part.canvas),)
         if self.setup.train.modulation is Modulation.DENSE:
             return ()
         return (training_lookup(self.setup.generator, part.label, part.instance).to(self.device),)
