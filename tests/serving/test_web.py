@@ -21,7 +21,7 @@ from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Artifact, Sour
 from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.tables import extract_patterns, modulated_channels
 from spade_deploy.metrics.judge import Judge, Verdict
-from spade_deploy.serving.page_files import PAGE_FOLDER
+from spade_deploy.serving.page_files import PAGE_FOLDER, page_digest
 from spade_deploy.serving.web.folder import require_free, write_web
 from spade_deploy.serving.web.onnxruntime_web import WASM_FILES, WEBGPU_FILES, runtime_files
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
@@ -177,9 +177,17 @@ def test_painting_without_a_server(tmp_path: Path, runtime_of_web: Mapping[str, 
         page.close()
         worker.write_text("throw new Error('no memory')")
         page = Page(chromium, f"{url}/below/styled/")
-        page.wait_for_text("notice-text", "no memory")
+        page.wait_for_text("notice-text", "^Uncaught .*no memory")
         assert page.tab.locator("#notice-retry").inner_text() == "Try again"
         assert "server" not in page.text("notice") + page.text("state-text")
+        status = f"./page/{page_digest()}/status.js"
+        said = "`size`: the map has 3 x 4 pixels", "choose another `size`"
+        page.tab.evaluate(
+            "([file, one, two]) => import(file).then((m) => m.showNotice('problem', one, two))",
+            [f"{url}/below/styled/{status}", *said],
+        )
+        assert page.text("notice-title") == "Size: the map has 3 x 4 pixels"
+        assert page.text("notice-text") == "Choose another size"
 
 
 RUN = """async ([runtime, maps]) => {
