@@ -38,7 +38,7 @@ class Batch:
     instance: Tensor | None
     """N x H x W int32; None without an edge channel."""
     photo: Tensor
-    """N x 3 x H x W float32 in [-1, 1]."""
+    """N x 3 x H x W float32 in [-1, 1]; black where a data set has label maps alone."""
     stems: tuple[str, ...]
     """The samples' names."""
     skipped: tuple[tuple[int, str], ...] = ()
