@@ -68,6 +68,8 @@ class Line:
     """The figures, one for each column."""
     remark: str = ""
     """A sentence that stands in the row, such as why its judge gives no verdict."""
+    architecture: str = ""
+    """The architecture of the model in words; empty for photos and folders of images."""
 
 
 def heading(result: EvalResult, name: str) -> str:
@@ -103,6 +105,7 @@ def lines(result: EvalResult) -> list[Line]:
             row.images,
             tuple(Cell(shown(row, name), best[name] == row.name, name in void) for name in columns),
             row.remark,
+            row.facts.get("architecture", ""),
         )
         for row in (*result.rows, *result.references)
     ]
