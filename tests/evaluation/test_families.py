@@ -65,6 +65,7 @@ def test_families_are_rows_beside_spade(tmp_path: Path) -> None:
     files = {path.suffix: path for path in write_report(result, tmp_path / "out")}
     page = files[".html"].read_text(encoding="utf-8")
     for name, title in ROWS.items():
-        assert f"{names[name]} <small>{title}</small>" in page
+        assert f'{names[name]} <small class="soft">{title}</small>' in page
+    assert "5 models on 3 samples, which training may have seen: the images" in page
     stored = json.loads(files[".json"].read_text(encoding="utf-8"))["models"]
     assert [row["architecture"] for row in stored] == ["spade", *ROWS.values()]
