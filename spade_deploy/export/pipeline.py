@@ -35,7 +35,7 @@ from spade_deploy.artifact import (
     write_style_directions,
 )
 from spade_deploy.errors import ConfigError, ExportError
-from spade_deploy.export.build import build_model, require_kind
+from spade_deploy.export.build import ExportedModel, build_model, require_kind
 from spade_deploy.export.encoder import write_encoder
 from spade_deploy.export.exact_lookup import exact_lookup
 from spade_deploy.export.int8.request import Int8Request
@@ -148,16 +148,23 @@ def export_artifact(
         encoder_graph = write_encoder(
             request.encoder, generator.spec, folder / ENCODER_ONNX, facts | graph_facts(ENCODER, Precision.FP32)
         )
+    wide: dict[GraphKind, ExportedModel] = {}
     kept: tuple[str, ...] = ()
     stress: tuple[StressMap, ...] = ()
     if Precision.FP16 in request.precisions:
         progress.step("measuring the largest values on the golden inputs and on stress maps, for half precision")
-        measured = measure_ranges(generator, kinds, golden_inputs, progress, request.device)
+        wide = {kind: build_model(generator, kind).to(request.device) for kind in kinds}
+        measured = measure_ranges(wide, golden_inputs, progress)
+        if Precision.FP32 not in request.precisions:
+            wide.clear()
         kept, stress = kept_units(generator.spec, measured.largest, request.keep_fp32), (measured.hardest,)
     graphs = []
     for precision, kind in itertools.product(request.precisions, kinds):
         progress.step(f"recording and writing the {precision} {kind} graph")
-        model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
+        if precision is Precision.FP32 and kind in wide:
+            model = wide.pop(kind).cpu()  # the model whose ranges were measured; it is not needed after this
+        else:
+            model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
         file = graph_file(precision, kind)
         all_kept = (*always_fp32(generator.spec), *kept) if precision is Precision.FP16 else ()
         write_onnx(model, folder / file, facts | graph_facts(kind, precision, all_kept))

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,12 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z, joined
 from spade_deploy.engines.base import Runtime, check_inputs
 from spade_deploy.errors import InputRefusedError, LabelMapError, RuntimeUnavailableError, SpadeError
-from spade_deploy.files.atomic import atomic_file
-from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.jobs import Job, Outcome, failed, loaded
-from spade_deploy.inference.places.target import Folder, Kept, Target
+from spade_deploy.inference.places.target import Kept, Target
 from spade_deploy.inference.places.urls import PlaceError
 from spade_deploy.inference.png import encode_png
-from spade_deploy.labels.files import jpeg_bytes, read_instance_map, read_label_map, resize_nearest, save_pixels
+from spade_deploy.labels.files import jpeg_bytes, read_instance_map, read_label_map, resize_nearest
 from spade_deploy.machine.cores import usable_cores
 from spade_deploy.spec import GeneratorSpec
 
@@ -129,7 +126,7 @@ class Pipeline:
         reader: Reader,
         runtime: Runtime,
         batch_size: int,
-        target: Folder | Target,
+        target: Target,
         tell: Callable[[Outcome], None],
     ) -> None:
         self._reader = reader
@@ -248,7 +245,7 @@ class Pipeline:
                     raise TargetError(error.message, hint=error.next_step) from error
                 cause = error if isinstance(error, OSError) else error.__cause__
                 where = self._target.where(job.result)
-                if isinstance(cause, OSError) and cause.errno in _OF_ONE_NAME:
+                if isinstance(cause, OSError) and _concerns_one_name(cause, job.result):
                     reason = LabelMapError(
                         f"its result cannot be written: {cause.strerror}: {where}",
                         hint="give the label map another name, or choose another folder",
@@ -272,18 +269,10 @@ class Pipeline:
             )
 
 
-def _put(target: Folder | Target, name: str, pixels: NDArray[np.uint8]) -> Kept:
-    if isinstance(target, Folder):
-        result = target.path / name
-        _write(result, pixels)
-        return Kept(sha256_of(result))
-    return target.put(name, encode_png(pixels) if name.endswith(".png") else jpeg_bytes(pixels))
+def _concerns_one_name(error: OSError, name: str) -> bool:
+    # EEXIST: a file of the user has the name of a folder that the result needs.
+    return error.errno in _OF_ONE_NAME or (error.errno == errno.EEXIST and "/" in name)
 
 
-def _write(result: Path, pixels: NDArray[np.uint8]) -> None:
-    if result.suffix.lower() != ".png":
-        save_pixels(result, pixels)
-        return
-    content = encode_png(pixels)
-    with atomic_file(result, flush="file") as temporary:
-        temporary.write_bytes(content)
+def _put(target: Target, name: str, pixels: NDArray[np.uint8]) -> Kept:
+    return target.put(name, encode_png(pixels) if name.lower().endswith(".png") else jpeg_bytes(pixels))

@@ -26,7 +26,7 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.inference.jobs import Job, Outcome
 from spade_deploy.inference.maker import Maker, artifact_digest, ran_by
 from spade_deploy.inference.pipeline import Pipeline, Reader
-from spade_deploy.inference.places.target import Folder, Target
+from spade_deploy.inference.places.target import Target
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.tuning.open import open_runtime
 
@@ -41,7 +41,7 @@ class Work:
     maker: Maker
     """What makes the images, as far as it is known before a model is loaded."""
 
-    target: Folder | Target
+    target: Target
     """Where the images go."""
 
     size: Size | None

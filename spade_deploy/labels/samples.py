@@ -32,7 +32,7 @@ class SampleArrays:
     instance: NDArray[np.int32] | None
     """The instance map, H x W object ids; None without an edge channel."""
     photo: NDArray[np.uint8]
-    """The photo, H x W x 3 RGB."""
+    """The photo, H x W x 3 RGB; black where a data set has label maps alone."""
 
 
 class Samples(Protocol):
@@ -58,14 +58,23 @@ def is_embedded(config: DataConfig) -> bool:
 
 
 class FileSamples:
-    """Samples that are files. Raises DatasetError where `labels` need instance maps and a sample has none."""
+    """Samples that are files. Raises DatasetError where `labels` need instance maps and a sample has none.
+
+    labels_only: no photo is read.
+    """
 
     def __init__(
-        self, pairing: Pairing, labels: LabelSpec, size: Size, hint: str = "name their folder with `instances_dir`"
+        self,
+        pairing: Pairing,
+        labels: LabelSpec,
+        size: Size,
+        hint: str = "name their folder with `instances_dir`",
+        *,
+        labels_only: bool = False,
     ) -> None:
         self.problems = tuple(f"{problem.path}: {problem.message}" for problem in pairing.problems)
         self._samples: Sequence[Sample] = pairing.samples
-        self._labels, self._size = labels, size
+        self._labels, self._size, self._labels_only = labels, size, labels_only
         if labels.has_edges and any(sample.instance is None for sample in pairing.samples):
             first = pairing.samples[0].label
             raise DatasetError(f"{first}: a model with an edge channel needs instance maps", hint=hint)
@@ -82,7 +91,7 @@ class FileSamples:
 
     def load(self, index: int) -> SampleArrays:
         sample = self._samples[index]
-        if sample.photo is None:
+        if sample.photo is None and not self._labels_only:
             raise LabelMapError(f"{sample.label}: has no photo")
         if not self._labels.has_edges:
             sample = Sample(sample.stem, sample.label, sample.photo)
@@ -90,7 +99,8 @@ class FileSamples:
             if path is not None and (problem := size_beside(sample.label, path, is_photo=is_photo)):
                 raise LabelMapError(f"{sample.label}: {problem}")
         label, instance = read_maps(sample, self._labels, self._size)
-        assert sample.photo is not None
+        if sample.photo is None:
+            return SampleArrays(label, instance, np.zeros((*self._size, 3), np.uint8))
         return SampleArrays(label, instance, read_photo(sample.photo, self._size))
 
 

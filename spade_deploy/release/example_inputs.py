@@ -114,7 +114,7 @@ def _data_set_maps(
             label, instance, photo = validation_labels(source, count)
             objects = None if instance is None else instance.numpy()
             described = f"label maps of {_where_from(config, split, source, info.init)}"
-            return label.numpy(), objects, described, photo_pixels(photo)
+            return label.numpy(), objects, described, None if config.labels_only else photo_pixels(photo)
         except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
             why = error.message
     ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=seed)

@@ -15,8 +15,9 @@ from typing import Any
 from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import from_json, to_json
 from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.settings import check_range, check_ranges, setting
+from spade_deploy.settings import as_typed, check_range, check_ranges, setting
 from spade_deploy.spec import MAX_BATCH, Architecture, DiscriminatorSpec, GeneratorSpec, NormType
+from spade_deploy.training.distillation.config import Distillation
 
 STYLE_LENGTH = 256
 """The length of a style vector, as in the paper."""
@@ -165,6 +166,8 @@ class TrainConfig:
     """Batches that the moving average's batch-norm statistics are estimated on anew; 1 to 10,000."""
     discriminator: DiscriminatorSpec = field(default_factory=DiscriminatorSpec)
     """How the discriminator is built."""
+    distill: Distillation | None = None
+    """How a student learns from its teacher; None trains without a teacher."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -218,8 +221,17 @@ class TrainConfig:
         constant = int(total * self.decay_start)
         return 1.0 if step <= constant else (total - step + 1) / (total - constant + 1)
 
+    @property
+    def begins_with(self) -> str:
+        """The weights that the generator begins with: those of `init`, or of a student's teacher; empty if random."""
+        return self.init if self.distill is None else self.distill.teacher.place
+
     def to_json(self) -> dict[str, Any]:
-        return to_json(self)
+        """The settings as JSON; those of a student are left out where there is none, as older versions know none."""
+        value = to_json(self)
+        if self.distill is None:
+            del value["distill"]
+        return value
 
     @classmethod
     def from_json(cls, value: Any) -> TrainConfig:
@@ -242,7 +254,8 @@ class Setup:
         size = (self.generator.height, self.generator.width)
         if self.data.crop_size != size:
             raise ConfigError(f"`size`: the data is cropped to {self.data.crop_size}, the generator makes {size}")
-        if self.generator.architecture is Architecture.OASIS:
+        self._check_student()
+        if self.generator.architecture is Architecture.OASIS and self.train.distill is None:
             raise ConfigError(
                 "`architecture` oasis is not trained here: its discriminator and its losses are others",
                 hint="train it with its own code, and import its file with `spade import`",
@@ -260,6 +273,37 @@ class Setup:
                     "`modulation` lookup contradicts `compile`: every batch has another number of patterns",
                     hint="leave one of the two out",
                 )
+
+    def _check_student(self) -> None:
+        """Refuse what a student cannot do, and what only a student can."""
+        distill = self.train.distill
+        if distill is None:
+            if self.data.labels_only:
+                raise ConfigError(
+                    f"{self.data.described}: training needs photos", hint="name their folder with `images_dir`"
+                )
+            return
+        if self.train.init:
+            raise ConfigError(
+                f"`init` {self.train.init} contradicts a teacher, with whose channels a student begins",
+                hint="leave `init` out",
+            )
+        if self.data.labels_only and self.train.eval_every:
+            raise ConfigError(
+                f"`eval_every` {self.train.eval_every}: there are no photos to measure the images against",
+                hint="leave it out: the losses say how far the images are from the teacher's",
+            )
+        if distill.weight_features > 0 and self.train.compile:
+            raise ConfigError(
+                f"`compile` contradicts `weight_features` {distill.weight_features}, which looks inside the network",
+                hint="leave `compile` out, or give `weight_features` 0",
+            )
+        if distill.cache and self.data.load_size != self.data.crop_size:
+            raise ConfigError(
+                f"`cache`: samples of {as_typed(self.data.load_size)} are cropped to {as_typed(self.data.crop_size)} at"
+                " random, so hardly any label map is seen twice",
+                hint=f"give `load_size` {as_typed(self.data.crop_size)}, or leave `cache` out",
+            )
 
     def _check_statistics(self) -> None:
         """Refuse a normalisation over a single value, whose result is always zero."""

@@ -42,7 +42,7 @@ class Batch:
     instance: Tensor | None
     """N x H x W int32; None without an edge channel."""
     photo: Tensor
-    """N x 3 x H x W float32 in [-1, 1]."""
+    """N x 3 x H x W float32 in [-1, 1]; black where a data set has label maps alone."""
     stems: tuple[str, ...]
     """The samples' names."""
     skipped: tuple[tuple[int, str], ...] = ()
@@ -121,10 +121,10 @@ def open_source(config: DataConfig, split: str, labels: LabelSpec, *, leave_out:
             raise DatasetError(f"{config.described}: no sample of {split} is left")
         pairing = replace(pairing, samples=wanted)
     first = pairing.samples[0].label
-    if any(sample.photo is None for sample in pairing.samples):
+    if not config.labels_only and any(sample.photo is None for sample in pairing.samples):
         raise DatasetError(f"{first}: training needs photos", hint="name their folder with `images_dir`")
     hint = "name their folder with `instances_dir`, or train without edges"
-    training, evaluation = (FileSamples(pairing, labels, size, hint) for size in sizes)
+    training, evaluation = (FileSamples(pairing, labels, size, hint, labels_only=config.labels_only) for size in sizes)
     return SplitSource(config, training, evaluation)
 
 

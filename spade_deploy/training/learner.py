@@ -18,7 +18,9 @@ from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.discriminator import MultiscaleDiscriminator
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import initialize, make_segmap, to_pixels
-from spade_deploy.runs.checkpoint import TrainingState
+from spade_deploy.runs.checkpoint import TrainingState, load_generator
+from spade_deploy.runs.layout import SHIPPED
+from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.runs.tensors import check_tensors
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.dataset import Batch
@@ -91,8 +93,8 @@ class LearningNetworks:
         """The generator's losses that are computed, each with its weight."""
         config = self.setup.train
         weights = {
-            "adversarial": 1.0,
-            "feature_matching": config.weight_feature_matching,
+            "adversarial": 1.0 if self.is_adversarial else 0.0,
+            "feature_matching": config.weight_feature_matching if self.is_adversarial else 0.0,
             "l1": config.weight_l1,
             "perceptual": config.weight_perceptual if self.perceptual is not None else 0.0,
             "kl": config.weight_kl if self.encoder is not None else 0.0,
@@ -100,8 +102,13 @@ class LearningNetworks:
         return {name: weight for name, weight in weights.items() if weight > 0}
 
     @property
+    def is_adversarial(self) -> bool:
+        """Whether a discriminator learns to tell the images from photos: it does where there are photos."""
+        return not self.setup.data.labels_only
+
+    @property
     def loss_names(self) -> tuple[str, ...]:
-        return (*self.weights, "discriminator_real", "discriminator_fake")
+        return (*self.weights, *(("discriminator_real", "discriminator_fake") if self.is_adversarial else ()))
 
     def rates(self, factor: float) -> tuple[float, float]:
         """Learning rates of generator and discriminator."""
@@ -137,6 +144,15 @@ class LearningNetworks:
             return to_pixels(network(self._segmap(batch), self._sample_styles(len(batch.label), style_seed))).cpu()
         finally:
             network.train(was_training)
+
+    def beside(self, batch: Batch) -> Batch:
+        """A batch of held-out samples with the images that generated ones are shown beside: its photos."""
+        return batch
+
+    def begin(self) -> None:
+        """Take the weights that a new run of these settings begins with, where they are not random."""
+        if self.setup.train.init:
+            self.begin_from(initial_generator(self.setup.train.init))
 
     def begin_from(self, generator: nn.Module) -> None:
         """Take the weights of a generator of the same spec. Raises CheckpointError where the tensors differ."""
@@ -210,6 +226,11 @@ class LearningNetworks:
         instance = batch.instance.to(self.device) if labels.has_edges and batch.instance is not None else None
         segmap = make_segmap(batch.label.to(self.device), instance, labels)
         return segmap.to(memory_format=torch.channels_last) if self.setup.train.channels_last else segmap
+
+
+def initial_generator(name: str) -> nn.Module:
+    """The generator that `init` names: a shipped one, or a checkpoint's. Raises CheckpointError."""
+    return shipped_generator(name) if name in SHIPPED else load_generator(Path(name)).module
 
 
 def _check_moments(name: str, parameters: dict[str, Tensor], saved: Any) -> None:

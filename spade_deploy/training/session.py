@@ -25,8 +25,10 @@ from spade_deploy.runs import (
 from spade_deploy.training import presets
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.device import choose_device
+from spade_deploy.training.distillation.request import DistillRequest
+from spade_deploy.training.distillation.resolve import complete_student, resumed_student, student_setup
 from spade_deploy.training.estimate import Estimate, estimate
-from spade_deploy.training.fit import fitted, machine_of, refuse_if_too_large
+from spade_deploy.training.fit import Machine, fitted, machine_of, refuse_if_too_large
 from spade_deploy.training.loop import TrainResult, train
 from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.processes.world import ALONE, World
@@ -35,6 +37,9 @@ from spade_deploy.training.resolve import complete, new_setup, resumed_setup
 from spade_deploy.training.source import FolderSource
 
 _LOG = logging.getLogger(__name__)
+
+Asked = TrainRequest | DistillRequest
+"""What a run is started with: a training, or that of a student."""
 
 NEWEST = "newest"
 EXAMPLE_LABELS = Path("labels")
@@ -125,14 +130,15 @@ def _described(setup: Setup) -> str:
     length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs} epochs"
     where = "embedded" if data.root is None and data.labels_dir is None else data.root or data.labels_dir
     precision = "" if config.amp is Amp.OFF else f", {config.amp}"
+    teacher = "" if config.distill is None else f", teacher {config.distill.teacher.place}"
     return (
         f"{data.preset} data ({where}), {generator.architecture} {generator.height} x {generator.width},"
-        f" base {generator.base_channels}, batch {config.batch_size}, {length}, {config.device}{precision}"
+        f" base {generator.base_channels}, batch {config.batch_size}, {length}, {config.device}{precision}{teacher}"
     )
 
 
 def start(
-    asked: TrainRequest,
+    asked: Asked,
     *,
     runs_dir: Path,
     name: str | None = None,
@@ -155,7 +161,7 @@ def start(
 
 
 def _started(
-    asked: TrainRequest, runs_dir: Path, name: str | None, resume: str | None, world: World, lock: RunLock
+    asked: Asked, runs_dir: Path, name: str | None, resume: str | None, world: World, lock: RunLock
 ) -> Session:
     checkpoint: Path | None = None
     with world.together():
@@ -165,18 +171,18 @@ def _started(
     notes: tuple[str, ...] = ()
     with world.together():  # the data comes before downloads: a wrong folder should be found first
         if checkpoint is None:
-            setup = with_absolute_paths(new_setup(asked, runs_dir, downloads=False))
+            setup, notes = _new(asked, runs_dir, downloads=False)
         else:
-            setup, notes = found_again(resumed_setup(asked, checkpoint), checkpoint.parent.parent)
+            setup, notes = found_again(_resumed(asked, checkpoint, runs_dir), checkpoint.parent.parent)
         choose_device(setup.train.device, world)
         source = FolderSource(setup)
     if checkpoint is None:  # process 0 downloads, its peers find the files
-        setup = world.main_first(lambda: with_absolute_paths(new_setup(asked, runs_dir)))
+        setup = world.main_first(lambda: _new(asked, runs_dir)[0])
     suited: tuple[Setup, tuple[str, ...]] = setup, ()
     with world.together():
         if world.is_main:
             machine = machine_of(setup, world)
-            suited = (setup, ()) if checkpoint is not None else fitted(asked, setup, machine)
+            suited = (setup, ()) if checkpoint is not None else _fitted(asked, setup, machine)
             refuse_if_too_large(suited[0], machine, is_resumed=checkpoint is not None)
     setup, chosen_notes = world.from_main(suited)
     notes = (*notes, *chosen_notes, *_notes(setup, source, asked.train.get("workers")))
@@ -219,7 +225,7 @@ def _content(folder: Path) -> list[Path]:
         return []
 
 
-def estimate_run(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
+def estimate_run(asked: Asked, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
     """The requested run in one line, and an estimate of its memory and time. Nothing is written.
 
     Weights of the perceptual loss are not downloaded for it. Raises what `start` raises, and TrainingError.
@@ -234,22 +240,46 @@ def estimate_run(asked: TrainRequest, *, runs_dir: Path, resume: str | None = No
     )
 
 
-def complete_request(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> TrainRequest:
+def complete_request(asked: Asked, *, runs_dir: Path, resume: str | None = None) -> Asked:
     """The request with every setting of the run that was asked for; nothing is written or downloaded.
 
     Of data of one's own, names and headers are read, as they decide on settings. Raises what
     `start` raises of settings.
     """
-    return complete(asked, _setup_alone(asked, runs_dir, resume)[0])
+    setup = _setup_alone(asked, runs_dir, resume)[0]
+    return complete_student(asked, setup) if isinstance(asked, DistillRequest) else complete(asked, setup)
 
 
-def _setup_alone(asked: TrainRequest, runs_dir: Path, resume: str | None) -> tuple[Setup, tuple[str, ...]]:
+def _setup_alone(asked: Asked, runs_dir: Path, resume: str | None) -> tuple[Setup, tuple[str, ...]]:
     """The setup of a run without starting it, and sentences on what was chosen."""
     checkpoint = _resume_point(runs_dir, None, resume, None)
     if checkpoint is None:
-        setup = new_setup(asked, runs_dir, downloads=False)
-        return fitted(asked, setup, machine_of(setup, ALONE))
-    return found_again(resumed_setup(asked, checkpoint), checkpoint.parent.parent)[0], ()
+        setup, notes = _new(asked, runs_dir, downloads=False)
+        setup, chosen_notes = _fitted(asked, setup, machine_of(setup, ALONE))
+        return setup, (*notes, *chosen_notes)
+    return found_again(_resumed(asked, checkpoint, runs_dir), checkpoint.parent.parent)[0], ()
+
+
+def _new(asked: Asked, runs_dir: Path, *, downloads: bool = True) -> tuple[Setup, tuple[str, ...]]:
+    """The setup of a new run, and sentences on what its data decided."""
+    if isinstance(asked, DistillRequest):
+        setup, notes = student_setup(asked, runs_dir, downloads=downloads)
+        return with_absolute_paths(setup), notes
+    return with_absolute_paths(new_setup(asked, runs_dir, downloads=downloads)), ()
+
+
+def _resumed(asked: Asked, checkpoint: Path, runs_dir: Path) -> Setup:
+    if isinstance(asked, DistillRequest):
+        return resumed_student(asked, checkpoint, runs_dir)
+    return resumed_setup(asked, checkpoint)
+
+
+def _fitted(asked: Asked, setup: Setup, machine: Machine) -> tuple[Setup, tuple[str, ...]]:
+    """The setup as it suits the machine, and sentences on it. A student's size and widths are decided already."""
+    if isinstance(asked, DistillRequest):
+        data = replace(asked.data, size=setup.data.crop_size)
+        asked = replace(asked, data=data, base_channels=setup.generator.base_channels).as_training
+    return fitted(asked, setup, machine)
 
 
 def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: RunLock | None) -> Path | None:
@@ -273,6 +303,11 @@ def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: Ru
     if last is not None:
         say_damaged(last)
     return last
+
+
+def goes_on(runs_dir: Path, name: str | None, resume: str | None) -> bool:
+    """Whether `start` would go on with a checkpoint, and not begin a new run. Raises what it raises of the name."""
+    return _resume_point(runs_dir, name, resume, None) is not None
 
 
 def check_resumes_newest(name: str, resume: str) -> None:

@@ -55,7 +55,7 @@ class FolderSource:
         self._data = data
         self._held_out, self._split = dataset.open_held_out(data, labels)
         self.notes = _unpaired(getattr(self._training, "problems", ()))
-        self._learned = learned_before(setup.train.init).count(self._held_out.record())
+        self._learned = learned_before(setup.train.begins_with).count(self._held_out.record())
         self.notes += self._about_measuring()
 
     def steps_per_epoch(self, batch_size: int) -> int:
