@@ -54,7 +54,7 @@ class Model:
     init: str = ""
     """The weights that its training began from, as `train.init`; empty for random ones."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Step, origin and digest of its weights, for the report."""
+    """Architecture, step, origin and digest of its weights, for the report."""
     settings: dict[str, Any] | None = None
     """How it was built and trained, as a flat table (`runs.settings`); None for a folder of images."""
 
@@ -155,7 +155,12 @@ def _checkpoint(path: Path) -> Model:
     info = runs.read_checkpoint_info(path)
     run = path.resolve().parent.parent.name if path.resolve().parent.name == runs.CHECKPOINTS else path.resolve().name
     name = f"{run}, step {info.step}" if info.origin == "train" else run
-    facts = {"step": info.step, "origin": info.origin, "generator_sha256": info.generator_sha256}
+    facts = {
+        "architecture": info.generator.title,
+        "step": info.step,
+        "origin": info.origin,
+        "generator_sha256": info.generator_sha256,
+    }
     return Model(path, Kind.CHECKPOINT, name, info.generator, _data_of(info), info.init, facts, settings_of(info))
 
 
@@ -166,7 +171,12 @@ def _artifact(path: Path, runs_dir: Path) -> Model:
     info = runs.read_checkpoint_info(checkpoint) if checkpoint is not None else None
     data, init = (_data_of(info), info.init) if info is not None else (None, "")
     settings = settings_of(info) if info is not None else generator_settings(manifest.generator)
-    facts = {"step": manifest.source.step, "origin": manifest.source.origin, "generator_sha256": digest}
+    facts = {
+        "architecture": manifest.generator.title,
+        "step": manifest.source.step,
+        "origin": manifest.source.origin,
+        "generator_sha256": digest,
+    }
     whose = path.resolve()
     name = f"{whose.parent.name}/{whose.name}"
     return Model(path, Kind.ARTIFACT, name, manifest.generator, data, init, facts, settings)
