@@ -241,6 +241,7 @@ def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str =
             for arrays in one_by_one(inputs):
                 one = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
                 segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
+                segmap = segmap.contiguous()  # else every layer copies it to pick its pixels
                 given: list[Any] = [segmap, one[Z].to(dtype) if Z in one else None]
                 if dtype is torch.float64 and device == "cpu":
                     tables = exact_lookup(generator.spec, one[LABEL], one.get(INSTANCE), segmap)
