@@ -17,11 +17,13 @@ from spade_deploy import runs
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
 from spade_deploy.engines.base import Backend
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.errors import ConfigError, LabelMapError, MissingDependencyError, NotFoundError
+from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
 from spade_deploy.evaluation.data import Sample
+from spade_deploy.evaluation.pytorch import needed_pytorch
 from spade_deploy.images.image_file import Size, read_photo
 from spade_deploy.labels.files import duplicate_stems, is_image_name, list_label_files
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.runs.layout import SHIPPED
 from spade_deploy.runs.settings import generator_settings, settings_of
 from spade_deploy.spec import GeneratorSpec
 
@@ -128,6 +130,8 @@ def _newest(runs_dir: Path, best: bool) -> Model:
 
 
 def _find(path: Path, runs_dir: Path, best: bool) -> Model:
+    if not path.exists() and str(path) in SHIPPED:
+        return _shipped(path)
     if not path.exists():
         raise NotFoundError(
             f"{path}: does not exist", hint="give a run, a checkpoint, an artifact, or a folder of images"
@@ -149,6 +153,16 @@ def _find(path: Path, runs_dir: Path, best: bool) -> Model:
         " folder with images",
         hint=runs.MAKE_CHECKPOINT,
     )
+
+
+def _shipped(name: Path) -> Model:
+    """A model that comes with the package, by its name."""
+    with needed_pytorch(name):
+        from spade_deploy.runs.shipped import shipped_facts
+    facts = shipped_facts(str(name))
+    told = {"step": None, "origin": "shipped", "generator_sha256": facts.sha256}
+    data = DataConfig.for_preset(str(name))
+    return Model(name, Kind.CHECKPOINT, str(name), facts.generator, data, "", told, generator_settings(facts.generator))
 
 
 def _checkpoint(path: Path) -> Model:
@@ -186,15 +200,11 @@ class _CheckpointImages(Images):
 
     def __init__(self, path: Path, backend: Backend) -> None:
         super().__init__()
-        try:
+        with needed_pytorch(path):
             import torch
 
             from spade_deploy.runs.checkpoint import load_generator
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                f"{path}: a checkpoint needs PyTorch, and {error.name} is not installed",
-                hint="pip install 'spade-deploy[train]', or evaluate the artifact that `spade export` makes of it",
-            ) from error
+            from spade_deploy.runs.shipped import shipped_generator
         if backend not in (Backend.AUTO, Backend.CPU, Backend.CUDA):
             raise ConfigError(f"`backend`: {backend} runs artifacts; {path} is a checkpoint")
         has_cuda = torch.cuda.is_available()
@@ -202,8 +212,9 @@ class _CheckpointImages(Images):
             raise ConfigError(f"`backend`: PyTorch {torch.__version__} sees no CUDA device", hint="use `backend` cpu")
         self._name = str(path)
         self._device = torch.device("cuda" if has_cuda and backend is not Backend.CPU else "cpu")
-        loaded = load_generator(path)
-        self._module, self._spec = loaded.module.to(self._device), loaded.spec
+        is_shipped = not path.exists() and str(path) in SHIPPED
+        module = shipped_generator(str(path)) if is_shipped else load_generator(path).module
+        self._module, self._spec = module.to(self._device), module.spec
         self.runtime = f"PyTorch {torch.__version__} {self._device}, float32"
 
     def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
