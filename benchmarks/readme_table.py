@@ -88,12 +88,12 @@ def headline(results: Results) -> str:
         }
         if others:
             fastest = min(others, key=lambda name: others[name])
-            said.append(f"{others[fastest]:.2f} times as fast in {precision} ({fastest})")
+            said.append(f"{others[fastest]:.2f} times as fast as {fastest} in {precision}")
     if not said:
         return "nothing is compared yet."
     return (
-        f"the lookup graph, on the fastest engine for it, against the fastest other of the same precision, {heading}: "
-        f"{', '.join(said)}."
+        f"{heading}: the lookup graph, in the fastest engine for it, is {' and '.join(said)}. Of all other"
+        " ways to run the model, these are the fastest."
     )
 
 
@@ -105,7 +105,7 @@ def table(results: Results) -> list[str]:
     """A row for each candidate of any result, by precision: how much faster ours is, the time, the PSNR."""
     headings = list(results)
     lines = [
-        f"| in | our lookup graph is faster than ... by | {' | '.join(headings)} |",
+        f"| precision | candidate | {' | '.join(headings)} |",
         f"|---|---|{'---:|' * len(headings)}",
     ]
     rows = {

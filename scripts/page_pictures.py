@@ -1,4 +1,4 @@
-"""Pictures of the paint page: of every state of it, and those that the README shows.
+"""Pictures of the paint page: of every state of it, and those that README.md and docs/serving.md show.
 
 usage: python scripts/page_pictures.py states OUT ARTIFACT [ARTIFACT ...]
        python scripts/page_pictures.py readme docs/images ARTIFACT

@@ -18,7 +18,7 @@ from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifa
 from spade_deploy.engines.base import Backend
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
-from spade_deploy.evaluation.data import Sample
+from spade_deploy.evaluation.data import Sample, instance_maps
 from spade_deploy.evaluation.pytorch import needed_pytorch
 from spade_deploy.images.image_file import Size, read_photo
 from spade_deploy.labels.files import duplicate_stems, is_image_name, list_label_files
@@ -56,7 +56,7 @@ class Model:
     init: str = ""
     """The weights that its training began from, as `train.init`; empty for random ones."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Step, origin and digest of its weights, for the report."""
+    """Architecture, step, origin and digest of its weights, for the report."""
     settings: dict[str, Any] | None = None
     """How it was built and trained, as a flat table (`runs.settings`); None for a folder of images."""
 
@@ -159,17 +159,21 @@ def _shipped(name: Path) -> Model:
     """A model that comes with the package, by its name."""
     with needed_pytorch(name):
         from spade_deploy.runs.shipped import shipped_facts
-    facts = shipped_facts(str(name))
-    told = {"step": None, "origin": "shipped", "generator_sha256": facts.sha256}
-    data = DataConfig.for_preset(str(name))
-    return Model(name, Kind.CHECKPOINT, str(name), facts.generator, data, "", told, generator_settings(facts.generator))
+    found, data = shipped_facts(str(name)), DataConfig.for_preset(str(name))
+    spec = found.generator
+    facts = _facts(spec, None, "shipped", found.sha256)
+    return Model(name, Kind.CHECKPOINT, str(name), spec, data, "", facts, generator_settings(spec))
+
+
+def _facts(spec: GeneratorSpec, step: int | None, origin: str, sha256: str) -> dict[str, Any]:
+    return {"architecture": spec.title, "step": step, "origin": origin, "generator_sha256": sha256}
 
 
 def _checkpoint(path: Path) -> Model:
     info = runs.read_checkpoint_info(path)
     run = path.resolve().parent.parent.name if path.resolve().parent.name == runs.CHECKPOINTS else path.resolve().name
     name = f"{run}, step {info.step}" if info.origin == "train" else run
-    facts = {"step": info.step, "origin": info.origin, "generator_sha256": info.generator_sha256}
+    facts = _facts(info.generator, info.step, info.origin, info.generator_sha256)
     return Model(path, Kind.CHECKPOINT, name, info.generator, _data_of(info), info.init, facts, settings_of(info))
 
 
@@ -180,7 +184,7 @@ def _artifact(path: Path, runs_dir: Path) -> Model:
     info = runs.read_checkpoint_info(checkpoint) if checkpoint is not None else None
     data, init = (_data_of(info), info.init) if info is not None else (None, "")
     settings = settings_of(info) if info is not None else generator_settings(manifest.generator)
-    facts = {"step": manifest.source.step, "origin": manifest.source.origin, "generator_sha256": digest}
+    facts = _facts(manifest.generator, manifest.source.step, manifest.source.origin, digest)
     whose = path.resolve()
     name = f"{whose.parent.name}/{whose.name}"
     return Model(path, Kind.ARTIFACT, name, manifest.generator, data, init, facts, settings)
@@ -224,7 +228,7 @@ class _CheckpointImages(Images):
 
         labels = self._spec.labels
         label = torch.from_numpy(np.stack([sample.label for sample in samples])).to(self._device)
-        instance = torch.from_numpy(_instances(samples)).to(self._device) if labels.has_edges else None
+        instance = torch.from_numpy(instance_maps(samples)).to(self._device) if labels.has_edges else None
         z = torch.from_numpy(styles).to(self._device) if styles is not None else None
         with torch.inference_mode():
             image = self._module(make_segmap(label, instance, labels), z)
@@ -245,7 +249,7 @@ class _ArtifactImages(Images):
     def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
         inputs: Arrays = {LABEL: np.stack([sample.label for sample in samples])}
         if self._spec.labels.has_edges:
-            inputs[INSTANCE] = _instances(samples)
+            inputs[INSTANCE] = instance_maps(samples)
         if styles is not None:
             inputs[Z] = styles
         found = self._runtime.run(inputs, [PIXELS, IMAGE])
@@ -287,10 +291,6 @@ def _only_finite(
         one if is_finite else f"{name}: the network makes NaN or infinity of {sample.stem}"
         for one, sample, is_finite in zip(pixels, samples, finite, strict=True)
     ]
-
-
-def _instances(samples: Sequence[Sample]) -> NDArray[np.int32]:
-    return np.stack([sample.instance for sample in samples if sample.instance is not None])
 
 
 _MARKS = (runs.MANIFEST_JSON, runs.CHECKPOINT_JSON, runs.GENERATOR_FILE)

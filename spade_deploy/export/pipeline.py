@@ -35,7 +35,7 @@ from spade_deploy.artifact import (
     write_style_directions,
 )
 from spade_deploy.errors import ConfigError, ExportError
-from spade_deploy.export.build import build_model, require_kind
+from spade_deploy.export.build import ExportedModel, build_model, require_kind
 from spade_deploy.export.encoder import write_encoder
 from spade_deploy.export.exact_lookup import exact_lookup
 from spade_deploy.export.int8.request import Int8Request
@@ -44,6 +44,7 @@ from spade_deploy.export.onnx_file import OPSET, write_onnx
 from spade_deploy.export.precision import always_fp32, kept_units, measure_ranges
 from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.export.style_directions import style_directions
+from spade_deploy.metrics.differences import psnr_db
 from spade_deploy.metrics.tolerances import FP32_FACTOR, is_undecided
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
@@ -147,16 +148,23 @@ def export_artifact(
         encoder_graph = write_encoder(
             request.encoder, generator.spec, folder / ENCODER_ONNX, facts | graph_facts(ENCODER, Precision.FP32)
         )
+    wide: dict[GraphKind, ExportedModel] = {}
     kept: tuple[str, ...] = ()
     stress: tuple[StressMap, ...] = ()
     if Precision.FP16 in request.precisions:
         progress.step("measuring the largest values on the golden inputs and on stress maps, for half precision")
-        measured = measure_ranges(generator, kinds, golden_inputs, progress, request.device)
+        wide = {kind: build_model(generator, kind).to(request.device) for kind in kinds}
+        measured = measure_ranges(wide, golden_inputs, progress)
+        if Precision.FP32 not in request.precisions:
+            wide.clear()
         kept, stress = kept_units(generator.spec, measured.largest, request.keep_fp32), (measured.hardest,)
     graphs = []
     for precision, kind in itertools.product(request.precisions, kinds):
         progress.step(f"recording and writing the {precision} {kind} graph")
-        model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
+        if precision is Precision.FP32 and kind in wide:
+            model = wide.pop(kind).cpu()  # the model whose ranges were measured; it is not needed after this
+        else:
+            model = build_model(generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
         file = graph_file(precision, kind)
         all_kept = (*always_fp32(generator.spec), *kept) if precision is Precision.FP16 else ()
         write_onnx(model, folder / file, facts | graph_facts(kind, precision, all_kept))
@@ -198,9 +206,7 @@ def rounding_error(
     On a CPU modulations in float64 are looked up, see `exact_lookup.py`. Values of the image that rounding alone may
     carry across zero are left out of the image's figures.
     """
-    wide = build_generator(generator.spec).double()
-    wide.load_state_dict(generator.state_dict())
-    wide.to(device).eval()
+    wide = _in_float64(generator, device)
     exact = _run(wide, inputs, torch.float64, device)[1].numpy()
     error = np.abs(logits - exact)
     largest, mean = float(error.max()), float(error.mean())
@@ -209,6 +215,19 @@ def rounding_error(
     if decided.size == 0:
         decided = np.zeros(1)
     return RoundingError(float(decided.max()), float(decided.mean()), largest, mean)
+
+
+def float32_psnr_db(generator: Generator, inputs: Arrays) -> float | None:
+    """The PSNR of the untouched module's float32 image against the same weights in float64; None without an error."""
+    image = _run(generator, inputs, torch.float32)[0]
+    exact = _run(_in_float64(generator, "cpu"), inputs, torch.float64)[0]
+    return psnr_db(float(((image - exact) ** 2).mean()))
+
+
+def _in_float64(generator: Generator, device: str) -> Generator:
+    wide = build_generator(generator.spec).double()
+    wide.load_state_dict(generator.state_dict())
+    return wide.to(device).eval()
 
 
 def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -222,6 +241,7 @@ def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str =
             for arrays in one_by_one(inputs):
                 one = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
                 segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
+                segmap = segmap.contiguous()  # else every layer copies it to pick its pixels
                 given: list[Any] = [segmap, one[Z].to(dtype) if Z in one else None]
                 if dtype is torch.float64 and device == "cpu":
                     tables = exact_lookup(generator.spec, one[LABEL], one.get(INSTANCE), segmap)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade_deploy.artifact import Arrays, one_by_one
 from spade_deploy.errors import ConfigError, ExportError
-from spade_deploy.export.build import ExportedModel, build_model, model_inputs, unit_names
+from spade_deploy.export.build import ExportedModel, model_inputs, unit_names
+from spade_deploy.export.dense_values import dense_values, has_all_values, one_hot_readers
 from spade_deploy.export.distinct_windows import distinct_windows
 from spade_deploy.export.stress_maps import StressMap, evaluations_for, hardest_map, stress_maps
-from spade_deploy.networks.build import Generator
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, GraphKind, NormType
 
@@ -69,46 +70,63 @@ class MeasuredRanges:
 
 
 def measure_ranges(
-    generator: Generator,
-    kinds: Sequence[GraphKind],
-    golden: Arrays,
-    progress: Progress = SILENT,
-    device: str = "cpu",
+    models: Mapping[GraphKind, ExportedModel], golden: Arrays, progress: Progress = SILENT
 ) -> MeasuredRanges:
     """The ranges of every kind of graph in one, so that all keep the same units.
 
-    golden: the dense graph's inputs by name, N of each; stress maps and a search for the largest activations are added.
-    device: where the models run, as PyTorch names it.
+    models: in float32, on any device. golden: the dense graph's inputs by name, N of each; stress maps and a search for
+    the largest activations are added.
     """
-    spec = generator.spec
-    evaluations = evaluations_for(spec)
-    stress = list(stress_maps(spec, classes=evaluations))
+    # The search runs on the first model: a lookup model computes a map of few distinct windows several times as fast.
+    kinds = sorted(models, key=lambda one: one is not GraphKind.LOOKUP)
+    first = models[kinds[0]]
+    if len(kinds) == 2 and has_all_values(first, models[GraphKind.DENSE]):
+        with dense_values(first, models[GraphKind.DENSE]):
+            weights = [*map(weight_ranges, models.values()), dict.fromkeys(one_hot_readers(first), 1.0)]
+            return _measured([_Pass("both graphs", first, reduce(_merged, weights))], golden, progress)
+    passes = [_Pass(f"the {kind} graph", models[kind], weight_ranges(models[kind])) for kind in kinds]
+    return _measured(passes, golden, progress)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A model that is run on all maps."""
+
+    name: str
+    """What is measured with it, in words."""
+    model: ExportedModel
+    """The model."""
+    weights: Mapping[str, float]
+    """The largest magnitude of each unit's weights."""
+
+    def ranges(self, inputs: Arrays) -> dict[str, float]:
+        """The ranges for the dense graph's inputs, one of each."""
+        return unit_ranges(self.model, model_inputs(self.model, inputs), self.weights)
+
+
+def _measured(passes: Sequence[_Pass], golden: Arrays, progress: Progress) -> MeasuredRanges:
+    spec = passes[0].model.spec
+    stress = list(stress_maps(spec, classes=evaluations_for(spec)))
     largest: dict[str, float] = {}
     hardest: StressMap | None = None
-    # The search runs on the first model: a lookup model computes a map of few distinct windows several times as fast.
-    for kind in sorted(kinds, key=lambda one: one is not GraphKind.LOOKUP):
-        model = build_model(generator, kind).to(device)
-        weights = weight_ranges(model)
-        maps = [*one_by_one(golden), *(one.inputs for one in stress)]
+    for one in passes:
+        maps = [*one_by_one(golden), *(each.inputs for each in stress)]
         by_map = []
         for done, inputs in enumerate(maps, start=1):
-            by_map.append(unit_ranges(model, model_inputs(model, inputs), weights))
+            by_map.append(one.ranges(inputs))
             largest = _merged(largest, by_map[-1])
-            progress.count(f"measuring the ranges of the {kind} graph", done, len(maps))
+            progress.count(f"measuring the ranges of {one.name}", done, len(maps))
         if hardest is None:
-            starts = [(one.inputs, found) for one, found in zip(stress, by_map[-len(stress) :], strict=True)]
-            hardest, found = _search(model, weights, starts, units_to_keep(largest))
+            starts = [(each.inputs, found) for each, found in zip(stress, by_map[-len(stress) :], strict=True)]
+            hardest, found = _search(one, starts, units_to_keep(largest))
             largest = _merged(largest, found)
             stress.append(hardest)
-    assert hardest is not None  # there is at least one kind
+    assert hardest is not None  # there is at least one pass
     return MeasuredRanges(largest, hardest)
 
 
 def _search(
-    model: ExportedModel,
-    weights: Mapping[str, float],
-    starts: Sequence[tuple[Arrays, dict[str, float]]],
-    kept: Sequence[str],
+    measured: _Pass, starts: Sequence[tuple[Arrays, dict[str, float]]], kept: Sequence[str]
 ) -> tuple[StressMap, dict[str, float]]:
     """Search from the worst stress map for the largest value in any unit that is not in `kept`."""
     ranges: dict[str, float] = {}
@@ -118,12 +136,13 @@ def _search(
 
     def score(inputs: Arrays) -> float:
         nonlocal ranges
-        found = unit_ranges(model, model_inputs(model, inputs), weights)
+        found = measured.ranges(inputs)
         ranges = _merged(ranges, found)
         return worst(found)
 
+    spec = measured.model.spec
     start = max(starts, key=lambda each: worst(each[1]))[0]
-    hardest, _ = hardest_map(model.spec, start, score, evaluations_for(model.spec))
+    hardest, _ = hardest_map(spec, start, score, evaluations_for(spec))
     return hardest, ranges
 
 

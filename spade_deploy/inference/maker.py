@@ -21,7 +21,7 @@ from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.places.store import FolderStore, Store
 from spade_deploy.inference.request import InferRequest
-from spade_deploy.spec import Precision
+from spade_deploy.spec import Naming, Precision
 
 RECORD = ".infer.json"
 """The name of the record."""
@@ -76,6 +76,8 @@ class Record:
     """The folders of label maps that the images were made of."""
     redo_before_ns: int | None = None
     """Images that are older are another maker's, and are being made again; None where there are none."""
+    naming: Naming = Naming.STEM
+    """How the images of files are named: STEM, as always before this was recorded, or PATH."""
     format_version: int = FORMAT
     """The version of this format."""
 
@@ -175,9 +177,24 @@ def require_known(store: Store, kept: int) -> None:
         )
 
 
-def require_only(store: Store, results: Iterable[str]) -> None:
-    """Raise ConfigError if a place whose maker changes holds other images than those that are made again."""
-    others = sorted(set(store.images()) - set(results))
+def naming_of(store: Store, record: Record | None, asked: Naming) -> Naming:
+    """How files are named: as the place's record says. Raises ConfigError if something else is asked for."""
+    if record is None:
+        return asked
+    if asked not in (Naming.AUTO, record.naming):
+        raise ConfigError(
+            f"`names`: the images in {store.name} are named by {record.naming}, not by {asked}",
+            hint="leave it out, or choose another folder",
+        )
+    return record.naming
+
+
+def require_only(store: Store, results: Iterable[str], *, in_folders: bool) -> None:
+    """Raise ConfigError if a place whose maker changes holds other images than those that are made again.
+
+    in_folders: whether images in its folders count.
+    """
+    others = sorted(set(store.images(in_folders=in_folders)) - set(results))
     if others:
         raise ConfigError(
             f"`out`: {store.name} holds {len(others)} images that were made in another way, and that this run does"

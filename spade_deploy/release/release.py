@@ -39,7 +39,6 @@ from spade_deploy.runs.checkpoint import LoadedGenerator, load_generator
 from spade_deploy.runs.leftovers import sweep_run, sweep_runs
 from spade_deploy.runs.records import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, GraphKind, GraphSet
-from spade_deploy.tuning.break_even import measure_break_even
 from spade_deploy.validation.report import SampleImages, ValidationReport
 from spade_deploy.validation.request import KnownOutputs, ValidationRequest
 from spade_deploy.validation.validate import validate
@@ -123,20 +122,23 @@ def export_checkpoint(
     with writing(target, "exporting into it"), atomic_folder(target) as folder:
         require_replaceable(target)  # it may have changed while this process waited for the lock
         exported = export_artifact(loaded.module, folder, exporting, progress)
-        progress.step("validating every graph against the untouched PyTorch module")
+        progress.step("loading the untouched PyTorch module again, to validate every graph against it")
         known = KnownOutputs(loaded.info.generator_sha256, golden.inputs, exported.reference)
         report = validate(
             Artifact.open(folder),
             ValidationRequest(
-                checkpoint=checkpoint, runs_dir=runs_dir, backend=Backend.CPU, stress=exported.stress, known=known
+                checkpoint=checkpoint,
+                runs_dir=runs_dir,
+                backend=Backend.CPU,
+                stress=exported.stress,
+                known=known,
+                times_graphs=request.tune,
             ),
             progress,
         )
         _require_emulated(report)
         report = replace(report, artifact=target, samples=_with_photos(report, golden))
-        manifest, measured = exported.manifest, dict[str, Any]()
-        if request.tune:
-            manifest, measured = _with_break_even(folder, manifest, progress)
+        manifest, measured = _with_break_even(exported.manifest, report)
         if loaded.info.teacher is not None:
             progress.step("comparing the student with its teacher")
         student = compare_with_teacher(loaded, golden.inputs, runs_dir)
@@ -211,17 +213,17 @@ def _require_emulated(report: ValidationReport) -> None:
             )
 
 
-def _with_break_even(folder: Path, manifest: Manifest, progress: Progress) -> tuple[Manifest, dict[str, Any]]:
+def _with_break_even(manifest: Manifest, report: ValidationReport) -> tuple[Manifest, dict[str, Any]]:
     """The manifest with the measured share in each lookup graph's entry, and the times by the graph's name."""
-    graphs, measured = [], {}
-    for graph in manifest.graphs:
-        if graph.kind is GraphKind.LOOKUP:
-            progress.step(f"measuring for which label maps {graph.name} is faster than dense")
-            found = measure_break_even(Artifact(folder, manifest), graph.precision)
-            graph = replace(graph, break_even_share=found.share)
-            measured[graph.name] = {**asdict(found), "crossing": found.crossing, "share": found.share}
-        graphs.append(graph)
-    return replace(manifest, graphs=tuple(graphs)), measured
+    found = {result.graph: result.break_even for result in report.results if result.break_even is not None}
+    graphs = tuple(
+        replace(graph, break_even_share=found[graph].share) if graph in found else graph for graph in manifest.graphs
+    )
+    measured = {
+        graph.name: {**asdict(times), "crossing": times.crossing, "share": times.share}
+        for graph, times in found.items()
+    }
+    return replace(manifest, graphs=graphs), measured
 
 
 def _golden_count(module: Any) -> int:

@@ -135,3 +135,11 @@ class ResizePolicy(StrEnum):
 
     MODEL = "model"
     NEVER = "never"
+
+
+class Naming(StrEnum):
+    """How the image of a file is named: by its stem, by its path below a common folder, or by what keeps all apart."""
+
+    AUTO = "auto"
+    STEM = "stem"
+    PATH = "path"

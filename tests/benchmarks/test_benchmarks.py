@@ -96,11 +96,12 @@ def test_the_table_follows_the_results(tmp_path: Path, capsys: pytest.CaptureFix
     assert script.main(arguments) == 0
     assert script.main([*arguments, "--check"]) == 0
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{script.BEGIN}\n**AMX**: the lookup graph, on the fastest engine for it, against")
+    assert text.startswith(f"before\n{script.BEGIN}\n**AMX**: ADE20K, 256 px: the lookup graph, in the")
     assert text.endswith(f"\n{script.END}\nafter\n")
     # The headline names the class, and the fastest other in it; neither a bound nor our own graphs count.
     assert (
-        "ADE20K, 256 px: 1.25 times as fast in fp32 (ncnn), 2.00 times as fast in bf16 (PyTorch eager, bf16)." in text
+        "is 1.25 times as fast as ncnn in fp32 and 2.00 times as fast as PyTorch eager, bf16 in bf16. Of all other"
+        in text
     )
     assert "| fp32 | PyTorch eager | 3.46 x (1,234 ms, 131 dB) |" in text
     assert "| bf16 | PyTorch eager, bf16 | 2.00 x (346 ms, 55 dB) |" in text
@@ -117,7 +118,7 @@ def test_the_table_follows_the_results(tmp_path: Path, capsys: pytest.CaptureFix
     assert script.main(arguments) == 0
     text = readme.read_text(encoding="utf-8")
     assert "| 3.46 x (1,234 ms, 131 dB) | 4.00 x (1,234 ms, 131 dB) |" in text
-    assert "**AVX2**: the lookup graph" in text
+    assert "**AVX2**: COCO-Stuff, 256 px: the lookup graph" in text
     assert "| fp32 | PyTorch eager | 5.00 x (1,234 ms, 131 dB) |" in text
 
 

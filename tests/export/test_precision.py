@@ -12,6 +12,7 @@ from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Source, Z
 from spade_deploy.errors import ExportError
 from spade_deploy.export import pipeline, precision
 from spade_deploy.export.build import build_model, model_inputs, unit_names
+from spade_deploy.export.dense_values import dense_values
 from spade_deploy.export.distinct_windows import distinct_windows
 from spade_deploy.export.pipeline import ExportRequest, export_artifact, run_reference
 from spade_deploy.export.precision import (
@@ -146,7 +147,7 @@ def test_the_headroom_is_eight() -> None:
 def test_what_is_cast_into_a_unit_counts(make: Any, kept: tuple[str, ...], kind: GraphKind) -> None:
     generator = make()
     inputs = maps_of(generator.spec)
-    found = kept_units(generator.spec, measure_ranges(generator, [kind], inputs).largest, ())
+    found = kept_units(generator.spec, measure_ranges({kind: build_model(generator, kind)}, inputs).largest, ())
     assert found == kept
     expected = run_reference(generator, inputs)["image"]
     assert np.abs(in_half(generator, kind, found, inputs) - expected).mean() < 2e-3  # measured 4e-4
@@ -197,7 +198,7 @@ def test_a_class_that_no_golden_map_has_counts(monkeypatch: pytest.MonkeyPatch) 
     model = build_model(generator)
     assert units_to_keep(unit_ranges(model, model_inputs(model, golden))) == ("level_2",)  # its weights alone
     for kind in GraphKind:
-        found = units_to_keep(measure_ranges(generator, [kind], golden).largest)
+        found = units_to_keep(measure_ranges({kind: build_model(generator, kind)}, golden).largest)
         assert {"level_2", "up_2"} <= set(found)
 
 
@@ -216,15 +217,48 @@ def test_what_the_search_finds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         return wild, scores[-1]
 
     monkeypatch.setattr(precision, "hardest_map", climb)
-    measured = measure_ranges(generator, [GraphKind.DENSE], golden)
+    measured = measure_ranges({GraphKind.DENSE: build_model(generator)}, golden)
     assert "up_2" in units_to_keep(measured.largest)
     assert measured.hardest is wild
     # Among units that are kept anyway nothing is searched: level_2's weights are larger than anything.
     assert scores[0] < 100 < scores[1]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"labels": LabelSpec(5), "kernel_size": 1, "norm": NormType.INSTANCE}, {"z_dim": 5}],
+)
+def test_one_pass_measures_both_graphs(fields: dict[str, Any]) -> None:
+    generator = build_generator(spectral_norm=False, **fields)
+    with torch.no_grad():
+        # The dense graph alone computes this beta: the lookup graph has its product with the shortcut's weights.
+        generator.up_1.norm_s.mlp_beta.bias += 1e3
+        generator.up_1.conv_s.weight *= 1e-3
+        if generator.spec.labels.has_edges:  # in the lookup graph this weight is part of a sum, which is smaller
+            generator.up_2.norm_1.mlp_shared[0].weight[0, -1, 1, 1] = 1e2
+            generator.up_2.norm_1.mlp_shared[0].weight[0, :-1, 1, 1] = -6e1
+    models = {kind: build_model(generator, kind) for kind in GraphKind}
+    inputs = maps_of(generator.spec) | ({Z: np.full((1, 5), 3, np.float32)} if "z_dim" in fields else {})
+    apart = [unit_ranges(model, model_inputs(model, inputs)) for model in models.values()]
+    expected = {name: max(one[name] for one in apart) for name in apart[0]}
+    lookup = models[GraphKind.LOOKUP]
+    before = lookup(*model_inputs(lookup, inputs))[1]
+    with dense_values(lookup, models[GraphKind.DENSE]):
+        found = unit_ranges(lookup, model_inputs(lookup, inputs))
+        assert torch.equal(lookup(*model_inputs(lookup, inputs))[1], before)
+    assert found["up_1"] == pytest.approx(expected["up_1"], rel=1e-5)
+    assert apart[list(models).index(GraphKind.LOOKUP)]["up_1"] < 0.9 * found["up_1"]
+    assert not any("forward" in vars(module) for module in lookup.modules())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "stress_maps", lambda *_, **__: (StressMap("golden", inputs),))
+        patch.setattr(precision, "hardest_map", lambda *_: (StressMap("none", inputs), 0.0))
+        measured = measure_ranges(models, inputs)
+    assert measured.largest == pytest.approx(expected, rel=1e-5)
+
+
 def test_dense_and_lookup_keep_the_same_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = small_generator()
+    monkeypatch.setattr(precision, "has_all_values", lambda *_: False)  # as in the other architectures
 
     def ranges(model: Any, *_: Any) -> dict[str, float]:
         large = "up_1" if isinstance(model, DeployModel) else "up_2"
