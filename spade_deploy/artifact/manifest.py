@@ -15,7 +15,7 @@ from typing import Any
 
 from spade_deploy.artifact.tensors import TensorInfo, encoder_tensors, graph_tensors, input_rule, output_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError, quoted, reason_of
-from spade_deploy.fields import Count, CountOrNone, Sha256, digest_of, from_json, of_type, parse, to_json
+from spade_deploy.fields import Count, CountOrNone, Sha256, Sha256OrNone, digest_of, from_json, of_type, parse, to_json
 from spade_deploy.files.reading import MAX_JSON_BYTES
 from spade_deploy.files.reading import read_json as read_json_file
 from spade_deploy.spec import EXPORTED, GeneratorSpec, GraphKind, Precision, RoundingError
@@ -104,6 +104,9 @@ class Source:
 
     parameters: CountOrNone = None
     """How many trained numbers the generator has; None in artifacts of older versions."""
+
+    teacher_sha256: Sha256OrNone = ""
+    """The SHA-256 of the weights of a student's teacher; empty without one, and in artifacts of older versions."""
 
 
 @dataclass(frozen=True)

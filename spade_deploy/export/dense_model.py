@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from spade_deploy.export.exact_norm import standardized
 from spade_deploy.networks.spade import NORM_EPS
 from spade_deploy.retrieval.bank import MemoryBank
 from spade_deploy.spec import GeneratorSpec
@@ -93,10 +94,8 @@ def edge_map(instance: Tensor) -> Tensor:
 
 
 def instance_norm(x: Tensor) -> Tensor:
-    """Each channel of each sample with mean 0 and variance 1, in the type of x."""
-    # The sums of squares of a half-precision map overflow: the statistics are always float32.
-    wide = x.float() if x.dtype is torch.float16 else x
-    return functional.instance_norm(wide, eps=NORM_EPS).to(x.dtype)
+    """Each channel of each sample, N x C x H x W, with mean 0 and variance 1, in the type of x."""
+    return standardized(x, (2, 3), NORM_EPS)
 
 
 def unfilled(kind: Callable[..., M], *given: Any, **settings: Any) -> M:

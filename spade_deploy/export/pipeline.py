@@ -45,6 +45,7 @@ from spade_deploy.export.onnx_file import OPSET, write_onnx
 from spade_deploy.export.precision import always_fp32, kept_units, measure_ranges
 from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.export.style_directions import style_directions
+from spade_deploy.metrics.differences import psnr_db
 from spade_deploy.metrics.tolerances import FP32_FACTOR, is_undecided
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
@@ -213,10 +214,7 @@ def rounding_error(
     On a CPU modulations in float64 are looked up, see `exact_lookup.py`. Values of the image that rounding alone may
     carry across zero are left out of the image's figures.
     """
-    wide = build_generator(generator.spec).double()
-    wide.load_state_dict(generator.state_dict())
-    give_bank(wide, bank_of_generator(generator))
-    wide.to(device).eval()
+    wide = _in_float64(generator, device)
     exact = _run(wide, inputs, torch.float64, device)[1].numpy()
     error = np.abs(logits - exact)
     largest, mean = float(error.max()), float(error.mean())
@@ -225,6 +223,20 @@ def rounding_error(
     if decided.size == 0:
         decided = np.zeros(1)
     return RoundingError(float(decided.max()), float(decided.mean()), largest, mean)
+
+
+def float32_psnr_db(generator: Generator, inputs: Arrays) -> float | None:
+    """The PSNR of the untouched module's float32 image against the same weights in float64; None without an error."""
+    image = _run(generator, inputs, torch.float32)[0]
+    exact = _run(_in_float64(generator, "cpu"), inputs, torch.float64)[0]
+    return psnr_db(float(((image - exact) ** 2).mean()))
+
+
+def _in_float64(generator: Generator, device: str) -> Generator:
+    wide = build_generator(generator.spec).double()
+    wide.load_state_dict(generator.state_dict())
+    give_bank(wide, bank_of_generator(generator))
+    return wide.to(device).eval()
 
 
 def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -238,6 +250,7 @@ def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str =
             for arrays in one_by_one(inputs):
                 one = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
                 segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
+                segmap = segmap.contiguous()  # else every layer copies it to pick its pixels
                 given: list[Any] = [segmap, one[Z].to(dtype) if Z in one else None]
                 if dtype is torch.float64 and device == "cpu":
                     tables = exact_lookup(generator.spec, one[LABEL], one.get(INSTANCE), segmap)

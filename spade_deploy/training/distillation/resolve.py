@@ -255,7 +255,7 @@ def _train(asked: DistillRequest, teacher: FoundTeacher, data: DataConfig, downl
         base = TrainConfig(epochs=200)
     changes: dict[str, Any] = {name: value for name, value in asked.train.items() if value is not None}
     if "steps" in changes and "epochs" in changes:
-        raise ConfigError("`steps` contradicts `epochs`; give one of them")
+        raise ConfigError("`steps` contradicts `epochs`", hint="give one of them")
     if {"steps", "epochs"} & set(changes):
         changes = {"steps": None, "epochs": None, **changes}
     if asked.perceptual is not None:
