@@ -199,7 +199,7 @@ TABLE = [
     ),
     ("animate nowhere", 1, "nowhere", "check the path of the run"),
     ("distill nowhere --base-channels 8", 1, "TEACHER: nowhere: does not exist", "or a shipped model: earth"),
-    ("distill earth", 2, "--base-channels: how wide the student is", "at most 16, or --mac-budget, such as 20G"),
+    ("distill earth", 2, "it is not said how wide the student is to be", "at most 16, or --mac-budget, such as 20G"),
     ("distill earth --mac-budget 1M", 2, "--mac-budget: 0.001 GMAC is less than the cheapest", "give more"),
     ("animate", 1, "runs", "`spade train`"),
     (
