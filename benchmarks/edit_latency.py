@@ -132,7 +132,9 @@ def served(model: ServedModel, max_row_bytes: int) -> Iterator[int]:
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # as serving/run.py does
     listening.bind(("127.0.0.1", 0))
     app = make_app({model.name: model}, ServeRequest(max_row_bytes=max_row_bytes))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=1))
+    config = uvicorn.Config(app, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=1)
+    config.timeout_keep_alive = 3600  # the connections wait while the other parts are measured
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     while not server.started:

@@ -21,6 +21,7 @@ from spade_deploy.commands.check_labels import check_labels
 from spade_deploy.commands.console import check_terminal_size, errors, print_error, show_notes, styled
 from spade_deploy.commands.data import data
 from spade_deploy.commands.demo import demo
+from spade_deploy.commands.distill import distill
 from spade_deploy.commands.evaluate import evaluate
 from spade_deploy.commands.export import export
 from spade_deploy.commands.help import fitted
@@ -39,6 +40,7 @@ from spade_deploy.version import __version__
 
 COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
     train,
+    distill,
     import_generator,
     export,
     infer,

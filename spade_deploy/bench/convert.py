@@ -20,7 +20,7 @@ from spade_deploy.bench.candidates import Kind
 from spade_deploy.bench.inputs import SEGMAP, module_feeds
 from spade_deploy.bench.job import read_arrays
 from spade_deploy.engines.openvino.library import load_openvino
-from spade_deploy.errors import ExportError
+from spade_deploy.errors import ExportError, SpadeError
 from spade_deploy.fields import from_json, to_json
 from spade_deploy.files.atomic import write_json
 from spade_deploy.files.reading import read_json
@@ -61,8 +61,12 @@ class Conversion:
 
 
 def main() -> int:
-    """Convert what the file says."""
-    convert(Conversion.read(Path(sys.argv[1])))
+    """Convert what the file says. An error that is for people is the last line on stderr."""
+    try:
+        convert(Conversion.read(Path(sys.argv[1])))
+    except SpadeError as error:
+        print(error.message, file=sys.stderr)
+        return 1
     return 0
 
 

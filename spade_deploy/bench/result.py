@@ -145,13 +145,16 @@ class BenchResult:
 
     def require_right(self) -> None:
         """Raise ValidationFailedError, with every reason, where a candidate is wrong or a graph did not run."""
-        faults = [f"{entry.candidate.name}: {entry.reason}" for entry in self.entries if entry.is_fault]
-        if faults:
-            raise ValidationFailedError(
-                f"no figure for {' | '.join(faults)}",
-                hint=next((entry.hint for entry in self.entries if entry.is_fault and entry.hint), None)
-                or f"spade validate {self.artifact} has the details; the other candidates are measured",
-            )
+        faults = [entry for entry in self.entries if entry.is_fault]
+        if not faults:
+            return
+        hint = f"spade validate {self.artifact} has the details; the other candidates are measured"
+        if all(entry.candidate.is_baseline for entry in faults):
+            hint = "that tool is not exact enough for this model; the other candidates are right, and measured"
+        raise ValidationFailedError(
+            f"no figure for {' | '.join(f'{entry.candidate.name}: {entry.reason}' for entry in faults)}",
+            hint=next((entry.hint for entry in faults if entry.hint), hint),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Machine, versions, conditions, figures and every raw time."""

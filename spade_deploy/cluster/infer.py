@@ -21,16 +21,16 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from spade_deploy.artifact import MANIFEST
-from spade_deploy.cluster.nodes import ANY, Node, connected, look_at
+from spade_deploy.cluster.nodes import Node, connected, look_at
+from spade_deploy.cluster.request import ANY, GROUP, RayRequest
 from spade_deploy.cluster.worker import Gate, Shared, Stop, Worker
 from spade_deploy.errors import ConfigError, RuntimeUnavailableError, reason_of
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.inference.jobs import Job, Outcome
 from spade_deploy.inference.places.target import Folder
 from spade_deploy.inference.work import Crew, Desk, Work
-from spade_deploy.settings import check_ranges, setting
+from spade_deploy.settings import setting
 
-GROUP = "Ray"
 MOST_JOBS = 64
 """Label maps that a worker is given at a time; enough that decoding, running and encoding overlap."""
 MOST_RETRIES = 4
@@ -41,19 +41,9 @@ NODES_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayInference:
+class RayInference(RayRequest):
     """Whether Ray makes the images, with how many workers, and what each of them takes of the cluster."""
 
-    ray: str | None = setting(
-        None,
-        help="Use a Ray cluster; without a value, that of RAY_ADDRESS or of this machine.",
-        metavar="[ADDRESS]",
-        bare=ANY,
-        group=GROUP,
-    )
-    ray_workers: int | None = setting(
-        None, help="Largest number of workers; default: as many as the cluster has room for.", least=1, group=GROUP
-    )
     gpus_per_worker: float | None = setting(
         None, help="GPUs of each worker, such as 0.5; default: 1 where the cluster has GPUs.", least=0, group=GROUP
     )
@@ -62,7 +52,7 @@ class RayInference:
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if not self.cpus_per_worker and not self.gpus_per_worker:
             raise ConfigError("`cpus_per_worker`: a worker takes a CPU or a part of a GPU", hint="such as 1 or 0.5")
 

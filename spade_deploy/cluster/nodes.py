@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spade_deploy.cluster.request import ANY
 from spade_deploy.errors import ConfigError, RuntimeUnavailableError, reason_of
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.version import __version__
-
-ANY = "auto"
-"""The address that means: the cluster of RAY_ADDRESS or of this machine, else a new one on this machine."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,8 +37,8 @@ class Node:
 def connected(address: str, progress: Progress = SILENT, *, shows_workers: bool = False) -> Iterator[list[Node]]:
     """A block with a connection to the cluster of that address (ANY, HOST:PORT, ray://...); yields its nodes.
 
-    shows_workers: whether what workers print is printed here. Raises RuntimeUnavailableError where no cluster answers,
-    ModuleNotFoundError where Ray is not installed.
+    What Ray prints inside the block goes to stderr. shows_workers: whether what workers print is printed there, too.
+    Raises RuntimeUnavailableError where no cluster answers, ModuleNotFoundError where Ray is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a command sends nothing to anybody unless it is told to
     import ray
@@ -48,24 +47,26 @@ def connected(address: str, progress: Progress = SILENT, *, shows_workers: bool 
     if address == ANY and not os.environ.get("RAY_ADDRESS"):
         settings["include_dashboard"] = False
     progress.step("connecting to Ray")
-    try:
-        context = ray.init(None if address == ANY else address, **settings)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise RuntimeUnavailableError(
-            f"`ray`: no Ray cluster answers at {address}: {reason_of(error)}",
-            hint="start Ray on the first machine, as docs/ray.md tells: it prints its address",
-        ) from error
-    try:
-        nodes = [
-            Node(one["NodeID"], one["NodeManagerAddress"], found.get("CPU", 0.0), found.get("GPU", 0.0))
-            for one in ray.nodes()
-            if one["Alive"]
-            for found in [one["Resources"]]
-        ]
-        _LOG.info("connected to Ray at %s with %d nodes", context.address_info.get("address", address), len(nodes))
-        yield nodes
-    finally:
-        ray.shutdown()
+    # Ray's threads print to sys.stdout what they hear of lost nodes; that is for a document in JSON alone.
+    with redirect_stdout(sys.stderr):
+        try:
+            context = ray.init(None if address == ANY else address, **settings)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            raise RuntimeUnavailableError(
+                f"`ray`: no Ray cluster answers at {address}: {reason_of(error)}",
+                hint="start Ray on the first machine, as docs/ray.md tells: it prints its address",
+            ) from error
+        try:
+            nodes = [
+                Node(one["NodeID"], one["NodeManagerAddress"], found.get("CPU", 0.0), found.get("GPU", 0.0))
+                for one in ray.nodes()
+                if one["Alive"]
+                for found in [one["Resources"]]
+            ]
+            _LOG.info("connected to Ray at %s with %d nodes", context.address_info.get("address", address), len(nodes))
+            yield nodes
+        finally:
+            ray.shutdown()
 
 
 @dataclass(frozen=True)

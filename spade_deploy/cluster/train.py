@@ -21,13 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from spade_deploy.cluster.nodes import ANY, Node, connected, look_at
+from spade_deploy.cluster.nodes import Node, connected, look_at
+from spade_deploy.cluster.request import ANY, GROUP, RayRequest
 from spade_deploy.errors import ConfigError, FolderBusyError, TrainingError, TrainingInterruptedError, line_of
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.settings import check_ranges, setting
+from spade_deploy.settings import setting
 
-GROUP = "Ray"
 STORE = ".ray"
 """The folder in a run's folder where Ray keeps its own notes while it trains."""
 DOCUMENT = "result.json"
@@ -38,25 +38,12 @@ _LAST_LINES = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayTraining:
+class RayTraining(RayRequest):
     """Whether Ray starts the training, and with how many processes."""
 
-    ray: str | None = setting(
-        None,
-        help="Train on a Ray cluster; without a value, that of RAY_ADDRESS or of this machine.",
-        metavar="[ADDRESS]",
-        bare="auto",
-        group=GROUP,
-    )
-    ray_workers: int | None = setting(
-        None, help="Training processes; default: one per GPU of the cluster, or per node.", least=1, group=GROUP
-    )
     max_restarts: int = setting(
         3, help="How often Ray starts all processes again after one was lost.", least=0, group=GROUP
     )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True)

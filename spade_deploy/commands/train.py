@@ -77,10 +77,10 @@ def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFol
     with join_world() as world:
         if not world.is_main:
             output.leave_to_main()
-        _train(session.start(asked, runs_dir=runs, name=call.name, resume=call.resume, world=world))
+        run_session(session.start(asked, runs_dir=runs, name=call.name, resume=call.resume, world=world))
 
 
-def _train(started: Session) -> None:
+def run_session(started: Session) -> None:
     """Run the training of a session that was started, and print its results."""
     out = stdout()
     out.print(f"training {started.run}: {started.described}")

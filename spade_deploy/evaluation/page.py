@@ -68,6 +68,8 @@ class Line:
     """The figures, one for each column."""
     remark: str = ""
     """A sentence that stands in the row, such as why its judge gives no verdict."""
+    architecture: str = ""
+    """The architecture of the model in words; empty for photos and folders of images."""
 
 
 def heading(result: EvalResult, name: str) -> str:
@@ -103,6 +105,7 @@ def lines(result: EvalResult) -> list[Line]:
             row.images,
             tuple(Cell(shown(row, name), best[name] == row.name, name in void) for name in columns),
             row.remark,
+            row.facts.get("architecture", ""),
         )
         for row in (*result.rows, *result.references)
     ]
@@ -216,10 +219,11 @@ def _lead(result: EvalResult) -> str:
     what = "One model" if count == 1 else f"{count} models"
     makes = "it makes of the label maps" if count == 1 else "each makes of the same label maps"
     shows = f"the images that {makes}, and the real photos."
-    if result.settings["split"] == "train" or result.settings.get("held_out") is False:
-        return f"{what} on {result.samples} samples, not all of which were held out of training: {shows}"
-    held_out = " that are held out" if result.settings.get("held_out") else ""
-    return f"{what} on {result.samples} samples{held_out}: {shows}"
+    is_held_out = result.settings.get("held_out")
+    told = {True: " that are held out", False: ", not all of which were held out of training"}.get(is_held_out, "")
+    if is_held_out is None and result.settings["split"] == "train":  # an import does not say what it was trained on
+        told = ", which training may have seen"
+    return f"{what} on {result.samples} samples{told}: {shows}"
 
 
 def _settings(result: EvalResult) -> list[tuple[str, str]]:

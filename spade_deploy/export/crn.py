@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.export.dense_model import DenseModel, dtype_of
+from spade_deploy.export.exact_norm import standardized
 from spade_deploy.export.fold import fold_conv
 from spade_deploy.export.spade import make_conv
 from spade_deploy.networks.crn import (
@@ -38,12 +39,7 @@ class DeployLayerNorm(nn.Module):
         self.offset = nn.Parameter(norm.bias.detach().double().view(-1, 1, 1).clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The sums of squares of a half-precision map overflow: the statistics are always float32.
-        wide = x.float() if x.dtype is torch.float16 else x
-        centred = wide - wide.mean(dim=(1, 2, 3), keepdim=True)
-        variance = (centred * centred).mean(dim=(1, 2, 3), keepdim=True)
-        normalized = (centred * torch.rsqrt(variance + self.eps)).to(x.dtype)
-        return normalized * self.scale + self.offset
+        return standardized(x, (1, 2, 3), self.eps) * self.scale + self.offset
 
 
 class DeployRefinement(nn.Module):

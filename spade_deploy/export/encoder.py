@@ -1,9 +1,8 @@
 """The style encoder as an ONNX file, proved equal to the PyTorch module before anything else may use it.
 
 The spectral norm is folded into the convolutions (`fold.fold_conv`); the instance norm stays, since it depends on the
-photo. It is written out, with the mean of a map as the mean of its rows' means: ONNX Runtime's own
-InstanceNormalization adds up the 16,384 pixels of a map one after the other, and the style had ten times the rounding
-error. The graph also scales the pixels and resizes them to the encoder's own size. It runs once for each photo, and in
+photo, and is written out (`exact_norm.py`): with ONNX Runtime's own the style had ten times the rounding error. The
+graph also scales the pixels and resizes them to the encoder's own size. It runs once for each photo, and in
 float32 alone: half precision would save milliseconds and cost the style's accuracy.
 """
 
@@ -23,12 +22,13 @@ from torch.nn import functional
 from spade_deploy.artifact import ENCODER, PHOTO, EncoderGraph, description, encoder_tensors
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
 from spade_deploy.errors import ExportError, ValidationFailedError, reason_of
+from spade_deploy.export.dense_model import instance_norm
 from spade_deploy.export.fold import fold_conv
 from spade_deploy.export.onnx_file import OPSET, describe, open_sizes
 from spade_deploy.export.onnx_recorder import GraphInput, Recorder
 from spade_deploy.labels.files import colorize, synthetic_label_maps
 from spade_deploy.networks.encoder import LAYERS, PHOTO_SIZE, StyleEncoder
-from spade_deploy.networks.spade import LEAKY_SLOPE, NORM_EPS
+from spade_deploy.networks.spade import LEAKY_SLOPE
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 
 ERROR_FACTOR = 4.0
@@ -60,7 +60,7 @@ class DeployEncoder(nn.Module):
         """photo: N x H x W x 3 uint8 RGB."""
         x = self.rows(self.columns(to_image(photo)))
         for convolution in self.convolutions:
-            x = functional.leaky_relu(_instance_norm(convolution(x)), LEAKY_SLOPE)
+            x = functional.leaky_relu(instance_norm(convolution(x)), LEAKY_SLOPE)
         x = x.flatten(1)
         return self.fc_mu(x), self.fc_var(x)
 
@@ -97,15 +97,6 @@ class _Resized(nn.Module):
 def _places(size: int, wanted: int) -> Tensor:
     """Where each of the `wanted` values lies among the `size` values, whose centres are 0, 1, 2, ...; float64."""
     return ((torch.arange(wanted, dtype=torch.float64) + 0.5) * size / wanted - 0.5).clamp(min=0)
-
-
-def _instance_norm(x: Tensor) -> Tensor:
-    centred = x - _mean(x)
-    return centred / torch.sqrt(_mean(centred * centred) + NORM_EPS)
-
-
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
 
 
 def to_image(photo: Tensor) -> Tensor:

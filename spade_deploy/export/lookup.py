@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.export.dense_model import dtype_of, to_outputs
+from spade_deploy.export.exact_norm import standardized
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_shortcut, fold_spade
 from spade_deploy.export.spade import (
     levels,
@@ -124,14 +125,7 @@ class LookupBlock(nn.Module):
 
     def _normalize(self, x: Tensor) -> Tensor:
         """Instance norm. It comes before the map is doubled, since a doubled map has the same statistics."""
-        if not self.normalizes:
-            return x
-        # The sums of squares of a half-precision map overflow: the statistics are always float32.
-        wide = x.float() if x.dtype is torch.float16 else x
-        axes = list(range(1, x.dim() - 1))
-        centred = wide - wide.mean(dim=axes, keepdim=True)
-        normalized = centred * torch.rsqrt((centred * centred).mean(dim=axes, keepdim=True) + NORM_EPS)
-        return normalized.to(x.dtype)
+        return standardized(x, range(1, x.dim() - 1), NORM_EPS) if self.normalizes else x
 
 
 class LookupModel(nn.Module):

@@ -199,14 +199,6 @@ def _value(recorder: Recorder, one: Any) -> ir.Value:
     return one.value if isinstance(one, Recorded) else recorder.tensor(one)
 
 
-def _instance_norm(x: Recorded, *given: Any, eps: float, **others: Any) -> Recorded:
-    if any(isinstance(one, Tensor | Recorded) for one in (*given, *others.values())):
-        raise ExportError("an instance norm with weights or running statistics cannot be recorded as ONNX nodes")
-    channels = int(x.shape[1])  # type: ignore[arg-type]
-    ones, zeros = (torch.full((channels,), number, dtype=x.dtype) for number in (1.0, 0.0))
-    return x.node("InstanceNormalization", ones, zeros, epsilon=eps)
-
-
 def _avg_pool(
     x: Recorded, kernel: int, stride: int | None = None, padding: int = 0, ceil_mode: bool = False, **others: Any
 ) -> Recorded:
@@ -243,7 +235,6 @@ Recorded.functions.update(
         "cat": _cat,
         "pad": _pad,
         "interpolate": _interpolate,
-        "instance_norm": _instance_norm,
         "avg_pool2d": _avg_pool,
         "max_pool2d": _max_pool,
         "batch_norm": _batch_norm,

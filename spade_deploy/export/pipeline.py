@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spade_deploy.artifact import (
+    BANK,
     ENCODER,
     ENCODER_ONNX,
     IMAGE,
@@ -44,11 +45,14 @@ from spade_deploy.export.onnx_file import OPSET, write_onnx
 from spade_deploy.export.precision import always_fp32, kept_units, measure_ranges
 from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.export.style_directions import style_directions
+from spade_deploy.metrics.differences import psnr_db
 from spade_deploy.metrics.tolerances import FP32_FACTOR, is_undecided
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.networks.sims import bank_of_generator, give_bank
 from spade_deploy.networks.spade import make_segmap, to_pixels
 from spade_deploy.progress import SILENT, Progress
+from spade_deploy.retrieval.bank_file import write_bank
 from spade_deploy.spec import GraphKind, Precision, RoundingError
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -124,6 +128,9 @@ def export_artifact(
     kinds = generator.spec.graph_kinds if request.kinds is None else request.kinds
     for kind in kinds:
         require_kind(generator.spec, kind)
+    bank = bank_of_generator(generator)
+    if generator.spec.has_bank and bank is None:
+        raise ExportError("the generator has no memory bank, of which its canvases are made", hint="train it again")
     golden_inputs = dict(request.golden_inputs)
     progress.step("running the PyTorch reference in float32 and float64")
     reference = run_reference(generator, golden_inputs)
@@ -136,6 +143,8 @@ def export_artifact(
         )
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS], request.device)
     write_golden(folder, golden_inputs, reference)
+    if bank is not None:
+        write_bank(folder / BANK, bank)
     directions = style_directions(generator)
     if directions is not None:
         write_style_directions(folder, directions)
@@ -205,9 +214,7 @@ def rounding_error(
     On a CPU modulations in float64 are looked up, see `exact_lookup.py`. Values of the image that rounding alone may
     carry across zero are left out of the image's figures.
     """
-    wide = build_generator(generator.spec).double()
-    wide.load_state_dict(generator.state_dict())
-    wide.to(device).eval()
+    wide = _in_float64(generator, device)
     exact = _run(wide, inputs, torch.float64, device)[1].numpy()
     error = np.abs(logits - exact)
     largest, mean = float(error.max()), float(error.mean())
@@ -216,6 +223,20 @@ def rounding_error(
     if decided.size == 0:
         decided = np.zeros(1)
     return RoundingError(float(decided.max()), float(decided.mean()), largest, mean)
+
+
+def float32_psnr_db(generator: Generator, inputs: Arrays) -> float | None:
+    """The PSNR of the untouched module's float32 image against the same weights in float64; None without an error."""
+    image = _run(generator, inputs, torch.float32)[0]
+    exact = _run(_in_float64(generator, "cpu"), inputs, torch.float64)[0]
+    return psnr_db(float(((image - exact) ** 2).mean()))
+
+
+def _in_float64(generator: Generator, device: str) -> Generator:
+    wide = build_generator(generator.spec).double()
+    wide.load_state_dict(generator.state_dict())
+    give_bank(wide, bank_of_generator(generator))
+    return wide.to(device).eval()
 
 
 def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -13,18 +13,20 @@ from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.jobs import Failure
 from spade_deploy.inference.keeper import Keeper
-from spade_deploy.inference.maker import Maker, planned_maker, read_record
+from spade_deploy.inference.maker import Maker, naming_of, planned_maker, read_record
 from spade_deploy.inference.pipeline import TargetError
+from spade_deploy.inference.places.origins import Remote
 from spade_deploy.inference.places.sources import find
-from spade_deploy.inference.places.target import Folder, Target
-from spade_deploy.inference.plan import Plan, destination, make_plan
+from spade_deploy.inference.places.target import Target
+from spade_deploy.inference.places.urls import is_url
+from spade_deploy.inference.plan import Plan, destination, make_plan, refuse_inputs
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.inference.run import Run
 from spade_deploy.inference.size import checked_size
 from spade_deploy.inference.style import style_vector
 from spade_deploy.inference.work import Crew, OneProcess, Work
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.spec import GeneratorSpec, ResizePolicy
+from spade_deploy.spec import GeneratorSpec, Naming, ResizePolicy
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def infer(
 ) -> InferSummary:
     """Make an image of every label map that the request names.
 
-    Images are named by the label map's stem; those of Cityscapes' official files by city, sequence and frame. All
+    Images are named by the label map's stem, or its path (`names`); those of Cityscapes' official files by city,
+    sequence and frame. All
     images have the same style: that of a seed or a photo, else the mean style. Images that are there already are kept
     if the folder's record (`maker.RECORD`) says that the same model made them in the same way.
     crew: who makes the images; this process, or `workers` of them, if it is left out.
@@ -86,10 +89,11 @@ def infer(
     _check_edges(spec, request)
     size = None if request.resize == ResizePolicy.NEVER else checked_size(spec, request.size)
     style = style_vector(artifact, request.seed, request.style_image)
-    found = find(request, spec.labels)
-    to = destination(request, found)
-    maker = planned_maker(artifact, request, size)
+    to = destination(request)
     record = read_record(to.store) if to.has_record else None
+    found = find(request, spec.labels, naming_of(to.store, record, Naming(request.names)))
+    refuse_inputs(request, found, to)
+    maker = planned_maker(artifact, request, size)
     plan = make_plan(request, found, to, None if record is None else record.redo_before_ns)
     keeper = Keeper(to, artifact, request, maker)
     keeper.check(plan, record)
@@ -127,7 +131,7 @@ def _work(
     maker: Maker,
     plan: Plan,
     *,
-    target: Folder | Target,
+    target: Target,
     style: NDArray[np.float32] | None,
     size: Size | None,
 ) -> Work:
@@ -138,7 +142,17 @@ def _work(
         "graph": request.graph,
         "min_psnr_db": request.min_psnr_db,
     }
-    return Work(artifact.path, maker, target, size, style, request.batch_size, images=len(plan.jobs), engine=engine)
+    return Work(
+        artifact.path,
+        maker,
+        target,
+        size,
+        style,
+        request.batch_size,
+        images=len(plan.jobs),
+        engine=engine,
+        reads_remote=any(isinstance(job.label, Remote) for job in plan.jobs[:1]) or is_url(request.labels),
+    )
 
 
 def _crew(artifact: Artifact, request: InferRequest) -> Crew:

@@ -28,6 +28,7 @@ from spade_deploy.inference.places.store import LOG
 from spade_deploy.inference.places.urls import PlaceError, shown
 from spade_deploy.inference.plan import Destination, Plan
 from spade_deploy.inference.request import InferRequest
+from spade_deploy.spec import Naming
 
 _ALL = 2**63 - 1
 """A time after that of every file."""
@@ -60,7 +61,7 @@ class Keeper:
             require_same(store, record, self._maker)
             note_labels(store, record, labels_name(request.labels), len(plan.kept))
         elif differences(record.maker, self._maker):
-            require_only(store, [job.result for job in plan.jobs])
+            self._require_only(record)
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -107,13 +108,14 @@ class Keeper:
                 redo_before_ns = old.redo_before_ns
         elif old is None or differences(old.maker, maker):
             if old is not None:
-                require_only(store, [job.result for job in self._plan.jobs])
+                self._require_only(old)
             redo_before_ns = _ALL
         elif old.redo_before_ns is not None:
             redo_before_ns = old.redo_before_ns
         kept = old.labels if old is not None and redo_before_ns != _ALL else ()
         path = str(self._artifact.path)
-        record = Record(maker, path, tuple(dict.fromkeys((*kept, labels))), redo_before_ns)
+        naming = Naming.PATH if old is not None and old.naming is Naming.PATH else self._plan.naming
+        record = Record(maker, path, tuple(dict.fromkeys((*kept, labels))), redo_before_ns, naming)
         time_ns = write_record(store, record)
         if redo_before_ns == _ALL:
             # The time of the place, which may differ from that of this machine, separates old images from new.
@@ -124,6 +126,10 @@ class Keeper:
         with _writing(store.name):
             self._log.add_failures(self._plan.failures)
         self._adopt(self._log)
+
+    def _require_only(self, record: Record) -> None:
+        in_folders = Naming.PATH in (record.naming, self._plan.naming)
+        require_only(self._store, [job.result for job in self._plan.jobs], in_folders=in_folders)
 
     def has_gaps(self) -> bool:
         """Whether images that are there are not in the list, though there is one: a killed run left them."""

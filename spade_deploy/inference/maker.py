@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from spade_deploy.artifact import Artifact
+from spade_deploy.artifact import BANK, Artifact
 from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError, SpadeError, quoted, reason_of
 from spade_deploy.fields import digest_of, from_json, to_json
@@ -21,7 +21,7 @@ from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.places.store import FolderStore, Store
 from spade_deploy.inference.request import InferRequest
-from spade_deploy.spec import Precision
+from spade_deploy.spec import Naming, Precision
 
 RECORD = ".infer.json"
 """The name of the record."""
@@ -37,7 +37,7 @@ class Maker:
     """Everything that decides the pixels besides the label map. A text that is empty is not known yet."""
 
     artifact_sha256: str
-    """The digest of the artifact's graphs and of its style encoder."""
+    """The digest of the artifact's graphs, of its style encoder and of its memory bank."""
     graph: str
     """The graph that was asked for: auto, dense or lookup."""
     precision: str
@@ -76,6 +76,8 @@ class Record:
     """The folders of label maps that the images were made of."""
     redo_before_ns: int | None = None
     """Images that are older are another maker's, and are being made again; None where there are none."""
+    naming: Naming = Naming.STEM
+    """How the images of files are named: STEM, as always before this was recorded, or PATH."""
     format_version: int = FORMAT
     """The version of this format."""
 
@@ -101,9 +103,10 @@ def planned_maker(artifact: Artifact, request: InferRequest, size: Size | None) 
 
 
 def artifact_digest(artifact: Artifact) -> str:
-    """The digest of an artifact's graphs and of its style encoder, by the manifest."""
+    """The digest of an artifact's graphs, style encoder and memory bank, by the manifest."""
     manifest = artifact.manifest
     files = [graph.file for graph in manifest.graphs] + ([manifest.encoder.file] if manifest.encoder else [])
+    files += [BANK] if manifest.generator.has_bank else []
     return digest_of({name: manifest.files[name].sha256 for name in files})
 
 
@@ -175,9 +178,24 @@ def require_known(store: Store, kept: int) -> None:
         )
 
 
-def require_only(store: Store, results: Iterable[str]) -> None:
-    """Raise ConfigError if a place whose maker changes holds other images than those that are made again."""
-    others = sorted(set(store.images()) - set(results))
+def naming_of(store: Store, record: Record | None, asked: Naming) -> Naming:
+    """How files are named: as the place's record says. Raises ConfigError if something else is asked for."""
+    if record is None:
+        return asked
+    if asked not in (Naming.AUTO, record.naming):
+        raise ConfigError(
+            f"`names`: the images in {store.name} are named by {record.naming}, not by {asked}",
+            hint="leave it out, or choose another folder",
+        )
+    return record.naming
+
+
+def require_only(store: Store, results: Iterable[str], *, in_folders: bool) -> None:
+    """Raise ConfigError if a place whose maker changes holds other images than those that are made again.
+
+    in_folders: whether images in its folders count.
+    """
+    others = sorted(set(store.images(in_folders=in_folders)) - set(results))
     if others:
         raise ConfigError(
             f"`out`: {store.name} holds {len(others)} images that were made in another way, and that this run does"

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +21,19 @@ from numpy.typing import NDArray
 from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z, joined
 from spade_deploy.engines.base import Runtime, check_inputs
 from spade_deploy.errors import InputRefusedError, LabelMapError, RuntimeUnavailableError, SpadeError
-from spade_deploy.files.atomic import atomic_file
-from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.jobs import Job, Outcome, failed, loaded
-from spade_deploy.inference.places.target import Folder, Kept, Target
+from spade_deploy.inference.places.target import Kept, Target
 from spade_deploy.inference.places.urls import PlaceError
 from spade_deploy.inference.png import encode_png
-from spade_deploy.labels.files import jpeg_bytes, read_instance_map, read_label_map, resize_nearest, save_pixels
+from spade_deploy.labels.files import jpeg_bytes, read_instance_map, read_label_map, resize_nearest
 from spade_deploy.machine.cores import usable_cores
 from spade_deploy.spec import GeneratorSpec
 
 # Threads that decode, and as many that encode; never more than half the cores, as a CPU session needs them, too.
 _MAX_WORKERS = 4
+_REMOTE_WORKERS = 16
+"""Threads that read from an object store, and as many that write there: they mostly wait for its answers."""
 
 _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL)
 """Errors that keep only one result from being written; a full disk, for example, concerns all results."""
@@ -129,9 +128,12 @@ class Pipeline:
         reader: Reader,
         runtime: Runtime,
         batch_size: int,
-        target: Folder | Target,
+        target: Target,
         tell: Callable[[Outcome], None],
+        *,
+        reads_remote: bool = False,
     ) -> None:
+        """reads_remote: whether label maps come from an object store."""
         self._reader = reader
         self._runtime = runtime
         self._batch_size = batch_size
@@ -139,9 +141,11 @@ class Pipeline:
         self._tell = tell
         cores = min(os.cpu_count() or 2, usable_cores())
         workers = max(1, min(_MAX_WORKERS, cores // 2))
-        self._ahead = 2 * batch_size + workers
-        self._decoders = ThreadPoolExecutor(workers, "decode")
-        self._encoders = ThreadPoolExecutor(workers, "encode")
+        decoders = _REMOTE_WORKERS if reads_remote else workers
+        encoders = _REMOTE_WORKERS if target.is_remote else workers
+        self._ahead, self._unwritten = 2 * batch_size + decoders, 2 * batch_size + encoders
+        self._decoders = ThreadPoolExecutor(decoders, "decode")
+        self._encoders = ThreadPoolExecutor(encoders, "encode")
         self._writes: deque[_Writing] = deque()
 
     def run(self, jobs: Iterable[Job]) -> None:
@@ -157,7 +161,7 @@ class Pipeline:
                 for maps, image in zip(batch, found, strict=True):
                     future = self._encoders.submit(_put, self._target, maps.job.result, image)
                     self._writes.append(_Writing(maps.job, maps.was_resized, seconds / len(batch), future))
-                self._collect(at_most_open=self._ahead)
+                self._collect(at_most_open=self._unwritten)
             self._collect(at_most_open=0)
         finally:
             # After an error or Ctrl-C, waiting work of both pools is dropped first; work that has begun is finished.
@@ -248,7 +252,7 @@ class Pipeline:
                     raise TargetError(error.message, hint=error.next_step) from error
                 cause = error if isinstance(error, OSError) else error.__cause__
                 where = self._target.where(job.result)
-                if isinstance(cause, OSError) and cause.errno in _OF_ONE_NAME:
+                if isinstance(cause, OSError) and _concerns_one_name(cause, job.result):
                     reason = LabelMapError(
                         f"its result cannot be written: {cause.strerror}: {where}",
                         hint="give the label map another name, or choose another folder",
@@ -272,18 +276,10 @@ class Pipeline:
             )
 
 
-def _put(target: Folder | Target, name: str, pixels: NDArray[np.uint8]) -> Kept:
-    if isinstance(target, Folder):
-        result = target.path / name
-        _write(result, pixels)
-        return Kept(sha256_of(result))
-    return target.put(name, encode_png(pixels) if name.endswith(".png") else jpeg_bytes(pixels))
+def _concerns_one_name(error: OSError, name: str) -> bool:
+    # EEXIST: a file of the user has the name of a folder that the result needs.
+    return error.errno in _OF_ONE_NAME or (error.errno == errno.EEXIST and "/" in name)
 
 
-def _write(result: Path, pixels: NDArray[np.uint8]) -> None:
-    if result.suffix.lower() != ".png":
-        save_pixels(result, pixels)
-        return
-    content = encode_png(pixels)
-    with atomic_file(result, flush="file") as temporary:
-        temporary.write_bytes(content)
+def _put(target: Target, name: str, pixels: NDArray[np.uint8]) -> Kept:
+    return target.put(name, encode_png(pixels) if name.lower().endswith(".png") else jpeg_bytes(pixels))

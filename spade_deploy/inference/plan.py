@@ -9,6 +9,8 @@ from spade_deploy.errors import ConfigError, LabelMapError
 from spade_deploy.inference.jobs import Failure, Job, failure
 from spade_deploy.inference.log import logged_files
 from spade_deploy.inference.places.found import Found
+from spade_deploy.inference.places.listing import is_pattern
+from spade_deploy.inference.places.names import before_wildcards
 from spade_deploy.inference.places.packs import SUFFIXES, PackStore, pack_parts
 from spade_deploy.inference.places.sources import is_plain
 from spade_deploy.inference.places.store import FolderStore, Store
@@ -16,6 +18,7 @@ from spade_deploy.inference.places.url_store import UrlStore
 from spade_deploy.inference.places.urls import is_url, shown
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.labels.files import RESULT_SUFFIXES, is_image_name
+from spade_deploy.spec import Naming
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Plan:
     left_out: tuple[str, ...] = ()
     """A sentence for each photo that lies beside its label map."""
 
+    naming: Naming = Naming.STEM
+    """How the images are named."""
+
 
 def make_plan(request: InferRequest, found: Found, to: Destination, redo_before_ns: int | None = None) -> Plan:
     """Results for the label maps that were found in `labels`; none is opened yet.
@@ -64,24 +70,38 @@ def make_plan(request: InferRequest, found: Found, to: Destination, redo_before_
                 jobs.append(Job(item.id, item.label, item.instance, result))
         except LabelMapError as error:
             failures.append(failure(item.label, error, item.id))
-    return Plan(tuple(jobs), tuple(kept), tuple(failures), found.left_out)
+    return Plan(tuple(jobs), tuple(kept), tuple(failures), found.left_out, found.naming)
 
 
-def destination(request: InferRequest, found: Found) -> Destination:
-    """The place of the results. Inputs are never overwritten. Raises ConfigError."""
-    out = request.out
+def destination(request: InferRequest) -> Destination:
+    """The place of the results. Raises ConfigError."""
+    labels, out = request.labels, request.out
     if Path(str(out)).suffix.lower() in SUFFIXES and not (isinstance(out, Path) and out.is_dir()):
         return Destination(_packs(request, out), has_record=True)
-    is_single = is_plain(request.labels) and Path(request.labels).is_file()
-    if is_url(out) or (not is_plain(request.labels) and is_image_name(Path(out)) and not Path(out).is_dir()):
+    is_single = _is_single(request)
+    if is_url(out) or (not is_plain(labels) and is_image_name(Path(out)) and not Path(out).is_dir()):
         if is_image_name(Path(str(out))):
             raise ConfigError(f"`out`: {shown(out)} names an image; results go into a folder", hint="name a folder")
         if is_url(out):
             return Destination(UrlStore(str(out)), has_record=True)
-    folder, named = _result_place(request, found)
-    store = FolderStore(folder if named is None else named.parent)
-    is_named = is_single and not Path(out).is_dir() and is_image_name(Path(out))
-    return Destination(store, has_record=not is_named, named=None if named is None else named.name)
+    out = Path(out)
+    if not is_single or out.is_dir() or not is_image_name(out):
+        if not is_single and out.is_file():
+            raise ConfigError(
+                f"{out} is a file; the results of a folder go into a folder",
+                hint="name a folder, which may be a new one",
+            )
+        return Destination(FolderStore(out), has_record=True)
+    if out.suffix.lower() not in RESULT_SUFFIXES:
+        raise ConfigError(
+            f"{out}: results are written as {', '.join(RESULT_SUFFIXES)}, not as {out.suffix}",
+            hint=f"name it {out.with_suffix('.png')}",
+        )
+    return Destination(FolderStore(out.parent), has_record=False, named=out.name)
+
+
+def _is_single(request: InferRequest) -> bool:
+    return is_plain(request.labels) and Path(request.labels).is_file()
 
 
 def _packs(request: InferRequest, out: Path | str) -> PackStore:
@@ -95,32 +115,38 @@ def _packs(request: InferRequest, out: Path | str) -> PackStore:
     return PackStore(inner, pattern, request.shard_size, logged.values())
 
 
-def _result_place(request: InferRequest, found: Found) -> tuple[Path, Path | None]:
-    """The folder of the results, and the result's own path for a single label file. Inputs are never overwritten."""
-    labels, out, image_format = Path(str(request.labels)), Path(request.out), request.image_format
-    is_single = is_plain(request.labels) and labels.is_file()
+def refuse_inputs(request: InferRequest, found: Found, to: Destination) -> None:
+    """Raise ConfigError where results would lie among the label maps or instance maps, which they could overwrite."""
+    if not isinstance(to.store, FolderStore):
+        return
+    labels, out = Path(str(request.labels)), to.store.path
     known = [file for item in found.items for file in (item.label, item.instance)]
     files = [file for file in (*known, *(one.path for one in found.failures)) if isinstance(file, Path)]
-    inputs = {labels} | {file.parent for file in files}
-    if is_single:
+    if _is_single(request):
         inputs = {labels} | {item.instance for item in found.items if isinstance(item.instance, Path)}
-    result = None
-    if is_single:
-        is_name = not out.is_dir() and is_image_name(out)
-        if is_name and out.suffix.lower() not in RESULT_SUFFIXES:
-            raise ConfigError(
-                f"{out}: results are written as {', '.join(RESULT_SUFFIXES)}, not as {out.suffix}",
-                hint=f"name it {out.with_suffix('.png')}",
-            )
         stem = next((item.id for item in found.items), labels.stem)
-        result = out if is_name else out / f"{stem}.{image_format}"
-    elif out.is_file():
-        raise ConfigError(
-            f"{out} is a file; the results of a folder go into a folder", hint="name a folder, which may be a new one"
-        )
-    places = [out] if result is None else [out, result, result.parent]
-    for path in inputs:
-        for place in places:
-            if path.exists() and place.exists() and place.samefile(path):
-                raise ConfigError(f"{place} is an input: results would overwrite it", hint="choose another folder")
-    return (out if result is None else result.parent), result
+        result = out / (to.named or f"{stem}.{request.image_format}")
+        places = {result, result.parent}
+    else:
+        inputs = {labels} | {file.parent for file in files}
+        places = {out} | {out / item.id.rpartition("/")[0] for item in found.items if "/" in item.id}
+    if is_pattern(labels) and Path(before_wildcards(labels)).resolve() in out.resolve().parents:
+        inside = next((path for path in sorted(inputs) if out.resolve() in path.resolve().parents), None)
+        if inside is not None:
+            raise ConfigError(
+                f"`out`: the pattern {labels} also names files in {inside}, where results are",
+                hint="choose a folder that the pattern does not reach",
+            )
+    taken = {_identity(path) for path in inputs} - {None}
+    for place in sorted(places):
+        if _identity(place) in taken:
+            raise ConfigError(f"{place} is an input: results would overwrite it", hint="choose another folder")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file or folder from all others, whatever it is called; None if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -11,7 +11,7 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.inference.places.urls import as_place, place_of
 from spade_deploy.labels.files import RESULT_SUFFIXES
 from spade_deploy.settings import check_one_of, check_ranges, setting
-from spade_deploy.spec import MAX_BATCH, Backend, Precision, PrecisionChoice, ResizePolicy, parse_size
+from spade_deploy.spec import MAX_BATCH, Backend, Naming, Precision, PrecisionChoice, ResizePolicy, parse_size
 from spade_deploy.tuning.wish import parse_precision
 
 PLACES = "Tables and shards"
@@ -58,6 +58,9 @@ class InferRequest:
     )
     style_image: Path | None = setting(None, help="A photo whose style is taken, for a model with a style encoder.")
     image_format: str = setting("png", help="png or jpg.", flag="format")
+    names: Naming | str = setting(
+        Naming.AUTO, help="Names of photos of globs and lists: stem; path, with folders; auto: path if stems are equal."
+    )
     threads: int | None = setting(None, help="CPU threads; default: one per core.")
     label_column: str = setting("label", help="Column of the label maps in Parquet files.", group=PLACES)
     id_column: str = setting("id", help="Column of the ids in Parquet files.", group=PLACES)
@@ -76,6 +79,7 @@ class InferRequest:
         if self.instances is not None and self.no_instances:
             raise ConfigError("`instances` and `no_instances` contradict each other", hint="leave one of them out")
         check_one_of("resize", self.resize, ResizePolicy)
+        check_one_of("names", self.names, Naming)
         if self.resize == ResizePolicy.NEVER and self.size is not None:
             raise ConfigError("`size` and `resize` never contradict each other", hint="leave one of them out")
         if f".{self.image_format}" not in RESULT_SUFFIXES:

@@ -61,7 +61,7 @@ class Run(Desk):
             self.written += 1
             self.resized += outcome.was_resized
         else:
-            self.failures.append(Failure(outcome.label, outcome.error, outcome.hint))
+            self.failures.append(Failure(outcome.label, outcome.error, outcome.hint, outcome.id))
         self._ended = time.perf_counter()
         rate = self.written / max(self.seconds, 1e-9)
         self.progress.count("images", len(self._done), self._total, Figures(per_second=rate))

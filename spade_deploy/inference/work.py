@@ -26,7 +26,7 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.inference.jobs import Job, Outcome
 from spade_deploy.inference.maker import Maker, artifact_digest, ran_by
 from spade_deploy.inference.pipeline import Pipeline, Reader
-from spade_deploy.inference.places.target import Folder, Target
+from spade_deploy.inference.places.target import Target
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.tuning.open import open_runtime
 
@@ -41,7 +41,7 @@ class Work:
     maker: Maker
     """What makes the images, as far as it is known before a model is loaded."""
 
-    target: Folder | Target
+    target: Target
     """Where the images go."""
 
     size: Size | None
@@ -58,6 +58,9 @@ class Work:
 
     engine: dict[str, Any]
     """What `open_runtime` is asked for: precision, backend, threads, graph, min_psnr_db."""
+
+    reads_remote: bool = False
+    """Whether the label maps come from an object store."""
 
 
 class JobRunner(ClosedByWith):
@@ -92,7 +95,10 @@ class JobRunner(ClosedByWith):
         runtime fails on every map alike. What was told until then is done.
         """
         work = self._work
-        Pipeline(self._reader, self._runtime, work.batch_size, work.target, tell).run(jobs)
+        pipeline = Pipeline(
+            self._reader, self._runtime, work.batch_size, work.target, tell, reads_remote=work.reads_remote
+        )
+        pipeline.run(jobs)
 
     def close(self) -> None:
         self._runtime.close()

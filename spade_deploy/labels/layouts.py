@@ -6,7 +6,7 @@ Only names are looked at here; no file is opened. Which files belong together is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class DataConfig:
     """(height, width) that they are then cropped to, at random; evaluation resizes to it directly."""
     flip: bool = True
     """Whether half of the training samples are mirrored."""
+    labels_only: bool = False
+    """Whether there are no photos, or none are wanted: a student can learn from its teacher's images alone."""
 
     def __post_init__(self) -> None:
         if self.preset not in PRESET_SPLITS:
@@ -166,7 +168,11 @@ class DataConfig:
         return self.splits[1] if len(self.splits) > 1 else "train"
 
     def to_json(self) -> dict[str, Any]:
-        return to_json(self)
+        """The config as JSON; `labels_only` is left out where it is false, as older versions do not know it."""
+        value = to_json(self)
+        if not self.labels_only:
+            del value["labels_only"]
+        return value
 
     @classmethod
     def from_json(cls, value: Any) -> DataConfig:
@@ -186,6 +192,11 @@ def label_layouts(config: DataConfig) -> list[Layout]:
 
 def layout_of(config: DataConfig, split: str) -> Layout:
     """Where the files of a split lie. Raises ConfigError for the embedded data set, which has none."""
+    found = _whole_layout(config, split)
+    return replace(found, photos=None) if config.labels_only else found
+
+
+def _whole_layout(config: DataConfig, split: str) -> Layout:
     root = config.root
     if config.preset in ("coco", "facades") and root:
         instances = by_stem(root / f"{split}_inst") if config.preset == "coco" else None

@@ -32,7 +32,7 @@ class SampleArrays:
     instance: NDArray[np.int32] | None
     """The instance map, H x W object ids; None without an edge channel."""
     photo: NDArray[np.uint8]
-    """The photo, H x W x 3 RGB."""
+    """The photo, H x W x 3 RGB; black where a data set has label maps alone."""
 
 
 class Samples(Protocol):
@@ -51,6 +51,9 @@ class Samples(Protocol):
     def load(self, index: int) -> SampleArrays:
         """Load a sample. Raises LabelMapError if it cannot be used."""
 
+    def overlapping(self, index: int) -> tuple[int, ...]:
+        """The samples that show some of the same pixels, ascending; the sample itself is among them."""
+
 
 def is_embedded(config: DataConfig) -> bool:
     """Whether the data set is the one that comes with the package."""
@@ -58,14 +61,23 @@ def is_embedded(config: DataConfig) -> bool:
 
 
 class FileSamples:
-    """Samples that are files. Raises DatasetError where `labels` need instance maps and a sample has none."""
+    """Samples that are files. Raises DatasetError where `labels` need instance maps and a sample has none.
+
+    labels_only: no photo is read.
+    """
 
     def __init__(
-        self, pairing: Pairing, labels: LabelSpec, size: Size, hint: str = "name their folder with `instances_dir`"
+        self,
+        pairing: Pairing,
+        labels: LabelSpec,
+        size: Size,
+        hint: str = "name their folder with `instances_dir`",
+        *,
+        labels_only: bool = False,
     ) -> None:
         self.problems = tuple(f"{problem.path}: {problem.message}" for problem in pairing.problems)
         self._samples: Sequence[Sample] = pairing.samples
-        self._labels, self._size = labels, size
+        self._labels, self._size, self._labels_only = labels, size, labels_only
         if labels.has_edges and any(sample.instance is None for sample in pairing.samples):
             first = pairing.samples[0].label
             raise DatasetError(f"{first}: a model with an edge channel needs instance maps", hint=hint)
@@ -82,7 +94,7 @@ class FileSamples:
 
     def load(self, index: int) -> SampleArrays:
         sample = self._samples[index]
-        if sample.photo is None:
+        if sample.photo is None and not self._labels_only:
             raise LabelMapError(f"{sample.label}: has no photo")
         if not self._labels.has_edges:
             sample = Sample(sample.stem, sample.label, sample.photo)
@@ -90,8 +102,12 @@ class FileSamples:
             if path is not None and (problem := size_beside(sample.label, path, is_photo=is_photo)):
                 raise LabelMapError(f"{sample.label}: {problem}")
         label, instance = read_maps(sample, self._labels, self._size)
-        assert sample.photo is not None
+        if sample.photo is None:
+            return SampleArrays(label, instance, np.zeros((*self._size, 3), np.uint8))
         return SampleArrays(label, instance, read_photo(sample.photo, self._size))
+
+    def overlapping(self, index: int) -> tuple[int, ...]:
+        return (index,)
 
 
 class EarthSamples:
@@ -130,3 +146,11 @@ class EarthSamples:
     def load(self, index: int) -> SampleArrays:
         label, photo = earth.cut(self._tiles[index])
         return SampleArrays(label.astype(self._dtype), None, photo)
+
+    def overlapping(self, index: int) -> tuple[int, ...]:
+        own = self._tiles[index]
+        return tuple(
+            number
+            for number, tile in enumerate(self._tiles)
+            if abs(tile.top - own.top) < own.size and abs(tile.left - own.left) < own.size
+        )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import Arrays
 from spade_deploy.lookup.tables import level_names
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.spec import Architecture, GeneratorSpec
 
 MakeRows = Callable[[Arrays], Arrays]
 """The label side of a lookup graph: codes and patterns of all levels -> tensors of rows, P x C, by name."""
@@ -26,6 +26,16 @@ LEFT = 0.75
 """The share of the limit that is left once rows have to go, so that not every edit lets some go."""
 _ENTRY_BYTES = 160
 """About what Python takes to find one row: an entry of a dict and the object of its key."""
+
+
+def are_worth_keeping(spec: GeneratorSpec) -> bool:
+    """Whether rows cost something to compute, and follow from their pattern alone.
+
+    CLADE's rows cost nothing: they are those of a table. OASIS's depend on the noise of the image, too.
+    """
+    return spec.architecture is Architecture.SPADE or (
+        spec.architecture is Architecture.OASIS and not spec.noise_channels
+    )
 
 
 class KeptRows:

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spade_deploy.labels.regions import number_regions
+
 _LEAST = 1e-5
 """It is added to the largest distance, so that a region of one pixel or one row can be divided by it."""
 
 
 def region_positions(label: NDArray[Any]) -> NDArray[np.float32]:
     """N x H x W integers -> N x 2 x H x W: the position of each pixel, rows first, in -1..1."""
-    region = _regions(label)
+    region = number_regions(label)
     count = int(region.max()) + 1
     flat = region.reshape(-1)
     size = np.bincount(flat, minlength=count)
@@ -34,32 +36,3 @@ def region_positions(label: NDArray[Any]) -> NDArray[np.float32]:
         result[:, axis - 1] = (offset / (largest[flat] + _LEAST)).reshape(label.shape)
     result[np.broadcast_to(label[:, None] == 0, result.shape)] = 0
     return result
-
-
-def _regions(label: NDArray[Any]) -> NDArray[np.int64]:
-    """The number of each pixel's region, N x H x W; regions of different maps have different numbers.
-
-    Runs of one class in a row are joined with those that they touch in the next row. Each run points to one with a
-    smaller number of the same region, until all point to the smallest.
-    """
-    begins = np.ones(label.shape, np.bool_)
-    begins[:, :, 1:] = label[:, :, 1:] != label[:, :, :-1]
-    run = (np.cumsum(begins.reshape(-1)) - 1).reshape(label.shape)
-    count, width, pairs = int(run[-1, -1, -1]) + 1, label.shape[2], []
-    for shift in (-1, 0, 1):
-        above = (slice(None), slice(None, -1), slice(max(0, -shift), width - max(0, shift)))
-        below = (slice(None), slice(1, None), slice(max(0, shift), width - max(0, -shift)))
-        touches = label[above] == label[below]
-        pairs.append(run[above][touches] * count + run[below][touches])
-    first, second = np.divmod(np.unique(np.concatenate(pairs)), count)
-    parent = np.arange(count)
-    while True:
-        low, high = np.minimum(parent[first], parent[second]), np.maximum(parent[first], parent[second])
-        if np.array_equal(low, high):
-            break
-        np.minimum.at(parent, high, low)
-        while not np.array_equal(further := parent[parent], parent):
-            parent = further
-    numbers = np.unique(parent, return_inverse=True)[1]
-    found: NDArray[np.int64] = numbers[run]
-    return found

@@ -26,8 +26,9 @@ from spade_deploy.labels.pairs import read_maps, require_instances
 from spade_deploy.runs import CheckpointInfo
 from spade_deploy.runs.learned import learned_before
 from spade_deploy.spec import GeneratorSpec, LabelSpec
-from spade_deploy.training.dataset import SampleSource, open_held_out, open_source, validation_labels
+from spade_deploy.training.dataset import SampleSource, validation_labels
 from spade_deploy.training.evaluator import photo_pixels
+from spade_deploy.training.splits import open_held_out, open_source
 
 Photos = NDArray[np.uint8]
 """Real photos, N x H x W x 3."""
@@ -114,7 +115,7 @@ def _data_set_maps(
             label, instance, photo = validation_labels(source, count)
             objects = None if instance is None else instance.numpy()
             described = f"label maps of {_where_from(config, split, source, info.init)}"
-            return label.numpy(), objects, described, photo_pixels(photo)
+            return label.numpy(), objects, described, None if config.labels_only else photo_pixels(photo)
         except (DatasetError, NotFoundError, LabelMapError, ConfigError) as error:
             why = error.message
     ids, objects = synthetic_label_maps(spec.labels, spec.height, spec.width, count, seed=seed)

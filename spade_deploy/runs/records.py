@@ -52,6 +52,9 @@ class CheckpointInfo:
     encoder_sha256: Sha256OrNone = ""
     """The SHA-256 of the style encoder's weights; empty where there is no encoder."""
 
+    bank_sha256: Sha256OrNone = ""
+    """The SHA-256 of the memory bank of SIMS; empty for another network."""
+
     source: str = ""
     """The file that was imported."""
 
@@ -69,8 +72,17 @@ class CheckpointInfo:
 
     @property
     def init(self) -> str:
-        """The weights that its run began from, as in `train`; empty for random ones."""
-        return str((self.train or {}).get("init") or "")
+        """The weights that its run began from, as in `train`: of a student the teacher; empty for random ones."""
+        teacher = self.teacher
+        return teacher[0] if teacher is not None else str((self.train or {}).get("init") or "")
+
+    @property
+    def teacher(self) -> tuple[str, str] | None:
+        """The place and the digest of the teacher, if its run was that of a student."""
+        found = ((self.train or {}).get("distill") or {}).get("teacher")
+        if not isinstance(found, dict):
+            return None
+        return str(found.get("place", "")), str(found.get("sha256", ""))
 
     @property
     def is_resumable(self) -> bool:

@@ -26,7 +26,7 @@ _HINT = "the installation is damaged: install spade-deploy again"
 
 
 @dataclass(frozen=True)
-class _Facts:
+class ShippedFacts:
     """The content of the JSON file beside the weights."""
 
     generator: GeneratorSpec
@@ -39,23 +39,28 @@ class _Facts:
     """How it was trained, in one sentence."""
 
 
+def shipped_facts(name: str, folder: Path = SHIPPED_FOLDER) -> ShippedFacts:
+    """How a shipped generator is built, and the digest of its weights. Raises what `shipped_generator` does."""
+    if name not in SHIPPED:
+        raise ConfigError(f"{name!r} is not a shipped model; there is {', '.join(SHIPPED)}")
+    facts = folder / f"{name}.json"
+    try:
+        return from_json(ShippedFacts, read_json(facts))
+    except (OSError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{facts}: cannot be read ({reason_of(error)})", hint=_HINT) from error
+
+
 def shipped_generator(name: str = "earth", folder: Path = SHIPPED_FOLDER) -> Generator:
     """A shipped generator on the CPU, float32, in eval mode.
 
     Raises ConfigError for a name that is not shipped, CheckpointError where its files are missing or damaged.
     """
-    if name not in SHIPPED:
-        raise ConfigError(f"{name!r} is not a shipped model; there is {', '.join(SHIPPED)}")
-    facts = folder / f"{name}.json"
-    try:
-        shipped = from_json(_Facts, read_json(facts))
-    except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{facts}: cannot be read ({reason_of(error)})", hint=_HINT) from error
+    shipped = shipped_facts(name, folder)
     tensors = {
         key: _widened(part) for key, part in load_tensors(folder / f"{name}.safetensors", shipped.sha256).items()
     }
     module = build_generator(shipped.generator)
-    check_tensors(module.state_dict(), tensors, facts)
+    check_tensors(module.state_dict(), tensors, folder / f"{name}.json")
     module.load_state_dict(tensors)
     return module.eval()
 
@@ -70,7 +75,7 @@ def write_shipped(generator: Generator, name: str, recipe: str, folder: Path) ->
     tensors = {key: part.half() if key in weights else part for key, part in generator.state_dict().items()}
     path = folder / f"{name}.safetensors"
     save_tensors(path, tensors)
-    write_json(folder / f"{name}.json", to_json(_Facts(generator.spec, sha256_of(path), recipe)))
+    write_json(folder / f"{name}.json", to_json(ShippedFacts(generator.spec, sha256_of(path), recipe)))
     return path
 
 

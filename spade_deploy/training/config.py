@@ -16,7 +16,9 @@ from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import from_json, to_json
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.settings import check_range, check_ranges, setting
-from spade_deploy.spec import MAX_BATCH, Architecture, DiscriminatorSpec, GeneratorSpec, NormType
+from spade_deploy.spec import MAX_BATCH, Architecture, DiscriminatorSpec, GeneratorSpec
+from spade_deploy.training.contradictions import check_statistics, check_student
+from spade_deploy.training.distillation.config import Distillation
 
 STYLE_LENGTH = 256
 """The length of a style vector, as in the paper."""
@@ -121,6 +123,9 @@ class TrainConfig:
         flag="ema",
     )
     """The batch-norm statistics of the average are estimated on batches. None deploys the trained generator itself."""
+    bank_segments: int = setting(
+        2048, help="sims: most photo segments in its memory bank; default: 2048.", group=DATA, least=1, most=10**6
+    )
     save_every: int = setting(1000, help="Steps between checkpoints.", least=1, most=10**9)
     keep_checkpoints: int = setting(2, help="Number of newest checkpoints to keep.", least=1, most=10**9)
     sample_every: int = setting(1000, help="Steps between sample grids.", least=1, most=10**9)
@@ -165,6 +170,8 @@ class TrainConfig:
     """Batches that the moving average's batch-norm statistics are estimated on anew; 1 to 10,000."""
     discriminator: DiscriminatorSpec = field(default_factory=DiscriminatorSpec)
     """How the discriminator is built."""
+    distill: Distillation | None = None
+    """How a student learns from its teacher; None trains without a teacher."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -218,8 +225,17 @@ class TrainConfig:
         constant = int(total * self.decay_start)
         return 1.0 if step <= constant else (total - step + 1) / (total - constant + 1)
 
+    @property
+    def begins_with(self) -> str:
+        """The weights that the generator begins with: those of `init`, or of a student's teacher; empty if random."""
+        return self.init if self.distill is None else self.distill.teacher.place
+
     def to_json(self) -> dict[str, Any]:
-        return to_json(self)
+        """The settings as JSON; those of a student are left out where there is none, as older versions know none."""
+        value = to_json(self)
+        if self.distill is None:
+            del value["distill"]
+        return value
 
     @classmethod
     def from_json(cls, value: Any) -> TrainConfig:
@@ -242,12 +258,15 @@ class Setup:
         size = (self.generator.height, self.generator.width)
         if self.data.crop_size != size:
             raise ConfigError(f"`size`: the data is cropped to {self.data.crop_size}, the generator makes {size}")
-        if self.generator.architecture is Architecture.OASIS:
+        check_student(self.train, self.data)
+        if self.generator.architecture is Architecture.OASIS and self.train.distill is None:
             raise ConfigError(
                 "`architecture` oasis is not trained here: its discriminator and its losses are others",
                 hint="train it with its own code, and import its file with `spade import`",
             )
-        self._check_statistics()
+        check_statistics(self.train, self.generator)
+        if self.train.bank_segments != TrainConfig.bank_segments and not self.generator.has_bank:
+            raise ConfigError(f"`bank_segments`: `generator` {self.generator.architecture} has no memory bank")
         if self.train.modulation is Modulation.LOOKUP:
             architecture = self.generator.architecture
             if architecture is not Architecture.SPADE:
@@ -260,31 +279,6 @@ class Setup:
                     "`modulation` lookup contradicts `compile`: every batch has another number of patterns",
                     hint="leave one of the two out",
                 )
-
-    def _check_statistics(self) -> None:
-        """Refuse a normalisation over a single value, whose result is always zero."""
-        generator, config = self.generator, self.train
-        shrunk = 1 << (config.discriminator.scales - 1)
-        if max(generator.height, generator.width) <= shrunk:
-            raise ConfigError(
-                f"`discriminator_scales`: {config.discriminator.scales} halve {generator.height} x {generator.width}"
-                " to a single pixel, which instance norm makes zero",
-                hint="take fewer, or a larger `size`",
-            )
-        pixels = generator.latent_height * generator.latent_width
-        samples = config.batch_size // config.accumulate
-        if generator.norm is NormType.INSTANCE and pixels == 1:
-            raise ConfigError(
-                f"`size`: {generator.height} x {generator.width} has a latent map of one pixel, which instance norm"
-                " makes zero",
-                hint=f"take twice that, or `norm` {NormType.SYNC_BATCH}",
-            )
-        if generator.norm in (NormType.BATCH, NormType.SYNC_BATCH) and pixels * samples == 1:
-            raise ConfigError(
-                f"`batch_size`: one sample of {generator.height} x {generator.width} at a time has a latent map of one"
-                " pixel, which batch norm makes zero",
-                hint="take more samples, fewer `accumulate` parts, or a larger `size`",
-            )
 
     @property
     def has_encoder(self) -> bool:

@@ -22,9 +22,9 @@ from spade_deploy.labels.files import label_dtype, synthetic_label_maps
 from spade_deploy.training.config import Modulation, Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.device import choose_device, free_bytes, peak_memory_bytes
+from spade_deploy.training.distillation.learner import make_learner
 from spade_deploy.training.shortage import shortage
 from spade_deploy.training.step_memory import StepMemory, cpu_bytes, estimate_memory
-from spade_deploy.training.steps import Learner
 
 SAFE_SHARE = 0.9
 """No real step is made if it is estimated to need more than this share of the free memory."""
@@ -168,7 +168,7 @@ def _answer(request: Any) -> dict[str, Any]:
 
 def _run_steps(setup: Setup, device: torch.device, steps: int) -> dict[str, Any]:
     batches = [_made_up(setup, seed) for seed in range(2)]
-    learner = Learner(setup, device, statistics_batches=lambda: batches[:1])
+    learner = make_learner(setup, device, lambda: batches[:1])
     learner.step(batches[0], 1.0)
     seconds = []
     cycle = setup.train.discriminator_steps  # of this many steps, the generator learns in one

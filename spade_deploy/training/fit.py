@@ -269,9 +269,13 @@ def upper_limit(setup: Setup) -> int:
     generator, config = setup.generator, setup.train
     hidden = generator.hidden_channels if _has_hidden(generator) else 0
     widest = max(generator.base_channels / 64, hidden / 128, config.discriminator.base_channels / 64)
+    teacher = None if config.distill is None else config.distill.teacher.generator
+    if teacher is not None:
+        widest = max(widest, teacher.base_channels / 64, teacher.hidden_channels / 128)
     pixels = config.batch_size * generator.height * generator.width
     with torch.device("meta"):  # shapes alone: no weights are drawn, no memory is taken
         weights = 4 * _COPIES * count_parameters(build_generator(generator))
+        weights += 0 if teacher is None else 4 * count_parameters(build_generator(teacher))
     return round(weights + pixels * (_BYTES_A_PIXEL * widest + _BYTES_A_CHANNEL * generator.labels.num_channels)) + (
         1 << 29
     )

@@ -17,8 +17,12 @@ from spade_deploy.files.reading import sha256_of
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.discriminator import MultiscaleDiscriminator
 from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.networks.sims import bank_of_generator, give_bank
 from spade_deploy.networks.spade import initialize, make_segmap, to_pixels
-from spade_deploy.runs.checkpoint import TrainingState
+from spade_deploy.retrieval.bank import MemoryBank
+from spade_deploy.runs.checkpoint import TrainingState, load_generator
+from spade_deploy.runs.layout import SHIPPED
+from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.runs.tensors import check_tensors
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.dataset import Batch
@@ -91,8 +95,8 @@ class LearningNetworks:
         """The generator's losses that are computed, each with its weight."""
         config = self.setup.train
         weights = {
-            "adversarial": 1.0,
-            "feature_matching": config.weight_feature_matching,
+            "adversarial": 1.0 if self.is_adversarial else 0.0,
+            "feature_matching": config.weight_feature_matching if self.is_adversarial else 0.0,
             "l1": config.weight_l1,
             "perceptual": config.weight_perceptual if self.perceptual is not None else 0.0,
             "kl": config.weight_kl if self.encoder is not None else 0.0,
@@ -100,12 +104,27 @@ class LearningNetworks:
         return {name: weight for name, weight in weights.items() if weight > 0}
 
     @property
+    def is_adversarial(self) -> bool:
+        """Whether a discriminator learns to tell the images from photos: it does where there are photos."""
+        return not self.setup.data.labels_only
+
+    @property
     def loss_names(self) -> tuple[str, ...]:
-        return (*self.weights, "discriminator_real", "discriminator_fake")
+        return (*self.weights, *(("discriminator_real", "discriminator_fake") if self.is_adversarial else ()))
 
     def rates(self, factor: float) -> tuple[float, float]:
         """Learning rates of generator and discriminator."""
         return self.setup.train.lr_generator * factor, self.setup.train.lr_discriminator * factor
+
+    @property
+    def bank(self) -> MemoryBank | None:
+        """The memory bank that the generator completes canvases of; None without one."""
+        return bank_of_generator(self.generator)
+
+    def take_bank(self, bank: MemoryBank | None) -> None:
+        """Make canvases of this bank from now on, where the generator completes canvases."""
+        for module in (self.generator, *([self.average.module] if self.average is not None else [])):
+            give_bank(module, bank)
 
     @property
     def last_losses(self) -> dict[str, float]:
@@ -138,6 +157,15 @@ class LearningNetworks:
         finally:
             network.train(was_training)
 
+    def beside(self, batch: Batch) -> Batch:
+        """A batch of held-out samples with the images that generated ones are shown beside: its photos."""
+        return batch
+
+    def begin(self) -> None:
+        """Take the weights that a new run of these settings begins with, where they are not random."""
+        if self.setup.train.init:
+            self.begin_from(initial_generator(self.setup.train.init))
+
     def begin_from(self, generator: nn.Module) -> None:
         """Take the weights of a generator of the same spec. Raises CheckpointError where the tensors differ."""
         tensors = generator.state_dict()
@@ -162,6 +190,7 @@ class LearningNetworks:
     ) -> None:
         """Go on from saved networks and state. Raises CheckpointError where the state does not fit the networks."""
         try:
+            self.take_bank(bank_of_generator(generator))
             trained = state.rest.get("trained_generator")
             self.generator.load_state_dict(generator.state_dict() if trained is None else trained)
             if self.average is not None:
@@ -210,6 +239,11 @@ class LearningNetworks:
         instance = batch.instance.to(self.device) if labels.has_edges and batch.instance is not None else None
         segmap = make_segmap(batch.label.to(self.device), instance, labels)
         return segmap.to(memory_format=torch.channels_last) if self.setup.train.channels_last else segmap
+
+
+def initial_generator(name: str) -> nn.Module:
+    """The generator that `init` names: a shipped one, or a checkpoint's. Raises CheckpointError."""
+    return shipped_generator(name) if name in SHIPPED else load_generator(Path(name)).module
 
 
 def _check_moments(name: str, parameters: dict[str, Tensor], saved: Any) -> None:

@@ -19,17 +19,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from spade_deploy.errors import ConfigError, TrainingInterruptedError
 from spade_deploy.progress import SILENT, Figures, Progress
 from spade_deploy.runs import checkpoint_folder
-from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.data_record import DataRecord
-from spade_deploy.runs.layout import SHIPPED
-from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.training.config import Setup
 from spade_deploy.training.device import choose_device, peak_memory_bytes
+from spade_deploy.training.distillation.learner import make_learner
+from spade_deploy.training.memory import described
 from spade_deploy.training.processes.world import ALONE, News, World
 from spade_deploy.training.records import plots
 from spade_deploy.training.records.recorder import Recorder
@@ -163,7 +160,7 @@ class _Work:
         """The recorder of this run, which starts with the notes so far."""
         setup = self.learner.setup
         evaluator = self.source.evaluator(setup) if setup.train.eval_every else None
-        samples = self.source.samples(SAMPLE_ROWS)
+        samples = self.learner.beside(self.source.samples(SAMPLE_ROWS))
         made = Recorder(run, self.learner, samples, self.facts, resume, self.start, evaluator, self.counts)
         for note in self.notes:
             made.say(note)
@@ -181,16 +178,17 @@ def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | 
     total = config.total_steps(steps_per_epoch)
     # An averaged generator's statistics are estimated on these batches, whatever the number of processes is.
     statistics_batches = cache(partial(first_batches, source, setup))
-    learner = Learner(setup, choose_device(config.device, world), statistics_batches)
+    learner = make_learner(setup, choose_device(config.device, world), statistics_batches, run)
     record = source.record()
     facts = {"steps_per_epoch": steps_per_epoch, "steps": total, "perceptual": learner.perceptual_sha256}
     facts |= {"samples": record.identity, "held_out": source.held_out_sha256()}
     if resume is None:
-        if config.init:
-            learner.begin_from(initial_generator(config.init))
-        return _Work(learner, source, record, 0, total, facts, ())
+        learner.begin()
+        source, notes = _with_memory(learner, source)
+        return _Work(learner, source, record, 0, total, facts, notes)
     restored = restore(learner, resume, facts, record)
     start, notes = restored.step, restored.notes
+    source, _ = _with_memory(learner, source)
     longer = f"`spade train --resume {shlex.quote(str(run))} --steps {2 * start}`"
     if start > total:
         raise ConfigError(
@@ -201,9 +199,19 @@ def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | 
     return _Work(learner, source, record, start, total, facts, notes, restored.counts)
 
 
-def initial_generator(name: str) -> nn.Module:
-    """The generator that `init` names: a shipped one, or a checkpoint's. Raises CheckpointError."""
-    return shipped_generator(name) if name in SHIPPED else load_generator(Path(name)).module
+def _with_memory(learner: Learner, source: BatchSource) -> tuple[BatchSource, tuple[str, ...]]:
+    """The source with canvases, for a network that completes them, and a sentence on a bank that was made for it.
+
+    A resumed run has the bank of its checkpoint.
+    """
+    if not learner.setup.generator.has_bank:
+        return source, ()
+    bank, notes = learner.bank, tuple[str, ...]()
+    if bank is None:
+        bank = source.memory_bank(learner.setup)
+        learner.take_bank(bank)
+        notes = (described(bank),)
+    return source.remembering(bank), notes
 
 
 def _loop(

@@ -20,8 +20,9 @@ MAY_CHANGE = frozenset(
     {"steps", "epochs", "workers", "save_every", "sample_every", "log_every", "keep_checkpoints", "device", "compile"}
     | {"init"}
     | {"eval_every", "eval_samples", "extractor", "segmenter", "best_by", "tensorboard"}
-    # Data and VGG weights may have been moved, so the length of an epoch and the file's digest are compared instead.
+    # Data, VGG weights and a teacher may have been moved: the length of an epoch and the files' digests are compared.
     | {"root", "labels_dir", "images_dir", "instances_dir", "perceptual_file"}
+    | {"place"}
     | {"val_labels_dir", "val_images_dir", "val_instances_dir"}
 )
 """Settings that a resumed run may change: they do not change what a step computes."""

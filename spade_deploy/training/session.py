@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError, SpadeError, TrainingError, reason_of
-from spade_deploy.files.locks import LOCK, locked
+from spade_deploy.errors import ConfigError, SpadeError
+from spade_deploy.files.locks import LOCK
 from spade_deploy.labels.earth import write_example_labels
 from spade_deploy.machine.cores import usable_cores
 from spade_deploy.progress import SILENT, Progress
@@ -25,46 +24,21 @@ from spade_deploy.runs import (
 from spade_deploy.training import presets
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.device import choose_device
+from spade_deploy.training.distillation.request import DistillRequest
+from spade_deploy.training.distillation.resolve import complete_student, resumed_student, student_setup
 from spade_deploy.training.estimate import Estimate, estimate
-from spade_deploy.training.fit import fitted, machine_of, refuse_if_too_large
+from spade_deploy.training.fit import Machine, fitted, machine_of, refuse_if_too_large
 from spade_deploy.training.loop import TrainResult, train
 from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.processes.world import ALONE, World
 from spade_deploy.training.request import TrainRequest
 from spade_deploy.training.resolve import complete, new_setup, resumed_setup
+from spade_deploy.training.run_lock import RunLock
 from spade_deploy.training.source import FolderSource
 
-_LOG = logging.getLogger(__name__)
-
+Asked = TrainRequest | DistillRequest  # what a run is started with
 NEWEST = "newest"
 EXAMPLE_LABELS = Path("labels")
-
-
-class RunLock:
-    """The lock on a run's folder, held until `close`, so that no second process writes there."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._is_held = False
-
-    def hold(self, run: Path) -> None:
-        """Take the lock unless this object holds it. Raises FolderBusyError, which names the holder; TrainingError."""
-        if self._is_held:
-            return
-        try:
-            self._stack.enter_context(locked(run, "training this run"))
-        except NotImplementedError:
-            _LOG.warning("%s: this file system has no locks: make sure that no other process trains there", run)
-        except OSError as error:
-            raise TrainingError(
-                f"{run}: cannot be written ({reason_of(error)})",
-                hint="free some space, or choose another `runs` folder",
-            ) from error
-        self._is_held = True
-
-    def close(self) -> None:
-        self._stack.close()
-        self._is_held = False
 
 
 @dataclass(frozen=True)
@@ -125,14 +99,15 @@ def _described(setup: Setup) -> str:
     length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs} epochs"
     where = "embedded" if data.root is None and data.labels_dir is None else data.root or data.labels_dir
     precision = "" if config.amp is Amp.OFF else f", {config.amp}"
+    teacher = "" if config.distill is None else f", teacher {config.distill.teacher.place}"
     return (
         f"{data.preset} data ({where}), {generator.architecture} {generator.height} x {generator.width},"
-        f" base {generator.base_channels}, batch {config.batch_size}, {length}, {config.device}{precision}"
+        f" base {generator.base_channels}, batch {config.batch_size}, {length}, {config.device}{precision}{teacher}"
     )
 
 
 def start(
-    asked: TrainRequest,
+    asked: Asked,
     *,
     runs_dir: Path,
     name: str | None = None,
@@ -155,7 +130,7 @@ def start(
 
 
 def _started(
-    asked: TrainRequest, runs_dir: Path, name: str | None, resume: str | None, world: World, lock: RunLock
+    asked: Asked, runs_dir: Path, name: str | None, resume: str | None, world: World, lock: RunLock
 ) -> Session:
     checkpoint: Path | None = None
     with world.together():
@@ -165,18 +140,18 @@ def _started(
     notes: tuple[str, ...] = ()
     with world.together():  # the data comes before downloads: a wrong folder should be found first
         if checkpoint is None:
-            setup = with_absolute_paths(new_setup(asked, runs_dir, downloads=False))
+            setup, notes = _new(asked, runs_dir, downloads=False)
         else:
-            setup, notes = found_again(resumed_setup(asked, checkpoint), checkpoint.parent.parent)
+            setup, notes = found_again(_resumed(asked, checkpoint, runs_dir), checkpoint.parent.parent)
         choose_device(setup.train.device, world)
         source = FolderSource(setup)
     if checkpoint is None:  # process 0 downloads, its peers find the files
-        setup = world.main_first(lambda: with_absolute_paths(new_setup(asked, runs_dir)))
+        setup = world.main_first(lambda: _new(asked, runs_dir)[0])
     suited: tuple[Setup, tuple[str, ...]] = setup, ()
     with world.together():
         if world.is_main:
             machine = machine_of(setup, world)
-            suited = (setup, ()) if checkpoint is not None else fitted(asked, setup, machine)
+            suited = (setup, ()) if checkpoint is not None else _fitted(asked, setup, machine)
             refuse_if_too_large(suited[0], machine, is_resumed=checkpoint is not None)
     setup, chosen_notes = world.from_main(suited)
     notes = (*notes, *chosen_notes, *_notes(setup, source, asked.train.get("workers")))
@@ -213,13 +188,12 @@ def _begun(
 
 
 def _content(folder: Path) -> list[Path]:
-    try:
+    with suppress(OSError):
         return list(folder.iterdir())
-    except OSError:
-        return []
+    return []
 
 
-def estimate_run(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
+def estimate_run(asked: Asked, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
     """The requested run in one line, and an estimate of its memory and time. Nothing is written.
 
     Weights of the perceptual loss are not downloaded for it. Raises what `start` raises, and TrainingError.
@@ -234,22 +208,44 @@ def estimate_run(asked: TrainRequest, *, runs_dir: Path, resume: str | None = No
     )
 
 
-def complete_request(asked: TrainRequest, *, runs_dir: Path, resume: str | None = None) -> TrainRequest:
+def complete_request(asked: Asked, *, runs_dir: Path, resume: str | None = None) -> Asked:
     """The request with every setting of the run that was asked for; nothing is written or downloaded.
 
-    Of data of one's own, names and headers are read, as they decide on settings. Raises what
-    `start` raises of settings.
+    Of data of one's own, names and headers are read, as they decide on settings. Raises what `start` raises of them.
     """
-    return complete(asked, _setup_alone(asked, runs_dir, resume)[0])
+    setup, _ = _setup_alone(asked, runs_dir, resume)
+    return complete_student(asked, setup) if isinstance(asked, DistillRequest) else complete(asked, setup)
 
 
-def _setup_alone(asked: TrainRequest, runs_dir: Path, resume: str | None) -> tuple[Setup, tuple[str, ...]]:
+def _setup_alone(asked: Asked, runs_dir: Path, resume: str | None) -> tuple[Setup, tuple[str, ...]]:
     """The setup of a run without starting it, and sentences on what was chosen."""
     checkpoint = _resume_point(runs_dir, None, resume, None)
     if checkpoint is None:
-        setup = new_setup(asked, runs_dir, downloads=False)
-        return fitted(asked, setup, machine_of(setup, ALONE))
-    return found_again(resumed_setup(asked, checkpoint), checkpoint.parent.parent)[0], ()
+        setup, notes = _new(asked, runs_dir, downloads=False)
+        setup, chosen_notes = _fitted(asked, setup, machine_of(setup, ALONE))
+        return setup, (*notes, *chosen_notes)
+    return found_again(_resumed(asked, checkpoint, runs_dir), checkpoint.parent.parent)[0], ()
+
+
+def _new(asked: Asked, runs_dir: Path, *, downloads: bool = True) -> tuple[Setup, tuple[str, ...]]:
+    """The setup of a new run, and sentences on what its data decided."""
+    if isinstance(asked, DistillRequest):
+        setup, notes = student_setup(asked, runs_dir, downloads=downloads)
+        return with_absolute_paths(setup), notes
+    return with_absolute_paths(new_setup(asked, runs_dir, downloads=downloads)), ()
+
+
+def _resumed(asked: Asked, checkpoint: Path, runs_dir: Path) -> Setup:
+    if isinstance(asked, DistillRequest):
+        return resumed_student(asked, checkpoint, runs_dir)
+    return resumed_setup(asked, checkpoint)
+
+
+def _fitted(asked: Asked, setup: Setup, machine: Machine) -> tuple[Setup, tuple[str, ...]]:
+    """The setup as it suits the machine, and sentences on it. A student's size and widths are decided already."""
+    if isinstance(asked, DistillRequest):
+        asked = asked.decided(setup.data.crop_size, setup.generator.base_channels)
+    return fitted(asked, setup, machine)
 
 
 def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: RunLock | None) -> Path | None:
@@ -273,6 +269,11 @@ def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: Ru
     if last is not None:
         say_damaged(last)
     return last
+
+
+def goes_on(runs_dir: Path, name: str | None, resume: str | None) -> bool:
+    """Whether `start` would go on with a checkpoint. Raises what it raises of the name."""
+    return _resume_point(runs_dir, name, resume, None) is not None
 
 
 def check_resumes_newest(name: str, resume: str) -> None:

@@ -18,10 +18,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from spade_deploy.networks.build import build_generator
 from spade_deploy.training.config import Amp, Modulation, Setup
 from spade_deploy.training.dataset import Batch
+from spade_deploy.training.distillation.learner import make_learner
 from spade_deploy.training.perceptual import PerceptualLoss, VggFeatures
-from spade_deploy.training.steps import Learner
 
 PROCESS_BYTES = 365 << 20
 """The memory that Python and PyTorch themselves take in a process on a CPU."""
@@ -65,7 +66,8 @@ def estimate_memory(setup: Setup) -> StepMemory:
     )
     ledger = _LiveStorage()
     with torch.random.fork_rng(devices=[]), _modules_stay(), FakeTensorMode(), ledger:
-        learner = Learner(replace(setup, train=config), torch.device("cpu"))
+        teacher = None if config.distill is None else build_generator(config.distill.teacher.generator)
+        learner = make_learner(replace(setup, train=config), torch.device("cpu"), teacher=teacher)
         if setup.train.uses_perceptual:
             learner.perceptual = PerceptualLoss(VggFeatures("VGG19"))
         weights = ledger.live

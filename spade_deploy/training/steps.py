@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,35 @@ from spade_deploy.training.learner import LearningNetworks
 from spade_deploy.training.processes.averaging import parallel, without_averaging
 from spade_deploy.training.processes.world import ALONE, World
 from spade_deploy.training.styles import STYLE_NOISE
+
+Beside = tuple[TrainingLookup | Tensor, ...]
+"""What a generator may take beside segmap and styles: the windows of its label maps, or a canvas; often nothing."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the generator made of a part of a batch, and what it was made of."""
+
+    part: Batch
+    """The samples."""
+
+    segmap: Tensor
+    """The label maps as the networks take them."""
+
+    photo: Tensor
+    """N x 3 x H x W in [-1, 1], on the device."""
+
+    z: Tensor | None
+    """The styles; None without style vectors."""
+
+    statistics: tuple[Tensor, Tensor] | None
+    """The encoder's mean and log variance; None without an encoder."""
+
+    beside: Beside
+    """What the generator took beside them."""
+
+    image: Tensor
+    """N x 3 x H x W in [-1, 1], float32."""
 
 
 class Learner(LearningNetworks):
@@ -76,7 +106,8 @@ class Learner(LearningNetworks):
                 found.append(self._part(part, noise, 1 / len(parts), improves_generator))
         if improves_generator:
             self._scaler.step(self._optimizers["generator"])
-        self._scaler.step(self._optimizers["discriminator"])
+        if self.is_adversarial:
+            self._scaler.step(self._optimizers["discriminator"])
         self._scaler.update()
         if improves_generator and self.average is not None:
             self.average.update(self.generator)
@@ -98,20 +129,48 @@ class Learner(LearningNetworks):
         for first in range(0, len(batch.label), size):
             rows = slice(first, first + size)
             instance = None if batch.instance is None else batch.instance[rows]
-            part = Batch(batch.label[rows], instance, batch.photo[rows], batch.stems[rows])
+            canvas = None if batch.canvas is None else batch.canvas[rows]
+            part = Batch(batch.label[rows], instance, batch.photo[rows], batch.stems[rows], canvas=canvas)
             yield part, None if noise is None else noise[rows]
 
     def _part(self, part: Batch, noise: Tensor | None, share: float, improves_generator: bool) -> dict[str, Tensor]:
         """Forward and backward of one part; gradients are added up, weighted with the part's share of the batch."""
-        segmap, photo = self._segmap(part), self._image(part.photo)
+        segmap, photo, beside = self._segmap(part), self._image(part.photo), self._beside(part)
         with self._autocast(), nullcontext() if improves_generator else torch.no_grad():
             z, statistics = self._style(photo, noise)
-            fake = at_least_float32(self._compiled(self._run_generator, segmap, z, *self._lookup(part)))
+            image = at_least_float32(self._generated(segmap, z, beside))
+        made = Made(part, segmap, photo, z, statistics, beside, image)
+        outputs: list[Tensor] = []
+        gradients: list[Tensor | None] = []
+        found: dict[str, Tensor] = {}
+        if self.is_adversarial:
+            found, gradient = self._judged(made, share, improves_generator)
+            outputs, gradients = [image], [gradient]
+        if improves_generator:
+            with self._autocast():
+                direct = self._direct_losses(made)
+            if direct:
+                outputs.append(self._scaler.scale(share * self._weighted(direct)))
+                gradients.append(None)
+            torch.autograd.backward(outputs, gradients)
+            found = {**found, **direct}
+        return {name: loss.detach().float() for name, loss in found.items()}
+
+    def _generated(self, segmap: Tensor, z: Tensor | None, beside: Beside) -> Tensor:
+        """The generator's images."""
+        image: Tensor = self._compiled(self._run_generator, segmap, z, *beside)
+        return image
+
+    def _judged(self, made: Made, share: float, improves_generator: bool) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The losses that the discriminator decides, and the gradient of the images, where the generator learns.
+
+        The discriminator's own gradients are added up.
+        """
         # The images are detached: the discriminator's pass gives their gradient, which then goes through the generator.
-        images = fake.detach().requires_grad_(improves_generator)
+        images = made.image.detach().requires_grad_(improves_generator)
         found: dict[str, Tensor] = {}
         with self._autocast():
-            fakes, reals = self._compiled(self._compare, segmap, images, photo)
+            fakes, reals = self._compiled(self._compare, made.segmap, images, made.photo)
             mode = self.setup.train.gan_mode
             real_loss, fake_loss = losses.discriminator_losses(mode, fakes, reals)
             if improves_generator:
@@ -122,27 +181,22 @@ class Learner(LearningNetworks):
         self._backward(share * (real_loss + fake_loss), own, keep=improves_generator)
         if improves_generator:
             self._backward(share * self._weighted(found), [images])
-            with self._autocast():
-                direct = self._direct_losses(fake, photo, statistics)
-            assert images.grad is not None  # just computed
-            total = share * self._weighted(direct) if direct else None
-            outputs = [fake] if total is None else [fake, self._scaler.scale(total)]
-            torch.autograd.backward(outputs, [images.grad, *([] if total is None else [None])])
-            found |= direct
-        found |= {"discriminator_real": real_loss, "discriminator_fake": fake_loss}
-        return {name: loss.detach().float() for name, loss in found.items()}
+        return {**found, "discriminator_real": real_loss, "discriminator_fake": fake_loss}, images.grad
 
-    def _direct_losses(
-        self, fake: Tensor, photo: Tensor, statistics: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Tensor]:
+    def _direct_losses(self, made: Made) -> dict[str, Tensor]:
         """The losses that need no discriminator."""
+        found = self._image_losses(made.image, made.photo)
+        if made.statistics is not None and "kl" in self.weights:
+            found["kl"] = losses.kl_divergence(*map(at_least_float32, made.statistics))
+        return found
+
+    def _image_losses(self, image: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """The losses between generated images and those that are wanted."""
         found = {}
         if "l1" in self.weights:
-            found["l1"] = losses.pixel_l1(fake, photo)
+            found["l1"] = losses.pixel_l1(image, wanted)
         if self.perceptual is not None:
-            found["perceptual"] = self.perceptual(fake, photo)
-        if statistics is not None and "kl" in self.weights:
-            found["kl"] = losses.kl_divergence(*map(at_least_float32, statistics))
+            found["perceptual"] = self.perceptual(image, wanted)
         return found
 
     def _weighted(self, found: dict[str, Tensor]) -> Tensor:
@@ -159,8 +213,13 @@ class Learner(LearningNetworks):
         mu, logvar = self._run_encoder(photo)
         return reparameterize(mu, logvar, noise), (mu, logvar)
 
-    def _lookup(self, part: Batch) -> tuple[TrainingLookup, ...]:
-        """The distinct windows of the label maps, where the modulation is looked up; else nothing."""
+    def _beside(self, part: Batch) -> Beside:
+        """What the generator takes beside segmap and style.
+
+        It is the distinct windows of the label maps, where the modulation is looked up, or a canvas; else nothing.
+        """
+        if part.canvas is not None:
+            return (self._image(part.canvas),)
         if self.setup.train.modulation is Modulation.DENSE:
             return ()
         return (training_lookup(self.setup.generator, part.label, part.instance).to(self.device),)

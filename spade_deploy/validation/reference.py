@@ -24,6 +24,9 @@ class Reference(Protocol):
     def images(self, inputs: Arrays) -> Arrays:
         """`pixels`, `image` and `logits` for a dense graph's inputs. Raises NotFoundError where they are not known."""
 
+    def own_psnr_db(self, inputs: Arrays) -> float | None:
+        """The PSNR of its own image in float32 against float64; None where both are equal, or it is not known."""
+
     def diverges_at(self, file: Path, graph: Graph, inputs: Arrays) -> str:
         """One sentence that names the first wrong tensor of a graph that failed."""
 
@@ -92,6 +95,9 @@ class _GoldenReference:
             raise NotFoundError("the golden outputs hold no such input")
         return found
 
+    def own_psnr_db(self, inputs: Arrays) -> float | None:
+        return None
+
     def diverges_at(self, file: Path, graph: Graph, inputs: Arrays) -> str:
         return "install spade-deploy[export]; `spade validate --checkpoint PATH` then tells which tensor diverges first"
 
@@ -115,6 +121,11 @@ class _TorchReference:
 
         found = None if self._known is None else self._known.of(inputs)
         return run_reference(self._module, inputs) if found is None else found
+
+    def own_psnr_db(self, inputs: Arrays) -> float | None:
+        from spade_deploy.export.pipeline import float32_psnr_db
+
+        return float32_psnr_db(self._module, inputs)
 
     def diverges_at(self, file: Path, graph: Graph, inputs: Arrays) -> str:
         if importlib.util.find_spec("onnx") is None:

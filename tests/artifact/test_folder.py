@@ -24,7 +24,6 @@ from spade_deploy.artifact import (
     Graph,
     Z,
     folder,
-    golden,
     graph_file,
     input_rule,
     input_tensors,
@@ -37,6 +36,7 @@ from spade_deploy.artifact import (
 )
 from spade_deploy.artifact.manifest import manifest_digest
 from spade_deploy.errors import ArtifactError, NewerArtifactError, SpadeError
+from spade_deploy.files import array_file
 from spade_deploy.labels.files import label_dtype
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
 from spade_deploy.version import __version__
@@ -382,7 +382,7 @@ def test_golden_tensors_are_never_unpickled(artifact: Artifact) -> None:
 
 
 def test_golden_tensors_that_would_unpack_to_too_much(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golden, "MAX_GOLDEN_BYTES", 1000)
+    monkeypatch.setattr(array_file, "MAX_BYTES", 1000)
     with pytest.raises(ArtifactError, match="bytes when unpacked, 1000 are the most"):
         artifact.golden()
 

@@ -384,8 +384,13 @@ def test_a_wrong_graph_has_no_figure_and_the_others_go_on(tmp_path: Path) -> Non
     assert "mean absolute error" in wrong.reason
     (_, value) = result.to_json()["candidates"]
     assert not {"p50_ms", "ratio", "runs"} & set(value)
-    with pytest.raises(ValidationFailedError, match="fp16 dense: its images are wrong"):
+    with pytest.raises(ValidationFailedError, match="fp16 dense: its images are wrong") as caught:
         result.require_right()
+    assert "has the details" in str(caught.value.hint)
+    other = replace(wrong, candidate=Candidate(Kind.PLAIN, "plain"))
+    with pytest.raises(ValidationFailedError) as caught:
+        replace(result, entries=(right, other)).require_right()
+    assert str(caught.value.hint).startswith("that tool is not exact enough for this model")
 
 
 def test_a_small_error_and_nan_are_wrong(exported: Artifact) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import signal
 import socket
@@ -17,16 +18,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import helper, numpy_helper
 
 pytest.importorskip("ray", reason="pip install 'spade-deploy[ray]'")
 
 from spade_deploy.artifact import LABEL
 from spade_deploy.inference import InferRequest, infer
+from spade_deploy.inference.maker import artifact_digest
+from spade_deploy.inference.places.store import LOG
 from spade_deploy.serving.client import Client, ServerError
+from spade_deploy.spec import GeneratorSpec
+from tests.support.paths import ROOT
 from tests.support.ray_cluster import PROGRAMS, SmallCluster, environment, kill, small_cluster, wait_for
 from tests.support.served import pixels_of, png, right_pixels, some_map
-from tests.support.stand_in import PLAIN, stand_in_artifact, stand_in_graph
+from tests.support.stand_in import PLAIN, STYLED, stand_in_artifact, stand_in_graph
 from tests.support.training_runs import equal, weights
 
 pytestmark = pytest.mark.slow  # it starts some thirty processes, each of which imports Ray
@@ -53,17 +59,24 @@ def spade(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+TOKEN = "a-token-of-the-tests"
+
+
 class Service:
-    """`serve run` of a file with one stand-in artifact, on a port of its own."""
+    """`serve run` of the application of deploy/kubernetes/ray, with paths, port and sizes of this machine."""
 
     def __init__(self, cluster: SmallCluster, folder: Path, **arguments: float) -> None:
         self.artifact = stand_in_artifact(folder / "one", PLAIN)
         self.log = folder / "log"
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        args = {"artifacts": [f"one={self.artifact.path}"], "backend": "cpu", **arguments}
-        application = {"name": "spade", "import_path": "spade_deploy.serving.ray_app:app", "args": args}
-        config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
+        (folder / "token").write_text(TOKEN)
+        example = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "ray" / "rayservice.yaml").read_text())
+        config = yaml.safe_load(example["spec"]["serveConfigV2"])
+        (application,) = config["applications"]
+        here = {"artifacts": [str(self.artifact.path)], "token_file": str(folder / "token"), "num_cpus": 1}
+        application["args"] |= {**here, "backend": "cpu", **arguments}
+        config["http_options"]["port"] = port
         config["proxy_location"] = "HeadOnly"  # all nodes are one machine here, which has each port once
         (folder / "service.yaml").write_text(json.dumps(config))
         with self.log.open("wb") as out:
@@ -106,7 +119,7 @@ def test_replicas_come_with_load_and_die_without_a_wrong_answer(cluster: SmallCl
         over, right, statuses = threading.Event(), [0] * 7, []
 
         def ask(number: int) -> None:
-            client = Client(service.url, tries=60 if number == 0 else 1)
+            client = Client(service.url, TOKEN, tries=60 if number == 0 else 1)
             while not over.is_set():
                 try:
                     assert np.array_equal(pixels_of(client.synthesize(png(label))), wanted)
@@ -133,16 +146,16 @@ def test_replicas_come_with_load_and_die_without_a_wrong_answer(cluster: SmallCl
         print(service.log.read_text()[-4000:])
 
 
-def slow_graph() -> bytes:
-    """The stand-in's graph, with a product of large matrices whose result changes nothing: some 50 ms an image."""
-    model = onnx.load_from_string(stand_in_graph(PLAIN))
+def slow_graph(spec: GeneratorSpec) -> bytes:
+    """The stand-in's graph, with a product of large matrices whose result changes nothing: some 300 ms an image."""
+    model = onnx.load_from_string(stand_in_graph(spec))
     cast = next(node for node in model.graph.node if list(node.input) == [LABEL])
     ids, cast.output[0] = cast.output[0], "fast_ids"
-    constants = {"side": np.array([1024, 1024], np.int64), "nothing": np.zeros((), np.float32)}
+    constants = {"side": np.array([2048, 2048], np.int64), "nothing": np.zeros((), np.float32)}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     nodes = [
-        helper.make_node("ReduceMean", ["fast_ids"], ["mean"], keepdims=0),
-        helper.make_node("Expand", ["mean", "side"], ["square"]),
+        helper.make_node("ReduceMean", ["fast_ids"], ["slow_mean"], keepdims=0),
+        helper.make_node("Expand", ["slow_mean", "side"], ["square"]),
         helper.make_node("MatMul", ["square", "square"], ["product"]),
         helper.make_node("ReduceMin", ["product"], ["least"], keepdims=0),
         helper.make_node("Mul", ["least", "nothing"], ["added"]),
@@ -169,25 +182,25 @@ class TestInfer:
         folder = tmp_path / "labels"
         folder.mkdir()
         for number in range(self.COUNT):
-            (folder / f"map-{number:03d}.png").write_bytes(png(some_map(PLAIN, number)))
+            (folder / f"map-{number:03d}.png").write_bytes(png(some_map(STYLED, number)))
         (folder / "broken.png").write_bytes(b"no picture")
         return folder
 
     def check(self, out: Path) -> None:
         """Every image is there and right, and nothing else is."""
-        assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == {
-            f"map-{number:03d}.png" for number in range(self.COUNT)
-        }
+        style = np.random.default_rng(3).standard_normal((1, 2), np.float32)
+        found = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+        assert found == {LOG, *(f"map-{number:03d}.png" for number in range(self.COUNT))}
         for number in range(self.COUNT):
             made = pixels_of((out / f"map-{number:03d}.png").read_bytes())
-            assert np.array_equal(made, right_pixels(PLAIN, some_map(PLAIN, number))), number
+            assert np.array_equal(made, right_pixels(STYLED, some_map(STYLED, number), style=style[0])), number
 
     def test_a_node_that_dies_midway_loses_no_image(self, cluster: SmallCluster, tmp_path: Path, labels: Path) -> None:
-        artifact, out = stand_in_artifact(tmp_path / "one", PLAIN, graph=slow_graph()), tmp_path / "out"
+        artifact, out = stand_in_artifact(tmp_path / "one", STYLED, graph=slow_graph(STYLED)), tmp_path / "out"
         doomed = cluster.add()
-        command = [PROGRAMS / "spade", "infer", labels, out, "--ray", cluster.address, "--artifact", artifact.path]
+        words = ("infer", labels, out, "--artifact", artifact.path, "--backend", "cpu", "--seed", "3", "--json")
         process = subprocess.Popen(
-            [*command, "--backend", "cpu", "--json"],
+            [PROGRAMS / "spade", *words, "--ray", cluster.address],
             env=environment(),
             cwd=tmp_path,
             stdout=subprocess.PIPE,
@@ -207,11 +220,18 @@ class TestInfer:
         assert [Path(one["path"]).name for one in report["result"]["failures"]] == ["broken.png"]
         assert [one for one in report["result"]["lost"] if "is gone" in one], "the node was killed too late"
         self.check(out)
+        lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+        assert sorted(line["id"] for line in lines) == ["broken", *(f"map-{n:03d}" for n in range(self.COUNT))]
+        for line in lines:
+            file = line["file"] and (out / line["file"]).read_bytes()
+            assert line["sha256"] == (file and hashlib.sha256(file).hexdigest())
+            assert (line["seed"], line["style"], line["artifact_sha256"]) == (3, "seed 3", artifact_digest(artifact))
+            assert (line["error"] is None) == (line["id"] != "broken")
         for number in (3, 7):
             (out / f"map-{number:03d}.png").unlink()
-        again = spade("infer", labels, out, "--artifact", artifact.path, "--backend", "cpu", "--json", cwd=tmp_path)
+        again = spade(*words, cwd=tmp_path)
         result = json.loads(again.stdout)["result"]
-        assert (result["written"], result["skipped"]) == (2, 46)
+        assert (again.returncode, result["written"], result["skipped"]) == (1, 2, 46)
         self.check(out)
 
     def test_a_node_without_the_package_is_named_before_anything_is_made(
@@ -228,7 +248,7 @@ class TestInfer:
         assert done.returncode == 2
         assert "there is 1 node of the cluster without spade-deploy: " in done.stderr
         assert "next: pip install 'spade-deploy[cpu,ray]' there" in done.stderr
-        assert not list((tmp_path / "out").glob("*"))
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
 
 
 def images(folder: Path) -> list[Path]:

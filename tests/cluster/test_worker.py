@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from spade_deploy.errors import ArtifactError, ConfigError, RuntimeUnavailableEr
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.inference.jobs import Job, Outcome
 from spade_deploy.inference.maker import planned_maker
+from spade_deploy.inference.pipeline import TargetError
 from spade_deploy.inference.places.target import Folder
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.inference.work import Work
 from tests.support.served import pixels_of, png, right_pixels, some_map
+from tests.support.small_disk import small_disk
 from tests.support.stand_in import PLAIN, stand_in_artifact
 
 
@@ -96,6 +99,28 @@ def test_it_enters_by_the_gate_once_and_does_all_jobs(shared: Shared, gate: Call
     assert gate.called[1][1] == ("actor", "node", ["one", "missing"])
     made = pixels_of((tmp_path / "out" / "one.png").read_bytes())
     assert np.array_equal(made, right_pixels(PLAIN, some_map(PLAIN)))
+
+
+def test_a_full_disk_of_a_node_stops_the_run_and_keeps_what_was_made(
+    shared: Shared, gate: Calls, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 60_000) as disk:
+        jobs = []
+        for number in range(30):
+            (tmp_path / f"{number}.png").write_bytes(png(some_map(PLAIN, number)))
+            jobs.append(Job(f"{number}", tmp_path / f"{number}.png", None, f"{number}.png"))
+        worker = Worker(replace(shared, work=replace(shared.work, target=Folder(disk))), gate)
+        *made, stop = answers(worker, jobs)
+        assert isinstance(stop, Stop)
+        assert stop.kind is TargetError
+        assert re.match(
+            r"on the node \S+: the result .*/disk/\d+\.png cannot be written: .*No space left", stop.message
+        )
+        assert 3 < len(made) < 30
+        for outcome in made:
+            assert isinstance(outcome, Outcome)
+            assert sha256_of(disk / f"{outcome.file}") == outcome.sha256
+        assert len(made) <= len(list(disk.glob("*.png"))) <= len(made) + 4
 
 
 def only_stop(found: list[Outcome | Stop]) -> Stop:

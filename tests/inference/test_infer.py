@@ -25,6 +25,7 @@ from spade_deploy.images.image_file import image_size
 from spade_deploy.inference import InferRequest, InferSummary, infer, pipeline
 from spade_deploy.inference.maker import RECORD
 from spade_deploy.inference.places.store import LOG
+from spade_deploy.inference.places.target import Folder
 from spade_deploy.inference.png import encode_png
 from spade_deploy.labels.files import (
     list_label_files,
@@ -534,12 +535,12 @@ def test_ctrl_c_does_not_wait_for_what_has_not_begun(
 ) -> None:
     """The maps and images that wait in the queues are dropped; each worker ends what it has in hand."""
     write_labels(tmp_path / "labels", 40, (64, 32))
-    begun, real = [], pipeline._write
+    begun, real = [], Folder.take
 
-    def slow_write(result: Path, image: Any) -> None:
-        begun.append(result)
+    def slow_write(folder: Folder, name: str, content: bytes) -> None:
+        begun.append(name)
         time.sleep(0.05)
-        real(result, image)
+        real(folder, name, content)
 
     at_interrupt: list[int] = []
 
@@ -550,13 +551,13 @@ def test_ctrl_c_does_not_wait_for_what_has_not_begun(
         return real_run(*arguments)
 
     real_run = OrtRuntime.run
-    monkeypatch.setattr(pipeline, "_write", slow_write)
+    monkeypatch.setattr(Folder, "take", slow_write)
     monkeypatch.setattr(OrtRuntime, "run", run)
     with pytest.raises(KeyboardInterrupt):
         infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", batch_size=4))
     # Another one each may have begun between the signal and the order to stop.
     assert len(begun) <= at_interrupt[0] + workers()
-    assert names(tmp_path / "out") == sorted(path.name for path in begun)
+    assert names(tmp_path / "out") == sorted(begun)
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg"])
@@ -564,24 +565,15 @@ def test_a_full_disk_stops_with_a_clear_error(
     plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_format: str
 ) -> None:
     write_labels(tmp_path / "labels", 20, (64, 32))
-    real_write, real_save, saved = Path.write_bytes, Image.Image.save, []
-
-    def fill(path: Path) -> None:
-        saved.append(path)
-        if len(saved) > 3:
-            real_write(path, path.read_bytes()[:100])
-            raise OSError(errno.ENOSPC, "No space left on device")
+    real_write, saved = Path.write_bytes, []
 
     def write_bytes(path: Path, content: bytes) -> None:
-        real_write(path, content)
-        fill(path)
-
-    def save(image: Any, path: Path, **options: Any) -> None:
-        real_save(image, path, **options)
-        fill(path)
+        saved.append(path)
+        real_write(path, content if len(saved) <= 3 else content[:100])
+        if len(saved) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    monkeypatch.setattr(Image.Image, "save", save)
     with pytest.raises(SpadeError, match=r"003\.\w+ cannot be written: .*No space left on device.*; 3 of 20") as caught:
         infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", image_format=image_format))
     assert "the same command continues" in (caught.value.hint or "")
@@ -601,7 +593,7 @@ def test_memory_does_not_grow_with_the_folder(
     """Never more decoded maps and unwritten images than the queues hold, while writing is the slow part."""
     write_labels(tmp_path / "labels", 200, (32, 32))
     lock, alive, most = threading.Lock(), [0], [0]
-    real_read, real_write, real_init = pipeline.Reader.read, pipeline._write, pipeline.Pipeline.__init__
+    real_read, real_write, real_init = pipeline.Reader.read, Folder.take, pipeline.Pipeline.__init__
 
     def count_read(self: Any, job: Any) -> Any:
         with lock:
@@ -609,18 +601,18 @@ def test_memory_does_not_grow_with_the_folder(
             most[0] = max(most[0], alive[0])
         return real_read(self, job)
 
-    def count_write(result: Path, image: Any) -> None:
+    def count_write(folder: Folder, name: str, content: bytes) -> None:
         time.sleep(0.003)
-        real_write(result, image)
+        real_write(folder, name, content)
         with lock:
             alive[0] -= 1
 
-    def unbounded(self: Any, *arguments: Any) -> None:
-        real_init(self, *arguments)
-        self._ahead = 1000
+    def unbounded(self: Any, *arguments: Any, **more: Any) -> None:
+        real_init(self, *arguments, **more)
+        self._ahead = self._unwritten = 1000
 
     monkeypatch.setattr(pipeline.Reader, "read", count_read)
-    monkeypatch.setattr(pipeline, "_write", count_write)
+    monkeypatch.setattr(Folder, "take", count_write)
     if not is_bounded:
         monkeypatch.setattr(pipeline.Pipeline, "__init__", unbounded)
     assert infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out", size=(32, 32), batch_size=2)).written == 200

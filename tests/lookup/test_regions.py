@@ -48,3 +48,18 @@ def test_long_regions_and_corners() -> None:
     diagonal = region_positions(np.eye(3, dtype=np.uint8)[None])[0]
     assert diagonal[0].diagonal().tolist() == pytest.approx([-1, 0, 1], abs=2e-5)  # touching at corners is enough
     assert not diagonal[:, 0, 1:].any()  # class 0 has no positions
+
+
+def test_positions_at_half_the_size_are_those_of_the_file_but_for_a_pixel_and_thin_bridges() -> None:
+    """The original finds regions before it resizes a file, and here they are those of the map at the model's size."""
+    blocks = np.kron(np.random.default_rng(0).integers(1, 4, (1, 4, 4)), np.ones((1, 16, 16), int))
+    of_file = region_positions(blocks)[:, :, ::2, ::2]
+    difference = np.abs(of_file - region_positions(blocks[:, ::2, ::2]))
+    assert 0 < difference.max() < 1 / 7  # the smallest region has 8 pixels a side at half the size: measured 0.067
+    bridged = np.ones((1, 32, 32), int)
+    bridged[:, 4:28, 2:12] = bridged[:, 4:28, 20:30] = 2
+    bridged[:, 15, 12:20] = 2  # a row that half the size does not have
+    apart = region_positions(bridged[:, ::2, ::2])[0, 1, 8]
+    together = region_positions(bridged)[0, 1, ::2, ::2][8]
+    assert together[1] == pytest.approx(-1, abs=0.01)  # the left edge of one region
+    assert together[5] < 0 < apart[5]  # the right edge of the left part: left of one centre, right of the other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -20,11 +21,11 @@ from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Artifact, Sour
 from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.tables import extract_patterns, modulated_channels
 from spade_deploy.metrics.judge import Judge, Verdict
-from spade_deploy.serving.page_files import PAGE_FOLDER
+from spade_deploy.serving.page_files import PAGE_FOLDER, page_digest
 from spade_deploy.serving.web.folder import require_free, write_web
 from spade_deploy.serving.web.onnxruntime_web import WASM_FILES, WEBGPU_FILES, runtime_files
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
-from tests.support.browser import browser
+from tests.support.browser import another, browser
 from tests.support.generators import build_generator
 from tests.support.page import Page
 from tests.support.paths import ROOT
@@ -176,58 +177,89 @@ def test_painting_without_a_server(tmp_path: Path, runtime_of_web: Mapping[str, 
         page.close()
         worker.write_text("throw new Error('no memory')")
         page = Page(chromium, f"{url}/below/styled/")
-        page.wait_for_text("notice-text", "no memory")
+        page.wait_for_text("notice-text", "^Uncaught .*no memory")
         assert page.tab.locator("#notice-retry").inner_text() == "Try again"
         assert "server" not in page.text("notice") + page.text("state-text")
+        status = f"./page/{page_digest()}/status.js"
+        said = "`size`: the map has 3 x 4 pixels", "choose another `size`"
+        page.tab.evaluate(
+            "([file, one, two]) => import(file).then((m) => m.showNotice('problem', one, two))",
+            [f"{url}/below/styled/{status}", *said],
+        )
+        assert page.text("notice-title") == "Size: the map has 3 x 4 pixels"
+        assert page.text("notice-text") == "Choose another size"
 
 
 RUN = """async ([runtime, maps]) => {
+  const said = [];
+  console.info = (line) => said.push(line);
   const {Runtime} = await import(runtime);
   const facts = await (await fetch(location.href)).json();
-  const opened = await Runtime.open(location.href, facts, {provider: "wasm"});
-  const found = [];
+  const opened = await Runtime.open(location.href, facts);
+  const images = [];
   for (const map of maps) {
     const {kind, pixels, image} = await opened.run(map, {}, ["pixels", "image"]);
-    found.push({kind, pixels: [...pixels], image: [...image]});
+    images.push({kind, pixels: [...pixels], image: [...image]});
   }
-  return found;
+  return {images, provider: opened.provider, said};
 }"""
+WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+"""WebGPU on the processor, with chromium's own Vulkan driver; chromium uses it for tests of WebGPU too."""
 
 
-def test_a_lookup_graph_makes_the_pixels_of_pytorch(
-    tmp_path: Path, runtime_of_web: Mapping[str, bytes], chromium: Any
-) -> None:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Two golden inputs: large regions, which the lookup graph runs, and ids that are nearly all noise."""
     from spade_deploy.export.pipeline import ExportRequest, export_artifact
 
-    generator = build_generator()
-    spec, host = generator.spec, tmp_path / "host"
+    # Eight channels: with nine, onnxruntime-web computes the first convolutions wrong on WebGPU.
+    generator = build_generator(labels=LabelSpec(6, has_dontcare=True, has_edges=True))
+    spec, folder = generator.spec, tmp_path_factory.mktemp("exported") / "one"
     rng = np.random.default_rng(0)
     label = np.stack([blocks(rng, spec.labels.num_ids, size)[:, :64] for size in (7, 1)])
     instance = np.stack([blocks(rng, 9, size)[:, :64] for size in (5, 9)])
     golden = {LABEL: label.astype(spec.labels.id_type), INSTANCE: instance.astype(np.int32)}
-    (tmp_path / "one").mkdir()
-    export_artifact(generator, tmp_path / "one", ExportRequest(golden, Source("tiny", 1, "train", "0" * 64)))
-    artifact = Artifact.open(tmp_path / "one")
-    write_web(artifact, host, runtime_of_web)
-    changed = label[0].copy()
-    changed[30, 30] = (changed[30, 30] + 1) % spec.labels.num_ids
+    folder.mkdir()
+    export_artifact(generator, folder, ExportRequest(golden, Source("tiny", 1, "train", "0" * 64)))
+    return Artifact.open(folder)
+
+
+def in_browser(browser: Any, host: Path, maps: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """What the page's runtime makes of label maps and their instance maps."""
     asked = [
-        {"width": spec.width, "height": spec.height, "ids": ids.ravel().tolist(), "instances": objects.ravel().tolist()}
-        for ids, objects in zip([*label, changed], [*instance, instance[0]], strict=True)
+        {
+            "width": ids.shape[1],
+            "height": ids.shape[0],
+            "ids": ids.ravel().tolist(),
+            "instances": objects.ravel().tolist(),
+        }
+        for ids, objects in maps
     ]
     ((model,), (runtime,)) = (host.rglob(name) for name in ("model.json", "runtime.js"))
     with static_host(host) as url:
-        tab = chromium.new_page()
+        tab = browser.new_page()
         tab.goto(f"{url}/{model.relative_to(host).as_posix()}")
-        found = tab.evaluate(RUN, [f"{url}/{runtime.relative_to(host).as_posix()}", asked])
-    assert [one["kind"] for one in found] == [GraphKind.LOOKUP] * 3
-    right = artifact.golden().outputs
+        found: dict[str, Any] = tab.evaluate(RUN, [f"{url}/{runtime.relative_to(host).as_posix()}", asked])
+        tab.close()
+    return found
+
+
+def check_golden_pixels(browser: Any, artifact: Artifact, host: Path, ran: tuple[str, GraphKind]) -> None:
+    """The page's runtime makes the golden images, and one that differs by a pixel of another class is told apart."""
+    spec, golden = artifact.manifest.generator, artifact.golden()
+    label, instance = golden.inputs[LABEL], golden.inputs[INSTANCE]
+    changed = label[0].copy()
+    changed[30, 30] = (changed[30, 30] + 1) % spec.labels.num_ids
+    maps = list(zip([*label, changed], [*instance, instance[0]], strict=True))
+    told = in_browser(browser, host, maps)
+    found = told["images"]
+    assert {(told["provider"], one["kind"]) for one in found} == {ran}
 
     def verdict(*pairs: tuple[int, int]) -> Verdict:
         """Of some answers, each held against a golden output."""
         judge = Judge(spec.labels, Precision.FP32, artifact.manifest.rounding)
         for made, number in pairs:
-            expected = {name: values[number : number + 1] for name, values in right.items()}
+            expected = {name: values[number : number + 1] for name, values in golden.outputs.items()}
             outputs = {
                 PIXELS: np.array(found[made]["pixels"], np.uint8).reshape(expected[PIXELS].shape),
                 IMAGE: np.array(found[made]["image"], np.float32).reshape(expected[IMAGE].shape),
@@ -237,3 +269,33 @@ def test_a_lookup_graph_makes_the_pixels_of_pytorch(
 
     assert verdict((0, 0), (1, 1)).failures == ()
     assert not verdict((2, 0)).passed, "another class in one pixel is seen"
+
+
+def test_a_lookup_graph_makes_the_pixels_of_pytorch(
+    tmp_path: Path, runtime_of_web: Mapping[str, bytes], chromium: Any, exported: Artifact
+) -> None:
+    write_web(exported, tmp_path, runtime_of_web)
+    check_golden_pixels(chromium, exported, tmp_path, ("wasm", GraphKind.LOOKUP))
+
+
+def test_webgpu_makes_the_pixels_of_pytorch_or_is_not_used(
+    tmp_path: Path, runtime_of_web: Mapping[str, bytes], chromium: Any, exported: Artifact
+) -> None:
+    write_web(exported, tmp_path, runtime_of_web)
+    with another(chromium, *WEBGPU) as found:
+        tab = found.new_page()
+        with static_host(tmp_path) as url:
+            tab.goto(url)
+            if not tab.evaluate("navigator.gpu?.requestAdapter().then(Boolean) ?? false"):
+                pytest.skip("this chromium has no WebGPU on the processor (SwiftShader)")
+        check_golden_pixels(found, exported, tmp_path, ("webgpu", GraphKind.DENSE))
+        (golden,) = tmp_path.rglob("golden.bin")
+        content = np.fromfile(golden, np.uint8)
+        content[-12288 : -12288 + 4000] = 255 - content[-12288 : -12288 + 4000]  # of 64 x 64 x 3 colour values
+        content.tofile(golden)
+        told = in_browser(found, tmp_path, [])
+        assert told["provider"] == "wasm"
+        (line,) = told["said"]
+        assert re.search(
+            r"runs in WebAssembly. WebGPU paints the golden map with a PSNR of \d+\.\d dB, not 45 dB", line
+        )

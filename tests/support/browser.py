@@ -54,6 +54,16 @@ def browser() -> Iterator[Any]:
             found.close()
 
 
+@contextmanager
+def another(found: Any, *arguments: str) -> Iterator[Any]:
+    """A further browser of the driver of one that is open, with more arguments for chromium."""
+    opened = found.browser_type.launch(executable_path=find_chromium(), args=[*_ARGUMENTS, *arguments])
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
 def axe_script() -> str:
     """The source of axe-core, which looks for what keeps people with disabilities out."""
     package = pytest.importorskip("axe_playwright_python", reason="pip install axe-playwright-python")

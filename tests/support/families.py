@@ -83,6 +83,7 @@ FILES: dict[str, Callable[[], Released]] = {
     "pix2pixhd": lambda: pix2pixhd_file(has_edges=True, halvings=3, blocks=2),
     "pix2pixhd, local": lambda: pix2pixhd_file(has_edges=True, halvings=2, blocks=2, local_blocks=2),
     "pix2pixhd, batch norm": lambda: pix2pixhd_file(has_edges=False, norm="batch", blocks=1, local_blocks=3),
+    "pix2pixhd, no edges": lambda: pix2pixhd_file(has_edges=False, halvings=2, blocks=2),
     "oasis, no noise": lambda: oasis_file(has_dontcare=True, noise=0),
 }
 CHAINS = ("clade", "clade-icpe", "oasis", "pix2pixhd, local")

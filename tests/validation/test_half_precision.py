@@ -258,6 +258,27 @@ def test_a_stress_map_is_held_to_a_quality(case: Case) -> None:
     assert failure.endswith("is under 40.0 dB")
 
 
+@pytest.mark.parametrize(("own", "is_judged"), [(39.9, False), (40.0, True), (None, True)])
+def test_a_map_of_which_float32_itself_is_wrong_is_not_judged(case: Case, own: float | None, is_judged: bool) -> None:
+    artifact = case.released.artifact
+    inputs, _ = first_of(artifact)
+    expected = {name: array[:1] for name, array in artifact.golden().outputs.items()}
+    judge = HalfJudge(artifact, artifact.graph(Precision.FP16))
+    judge.add(inputs, expected)
+    judge.add_stress("right", inputs, expected, lambda: pytest.fail("it is asked only where a map fails"))
+    judge.add_stress("wrong", inputs, {**expected, IMAGE: expected[IMAGE] + np.float32(0.1)}, lambda: own)
+    verdict = judge.verdict()
+    assert [one.is_judged for one in verdict.stress] == [True, is_judged]
+    assert bool(verdict.failures) is is_judged
+    if not is_judged:
+        assert str(verdict).endswith(
+            "; on 1 of them overflow alone was looked for, since float32 itself is as far as 39.9 dB from float64 there"
+        )
+        assert verdict.to_json()["stress"][1] == {
+            "map": "wrong", "psnr_db": None, "judged": False, "float32_psnr_db": 39.9, "failures": []
+        }  # fmt: skip
+
+
 def test_tensors_are_told_by_the_unit_that_may_be_kept(case: Case) -> None:
     for kind in GraphKind:
         artifact = case.released.artifact

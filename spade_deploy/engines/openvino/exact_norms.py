@@ -16,7 +16,8 @@ import numpy as np
 def sum_axis_by_axis(model: Any) -> None:
     """Change an OpenVINO `Model`, so that every mean over several axes is taken one axis after another.
 
-    That are its `MVN` nodes, which instance norms become, and its `ReduceMean` nodes.
+    That are `MVN` nodes, which ONNX's instance norms become, and `ReduceMean` nodes: of several axes, and of one axis
+    after another, which OpenVINO would join.
     """
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
@@ -24,14 +25,29 @@ def sum_axis_by_axis(model: Any) -> None:
             continue
         value = node.input_value(0)
         rank = value.get_partial_shape().rank.get_length()
-        axes = sorted(int(axis) % rank for axis in node.input_value(1).get_node().get_data().ravel())
-        told = node.get_attributes()
+        axes, told = _axes_of(node, rank), node.get_attributes()
+        while kind == "ReduceMean" and _is_mean(value.get_node()):
+            axes = sorted({*axes, *_axes_of(value.get_node(), rank)})
+            value = value.get_node().input_value(0)
         if len(axes) < 2 or (kind == "ReduceMean" and not told["keep_dims"]):
             continue
         new = _mean(value, axes, rank) if kind == "ReduceMean" else _normalised(value, axes, rank, told)
         for target in node.output(0).get_target_inputs():
             target.replace_source_output(new.output(0))
     model.validate_nodes_and_infer_types()
+
+
+def _is_mean(node: Any) -> bool:
+    """Whether a node takes means of known axes, which stay with size 1."""
+    return (
+        node.get_type_name() == "ReduceMean"
+        and node.get_attributes()["keep_dims"]
+        and node.input_value(1).get_node().get_type_name() == "Constant"
+    )
+
+
+def _axes_of(node: Any, rank: int) -> list[int]:
+    return sorted(int(axis) % rank for axis in node.input_value(1).get_node().get_data().ravel())
 
 
 def _normalised(value: Any, axes: list[int], rank: int, told: dict[str, Any]) -> Any:

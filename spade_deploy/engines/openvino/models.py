@@ -121,7 +121,7 @@ class SizedModels:
 
     def _check(self, compiled: Any) -> None:
         """Raise for a model that has other inputs or outputs, or another precision, than was asked for."""
-        inputs, outputs = _types_of(compiled.inputs), _types_of(compiled.outputs)
+        inputs, outputs = self._types_of(compiled.inputs), self._types_of(compiled.outputs)
         if self._part is Part.WHOLE:
             check_contract(self._artifact, self._graph, inputs, outputs)
         else:
@@ -142,6 +142,15 @@ class SizedModels:
         if not rows or taken != own or given != made:
             raise ArtifactError(f"{self._graph.name}: it is not the {self._part}: inputs {inputs}, outputs {outputs}")
 
+    def _types_of(self, tensors: Iterable[Any]) -> list[Named]:
+        return [(self._name_of(tensor), tensor.get_element_type().to_dtype().name) for tensor in tensors]
+
+    def _name_of(self, tensor: Any) -> str:
+        """The name by which a graph's input or output is known. A cast to the same type that went gives it another."""
+        spec = self._artifact.manifest.generator
+        known = {one.name for one in (*fed_tensors(spec, self._graph.kind), *output_tensors(spec))}
+        return next((name for name in tensor.get_names() if name in known), str(tensor.get_any_name()))
+
     def _read(self) -> Any:
         with self._artifact.vouched(self._graph.file) as path:
             try:
@@ -152,7 +161,7 @@ class SizedModels:
                     hint=f"the graph is of opset {self._graph.opset}: pip install --upgrade openvino, or `spade export`"
                     " again",
                 ) from error
-        check_contract(self._artifact, self._graph, _types_of(model.inputs), _types_of(model.outputs))
+        check_contract(self._artifact, self._graph, self._types_of(model.inputs), self._types_of(model.outputs))
         if self._graph.precision is not Precision.BF16:
             sum_axis_by_axis(model)
         elif self._graph.kind is GraphKind.DENSE:
@@ -171,10 +180,6 @@ def settings_of(precision: Precision, threads: int | None) -> dict[str, Any]:
         "ENABLE_CPU_PINNING": False,
     }
     return settings if threads is None else {**settings, "INFERENCE_NUM_THREADS": threads}
-
-
-def _types_of(tensors: Iterable[Any]) -> list[Named]:
-    return [(tensor.get_any_name(), tensor.get_element_type().to_dtype().name) for tensor in tensors]
 
 
 def _shapes(tensors: Iterable[TensorInfo], inputs: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, list[int]]]:

@@ -18,6 +18,8 @@ from spade_deploy.engines.openvino.library import load_openvino, said_by, versio
 from spade_deploy.engines.openvino.models import SizedModels
 from spade_deploy.engines.openvino.row_keeper import RowKeeper
 from spade_deploy.errors import RuntimeUnavailableError
+from spade_deploy.lookup.kept_rows import are_worth_keeping
+from spade_deploy.retrieval.bank_file import bank_of
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 
@@ -42,6 +44,7 @@ class OpenVinoRuntime(GraphRuntime):
         self.precision: Precision = precision
         self.kind: GraphKind = kind
         self.patterns_s: float | None = None
+        self.bank = bank_of(artifact)
         how = ", computed in float32" if precision is Precision.FP16 else ""
         self.name = f"OpenVINO {version_of(openvino)} CPU, {graph.name}{how}"
         self._lock = threading.Lock()
@@ -55,7 +58,8 @@ class OpenVinoRuntime(GraphRuntime):
 
     def keeping_rows(self, most_bytes: int) -> TableRuntime | None:
         """See `KeepsRows.keeping_rows`. Only in float32 are rows the same whatever they are computed beside."""
-        if self.kind is not GraphKind.LOOKUP or self.precision is not Precision.FP32:
+        is_able = self.kind is GraphKind.LOOKUP and self.precision is Precision.FP32 and are_worth_keeping(self.spec)
+        if not is_able:
             return None
         with self._lock:
             if self._keeper is None:

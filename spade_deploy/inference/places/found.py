@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from spade_deploy.errors import LabelMapError, quoted
 from spade_deploy.inference.jobs import Failure, Origin, failure
-from spade_deploy.labels.collect import JPEG_SUFFIXES
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+from spade_deploy.inference.places.names import check_id
+from spade_deploy.spec import Naming
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,8 @@ class Found:
     """What cannot be used."""
     left_out: tuple[str, ...] = ()
     """A sentence for each photo that lies beside its label map."""
-    is_plain: bool = False
-    """Whether it is a folder or a file of this machine, whose names have been names of files before."""
+    naming: Naming = Naming.STEM
+    """PATH if the ids may have folders in them, else STEM."""
 
 
 @dataclass
@@ -50,6 +46,8 @@ class Finder:
     """What was refused."""
     left_out: list[str] = field(default_factory=list)
     """Photos beside label maps."""
+    naming: Naming | None = None
+    """How the ids of files were made; None where the source itself has ids."""
 
     def add(self, name: str, label: Origin, instance: Origin | None = None) -> None:
         """A sample of the source."""
@@ -67,6 +65,9 @@ class Finder:
     def found(self) -> Found:
         """Everything; ids that several samples share are refused, as any of them could be meant."""
         items = []
+        hint = "give each sample a name of its own, or make the images of one source at a time"
+        if self.naming is Naming.STEM:
+            hint = "`names` path keeps the folders of the label maps; the results then need a folder of their own"
         for alike in self.kept.values():
             if len(alike) == 1:
                 items.append(alike[0])
@@ -77,46 +78,9 @@ class Finder:
                 self.refuse(
                     item.label,
                     f"its result would be named {quoted(item.id)}, like that of {other.label}{how}",
-                    "give each sample a name of its own, or make the images of one source at a time",
+                    hint,
                     item.id,
                 )
-        return Found(tuple(items), tuple(self.failures), tuple(self.left_out))
-
-
-def check_id(name: str, label: Origin) -> None:
-    """Raise LabelMapError for an id that cannot be the name of a file in the folder of results."""
-    reason = None
-    if not name:
-        reason = "it has no id"
-    elif "/" in name or "\\" in name:
-        reason = f"its id {quoted(name)} has a slash in it, which would lead to another folder"
-    elif name.startswith("."):
-        reason = f"its id {quoted(name)} begins with a dot, which hides a file or leads out of the folder"
-    elif _CONTROL.search(name):
-        reason = f"its id {quoted(name)} has control characters in it"
-    if reason is not None:
-        raise LabelMapError(f"{label}: {reason}", hint="give it an id that is the name of a file, without a folder")
-
-
-def by_name(files: Iterable[tuple[str, Origin]], finder: Finder, instance_of: Callable[[str], Origin | None]) -> None:
-    """Add files that are label maps by their own. A JPEG beside another file of its stem is a photo, and is left out.
-
-    files: path and origin of each. instance_of: the instance map for a stem; it raises LabelMapError where one is
-    missing.
-    """
-    stems: dict[str, list[tuple[PurePosixPath, Origin]]] = {}
-    for path, origin in files:
-        name = PurePosixPath(path)
-        stems.setdefault(name.stem, []).append((name, origin))
-    for stem, alike in stems.items():
-        maps = [one for one in alike if one[0].suffix.lower() not in JPEG_SUFFIXES]
-        if maps and len(maps) < len(alike):
-            for file, origin in alike:
-                if file.suffix.lower() in JPEG_SUFFIXES:
-                    finder.left_out.append(f"{origin}: a photo (JPEG) beside the label map {maps[0][0].name}: left out")
-            alike = maps
-        for _, origin in alike:
-            try:
-                finder.add(stem, origin, instance_of(stem))
-            except LabelMapError as error:
-                finder.failures.append(failure(origin, error, stem))
+        has_folders = any("/" in item.id for item in items)
+        naming = Naming.PATH if has_folders or self.naming is Naming.PATH else Naming.STEM
+        return Found(tuple(items), tuple(self.failures), tuple(self.left_out), naming)

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 from spade_deploy.errors import ConfigError, LabelMapError
@@ -20,11 +20,12 @@ from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.inference.jobs import Outcome
+from spade_deploy.inference.places.names import pure
 from spade_deploy.inference.places.origins import Member
 from spade_deploy.inference.places.parquet_file import opened_table, pyarrow
 from spade_deploy.inference.places.shards import members_of
 from spade_deploy.inference.places.store import Appender, FolderStore, Store
-from spade_deploy.inference.places.target import Kept
+from spade_deploy.inference.places.target import Target
 from spade_deploy.inference.places.url_store import UrlStore
 
 SUFFIXES = (".tar", ".parquet")
@@ -33,19 +34,19 @@ _ROW_GROUP = 64
 
 
 @dataclass(frozen=True)
-class Carried:
+class Carried(Target):
     """A target that hands each image to the process that plans."""
 
-    name: str
+    shards: str
     """What messages call the shards."""
 
-    def where(self, name: str) -> str:
-        """See `Target.where`."""
-        return f"{self.name}/{name}"
+    @property
+    def place(self) -> str:
+        return self.shards
 
-    def put(self, name: str, content: bytes) -> Kept:
-        """See `Target.put`."""
-        return Kept(sha256_of_bytes(content), content)
+    def take(self, name: str, content: bytes) -> bytes:
+        """See `Target.take`."""
+        return content
 
 
 class _Writer(Protocol):
@@ -81,7 +82,7 @@ class PackStore(Store):
         """See `Store.holds`."""
         return name in self._held
 
-    def images(self) -> list[str]:
+    def images(self, *, in_folders: bool) -> list[str]:
         """See `Store.images`."""
         return sorted(self._held)
 
@@ -142,7 +143,8 @@ class PackStore(Store):
         else:
             names, listed = self._inner.names(), {}
             for file in logged:
-                listed.setdefault(file.rpartition("/")[0], []).append(file.rpartition("/")[2])
+                shard, _, name = file.partition("/")
+                listed.setdefault(shard, []).append(name)
         own = re.compile(rf"{re.escape(self._before)}(\d+){re.escape(self._after)}")
         for shard in names:
             match = own.fullmatch(shard)
@@ -219,7 +221,7 @@ class _Parquet(_Writer):
         self._rows: list[dict[str, Any]] = []
 
     def add(self, name: str, content: bytes) -> None:
-        self._rows.append({"id": PurePosixPath(name).stem, "file": name, "image": content})
+        self._rows.append({"id": pure(name), "file": name, "image": content})
         if len(self._rows) == _ROW_GROUP:
             self._flush()
 

@@ -15,7 +15,7 @@ from spade_deploy.errors import LabelMapError, NotFoundError, SpadeError, reason
 from spade_deploy.files.reading import open_regular
 from spade_deploy.inference.jobs import failure
 from spade_deploy.inference.places.found import Finder, Found
-from spade_deploy.inference.places.listed import expanded
+from spade_deploy.inference.places.listing import expanded
 from spade_deploy.inference.places.origins import Member
 from spade_deploy.inference.places.urls import PlaceError, filesystem, shown, url_error
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from spade_deploy.errors import ConfigError, NotFoundError
 from spade_deploy.inference.jobs import Failure
 from spade_deploy.inference.places.found import Found, Item
-from spade_deploy.inference.places.listed import find_by_pattern, find_in_folder, find_in_list, is_pattern
+from spade_deploy.inference.places.listed import find_by_pattern, find_in_folder, find_in_list
+from spade_deploy.inference.places.listing import is_pattern
 from spade_deploy.inference.places.shards import find_in_shards
 from spade_deploy.inference.places.tables import Columns, find_in_tables
 from spade_deploy.inference.places.urls import is_url, shown
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.labels.find import find_label_maps
 from spade_deploy.labels.pairs import Pairing, require_instances
-from spade_deploy.spec import LabelSpec
+from spade_deploy.spec import LabelSpec, Naming
 
 _PACKED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
 _HOLDS_INSTANCES = {
@@ -25,9 +27,10 @@ _HOLDS_INSTANCES = {
 _NO_EDGES = "or `no_instances` to leave the edge channel empty (looks worse)"
 
 
-def find(request: InferRequest, spec: LabelSpec) -> Found:
+def find(request: InferRequest, spec: LabelSpec, naming: Naming) -> Found:
     """The label maps that a request names; instance maps only for a model with an edge channel.
 
+    naming: how files are named that are not those of a plain folder.
     Raises NotFoundError where there are none, ConfigError where instance maps are missing altogether, PlaceError,
     MissingDependencyError.
     """
@@ -52,11 +55,11 @@ def find(request: InferRequest, spec: LabelSpec) -> Found:
         instance_column = request.instance_column if needs_instances else None
         found = find_in_tables(labels, Columns(request.label_column, request.id_column, instance_column))
     elif suffix == ".txt":
-        found = find_in_list(labels, instances)
+        found = find_in_list(labels, instances, naming)
     elif is_pattern(labels):
-        found = find_by_pattern(labels, instances)
+        found = find_by_pattern(labels, instances, naming)
     else:
-        found = find_in_folder(str(labels), instances)
+        found = find_in_folder(str(labels), instances, naming)
     return _with_instances(found, suffix) if needs_instances else _without_instances(found)
 
 
@@ -71,7 +74,14 @@ def _plain(request: InferRequest, spec: LabelSpec) -> Found:
     labels, instances = Path(request.labels), request.instances
     if isinstance(instances, str):
         raise ConfigError(f"`instances`: {shown(instances)} is a URL, but {labels} is a folder", hint="give a folder")
-    found = find_label_maps(labels, instances, spec, preset=request.preset, no_instances=request.no_instances)
+    try:
+        found = find_label_maps(labels, instances, spec, preset=request.preset, no_instances=request.no_instances)
+    except NotFoundError as error:
+        if not labels.is_dir():
+            raise
+        raise NotFoundError(
+            error.message, hint=f"'{labels}/**/*.png' names those in folders, too; {error.hint}"
+        ) from error
     if instances is None and not request.no_instances:
         require_instances(found, spec, "`instances`", f"give their folder, {_NO_EDGES}")
     return from_pairing(found)
@@ -92,11 +102,17 @@ def from_pairing(found: Pairing) -> Found:
         others = [path for path in alike[sample.stem] if path != sample.label]
         if others:
             message = f"{sample.label}: its result would have the same name as that of {others[0]}"
-            failures.append(Failure(sample.label, message, "give the folder of one split at a time"))
+            failures.append(
+                Failure(
+                    sample.label,
+                    message,
+                    "give one split at a time, or a pattern such as 'DIR/**/*.png', which keeps the folders",
+                )
+            )
         else:
             items.append(Item(sample.stem, sample.label, sample.instance))
     left_out = tuple(f"{problem.path}: {problem.message}" for problem in found.problems if problem.code == "photo")
-    return Found(tuple(items), tuple(failures), left_out, is_plain=True)
+    return Found(tuple(items), tuple(failures), left_out)
 
 
 def _with_instances(found: Found, suffix: str) -> Found:
@@ -116,8 +132,8 @@ def _with_instances(found: Found, suffix: str) -> Found:
         if item.instance is None
     )
     items = tuple(item for item in found.items if item.instance is not None)
-    return Found(items, (*found.failures, *missing), found.left_out)
+    return replace(found, items=items, failures=(*found.failures, *missing))
 
 
 def _without_instances(found: Found) -> Found:
-    return Found(tuple(Item(item.id, item.label) for item in found.items), found.failures, found.left_out)
+    return replace(found, items=tuple(Item(item.id, item.label) for item in found.items))

@@ -37,7 +37,7 @@ class Store(Protocol):
     name: str
     """What messages call it."""
 
-    target: Folder | Target
+    target: Target
     """What the processes that make images know of it."""
 
     def prepare(self) -> None:
@@ -51,8 +51,8 @@ class Store(Protocol):
         """
         ...
 
-    def images(self) -> list[str]:
-        """The names of all images in it."""
+    def images(self, *, in_folders: bool) -> list[str]:
+        """The names of all images in it. in_folders: also of those in its folders, as berlin/0001.png."""
         ...
 
     def digest(self, name: str) -> tuple[str, str]:
@@ -104,9 +104,16 @@ class FolderStore(Store):
             return False
         return redo_before_ns is None or result.stat().st_mtime_ns >= redo_before_ns
 
-    def images(self) -> list[str]:
+    def images(self, *, in_folders: bool) -> list[str]:
         """See `Store.images`."""
-        return sorted(entry.name for entry in os.scandir(self.path) if is_image(entry.name))
+        if not in_folders:
+            return sorted(entry.name for entry in os.scandir(self.path) if is_image(entry.name))
+        return sorted(
+            (Path(folder) / name).relative_to(self.path).as_posix()
+            for folder, _, names in os.walk(self.path)
+            for name in names
+            if is_image(name)
+        )
 
     def digest(self, name: str) -> tuple[str, str]:
         """See `Store.digest`."""

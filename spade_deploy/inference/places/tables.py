@@ -20,7 +20,7 @@ from spade_deploy.errors import (
 from spade_deploy.images.image_file import ImageBytes
 from spade_deploy.inference.jobs import failure
 from spade_deploy.inference.places.found import Finder, Found
-from spade_deploy.inference.places.listed import beside, expanded
+from spade_deploy.inference.places.listing import beside, expanded
 from spade_deploy.inference.places.origins import file_bytes
 from spade_deploy.inference.places.parquet_file import Values, opened_table
 from spade_deploy.inference.places.urls import PlaceError, shown

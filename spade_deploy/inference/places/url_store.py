@@ -19,7 +19,7 @@ from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.files.temporary import NAME_MAX_BYTES
 from spade_deploy.inference.jobs import Outcome
 from spade_deploy.inference.places.store import LOG, Appender, Store, is_image
-from spade_deploy.inference.places.target import Kept
+from spade_deploy.inference.places.target import Target
 from spade_deploy.inference.places.urls import PlaceError, filesystem, shown, url_error
 
 _WHOLE_AT_ONCE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hf", "oss", "memory", "http", "https")
@@ -30,31 +30,29 @@ _STALE_AFTER_S = 150.0
 
 
 @dataclass(frozen=True)
-class UrlFolder:
-    """A folder behind a URL. It can be pickled."""
+class UrlFolder(Target):
+    """A folder behind a URL."""
+
+    is_remote = True
 
     url: str
     """Where it is."""
 
-    def where(self, name: str) -> str:
-        """See `Target.where`."""
-        return f"{shown(self.url).rstrip('/')}/{name}"
+    @property
+    def place(self) -> str:
+        return shown(self.url)
 
-    def put(self, name: str, content: bytes) -> Kept:
-        """See `Target.put`."""
-        self.write(name, content)
-        return Kept(sha256_of_bytes(content))
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write an object whole or not at all. Raises PlaceError."""
+    def take(self, name: str, content: bytes) -> None:
+        """See `Target.take`. Raises PlaceError."""
         fs, path = filesystem(self.url)
         place = f"{path.rstrip('/')}/{name}"
+        folder, _, last = place.rpartition("/")
         try:
             if self.url.partition("://")[0] in _WHOLE_AT_ONCE:
                 fs.pipe_file(place, content)
                 return
-            aside = f"{path.rstrip('/')}/.{name}.{secrets.token_hex(4)}.tmp"
-            fs.makedirs(path, exist_ok=True)
+            aside = f"{folder}/.{last}.{secrets.token_hex(4)}.tmp"
+            fs.makedirs(folder, exist_ok=True)
             fs.pipe_file(aside, content)
             fs.mv(aside, place)
         except Exception as error:
@@ -62,33 +60,41 @@ class UrlFolder:
 
 
 class UrlStore(Store):
-    """A folder behind a URL. What is there is listed once."""
+    """A folder behind a URL. What is there is listed once, a folder in it when its first image is asked for."""
 
     def __init__(self, url: str) -> None:
         self.name, self.target = shown(url), UrlFolder(url)
         self._fs, self._path = filesystem(url)
         self._path = self._path.rstrip("/")
-        self._listed: dict[str, dict[str, Any]] | None = None
+        self._listed: dict[str, dict[str, dict[str, Any]]] = {}
+        """The entries of folders in it by their names there; its own has the name ''."""
 
     def prepare(self) -> None:
         """See `Store.prepare`. A bucket must be there; folders in it need not be made."""
 
     def holds(self, name: str, *, overwrite: bool, redo_before_ns: int | None) -> bool:
         """See `Store.holds`."""
-        if len(name.encode()) > NAME_MAX_BYTES:
+        folder, _, last = name.rpartition("/")
+        if len(last.encode()) > NAME_MAX_BYTES:
             raise LabelMapError(
-                f"its result would have a name of {len(name.encode())} bytes, {name[:40]}...",
+                f"its result would have a name of {len(last.encode())} bytes, {last[:40]}...",
                 hint="give the label map a shorter name",
             )
-        entry = self._entries().get(name)
+        entry = self._entries(folder).get(last)
         if entry is None or overwrite or not entry["size"]:
             return False
         # Times of object stores are whole seconds: what may be older is made again.
         return redo_before_ns is None or _time_ns(entry) > redo_before_ns
 
-    def images(self) -> list[str]:
+    def images(self, *, in_folders: bool) -> list[str]:
         """See `Store.images`."""
-        return [name for name in self._entries() if is_image(name)]
+        if not in_folders:
+            return [name for name in self._entries() if is_image(name)]
+        try:
+            names = [str(name)[len(self._path) :].lstrip("/") for name in self._fs.find(self._path)]
+        except Exception as error:
+            raise url_error(error, self.name, "read") from error
+        return [name for name in names if is_image(name)]
 
     def digest(self, name: str) -> tuple[str, str]:
         """See `Store.digest`."""
@@ -105,13 +111,12 @@ class UrlStore(Store):
 
     def write(self, name: str, content: bytes) -> int:
         """See `Store.write`."""
-        self.target.write(name, content)
+        self.target.take(name, content)
         try:
             entry = self._fs.info(f"{self._path}/{name}")
         except Exception as error:
             raise url_error(error, self.target.where(name), "write") from error
-        if self._listed is not None:
-            self._listed[name] = entry
+        self._entries()[name] = entry
         return _time_ns(entry)
 
     def upload(self, name: str, file: str) -> None:
@@ -132,7 +137,7 @@ class UrlStore(Store):
         lease = _Lease(self.target, self._fs, f"{self._path}/{LOCK}", doing)
         lease.take()
         try:
-            self._listed = None  # another run may have gone on until now
+            self._listed = {}  # another run may have gone on until now
             yield
         finally:
             lease.give_back()
@@ -156,19 +161,19 @@ class UrlStore(Store):
             raise url_error(error, self.target.where(name), "read") from error
         return content
 
-    def _entries(self) -> dict[str, dict[str, Any]]:
-        if self._listed is None:
+    def _entries(self, folder: str = "") -> dict[str, dict[str, Any]]:
+        if folder not in self._listed:
             try:
-                listed = self._fs.ls(self._path, detail=True)
+                listed = self._fs.ls(f"{self._path}/{folder}".rstrip("/"), detail=True)
             except FileNotFoundError as error:
                 if "bucket" in str(error).lower():
                     raise NotFoundError(f"{self.name}: {error}", hint="see that the bucket's name is right") from error
                 listed = []
             except Exception as error:
                 raise url_error(error, self.name, "read") from error
-            found = {str(one["name"]).rstrip("/").rpartition("/")[2]: one for one in listed if one["type"] == "file"}
-            self._listed = found
-        return self._listed
+            files = (one for one in listed if one["type"] == "file")
+            self._listed[folder] = {str(one["name"]).rstrip("/").rpartition("/")[2]: one for one in files}
+        return self._listed[folder]
 
 
 class _UrlAppender(Appender):
@@ -195,7 +200,7 @@ class _UrlAppender(Appender):
 
     def _upload(self) -> None:
         if self._is_new:
-            self._target.write(LOG, bytes(self._content))
+            self._target.take(LOG, bytes(self._content))
             self._is_new = False
 
 
@@ -215,7 +220,7 @@ class _Lease:
             self._fs.pipe_file(self._path, self._facts(), mode="create")
         except (FileExistsError, NotImplementedError, TypeError):  # the last two: a place that cannot refuse
             self._require_stale()
-            self._target.write(LOCK, self._facts())
+            self._target.take(LOCK, self._facts())
         except Exception as error:
             raise _write_error(error, self._target.where(LOCK)) from error
         self._renewer.start()
@@ -250,7 +255,7 @@ class _Lease:
     def _renew(self) -> None:
         while not self._over.wait(_RENEW_EVERY_S):
             with suppress(Exception):  # the images are written with the same rights, and their errors are told
-                self._target.write(LOCK, self._facts())
+                self._target.take(LOCK, self._facts())
 
 
 def _write_error(error: Exception, name: str) -> Exception:

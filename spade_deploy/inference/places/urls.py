@@ -15,6 +15,14 @@ _SECRET_NAMES = re.compile(r"secret|token|password|passwd|api_?key|access_key|cr
 _USER = re.compile(r"(?<=://)[^/\s@]+@")
 _QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*")
 _SHORTEST_SECRET = 6
+_CLOUD = "'spade-deploy[cloud]'"
+_PACKAGES = {
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    "hf": "huggingface_hub",
+    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
+    "oss": "ossfs",
+}
+"""The package that reads URLs of a scheme, beside fsspec."""
 
 
 class PlaceError(SpadeError):
@@ -61,14 +69,14 @@ def filesystem(url: str) -> tuple[Any, str]:
         import fsspec
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"{shown(url)}: fsspec is not installed, which reads URLs", hint="pip install 'spade-deploy[cloud]'"
+            f"{shown(url)}: fsspec is not installed, which reads URLs", hint=f"pip install {_CLOUD}"
         ) from error
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise MissingDependencyError(
             f"{shown(url)}: a package is missing: {without_secrets(str(error))}",
-            hint="pip install 'spade-deploy[cloud]' brings what s3:// needs; others have packages of their own",
+            hint=f"pip install {_PACKAGES.get(url.partition('://')[0], _CLOUD)}",
         ) from error
     except Exception as error:
         raise PlaceError(f"{shown(url)}: {without_secrets(reason_of(error))}") from error

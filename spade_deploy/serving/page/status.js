@@ -34,18 +34,24 @@ export function showLatency(ms, timing) {
 // words: what to do next; button: its words, with what it does. seconds: {s} in the words is counted down.
 export function showNotice(kind, title, words, {button = "", act = null, seconds = 0} = {}) {
   clearInterval(countdown);
-  const tell = (left) => { $("notice-text").textContent = typeof words === "function" ? words(left) : words; };
+  const tell = (left) => { $("notice-text").textContent = sentence(typeof words === "function" ? words(left) : words); };
   tell(seconds);
   if (seconds > 0) {
     let left = seconds;
     countdown = setInterval(() => { left = Math.max(0, left - 1); tell(left); }, 1000);
   }
   $("notice").dataset.kind = kind;
-  if ($("notice-title").textContent !== title) $("notice-title").textContent = title;
+  if ($("notice-title").textContent !== sentence(title)) $("notice-title").textContent = sentence(title);
   $("notice-retry").hidden = !act;
   $("notice-retry").textContent = button;
   $("notice-retry").onclick = act;
   $("notice").hidden = false;
+}
+
+// What a problem of the server says, whose fields stand in backticks and whose hints begin small.
+function sentence(words) {
+  const bare = words.replaceAll("`", "");
+  return bare.charAt(0).toUpperCase() + bare.slice(1);
 }
 
 export function hideNotice() {

@@ -3,13 +3,15 @@
     index.html, sw.js       asked for each time
     page/DIGEST/            the page's files
     ort/VERSION/            onnxruntime-web
-    model/DIGEST/           the graphs, label maps to start from, model.json with what the page has to know
+    model/DIGEST/           the graphs, label maps to start from, a golden map with its pixels (golden.bin), and
+                            model.json with what the page has to know
     web.json                what was written, for people and for the next export
 
 What is below page, ort and model never changes under its address, so browsers may keep it.
 
 A browser runs fp32 in WebAssembly, which has no arithmetic in half precision, and fp16 on WebGPU where the artifact has
-such a graph and the GPU can; each loads one of them.
+such a graph and the GPU can; each loads one of them. WebGPU has to make the golden map's pixels first, since its
+drivers and kernels differ from machine to machine; where it does not, the page runs in WebAssembly.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from spade_deploy.artifact import LABEL, Artifact, Graph
+from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Artifact, Graph, Z
 from spade_deploy.errors import ArtifactError, ConfigError, reason_of
 from spade_deploy.files import own_folder
 from spade_deploy.files.atomic import atomic_folder
 from spade_deploy.files.onnx_data import external_files
 from spade_deploy.lookup.tables import modulated_channels
+from spade_deploy.metrics.tolerances import FP16_MIN_PSNR_DB
 from spade_deploy.runs.folders import usual_name
 from spade_deploy.serving.models import model_facts
 from spade_deploy.serving.page_files import INDEX, POLICY, digest_of, page_digest, page_files
@@ -42,6 +45,8 @@ measured a smaller break-even: convolutions are slower there, and the dense grap
 break-even was 0.62 with two threads and 0.85 with one; the export had measured 0.38 (benchmarks/web_engine.py)."""
 RECORD = "web.json"
 _FORMAT = 1
+_GOLDEN = "golden.bin"
+"""int32 ids, int32 ids of instances (those of the label map again for a model without edges), uint8 pixels."""
 _WORKER = Path(__file__).parent / "sw.js"
 _WEB_POLICY = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'")
 _META_POLICY = _WEB_POLICY.replace("; frame-ancestors 'none'", "")
@@ -77,13 +82,18 @@ def require_free(target: Path) -> None:
 def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) -> WebFolder:
     """Write the folder; an older one is replaced as a whole. runtime: of `onnxruntime_web.runtime_files`.
 
-    Raises ConfigError as `require_free` does and for a model with positions, ArtifactError for a graph whose weights
-    lie beside it.
+    Raises ConfigError as `require_free` does and for a model with positions or a memory bank, ArtifactError for a graph
+    whose weights lie beside it.
     """
     require_free(target)
     if artifact.manifest.generator.has_positions:
         raise ConfigError(
             "`web`: this model needs the position of each pixel in its region, which the page cannot compute",
+            hint="leave `web` out, and serve it with `spade serve`",
+        )
+    if artifact.manifest.generator.has_bank:
+        raise ConfigError(
+            "`web`: this model completes a canvas of photo segments, which the page does not make",
             hint="leave `web` out, and serve it with `spade serve`",
         )
     graphs = _graphs(artifact)
@@ -109,7 +119,8 @@ def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) ->
         others = [content for name, content in files.items() if name.startswith("page/") or name == "index.html"]
         return sum(map(len, [*others, *(runtime[name] for name in names), model[graph.file]]))
 
-    return WebFolder(target, visit(WASM_FILES, graphs[0]), visit(WEBGPU_FILES, _for_gpu(graphs)))
+    webgpu_bytes = visit(WEBGPU_FILES, _for_gpu(graphs)) + len(model[_GOLDEN])
+    return WebFolder(target, visit(WASM_FILES, graphs[0]), webgpu_bytes)
 
 
 def _graphs(artifact: Artifact) -> tuple[Graph, ...]:
@@ -143,11 +154,15 @@ def _model_files(artifact: Artifact, graphs: tuple[Graph, ...]) -> dict[str, byt
                     hint="only graphs below 2 GB run in a browser",
                 )
             files[graph.file] = path.read_bytes()
-    labels = artifact.golden().inputs[LABEL]
+    golden = artifact.golden()
+    labels = golden.inputs[LABEL]
     for number, ids in enumerate(labels):
         files[f"sample-{number}.png"] = ids_png(ids)
     facts = model_facts(usual_name(artifact.path.resolve()), artifact)
     has_lookup = GraphKind.LOOKUP in spec.graph_kinds
+    ids, pixels = labels[0], golden.outputs[PIXELS][0]
+    instances = golden.inputs[INSTANCE][0] if spec.labels.has_edges else ids
+    files[_GOLDEN] = ids.astype("<i4").tobytes() + instances.astype("<i4").tobytes() + pixels.tobytes()
     directions = artifact.style_directions()
     moves = [] if directions is None else directions.tolist()
     styles = {"z_dim": spec.z_dim, "from_photo": False, "directions": len(moves)}
@@ -176,6 +191,13 @@ def _model_files(artifact: Artifact, graphs: tuple[Graph, ...]) -> dict[str, byt
             }
             for graph in graphs
         ],
+        "golden": {
+            "file": _GOLDEN,
+            "height": ids.shape[0],
+            "width": ids.shape[1],
+            "style": golden.inputs[Z][0].tolist() if Z in golden.inputs else None,
+            "min_psnr_db": FP16_MIN_PSNR_DB,
+        },
         "samples": [f"sample-{number}.png" for number in range(len(labels))],
         "ort": f"../../ort/{VERSION}/",
     }

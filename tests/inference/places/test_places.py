@@ -6,26 +6,32 @@ import hashlib
 import io
 import json
 import pickle
+import sys
 import tarfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from fsspec.registry import _registry
 from PIL import Image
 
 from spade_deploy.artifact import Artifact
-from spade_deploy.errors import ConfigError, NotFoundError, SpadeError
+from spade_deploy.errors import ConfigError, MissingDependencyError, NotFoundError, SpadeError
 from spade_deploy.inference import InferRequest, InferSummary, infer
 from spade_deploy.inference.places import packs
 from spade_deploy.inference.places.found import Finder
-from spade_deploy.inference.places.listed import expanded
+from spade_deploy.inference.places.listed import maps_of
+from spade_deploy.inference.places.listing import expanded
 from spade_deploy.inference.places.origins import Member, Remote
 from spade_deploy.inference.places.store import LOG
 from spade_deploy.inference.places.tables import Row
+from spade_deploy.inference.places.url_store import UrlFolder
 from spade_deploy.inference.places.urls import as_place, place_of, without_secrets
 from spade_deploy.progress import Silent
 from spade_deploy.spec import LabelSpec
@@ -204,7 +210,9 @@ def test_a_broken_member_costs_its_image_alone(models: dict[str, Artifact], tmp_
     assert errors == {**reasons(done), "a": None, "d": None}
 
 
-@pytest.mark.parametrize("name", ["../x", "/abs/x", "a/b", "a\\b", ".hidden", "..", "", "line\nbreak"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/abs/x", "a/../../b", "a//b", "a/.b", "a\\b", ".hidden", "..", "", "a/", "line\nbreak"]
+)
 def test_ids_that_lead_elsewhere_are_refused(models: dict[str, Artifact], tmp_path: Path, name: str) -> None:
     table = {"id": ["good", name, None], "label": [MAPS["000"], MAPS["001"], MAPS["002"]]}
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "s.parquet")
@@ -218,14 +226,14 @@ def test_ids_that_lead_elsewhere_are_refused(models: dict[str, Artifact], tmp_pa
 
 def test_ids_that_would_collide_are_refused_all(models: dict[str, Artifact], tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(tar({"same.png": MAPS["000"], "Case.png": MAPS["001"], "one.png": MAPS["002"]}))
-    (tmp_path / "1.tar").write_bytes(tar({"same.png": MAPS["003"], "case.png": MAPS["004"], "up/x.png": MAPS["005"]}))
+    (tmp_path / "1.tar").write_bytes(tar({"same.png": MAPS["003"], "case.png": MAPS["004"], "../x.png": MAPS["005"]}))
     done = infer(models["plain"], InferRequest(tmp_path / "*.tar", tmp_path / "out"))
     assert images(tmp_path / "out").keys() == {"one.png"}
     found = reasons(done)
-    assert found.keys() == {"same", "Case", "case", "up/x"}
+    assert found.keys() == {"same", "Case", "case", "../x"}
     assert "like that of" in found["same"]
     assert "but for upper and lower case" in found["case"]
-    assert "slash" in found["up/x"]
+    assert "begins with a dot" in found["../x"]
     assert len(done.failures) == 5
 
 
@@ -270,6 +278,72 @@ def test_messages_have_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(Remote("https://me:pw@host/a.png?sig=1")) == "https://host/a.png"
 
 
+@pytest.mark.parametrize(
+    ("url", "module", "package"),
+    [
+        ("gs://bucket/maps", "gcsfs", "gcsfs"),
+        ("hf://datasets/someone/maps/*.png", "huggingface_hub", "huggingface_hub"),
+        ("az://box/maps", "adlfs", "adlfs"),
+        ("s3://bucket/maps", "s3fs", "'spade-deploy[cloud]'"),
+    ],
+)
+def test_the_package_of_a_store_is_named_where_it_is_missing(
+    models: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, module: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
+    with pytest.raises(MissingDependencyError) as caught:
+        infer(models["plain"], InferRequest(url, tmp_path / "out"))
+    assert caught.value.message.startswith(f"{url}: a package is missing: ")
+    assert caught.value.hint == f"pip install {package}"
+
+
+def test_a_data_set_on_the_hub_is_read_through_its_package(
+    models: dict[str, Artifact], right: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the network: the package's own file system lists and reads what is here."""
+    hub = pytest.importorskip("huggingface_hub", reason="pip install huggingface_hub")
+    folder = "datasets/someone/maps/train"
+    files = {f"{folder}/{name}.png": content for name, content in MAPS.items()}
+
+    def ls(self: Any, path: str, detail: bool = True, **_: Any) -> list[dict[str, Any]]:
+        assert path.rstrip("/") == folder
+        return [{"name": name, "type": "file", "size": len(content)} for name, content in files.items()]
+
+    monkeypatch.setattr(hub.HfFileSystem, "ls", ls)
+    monkeypatch.setattr(hub.HfFileSystem, "cat_file", lambda self, path, **_: files[path])
+    infer(models["plain"], InferRequest(f"hf://{folder}", tmp_path / "out"))
+    assert images(tmp_path / "out") == right
+
+
+def test_an_object_store_is_waited_for_by_many_threads(
+    models: dict[str, Artifact], right: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All six reads, and then all six writes, are on their way at once, which two cores' own threads would not be."""
+    fs = fsspec.filesystem("memory")
+    for name, content in MAPS.items():
+        fs.pipe_file(f"/waited/{name}.png", content)
+    reading, writing = threading.Barrier(6, timeout=20), threading.Barrier(6, timeout=20)
+    load, take = Remote.load, UrlFolder.take
+
+    def wait_and_load(self: Remote) -> Any:
+        reading.wait()
+        return load(self)
+
+    def wait_and_take(self: UrlFolder, name: str, content: bytes) -> None:
+        if name.endswith(".png"):
+            writing.wait()
+        take(self, name, content)
+
+    monkeypatch.setattr(Remote, "load", wait_and_load)
+    monkeypatch.setattr(UrlFolder, "take", wait_and_take)
+    try:
+        infer(models["plain"], InferRequest("memory://waited", "memory://waited-out"))
+        assert {name: fs.cat_file(f"/waited-out/{name}") for name in right} == right
+    finally:
+        fs.rm("/", recursive=True)
+
+
 def test_origins_can_be_pickled(tmp_path: Path) -> None:
     for origin in (Remote("s3://b/x.png"), Member(tmp_path / "a.tar", "x", 1, 2), Row("s3://b/p", "label", 1, 0, 1)):
         assert pickle.loads(pickle.dumps(origin)) == origin
@@ -285,13 +359,10 @@ def test_a_large_row_group_is_read_in_parts_and_in_any_order(tmp_path: Path) -> 
 
 
 def test_a_photo_beside_a_map_is_left_out() -> None:
-    from spade_deploy.inference.places.found import by_name
-
     finder = Finder()
-    by_name(((name, Path(name)) for name in ("m/a.png", "m/a.jpg", "m/b.jpg")), finder, lambda stem: None)
-    found = finder.found()
-    assert [item.id for item in found.items] == ["a", "b"]
-    assert len(found.left_out) == 1
+    files = maps_of(((name, Path(name)) for name in ("m/a.png", "m/a.jpg", "m/b.jpg")), finder)
+    assert [path for path, _ in files] == ["m/a.png", "m/b.jpg"]
+    assert finder.left_out == ["m/a.jpg: a photo (JPEG) beside the label map a.png: left out"]
 
 
 # --- Targets ---------------------------------------------------------------------------------------------------------
