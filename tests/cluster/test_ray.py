@@ -59,7 +59,7 @@ def spade(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-TOKEN = "a token of the tests"
+TOKEN = "a-token-of-the-tests"
 
 
 class Service:

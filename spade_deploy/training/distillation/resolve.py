@@ -40,6 +40,11 @@ def student_setup(
     teacher = find_teacher(asked.teacher, runs_dir)
     data, notes = student_data(asked, teacher)
     spec = _spec(asked, teacher.facts.generator, data)
+    if spec.has_bank:
+        raise ConfigError(
+            f"`teacher`: {teacher.facts.place} is a {spec.architecture} generator; students have no memory bank",
+            hint="train a narrow one with `spade train`, or distill another architecture",
+        )
     student = {name: value for name, value in asked.student.items() if value is not None}
     if student.get("cache"):
         student.setdefault("weight_features", 0.0)
