@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress=Printed(),
         )
     models = {name: {**facts[name], **(costs(times, name) if times else {})} for name in checkpoints}
-    value = {"models": models, "times_ms": times, "threads": 1, "evaluation": result.to_json()}
+    value = {"models": models, "times_ms": times, "threads": 1, "evaluation": without_places(result)}
     write_json(asked.out / "earth-students.json", {**value, "machine": describe_machine()})
     picture(result, list(checkpoints)).save(asked.images / "earth-students.png")
     rows = dict(zip(checkpoints, result.rows, strict=True))
@@ -88,6 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = {what: row.figure(what) for what in result.measured()}
         told = {what: round(value, 4) for what, value in figures.items() if value is not None}
         print(name, told, {what: models[name].get(what) for what in ("fastest", "fastest_ms", "share_of_teacher")})
+
+
+def without_places(result: EvalResult) -> dict[str, Any]:
+    """The evaluation as JSON, without the folders of this machine."""
+    value = result.to_json()
+    for row in (*value["models"], *value["references"]):
+        row["path"] = None
+    return value
 
 
 def name_of(run: Path) -> str:
