@@ -15,7 +15,7 @@ from typing import Any
 
 from spade_deploy.artifact.tensors import TensorInfo, encoder_tensors, graph_tensors, input_rule, output_tensors
 from spade_deploy.errors import ArtifactError, ConfigError, NewerArtifactError, quoted, reason_of
-from spade_deploy.fields import Count, CountOrNone, Sha256, digest_of, from_json, of_type, parse, to_json
+from spade_deploy.fields import Count, CountOrNone, Sha256, Sha256OrNone, digest_of, from_json, of_type, parse, to_json
 from spade_deploy.files.reading import MAX_JSON_BYTES
 from spade_deploy.files.reading import read_json as read_json_file
 from spade_deploy.spec import EXPORTED, GeneratorSpec, GraphKind, Precision, RoundingError
@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GOLDEN_INPUTS = "golden/inputs.npz"
 GOLDEN_OUTPUTS = "golden/outputs.npz"
+BANK = "bank.npz"
 EXPORT_AGAIN = "`spade export` makes a new artifact; if this one was copied, copy it again"
 
 # Portable on every file system, and unable to leave the folder: no leading dot, slash or backslash, no '..'.
@@ -103,6 +104,9 @@ class Source:
 
     parameters: CountOrNone = None
     """How many trained numbers the generator has; None in artifacts of older versions."""
+
+    teacher_sha256: Sha256OrNone = ""
+    """The SHA-256 of the weights of a student's teacher; empty without one, and in artifacts of older versions."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,8 @@ def _check_consistency(manifest: Manifest, value: dict[str, Any]) -> None:
             raise ConfigError(f"graphs[{index}]: precision {graph.precision} is no file's; allowed are {allowed}")
     encoder, spec = manifest.encoder, manifest.generator
     graphs = [graph.file for graph in manifest.graphs] + ([] if encoder is None else [encoder.file])
-    for name in (*graphs, GOLDEN_INPUTS, GOLDEN_OUTPUTS):
+    bank = (BANK,) if spec.has_bank else ()
+    for name in (*graphs, *bank, GOLDEN_INPUTS, GOLDEN_OUTPUTS):
         if name not in manifest.files:
             raise ConfigError(f"files lacks {quoted(name)}")
     if value.get("golden") != {"inputs": GOLDEN_INPUTS, "outputs": GOLDEN_OUTPUTS}:

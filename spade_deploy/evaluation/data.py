@@ -7,7 +7,11 @@ cropped nor mirrored. The embedded tiles are cut at that size.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from spade_deploy.errors import DatasetError
 from spade_deploy.images.image_file import Size
@@ -27,6 +31,11 @@ class Sample(SampleArrays):
     """Its place in the set."""
     stem: str
     """Its name."""
+
+
+def instance_maps(samples: Sequence[Sample]) -> NDArray[np.int32]:
+    """The instance maps of samples, N x H x W, of those that have one."""
+    return np.stack([sample.instance for sample in samples if sample.instance is not None])
 
 
 def held_out_split(config: DataConfig) -> str:

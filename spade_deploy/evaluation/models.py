@@ -17,11 +17,13 @@ from spade_deploy import runs
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
 from spade_deploy.engines.base import Backend
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.errors import ConfigError, LabelMapError, MissingDependencyError, NotFoundError
-from spade_deploy.evaluation.data import Sample
+from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
+from spade_deploy.evaluation.data import Sample, instance_maps
+from spade_deploy.evaluation.pytorch import needed_pytorch
 from spade_deploy.images.image_file import Size, read_photo
 from spade_deploy.labels.files import duplicate_stems, is_image_name, list_label_files
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.runs.layout import SHIPPED
 from spade_deploy.runs.settings import generator_settings, settings_of
 from spade_deploy.spec import GeneratorSpec
 
@@ -128,6 +130,8 @@ def _newest(runs_dir: Path, best: bool) -> Model:
 
 
 def _find(path: Path, runs_dir: Path, best: bool) -> Model:
+    if not path.exists() and str(path) in SHIPPED:
+        return _shipped(path)
     if not path.exists():
         raise NotFoundError(
             f"{path}: does not exist", hint="give a run, a checkpoint, an artifact, or a folder of images"
@@ -151,16 +155,25 @@ def _find(path: Path, runs_dir: Path, best: bool) -> Model:
     )
 
 
+def _shipped(name: Path) -> Model:
+    """A model that comes with the package, by its name."""
+    with needed_pytorch(name):
+        from spade_deploy.runs.shipped import shipped_facts
+    found, data = shipped_facts(str(name)), DataConfig.for_preset(str(name))
+    spec = found.generator
+    facts = _facts(spec, None, "shipped", found.sha256)
+    return Model(name, Kind.CHECKPOINT, str(name), spec, data, "", facts, generator_settings(spec))
+
+
+def _facts(spec: GeneratorSpec, step: int | None, origin: str, sha256: str) -> dict[str, Any]:
+    return {"architecture": spec.title, "step": step, "origin": origin, "generator_sha256": sha256}
+
+
 def _checkpoint(path: Path) -> Model:
     info = runs.read_checkpoint_info(path)
     run = path.resolve().parent.parent.name if path.resolve().parent.name == runs.CHECKPOINTS else path.resolve().name
     name = f"{run}, step {info.step}" if info.origin == "train" else run
-    facts = {
-        "architecture": info.generator.title,
-        "step": info.step,
-        "origin": info.origin,
-        "generator_sha256": info.generator_sha256,
-    }
+    facts = _facts(info.generator, info.step, info.origin, info.generator_sha256)
     return Model(path, Kind.CHECKPOINT, name, info.generator, _data_of(info), info.init, facts, settings_of(info))
 
 
@@ -171,12 +184,7 @@ def _artifact(path: Path, runs_dir: Path) -> Model:
     info = runs.read_checkpoint_info(checkpoint) if checkpoint is not None else None
     data, init = (_data_of(info), info.init) if info is not None else (None, "")
     settings = settings_of(info) if info is not None else generator_settings(manifest.generator)
-    facts = {
-        "architecture": manifest.generator.title,
-        "step": manifest.source.step,
-        "origin": manifest.source.origin,
-        "generator_sha256": digest,
-    }
+    facts = _facts(manifest.generator, manifest.source.step, manifest.source.origin, digest)
     whose = path.resolve()
     name = f"{whose.parent.name}/{whose.name}"
     return Model(path, Kind.ARTIFACT, name, manifest.generator, data, init, facts, settings)
@@ -196,15 +204,11 @@ class _CheckpointImages(Images):
 
     def __init__(self, path: Path, backend: Backend) -> None:
         super().__init__()
-        try:
+        with needed_pytorch(path):
             import torch
 
             from spade_deploy.runs.checkpoint import load_generator
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                f"{path}: a checkpoint needs PyTorch, and {error.name} is not installed",
-                hint="pip install 'spade-deploy[train]', or evaluate the artifact that `spade export` makes of it",
-            ) from error
+            from spade_deploy.runs.shipped import shipped_generator
         if backend not in (Backend.AUTO, Backend.CPU, Backend.CUDA):
             raise ConfigError(f"`backend`: {backend} runs artifacts; {path} is a checkpoint")
         has_cuda = torch.cuda.is_available()
@@ -212,8 +216,9 @@ class _CheckpointImages(Images):
             raise ConfigError(f"`backend`: PyTorch {torch.__version__} sees no CUDA device", hint="use `backend` cpu")
         self._name = str(path)
         self._device = torch.device("cuda" if has_cuda and backend is not Backend.CPU else "cpu")
-        loaded = load_generator(path)
-        self._module, self._spec = loaded.module.to(self._device), loaded.spec
+        is_shipped = not path.exists() and str(path) in SHIPPED
+        module = shipped_generator(str(path)) if is_shipped else load_generator(path).module
+        self._module, self._spec = module.to(self._device), module.spec
         self.runtime = f"PyTorch {torch.__version__} {self._device}, float32"
 
     def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
@@ -223,7 +228,7 @@ class _CheckpointImages(Images):
 
         labels = self._spec.labels
         label = torch.from_numpy(np.stack([sample.label for sample in samples])).to(self._device)
-        instance = torch.from_numpy(_instances(samples)).to(self._device) if labels.has_edges else None
+        instance = torch.from_numpy(instance_maps(samples)).to(self._device) if labels.has_edges else None
         z = torch.from_numpy(styles).to(self._device) if styles is not None else None
         with torch.inference_mode():
             image = self._module(make_segmap(label, instance, labels), z)
@@ -244,7 +249,7 @@ class _ArtifactImages(Images):
     def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:
         inputs: Arrays = {LABEL: np.stack([sample.label for sample in samples])}
         if self._spec.labels.has_edges:
-            inputs[INSTANCE] = _instances(samples)
+            inputs[INSTANCE] = instance_maps(samples)
         if styles is not None:
             inputs[Z] = styles
         found = self._runtime.run(inputs, [PIXELS, IMAGE])
@@ -286,10 +291,6 @@ def _only_finite(
         one if is_finite else f"{name}: the network makes NaN or infinity of {sample.stem}"
         for one, sample, is_finite in zip(pixels, samples, finite, strict=True)
     ]
-
-
-def _instances(samples: Sequence[Sample]) -> NDArray[np.int32]:
-    return np.stack([sample.instance for sample in samples if sample.instance is not None])
 
 
 _MARKS = (runs.MANIFEST_JSON, runs.CHECKPOINT_JSON, runs.GENERATOR_FILE)

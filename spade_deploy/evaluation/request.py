@@ -93,7 +93,7 @@ class EvalRequest:
 
     models: tuple[Path, ...] = setting(
         (),
-        help="Runs, checkpoints, artifacts or folders of images to compare; default: the newest run.",
+        help="Runs, checkpoints, artifacts, earth (shipped) or folders of images to compare; default: the newest run.",
         argument=True,
     )
     data: DataFlags = field(default_factory=DataFlags)

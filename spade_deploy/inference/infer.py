@@ -15,8 +15,10 @@ from spade_deploy.inference.jobs import Failure
 from spade_deploy.inference.keeper import Keeper
 from spade_deploy.inference.maker import Maker, naming_of, planned_maker, read_record
 from spade_deploy.inference.pipeline import TargetError
+from spade_deploy.inference.places.origins import Remote
 from spade_deploy.inference.places.sources import find
 from spade_deploy.inference.places.target import Target
+from spade_deploy.inference.places.urls import is_url
 from spade_deploy.inference.plan import Plan, destination, make_plan, refuse_inputs
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.inference.run import Run
@@ -140,7 +142,17 @@ def _work(
         "graph": request.graph,
         "min_psnr_db": request.min_psnr_db,
     }
-    return Work(artifact.path, maker, target, size, style, request.batch_size, images=len(plan.jobs), engine=engine)
+    return Work(
+        artifact.path,
+        maker,
+        target,
+        size,
+        style,
+        request.batch_size,
+        images=len(plan.jobs),
+        engine=engine,
+        reads_remote=any(isinstance(job.label, Remote) for job in plan.jobs[:1]) or is_url(request.labels),
+    )
 
 
 def _crew(artifact: Artifact, request: InferRequest) -> Crew:

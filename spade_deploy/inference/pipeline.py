@@ -32,6 +32,8 @@ from spade_deploy.spec import GeneratorSpec
 
 # Threads that decode, and as many that encode; never more than half the cores, as a CPU session needs them, too.
 _MAX_WORKERS = 4
+_REMOTE_WORKERS = 16
+"""Threads that read from an object store, and as many that write there: they mostly wait for its answers."""
 
 _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL)
 """Errors that keep only one result from being written; a full disk, for example, concerns all results."""
@@ -128,7 +130,10 @@ class Pipeline:
         batch_size: int,
         target: Target,
         tell: Callable[[Outcome], None],
+        *,
+        reads_remote: bool = False,
     ) -> None:
+        """reads_remote: whether label maps come from an object store."""
         self._reader = reader
         self._runtime = runtime
         self._batch_size = batch_size
@@ -136,9 +141,11 @@ class Pipeline:
         self._tell = tell
         cores = min(os.cpu_count() or 2, usable_cores())
         workers = max(1, min(_MAX_WORKERS, cores // 2))
-        self._ahead = 2 * batch_size + workers
-        self._decoders = ThreadPoolExecutor(workers, "decode")
-        self._encoders = ThreadPoolExecutor(workers, "encode")
+        decoders = _REMOTE_WORKERS if reads_remote else workers
+        encoders = _REMOTE_WORKERS if target.is_remote else workers
+        self._ahead, self._unwritten = 2 * batch_size + decoders, 2 * batch_size + encoders
+        self._decoders = ThreadPoolExecutor(decoders, "decode")
+        self._encoders = ThreadPoolExecutor(encoders, "encode")
         self._writes: deque[_Writing] = deque()
 
     def run(self, jobs: Iterable[Job]) -> None:
@@ -154,7 +161,7 @@ class Pipeline:
                 for maps, image in zip(batch, found, strict=True):
                     future = self._encoders.submit(_put, self._target, maps.job.result, image)
                     self._writes.append(_Writing(maps.job, maps.was_resized, seconds / len(batch), future))
-                self._collect(at_most_open=self._ahead)
+                self._collect(at_most_open=self._unwritten)
             self._collect(at_most_open=0)
         finally:
             # After an error or Ctrl-C, waiting work of both pools is dropped first; work that has begun is finished.

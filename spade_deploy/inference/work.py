@@ -59,6 +59,9 @@ class Work:
     engine: dict[str, Any]
     """What `open_runtime` is asked for: precision, backend, threads, graph, min_psnr_db."""
 
+    reads_remote: bool = False
+    """Whether the label maps come from an object store."""
+
 
 class JobRunner(ClosedByWith):
     """A loaded model that does jobs. It is a context manager. One thread at a time may use it."""
@@ -92,7 +95,10 @@ class JobRunner(ClosedByWith):
         runtime fails on every map alike. What was told until then is done.
         """
         work = self._work
-        Pipeline(self._reader, self._runtime, work.batch_size, work.target, tell).run(jobs)
+        pipeline = Pipeline(
+            self._reader, self._runtime, work.batch_size, work.target, tell, reads_remote=work.reads_remote
+        )
+        pipeline.run(jobs)
 
     def close(self) -> None:
         self._runtime.close()

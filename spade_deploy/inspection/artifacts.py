@@ -38,6 +38,7 @@ def describe_artifact(artifact: Artifact) -> Description:
         ("path", str(artifact.path)),
         ("made", when(manifest.created_unix_ns)),
         ("from", f"{source.run}{step} ({source.origin}), weights {source.generator_sha256[:16]}"),
+        *([("teacher", f"weights {source.teacher_sha256[:16]}")] if source.teacher_sha256 else []),
         *spec_rows(manifest.generator, _parameters(artifact)),
         ("precisions", ", ".join(manifest.precisions)),
         ("validation", verdict),

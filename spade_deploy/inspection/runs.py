@@ -32,6 +32,7 @@ def describe_checkpoint(checkpoint: Path) -> Description:
         ("path", str(checkpoint)),
         ("made", when(info.created_unix_ns)),
         ("from", f"{info.source} (import)" if info.origin == "import" else f"training, step {info.step}"),
+        *([("teacher", f"{info.teacher[0]}, weights {info.teacher[1][:16]}")] if info.teacher is not None else []),
         *spec_rows(info.generator, millions(count.parameters)),
         ("tensors", f"{count.tensors}, {', '.join(count.dtypes)}"),
         ("weights", f"sha256 {info.generator_sha256[:16]}, as they were written"),

@@ -33,12 +33,12 @@ from spade_deploy.release.example_inputs import ExampleInputs, calibration_input
 from spade_deploy.release.model_card import model_card
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
+from spade_deploy.release.student import StudentReport, compare_with_teacher
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.runs.checkpoint import LoadedGenerator, load_generator
 from spade_deploy.runs.leftovers import sweep_run, sweep_runs
 from spade_deploy.runs.records import CheckpointInfo
 from spade_deploy.spec import GeneratorSpec, GraphKind, GraphSet
-from spade_deploy.tuning.break_even import measure_break_even
 from spade_deploy.validation.report import SampleImages, ValidationReport
 from spade_deploy.validation.request import KnownOutputs, ValidationRequest
 from spade_deploy.validation.validate import validate
@@ -71,6 +71,20 @@ class Release:
 
     seconds: tuple[tuple[str, float], ...] = ()
     """The steps of the export, each with the seconds that it took."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured besides the validation."""
+
+    int8: Int8Summary | None
+    """The facts about the int8 graphs; None without any."""
+
+    break_even: dict[str, Any]
+    """For each lookup graph, the times by which the runtime chooses; empty if they were not measured."""
+
+    student: StudentReport | None = None
+    """A student beside its teacher; None for a generator without a teacher."""
 
 
 def export_checkpoint(
@@ -108,21 +122,27 @@ def export_checkpoint(
     with writing(target, "exporting into it"), atomic_folder(target) as folder:
         require_replaceable(target)  # it may have changed while this process waited for the lock
         exported = export_artifact(loaded.module, folder, exporting, progress)
-        progress.step("validating every graph against the untouched PyTorch module")
+        progress.step("loading the untouched PyTorch module again, to validate every graph against it")
         known = KnownOutputs(loaded.info.generator_sha256, golden.inputs, exported.reference)
         report = validate(
             Artifact.open(folder),
             ValidationRequest(
-                checkpoint=checkpoint, runs_dir=runs_dir, backend=Backend.CPU, stress=exported.stress, known=known
+                checkpoint=checkpoint,
+                runs_dir=runs_dir,
+                backend=Backend.CPU,
+                stress=exported.stress,
+                known=known,
+                times_graphs=request.tune,
             ),
             progress,
         )
         _require_emulated(report)
         report = replace(report, artifact=target, samples=_with_photos(report, golden))
-        manifest, measured = exported.manifest, dict[str, Any]()
-        if request.tune:
-            manifest, measured = _with_break_even(folder, manifest, progress)
-        _write_pages(folder, manifest, report, exported.int8, measured, golden.described)
+        manifest, measured = _with_break_even(exported.manifest, report)
+        if loaded.info.teacher is not None:
+            progress.step("comparing the student with its teacher")
+        student = compare_with_teacher(loaded, golden.inputs, runs_dir)
+        _write_pages(folder, manifest, report, Measured(exported.int8, measured, student), golden.described)
         rewrite_manifest(folder, manifest)
         if not report.passed:
             failed = free_place(target.with_name(target.name + ".failed"))
@@ -147,23 +167,25 @@ def _write_pages(
     folder: Path,
     manifest: Manifest,
     report: ValidationReport,
-    int8: Int8Summary | None,
-    break_even: dict[str, Any],
+    measured: Measured,
     golden_from: str,
 ) -> None:
     """Write the report, for programs and for people, and the model card."""
-    more = {} if int8 is None else {"int8": int8.to_json()}
+    more = {} if measured.int8 is None else {"int8": measured.int8.to_json()}
+    if measured.student is not None:
+        more["student"] = measured.student.to_json()
     if manifest.encoder is not None:
         more["style_encoder"] = asdict(manifest.encoder)
-    write_json(folder / REPORT_JSON, {**report.to_json(), **more, "break_even": break_even})
-    page = report_page(report, manifest, folder, int8)
+    write_json(folder / REPORT_JSON, {**report.to_json(), **more, "break_even": measured.break_even})
+    page = report_page(report, manifest, folder, measured.int8, measured.student)
     write_text(folder / REPORT_HTML, page)
     write_text(folder / MODEL_CARD, model_card(manifest, report, golden_from))
 
 
 def _source(run: str, loaded: LoadedGenerator, license_name: str) -> Source:
     info = loaded.info
-    return Source(run, info.step, info.origin, info.generator_sha256, license_name, count_parameters(loaded.module))
+    parameters, teacher = count_parameters(loaded.module), (info.teacher or ("", ""))[1]
+    return Source(run, info.step, info.origin, info.generator_sha256, license_name, parameters, teacher)
 
 
 def _target(out: Path | None, run: Path) -> Path:
@@ -191,17 +213,17 @@ def _require_emulated(report: ValidationReport) -> None:
             )
 
 
-def _with_break_even(folder: Path, manifest: Manifest, progress: Progress) -> tuple[Manifest, dict[str, Any]]:
+def _with_break_even(manifest: Manifest, report: ValidationReport) -> tuple[Manifest, dict[str, Any]]:
     """The manifest with the measured share in each lookup graph's entry, and the times by the graph's name."""
-    graphs, measured = [], {}
-    for graph in manifest.graphs:
-        if graph.kind is GraphKind.LOOKUP:
-            progress.step(f"measuring for which label maps {graph.name} is faster than dense")
-            found = measure_break_even(Artifact(folder, manifest), graph.precision)
-            graph = replace(graph, break_even_share=found.share)
-            measured[graph.name] = {**asdict(found), "crossing": found.crossing, "share": found.share}
-        graphs.append(graph)
-    return replace(manifest, graphs=tuple(graphs)), measured
+    found = {result.graph: result.break_even for result in report.results if result.break_even is not None}
+    graphs = tuple(
+        replace(graph, break_even_share=found[graph].share) if graph in found else graph for graph in manifest.graphs
+    )
+    measured = {
+        graph.name: {**asdict(times), "crossing": times.crossing, "share": times.share}
+        for graph, times in found.items()
+    }
+    return replace(manifest, graphs=graphs), measured
 
 
 def _golden_count(module: Any) -> int:

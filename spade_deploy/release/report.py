@@ -17,6 +17,7 @@ from spade_deploy.machine.cores import usable_cores
 from spade_deploy.machine.processor import processor
 from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.pages import render as pages
+from spade_deploy.release.student import StudentReport
 from spade_deploy.spec import GeneratorSpec, Precision
 from spade_deploy.validation.report import SampleImages, ValidationReport
 from spade_deploy.version import __version__
@@ -27,8 +28,17 @@ INVISIBLE = 2
 """A difference of so few grey levels is told and not drawn: nobody could see it, and its picture would be black."""
 
 
-def report_page(report: ValidationReport, manifest: Manifest, folder: Path, int8: Int8Summary | None = None) -> str:
-    """The text of report.html. folder: where the graphs' files lie. int8: the facts about the int8 graphs."""
+def report_page(
+    report: ValidationReport,
+    manifest: Manifest,
+    folder: Path,
+    int8: Int8Summary | None = None,
+    student: StudentReport | None = None,
+) -> str:
+    """The text of report.html.
+
+    folder: where the graphs' files lie. int8: the facts about the int8 graphs. student: a student beside its teacher.
+    """
     present = {entry.label_id for result in report.results for entry in result.diff.classes}
     spec, graphs = manifest.generator, manifest.graphs
     return pages.render(
@@ -45,6 +55,8 @@ def report_page(report: ValidationReport, manifest: Manifest, folder: Path, int8
         classes=list(zip(*(result.diff.classes for result in report.results), strict=True)),
         facts=_facts(spec, manifest.encoder),
         int8=int8,
+        student=student,
+        student_strips=_student_strips(report, student, spec) if student is not None else [],
         worst_grey=max((entry.grey_levels for entry in int8.ranking), default=0.0) or 1.0 if int8 else 1.0,
         version=__version__,
     )
@@ -88,6 +100,18 @@ def _summary(report: ValidationReport, manifest: Manifest) -> list[tuple[str, st
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _student_strips(report: ValidationReport, student: StudentReport, spec: GeneratorSpec) -> list[list[Column]]:
+    """For each golden label map the map, the real photo, the teacher's image and the student's."""
+    strips = []
+    for sample, (teacher, own) in zip(report.samples, student.pictures, strict=False):
+        columns = [Column(pages.picture("label map", colorize(sample.label, spec.labels), is_ids=True))]
+        if sample.photo is not None:
+            columns.append(Column(pages.picture("real photo", sample.photo)))
+        columns += [Column(pages.picture("teacher", teacher)), Column(pages.picture("student", own))]
+        strips.append(columns)
+    return strips
 
 
 def limits(tolerance: Tolerance) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import from_json, to_json
 from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.settings import as_typed, check_range, check_ranges, setting
-from spade_deploy.spec import MAX_BATCH, Architecture, DiscriminatorSpec, GeneratorSpec, NormType
+from spade_deploy.settings import check_range, check_ranges, setting
+from spade_deploy.spec import MAX_BATCH, Architecture, DiscriminatorSpec, GeneratorSpec
+from spade_deploy.training.contradictions import check_statistics, check_student
 from spade_deploy.training.distillation.config import Distillation
 
 STYLE_LENGTH = 256
@@ -122,6 +123,9 @@ class TrainConfig:
         flag="ema",
     )
     """The batch-norm statistics of the average are estimated on batches. None deploys the trained generator itself."""
+    bank_segments: int = setting(
+        2048, help="sims: most photo segments in its memory bank; default: 2048.", group=DATA, least=1, most=10**6
+    )
     save_every: int = setting(1000, help="Steps between checkpoints.", least=1, most=10**9)
     keep_checkpoints: int = setting(2, help="Number of newest checkpoints to keep.", least=1, most=10**9)
     sample_every: int = setting(1000, help="Steps between sample grids.", least=1, most=10**9)
@@ -254,13 +258,15 @@ class Setup:
         size = (self.generator.height, self.generator.width)
         if self.data.crop_size != size:
             raise ConfigError(f"`size`: the data is cropped to {self.data.crop_size}, the generator makes {size}")
-        self._check_student()
+        check_student(self.train, self.data)
         if self.generator.architecture is Architecture.OASIS and self.train.distill is None:
             raise ConfigError(
                 "`architecture` oasis is not trained here: its discriminator and its losses are others",
                 hint="train it with its own code, and import its file with `spade import`",
             )
-        self._check_statistics()
+        check_statistics(self.train, self.generator)
+        if self.train.bank_segments != TrainConfig.bank_segments and not self.generator.has_bank:
+            raise ConfigError(f"`bank_segments`: `generator` {self.generator.architecture} has no memory bank")
         if self.train.modulation is Modulation.LOOKUP:
             architecture = self.generator.architecture
             if architecture is not Architecture.SPADE:
@@ -273,62 +279,6 @@ class Setup:
                     "`modulation` lookup contradicts `compile`: every batch has another number of patterns",
                     hint="leave one of the two out",
                 )
-
-    def _check_student(self) -> None:
-        """Refuse what a student cannot do, and what only a student can."""
-        distill = self.train.distill
-        if distill is None:
-            if self.data.labels_only:
-                raise ConfigError(
-                    f"{self.data.described}: training needs photos", hint="name their folder with `images_dir`"
-                )
-            return
-        if self.train.init:
-            raise ConfigError(
-                f"`init` {self.train.init} contradicts a teacher, with whose channels a student begins",
-                hint="leave `init` out",
-            )
-        if self.data.labels_only and self.train.eval_every:
-            raise ConfigError(
-                f"`eval_every` {self.train.eval_every}: there are no photos to measure the images against",
-                hint="leave it out: the losses say how far the images are from the teacher's",
-            )
-        if distill.weight_features > 0 and self.train.compile:
-            raise ConfigError(
-                f"`compile` contradicts `weight_features` {distill.weight_features}, which looks inside the network",
-                hint="leave `compile` out, or give `weight_features` 0",
-            )
-        if distill.cache and self.data.load_size != self.data.crop_size:
-            raise ConfigError(
-                f"`cache`: samples of {as_typed(self.data.load_size)} are cropped to {as_typed(self.data.crop_size)} at"
-                " random, so hardly any label map is seen twice",
-                hint=f"give `load_size` {as_typed(self.data.crop_size)}, or leave `cache` out",
-            )
-
-    def _check_statistics(self) -> None:
-        """Refuse a normalisation over a single value, whose result is always zero."""
-        generator, config = self.generator, self.train
-        shrunk = 1 << (config.discriminator.scales - 1)
-        if max(generator.height, generator.width) <= shrunk:
-            raise ConfigError(
-                f"`discriminator_scales`: {config.discriminator.scales} halve {generator.height} x {generator.width}"
-                " to a single pixel, which instance norm makes zero",
-                hint="take fewer, or a larger `size`",
-            )
-        pixels = generator.latent_height * generator.latent_width
-        samples = config.batch_size // config.accumulate
-        if generator.norm is NormType.INSTANCE and pixels == 1:
-            raise ConfigError(
-                f"`size`: {generator.height} x {generator.width} has a latent map of one pixel, which instance norm"
-                " makes zero",
-                hint=f"take twice that, or `norm` {NormType.SYNC_BATCH}",
-            )
-        if generator.norm in (NormType.BATCH, NormType.SYNC_BATCH) and pixels * samples == 1:
-            raise ConfigError(
-                f"`batch_size`: one sample of {generator.height} x {generator.width} at a time has a latent map of one"
-                " pixel, which batch norm makes zero",
-                hint="take more samples, fewer `accumulate` parts, or a larger `size`",
-            )
 
     @property
     def has_encoder(self) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError, SpadeError, TrainingError, reason_of
-from spade_deploy.files.locks import LOCK, locked
+from spade_deploy.errors import ConfigError, SpadeError
+from spade_deploy.files.locks import LOCK
 from spade_deploy.labels.earth import write_example_labels
 from spade_deploy.machine.cores import usable_cores
 from spade_deploy.progress import SILENT, Progress
@@ -34,42 +33,12 @@ from spade_deploy.training.places import found_again, with_absolute_paths
 from spade_deploy.training.processes.world import ALONE, World
 from spade_deploy.training.request import TrainRequest
 from spade_deploy.training.resolve import complete, new_setup, resumed_setup
+from spade_deploy.training.run_lock import RunLock
 from spade_deploy.training.source import FolderSource
 
-_LOG = logging.getLogger(__name__)
-
-Asked = TrainRequest | DistillRequest
-"""What a run is started with: a training, or that of a student."""
-
+Asked = TrainRequest | DistillRequest  # what a run is started with
 NEWEST = "newest"
 EXAMPLE_LABELS = Path("labels")
-
-
-class RunLock:
-    """The lock on a run's folder, held until `close`, so that no second process writes there."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._is_held = False
-
-    def hold(self, run: Path) -> None:
-        """Take the lock unless this object holds it. Raises FolderBusyError, which names the holder; TrainingError."""
-        if self._is_held:
-            return
-        try:
-            self._stack.enter_context(locked(run, "training this run"))
-        except NotImplementedError:
-            _LOG.warning("%s: this file system has no locks: make sure that no other process trains there", run)
-        except OSError as error:
-            raise TrainingError(
-                f"{run}: cannot be written ({reason_of(error)})",
-                hint="free some space, or choose another `runs` folder",
-            ) from error
-        self._is_held = True
-
-    def close(self) -> None:
-        self._stack.close()
-        self._is_held = False
 
 
 @dataclass(frozen=True)
@@ -219,10 +188,9 @@ def _begun(
 
 
 def _content(folder: Path) -> list[Path]:
-    try:
+    with suppress(OSError):
         return list(folder.iterdir())
-    except OSError:
-        return []
+    return []
 
 
 def estimate_run(asked: Asked, *, runs_dir: Path, resume: str | None = None) -> tuple[str, Estimate]:
@@ -243,10 +211,9 @@ def estimate_run(asked: Asked, *, runs_dir: Path, resume: str | None = None) -> 
 def complete_request(asked: Asked, *, runs_dir: Path, resume: str | None = None) -> Asked:
     """The request with every setting of the run that was asked for; nothing is written or downloaded.
 
-    Of data of one's own, names and headers are read, as they decide on settings. Raises what
-    `start` raises of settings.
+    Of data of one's own, names and headers are read, as they decide on settings. Raises what `start` raises of them.
     """
-    setup = _setup_alone(asked, runs_dir, resume)[0]
+    setup, _ = _setup_alone(asked, runs_dir, resume)
     return complete_student(asked, setup) if isinstance(asked, DistillRequest) else complete(asked, setup)
 
 
@@ -277,8 +244,7 @@ def _resumed(asked: Asked, checkpoint: Path, runs_dir: Path) -> Setup:
 def _fitted(asked: Asked, setup: Setup, machine: Machine) -> tuple[Setup, tuple[str, ...]]:
     """The setup as it suits the machine, and sentences on it. A student's size and widths are decided already."""
     if isinstance(asked, DistillRequest):
-        data = replace(asked.data, size=setup.data.crop_size)
-        asked = replace(asked, data=data, base_channels=setup.generator.base_channels).as_training
+        asked = asked.decided(setup.data.crop_size, setup.generator.base_channels)
     return fitted(asked, setup, machine)
 
 
@@ -306,7 +272,7 @@ def _resume_point(runs_dir: Path, name: str | None, resume: str | None, lock: Ru
 
 
 def goes_on(runs_dir: Path, name: str | None, resume: str | None) -> bool:
-    """Whether `start` would go on with a checkpoint, and not begin a new run. Raises what it raises of the name."""
+    """Whether `start` would go on with a checkpoint. Raises what it raises of the name."""
     return _resume_point(runs_dir, name, resume, None) is not None
 
 

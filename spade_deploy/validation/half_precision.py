@@ -6,9 +6,10 @@ The emulation is in `half_emulation.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 from spade_deploy.artifact import LABEL, Arrays, Artifact, Graph
@@ -23,6 +24,7 @@ from spade_deploy.metrics.differences import OutputDiff
 from spade_deploy.metrics.judge import Judge
 from spade_deploy.metrics.tolerances import STRESS_MIN_PSNR_DB
 from spade_deploy.progress import Progress
+from spade_deploy.retrieval.bank_file import bank_of
 from spade_deploy.spec import Precision
 from spade_deploy.validation.half_emulation import Emulated, EmulatedGraph
 
@@ -111,7 +113,7 @@ class HalfVerdict:
 
 @dataclass
 class HalfJudge:
-    """Runs the emulation of one graph beside a validation. Raises what `EmulatedGraph` raises."""
+    """Emulates one graph and judges what it gives. Raises what `EmulatedGraph` raises."""
 
     artifact: Artifact
     """The artifact."""
@@ -124,13 +126,12 @@ class HalfJudge:
     def __post_init__(self) -> None:
         with self.artifact.vouched(self.graph.file) as path:
             self._emulated = EmulatedGraph(path)
+        self._bank = bank_of(self.artifact)
         self._labels, self._rounding = self.artifact.manifest.generator.labels, self.artifact.manifest.rounding
         self._judge = Judge(self._labels, Precision.FP16, self._rounding)
 
     def add(self, inputs: Arrays, expected: Arrays) -> None:
         """Judge one input of the validation, with N = 1, against `pixels`, `image` and `logits` of the reference."""
-        if self._judge.images == MOST_INPUTS:
-            return
         found = self._run(inputs)
         self._note_overflow(found, f"input {self._judge.images + 1}")
         self._judge.add(inputs[LABEL], expected, found.outputs)
@@ -175,7 +176,7 @@ class HalfJudge:
         return HalfVerdict(tuple(failures), verdict.diff, tuple(self._stress), tuple(dict.fromkeys(keep)))
 
     def _run(self, inputs: Arrays) -> Emulated:
-        return self._emulated.run(graph_inputs(self.artifact.manifest.generator, self.graph.kind, inputs))
+        return self._emulated.run(graph_inputs(self.artifact.manifest.generator, self.graph.kind, inputs, self._bank))
 
     def _note_overflow(self, found: Emulated, where: str) -> bool:
         """Whether anything overflowed. Only the first tensor is reported, as the others follow from it.
@@ -219,22 +220,24 @@ class HalfPrecisionCheck:
         self._expected: dict[str, Arrays | None] = {}
         self._own: dict[str, float | None] = {}
 
-    def open(self, graph: Graph, runtime: Runtime) -> HalfJudge | HalfVerdict | None:
-        """A judge for a graph; None if it needs no emulation; a verdict with the reason if it cannot be emulated."""
-        if graph.precision is not Precision.FP16 or not computes_half_in_float32(runtime):
-            return None
+    def is_needed(self, graph: Graph, runtime: Runtime) -> bool:
+        """Whether the runtime computes an fp16 graph in float32, so that it has to be emulated as well."""
+        return graph.precision is Precision.FP16 and computes_half_in_float32(runtime)
+
+    def verdict(self, graph: Graph, compared: Iterable[tuple[Arrays, Arrays]], progress: Progress) -> HalfVerdict:
+        """The verdict on a graph, or the reason why it cannot be emulated.
+
+        compared: inputs of the validation, each with the outputs of the reference; the first MOST_INPUTS are emulated.
+        """
         try:
-            return HalfJudge(self._artifact, graph)
+            judge = HalfJudge(self._artifact, graph)
         except (MissingDependencyError, RuntimeUnavailableError) as error:
             return HalfVerdict(skipped=error.message)
-
-    def verdict(self, judge: HalfJudge | HalfVerdict | None, progress: Progress) -> HalfVerdict | None:
-        """The verdict on the inputs that were added, and on the stress maps, which are emulated now."""
-        if not isinstance(judge, HalfJudge):
-            return judge
+        for inputs, expected in islice(compared, MOST_INPUTS):
+            judge.add(inputs, expected)
         for done, one in enumerate(self.stress, start=1):
             judge.add_stress(one.name, one.inputs, self._images(one), partial(self._own_psnr_db, one))
-            progress.count(f"{judge.graph.name} in real half precision, stress maps", done, len(self.stress))
+            progress.count(f"{graph.name} in real half precision, stress maps", done, len(self.stress))
         return judge.verdict()
 
     def _own_psnr_db(self, one: StressMap) -> float | None:

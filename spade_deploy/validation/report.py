@@ -17,6 +17,7 @@ from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.metrics.differences import OutputDiff
 from spade_deploy.metrics.tolerances import UNDECIDED, Tolerance
 from spade_deploy.spec import RoundingError
+from spade_deploy.tuning.break_even import BreakEven
 from spade_deploy.validation.half_precision import HalfVerdict
 
 
@@ -60,6 +61,9 @@ class GraphResult:
     """How long the runtime took for each image, in the order of the inputs."""
     half: HalfVerdict | None = None
     """For an fp16 graph that a CPU ran, the verdict on it in emulated real half precision."""
+
+    break_even: BreakEven | None = None
+    """For a lookup graph, its times beside the dense graph's, if the request asked for them."""
 
     @property
     def name(self) -> str:

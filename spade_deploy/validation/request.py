@@ -51,5 +51,8 @@ class ValidationRequest:
     known: KnownOutputs | None = None
     """Outputs of the reference that need not be computed again, if its weights are those of the checkpoint."""
 
+    times_graphs: bool = False
+    """Whether the break-even of each precision is measured, with the sessions in which its graphs were compared."""
+
     def __post_init__(self) -> None:
         require_labels(self.labels, self.instances)

@@ -8,13 +8,15 @@ right or wrong.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LABEL, PIXELS, Arrays, Artifact, Graph
+from spade_deploy.artifact import LABEL, PIXELS, Arrays, Artifact, Graph, Manifest
 from spade_deploy.engines.base import Backend, Runtime
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.engines.openvino.library import has_bf16
@@ -24,11 +26,12 @@ from spade_deploy.errors import (
     NotFoundError,
 )
 from spade_deploy.export.stress_maps import stress_maps
-from spade_deploy.metrics.judge import Judge, Verdict
+from spade_deploy.metrics.judge import Judge
 from spade_deploy.metrics.tolerances import tolerance_for
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.spec import EXPORTED, Precision
-from spade_deploy.validation.half_precision import HalfJudge, HalfPrecisionCheck, HalfVerdict
+from spade_deploy.spec import EXPORTED, GraphKind, Precision
+from spade_deploy.tuning.break_even import BreakEven, TimedMaps, time_break_even
+from spade_deploy.validation.half_precision import MOST_INPUTS, HalfPrecisionCheck
 from spade_deploy.validation.inputs import Inputs, open_inputs
 from spade_deploy.validation.reference import Reference, open_reference
 from spade_deploy.validation.report import GraphResult, SampleImages, ValidationReport
@@ -55,7 +58,9 @@ def validate(
     inputs = open_inputs(artifact, request)
     stress = (*stress_maps(artifact.manifest.generator, classes=STRESS_CLASSES), *request.stress)
     run = _Validation(artifact, reference, inputs, HalfPrecisionCheck(artifact, reference, stress), progress)
-    results = [run.judge_graph(graph, request.backend) for graph in _graphs(artifact, request.backend)]
+    graphs = _graphs(artifact, request.backend)
+    groups = _by_precision(graphs) if request.times_graphs else [(graph,) for graph in graphs]
+    results = [result for group in groups for result in run.judge(group, request)]
     return ValidationReport(
         artifact=artifact.path,
         reference=reference.name,
@@ -85,6 +90,33 @@ def _graphs(artifact: Artifact, backend: Backend) -> tuple[Graph, ...]:
     return built
 
 
+def _by_precision(graphs: tuple[Graph, ...]) -> list[tuple[Graph, ...]]:
+    """The graphs of each precision, which are timed side by side."""
+    precisions = dict.fromkeys(graph.precision for graph in graphs)
+    return [tuple(graph for graph in graphs if graph.precision is precision) for precision in precisions]
+
+
+class _Compared:
+    """One graph in a runtime, and how its images compare with those of the reference."""
+
+    def __init__(self, graph: Graph, runtime: Runtime, manifest: Manifest) -> None:
+        self.graph, self.runtime = graph, runtime
+        self.seconds: list[float] = []
+        self.worst: tuple[float, Arrays] | None = None
+        tolerance = tolerance_for(graph.precision, manifest.rounding, graph.min_psnr_db)
+        self.judge = Judge(manifest.generator.labels, graph.precision, manifest.rounding, tolerance)
+
+    def add(self, inputs: Arrays, expected: Arrays) -> Arrays:
+        """Run the graph, and judge what it gives, which is returned."""
+        began = time.perf_counter()
+        found = self.runtime.run(inputs)
+        self.seconds.append(time.perf_counter() - began)
+        error = self.judge.add(inputs[LABEL], expected, found)
+        if self.worst is None or error > self.worst[0]:
+            self.worst = (error, inputs)
+        return found
+
+
 class _Validation:
     """Runs one graph after another on the same inputs."""
 
@@ -97,56 +129,84 @@ class _Validation:
         self._expected: dict[int, tuple[Arrays, Arrays]] = {}
         self._kept_bytes = 0
 
-    def judge_graph(self, graph: Graph, backend: Backend) -> GraphResult:
-        """The verdict on one graph, in the runtime that `backend` chooses."""
-        with open_runtime(self._artifact, graph.precision, backend, graph=str(graph.kind)) as runtime:
-            beside = self._half.open(graph, runtime)
-            verdict, worst, seconds = self._compare(graph, runtime, beside)
-            half = self._half.verdict(beside, self._progress)
-            more = () if half is None else tuple(f"in real half precision, {why}" for why in half.failures)
-            opinion = _second_opinion(self._artifact, graph, runtime) if backend == Backend.TENSORRT else None
+    def judge(self, graphs: Sequence[Graph], request: ValidationRequest) -> list[GraphResult]:
+        """The verdicts on graphs of one precision, in the runtime that the request chooses.
+
+        Each input is run on all of them in turns. Their break-even is measured, if it was asked for, in the same
+        sessions; these are closed before anything is emulated, since an emulated graph would be a third one in memory.
+        """
+        self._progress.step(f"validating {' and '.join(graph.name for graph in graphs)}")
+        with ExitStack() as opened:
+            runs = []
+            for graph in graphs:
+                runtime = open_runtime(self._artifact, graph.precision, request.backend, graph=str(graph.kind))
+                runs.append(_Compared(graph, opened.enter_context(runtime), self._artifact.manifest))
+            first = self._compare(runs)
+            break_even = self._break_even(runs) if request.times_graphs else None
+            results = [self._result(one, request.backend) for one in runs]
+        for index, (one, result) in enumerate(zip(runs, results, strict=True)):
+            if result.graph.kind is GraphKind.LOOKUP:
+                results[index] = result = replace(result, break_even=break_even)
+            if self._half.is_needed(one.graph, one.runtime):
+                self._progress.step(f"emulating {one.graph.name} in real half precision")
+                half = self._half.verdict(one.graph, self._again(first), self._progress)
+                more = tuple(f"in real half precision, {why}" for why in half.failures)
+                results[index] = replace(result, half=half, failures=(*result.failures, *more))
+        return results
+
+    def _compare(self, runs: Sequence[_Compared]) -> list[Arrays]:
+        """Run all inputs. Returns the first of them, as many as are emulated at most."""
+        first = []
+        for index, inputs in enumerate(self._inputs):
+            expected = self._images(index, inputs)
+            for one in runs:
+                found = one.add(inputs, expected)
+                self._keep_sample(index, inputs[LABEL][0], expected[PIXELS][0], one.graph.name, found[PIXELS][0])
+                self._progress.count(one.graph.name, index + 1, self._inputs.total)
+            if index < MOST_INPUTS:
+                first.append(inputs)
+        if not first:
+            raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
+        return first
+
+    def _again(self, first: Sequence[Arrays]) -> Iterator[tuple[Arrays, Arrays]]:
+        """The first inputs, each with the outputs of the reference."""
+        return ((inputs, self._images(index, inputs)) for index, inputs in enumerate(first))
+
+    def _break_even(self, runs: Sequence[_Compared]) -> BreakEven | None:
+        """The times of a dense and a lookup graph; None where there are not both, or one is wrong."""
+        by_kind = {one.graph.kind: one for one in runs}
+        if len(by_kind) < len(GraphKind) or any(one.judge.verdict().failures for one in runs):
+            return None
+        dense, lookup = by_kind[GraphKind.DENSE], by_kind[GraphKind.LOOKUP]
+        self._progress.step(f"measuring for which label maps {lookup.graph.name} is faster than dense")
+        maps = TimedMaps.of(self._artifact.manifest.generator, self._artifact.golden().inputs)
+        if len(dense.seconds) == 1:  # a session's first run says little
+            return time_break_even(maps, dense.runtime, lookup.runtime)
+        last_s = {"lookup_s": lookup.seconds[-1], "dense_s": dense.seconds[-1]}
+        return time_break_even(maps, dense.runtime, lookup.runtime, **last_s)
+
+    def _result(self, one: _Compared, backend: Backend) -> GraphResult:
+        """The verdict on what a graph gave, without that in real half precision."""
+        graph, verdict = one.graph, one.judge.verdict()
+        opinion = _second_opinion(self._artifact, graph, one.runtime) if backend == Backend.TENSORRT else None
         diverges_at = None
         if verdict.failures and graph.precision in EXPORTED:  # a file can be searched, its bf16 arithmetic cannot
+            assert one.worst is not None
             with self._artifact.vouched(graph.file) as file:
-                diverges_at = self._reference.diverges_at(file, graph, worst)
+                diverges_at = self._reference.diverges_at(file, graph, one.worst[1])
         return GraphResult(
             graph=graph,
-            runtime=runtime.name,
+            runtime=one.runtime.name,
             diff=verdict.diff,
             tolerance=verdict.tolerance,
-            failures=(*verdict.failures, *more),
+            failures=verdict.failures,
             decided=verdict.decided,
             undecided_share=verdict.undecided_share,
             diverges_at=diverges_at,
             second_opinion=opinion,
-            half=half,
-            seconds=seconds,
+            seconds=tuple(one.seconds),
         )
-
-    def _compare(
-        self, graph: Graph, runtime: Runtime, beside: HalfJudge | HalfVerdict | None
-    ) -> tuple[Verdict, Arrays, tuple[float, ...]]:
-        """The verdict on all inputs, the input with the largest error, and the seconds of each image."""
-        manifest = self._artifact.manifest
-        tolerance = tolerance_for(graph.precision, manifest.rounding, graph.min_psnr_db)
-        judge = Judge(manifest.generator.labels, graph.precision, manifest.rounding, tolerance)
-        worst: tuple[float, Arrays] | None = None
-        seconds = []
-        for index, inputs in enumerate(self._inputs):
-            expected = self._images(index, inputs)
-            began = time.perf_counter()
-            found = runtime.run(inputs)
-            seconds.append(time.perf_counter() - began)
-            error = judge.add(inputs[LABEL], expected, found)
-            if isinstance(beside, HalfJudge):
-                beside.add(inputs, expected)
-            if worst is None or error > worst[0]:
-                worst = (error, inputs)
-            self._keep_sample(index, inputs[LABEL][0], expected[PIXELS][0], graph.name, found[PIXELS][0])
-            self._progress.count(graph.name, index + 1, self._inputs.total)
-        if worst is None:
-            raise NotFoundError("none of the label maps could be read", hint="`spade check-labels DIR` says why")
-        return judge.verdict(), worst[1], tuple(seconds)
 
     def _images(self, index: int, inputs: Arrays) -> Arrays:
         """The reference's outputs of an input, which it computes once for all graphs."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import helper, numpy_helper
 
 pytest.importorskip("ray", reason="pip install 'spade-deploy[ray]'")
@@ -28,6 +29,7 @@ from spade_deploy.inference.maker import artifact_digest
 from spade_deploy.inference.places.store import LOG
 from spade_deploy.serving.client import Client, ServerError
 from spade_deploy.spec import GeneratorSpec
+from tests.support.paths import ROOT
 from tests.support.ray_cluster import PROGRAMS, SmallCluster, environment, kill, small_cluster, wait_for
 from tests.support.served import pixels_of, png, right_pixels, some_map
 from tests.support.stand_in import PLAIN, STYLED, stand_in_artifact, stand_in_graph
@@ -57,17 +59,24 @@ def spade(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+TOKEN = "a-token-of-the-tests"
+
+
 class Service:
-    """`serve run` of a file with one stand-in artifact, on a port of its own."""
+    """`serve run` of the application of deploy/kubernetes/ray, with paths, port and sizes of this machine."""
 
     def __init__(self, cluster: SmallCluster, folder: Path, **arguments: float) -> None:
         self.artifact = stand_in_artifact(folder / "one", PLAIN)
         self.log = folder / "log"
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        args = {"artifacts": [f"one={self.artifact.path}"], "backend": "cpu", **arguments}
-        application = {"name": "spade", "import_path": "spade_deploy.serving.ray_app:app", "args": args}
-        config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
+        (folder / "token").write_text(TOKEN)
+        example = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "ray" / "rayservice.yaml").read_text())
+        config = yaml.safe_load(example["spec"]["serveConfigV2"])
+        (application,) = config["applications"]
+        here = {"artifacts": [str(self.artifact.path)], "token_file": str(folder / "token"), "num_cpus": 1}
+        application["args"] |= {**here, "backend": "cpu", **arguments}
+        config["http_options"]["port"] = port
         config["proxy_location"] = "HeadOnly"  # all nodes are one machine here, which has each port once
         (folder / "service.yaml").write_text(json.dumps(config))
         with self.log.open("wb") as out:
@@ -110,7 +119,7 @@ def test_replicas_come_with_load_and_die_without_a_wrong_answer(cluster: SmallCl
         over, right, statuses = threading.Event(), [0] * 7, []
 
         def ask(number: int) -> None:
-            client = Client(service.url, tries=60 if number == 0 else 1)
+            client = Client(service.url, TOKEN, tries=60 if number == 0 else 1)
             while not over.is_set():
                 try:
                     assert np.array_equal(pixels_of(client.synthesize(png(label))), wanted)

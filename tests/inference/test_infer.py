@@ -607,9 +607,9 @@ def test_memory_does_not_grow_with_the_folder(
         with lock:
             alive[0] -= 1
 
-    def unbounded(self: Any, *arguments: Any) -> None:
-        real_init(self, *arguments)
-        self._ahead = 1000
+    def unbounded(self: Any, *arguments: Any, **more: Any) -> None:
+        real_init(self, *arguments, **more)
+        self._ahead = self._unwritten = 1000
 
     monkeypatch.setattr(pipeline.Reader, "read", count_read)
     monkeypatch.setattr(Folder, "take", count_write)

@@ -19,6 +19,7 @@ from spade_deploy.progress import SILENT
 from spade_deploy.training import session
 from spade_deploy.training.records import measurements, recorder
 from spade_deploy.training.request import DataRequest, TrainRequest
+from spade_deploy.training.run_lock import RunLock
 from spade_deploy.training.session import NEWEST, Session, start
 from tests.support.paths import ROOT
 
@@ -102,14 +103,14 @@ class TestLock:
     ) -> None:
         """The checkpoint is chosen under the lock: before it another process may write a newer one."""
         run = trained(tmp_path)
-        hold = session.RunLock.hold
+        hold = RunLock.hold
 
-        def late(self: session.RunLock, folder: Path) -> None:
-            monkeypatch.setattr(session.RunLock, "hold", hold)
+        def late(self: RunLock, folder: Path) -> None:
+            monkeypatch.setattr(RunLock, "hold", hold)
             resumed(tmp_path).train(SILENT)
             hold(self, folder)
 
-        monkeypatch.setattr(session.RunLock, "hold", late)
+        monkeypatch.setattr(RunLock, "hold", late)
         again = start(request(tmp_path, 3), runs_dir=tmp_path / "runs", resume=str(run))
         assert again.resume == runs.checkpoint_folder(run, 2)
 

@@ -16,7 +16,6 @@ from spade_deploy.engines.base import Backend, GraphChoice
 from spade_deploy.engines.lookup import AutoRuntime
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.lookup.tables import unique_share
-from spade_deploy.progress import SILENT
 from spade_deploy.release import release as releasing
 from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
@@ -171,13 +170,42 @@ def test_both_graphs_are_run_in_the_precision_that_is_asked_about(
     @contextmanager
     def remember(artifact: Artifact, *asked: Any) -> Any:
         opened.append(asked)
-        yield SimpleNamespace(run=lambda inputs: ran[asked[3]].append(len(set(inputs["label"].flat))))
+        run = lambda inputs: ran[asked[3]].append(len(set(inputs["label"].flat)))  # noqa: E731
+        yield SimpleNamespace(run=run, spec=artifact.manifest.generator)
 
     monkeypatch.setattr(measuring, "open_runtime", remember)
     measure_break_even(stand_in_artifact(tmp_path / "artifact"), precision, threads=3)
     assert opened == [(precision, Backend.CPU, 3, choice) for choice in (GraphChoice.DENSE, GraphChoice.LOOKUP)]
     assert len(set(ran[GraphChoice.LOOKUP])) == 2, "a plain map and a noisy one"
     assert len(set(ran[GraphChoice.DENSE])) == 1
+
+
+@pytest.mark.parametrize(
+    ("dense_s", "is_golden", "is_taken"), [(4.0, True, True), (0.9, True, False), (4.0, False, False)]
+)
+def test_times_of_the_validation_are_the_first_round(
+    dense_s: float, is_golden: bool, is_taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(timing, "now", lambda: clock[0])
+    ran: list[str] = []
+    few, many = {"label": np.zeros((1, 64, 64), np.uint8)}, {"label": np.ones((1, 64, 64), np.uint8)}
+
+    def runtime(name: str, seconds: float) -> Any:
+        def run(inputs: Any) -> None:
+            ran.append(name + ("" if inputs is few else " many"))
+            clock[0] += seconds
+
+        return SimpleNamespace(run=run, spec=build_generator(base_channels=2, training_steps=0).spec)
+
+    maps = measuring.TimedMaps(few, many, 0.1, 0.6, (0.1,), is_golden)
+    monkeypatch.setattr(measuring.TimedMaps, "look", lambda *_: lambda: None)
+    dense, lookup = runtime("dense", 5.0), runtime("lookup", 2.0)
+    found = measuring.time_break_even(maps, dense, lookup, lookup_s=1.0, dense_s=dense_s)
+    assert ran.count("dense") == ran.count("lookup") == (1 if is_taken else 2)
+    assert ran.count("lookup many") == 2  # both rounds agree, and are late
+    assert (found.few_ms, found.dense_ms) == ((1500.0, 4500.0) if is_taken else (2000.0, 5000.0))
+    assert found.many_ms == 2000
 
 
 def test_each_lookup_graph_gets_the_rule_of_its_own_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +216,12 @@ def test_each_lookup_graph_gets_the_rule_of_its_own_precision(tmp_path: Path, mo
         Graph(f"{precision}.{kind}.onnx", precision, (), 18, kind) for precision in precisions for kind in kinds
     )
     rules = {Precision.FP32: LARGE, Precision.FP16: replace(LARGE, dense_ms=700)}
-    monkeypatch.setattr(releasing, "measure_break_even", lambda artifact, precision: rules[precision])
-    made, measured = releasing._with_break_even(Path("here"), replace(manifest, graphs=graphs), SILENT)
+    results = [
+        SimpleNamespace(graph=graph, break_even=rules[graph.precision] if graph.kind is GraphKind.LOOKUP else None)
+        for graph in graphs
+    ]
+    report: Any = SimpleNamespace(results=results)
+    made, measured = releasing._with_break_even(replace(manifest, graphs=graphs), report)
     shares = {graph.name: graph.break_even_share for graph in made.graphs if graph.kind is GraphKind.LOOKUP}
     assert shares == {"fp32 lookup": rules[Precision.FP32].share, "fp16 lookup": rules[Precision.FP16].share}
     assert shares["fp32 lookup"] != shares["fp16 lookup"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import sha256_of_bytes
@@ -23,6 +24,9 @@ class Kept:
 
 class Target(ABC):
     """A place that takes the files of images. A name may have folders in it, as berlin/0001.png."""
+
+    is_remote: ClassVar[bool] = False
+    """Whether handing a file over mostly is waiting for another machine."""
 
     @property
     @abstractmethod

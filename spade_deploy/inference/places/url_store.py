@@ -33,6 +33,8 @@ _STALE_AFTER_S = 150.0
 class UrlFolder(Target):
     """A folder behind a URL."""
 
+    is_remote = True
+
     url: str
     """Where it is."""
 

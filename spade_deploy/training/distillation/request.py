@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted
+from spade_deploy.images.image_file import Size
 from spade_deploy.settings import asked_of, check_ranges, setting
 from spade_deploy.spec import DiscriminatorSpec
 from spade_deploy.training.config import LEARNING, TEXT, PerceptualNetwork, TrainConfig
@@ -66,6 +67,10 @@ class DistillRequest:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def decided(self, size: Size, base_channels: int) -> TrainRequest:
+        """The same as a request for a training, in which size and width are given."""
+        return replace(self, data=replace(self.data, size=size), base_channels=base_channels).as_training
 
     @property
     def as_training(self) -> TrainRequest:

@@ -8,10 +8,12 @@ import json
 import pickle
 import sys
 import tarfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -29,6 +31,7 @@ from spade_deploy.inference.places.listing import expanded
 from spade_deploy.inference.places.origins import Member, Remote
 from spade_deploy.inference.places.store import LOG
 from spade_deploy.inference.places.tables import Row
+from spade_deploy.inference.places.url_store import UrlFolder
 from spade_deploy.inference.places.urls import as_place, place_of, without_secrets
 from spade_deploy.progress import Silent
 from spade_deploy.spec import LabelSpec
@@ -311,6 +314,34 @@ def test_a_data_set_on_the_hub_is_read_through_its_package(
     monkeypatch.setattr(hub.HfFileSystem, "cat_file", lambda self, path, **_: files[path])
     infer(models["plain"], InferRequest(f"hf://{folder}", tmp_path / "out"))
     assert images(tmp_path / "out") == right
+
+
+def test_an_object_store_is_waited_for_by_many_threads(
+    models: dict[str, Artifact], right: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All six reads, and then all six writes, are on their way at once, which two cores' own threads would not be."""
+    fs = fsspec.filesystem("memory")
+    for name, content in MAPS.items():
+        fs.pipe_file(f"/waited/{name}.png", content)
+    reading, writing = threading.Barrier(6, timeout=20), threading.Barrier(6, timeout=20)
+    load, take = Remote.load, UrlFolder.take
+
+    def wait_and_load(self: Remote) -> Any:
+        reading.wait()
+        return load(self)
+
+    def wait_and_take(self: UrlFolder, name: str, content: bytes) -> None:
+        if name.endswith(".png"):
+            writing.wait()
+        take(self, name, content)
+
+    monkeypatch.setattr(Remote, "load", wait_and_load)
+    monkeypatch.setattr(UrlFolder, "take", wait_and_take)
+    try:
+        infer(models["plain"], InferRequest("memory://waited", "memory://waited-out"))
+        assert {name: fs.cat_file(f"/waited-out/{name}") for name in right} == right
+    finally:
+        fs.rm("/", recursive=True)
 
 
 def test_origins_can_be_pickled(tmp_path: Path) -> None:
