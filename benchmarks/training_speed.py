@@ -43,9 +43,10 @@ from spade_deploy.networks.modulation import TrainingLookup
 from spade_deploy.networks.spade import initialize
 from spade_deploy.spec import DiscriminatorSpec, LabelSpec
 from spade_deploy.training.config import Amp, Modulation, Setup
-from spade_deploy.training.dataset import Batch, SampleSource, open_source, training_batches
+from spade_deploy.training.dataset import Batch, SampleSource, training_batches
 from spade_deploy.training.perceptual import VggFeatures
 from spade_deploy.training.presets import preset
+from spade_deploy.training.splits import open_source
 from spade_deploy.training.steps import Learner
 
 PLAIN = "plain loop of 2019"

@@ -3,6 +3,7 @@
     manifest.json            the facts: generator spec, graphs, source, versions, every other file's sha256
     generator.fp32.onnx      label ids in, pixels out; generator.fp16.onnx beside it after `spade export --fp16`
     encoder.onnx             photo in, mean and log variance of its style out; only a model with a style encoder has it
+    bank.npz                 segments of training photos; only SIMS has it
     style_directions.json    the main directions of the style vector; only a model with styles has it
     golden/inputs.npz        what the untouched PyTorch module was fed ...
     golden/outputs.npz       ... and what it answered: enough to validate where PyTorch is not installed
@@ -38,6 +39,7 @@ from spade_deploy.artifact.folder import (
 from spade_deploy.artifact.golden import Golden, write_golden
 from spade_deploy.artifact.graph_facts import ENCODER, LICENSE, UNKNOWN_LICENSE, description, graph_facts, model_facts
 from spade_deploy.artifact.manifest import (
+    BANK,
     FORMAT_VERSION,
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
@@ -51,6 +53,7 @@ from spade_deploy.artifact.manifest import (
 from spade_deploy.artifact.place import carry_engines, foreign_files, free_place, require_replaceable, writing
 from spade_deploy.artifact.style_directions import MOST_DIRECTIONS, STYLE_DIRECTIONS, write_style_directions
 from spade_deploy.artifact.tensors import (
+    CANVAS,
     IMAGE,
     INSTANCE,
     LABEL,
@@ -77,6 +80,8 @@ from spade_deploy.artifact.tensors import (
 )
 
 __all__ = [
+    "BANK",
+    "CANVAS",
     "ENCODER",
     "ENCODER_ONNX",
     "FORMAT_VERSION",

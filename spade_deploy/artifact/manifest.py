@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GOLDEN_INPUTS = "golden/inputs.npz"
 GOLDEN_OUTPUTS = "golden/outputs.npz"
+BANK = "bank.npz"
 EXPORT_AGAIN = "`spade export` makes a new artifact; if this one was copied, copy it again"
 
 # Portable on every file system, and unable to leave the folder: no leading dot, slash or backslash, no '..'.
@@ -254,7 +255,8 @@ def _check_consistency(manifest: Manifest, value: dict[str, Any]) -> None:
             raise ConfigError(f"graphs[{index}]: precision {graph.precision} is no file's; allowed are {allowed}")
     encoder, spec = manifest.encoder, manifest.generator
     graphs = [graph.file for graph in manifest.graphs] + ([] if encoder is None else [encoder.file])
-    for name in (*graphs, GOLDEN_INPUTS, GOLDEN_OUTPUTS):
+    bank = (BANK,) if spec.has_bank else ()
+    for name in (*graphs, *bank, GOLDEN_INPUTS, GOLDEN_OUTPUTS):
         if name not in manifest.files:
             raise ConfigError(f"files lacks {quoted(name)}")
     if value.get("golden") != {"inputs": GOLDEN_INPUTS, "outputs": GOLDEN_OUTPUTS}:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec
 
-LABEL, INSTANCE, POSITION, Z = "label", "instance", "position", "z"
+LABEL, INSTANCE, POSITION, CANVAS, Z = "label", "instance", "position", "canvas", "z"
 PIXELS, IMAGE = "pixels", "image"
 LOGITS = "logits"
 PHOTO, MU, LOGVAR = "photo", "mu", "logvar"
@@ -50,13 +50,18 @@ def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
 def graph_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
     """The inputs of a dense graph itself, in order: those of a caller, and what is made of them before the graph runs.
 
-    It is the position of each pixel in its region, where a model sees it (`lookup/regions.py`).
+    It is the position of each pixel in its region, where a model sees it (`lookup/regions.py`), and the canvas of a
+    memory bank, where a model completes one (`retrieval/canvas.py`).
     """
     tensors = list(input_tensors(spec))
+    count, *size = tensors[0].shape
+    last = len(tensors) - int(spec.z_dim is not None)
     if spec.has_positions:
-        count, *size = tensors[0].shape
         position = TensorInfo(POSITION, "float32", (count, 2, *size), "position of each pixel in its region, -1..1")
-        tensors.insert(len(tensors) - int(spec.z_dim is not None), position)
+        tensors.insert(last, position)
+    if spec.has_bank:
+        meaning = "patches of the memory bank: RGB in -1..1, 0 in holes; then 1 in holes, else 0"
+        tensors.insert(last, TensorInfo(CANVAS, "float32", (count, 4, *size), meaning))
     return tuple(tensors)
 
 
@@ -138,6 +143,13 @@ def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
             "sentence": "Engines make this input of a dense graph from the label map: for each pixel the row and the"
             " column from the centre of its region of one class, 8-connected, divided by the largest in the region"
             " plus 1e-5; zero for class 0.",
+        }
+    if spec.has_bank:
+        rule["canvas"] = {
+            "input": CANVAS,
+            "sentence": "Engines make this input of the graph from the label map and the memory bank, bank.npz: for"
+            " each region of a class the most similar segment of a training photo, scaled to the region's box. Where"
+            " no patch lies, and beside borders of classes, the colours are zero and the last channel is one.",
         }
     if labels.num_labels <= UNKNOWN_VALUE:
         rule["unknown"] = {

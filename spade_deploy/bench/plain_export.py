@@ -22,6 +22,8 @@ def write_plain_export(checkpoint: Path, path: Path) -> None:
     spec, stride = loaded.spec, loaded.spec.stride
     if spec.has_positions:
         raise ExportError("a network with positions has no plain export: ONNX has no operator that finds regions")
+    if spec.has_bank:
+        raise ExportError("SIMS has no plain export: ONNX has no operator that finds segments in a memory bank")
     batch = Dim("batch", min=1)
     height, width = (2 * stride, 3 * stride) if spec.is_dynamic else (spec.height, spec.width)
     shape = {0: batch}

@@ -24,6 +24,7 @@ from spade_deploy.artifact import (
 )
 from spade_deploy.errors import ArtifactError, ConfigError, InputRefusedError, RuntimeUnavailableError
 from spade_deploy.lookup.tables import check_tables, graph_inputs, lookup_tensors
+from spade_deploy.retrieval.bank import MemoryBank
 from spade_deploy.settings import check_one_of
 from spade_deploy.spec import Backend, GeneratorSpec, GraphChoice, GraphKind, Precision
 
@@ -126,6 +127,8 @@ class GraphRuntime(ClosedByWith):
     spec: GeneratorSpec
     kind: GraphKind
     patterns_s: float | None = None
+    bank: MemoryBank | None = None
+    """The memory bank of a model that has one: canvases are made of it before the graph runs."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None = None) -> Arrays:
         """See `Runtime.run`. Raises RuntimeUnavailableError where the engine fails."""
@@ -156,7 +159,7 @@ class GraphRuntime(ClosedByWith):
     def _feed(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """What the graph itself is fed; `patterns_s` is taken on the way."""
         start = time.perf_counter()
-        fed = graph_inputs(self.spec, self.kind, inputs)
+        fed = graph_inputs(self.spec, self.kind, inputs, self.bank)
         self.patterns_s = time.perf_counter() - start if self.kind is GraphKind.LOOKUP else None
         return fed
 

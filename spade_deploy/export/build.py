@@ -17,6 +17,7 @@ from spade_deploy.export.dense_model import DenseModel
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.oasis import DeployOasis, LookupOasis
 from spade_deploy.export.pix2pixhd import DeployGlobal, pix2pixhd_stages, pix2pixhd_units
+from spade_deploy.export.sims import DeploySemiParametric, sims_stages, sims_units
 from spade_deploy.export.spade import DeployModel, spade_stages, spade_units
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.networks.build import Generator
@@ -46,6 +47,7 @@ DEPLOYED: Mapping[Architecture, Deployed] = MappingProxyType(
         ),
         Architecture.PIX2PIXHD: Deployed({GraphKind.DENSE: DeployGlobal}, pix2pixhd_units, pix2pixhd_stages),
         Architecture.CRN: Deployed({GraphKind.DENSE: DeployCascade}, crn_units, crn_stages),
+        Architecture.SIMS: Deployed({GraphKind.DENSE: DeploySemiParametric}, sims_units, sims_stages),
         Architecture.CLADE: Deployed(
             {GraphKind.DENSE: DeployCladeModel, GraphKind.LOOKUP: LookupCladeModel}, clade_units, spade_stages
         ),
@@ -77,7 +79,8 @@ def build_model(
 def model_inputs(model: ExportedModel, inputs: Arrays) -> list[Tensor]:
     """The inputs of `model`, made from a dense graph's inputs by name."""
     kind = GraphKind.LOOKUP if isinstance(model, LookupModel) else GraphKind.DENSE
-    return [torch.from_numpy(array.copy()) for array in graph_inputs(model.spec, kind, inputs).values()]
+    bank = model.bank if isinstance(model, DenseModel) else None
+    return [torch.from_numpy(array.copy()) for array in graph_inputs(model.spec, kind, inputs, bank).values()]
 
 
 def require_kind(spec: GeneratorSpec, kind: GraphKind) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils import skip_init
 
 from spade_deploy.export.exact_norm import standardized
 from spade_deploy.networks.spade import NORM_EPS
+from spade_deploy.retrieval.bank import MemoryBank
 from spade_deploy.spec import GeneratorSpec
 
 M = TypeVar("M", bound=nn.Module)
@@ -21,14 +22,16 @@ class DenseModel(nn.Module):
     """label ids (and instance ids, and style) -> (pixels, image).
 
     label: N x H x W uint8 or int32. instance: N x H x W int32, iff the spec has edges. position: N x 2 x H x W float32,
-    iff the spec has positions. z: N x z_dim float32, iff the
-    spec has a style vector. pixels: N x H x W x 3 uint8, truncated. image: N x 3 x H x W float32 in [-1, 1].
+    iff the spec has positions. canvas: N x 4 x H x W float32, iff the spec has a memory bank. z: N x z_dim float32, iff
+    the spec has a style vector. pixels: N x H x W x 3 uint8, truncated. image: N x 3 x H x W float32 in [-1, 1].
     fp16: units that are not named in `keep_fp32` hold and compute half precision; inputs and outputs stay as they are,
     and tanh, the conversion to pixels, and the statistics of instance and layer norm stay float32.
     dtype: the type of all other units.
     """
 
     ids: Tensor
+    bank: MemoryBank | None = None
+    """What the canvas is made of, before the graph runs; None for a network that has no canvas."""
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
@@ -45,17 +48,17 @@ class DenseModel(nn.Module):
     def forward(self, label: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         extra = list(rest)
         instance = extra.pop(0) if self.spec.labels.has_edges else None
-        position = extra.pop(0) if self.spec.has_positions else None
+        beside = extra.pop(0) if self.spec.has_positions or self.spec.has_bank else None
         z = extra.pop(0) if self.spec.z_dim is not None else None
         edges = None if instance is None else edge_map(instance)
-        if position is not None:
-            edges = position if edges is None else torch.cat([edges, position], dim=1)
+        if beside is not None:
+            edges = beside if edges is None else torch.cat([edges, beside], dim=1)
         return to_outputs(self.logits(label, edges, z))
 
     def logits(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
         """The image before tanh, N x 3 x H x W. label: N x H x W; edges: N x 1 x H x W.
 
-        For a model that sees positions, `edges` also has their two channels, as the last ones.
+        For a model that sees positions, `edges` also has their two channels, as the last ones; so it is with a canvas.
         """
         raise NotImplementedError
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spade_deploy.artifact import (
+    BANK,
     ENCODER,
     ENCODER_ONNX,
     IMAGE,
@@ -48,8 +49,10 @@ from spade_deploy.metrics.differences import psnr_db
 from spade_deploy.metrics.tolerances import FP32_FACTOR, is_undecided
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.networks.sims import bank_of_generator, give_bank
 from spade_deploy.networks.spade import make_segmap, to_pixels
 from spade_deploy.progress import SILENT, Progress
+from spade_deploy.retrieval.bank_file import write_bank
 from spade_deploy.spec import GraphKind, Precision, RoundingError
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -125,6 +128,9 @@ def export_artifact(
     kinds = generator.spec.graph_kinds if request.kinds is None else request.kinds
     for kind in kinds:
         require_kind(generator.spec, kind)
+    bank = bank_of_generator(generator)
+    if generator.spec.has_bank and bank is None:
+        raise ExportError("the generator has no memory bank, of which its canvases are made", hint="train it again")
     golden_inputs = dict(request.golden_inputs)
     progress.step("running the PyTorch reference in float32 and float64")
     reference = run_reference(generator, golden_inputs)
@@ -137,6 +143,8 @@ def export_artifact(
         )
     rounding = rounding_error(generator, golden_inputs, reference[LOGITS], request.device)
     write_golden(folder, golden_inputs, reference)
+    if bank is not None:
+        write_bank(folder / BANK, bank)
     directions = style_directions(generator)
     if directions is not None:
         write_style_directions(folder, directions)
@@ -227,6 +235,7 @@ def float32_psnr_db(generator: Generator, inputs: Arrays) -> float | None:
 def _in_float64(generator: Generator, device: str) -> Generator:
     wide = build_generator(generator.spec).double()
     wide.load_state_dict(generator.state_dict())
+    give_bank(wide, bank_of_generator(generator))
     return wide.to(device).eval()
 
 

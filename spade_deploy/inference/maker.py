@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from spade_deploy.artifact import Artifact
+from spade_deploy.artifact import BANK, Artifact
 from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError, SpadeError, quoted, reason_of
 from spade_deploy.fields import digest_of, from_json, to_json
@@ -37,7 +37,7 @@ class Maker:
     """Everything that decides the pixels besides the label map. A text that is empty is not known yet."""
 
     artifact_sha256: str
-    """The digest of the artifact's graphs and of its style encoder."""
+    """The digest of the artifact's graphs, of its style encoder and of its memory bank."""
     graph: str
     """The graph that was asked for: auto, dense or lookup."""
     precision: str
@@ -103,9 +103,10 @@ def planned_maker(artifact: Artifact, request: InferRequest, size: Size | None) 
 
 
 def artifact_digest(artifact: Artifact) -> str:
-    """The digest of an artifact's graphs and of its style encoder, by the manifest."""
+    """The digest of an artifact's graphs, style encoder and memory bank, by the manifest."""
     manifest = artifact.manifest
     files = [graph.file for graph in manifest.graphs] + ([manifest.encoder.file] if manifest.encoder else [])
+    files += [BANK] if manifest.generator.has_bank else []
     return digest_of({name: manifest.files[name].sha256 for name in files})
 
 

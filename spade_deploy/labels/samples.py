@@ -51,6 +51,9 @@ class Samples(Protocol):
     def load(self, index: int) -> SampleArrays:
         """Load a sample. Raises LabelMapError if it cannot be used."""
 
+    def overlapping(self, index: int) -> tuple[int, ...]:
+        """The samples that show some of the same pixels, ascending; the sample itself is among them."""
+
 
 def is_embedded(config: DataConfig) -> bool:
     """Whether the data set is the one that comes with the package."""
@@ -103,6 +106,9 @@ class FileSamples:
             return SampleArrays(label, instance, np.zeros((*self._size, 3), np.uint8))
         return SampleArrays(label, instance, read_photo(sample.photo, self._size))
 
+    def overlapping(self, index: int) -> tuple[int, ...]:
+        return (index,)
+
 
 class EarthSamples:
     """Tiles of the embedded data set; they overlap by half.
@@ -140,3 +146,11 @@ class EarthSamples:
     def load(self, index: int) -> SampleArrays:
         label, photo = earth.cut(self._tiles[index])
         return SampleArrays(label.astype(self._dtype), None, photo)
+
+    def overlapping(self, index: int) -> tuple[int, ...]:
+        own = self._tiles[index]
+        return tuple(
+            number
+            for number, tile in enumerate(self._tiles)
+            if abs(tile.top - own.top) < own.size and abs(tile.left - own.left) < own.size
+        )

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.artifact import (
+    CANVAS,
     INSTANCE,
     LABEL,
     POSITION,
@@ -34,6 +35,8 @@ from spade_deploy.errors import InputRefusedError
 from spade_deploy.lookup.apart import apart, codes_per_image, for_graph, latent_for_graph
 from spade_deploy.lookup.regions import region_positions
 from spade_deploy.lookup.windows import Ints, LevelPatterns, WindowGrid
+from spade_deploy.retrieval.bank import MemoryBank
+from spade_deploy.retrieval.canvas import make_canvases
 from spade_deploy.spec import GeneratorSpec, GraphKind
 
 LATENT = "latent"
@@ -158,15 +161,20 @@ def extent_of(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDArray
     return inputs[LABEL if kind is GraphKind.DENSE else level_names(min(modulated_channels(spec)))[2]].shape
 
 
-def graph_inputs(spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+def graph_inputs(
+    spec: GeneratorSpec, kind: GraphKind, inputs: Mapping[str, NDArray[Any]], bank: MemoryBank | None = None
+) -> Arrays:
     """A dense graph's inputs by name -> those of a graph of that kind, in its order.
 
-    Raises InputRefusedError as `extract_patterns` does.
+    bank: the memory bank of a model that has one. Raises InputRefusedError as `extract_patterns` does.
     """
     if kind is GraphKind.DENSE:
-        made = {POSITION: region_positions(inputs[LABEL])} if spec.has_positions else {}
-        known = {**inputs, **made}
-        return {name: known[name] for name in (LABEL, INSTANCE, POSITION, Z) if name in known}
+        known = dict(inputs)
+        if spec.has_positions:
+            known[POSITION] = region_positions(inputs[LABEL])
+        if spec.has_bank:
+            known[CANVAS] = make_canvases(bank, inputs[LABEL], spec.labels.unknown_id)
+        return {name: known[name] for name in (LABEL, INSTANCE, POSITION, CANVAS, Z) if name in known}
     tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
     assert tables is not None  # no share was set at which it gives up
     return tables.to_inputs(inputs.get(Z))

@@ -21,10 +21,11 @@ from spade_deploy.networks.clade import CladeGenerator
 from spade_deploy.networks.crn import CascadedRefinementNetwork
 from spade_deploy.networks.oasis import OasisGenerator
 from spade_deploy.networks.pix2pixhd import GlobalGenerator
+from spade_deploy.networks.sims import SemiParametricGenerator
 from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.spec import Architecture, GeneratorSpec
 
-Generator = SpadeGenerator | GlobalGenerator | CascadedRefinementNetwork
+Generator = SpadeGenerator | GlobalGenerator | CascadedRefinementNetwork | SemiParametricGenerator
 """segmap N x L x H x W (and SPADE's style vector) -> image N x 3 x H x W in [-1, 1].
 
 Each has its `spec` as an attribute. Its last convolution is `conv_img`; the image is the tanh of that one's output.
@@ -35,6 +36,7 @@ NETWORKS: Mapping[Architecture, Callable[[GeneratorSpec], Generator]] = MappingP
         Architecture.SPADE: SpadeGenerator,
         Architecture.PIX2PIXHD: GlobalGenerator,
         Architecture.CRN: CascadedRefinementNetwork,
+        Architecture.SIMS: SemiParametricGenerator,
         Architecture.CLADE: CladeGenerator,
         Architecture.OASIS: OasisGenerator,
     }

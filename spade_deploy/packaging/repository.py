@@ -53,10 +53,16 @@ class Repository:
 def write_repository(artifact: Artifact, asked: PackageRequest, progress: Progress = SILENT) -> Repository:
     """Write the model repository that `asked.triton` names; an older one is replaced as a whole.
 
-    Raises ConfigError for a folder that holds something else, or that cannot be written, and what `Artifact.graph`
+    Raises ConfigError for a folder that holds something else, or that cannot be written, and for a model with a memory
+    bank; and what `Artifact.graph`
     raises for a precision that is not there.
     """
     target = asked.triton
+    if artifact.manifest.generator.has_bank:
+        raise ConfigError(
+            "`triton`: this model completes a canvas of photo segments, which no model of Triton makes",
+            hint="serve it with `spade serve`, which makes the canvas",
+        )
     require_free(target, RECORD, "triton", "model repository that `spade package` wrote")
     models, left_out = _models(artifact, asked)
     try:

@@ -26,8 +26,9 @@ from spade_deploy.labels.pairs import read_maps, require_instances
 from spade_deploy.runs import CheckpointInfo
 from spade_deploy.runs.learned import learned_before
 from spade_deploy.spec import GeneratorSpec, LabelSpec
-from spade_deploy.training.dataset import SampleSource, open_held_out, open_source, validation_labels
+from spade_deploy.training.dataset import SampleSource, validation_labels
 from spade_deploy.training.evaluator import photo_pixels
+from spade_deploy.training.splits import open_held_out, open_source
 
 Photos = NDArray[np.uint8]
 """Real photos, N x H x W x 3."""

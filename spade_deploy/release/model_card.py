@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from spade_deploy.artifact import (
+    BANK,
     UNKNOWN_LICENSE,
     EncoderGraph,
     Manifest,
@@ -136,6 +137,10 @@ def _client(manifest: Manifest) -> str:
     feeds = {"label": "label", "instance": "label.astype(np.int32)", "z": style}
     # The label map of this example is all class 0, whose positions are zeros.
     feeds["position"] = f"np.zeros((1, 2, {spec.height}, {spec.width}), np.float32)"
+    # A canvas without a patch, all of it a hole: the canvases of a memory bank are made by spade-deploy.
+    feeds["canvas"] = (
+        f"np.eye(4, dtype=np.float32)[3].reshape(1, 4, 1, 1).repeat({spec.height}, 2).repeat({spec.width}, 3)"
+    )
     feed = ", ".join(f'"{tensor.name}": {feeds[tensor.name]}' for tensor in graph_tensors(spec))
     return _CLIENT.format(
         file=dense.file, height=spec.height, width=spec.width, dtype=spec.labels.id_type, feed=f"{{{feed}}}"
@@ -206,6 +211,11 @@ def _limits(manifest: Manifest) -> list[str]:
     ]
     if spec.is_dynamic:
         limits.append(f"Sizes other than {spec.height} x {spec.width} run, but the weights have not seen them.")
+    if spec.has_bank:
+        limits.append(
+            f"{BANK} holds pieces of the photos that it was trained on, whose licence holds for them here, too."
+        )
+        limits.append("The example above runs without the memory bank; `spade infer` and `spade serve` run with it.")
     if manifest.source.origin == "import":
         limits.append("The weights were imported: what their file does not tell was guessed, see the run's checkpoint.")
     return limits

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError, reason_of
+from spade_deploy.artifact import BANK, Artifact
+from spade_deploy.artifact.manifest import EXPORT_AGAIN
+from spade_deploy.errors import ArtifactError, ConfigError, reason_of
 from spade_deploy.files.array_file import read_array_file, write_array_file
 from spade_deploy.retrieval.bank import BANK_TYPES, MemoryBank
 from spade_deploy.spec import LabelSpec
@@ -26,3 +28,15 @@ def read_bank(path: Path, labels: LabelSpec) -> MemoryBank:
     if len(bank.depth) != labels.num_ids:
         raise ConfigError(f"{path}: is a memory bank of {len(bank.depth)} ids, the model has {labels.num_ids}")
     return bank
+
+
+def bank_of(artifact: Artifact) -> MemoryBank | None:
+    """The memory bank of an artifact; None for a model that has none. Raises ArtifactError where it is damaged."""
+    spec = artifact.manifest.generator
+    if not spec.has_bank:
+        return None
+    with artifact.vouched(BANK) as path:
+        try:
+            return read_bank(path, spec.labels)
+        except ConfigError as error:
+            raise ArtifactError(error.message, hint=EXPORT_AGAIN) from error

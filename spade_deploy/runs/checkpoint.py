@@ -21,12 +21,22 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from spade_deploy.errors import CheckpointError, quoted, reason_of
+from spade_deploy.errors import CheckpointError, ConfigError, quoted, reason_of
 from spade_deploy.files.atomic import atomic_folder, write_json
 from spade_deploy.files.reading import sha256_of
 from spade_deploy.networks.build import Generator, build_generator, count_parameters
 from spade_deploy.networks.encoder import StyleEncoder
-from spade_deploy.runs.layout import CHECKPOINT_JSON, DISCRIMINATOR_FILE, ENCODER_FILE, GENERATOR_FILE, OPTIMIZERS_FILE
+from spade_deploy.networks.sims import bank_of_generator, give_bank
+from spade_deploy.retrieval.bank import MemoryBank
+from spade_deploy.retrieval.bank_file import read_bank, write_bank
+from spade_deploy.runs.layout import (
+    BANK_FILE,
+    CHECKPOINT_JSON,
+    DISCRIMINATOR_FILE,
+    ENCODER_FILE,
+    GENERATOR_FILE,
+    OPTIMIZERS_FILE,
+)
 from spade_deploy.runs.records import CheckpointInfo, read_checkpoint_info
 from spade_deploy.runs.tensors import DAMAGED_HINT, check_digest, check_tensors, load_tensors, save_tensors
 from spade_deploy.runs.weight_files import load_weights
@@ -110,6 +120,8 @@ def save_checkpoint(
             save_tensors(temporary / GENERATOR_FILE, generator.state_dict())
             if encoder is not None:
                 save_tensors(temporary / ENCODER_FILE, encoder.state_dict())
+            if (bank := bank_of_generator(generator)) is not None:
+                write_bank(temporary / BANK_FILE, bank)
             if state is not None:
                 save_tensors(temporary / DISCRIMINATOR_FILE, state.discriminator)
                 _save_state(temporary / OPTIMIZERS_FILE, dict(state.rest))
@@ -125,6 +137,7 @@ def save_checkpoint(
             discriminator_sha256=sha256_of(temporary / DISCRIMINATOR_FILE) if state is not None else "",
             optimizers_sha256=sha256_of(temporary / OPTIMIZERS_FILE) if state is not None else "",
             encoder_sha256=sha256_of(temporary / ENCODER_FILE) if encoder is not None else "",
+            bank_sha256=sha256_of(temporary / BANK_FILE) if bank is not None else "",
             source="" if imported is None else imported.source,
             train=setup.train.to_json() if setup is not None else None,
             data=setup.data.to_json() if setup is not None else None,
@@ -142,7 +155,20 @@ def load_generator(checkpoint: Path) -> LoadedGenerator:
     tensors = load_tensors(path, info.generator_sha256)
     module = _build(info.generator, tensors, path)
     module.load_state_dict(tensors)
+    if info.generator.has_bank:
+        give_bank(module, _load_bank(checkpoint, info))
     return LoadedGenerator(module.eval(), info.generator, info, _load_encoder(checkpoint, info))
+
+
+def _load_bank(checkpoint: Path, info: CheckpointInfo) -> MemoryBank:
+    path = checkpoint / BANK_FILE
+    if not info.bank_sha256:
+        raise CheckpointError(f"{checkpoint}: names no memory bank, which its generator needs", hint=DAMAGED_HINT)
+    check_digest(path, info.bank_sha256)
+    try:
+        return read_bank(path, info.generator.labels)
+    except ConfigError as error:
+        raise CheckpointError(error.message, hint=DAMAGED_HINT) from error
 
 
 def _load_encoder(checkpoint: Path, info: CheckpointInfo) -> StyleEncoder | None:

@@ -6,7 +6,7 @@ runs/<name>/config.json                        the settings of the run
            /data.json                          which samples it learned from, and which it measures on
            /best.json                          which checkpoint was the best by one of the metrics
            /classes.json, skipped.txt          how often each class occurs, and which samples could not be read
-           /checkpoints/step_00000400/         checkpoint.json, generator.safetensors
+           /checkpoints/step_00000400/         checkpoint.json, generator.safetensors, bank.npz (of SIMS)
                                                and, to resume: discriminator.safetensors, optimizers.pt
            /artifact/                          manifest.json and what it lists
 """
@@ -24,6 +24,7 @@ GENERATOR_FILE = "generator.safetensors"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 OPTIMIZERS_FILE = "optimizers.pt"
 ENCODER_FILE = "encoder.safetensors"
+BANK_FILE = "bank.npz"
 BEST_JSON = "best.json"
 ARTIFACT = "artifact"
 MANIFEST_JSON = "manifest.json"

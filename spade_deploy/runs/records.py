@@ -52,6 +52,9 @@ class CheckpointInfo:
     encoder_sha256: Sha256OrNone = ""
     """The SHA-256 of the style encoder's weights; empty where there is no encoder."""
 
+    bank_sha256: Sha256OrNone = ""
+    """The SHA-256 of the memory bank of SIMS; empty for another network."""
+
     source: str = ""
     """The file that was imported."""
 

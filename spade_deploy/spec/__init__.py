@@ -13,6 +13,7 @@ from spade_deploy.spec.architectures import (
     PIX2PIXHD_BLOCKS,
     PIX2PIXHD_EDGE_KERNEL,
     PIX2PIXHD_HALVINGS,
+    SIMS_WIDTHS,
 )
 from spade_deploy.spec.blocks import BlockSpec
 from spade_deploy.spec.choices import (
@@ -50,6 +51,7 @@ __all__ = [
     "PIX2PIXHD_BLOCKS",
     "PIX2PIXHD_EDGE_KERNEL",
     "PIX2PIXHD_HALVINGS",
+    "SIMS_WIDTHS",
     "UNKNOWN_VALUE",
     "Architecture",
     "Backend",

@@ -18,6 +18,9 @@ CRN_WIDTHS = (16, 16, 16, 16, 16, 8, 8, 2)
 """Feature maps of the published refinement modules at 4, 8, ... 512 rows, in base channels: 1024 to 128 for a base of
 64."""
 
+SIMS_WIDTHS = (1, 2, 4, 8, 8, 8, 8, 8)
+"""Channels of the features that SIMS's encoder makes of its canvas, finest first, in base channels."""
+
 OASIS_WIDTHS = (16, 16, 16, 8, 4, 2, 1)
 """Channels before and after each residual block of OASIS, in base channels."""
 OASIS_NOISE = 64
@@ -28,6 +31,7 @@ NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
         Architecture.SPADE: (NormType.SYNC_BATCH, NormType.BATCH, NormType.INSTANCE),
         Architecture.PIX2PIXHD: (NormType.INSTANCE, NormType.SYNC_BATCH, NormType.BATCH),
         Architecture.CRN: (NormType.LAYER,),
+        Architecture.SIMS: (NormType.LAYER,),
         Architecture.CLADE: (NormType.SYNC_BATCH, NormType.BATCH, NormType.INSTANCE),
         Architecture.OASIS: (NormType.SYNC_BATCH, NormType.BATCH, NormType.INSTANCE),
     }
@@ -35,17 +39,22 @@ NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
 """The normalisations that each architecture can be built with, its paper's first."""
 
 _OF_PIX2PIXHD = ("halvings", "residual_blocks", "enhancer_blocks")
+_NOT_OF_CASCADES = ("hidden_channels", "kernel_size", "z_dim", "has_positions", *_OF_PIX2PIXHD)
 
 FOREIGN: Mapping[Architecture, tuple[str, ...]] = MappingProxyType(
     {
         Architecture.SPADE: ("has_positions", *_OF_PIX2PIXHD),
         Architecture.PIX2PIXHD: ("hidden_channels", "kernel_size", "upsampling", "z_dim", "has_positions"),
-        Architecture.CRN: ("hidden_channels", "kernel_size", "z_dim", "has_positions", *_OF_PIX2PIXHD),
+        Architecture.CRN: _NOT_OF_CASCADES,
+        Architecture.SIMS: _NOT_OF_CASCADES,
         Architecture.CLADE: ("hidden_channels", "kernel_size", *_OF_PIX2PIXHD),
         Architecture.OASIS: ("upsampling", "has_positions", *_OF_PIX2PIXHD),
     }
 )
 """The fields that an architecture does not use."""
+
+CASCADES = (Architecture.CRN, Architecture.SIMS)
+"""The architectures that make an image by refinement modules, one for each resolution."""
 
 MODULATED = (Architecture.SPADE, Architecture.CLADE, Architecture.OASIS)
 """The architectures of SPADE's residual blocks. The label map modulates their features, and that can be looked up."""

@@ -12,13 +12,15 @@ class Architecture(StrEnum):
     """Which network it is: SPADE, one of the baselines that SPADE's paper compares it with, or one that followed.
 
     spade: Park et al. 2019. pix2pixhd: the global generator of Wang et al. 2018. crn: the cascaded refinement network
-    of Chen and Koltun 2017. clade: Tan et al. 2021, SPADE's generator with a table row a class as modulation. oasis:
-    Schönfeld et al. 2021, SPADE's blocks whose modulation sees noise, too.
+    of Chen and Koltun 2017. sims: Qi et al. 2018, segments of training photos that a network completes. clade: Tan et
+    al. 2021, SPADE's generator with a table row a class as modulation. oasis: Schönfeld et al. 2021, SPADE's blocks
+    whose modulation sees noise, too.
     """
 
     SPADE = "spade"
     PIX2PIXHD = "pix2pixhd"
     CRN = "crn"
+    SIMS = "sims"
     CLADE = "clade"
     OASIS = "oasis"
 

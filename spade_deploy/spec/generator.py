@@ -9,6 +9,7 @@ from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import from_json, to_json
 from spade_deploy.settings import check_range, setting
 from spade_deploy.spec.architectures import (
+    CASCADES,
     CRN_WIDTHS,
     FOREIGN,
     MODULATED,
@@ -31,7 +32,6 @@ MAX_BASE_CHANNELS = 1024
 MAX_HIDDEN_CHANNELS = 8192
 MAX_STYLE_LENGTH = 65_536
 
-
 _LATER = ("has_positions", "halvings", "residual_blocks", "enhancer_blocks")
 """Fields that the first versions did not have."""
 
@@ -48,7 +48,7 @@ class GeneratorSpec:
 
     architecture: Architecture = setting(
         Architecture.SPADE,
-        help="spade, a baseline of its paper (pix2pixhd, crn), clade, or oasis (imports only).",
+        help="spade, a baseline of its paper (pix2pixhd, crn, sims), clade, or oasis (imports only).",
         group=NETWORK,
         flag="generator",
     )
@@ -60,18 +60,17 @@ class GeneratorSpec:
     """Channels inside SPADE's modulation, the paper's nhidden. No other architecture has them."""
 
     kernel_size: int = setting(3, help="Kernel size of the convolutions inside SPADE: 1, 3 or 5.", group=NETWORK)
-    """No other architecture has these convolutions."""
 
     norm: NormType = setting(NormType.SYNC_BATCH, help="Normalisation inside SPADE.", group=NETWORK)
     """How features are normalised; NORMS says which architecture has what."""
 
     spectral_norm: bool = setting(True, help="Spectral norm of the convolutions.", group=NETWORK, negatable=True)
-    """Whether convolutions are normalised by their largest singular value; not in the cascaded refinement network."""
+    """Whether convolutions are normalised by their largest singular value; not in networks of refinement modules."""
 
     upsampling: Upsampling = setting(
         Upsampling.NORMAL, help="Number of doublings: normal 5, more 6, most 7.", group=NETWORK
     )
-    """How often SPADE and the cascaded refinement network double their coarsest features.
+    """How often SPADE and the networks of refinement modules (CRN, SIMS) double their coarsest features.
 
     The generators of pix2pixHD halve and double as often as `halvings` and `enhancer_blocks` say.
     """
@@ -142,7 +141,7 @@ class GeneratorSpec:
                     f"`architecture` {self.architecture} contradicts {_named(name, value)}; it has no such part",
                     hint=hint,
                 )
-        if self.architecture is Architecture.CRN and self.spectral_norm:
+        if self.architecture in CASCADES and self.spectral_norm:
             raise ConfigError(
                 f"`architecture` {self.architecture} contradicts `spectral_norm`; its layer norm bounds the features",
                 hint=hint,
@@ -211,22 +210,25 @@ class GeneratorSpec:
 
     @property
     def refinement_widths(self) -> tuple[int, ...]:
-        """Feature maps of each module of the cascaded refinement network, coarsest first; empty for another one.
+        """Feature maps of each refinement module of CRN and SIMS, coarsest first; empty for another network.
 
         They are those of the published network with as many doublings: 'more' begins at 4 rows for 256, as it did, and
         'normal' at 8, without its coarsest module.
         """
-        if self.architecture is not Architecture.CRN:
+        if self.architecture not in CASCADES:
             return ()
         first = 1 if self.upsampling is Upsampling.NORMAL else 0
         return tuple(self.base_channels * width for width in CRN_WIDTHS[first : first + self.doublings + 1])
 
     @property
+    def has_bank(self) -> bool:
+        """Whether the network completes a canvas that is made of a memory bank: SIMS does."""
+        return self.architecture is Architecture.SIMS
+
+    @property
     def title(self) -> str:
         """The architecture in words, with what it may have or not."""
-        return (
-            f"{self.architecture}, with positions in regions (ICPE)" if self.has_positions else str(self.architecture)
-        )
+        return f"{self.architecture}{', with positions in regions (ICPE)' if self.has_positions else ''}"
 
     @property
     def depth(self) -> str | None:

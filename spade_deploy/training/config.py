@@ -123,6 +123,9 @@ class TrainConfig:
         flag="ema",
     )
     """The batch-norm statistics of the average are estimated on batches. None deploys the trained generator itself."""
+    bank_segments: int = setting(
+        2048, help="sims: most photo segments in its memory bank; default: 2048.", group=DATA, least=1, most=10**6
+    )
     save_every: int = setting(1000, help="Steps between checkpoints.", least=1, most=10**9)
     keep_checkpoints: int = setting(2, help="Number of newest checkpoints to keep.", least=1, most=10**9)
     sample_every: int = setting(1000, help="Steps between sample grids.", least=1, most=10**9)
@@ -262,6 +265,8 @@ class Setup:
                 hint="train it with its own code, and import its file with `spade import`",
             )
         check_statistics(self.train, self.generator)
+        if self.train.bank_segments != TrainConfig.bank_segments and not self.generator.has_bank:
+            raise ConfigError(f"`bank_segments`: `generator` {self.generator.architecture} has no memory bank")
         if self.train.modulation is Modulation.LOOKUP:
             architecture = self.generator.architecture
             if architecture is not Architecture.SPADE:

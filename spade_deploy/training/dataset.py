@@ -5,28 +5,24 @@ All randomness comes from (seed, epoch, position), so step k of a resumed run se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, SpadeError
-from spade_deploy.images.image_file import Size
-from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.labels.pairs import find_samples
-from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
+from spade_deploy.labels.samples import SampleArrays
+from spade_deploy.retrieval.bank import MemoryBank
+from spade_deploy.retrieval.canvas import make_canvas
 from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.settings import check_positive
-from spade_deploy.spec import LabelSpec
 from spade_deploy.training.loader import loaded
 
-_ORDER, _AUGMENT = 0, 1
+_ORDER, _AUGMENT, _CANVAS = 0, 1, 2
 """The purpose of random numbers, which comes first in their seed: for NumPy (seed, epoch) equals (seed, epoch, 0)."""
 
 Key = tuple[int, int, int]
@@ -47,6 +43,8 @@ class Batch:
     """The samples' names."""
     skipped: tuple[tuple[int, str], ...] = ()
     """Index and message of each sample that could not be used and was replaced while this batch was made."""
+    canvas: Tensor | None = None
+    """N x 4 x H x W float32: what a memory bank gives for the label maps, of other photos; None without a bank."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,16 @@ class Shard:
 WHOLE = Shard()
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What the canvases of a training are made of."""
+
+    bank: MemoryBank
+    """The memory bank. The photos in it are numbered as the samples of the source are."""
+    unknown_id: int | None
+    """The id of unknown pixels, which stay a hole."""
+
+
 class SampleSource(Protocol):
     """A split of a data set. It is sent to worker processes, so it holds names and no pixels."""
 
@@ -104,76 +112,13 @@ class SampleSource(Protocol):
         """
         ...
 
+    def whole(self, index: int) -> SampleArrays:
+        """A sample as it is before it is cropped for training. Raises LabelMapError where it cannot be used."""
+        ...
 
-def open_source(config: DataConfig, split: str, labels: LabelSpec, *, leave_out: Collection[Path] = ()) -> SampleSource:
-    """The samples of a split. Raises ConfigError, and DatasetError if there are none or `labels` needs more files.
-
-    leave_out: photos whose samples are not wanted.
-    """
-    sizes = (config.load_size, config.crop_size)
-    if is_embedded(config):
-        whole, crop = (EarthSamples(split, labels, size) for size in sizes)
-        return SplitSource(config, whole, crop, stem_prefix=f"{split}-")
-    pairing = find_samples(config, split)
-    if leave_out:
-        wanted = tuple(sample for sample in pairing.samples if sample.photo not in leave_out)
-        if not wanted:
-            raise DatasetError(f"{config.described}: no sample of {split} is left")
-        pairing = replace(pairing, samples=wanted)
-    first = pairing.samples[0].label
-    if not config.labels_only and any(sample.photo is None for sample in pairing.samples):
-        raise DatasetError(f"{first}: training needs photos", hint="name their folder with `images_dir`")
-    hint = "name their folder with `instances_dir`, or train without edges"
-    training, evaluation = (FileSamples(pairing, labels, size, hint, labels_only=config.labels_only) for size in sizes)
-    return SplitSource(config, training, evaluation)
-
-
-class SplitSource:
-    """Samples that are read at the load size for training, and at the crop size for evaluation."""
-
-    def __init__(self, config: DataConfig, training: Samples, evaluation: Samples, stem_prefix: str = "") -> None:
-        self.problems = training.problems
-        self._config, self._training, self._evaluation, self._prefix = config, training, evaluation, stem_prefix
-
-    def __len__(self) -> int:
-        return len(self._training)
-
-    def stem(self, index: int) -> str:
-        return self._prefix + self._training.stem(index)
-
-    def record(self) -> DataRecord:
-        return DataRecord.of_files([(self.stem(index), self._training.files(index)) for index in range(len(self))])
-
-    def load(self, index: int, rng: np.random.Generator | None) -> SampleArrays:
-        if rng is not None:
-            return augmented(self._training.load(index), self._config.crop_size, self._config.flip, rng)
-        # There may be fewer or more tiles of the evaluation size: the index is mapped to their number.
-        return self._evaluation.load(index * len(self._evaluation) // len(self._training))
-
-
-def augmented(arrays: SampleArrays, crop_size: Size, flip: bool, rng: np.random.Generator) -> SampleArrays:
-    """A random crop, mirrored half of the time; the same for label, instance and photo."""
-    height, width = crop_size
-    top = int(rng.integers(arrays.label.shape[0] - height + 1))
-    left = int(rng.integers(arrays.label.shape[1] - width + 1))
-    step = -1 if flip and rng.random() < 0.5 else 1
-
-    def part(values: NDArray[Any]) -> NDArray[Any]:
-        return values[top : top + height, left : left + width][:, ::step]
-
-    instance = None if arrays.instance is None else part(arrays.instance)
-    return SampleArrays(part(arrays.label), instance, part(arrays.photo))
-
-
-def open_held_out(config: DataConfig, labels: LabelSpec) -> tuple[SampleSource, str]:
-    """The evaluation split and its name; the training split and 'train' if the data set has none.
-
-    Raises DatasetError where both are missing.
-    """
-    try:
-        return open_source(config, config.evaluation_split, labels), config.evaluation_split
-    except DatasetError:
-        return open_source(config, "train", labels), "train"
+    def overlapping(self, index: int) -> tuple[int, ...]:
+        """The samples that show some of the same pixels, the sample itself among them."""
+        ...
 
 
 def steps_per_epoch(source: SampleSource, batch_size: int) -> int:
@@ -196,12 +141,14 @@ def training_batches(
     workers: int = 0,
     on_skip: Callable[[str], None] | None = None,
     shard: Shard = WHOLE,
+    memory: Memory | None = None,
 ) -> Generator[Batch, None, None]:
     """Batches without end, from step `start_step` on; each epoch has every sample once, in an order of its own.
 
     workers: processes that load ahead, at most one a core; 0 loads in this process. The batches do not depend on it.
     shard: which samples of each batch are made, if several processes train; a sample does not depend on it.
     on_skip: called once for each sample that cannot be used; the next usable one replaces it.
+    memory: adds the canvas of each sample.
     Close the generator to end the workers. Raises DatasetError if there are fewer samples than a batch, or none can be
     used.
     """
@@ -211,7 +158,7 @@ def training_batches(
     positions = shard.positions(batch_size)
     keys = _batch_keys(len(source), batch_size, steps, seed, start_step)
     own = keys if shard == WHOLE else ([batch[position] for position in positions] for batch in keys)
-    return _reported(loaded(_Fetcher(source, seed), own, seed=seed, workers=workers), on_skip)
+    return _reported(loaded(_Fetcher(source, seed, memory), own, seed=seed, workers=workers), on_skip)
 
 
 def validation_labels(source: SampleSource, count: int) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -241,9 +188,10 @@ def _batch_keys(samples: int, batch_size: int, steps: int, seed: int, start_step
 class _Fetcher(Dataset[Any]):
     """Makes a batch from a list of keys, in this process or in a worker. DataLoader calls `__getitems__`."""
 
-    def __init__(self, source: SampleSource, seed: int) -> None:
+    def __init__(self, source: SampleSource, seed: int, memory: Memory | None) -> None:
         self.source = source
         self.seed = seed
+        self.memory = memory
         self.bad: dict[int, str] = {}
 
     def __getitems__(self, keys: list[Key]) -> Batch | SpadeError:
@@ -251,10 +199,24 @@ class _Fetcher(Dataset[Any]):
         try:
             known = set(self.bad)
             found = [self._load(key) for key in keys]
+            canvas = self._canvases(keys, found)
         except SpadeError as error:
             return error
         skipped = tuple((index, message) for index, message in self.bad.items() if index not in known)
-        return _collated([arrays for _, arrays in found], tuple(self.source.stem(i) for i, _ in found), skipped)
+        batch = _collated([arrays for _, arrays in found], tuple(self.source.stem(i) for i, _ in found), skipped)
+        return batch if canvas is None else replace(batch, canvas=canvas)
+
+    def _canvases(self, keys: list[Key], found: list[tuple[int, SampleArrays]]) -> Tensor | None:
+        """Canvases of patches of other photos than a sample's own, with segments left out at random."""
+        if self.memory is None:
+            return None
+        bank, unknown_id = self.memory.bank, self.memory.unknown_id
+        canvases = []
+        for (epoch, position, _), (index, arrays) in zip(keys, found, strict=True):
+            rng = np.random.default_rng((_CANVAS, self.seed, epoch, position))
+            own = self.source.overlapping(index)
+            canvases.append(make_canvas(bank, arrays.label, unknown_id, excluded=own, rng=rng))
+        return torch.from_numpy(np.stack(canvases))
 
     def _load(self, key: Key) -> tuple[int, SampleArrays]:
         epoch, position, index = key

@@ -51,8 +51,11 @@ class GeneratorAverage:
 
     @torch.no_grad()
     def estimate_statistics(self, batches: Sequence[Inputs]) -> None:
-        """Set every batch norm's statistics to their mean over `batches`, unless no weight has changed since."""
-        if not self._is_stale:
+        """Set every batch norm's statistics to their mean over `batches`, unless no weight has changed since.
+
+        Nothing runs for a network without buffers, such as CRN: it has neither statistics nor spectral norm's vectors.
+        """
+        if not self._is_stale or next(self.module.buffers(), None) is None:
             return
         norms = [module for module in self.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]

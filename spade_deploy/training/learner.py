@@ -17,7 +17,9 @@ from spade_deploy.files.reading import sha256_of
 from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.networks.discriminator import MultiscaleDiscriminator
 from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.networks.sims import bank_of_generator, give_bank
 from spade_deploy.networks.spade import initialize, make_segmap, to_pixels
+from spade_deploy.retrieval.bank import MemoryBank
 from spade_deploy.runs.checkpoint import TrainingState, load_generator
 from spade_deploy.runs.layout import SHIPPED
 from spade_deploy.runs.shipped import shipped_generator
@@ -115,6 +117,16 @@ class LearningNetworks:
         return self.setup.train.lr_generator * factor, self.setup.train.lr_discriminator * factor
 
     @property
+    def bank(self) -> MemoryBank | None:
+        """The memory bank that the generator completes canvases of; None without one."""
+        return bank_of_generator(self.generator)
+
+    def take_bank(self, bank: MemoryBank | None) -> None:
+        """Make canvases of this bank from now on, where the generator completes canvases."""
+        for module in (self.generator, *([self.average.module] if self.average is not None else [])):
+            give_bank(module, bank)
+
+    @property
     def last_losses(self) -> dict[str, float]:
         """The losses of the last step that was made or restored; empty before the first."""
         return {name: self._last_losses[name] for name in self.loss_names if name in self._last_losses}
@@ -178,6 +190,7 @@ class LearningNetworks:
     ) -> None:
         """Go on from saved networks and state. Raises CheckpointError where the state does not fit the networks."""
         try:
+            self.take_bank(bank_of_generator(generator))
             trained = state.rest.get("trained_generator")
             self.generator.load_state_dict(generator.state_dict() if trained is None else trained)
             if self.average is not None:

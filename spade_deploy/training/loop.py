@@ -26,6 +26,7 @@ from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.training.config import Setup
 from spade_deploy.training.device import choose_device, peak_memory_bytes
 from spade_deploy.training.distillation.learner import make_learner
+from spade_deploy.training.memory import described
 from spade_deploy.training.processes.world import ALONE, News, World
 from spade_deploy.training.records import plots
 from spade_deploy.training.records.recorder import Recorder
@@ -183,9 +184,11 @@ def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | 
     facts |= {"samples": record.identity, "held_out": source.held_out_sha256()}
     if resume is None:
         learner.begin()
-        return _Work(learner, source, record, 0, total, facts, ())
+        source, notes = _with_memory(learner, source)
+        return _Work(learner, source, record, 0, total, facts, notes)
     restored = restore(learner, resume, facts, record)
     start, notes = restored.step, restored.notes
+    source, _ = _with_memory(learner, source)
     longer = f"`spade train --resume {shlex.quote(str(run))} --steps {2 * start}`"
     if start > total:
         raise ConfigError(
@@ -194,6 +197,21 @@ def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | 
     if start == total:
         notes = (f"nothing was left to do: {resume} is at step {start} of {total}; {longer} continues it", *notes)
     return _Work(learner, source, record, start, total, facts, notes, restored.counts)
+
+
+def _with_memory(learner: Learner, source: BatchSource) -> tuple[BatchSource, tuple[str, ...]]:
+    """The source with canvases, for a network that completes them, and a sentence on a bank that was made for it.
+
+    A resumed run has the bank of its checkpoint.
+    """
+    if not learner.setup.generator.has_bank:
+        return source, ()
+    bank, notes = learner.bank, tuple[str, ...]()
+    if bank is None:
+        bank = source.memory_bank(learner.setup)
+        learner.take_bank(bank)
+        notes = (described(bank),)
+    return source.remembering(bank), notes
 
 
 def _loop(

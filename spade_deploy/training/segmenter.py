@@ -32,7 +32,8 @@ from spade_deploy.metrics.onnx_images import METADATA_KEY
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.settings import check_range
 from spade_deploy.spec import MAX_BATCH, LabelSpec
-from spade_deploy.training.dataset import Batch, SampleSource, open_source, training_batches
+from spade_deploy.training.dataset import Batch, SampleSource, training_batches
+from spade_deploy.training.splits import open_source
 
 DEFAULT_STEPS = 400
 _RATE = 2e-3

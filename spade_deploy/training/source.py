@@ -11,12 +11,15 @@ from typing import Any, Protocol
 
 from spade_deploy.labels.holdout import FEWEST
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.retrieval.bank import MemoryBank
 from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.runs.learned import learned_before
 from spade_deploy.training import dataset
 from spade_deploy.training.config import Setup
-from spade_deploy.training.dataset import WHOLE, Batch, Shard
+from spade_deploy.training.dataset import WHOLE, Batch, Memory, Shard
+from spade_deploy.training.memory import build_bank
 from spade_deploy.training.records.measurements import Measures
+from spade_deploy.training.splits import open_held_out, open_source
 
 
 class BatchSource(Protocol):
@@ -40,6 +43,14 @@ class BatchSource(Protocol):
 
     def evaluator(self, setup: Setup) -> Measures: ...
 
+    def memory_bank(self, setup: Setup) -> MemoryBank:
+        """A memory bank of the training photos. It is called only for a network that has one."""
+        ...
+
+    def remembering(self, bank: MemoryBank) -> BatchSource:
+        """The same batches with canvases of a bank. It is called only for a network that has one."""
+        ...
+
     def sharded(self, shard: Shard) -> BatchSource:
         """The same batches with only the samples of one process. It is called only if several processes train."""
         ...
@@ -51,10 +62,13 @@ class FolderSource:
     def __init__(self, setup: Setup) -> None:
         data, labels = setup.data, setup.generator.labels
         self._shard = WHOLE
-        self._training = dataset.open_source(data, "train", labels)
+        self._memory: Memory | None = None
+        self._unknown_id = labels.unknown_id
+        self._training = open_source(data, "train", labels)
         self._data = data
-        self._held_out, self._split = dataset.open_held_out(data, labels)
+        self._held_out, self._split = open_held_out(data, labels)
         self.notes = _unpaired(getattr(self._training, "problems", ()))
+        self._begins_with = "the weights that `init` names" if setup.train.distill is None else "the teacher"
         self._learned = learned_before(setup.train.begins_with).count(self._held_out.record())
         self.notes += self._about_measuring()
 
@@ -72,7 +86,18 @@ class FolderSource:
             workers=workers,
             on_skip=on_skip,
             shard=self._shard,
+            memory=self._memory,
         )
+
+    def memory_bank(self, setup: Setup) -> MemoryBank:
+        """A memory bank of the training photos. Raises DatasetError if they have no segment."""
+        return build_bank(self._training, setup)
+
+    def remembering(self, bank: MemoryBank) -> FolderSource:
+        """The same source, whose batches have canvases of a bank that it made."""
+        other = copy(self)
+        other._memory = Memory(bank, self._unknown_id)
+        return other
 
     def sharded(self, shard: Shard) -> FolderSource:
         """The same source, whose batches have the samples of one process alone."""
@@ -103,7 +128,7 @@ class FolderSource:
     def _about_measuring(self) -> tuple[str, ...]:
         if self._split == "train" or self._learned == 0:
             return _about_measuring(self._data, self._split, len(self._held_out), len(self._training))
-        weights, measured = "the weights that `init` names", "samples that metrics and sample grids are of"
+        weights, measured = self._begins_with, "samples that metrics and sample grids are of"
         if self._learned is None:
             return (
                 f"it is not known what {weights} learned from, so it is not known whether the {measured} are held out",

@@ -34,6 +34,9 @@ from spade_deploy.training.processes.averaging import parallel, without_averagin
 from spade_deploy.training.processes.world import ALONE, World
 from spade_deploy.training.styles import STYLE_NOISE
 
+Beside = tuple[TrainingLookup | Tensor, ...]
+"""What a generator may take beside segmap and styles: the windows of its label maps, or a canvas; often nothing."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -54,8 +57,8 @@ class Made:
     statistics: tuple[Tensor, Tensor] | None
     """The encoder's mean and log variance; None without an encoder."""
 
-    lookup: tuple[TrainingLookup, ...]
-    """The distinct windows of the label maps, where the modulation is looked up; else nothing."""
+    beside: Beside
+    """What the generator took beside them."""
 
     image: Tensor
     """N x 3 x H x W in [-1, 1], float32."""
@@ -126,16 +129,17 @@ class Learner(LearningNetworks):
         for first in range(0, len(batch.label), size):
             rows = slice(first, first + size)
             instance = None if batch.instance is None else batch.instance[rows]
-            part = Batch(batch.label[rows], instance, batch.photo[rows], batch.stems[rows])
+            canvas = None if batch.canvas is None else batch.canvas[rows]
+            part = Batch(batch.label[rows], instance, batch.photo[rows], batch.stems[rows], canvas=canvas)
             yield part, None if noise is None else noise[rows]
 
     def _part(self, part: Batch, noise: Tensor | None, share: float, improves_generator: bool) -> dict[str, Tensor]:
         """Forward and backward of one part; gradients are added up, weighted with the part's share of the batch."""
-        segmap, photo, lookup = self._segmap(part), self._image(part.photo), self._lookup(part)
+        segmap, photo, beside = self._segmap(part), self._image(part.photo), self._beside(part)
         with self._autocast(), nullcontext() if improves_generator else torch.no_grad():
             z, statistics = self._style(photo, noise)
-            image = at_least_float32(self._generated(segmap, z, lookup))
-        made = Made(part, segmap, photo, z, statistics, lookup, image)
+            image = at_least_float32(self._generated(segmap, z, beside))
+        made = Made(part, segmap, photo, z, statistics, beside, image)
         outputs: list[Tensor] = []
         gradients: list[Tensor | None] = []
         found: dict[str, Tensor] = {}
@@ -152,9 +156,9 @@ class Learner(LearningNetworks):
             found = {**found, **direct}
         return {name: loss.detach().float() for name, loss in found.items()}
 
-    def _generated(self, segmap: Tensor, z: Tensor | None, lookup: tuple[TrainingLookup, ...]) -> Tensor:
+    def _generated(self, segmap: Tensor, z: Tensor | None, beside: Beside) -> Tensor:
         """The generator's images."""
-        image: Tensor = self._compiled(self._run_generator, segmap, z, *lookup)
+        image: Tensor = self._compiled(self._run_generator, segmap, z, *beside)
         return image
 
     def _judged(self, made: Made, share: float, improves_generator: bool) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -209,8 +213,13 @@ class Learner(LearningNetworks):
         mu, logvar = self._run_encoder(photo)
         return reparameterize(mu, logvar, noise), (mu, logvar)
 
-    def _lookup(self, part: Batch) -> tuple[TrainingLookup, ...]:
-        """The distinct windows of the label maps, where the modulation is looked up; else nothing."""
+    def _beside(self, part: Batch) -> Beside:
+        """What the generator takes beside segmap and style.
+
+        It is the distinct windows of the label maps, where the modulation is looked up, or a canvas; else nothing.
+        """
+        if part.canvas is not None:
+            return (self._image(part.canvas),)
         if self.setup.train.modulation is Modulation.DENSE:
             return ()
         return (training_lookup(self.setup.generator, part.label, part.instance).to(self.device),)

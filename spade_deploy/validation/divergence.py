@@ -26,6 +26,7 @@ from spade_deploy.files.onnx_data import external_files
 from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.networks.build import Generator
+from spade_deploy.networks.sims import bank_of_generator
 from spade_deploy.networks.spade import make_segmap
 from spade_deploy.spec import GraphKind, Precision
 
@@ -56,7 +57,7 @@ def first_divergence(
     """
     names = stage_names(generator.spec)
     is_lookup = graph.kind is GraphKind.LOOKUP
-    found = _graph_values(file, names, graph_inputs(generator.spec, graph.kind, inputs))
+    found = _graph_values(file, names, graph_inputs(generator.spec, graph.kind, inputs, bank_of_generator(generator)))
     expected = _reference_values(generator, names, inputs)
     for name in names:
         if name not in found:

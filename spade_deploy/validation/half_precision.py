@@ -24,6 +24,7 @@ from spade_deploy.metrics.differences import OutputDiff
 from spade_deploy.metrics.judge import Judge
 from spade_deploy.metrics.tolerances import STRESS_MIN_PSNR_DB
 from spade_deploy.progress import Progress
+from spade_deploy.retrieval.bank_file import bank_of
 from spade_deploy.spec import Precision
 from spade_deploy.validation.half_emulation import Emulated, EmulatedGraph
 
@@ -125,6 +126,7 @@ class HalfJudge:
     def __post_init__(self) -> None:
         with self.artifact.vouched(self.graph.file) as path:
             self._emulated = EmulatedGraph(path)
+        self._bank = bank_of(self.artifact)
         self._labels, self._rounding = self.artifact.manifest.generator.labels, self.artifact.manifest.rounding
         self._judge = Judge(self._labels, Precision.FP16, self._rounding)
 
@@ -174,7 +176,7 @@ class HalfJudge:
         return HalfVerdict(tuple(failures), verdict.diff, tuple(self._stress), tuple(dict.fromkeys(keep)))
 
     def _run(self, inputs: Arrays) -> Emulated:
-        return self._emulated.run(graph_inputs(self.artifact.manifest.generator, self.graph.kind, inputs))
+        return self._emulated.run(graph_inputs(self.artifact.manifest.generator, self.graph.kind, inputs, self._bank))
 
     def _note_overflow(self, found: Emulated, where: str) -> bool:
         """Whether anything overflowed. Only the first tensor is reported, as the others follow from it.

@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from spade_deploy.artifact import (
+    BANK,
     IMAGE,
     LABEL,
     Arrays,
@@ -47,7 +48,9 @@ from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.metrics.judge import Judge
 from spade_deploy.networks.build import Generator
+from spade_deploy.networks.sims import bank_of_generator
 from spade_deploy.progress import SILENT, Progress
+from spade_deploy.retrieval.bank_file import bank_of, write_bank
 from spade_deploy.spec import GraphKind, LabelSpec, Precision, RoundingError
 from spade_deploy.validation.bisection import PrecisionSearch, Trial, find_layers_to_keep
 from spade_deploy.validation.half_emulation import EmulatedGraph
@@ -201,13 +204,13 @@ class EmulatedTrial:
     """The one graph of a trial in real half precision on a CPU."""
 
     def __init__(self, trial: Artifact, graph: Graph) -> None:
-        self._spec, self._kind = trial.manifest.generator, graph.kind
+        self._spec, self._kind, self._bank = trial.manifest.generator, graph.kind, bank_of(trial)
         with trial.vouched(graph.file) as path:
             self._emulated = EmulatedGraph(path)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run the graph. After an overflow the whole image is not-a-number, since tanh would turn infinity into 1."""
-        found = self._emulated.run(graph_inputs(self._spec, self._kind, inputs))
+        found = self._emulated.run(graph_inputs(self._spec, self._kind, inputs, self._bank))
         if found.overflows:
             return {**found.outputs, IMAGE: np.full_like(found.outputs[IMAGE], np.nan)}
         return found.outputs
@@ -232,6 +235,8 @@ def runtime_candidates(
             precision = Precision.FP16 if len(kept) < len(units) else Precision.FP32
             file = graph_file(precision, kind)
             write_onnx(build_model(generator, kind, fp16=True, keep_fp32=kept), folder / file)
+            if (bank := bank_of_generator(generator)) is not None:
+                write_bank(folder / BANK, bank)
             golden = like.golden()
             write_golden(folder, golden.inputs, golden.outputs)
             facts = like.manifest

@@ -14,7 +14,7 @@ from spade_deploy.networks.spade import initialize, make_segmap
 from spade_deploy.spec import NORMS, Architecture, GeneratorSpec, GraphKind, LabelSpec, NormType, Upsampling
 
 LABELS = LabelSpec(5, has_dontcare=True, has_edges=True)
-BASELINES = (Architecture.PIX2PIXHD, Architecture.CRN)
+BASELINES = (Architecture.PIX2PIXHD, Architecture.CRN, Architecture.SIMS)
 OWN_TABLES = ("class_specified_affine.weight", "class_specified_affine.bias")
 """CLADE's tables begin as they are built, from 0 to 1 and with zeros, whatever draws the convolutions."""
 
@@ -39,6 +39,8 @@ VARIANTS = {
     "crn": tiny(Architecture.CRN),
     "crn, more": tiny(Architecture.CRN, upsampling=Upsampling.MORE),
     "crn, most": tiny(Architecture.CRN, upsampling=Upsampling.MOST, height=128, width=128),
+    "sims": tiny(Architecture.SIMS),
+    "sims, most": tiny(Architecture.SIMS, upsampling=Upsampling.MOST, height=128, width=128),
     "clade": tiny(Architecture.CLADE),
     "oasis": replace(tiny(Architecture.OASIS), z_dim=None),
     "clade, instance norm": tiny(Architecture.CLADE, norm=NormType.INSTANCE),
@@ -69,6 +71,7 @@ def test_no_table_knows_another_architecture() -> None:
 
 @each_variant
 def test_any_multiple_of_the_stride_keeps_its_size(spec: GeneratorSpec) -> None:
+    torch.manual_seed(0)
     generator = build_generator(spec).eval()
     height, width = spec.least_side, spec.least_side + spec.stride
     with torch.no_grad():
@@ -149,7 +152,8 @@ def test_a_spec_without_an_architecture_is_spade() -> None:
     spec = tiny(Architecture.SPADE)
     assert "architecture" not in spec.to_json()  # so that versions before the baselines read it
     assert GeneratorSpec.from_json(spec.to_json()).architecture is Architecture.SPADE
-    with pytest.raises(ConfigError, match="architecture 'unet' is not one of spade, pix2pixhd, crn, clade, oasis"):
+    known = "spade, pix2pixhd, crn, sims, clade, oasis"
+    with pytest.raises(ConfigError, match=f"architecture 'unet' is not one of {known}"):
         GeneratorSpec.from_json({**spec.to_json(), "architecture": "unet"})
 
 
@@ -180,6 +184,8 @@ def test_another_architecture_for_the_same_data(architecture: Architecture) -> N
         (Architecture.CRN, {"z_dim": 8}, "`vae`"),
         (Architecture.CRN, {"norm": NormType.BATCH}, "`norm` batch; it has layer"),
         (Architecture.CRN, {"spectral_norm": True}, "`architecture` crn contradicts `spectral_norm`"),
+        (Architecture.SIMS, {"spectral_norm": True}, "`architecture` sims contradicts `spectral_norm`"),
+        (Architecture.SIMS, {"kernel_size": 1}, "`architecture` sims contradicts `kernel_size` 1"),
         (Architecture.SPADE, {"norm": NormType.LAYER}, "`architecture` spade contradicts `norm` layer"),
         (Architecture.CLADE, {"kernel_size": 1}, "`architecture` clade contradicts `kernel_size` 1"),
         (Architecture.CLADE, {"hidden_channels": 64}, "`hidden_channels` 64"),
@@ -195,7 +201,7 @@ def test_what_an_architecture_does_not_have_is_refused(
 
 
 def test_sizes() -> None:
-    assert [tiny(architecture).stride for architecture in Architecture] == [32, 16, 32, 32, 32]
+    assert [tiny(architecture).stride for architecture in Architecture] == [32, 16, 32, 32, 32, 32]
     assert tiny(Architecture.PIX2PIXHD, height=48, width=32).latent_height == 3
     with pytest.raises(ConfigError, match=r"width 40 is not a multiple of 16 from 32 on \(pix2pixhd halves"):
         tiny(Architecture.PIX2PIXHD, width=40)

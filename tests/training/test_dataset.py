@@ -19,12 +19,11 @@ from spade_deploy.spec import LabelSpec
 from spade_deploy.training.dataset import (
     Batch,
     SampleSource,
-    augmented,
-    open_source,
     steps_per_epoch,
     training_batches,
     validation_labels,
 )
+from spade_deploy.training.splits import augmented, open_source
 from tests.support.png_writer import GREY, RGB, png
 
 LABELS = LabelSpec(200, has_dontcare=True, has_edges=True)

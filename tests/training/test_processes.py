@@ -13,7 +13,8 @@ import pytest
 from spade_deploy.labels.earth import earth_labels
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.machine.cores import usable_cores
-from spade_deploy.training.dataset import open_source, training_batches
+from spade_deploy.training.dataset import training_batches
+from spade_deploy.training.splits import open_source
 from tests.support.paths import ROOT
 
 STARTING = """

@@ -18,8 +18,9 @@ from spade_deploy.metrics import OnnxSegmenter
 from spade_deploy.progress import SILENT
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training import segmenter
-from spade_deploy.training.dataset import Batch, open_source
+from spade_deploy.training.dataset import Batch
 from spade_deploy.training.segmenter import SegmenterNet, SegmenterRequest, find_or_train
+from spade_deploy.training.splits import open_source
 from tests.support.listener import Listener
 
 COLORS = np.array([(220, 40, 40), (40, 200, 60), (40, 60, 210)], np.uint8)

@@ -19,6 +19,7 @@ from spade_deploy.engines.openvino.models import SizedModels
 from spade_deploy.engines.openvino.row_keeper import RowKeeper
 from spade_deploy.errors import RuntimeUnavailableError
 from spade_deploy.lookup.kept_rows import are_worth_keeping
+from spade_deploy.retrieval.bank_file import bank_of
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 
@@ -43,6 +44,7 @@ class OpenVinoRuntime(GraphRuntime):
         self.precision: Precision = precision
         self.kind: GraphKind = kind
         self.patterns_s: float | None = None
+        self.bank = bank_of(artifact)
         how = ", computed in float32" if precision is Precision.FP16 else ""
         self.name = f"OpenVINO {version_of(openvino)} CPU, {graph.name}{how}"
         self._lock = threading.Lock()

@@ -30,6 +30,7 @@ from spade_deploy.errors import (
 )
 from spade_deploy.files.user_cache import make_private
 from spade_deploy.lookup.tables import extent_of
+from spade_deploy.retrieval.bank_file import bank_of
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
 
@@ -59,6 +60,7 @@ class OrtRuntime(GraphRuntime):
         self.precision: Precision = graph.precision
         self.kind: GraphKind = kind
         self.patterns_s: float | None = None
+        self.bank = bank_of(artifact)
         ort = sessions.load_onnxruntime()
         if provider != CPU and not sessions.provider_loads(provider):
             raise why_it_does_not_load(ort, provider)

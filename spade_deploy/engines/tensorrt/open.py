@@ -15,6 +15,7 @@ from spade_deploy.engines.tensorrt.runtime import TrtRuntime
 from spade_deploy.engines.tensorrt.store import StoredEngine, find_engine, stored_engines, this_machine
 from spade_deploy.errors import NotFoundError, SpadeError
 from spade_deploy.labels.files import label_dtype, synthetic_label_maps
+from spade_deploy.retrieval.bank_file import bank_of
 from spade_deploy.spec import Flavour, GraphKind, Precision
 
 
@@ -93,4 +94,5 @@ def _open(artifact: Artifact, stored: StoredEngine, library: Library, gpu: Gpu) 
         EngineModel(artifact.manifest.generator, key.precision, key.kind, key.profile, key.options.version_compatible),
         device=open_device(gpu.index),
         owns_device=True,
+        bank=bank_of(artifact),
     )

@@ -20,6 +20,7 @@ from spade_deploy.engines.tensorrt.lanes import Lanes
 from spade_deploy.engines.tensorrt.library import Library
 from spade_deploy.errors import ConfigError, InputRefusedError
 from spade_deploy.lookup.tables import check_tables, graph_inputs
+from spade_deploy.retrieval.bank import MemoryBank
 from spade_deploy.spec import GraphKind, ShapeProfile
 
 
@@ -28,7 +29,8 @@ class TrtRuntime(ClosedByWith):
 
     content: the engine's bytes, which were checked against the artifact. model: what it was built from.
     contexts: how many runs may be under way; further callers wait. graphs: how many CUDA graphs a lane keeps, one for
-    each shape (and slot, in `run_many`) that comes again; 0 for none. owns_device: `close` closes the device too.
+    each shape (and slot, in `run_many`) that comes again; 0 for none. owns_device: `close` closes the device too. bank:
+    the memory bank of a model that has one.
     Raises ArtifactError for an engine that does not load or is not this model's, RuntimeUnavailableError where memory
     is short.
     """
@@ -43,6 +45,7 @@ class TrtRuntime(ClosedByWith):
         contexts: int = 1,
         graphs: int = 8,
         owns_device: bool = False,
+        bank: MemoryBank | None = None,
     ) -> None:
         if contexts < 1 or graphs < 0:
             raise ConfigError(f"`contexts`: {contexts} from 1 on, `graphs`: {graphs} from 0 on")
@@ -51,6 +54,7 @@ class TrtRuntime(ClosedByWith):
         self.kind = model.kind
         self.profile = model.profile
         self.patterns_s: float | None = None
+        self._bank = bank
         self.notes: list[str] = []
         """What a user should know of how it runs, such as that graphs cannot be captured."""
         which = str(model.precision) if model.kind is GraphKind.DENSE else f"{model.precision} {model.kind}"
@@ -199,7 +203,7 @@ class TrtRuntime(ClosedByWith):
                 hint=f"spade build --profile {self._widened((batch, height, width))}",
             )
         start = time.perf_counter()
-        fed = graph_inputs(self.spec, self.kind, inputs)
+        fed = graph_inputs(self.spec, self.kind, inputs, self._bank)
         if self.kind is GraphKind.LOOKUP:
             self.patterns_s = time.perf_counter() - start
         self._refuse_outside(fed)

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from spade_deploy.artifact import IMAGE, Arrays, Graph, graph_facts, graph_file, one_by_one
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session
-from spade_deploy.export.build import ExportedModel, build_model
+from spade_deploy.export.build import ExportedModel, build_model, model_inputs
 from spade_deploy.export.int8.qdq import write_int8
 from spade_deploy.export.int8.request import Int8Request
 from spade_deploy.export.int8.sensitivity import (
@@ -39,8 +38,9 @@ from spade_deploy.export.int8.sensitivity import (
 from spade_deploy.export.onnx_file import OPSET
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.networks.build import Generator
+from spade_deploy.networks.sims import bank_of_generator
 from spade_deploy.progress import SILENT, Progress
-from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+from spade_deploy.spec import GraphKind, Precision
 
 RANKED_ON = 3
 """How many evenly spaced calibration maps each layer is measured on."""
@@ -155,10 +155,10 @@ def write_int8_graphs(
         ranges = calibration.ranges
         if kind is GraphKind.LOOKUP:
             lookup = build_model(generator, kind)
-            tables = _batches(generator.spec, kind, request.calibration)
+            tables = _batches(lookup, request.calibration)
             ranges = calibrate(lookup, tables, progress, f"calibrating the {kind} graph").ranges
         layers = tuple(dict.fromkeys(map(layer_of, calibration.work)))
-        maker = _Maker(folder, kind, generator.spec, ranges, layers, request, calibration.images, golden, progress)
+        maker = _Maker(folder, kind, generator, ranges, layers, request, calibration.images, golden, progress)
         quality = maker.make(choice.kept, ranking)
         file = graph_file(Precision.INT8, kind)
         graphs.append(
@@ -175,7 +175,7 @@ def write_int8_graphs(
 def _plan(
     model: ExportedModel, request: Int8Request, golden: tuple[Arrays, Images], progress: Progress
 ) -> tuple[Calibration, tuple[LayerDamage, ...], Choice]:
-    batches = _batches(model.spec, GraphKind.DENSE, request.calibration)
+    batches = _batches(model, request.calibration)
     calibration = calibrate(model, batches, progress)
     few, chosen = _spaced(len(batches), RANKED_ON), _spaced(len(batches), CHOSEN_ON)
     ranking = rank_layers(
@@ -187,7 +187,7 @@ def _plan(
     )
     sets = [
         ([batches[index] for index in chosen], calibration.images[chosen]),
-        (_batches(model.spec, GraphKind.DENSE, golden[0]), golden[1]),
+        (_batches(model, golden[0]), golden[1]),
     ]
     tried = 0
 
@@ -209,8 +209,8 @@ class _Maker:
     """The folder with the fp32 graph, into which the int8 graph is written."""
     kind: GraphKind
     """The kind of the graph."""
-    spec: GeneratorSpec
-    """How the generator is built."""
+    generator: Generator
+    """The generator that the graph is made of."""
     ranges: Mapping[str, float]
     """The largest magnitude of the input of each module that can be int8."""
     layers: tuple[str, ...]
@@ -257,17 +257,15 @@ class _Maker:
     def _images(self, session: Any, inputs: Arrays, done: int, total: int) -> Iterator[Images]:
         for index, one in enumerate(one_by_one(inputs)):
             self._tell(done + index, total)
-            yield session.run([IMAGE], graph_inputs(self.spec, self.kind, one))[0]
+            fed = graph_inputs(self.generator.spec, self.kind, one, bank_of_generator(self.generator))
+            yield session.run([IMAGE], fed)[0]
 
     def _tell(self, done: int, total: int) -> None:
         self.progress.count(f"checking the int8 {self.kind} graph", done, total)
 
 
-def _batches(spec: GeneratorSpec, kind: GraphKind, inputs: Arrays) -> Batches:
-    return [
-        [torch.from_numpy(array.copy()) for array in graph_inputs(spec, kind, one).values()]
-        for one in one_by_one(inputs)
-    ]
+def _batches(model: ExportedModel, inputs: Arrays) -> Batches:
+    return [model_inputs(model, one) for one in one_by_one(inputs)]
 
 
 def _spaced(total: int, count: int) -> list[int]:

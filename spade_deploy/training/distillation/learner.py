@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from spade_deploy.networks.build import Generator
 from spade_deploy.networks.discriminator import at_least_float32
-from spade_deploy.networks.modulation import TrainingLookup
 from spade_deploy.runs.checkpoint import TrainingState
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import Batch
@@ -26,7 +25,7 @@ from spade_deploy.training.distillation.pruning import can_be_pruned, choose_cha
 from spade_deploy.training.distillation.teacher import Teacher, load_teacher
 from spade_deploy.training.processes.averaging import parallel
 from spade_deploy.training.processes.world import ALONE, World
-from spade_deploy.training.steps import Learner, Made
+from spade_deploy.training.steps import Beside, Learner, Made
 
 CACHE = "teacher"
 """The folder in a run's folder that keeps the teacher's images."""
@@ -129,11 +128,11 @@ class StudentLearner(Learner):
             found |= dict(self.maps.named_parameters())
         return found
 
-    def _generated(self, segmap: Tensor, z: Tensor | None, lookup: tuple[TrainingLookup, ...]) -> Tensor:
+    def _generated(self, segmap: Tensor, z: Tensor | None, beside: Beside) -> Tensor:
         if self.maps is None:
-            return super()._generated(segmap, z, lookup)
+            return super()._generated(segmap, z, beside)
         with self._taps.collecting() as self._features:
-            return super()._generated(segmap, z, lookup)
+            return super()._generated(segmap, z, beside)
 
     def _direct_losses(self, made: Made) -> dict[str, Tensor]:
         with self._teacher_taps.collecting() as wanted:
@@ -149,7 +148,7 @@ class StudentLearner(Learner):
             whole = len(rows) == len(made.segmap)
             segmap = made.segmap if whole else made.segmap[rows]
             z = made.z if whole or made.z is None else made.z[rows]
-            return at_least_float32(self.teacher.image(segmap, z, made.lookup if whole else ()))
+            return at_least_float32(self.teacher.image(segmap, z, made.beside if whole else ()))
 
         if self._cache is None:
             return run(list(range(len(made.segmap))))

@@ -40,6 +40,11 @@ def student_setup(
     teacher = find_teacher(asked.teacher, runs_dir)
     data, notes = student_data(asked, teacher)
     spec = _spec(asked, teacher.facts.generator, data)
+    if spec.has_bank:
+        raise ConfigError(
+            f"`teacher`: {teacher.facts.place} is a {spec.architecture} generator; students have no memory bank",
+            hint="train a narrow one with `spade train`, or distill another architecture",
+        )
     student = {name: value for name, value in asked.student.items() if value is not None}
     if student.get("cache"):
         student.setdefault("weight_features", 0.0)
@@ -204,7 +209,7 @@ def _spec(asked: DistillRequest, teacher: GeneratorSpec, data: DataConfig) -> Ge
     """The student's network: its teacher's, narrower."""
     if asked.base_channels is None:
         raise ConfigError(
-            "`base_channels`: how wide the student is has to be said",
+            "it is not said how wide the student is to be",
             hint=f"give `base_channels` N, at most {teacher.base_channels}, or `mac_budget`, such as 20G",
         )
     widths: dict[str, Any] = {"base_channels": asked.base_channels}

@@ -16,11 +16,12 @@ from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.cost import dense_macs, lookup_macs, mean_windows
 from spade_deploy.networks.build import build_generator, count_parameters
 from spade_deploy.spec import GeneratorSpec
-from spade_deploy.training.dataset import open_source, validation_labels
+from spade_deploy.training.dataset import validation_labels
 from spade_deploy.training.distillation.pruning import can_be_pruned
 from spade_deploy.training.distillation.request import DistillRequest
 from spade_deploy.training.distillation.resolve import student_data
 from spade_deploy.training.distillation.teacher import find_teacher
+from spade_deploy.training.splits import open_source
 
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 """The widths that are tried, as shares of the teacher's."""
