@@ -68,6 +68,7 @@ class FolderSource:
         self._data = data
         self._held_out, self._split = open_held_out(data, labels)
         self.notes = _unpaired(getattr(self._training, "problems", ()))
+        self._begins_with = "the weights that `init` names" if setup.train.distill is None else "the teacher"
         self._learned = learned_before(setup.train.begins_with).count(self._held_out.record())
         self.notes += self._about_measuring()
 
@@ -127,7 +128,7 @@ class FolderSource:
     def _about_measuring(self) -> tuple[str, ...]:
         if self._split == "train" or self._learned == 0:
             return _about_measuring(self._data, self._split, len(self._held_out), len(self._training))
-        weights, measured = "the weights that `init` names", "samples that metrics and sample grids are of"
+        weights, measured = self._begins_with, "samples that metrics and sample grids are of"
         if self._learned is None:
             return (
                 f"it is not known what {weights} learned from, so it is not known whether the {measured} are held out",

@@ -16,13 +16,30 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from spade_deploy.cli import app
+from spade_deploy.commands.distill import print_widths
 from spade_deploy.errors import system_error
 from spade_deploy.files.locks import LOCK, locked
 from spade_deploy.labels.sets import label_set
 from spade_deploy.printable import one_line
+from spade_deploy.training.distillation.request import DistillRequest
+from spade_deploy.training.distillation.widths import choose_widths
 from spade_deploy.version import __version__
 from tests.support.commands import Mission, spade
 from tests.support.generators import build_generator
+
+
+def test_the_widths_that_a_budget_allows_are_printed_and_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", "earth", "--mac-budget", "0.3G"]
+    config = CliRunner().invoke(app, [*words, "--print-config"]).stdout
+    assert "\nbase_channels: 8\n" in config
+    assert "\nhidden_channels: 8\n" in config
+    assert "\nmac_budget: null\n" in config
+    print_widths(choose_widths(DistillRequest(Path("earth"), mac_budget=0.3e9), Path("runs")))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["mean", "of", "16", "label", "maps,", "budget", "0.3", "GMAC"]
+    assert ["8", "8", "0.259", "0.43", "1.29", "M", "chosen"] in lines
+    assert ["8", "16", "0.35", "0.693", "1.50", "M", "over", "the", "budget"] in lines
+    assert ["6", "16", "0.232", "0.529", "0.94", "M"] in lines
 
 
 def test_version_and_help(tmp_path: Path) -> None:

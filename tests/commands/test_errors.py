@@ -198,6 +198,9 @@ TABLE = [
         "give an artifact's folder, a checkpoint's, or a run's; `spade train` and `spade export` make them",
     ),
     ("animate nowhere", 1, "nowhere", "check the path of the run"),
+    ("distill nowhere --base-channels 8", 1, "TEACHER: nowhere: does not exist", "or a shipped model: earth"),
+    ("distill earth", 2, "it is not said how wide the student is to be", "at most 16, or --mac-budget, such as 20G"),
+    ("distill earth --mac-budget 1M", 2, "--mac-budget: 0.001 GMAC is less than the cheapest", "give more"),
     ("animate", 1, "runs", "`spade train`"),
     (
         "check-labels nowhere --num-labels 5",

@@ -105,7 +105,8 @@ def test_every_engine_makes_the_image_of_the_second_writing(
 def test_openvino_runs_every_precision(made: Release) -> None:
     artifact = made.artifact
     golden, spec = artifact.golden(), artifact.manifest.generator
-    least = {Precision.FP16: 60.0, Precision.BF16: 35.0}  # measured 66.9 and 40.5, both of the pix2pixHD
+    # Of these families at 128 x 128 pixels, pix2pixHD was the worst: 69.8 dB in fp16, 44.5 dB in bf16.
+    least = {Precision.FP16: 60.0, Precision.BF16: 35.0}
     for precision in (Precision.FP16, Precision.BF16) if has_bf16() else (Precision.FP16,):
         for kind in spec.graph_kinds:
             with open_runtime(artifact, precision, Backend.OPENVINO, graph=GraphChoice(str(kind))) as runtime:

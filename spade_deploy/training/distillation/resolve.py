@@ -209,7 +209,7 @@ def _spec(asked: DistillRequest, teacher: GeneratorSpec, data: DataConfig) -> Ge
     """The student's network: its teacher's, narrower."""
     if asked.base_channels is None:
         raise ConfigError(
-            "`base_channels`: how wide the student is has to be said",
+            "it is not said how wide the student is to be",
             hint=f"give `base_channels` N, at most {teacher.base_channels}, or `mac_budget`, such as 20G",
         )
     widths: dict[str, Any] = {"base_channels": asked.base_channels}

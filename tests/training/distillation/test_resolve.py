@@ -114,7 +114,7 @@ def test_an_import_needs_label_maps_and_they_suffice(folders: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({}, "`base_channels`: how wide the student is has to be said"),
+        ({}, "it is not said how wide the student is to be"),
         ({"base_channels": 18}, "`base_channels` 18: a student is not wider than its teacher, which has 16"),
         ({"base_channels": 8, "hidden_channels": 64}, "`hidden_channels` 64: a student is not wider"),
         (
