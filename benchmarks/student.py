@@ -6,7 +6,7 @@ RUN: runs or checkpoints that `spade distill earth` trained; docs/students.md ha
 teacher on the test split as `spade eval` does: Frechet and kernel distance over the extractor's features, segmentation
 consistency with a segmenter that is trained on the real tiles of the training split. Each is exported, which proves the
 export, and its float32 graphs run the test split's label maps in ONNX Runtime and OpenVINO, one thread, all models in
-turns. Writes results/earth-students.json, docs/images/earth-students.png and docs/images/earth-students-plot.png.
+turns. Writes results/earth-students.json and docs/images/earth-students.png; with times also a plot beside the picture.
 """
 
 from __future__ import annotations
