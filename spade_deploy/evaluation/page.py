@@ -220,8 +220,10 @@ def _lead(result: EvalResult) -> str:
     makes = "it makes of the label maps" if count == 1 else "each makes of the same label maps"
     shows = f"the images that {makes}, and the real photos."
     is_held_out = result.settings.get("held_out")
-    told = {True: " that are held out", False: ", not all of which were held out of training"}.get(is_held_out, "")
-    if is_held_out is None and result.settings["split"] == "train":  # an import does not say what it was trained on
+    told = " that are held out" if is_held_out else ""
+    if is_held_out is False:
+        told = ", not all of which were held out of training"
+    elif is_held_out is None and result.settings["split"] == "train":  # an import does not say what it learned from
         told = ", which training may have seen"
     return f"{what} on {result.samples} samples{told}: {shows}"
 

@@ -1,8 +1,10 @@
 """Which segment of a memory bank is the most similar to a segment of a label map.
 
 The score is that of Qi et al., "Semi-Parametric Image Synthesis" (CVPR 2018), section 4: the intersection over union of
-the shapes plus that of the surroundings, among segments of the same class. Points are counted, so that the same maps
-have the same scores everywhere; of equal scores the first segment of the bank is taken.
+the shapes plus that of the surroundings, among segments of the same class. Both are of boxes that are scaled to one
+size. So the intersection over union of the boxes in pixels, corner on corner, is added: otherwise a patch of a few
+pixels would fill a whole image, if both are rectangles. Points and pixels are counted, so that the same maps have the
+same scores everywhere; of equal scores the first segment of the bank is taken.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ def retrieve(bank: MemoryBank, wanted: Segments, excluded: Collection[int] = ())
         if not len(rows):
             continue
         queries = np.flatnonzero(wanted.label == label)
-        best = scores(wanted.mask[queries], wanted.context[queries], bank.mask[rows], bank.context[rows]).argmax(axis=1)
-        found[queries] = rows[best]
+        alike = scores(wanted.mask[queries], wanted.context[queries], bank.mask[rows], bank.context[rows])
+        alike += box_scores(wanted.box[queries, 2:], bank.size[rows])
+        found[queries] = rows[alike.argmax(axis=1)]
     return found
 
 
@@ -46,7 +49,10 @@ def scores(
     bank_mask: NDArray[np.bool_],
     bank_context: NDArray[np.int16],
 ) -> NDArray[np.float64]:
-    """The score of each of Q segments with each of S, Q x S from 0 to 2; all arrays have GRID x GRID points."""
+    """How alike shapes and surroundings are, of each of Q segments and each of S, Q x S from 0 to 2.
+
+    All arrays have GRID x GRID points.
+    """
     own, other = mask.reshape(len(mask), -1).astype(np.float32), bank_mask.reshape(len(bank_mask), -1)
     common = (own @ other.T.astype(np.float32)).astype(np.float64)  # counts, which float32 holds exactly
     union = own.sum(axis=1, dtype=np.float64)[:, None] + other.sum(axis=1, dtype=np.float64)[None] - common
@@ -59,4 +65,12 @@ def scores(
         equal[start : start + step] = ((part == bank_around[None]) & (part != OUTSIDE)).sum(axis=2)
     valid, bank_valid = (around != OUTSIDE).sum(axis=1)[:, None], (bank_around != OUTSIDE).sum(axis=1)[None]
     result: NDArray[np.float64] = shape + equal / np.maximum(valid + bank_valid - equal, 1)
+    return result
+
+
+def box_scores(size: NDArray[np.int64], bank_size: NDArray[np.int32]) -> NDArray[np.float64]:
+    """How alike the sizes in pixels are, Q x 2 and S x 2: Q x S, above 0 and at most 1."""
+    own, other = size[:, None].astype(np.float64), bank_size[None].astype(np.float64)
+    common = np.minimum(own, other).prod(axis=2)
+    result: NDArray[np.float64] = common / (own.prod(axis=2) + other.prod(axis=2) - common)
     return result

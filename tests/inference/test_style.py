@@ -45,6 +45,7 @@ from spade_deploy.errors import (
 )
 from spade_deploy.export import encoder as encoder_graph
 from spade_deploy.export.encoder import DeployEncoder, proof_photos, prove_encoder, write_encoder
+from spade_deploy.export.exact_norm import standardized
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
 from spade_deploy.images.image_file import read_photo
 from spade_deploy.inference import InferRequest, encode_photo, infer
@@ -189,7 +190,7 @@ def test_the_proof_finds_what_is_wrong(wide_file: Path, what: str) -> None:
         prove_encoder(other, WIDE, wide_file)
 
 
-@pytest.mark.parametrize("wrong", ["corners aligned", "LEAKY_SLOPE", "NORM_EPS", "pixels in 0..1"])
+@pytest.mark.parametrize("wrong", ["corners aligned", "LEAKY_SLOPE", "no epsilon", "pixels in 0..1"])
 def test_a_wrong_export_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     if wrong == "corners aligned":
         monkeypatch.setattr(
@@ -197,8 +198,10 @@ def test_a_wrong_export_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, w
         )
     elif wrong == "pixels in 0..1":
         monkeypatch.setattr(encoder_graph, "to_image", lambda photo: photo.permute(0, 3, 1, 2).float() / 255)
+    elif wrong == "no epsilon":
+        monkeypatch.setattr(encoder_graph, "instance_norm", lambda x: standardized(x, (2, 3), 0.0))
     else:
-        monkeypatch.setattr(encoder_graph, wrong, {"LEAKY_SLOPE": 0.1, "NORM_EPS": 0.0}[wrong])
+        monkeypatch.setattr(encoder_graph, wrong, 0.1)
     with pytest.raises(ValidationFailedError):
         write_encoder(small_encoder(), STYLED, tmp_path / ENCODER_ONNX)
 

@@ -9,10 +9,10 @@ import pytest
 
 from spade_deploy.retrieval import retrieve as module
 from spade_deploy.retrieval.build import BankBuilder, fair_shares
-from spade_deploy.retrieval.retrieve import NOTHING, retrieve, scores
+from spade_deploy.retrieval.retrieve import NOTHING, box_scores, retrieve, scores
 from spade_deploy.retrieval.segments import GRID, MOST_SEGMENTS, OUTSIDE, find_segments
 from spade_deploy.spec import LabelSpec
-from tests.support.memory_banks import LABELS, blocks, photo_of
+from tests.support.memory_banks import BLUE, LABELS, RED, bank_of, blocks, photo_of, plain
 
 
 def score_of(mask: np.ndarray, context: np.ndarray, other_mask: np.ndarray, other_context: np.ndarray) -> float:
@@ -27,6 +27,25 @@ def score_of(mask: np.ndarray, context: np.ndarray, other_mask: np.ndarray, othe
     around, other_around = classes(context), classes(other_context)
     shape = len(own & other) / len(own | other)
     return shape + len(around & other_around) / len(around | other_around)
+
+
+def overlap_of(size: np.ndarray, other: np.ndarray) -> float:
+    """Pixels that two boxes share, corner on corner, over those of either; counted one by one."""
+    pixels, others = ({(row, column) for row in range(h) for column in range(w)} for h, w in (size, other))
+    return len(pixels & others) / len(pixels | others)
+
+
+def test_a_small_patch_does_not_fill_an_image() -> None:
+    """Both are full rectangles: scaled to one size, the small one is the more alike by its surroundings."""
+    whole = np.zeros((64, 64), np.uint8)
+    small, large = (0, 0, *plain(2, 3, RED)), (0, 1, *plain(60, 60, BLUE))
+    bank = bank_of([small, large], depth=[0] * 6)
+    around = bank.context.copy()
+    around[:] = find_segments(whole).context[0]
+    around[1, GRID // 2 :] = 3
+    bank = replace(bank, context=around)
+    assert retrieve(bank, find_segments(whole)).tolist() == [1]
+    assert box_scores(np.array([[64, 64]]), bank.size).tolist() == [[6 / 4096, 3600 / 4096]]
 
 
 def test_segments_of_a_map() -> None:
@@ -93,8 +112,11 @@ def test_the_best_segment_of_the_class_is_taken() -> None:
     assert not np.isin(bank.photo[without], [3]).any()
     for index, row in enumerate(without):
         rows = np.flatnonzero((bank.label == wanted.label[index]) & (bank.photo != 3))
-        one = (wanted.mask[index], wanted.context[index])
-        by_hand = [score_of(*one, bank.mask[other], bank.context[other]) for other in rows]
+        one, own_size = (wanted.mask[index], wanted.context[index]), wanted.box[index, 2:]
+        by_hand = [
+            score_of(*one, bank.mask[other], bank.context[other]) + overlap_of(own_size, bank.size[other])
+            for other in rows
+        ]
         assert row == rows[int(np.argmax(by_hand))]
     assert (retrieve(bank, wanted, excluded=range(6)) == NOTHING).all()
     unseen = replace(wanted, label=np.full(len(wanted), 5, np.int32))

@@ -39,11 +39,9 @@ def sum_axis_by_axis(model: Any) -> None:
 
 def _is_mean(node: Any) -> bool:
     """Whether a node takes means of known axes, which stay with size 1."""
-    return (
-        node.get_type_name() == "ReduceMean"
-        and node.get_attributes()["keep_dims"]
-        and node.input_value(1).get_node().get_type_name() == "Constant"
-    )
+    if node.get_type_name() != "ReduceMean" or node.input_value(1).get_node().get_type_name() != "Constant":
+        return False
+    return bool(node.get_attributes()["keep_dims"])
 
 
 def _axes_of(node: Any, rank: int) -> list[int]:

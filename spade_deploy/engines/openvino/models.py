@@ -149,7 +149,7 @@ class SizedModels:
         """The name by which a graph's input or output is known. A cast to the same type that went gives it another."""
         spec = self._artifact.manifest.generator
         known = {one.name for one in (*fed_tensors(spec, self._graph.kind), *output_tensors(spec))}
-        return next((name for name in tensor.get_names() if name in known), str(tensor.get_any_name()))
+        return str(next((name for name in tensor.get_names() if name in known), tensor.get_any_name()))
 
     def _read(self) -> Any:
         with self._artifact.vouched(self._graph.file) as path:

@@ -13,7 +13,7 @@ from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import pair_files
 from spade_deploy.labels.samples import is_embedded
 from spade_deploy.labels.sets import LABEL_SETS, label_set
-from spade_deploy.spec import GeneratorSpec, LabelSpec
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
 from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.distillation.config import Distillation
 from spade_deploy.training.distillation.pruning import can_be_pruned
@@ -38,6 +38,11 @@ def student_setup(
     teacher, and DatasetError.
     """
     teacher = find_teacher(asked.teacher, runs_dir)
+    if teacher.facts.generator.architecture is Architecture.SIMS:
+        raise ConfigError(
+            f"`teacher`: {teacher.facts.place} is of sims, whose images are made of a memory bank; students have none",
+            hint="take a teacher of another architecture",
+        )
     data, notes = student_data(asked, teacher)
     spec = _spec(asked, teacher.facts.generator, data)
     if spec.has_bank:

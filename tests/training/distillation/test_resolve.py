@@ -165,6 +165,14 @@ def test_a_baseline_learns_from_images_alone(folders: Path, tmp_path: Path) -> N
         choose_widths(DistillRequest(run, mac_budget=1e6, data=data), tmp_path)
 
 
+def test_sims_is_no_teacher(folders: Path, tmp_path: Path) -> None:
+    spec = GeneratorSpec(LabelSpec(3), base_channels=4, height=32, width=32).with_architecture(Architecture.SIMS)
+    run = tmp_path / "runs" / "sims"
+    _save(run, spec, None)
+    with pytest.raises(ConfigError, match=r"`teacher`: .* is of sims, whose images are made of a memory bank"):
+        student_setup(DistillRequest(run, base_channels=2, data=DataRequest(labels=folders / "labels")))
+
+
 def test_a_resumed_student_keeps_its_teacher(folders: Path, tmp_path: Path) -> None:
     asked = DistillRequest(folders / "runs" / "wide", base_channels=2)
     setup, _ = student_setup(asked)

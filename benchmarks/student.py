@@ -1,0 +1,238 @@
+"""How good students of the shipped Earth model are, beside their teacher, and what each of them costs.
+
+    python benchmarks/student.py RUN... --extractor FEATURES.onnx [--work DIR]
+
+RUN: runs or checkpoints that `spade distill earth` trained; docs/students.md has the recipes. All are judged with their
+teacher on the test split as `spade eval` does: Frechet and kernel distance over the extractor's features, segmentation
+consistency with a segmenter that is trained on the real tiles of the training split. Each is exported, which proves the
+export, and its float32 graphs run the test split's label maps in ONNX Runtime and OpenVINO, one thread, all models in
+turns. Writes results/earth-students.json and docs/images/earth-students.png; with times also a plot beside the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from printed import Printed
+
+from spade_deploy.artifact import LABEL, PIXELS, Artifact
+from spade_deploy.bench.machine import describe_machine
+from spade_deploy.engines.open import open_runtime
+from spade_deploy.evaluation import EvalRequest, EvalResult, evaluate
+from spade_deploy.files.atomic import atomic_file, write_json
+from spade_deploy.labels.earth import cut, earth_labels, earth_tiles
+from spade_deploy.labels.files import colorize
+from spade_deploy.lookup.cost import dense_macs, lookup_macs, mean_windows
+from spade_deploy.networks.build import count_parameters
+from spade_deploy.release.release import export_checkpoint
+from spade_deploy.release.request import ReleaseRequest
+from spade_deploy.runs import checkpoint_folder, read_checkpoint_info, resolve_checkpoint
+from spade_deploy.runs.checkpoint import Imported, load_generator, save_checkpoint
+from spade_deploy.runs.shipped import shipped_generator
+from spade_deploy.training.presets import preset
+
+ROOT = Path(__file__).resolve().parents[1]
+TEACHER = "earth"
+ENGINES = tuple((backend, graph) for backend in ("cpu", "openvino") for graph in ("dense", "lookup"))
+MAPS, ROUNDS, PICTURES = 8, 15, 5
+GAP_PX, HEAD_PX, SCALE = 6, 26, 1.25
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", type=Path, nargs="+")
+    parser.add_argument("--extractor", type=Path, help="an ONNX feature extractor; without one there is no distance")
+    parser.add_argument("--samples", type=int, default=None, help="tiles of the test split; all if left out")
+    parser.add_argument("--segmenter-steps", type=int, default=None)
+    parser.add_argument("--distances-only", action="store_true", help="no export, no times, no segmenter")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of timing; each is one run of a map by every graph")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
+    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of the pictures")
+    parser.add_argument("--work", type=Path, help="folder that keeps the exports; a temporary one if left out")
+    asked = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = asked.work or Path(temporary)
+        checkpoints = {TEACHER: teacher_checkpoint(work)}
+        checkpoints |= {name_of(run): resolve_checkpoint(run, Path("runs")) for run in asked.students}
+        facts = {name: model_facts(checkpoint) for name, checkpoint in checkpoints.items()}
+        times = {} if asked.distances_only else measured_times(exported(checkpoints, work), asked.rounds)
+        result = evaluate(
+            EvalRequest(
+                models=tuple(checkpoints.values()),
+                samples=asked.samples,
+                extractor=asked.extractor,
+                train_segmenter=not asked.distances_only,
+                segmenter_steps=asked.segmenter_steps,
+                pictures=PICTURES,
+            ),
+            runs_dir=work,
+            progress=Printed(),
+        )
+    models = {name: {**facts[name], **(costs(times, name) if times else {})} for name in checkpoints}
+    value = {"models": models, "times_ms": times, "threads": 1, "evaluation": without_places(result)}
+    write_json(asked.out / "earth-students.json", {**value, "machine": describe_machine()})
+    picture(result, list(checkpoints)).save(asked.images / "earth-students.png")
+    rows = dict(zip(checkpoints, result.rows, strict=True))
+    if times:
+        write_plot(models, rows, asked.images / "earth-students-plot.png")
+    for name, row in rows.items():
+        figures = {what: row.figure(what) for what in result.measured()}
+        told = {what: round(value, 4) for what, value in figures.items() if value is not None}
+        print(name, told, {what: models[name].get(what) for what in ("fastest", "fastest_ms", "share_of_teacher")})
+
+
+def without_places(result: EvalResult) -> dict[str, Any]:
+    """The evaluation as JSON, without the folders of this machine."""
+    value = result.to_json()
+    for row in (*value["models"], *value["references"]):
+        row["path"] = None
+    return value
+
+
+def name_of(run: Path) -> str:
+    """The name of a run, with the step where a checkpoint is named."""
+    return f"{run.resolve().parent.parent.name}, {run.name}" if run.name.startswith("step_") else run.resolve().name
+
+
+def teacher_checkpoint(work: Path) -> Path:
+    """The shipped model as a checkpoint, so that it can be exported as the students are."""
+    checkpoint = checkpoint_folder(work / TEACHER, 0)
+    if not checkpoint.exists():
+        origin = Imported("earth, shipped")
+        save_checkpoint(
+            checkpoint, shipped_generator(), step=0, origin="import", imported=origin, setup=preset(TEACHER)
+        )
+    return checkpoint
+
+
+def model_facts(checkpoint: Path) -> dict[str, Any]:
+    """Widths, size and multiply-adds of a model; the lookup's are the mean over the test split's label maps."""
+    loaded = load_generator(checkpoint)
+    spec, train = loaded.spec, loaded.info.train or {}
+    maps = np.stack([cut(tile)[0] for tile in earth_tiles("test")])
+    parameters = count_parameters(loaded.module)
+    told = ("batch_size", "lr_generator", "lr_discriminator", "weight_l1", "weight_perceptual", "ema_decay", "amp")
+    return {
+        "step": loaded.info.step,
+        "generator_sha256": loaded.info.generator_sha256,
+        "teacher_sha256": (loaded.info.teacher or ("", ""))[1],
+        "base_channels": spec.base_channels,
+        "hidden_channels": spec.hidden_channels,
+        "parameters": parameters,
+        "weights_float16_bytes": 2 * parameters,
+        "dense_macs": dense_macs(spec),
+        "lookup_macs": lookup_macs(spec, mean_windows(spec, maps)),
+        "training": {name: train.get(name) for name in told} | {"distill": train.get("distill")},
+    }
+
+
+def exported(checkpoints: dict[str, Path], work: Path) -> dict[str, Artifact]:
+    """A validated float32 artifact of every model. One that is there, of the same weights, is kept."""
+    found = {}
+    for name, checkpoint in checkpoints.items():
+        out = work / "artifacts" / name.replace(", ", "-")
+        if out.exists():
+            kept = Artifact.open(out)
+            if kept.manifest.source.generator_sha256 == read_checkpoint_info(checkpoint).generator_sha256:
+                found[name] = kept
+                continue
+        request = ReleaseRequest(checkpoint=checkpoint, out=out, tune=False)
+        found[name] = export_checkpoint(request, runs_dir=work, progress=Printed()).artifact
+    return found
+
+
+def measured_times(artifacts: dict[str, Artifact], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of each run by model and engine. In a round every graph runs one map, in an order that rotates."""
+    maps = [cut(tile)[0][None] for tile in earth_tiles("test")]
+    maps = [maps[place * len(maps) // MAPS] for place in range(MAPS)]
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in artifacts}
+    with ExitStack() as stack:
+        runtimes = [
+            (name, f"{backend} {graph}", stack.enter_context(open_runtime(artifact, None, backend, 1, graph)))
+            for name, artifact in artifacts.items()
+            for backend, graph in ENGINES
+        ]
+        for _, _, runtime in runtimes:
+            for one in maps:
+                runtime.run({LABEL: one}, [PIXELS])
+        for number in range(rounds):
+            shift = number % len(runtimes)
+            for name, engine, runtime in runtimes[shift:] + runtimes[:shift]:
+                began = time.perf_counter()
+                runtime.run({LABEL: maps[number % MAPS]}, [PIXELS])
+                times[name].setdefault(engine, []).append(1e3 * (time.perf_counter() - began))
+    return times
+
+
+def costs(times: dict[str, dict[str, list[float]]], name: str) -> dict[str, Any]:
+    """The fastest engine of a model by its median, and its share of the teacher's time by the teacher's fastest.
+
+    The share is the median of the shares of each round, in which both ran the same map.
+    """
+    best = {model: min(own, key=lambda engine: statistics.median(own[engine])) for model, own in times.items()}
+    own, teacher = times[name][best[name]], times[TEACHER][best[TEACHER]]
+    shares = [one / other for one, other in zip(own, teacher, strict=True)]
+    by_engine = {
+        engine: statistics.median(a / b for a, b in zip(times[name][engine], times[TEACHER][engine], strict=True))
+        for engine in times[name]
+    }
+    medians = {engine: statistics.median(values) for engine, values in times[name].items()}
+    return {
+        "fastest": best[name],
+        "fastest_ms": medians[best[name]],
+        "share_of_teacher": statistics.median(shares),
+        "median_ms": medians,
+        "share_by_engine": by_engine,
+    }
+
+
+def picture(result: EvalResult, names: Sequence[str]) -> Image.Image:
+    """A row a tile: label map, teacher, students, photo."""
+    columns = ("label map", *names, "real photo")
+    size = round(result.strips[0].photo.shape[0] * SCALE)
+    width = len(columns) * (size + GAP_PX) - GAP_PX
+    sheet = Image.new("RGB", (width, HEAD_PX + len(result.strips) * (size + GAP_PX) - GAP_PX), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, text in enumerate(columns):
+        draw.text((column * (size + GAP_PX) + 2, 6), text, fill="black", font_size=13)
+    for row, strip in enumerate(result.strips):
+        shown = (colorize(strip.label, earth_labels()), *strip.images.values(), strip.photo)
+        for column, pixels in enumerate(shown):
+            resample = Image.Resampling.NEAREST if column == 0 else Image.Resampling.BICUBIC
+            image = Image.fromarray(np.asarray(pixels, np.uint8)).resize((size, size), resample)
+            sheet.paste(image, (column * (size + GAP_PX), HEAD_PX + row * (size + GAP_PX)))
+    return sheet
+
+
+def write_plot(models: dict[str, dict[str, Any]], rows: dict[str, Any], path: Path) -> None:
+    """Kernel distance against the share of the teacher's time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, row in rows.items():
+        if row.figure("kernel") is None:
+            return
+        place = (models[name]["share_of_teacher"], row.figure("kernel"))
+        axes.plot(*place, "o", color="tab:gray" if name == TEACHER else "tab:blue")
+        axes.annotate(name, place, textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axes.set_xlim(0, 1.2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("share of the teacher's time, fastest engine of each, one thread")
+    axes.set_ylabel("kernel distance to held-out photos")
+    axes.grid(alpha=0.3)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
