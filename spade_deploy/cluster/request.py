@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from spade_deploy.errors import ConfigError
 from spade_deploy.settings import check_ranges, setting
 
 ANY = "auto"
@@ -32,3 +33,7 @@ class RayRequest:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.ray is None:
+            for one in fields(self):
+                if (value := getattr(self, one.name)) != one.default:
+                    raise ConfigError(f"`{one.name}` {value} is for a Ray cluster", hint="add `ray`, or leave it out")

@@ -77,4 +77,6 @@ def _print_failures(summary: InferSummary) -> None:
         err.print(f"  {in_flags(failure.message)}")
     for hint in dict.fromkeys(failure.hint for failure in summary.failures if failure.hint):
         err.print(f"  next: {in_flags(hint)}")
-    err.print(line(styled(f"{len(summary.failures)} label maps have no result", "red"), "; the rest is done"))
+    count = len(summary.failures)
+    told = "1 label map has no result" if count == 1 else f"{count} label maps have no result"
+    err.print(line(styled(told, "red"), "; the rest is done"))

@@ -105,7 +105,7 @@ class TrainConfig:
     """They fall linearly to zero, by steps."""
     weight_l1: float = setting(0.0, help="Weight of the pixels' L1 loss.", group=LEARNING)
     """All weights are relative to the adversarial loss, whose weight is 1."""
-    weight_kl: float = setting(0.05, help="Weight of the encoder's KL divergence (`vae`).", group=LEARNING)
+    weight_kl: float = setting(0.05, help="Weight of the KL divergence of a VAE's encoder.", group=LEARNING)
     weight_feature_matching: float = setting(10.0, help="Weight of feature matching.", group=LEARNING)
     weight_perceptual: float = setting(10.0, help="Weight of the perceptual loss.", group=LEARNING)
     perceptual_file: Path | None = setting(

@@ -26,12 +26,12 @@ class TestRoom:
         ("asked", "room"),
         [
             (RayInference(), (1.0, 8)),
-            (RayInference(gpus_per_worker=0.5), (0.5, 16)),
-            (RayInference(gpus_per_worker=0.3), (0.3, 24)),
-            (RayInference(gpus_per_worker=2), (2.0, 4)),
-            (RayInference(gpus_per_worker=0, cpus_per_worker=4), (0.0, 20)),
-            (RayInference(gpus_per_worker=0.5, cpus_per_worker=8), (0.5, 8)),
-            (RayInference(ray_workers=3), (1.0, 3)),
+            (RayInference(ray="auto", gpus_per_worker=0.5), (0.5, 16)),
+            (RayInference(ray="auto", gpus_per_worker=0.3), (0.3, 24)),
+            (RayInference(ray="auto", gpus_per_worker=2), (2.0, 4)),
+            (RayInference(ray="auto", gpus_per_worker=0, cpus_per_worker=4), (0.0, 20)),
+            (RayInference(ray="auto", gpus_per_worker=0.5, cpus_per_worker=8), (0.5, 8)),
+            (RayInference(ray="auto", ray_workers=3), (1.0, 3)),
         ],
     )
     def test_gpus_are_shared_out_node_by_node(self, asked: RayInference, room: tuple[float, int]) -> None:
@@ -42,9 +42,9 @@ class TestRoom:
 
     def test_a_worker_that_fits_nowhere_is_refused(self) -> None:
         with pytest.raises(RuntimeUnavailableError, match="no node has room for a worker with 100 CPUs and 1 GPUs"):
-            RayCrew(RayInference(cpus_per_worker=100))._room([BIG, SMALL])
+            RayCrew(RayInference(ray="auto", cpus_per_worker=100))._room([BIG, SMALL])
         with pytest.raises(ConfigError, match="`cpus_per_worker`: a worker takes a CPU or a part of a GPU"):
-            RayInference(cpus_per_worker=0)
+            RayInference(ray="auto", cpus_per_worker=0)
 
     @pytest.mark.parametrize(
         ("asked", "there", "sizes"),

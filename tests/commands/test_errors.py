@@ -27,7 +27,7 @@ def another(command: str) -> str:
 TABLE = [
     # The command line itself: these are typer's, in our words.
     ("trian", 2, "'trian' is not a command of `spade`", "did you mean `spade train`?"),
-    ("fly", 2, "'fly' is not a command of `spade`", "it has train, import"),
+    ("fly", 2, "'fly' is not a command of `spade`", "it has train, distill, import"),
     ("--fast", 2, "--fast is not an option of `spade`", "`spade --help`"),
     ("data eart", 2, "'eart' is not a command of `spade data`", "did you mean `spade data earth`?"),
     ("train --stepz 3", 2, "--stepz is not an option of `spade train`", "did you mean --steps?"),
@@ -99,6 +99,13 @@ TABLE = [
     ),
     ("train --log-file text.txt/log", 1, "--log-file: text.txt/log cannot be written", "name another file"),
     ("infer labels out --artifact artifact --instances a --no-instances", 2, "contradict each other", "leave one"),
+    ("infer labels out --artifact artifact --ray-workers 2", 2, "--ray-workers 2 is for a Ray cluster", "add --ray"),
+    (
+        "infer labels out --artifact artifact --id-column key",
+        2,
+        "--id-column key: labels has no columns",
+        "leave it out",
+    ),
     ("infer labels out --artifact artifact --no-instances", 2, "has no edge channel", "leave the flag out"),
     (
         "infer labels out --artifact artifact --seed 3",
@@ -181,7 +188,7 @@ TABLE = [
     ("package artifact --triton models --device tpu", 2, "is not one of auto, cpu, gpu", "`spade package --help`"),
     # Sources and targets.
     ("infer labels out --artifact artifact --workers 0", 2, "--workers: 0 is not at least 1", another("infer")),
-    ("infer *.none out --artifact artifact", 1, "*.none: there are no files", "quotes"),
+    ("infer *.none out --artifact artifact", 1, "*.none: there are no files", "check the folder"),
     ("infer a.tar.gz out --artifact artifact", 1, "a.tar.gz", "unpack it"),
     ("infer labels foo://bucket/x --artifact artifact", 1, "foo://bucket/x: Protocol not known", "address"),
     (

@@ -84,7 +84,7 @@ def export(case: Case, folder: Path) -> Path:
         return plain
     inputs = named_inputs(generator.spec, *random_inputs(generator.spec, 1))
     int8 = folder / "int8.onnx"
-    write_int8(plain, int8, calibrate(model, _batches(generator.spec, kind, inputs)).ranges)
+    write_int8(plain, int8, calibrate(model, _batches(model, inputs)).ranges)
     return int8
 
 

@@ -117,5 +117,8 @@ def _images(places: Iterable[Path | str], finder: Finder) -> Iterator[tuple[str,
 def _some(finder: Finder, labels: Path | str) -> Found:
     found = finder.found()
     if not (found.items or found.failures):
-        raise NotFoundError(f"{shown(labels)} names no label maps (.png files and the like)")
+        raise NotFoundError(
+            f"{shown(labels)} names no label maps (.png files and the like)",
+            hint="each line is the path or URL of a label map, relative to the list; patterns are like 'a/**/*.png'",
+        )
     return found

@@ -49,7 +49,10 @@ def expanded(place: Path | str, kind: str) -> list[Path | str]:
         else:
             found += [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
     if not found:
-        raise NotFoundError(f"{shown(place)}: there are no {kind} of that pattern", hint="put the pattern into quotes")
+        raise NotFoundError(
+            f"{shown(place)}: there are no {kind} of that pattern",
+            hint="check the folder and the end of the names; ** stands for folders at any depth",
+        )
     return list(dict.fromkeys(found))
 
 

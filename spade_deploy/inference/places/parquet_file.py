@@ -43,7 +43,7 @@ def opened_table(file: Path | str) -> Iterator[Any]:
         except (SpadeError, GeneratorExit):
             raise
         except Exception as error:  # pyarrow's errors are ValueErrors and OSErrors of many kinds
-            raise LabelMapError(f"{file}: it is no whole Parquet file: {reason_of(error)}") from error
+            raise _damaged(shown(file), error) from error
         return
     fs, path = filesystem(file)
     try:
@@ -53,8 +53,15 @@ def opened_table(file: Path | str) -> Iterator[Any]:
         raise
     except Exception as error:
         if type(error).__module__.startswith("pyarrow"):
-            raise LabelMapError(f"{shown(file)}: it is no whole Parquet file: {reason_of(error)}") from error
+            raise _damaged(shown(file), error) from error
         raise url_error(error, file, "read") from error
+
+
+def _damaged(file: str, error: Exception) -> LabelMapError:
+    return LabelMapError(
+        f"{file}: it is not a complete Parquet file: {reason_of(error)}",
+        hint="copy the file again, or make it anew; the same command goes on",
+    )
 
 
 class _Cursor:

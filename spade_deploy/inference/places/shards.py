@@ -119,7 +119,9 @@ def members_of(shard: Path | str) -> Iterator[tuple[Member, str | None]]:
                         hint=_COPY_AGAIN,
                     )
         except tarfile.TarError as error:
-            raise LabelMapError(f"{name}: it is no whole tar file: {reason_of(error)}", hint=_COPY_AGAIN) from error
+            raise LabelMapError(
+                f"{name}: it is not a complete tar file: {reason_of(error)}", hint=_COPY_AGAIN
+            ) from error
 
 
 @contextmanager

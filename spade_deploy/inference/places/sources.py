@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from spade_deploy.errors import ConfigError, NotFoundError
@@ -36,6 +36,8 @@ def find(request: InferRequest, spec: LabelSpec, naming: Naming) -> Found:
     """
     labels, needs_instances = request.labels, spec.has_edges and not request.no_instances
     instances = request.instances if needs_instances else None
+    if not str(labels).partition("?")[0].lower().endswith(".parquet"):
+        _refuse_columns(request)
     if is_plain(labels):
         return _plain(request, spec)
     suffix = Path(str(labels).partition("?")[0] if is_url(labels) else str(labels)).suffix.lower()
@@ -61,6 +63,15 @@ def find(request: InferRequest, spec: LabelSpec, naming: Naming) -> Found:
     else:
         found = find_in_folder(str(labels), instances, naming)
     return _with_instances(found, suffix) if needs_instances else _without_instances(found)
+
+
+def _refuse_columns(request: InferRequest) -> None:
+    for one in fields(request):
+        if one.name.endswith("_column") and (value := getattr(request, one.name)) != one.default:
+            raise ConfigError(
+                f"`{one.name}` {value}: {shown(request.labels)} has no columns, since it is not a Parquet file",
+                hint="leave it out",
+            )
 
 
 def is_plain(labels: Path | str) -> bool:

@@ -71,7 +71,7 @@ class Case:
         self.generator = build_generator(**fields)
         self.model = KINDS[kind](self.generator)
         self.inputs = maps(self.generator.spec, 4, seed=1)
-        self.batches = _batches(self.generator.spec, kind, self.inputs)
+        self.batches = _batches(self.model, self.inputs)
         self.seen = calibrate(self.model, self.batches)
         self.layers = {layer_of(name) for name in self.seen.ranges}
         self.fp32, self.int8 = folder / "fp32.onnx", folder / "int8.onnx"
@@ -371,7 +371,7 @@ def test_a_diverged_model_is_named_in_calibration() -> None:
     assert isinstance(model.fc.bias, torch.Tensor)
     model.fc.bias.data[0] = float("nan")
     with pytest.raises(ExportError, match=r"head_0\.conv_0 reaches nan"):
-        calibrate(model, _batches(generator.spec, GraphKind.DENSE, maps(generator.spec, 1, 0)))
+        calibrate(model, _batches(model, maps(generator.spec, 1, 0)))
 
 
 def test_the_model_is_as_it_was_after_fake_quantisation(case: Case) -> None:
