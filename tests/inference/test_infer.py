@@ -474,7 +474,6 @@ def test_a_second_infer_into_the_same_folder_is_refused(plain: Artifact, tmp_pat
     assert infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out")).skipped == 1
 
 
-@pytest.mark.usefixtures("usual_signals")
 def test_a_listener_that_raises_loses_no_image(plain: Artifact, tmp_path: Path) -> None:
     write_labels(tmp_path / "labels", 20, (64, 32))
     threads = threading.active_count()
@@ -494,6 +493,7 @@ def test_a_listener_that_raises_loses_no_image(plain: Artifact, tmp_path: Path) 
     assert (summary.skipped, summary.written) == (len(left), 20 - len(left))
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("where", ["progress", "model"])
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(
     plain: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
