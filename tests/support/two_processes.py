@@ -25,9 +25,9 @@ from spade_deploy.networks.spade import SpadeGenerator, initialize, make_segmap
 from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
 from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec, NormType
-from spade_deploy.training import loop
 from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
+from spade_deploy.training.distillation import learner
 from spade_deploy.training.loop import train
 from spade_deploy.training.losses import feature_matching, generator_loss
 from spade_deploy.training.processes import peers
@@ -248,7 +248,7 @@ def variants() -> dict[str, Setup]:
 def run_variants(world: World, folder: Path) -> None:
     """Train each variant for three steps in a run folder of its name, in float64."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Learner", ExactLearner)
+        patch.setattr(learner, "Learner", ExactLearner)
         for name, setup in variants().items():
             if world.is_main:
                 (folder / name).mkdir(parents=True)
