@@ -42,7 +42,7 @@ NEED_MORE = (
     "packaging.model",
     "serving",
     "cluster.meeting",
-    *(f"release.{name}" for name in ("demo", "example_inputs", "release", "report")),
+    *(f"release.{name}" for name in ("demo", "example_inputs", "release", "report", "student")),
     *(f"runs.{name}" for name in ("checkpoint", "imported_families", "imported_pix2pixhd", "imported_spec")),
     *(f"runs.{name}" for name in ("importer", "shipped", "state_dicts", "tensors", "weight_files")),
     *(f"validation.{name}" for name in ("divergence", "precision_search")),

@@ -44,7 +44,7 @@ def test_a_loss_that_differs_ends_the_run(speed: Any, measured: Any, name: str, 
 
 def test_a_lookup_that_is_none_ends_the_run(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "OURS", {"fp32, lookup": (Amp.OFF, speed.Modulation.LOOKUP)})
-    monkeypatch.setattr(speed.Learner, "_lookup", lambda self, part: ())
+    monkeypatch.setattr(speed.Learner, "_beside", lambda self, part: ())
     setup = speed.make_setup("earth", Path("unused"), quick=True)
     with pytest.raises(SystemExit, match="pattern tables 0 times"):
         speed.measure(setup, speed.make_batches(setup, Path("nowhere"))[:1], torch.device("cpu"), 1)

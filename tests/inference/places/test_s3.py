@@ -15,7 +15,7 @@ import pytest
 
 from spade_deploy.artifact import Artifact
 from spade_deploy.errors import ConfigError, FolderBusyError, NotFoundError, SpadeError
-from spade_deploy.inference import InferRequest, infer
+from spade_deploy.inference import InferRequest, infer, pipeline
 from spade_deploy.inference.places.store import LOG
 from spade_deploy.inference.workers import LocalWorkers
 from spade_deploy.inference.workers.places import Place
@@ -125,7 +125,11 @@ def test_a_bucket_that_is_read_only_stops_the_run_before_its_first_image(plain: 
     assert infer(plain, InferRequest("s3://maps/labels", "s3://maps/closed")).written == 6
 
 
-def test_a_bucket_that_becomes_read_only_keeps_what_was_written(plain: Artifact, bucket: Bucket) -> None:
+def test_a_bucket_that_becomes_read_only_keeps_what_was_written(
+    plain: Artifact, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_REMOTE_WORKERS", 1)  # with sixteen, all six images are on their way at once
+
     class Closing(Silent):
         def count(self, what: str, done: int, *_: Any) -> None:
             if done == 1:
