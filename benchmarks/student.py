@@ -95,6 +95,9 @@ def without_places(result: EvalResult) -> dict[str, Any]:
     value = result.to_json()
     for row in (*value["models"], *value["references"]):
         row["path"] = None
+        for name, found in (row.get("settings") or {}).items():
+            if name.endswith("_file") and found:
+                row["settings"][name] = Path(found).name
     return value
 
 
@@ -226,7 +229,7 @@ def write_plot(models: dict[str, dict[str, Any]], rows: dict[str, Any], path: Pa
         axes.plot(*place, "o", color="tab:gray" if name == TEACHER else "tab:blue")
         axes.annotate(name, place, textcoords="offset points", xytext=(6, 4), fontsize=8)
     axes.set_xlim(0, 1.2)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.2 * max(row.figure("kernel") or 0 for row in rows.values()))
     axes.set_xlabel("share of the teacher's time, fastest engine of each, one thread")
     axes.set_ylabel("kernel distance to held-out photos")
     axes.grid(alpha=0.3)
