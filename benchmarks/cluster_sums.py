@@ -241,7 +241,7 @@ def _draw_check(axes: Any, workers: dict[str, Any]) -> None:
         axes.bar_label(drawn, fmt="%.0f", padding=1, fontsize=8.5)
     axes.set(title="images/s on two cores: the check", xlabel="workers")
     axes.set_xticks(places, list(workers))
-    axes.set_ylim(0, 1.3 * max(entry["measured_images_per_s"] for entry in workers.values()))
+    axes.set_ylim(0, 1.2 * max(height for heights, _ in bars.values() for height in heights))
     axes.legend(frameon=False, loc="upper center", ncols=3, fontsize=8, columnspacing=1, handlelength=1)
 
 
