@@ -138,7 +138,7 @@ class TestRoundTrip:
         assert values["epochs"] is None
         assert values["flip"] is True
         assert "# Batch size (samples per step).\nbatch_size: 4\n" in text
-        assert "# Weight of the encoder's KL divergence (vae).\nweight_kl: 0.05\n" in text
+        assert "# Weight of the KL divergence of a VAE's encoder.\nweight_kl: 0.05\n" in text
         assert "\n## Network\n" in text
 
     def test_the_commands_print_and_read_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,18 @@ def normalized(world: World, dtype: torch.dtype, norm: torch.nn.BatchNorm2d, row
     return found
 
 
+class AbortsWhenDestroyed:
+    """Does always what PyTorch's threads do seldom when Python destroys them: C++ ends the process by SIGABRT."""
+
+    def __del__(self, abort: Callable[[], None] = os.abort) -> None:
+        abort()
+
+
+LEFT_OVER: list[AbortsWhenDestroyed] = []
+
+
 def scenario_compute(world: World, folder: Path) -> None:
+    LEFT_OVER.append(AbortsWhenDestroyed())
     found: dict[str, Any] = {
         "sync": passes(world, NormType.SYNC_BATCH),
         "plain": passes(world, NormType.BATCH),
@@ -292,16 +303,6 @@ class NotANumber(Noise):
             yield replace(batch, photo=batch.photo / (1 - self.shard.rank) * 0) if self.shard.rank else batch
 
 
-class AbortsWhenDestroyed:
-    """Does always what PyTorch's threads do seldom when Python destroys them: C++ ends the process by SIGABRT."""
-
-    def __del__(self, abort: Callable[[], None] = os.abort) -> None:
-        abort()
-
-
-LEFT_OVER: list[AbortsWhenDestroyed] = []
-
-
 def scenario_killed(world: World, folder: Path) -> None:
     """Process 1 is killed while it loads step 6; checkpoints are at 2 and 4."""
     LEFT_OVER.append(AbortsWhenDestroyed())
@@ -319,13 +320,17 @@ SCENARIOS = {"compute": scenario_compute, "killed": scenario_killed}
 def main(scenario: str, folder: Path) -> None:
     """As the command line does: a SpadeError is printed and sets the exit code."""
     torch.set_num_threads(1)
+    code: Any = 0
     try:
         with join_world() as world:
             SCENARIOS[scenario](world, folder)
     except SpadeError as error:
         print(f"error: {error.message}\nnext: {error.hint}", file=sys.stderr)
-        peers.end_process(error.exit_code)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    except SystemExit as ended:
+        code = ended.code
+    peers.end_process(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

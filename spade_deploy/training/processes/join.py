@@ -86,9 +86,7 @@ def _joined(place: World) -> Iterator[World]:
         raise
     finally:
         watch.close(failure)
-        if failure:  # a group that lost a process may wait for it forever
-            peers.abandon_group()
-        else:
+        if not failure:  # a group that lost a process may wait for it forever
             distributed.destroy_process_group()
 
 
@@ -112,6 +110,7 @@ def _met(place: World) -> tuple[World, peers.PeerWatch]:
             f" within {seconds:.0f} s ({reason_of(error)})",
             hint="start all of them with torchrun; every host must reach that port",
         ) from error
+    peers.remember_peers()
     watch = peers.connect(place.rank, place.size, host, seconds, place.from_main)
     return replace(place, peers=watch), watch
 

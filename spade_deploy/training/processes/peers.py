@@ -29,21 +29,22 @@ _TOKEN_BYTES, _RANK_BYTES = 16, 8
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """Seconds of silence before a probe, seconds between probes, probes without an answer."""
 
-_abandoned = threading.Event()
+_had_peers = threading.Event()
 
 
-def abandon_group() -> None:
-    """Remember that this process's group lost a member: the group can no longer be taken down."""
-    _abandoned.set()
+def remember_peers() -> None:
+    """Remember that this process has trained together with others: `end_process` ends it from now on."""
+    _had_peers.set()
 
 
 def end_process(code: int) -> None:
-    """End this process at once with the exit code `code` if it abandoned its group; otherwise return.
+    """End this process at once with the exit code `code` if it has trained together with others; otherwise return.
 
-    PyTorch's threads still wait for the lost process. Python's usual end destroys what these threads use, and then C++
-    sometimes ends the process with SIGABRT instead of its exit code; this was seen on a busy machine.
+    PyTorch's threads may still wait for a lost process, or not have ended after the group was taken down. Python's
+    usual end destroys what these threads use, and then C++ sometimes ends the process with SIGABRT instead of its exit
+    code; both were seen on a busy machine.
     """
-    if not _abandoned.is_set():
+    if not _had_peers.is_set():
         return
     atexit._run_exitfuncs()  # stops workers and removes temporary files, as a usual end does
     sys.stdout.flush()

@@ -133,7 +133,8 @@ def test_every_source_gives_the_images_of_the_folder(
 ) -> None:
     (tmp_path / "source").mkdir()
     source, out = make_source(kind, labels, tmp_path / "source"), tmp_path / "out"
-    request = InferRequest(source, out, label_column="map", id_column="name")
+    columns = {"label_column": "map", "id_column": "name"} if kind == "parquet" else {}
+    request = InferRequest(source, out, **columns)
     done = infer(models["plain"], request)
     assert (done.written, done.failures) == (6, ())
     assert images(out) == right
