@@ -133,7 +133,7 @@ def test_every_source_gives_the_images_of_the_folder(
 ) -> None:
     (tmp_path / "source").mkdir()
     source, out = make_source(kind, labels, tmp_path / "source"), tmp_path / "out"
-    columns = {"label_column": "map", "id_column": "name"} if kind == "parquet" else {}
+    columns = {"label_column": "map", "id_column": "name"} if str(source).endswith(".parquet") else {}
     request = InferRequest(source, out, **columns)
     done = infer(models["plain"], request)
     assert (done.written, done.failures) == (6, ())
