@@ -32,7 +32,7 @@ from choosing_page import draw, write_table
 from numpy.typing import NDArray
 from printed import Printed
 
-from spade_deploy.artifact import IMAGE, LABEL, Arrays, Artifact, Golden
+from spade_deploy.artifact import IMAGE, LABEL, Arrays, Artifact, Golden, one_by_one
 from spade_deploy.bench.candidates import BASELINES, Candidate, Kind
 from spade_deploy.bench.files import BaselineFiles
 from spade_deploy.bench.job import Job, read_arrays, write_arrays
@@ -52,8 +52,7 @@ from spade_deploy.metrics.pixels import PixelError
 from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import Int8Options, ReleaseRequest
 from spade_deploy.runs import checkpoint_folder
-from spade_deploy.runs.checkpoint import Imported, save_checkpoint
-from spade_deploy.runs.shipped import shipped_generator
+from spade_deploy.runs.shipped import save_shipped
 from spade_deploy.spec import Backend, GraphChoice, Precision
 from spade_deploy.training.presets import preset
 
@@ -166,15 +165,7 @@ def shipped_artifact(work: Path) -> Path:
     """The artifact of the shipped model with graphs of all precisions; one that is there is kept."""
     run = work / "earth"
     if not (run / "artifact" / "manifest.json").exists():
-        facts = Imported("earth, shipped")
-        save_checkpoint(
-            checkpoint_folder(run, 0),
-            shipped_generator(),
-            step=0,
-            origin="import",
-            imported=facts,
-            setup=preset("earth"),
-        )
+        save_shipped(checkpoint_folder(run, 0), preset("earth"))
         request = ReleaseRequest(run, fp16=True, int8=Int8Options(wanted=True))
         export_checkpoint(request, runs_dir=work, progress=Printed())
     return run / "artifact"
@@ -217,9 +208,7 @@ def job_of(
     artifact: Artifact, golden: Golden, candidate: Candidate, cases: tuple[Path, ...], threads: int, folder: Path
 ) -> Job:
     folder.mkdir()
-    singles = [
-        {name: array[k : k + 1] for name, array in golden.inputs.items()} for k in range(len(golden.inputs[LABEL]))
-    ]
+    singles = enumerate(one_by_one(golden.inputs))
     return Job(
         candidate=candidate,
         artifact=artifact.path.absolute(),
@@ -230,7 +219,7 @@ def job_of(
         checkpoint=None,
         model=None,
         cases=cases,
-        golden=tuple(write_arrays(folder / f"golden-{k}.npz", single) for k, single in enumerate(singles)),
+        golden=tuple(write_arrays(folder / f"golden-{k}.npz", single) for k, single in singles),
         golden_outputs=folder / "answers.npz",
     )
 

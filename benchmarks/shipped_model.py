@@ -25,8 +25,7 @@ from spade_deploy.files.atomic import write_json
 from spade_deploy.labels.earth import earth_labels
 from spade_deploy.labels.files import colorize
 from spade_deploy.runs import checkpoint_folder
-from spade_deploy.runs.checkpoint import Imported, save_checkpoint
-from spade_deploy.runs.shipped import SHIPPED_FOLDER, shipped_generator
+from spade_deploy.runs.shipped import SHIPPED_FOLDER, save_shipped
 from spade_deploy.training.loop import train
 from spade_deploy.training.presets import preset
 
@@ -62,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def judged(work: Path, asked: argparse.Namespace) -> EvalResult:
     setup = preset("earth")
     shipped = checkpoint_folder(work / SHIPPED, 0)
-    save_checkpoint(
-        shipped, shipped_generator(), step=0, origin="import", imported=Imported("earth, shipped"), setup=setup
-    )
+    save_shipped(shipped, setup)
     short = checkpoint_folder(work / SHORT, asked.steps)
     if not short.exists():
         (work / SHORT).mkdir(parents=True, exist_ok=True)

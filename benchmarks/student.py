@@ -36,8 +36,8 @@ from spade_deploy.networks.build import count_parameters
 from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, read_checkpoint_info, resolve_checkpoint
-from spade_deploy.runs.checkpoint import Imported, load_generator, save_checkpoint
-from spade_deploy.runs.shipped import shipped_generator
+from spade_deploy.runs.checkpoint import load_generator
+from spade_deploy.runs.shipped import save_shipped
 from spade_deploy.training.presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,10 +110,7 @@ def teacher_checkpoint(work: Path) -> Path:
     """The shipped model as a checkpoint, so that it can be exported as the students are."""
     checkpoint = checkpoint_folder(work / TEACHER, 0)
     if not checkpoint.exists():
-        origin = Imported("earth, shipped")
-        save_checkpoint(
-            checkpoint, shipped_generator(), step=0, origin="import", imported=origin, setup=preset(TEACHER)
-        )
+        save_shipped(checkpoint, preset(TEACHER))
     return checkpoint
 
 

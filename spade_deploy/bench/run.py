@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spade_deploy.artifact import LABEL, Artifact, Golden
+from spade_deploy.artifact import LABEL, Artifact, Golden, one_by_one
 from spade_deploy.bench.candidates import Candidate
 from spade_deploy.bench.comparison import ImageComparison
 from spade_deploy.bench.entries import ColdStart, Entry, Round, Run, Status
@@ -103,9 +103,8 @@ def run_plan(artifact: Artifact, plan: BenchPlan, progress: Progress = SILENT) -
 
 def _jobs(artifact: Artifact, plan: BenchPlan, golden: Golden, folder: Path, threads: int) -> list[Job]:
     case_files = tuple(write_arrays(folder / f"case-{k}.npz", case) for k, case in enumerate(plan.cases))
-    count = len(golden.inputs[LABEL])
-    singles = [{name: array[k : k + 1] for name, array in golden.inputs.items()} for k in range(count)]
-    golden_files = tuple(write_arrays(folder / f"golden-{k}.npz", single) for k, single in enumerate(singles))
+    singles = enumerate(one_by_one(golden.inputs))
+    golden_files = tuple(write_arrays(folder / f"golden-{k}.npz", single) for k, single in singles)
     return [
         Job(
             candidate=candidate,

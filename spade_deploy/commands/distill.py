@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spade_deploy.commands import output
-from spade_deploy.commands.config_file import ConfigCommand, ConfigFile, as_yaml
-from spade_deploy.commands.console import note, print_settings, stdout, styled
+from spade_deploy.commands.config_file import ConfigCommand, ConfigFile
+from spade_deploy.commands.console import note, stdout, styled
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.tables import Cell, print_table
-from spade_deploy.commands.train import TrainCall, print_estimate, run_session
+from spade_deploy.commands.train import TrainCall, is_only_told, run_session
 
 if TYPE_CHECKING:
     from spade_deploy.training.distillation.request import DistillRequest
@@ -28,22 +27,12 @@ def _requests() -> tuple[type, ...]:
 def distill(asked: DistillRequest, file: ConfigFile, call: TrainCall, place: RunsFolder) -> None:
     """Train a student: a smaller generator that makes its teacher's images."""
     from spade_deploy.training import session
-    from spade_deploy.training.processes.join import join_world
 
     runs = place.runs
     if asked.mac_budget is not None and not session.goes_on(runs, call.name, call.resume):
         asked = _with_chosen_widths(asked, runs, is_told=not file.print_config)
-    if file.print_config:
-        whole = session.complete_request(asked, runs_dir=runs, resume=call.resume)
-        print_settings(as_yaml(distill.settings, whole))
-        return
-    if call.estimate:
-        print_estimate(*session.estimate_run(asked, runs_dir=runs, resume=call.resume))
-        return
-    with join_world() as world:
-        if not world.is_main:
-            output.leave_to_main()
-        run_session(session.start(asked, runs_dir=runs, name=call.name, resume=call.resume, world=world))
+    if not is_only_told(asked, file, call, runs, distill.settings):
+        run_session(asked, call, runs)
 
 
 def _with_chosen_widths(asked: DistillRequest, runs: Path, *, is_told: bool) -> DistillRequest:

@@ -21,6 +21,7 @@ from spade_deploy.commands.console import (
 )
 from spade_deploy.commands.options import MAIN, RunsFolder, command, needed
 from spade_deploy.commands.progress import training_bar
+from spade_deploy.commands.request_options import Option
 from spade_deploy.fields import to_json
 from spade_deploy.progress import SILENT
 from spade_deploy.settings import setting
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from spade_deploy.cluster.train import RayTraining
     from spade_deploy.training.estimate import Estimate
     from spade_deploy.training.request import TrainRequest
-    from spade_deploy.training.session import Session
+    from spade_deploy.training.session import Asked, Session
 
 SHOWN_OF_A_RUN = (("over time", "timeline.png"), ("as a film", "samples.gif"), ("metrics", "metrics.png"))
 """The files of a run that are named when it ends, if they exist."""
@@ -59,29 +60,38 @@ def _requests() -> tuple[type, ...]:
 @command("train", panel=MAIN, requests=_requests, needs="train", kind=ConfigCommand)
 def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFolder, cluster: RayTraining) -> None:
     """Train a generator. Without options, it trains on the embedded Earth data, sized for a CPU."""
-    from spade_deploy.training import session
-    from spade_deploy.training.processes.join import join_world
-
-    runs = place.runs
-    if file.print_config:
-        whole = session.complete_request(asked, runs_dir=runs, resume=call.resume)
-        print_settings(as_yaml(train.settings, whole))
-        return
-    if call.estimate:
-        print_estimate(*session.estimate_run(asked, runs_dir=runs, resume=call.resume))
+    if is_only_told(asked, file, call, place.runs, train.settings):
         return
     if cluster.ray is not None:
         with needed("ray"):
-            _train_on_ray(asked, call, runs, cluster)
+            _train_on_ray(asked, call, place.runs, cluster)
         return
+    run_session(asked, call, place.runs)
+
+
+def is_only_told(asked: Asked, file: ConfigFile, call: TrainCall, runs: Path, settings: list[Option]) -> bool:
+    """Print the settings or the estimate of a training, where that is asked for; whether it was."""
+    from spade_deploy.training import session
+
+    if file.print_config:
+        print_settings(as_yaml(settings, session.complete_request(asked, runs_dir=runs, resume=call.resume)))
+    elif call.estimate:
+        print_estimate(*session.estimate_run(asked, runs_dir=runs, resume=call.resume))
+    return file.print_config or call.estimate
+
+
+def run_session(asked: Asked, call: TrainCall, runs: Path) -> None:
+    """Train in this process, and with those that torchrun started beside it, and print the results."""
+    from spade_deploy.training import session
+    from spade_deploy.training.processes.join import join_world
+
     with join_world() as world:
         if not world.is_main:
             output.leave_to_main()
-        run_session(session.start(asked, runs_dir=runs, name=call.name, resume=call.resume, world=world))
+        _run(session.start(asked, runs_dir=runs, name=call.name, resume=call.resume, world=world))
 
 
-def run_session(started: Session) -> None:
-    """Run the training of a session that was started, and print its results."""
+def _run(started: Session) -> None:
     out = stdout()
     out.print(f"training {started.run}: {started.described}")
     for text in started.notes:

@@ -26,8 +26,7 @@ from spade_deploy.progress import SILENT, Progress
 from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run
-from spade_deploy.runs.checkpoint import Imported, save_checkpoint
-from spade_deploy.runs.shipped import shipped_generator
+from spade_deploy.runs.shipped import save_shipped
 from spade_deploy.training.config import Setup
 from spade_deploy.training.device import choose_device
 from spade_deploy.training.loop import train
@@ -89,9 +88,7 @@ def run_demo(
     run = new_run(out / "runs", prefix="earth")
     progress.step(f"the shipped model, trained on Earth, becomes a run: {run}")
     checkpoint = checkpoint_folder(run, 0)
-    save_checkpoint(
-        checkpoint, shipped_generator(), step=0, origin="import", imported=Imported("earth, shipped"), setup=setup
-    )
+    save_shipped(checkpoint, setup)
     exporting = ReleaseRequest(checkpoint, fp16=True, license="apache-2.0")
     made = export_checkpoint(exporting, runs_dir=out / "runs", progress=progress)
     tiles = _shown_tiles()

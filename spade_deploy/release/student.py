@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z, one_by_one
 from spade_deploy.errors import ConfigError, SpadeError
 from spade_deploy.fields import from_json
 from spade_deploy.lookup.cost import dense_macs, lookup_macs, mean_windows
@@ -122,8 +122,7 @@ def compare_with_teacher(loaded: LoadedGenerator, inputs: Arrays, runs_dir: Path
         tuple(loaded.spec.labels.name_of(index) for index in range(loaded.spec.labels.num_ids))
     )
     pictures, times = [], {"teacher": list[float](), "student": list[float]()}
-    for row in range(len(inputs[LABEL])):
-        one = {name: array[row : row + 1] for name, array in inputs.items()}
+    for one in one_by_one(inputs):
         made = {"teacher": _run(teacher, one), "student": _run(student, one)}
         pairs = [(image.numpy(), to_pixels(image).numpy()) for image in made.values()]
         difference.add(one[LABEL], pairs[0], pairs[1])

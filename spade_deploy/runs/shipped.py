@@ -17,6 +17,7 @@ from spade_deploy.fields import Sha256, from_json, to_json
 from spade_deploy.files.atomic import write_json
 from spade_deploy.files.reading import read_json, sha256_of
 from spade_deploy.networks.build import Generator, build_generator
+from spade_deploy.runs.checkpoint import Imported, Settings, save_checkpoint
 from spade_deploy.runs.layout import SHIPPED
 from spade_deploy.runs.tensors import check_tensors, load_tensors, save_tensors
 from spade_deploy.spec import GeneratorSpec
@@ -63,6 +64,12 @@ def shipped_generator(name: str = "earth", folder: Path = SHIPPED_FOLDER) -> Gen
     check_tensors(module.state_dict(), tensors, folder / f"{name}.json")
     module.load_state_dict(tensors)
     return module.eval()
+
+
+def save_shipped(checkpoint: Path, setup: Settings, name: str = "earth") -> None:
+    """Write a shipped generator as an imported checkpoint at step 0. Raises what `shipped_generator` does, OSError."""
+    origin = Imported(f"{name}, shipped")
+    save_checkpoint(checkpoint, shipped_generator(name), step=0, origin="import", imported=origin, setup=setup)
 
 
 def write_shipped(generator: Generator, name: str, recipe: str, folder: Path) -> Path:
