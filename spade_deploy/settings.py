@@ -120,9 +120,10 @@ def check_one_of(field: str, value: str, allowed: Iterable[str], hint: str | Non
 
 
 def as_typed(value: Any) -> str:
-    """A value as one types it on the command line: 256x512, 0,0.9, on."""
+    """A value as one types it on the command line: 256x512, 0,0.9, 128,64,32, on."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (tuple, list)):
-        return ("x" if all(isinstance(part, int) for part in value) else ",").join(map(str, value))
+        is_size = len(value) == 2 and all(isinstance(part, int) for part in value)
+        return ("x" if is_size else ",").join(map(str, value))
     return str(value)

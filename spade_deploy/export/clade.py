@@ -141,7 +141,7 @@ class DeployCladeModel(DenseModel):
             edges = edges[:, :1] if spec.labels.has_edges else None
         if z is not None:
             flat: Tensor = self.fc(z.to(dtype))
-            x = flat.view(-1, 16 * spec.base_channels, spec.latent_height, spec.latent_width)
+            x = flat.view(-1, spec.latent_channels, spec.latent_height, spec.latent_width)
         else:
             x = self.fc(self.segmap(spec.stride, label, edges).to(dtype))
         ids = label.to(torch.int32)

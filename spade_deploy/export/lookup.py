@@ -34,6 +34,7 @@ from spade_deploy.export.dense_model import dtype_of, to_outputs
 from spade_deploy.export.exact_norm import standardized
 from spade_deploy.export.fold import ConvWeights, fold_conv, fold_shortcut, fold_spade
 from spade_deploy.export.spade import (
+    level_hidden,
     levels,
     make_conv,
     make_linear,
@@ -210,7 +211,7 @@ class LookupModel(nn.Module):
         """For each layer of a level, its hidden rows and a row of zeros for outside the image: (U + 1) x hidden."""
         hidden = self._rows(f"level_{stride}", codes, z)
         outside = torch.zeros(1, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
-        return list(torch.split(torch.cat([hidden, outside]), self.spec.hidden_channels, dim=1))
+        return list(torch.split(torch.cat([hidden, outside]), level_hidden(self.spec, stride), dim=1))
 
     def _rows(self, level: str, codes: Tensor, z: Tensor | None) -> Tensor:
         rows: Tensor = self.get_submodule(level)(codes)
@@ -223,7 +224,7 @@ class _StyleMap(nn.Module):
     def __init__(self, layer: nn.Linear, spec: GeneratorSpec) -> None:
         super().__init__()
         self.linear = make_linear(layer)
-        self.shape = (16 * spec.base_channels, spec.latent_height, spec.latent_width)
+        self.shape = (spec.latent_channels, spec.latent_height, spec.latent_width)
 
     def forward(self, z: Tensor) -> Tensor:
         flat: Tensor = self.linear(z)

@@ -114,7 +114,7 @@ class DeployModel(DenseModel):
         if not spec.is_dynamic:
             assert z is not None  # an input of this graph
             flat: Tensor = self.fc(z.to(dtype))
-            return flat.view(-1, 16 * spec.base_channels, spec.latent_height, spec.latent_width)
+            return flat.view(-1, spec.latent_channels, spec.latent_height, spec.latent_width)
         latent: Tensor = self.fc(self._seen(spec.stride, label, edges, z).to(dtype))
         return latent
 
@@ -129,7 +129,7 @@ class DeployModel(DenseModel):
     def _hidden(self, stride: int, label: Tensor, edges: Tensor | None, z: Tensor | None) -> list[Tensor]:
         level = self.get_submodule(f"level_{stride}")
         maps = level(self._seen(stride, label, edges, z).to(dtype_of(level)))
-        return list(maps.split(self.spec.hidden_channels, dim=1))
+        return list(maps.split(level_hidden(self.spec, stride), dim=1))
 
 
 def levels(spec: GeneratorSpec) -> dict[int, list[str]]:
@@ -138,6 +138,11 @@ def levels(spec: GeneratorSpec) -> dict[int, list[str]]:
     for block in spec.blocks:
         by_stride.setdefault(block.stride, []).append(block.name)
     return by_stride
+
+
+def level_hidden(spec: GeneratorSpec, stride: int) -> list[int]:
+    """The hidden channels of each layer that runs at a stride, in the order of `merged_hidden`."""
+    return [b.hidden_channels for b in spec.blocks if b.stride == stride for _ in range(3 if b.has_shortcut else 2)]
 
 
 def spade_units(spec: GeneratorSpec) -> list[str]:

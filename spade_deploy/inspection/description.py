@@ -79,6 +79,8 @@ def _shape_rows(spec: GeneratorSpec) -> Rows:
     width = f"{spec.base_channels} base"
     if spec.has("hidden_channels"):
         width += f", {spec.hidden_channels} hidden, kernel {spec.kernel_size}"
+    if spec.level_text:
+        width += f"; {spec.level_text}"
     doublings = ("upsampling", f"{spec.upsampling}: {spec.doublings} doublings")
     depth = () if spec.depth is None else (("depth", spec.depth),)
     return (*((doublings,) if spec.has("upsampling") else ()), *depth, ("channels", width))

@@ -41,13 +41,13 @@ def dense_macs(spec: GeneratorSpec) -> float:
     pixels = spec.height * spec.width
     total = _shared_macs(spec)
     if spec.is_dynamic:
-        total += TAPS * spec.modulation_channels * 16 * spec.base_channels * pixels / spec.stride**2
+        total += TAPS * spec.modulation_channels * spec.latent_channels * pixels / spec.stride**2
     for block in spec.blocks:
         own = pixels / block.stride**2
-        total += own * sum(_modulation(spec, *widths) for widths in _norms(block, folded=False))
+        total += own * _modulation(spec, block, folded=False)
         if spec.architecture is not Architecture.CLADE:
             count = 3 if block.has_shortcut else 2
-            total += own * count * spec.kernel_size**2 * spec.modulation_channels * spec.hidden_channels
+            total += own * count * spec.kernel_size**2 * spec.modulation_channels * block.hidden_channels
     return total
 
 
@@ -59,7 +59,7 @@ def lookup_macs(spec: GeneratorSpec, windows: Mapping[int, float]) -> float:
     total = _shared_macs(spec)
     for block in spec.blocks:
         own = windows[block.stride]
-        total += own * sum(_modulation(spec, *widths) for widths in _norms(block, folded=True))
+        total += own * _modulation(spec, block, folded=True)
     return total
 
 
@@ -68,7 +68,7 @@ def _shared_macs(spec: GeneratorSpec) -> float:
     pixels = spec.height * spec.width
     total = float(TAPS) * spec.blocks[-1].out_channels * 3 * pixels
     if not spec.is_dynamic and spec.z_dim is not None:
-        total += spec.z_dim * 16 * spec.base_channels * spec.latent_height * spec.latent_width
+        total += spec.z_dim * spec.latent_channels * spec.latent_height * spec.latent_width
     for block in spec.blocks:
         middle = block.middle_channels
         products = TAPS * middle * (block.in_channels + block.out_channels)
@@ -89,8 +89,9 @@ def _norms(block: BlockSpec, *, folded: bool) -> list[tuple[int, int]]:
     return found
 
 
-def _modulation(spec: GeneratorSpec, gamma: int, beta: int) -> float:
-    """Products for gamma and beta of one pixel or window; CLADE takes them from a table."""
+def _modulation(spec: GeneratorSpec, block: BlockSpec, *, folded: bool) -> float:
+    """Products for gamma and beta of a block, of one pixel or window; CLADE takes them from a table."""
     if spec.architecture is Architecture.CLADE:
         return 0.0
-    return float(spec.kernel_size**2 * spec.hidden_channels * (gamma + beta))
+    channels = sum(gamma + beta for gamma, beta in _norms(block, folded=folded))
+    return float(spec.kernel_size**2 * block.hidden_channels * channels)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from spade_deploy.lookup.regions import region_positions
 from spade_deploy.networks.modulation import LevelLookup, TrainingLookup
 from spade_deploy.networks.spade import ModulatedBlock, SpadeGenerator, parameter_free_norm
-from spade_deploy.spec import GeneratorSpec
+from spade_deploy.spec import BlockSpec, GeneratorSpec
 
 
 class ClassAffine(nn.Module):
@@ -69,8 +69,8 @@ class Clade(nn.Module):
 class CladeBlock(ModulatedBlock[Clade]):
     """Residual block of CLADE layers."""
 
-    def __init__(self, spec: GeneratorSpec, in_channels: int, out_channels: int) -> None:
-        super().__init__(spec, in_channels, out_channels, Clade, appended=int(spec.labels.has_edges))
+    def __init__(self, spec: GeneratorSpec, block: BlockSpec) -> None:
+        super().__init__(spec, block.in_channels, block.out_channels, Clade, appended=int(spec.labels.has_edges))
 
 
 class CladeGenerator(SpadeGenerator):

@@ -7,6 +7,7 @@ This module is the reference: everything that is exported is proved equal to it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 from spade_deploy.networks.modulation import LevelLookup, TrainingLookup, modulate
 from spade_deploy.networks.spectral_norm import spectral_norm
 from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
-from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
+from spade_deploy.spec import BlockSpec, GeneratorSpec, LabelSpec, NormType
 
 NORM_EPS = 1e-5
 LEAKY_SLOPE = 0.2
@@ -58,16 +59,17 @@ def to_pixels(image: Tensor) -> Tensor:
 class Spade(nn.Module):
     """Spatially-adaptive normalisation: norm(x) * (1 + gamma(segmap)) + beta(segmap). Equation (1) of the paper."""
 
-    def __init__(self, spec: GeneratorSpec, channels: int) -> None:
+    def __init__(self, spec: GeneratorSpec, channels: int, hidden_channels: int | None = None) -> None:
         super().__init__()
+        hidden_channels = hidden_channels or spec.hidden_channels
         padding = spec.kernel_size // 2
         self.param_free_norm = parameter_free_norm(spec.norm, channels)
         self.mlp_shared = nn.Sequential(
-            nn.Conv2d(spec.modulation_channels, spec.hidden_channels, spec.kernel_size, padding=padding),
+            nn.Conv2d(spec.modulation_channels, hidden_channels, spec.kernel_size, padding=padding),
             nn.ReLU(),
         )
-        self.mlp_gamma = nn.Conv2d(spec.hidden_channels, channels, spec.kernel_size, padding=padding)
-        self.mlp_beta = nn.Conv2d(spec.hidden_channels, channels, spec.kernel_size, padding=padding)
+        self.mlp_gamma = nn.Conv2d(hidden_channels, channels, spec.kernel_size, padding=padding)
+        self.mlp_beta = nn.Conv2d(hidden_channels, channels, spec.kernel_size, padding=padding)
 
     def forward(self, x: Tensor, segmap: Tensor, level: LevelLookup | None = None) -> Tensor:
         """x: N x C x h x w; segmap: N x L x H x W of any size, picked at the nearest pixel.
@@ -129,28 +131,29 @@ class ModulatedBlock(nn.Module, Generic[M]):
 class SpadeBlock(ModulatedBlock[Spade]):
     """Residual block of SPADE layers."""
 
-    def __init__(self, spec: GeneratorSpec, in_channels: int, out_channels: int) -> None:
-        super().__init__(spec, in_channels, out_channels, Spade)
+    def __init__(self, spec: GeneratorSpec, block: BlockSpec) -> None:
+        layer = partial(Spade, hidden_channels=block.hidden_channels)
+        super().__init__(spec, block.in_channels, block.out_channels, layer)
 
 
 class SpadeGenerator(nn.Module):
     """segmap (and style vector) -> image. Figure 4 of the paper."""
 
     block_type: ClassVar[Any] = SpadeBlock
-    """Makes a residual block of so many input and output channels."""
+    """Makes a residual block of a generator's spec and the block's own."""
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.spec = spec
-        base = spec.base_channels
+        channels = spec.latent_channels
         self.fc: nn.Module
         if spec.is_dynamic:
-            self.fc = nn.Conv2d(spec.modulation_channels, 16 * base, 3, padding=1)
+            self.fc = nn.Conv2d(spec.modulation_channels, channels, 3, padding=1)
         else:
             assert spec.z_dim is not None  # what is_dynamic says
-            self.fc = nn.Linear(spec.z_dim, 16 * base * spec.latent_height * spec.latent_width)
+            self.fc = nn.Linear(spec.z_dim, channels * spec.latent_height * spec.latent_width)
         for block in spec.blocks:
-            attach(self, block.name, type(self).block_type(spec, block.in_channels, block.out_channels))
+            attach(self, block.name, type(self).block_type(spec, block))
         self.conv_img = nn.Conv2d(spec.blocks[-1].out_channels, 3, 3, padding=1)
 
     def forward(self, segmap: Tensor, z: Tensor | None = None, lookup: TrainingLookup | None = None) -> Tensor:
@@ -168,7 +171,7 @@ class SpadeGenerator(nn.Module):
         else:
             if z is None:
                 raise ValueError("the VAE variant needs a style vector z")
-            x = self.fc(z).view(-1, 16 * spec.base_channels, spec.latent_height, spec.latent_width)
+            x = self.fc(z).view(-1, spec.latent_channels, spec.latent_height, spec.latent_width)
         for block in spec.blocks:
             if block.doubles:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")

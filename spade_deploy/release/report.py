@@ -187,6 +187,8 @@ def _shape_facts(spec: GeneratorSpec) -> list[tuple[str, str]]:
     width = f"base {spec.base_channels}"
     if spec.has("hidden_channels"):
         width += f", hidden {spec.hidden_channels}, kernel {spec.kernel_size}"
+    if spec.level_text:
+        width += f"; {spec.level_text}"
     doublings = [("upsampling", f"{spec.upsampling} ({spec.doublings} doublings)")]
     depth = [] if spec.depth is None else [("depth", spec.depth)]
     return [*(doublings if spec.has("upsampling") else []), *depth, ("channels", width)]

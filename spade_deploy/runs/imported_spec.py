@@ -7,6 +7,7 @@ three facts: which labels the channels stand for, the size that the model was tr
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from spade_deploy.errors import CheckpointError, ConfigError, quoted
 from spade_deploy.labels.sets import label_set
 from spade_deploy.runs.import_request import RELEASED, ImportRequest
 from spade_deploy.runs.state_dicts import first_names
-from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, NormType, Upsampling
+from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, NormType, Upsampling, least_base, usual_widths
 
 AS_PUBLISHED = "the file is damaged, or of another network; take the file as it was published"
 
@@ -45,7 +46,8 @@ class ImportedSpec:
         is_spectral = "head_0.conv_0.weight_orig" in state
         wide = self._shape("head_0.conv_0.weight_orig" if is_spectral else "head_0.conv_0.weight", 4)[0]
         channels, modulation = self._modulation()
-        if wide % 16 or not wide:
+        widths = self._level_widths(wide, modulation.get("hidden_channels"), "weight_orig" if is_spectral else "weight")
+        if (wide % 16 or not wide) and not widths:
             raise CheckpointError(f"{self._path}: head_0 has {wide} channels, which is not 16 times the base channels")
         if "fc.weight" not in state:
             self._shape("fc.weight", 4)
@@ -54,8 +56,7 @@ class ImportedSpec:
         spec = GeneratorSpec(
             labels=labels,
             architecture=self.architecture,
-            base_channels=wide // 16,
-            **modulation,
+            **{"base_channels": wide // 16, **modulation, **widths},
             norm=self._norm(),
             spectral_norm=is_spectral,
             upsampling=upsampling,
@@ -80,6 +81,39 @@ class ImportedSpec:
         """The number of the segmap's channels, and the fields of the spec that say how the modulation is built."""
         hidden, channels, kernel, _ = self._shape("head_0.norm_0.mlp_shared.0.weight", 4)
         return channels, {"hidden_channels": hidden, "kernel_size": kernel}
+
+    def _level_widths(self, wide: int, hidden: int | None, weight: str) -> dict[str, Any]:
+        """The fields of the spec for levels of other widths than the paper's; empty for its own, or if tensors differ.
+
+        wide, hidden: the widths of the first level. weight: the name of a convolution's weight.
+        """
+        if hidden is None:
+            return {}
+        state, channels, inside = self._state, [wide], [hidden]
+        number = 0
+        while f"up_{number}.conv_0.{weight}" in state:
+            shapes = [state.get(f"up_{number}.{name}") for name in (f"conv_0.{weight}", "norm_0.mlp_shared.0.weight")]
+            if any(one is None or one.dim() != 4 or not len(one) for one in shapes):
+                return {}
+            conv, shared = (one.shape for one in shapes if one is not None)
+            if conv[1] != channels[-1]:
+                return {}
+            channels.append(conv[0])
+            inside.append(shared[0])
+            number += 1
+        if number not in (4, 5) or any(one <= other for one, other in pairwise(channels)):
+            return {}
+        upsampling = Upsampling.MOST if number == 5 else Upsampling.NORMAL
+        base = least_base(channels, upsampling)
+        is_usual = tuple(channels) == usual_widths(base, upsampling)
+        if is_usual and len(set(inside)) == 1:
+            return {}
+        return {
+            "base_channels": base,
+            "hidden_channels": max(inside),
+            "level_channels": None if is_usual else tuple(channels),
+            "level_hidden": None if len(set(inside)) == 1 else tuple(inside),
+        }
 
     def _shape(self, key: str, dims: int) -> torch.Size:
         state = self._state

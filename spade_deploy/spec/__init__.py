@@ -15,7 +15,7 @@ from spade_deploy.spec.architectures import (
     PIX2PIXHD_HALVINGS,
     SIMS_WIDTHS,
 )
-from spade_deploy.spec.blocks import BlockSpec
+from spade_deploy.spec.blocks import BlockSpec, least_base, usual_widths
 from spade_deploy.spec.choices import (
     EXPORTED,
     Architecture,
@@ -74,5 +74,7 @@ __all__ = [
     "RoundingError",
     "ShapeProfile",
     "Upsampling",
+    "least_base",
     "parse_size",
+    "usual_widths",
 ]

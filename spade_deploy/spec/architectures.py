@@ -39,16 +39,24 @@ NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
 """The normalisations that each architecture can be built with, its paper's first."""
 
 _OF_PIX2PIXHD = ("halvings", "residual_blocks", "enhancer_blocks")
-_NOT_OF_CASCADES = ("hidden_channels", "kernel_size", "z_dim", "has_positions", *_OF_PIX2PIXHD)
+_OF_LEVELS = ("level_channels", "level_hidden")
+_NOT_OF_CASCADES = ("hidden_channels", "kernel_size", "z_dim", "has_positions", *_OF_LEVELS, *_OF_PIX2PIXHD)
 
 FOREIGN: Mapping[Architecture, tuple[str, ...]] = MappingProxyType(
     {
         Architecture.SPADE: ("has_positions", *_OF_PIX2PIXHD),
-        Architecture.PIX2PIXHD: ("hidden_channels", "kernel_size", "upsampling", "z_dim", "has_positions"),
+        Architecture.PIX2PIXHD: (
+            "hidden_channels",
+            "kernel_size",
+            "upsampling",
+            "z_dim",
+            "has_positions",
+            *_OF_LEVELS,
+        ),
         Architecture.CRN: _NOT_OF_CASCADES,
         Architecture.SIMS: _NOT_OF_CASCADES,
-        Architecture.CLADE: ("hidden_channels", "kernel_size", *_OF_PIX2PIXHD),
-        Architecture.OASIS: ("upsampling", "has_positions", *_OF_PIX2PIXHD),
+        Architecture.CLADE: ("hidden_channels", "kernel_size", *_OF_LEVELS, *_OF_PIX2PIXHD),
+        Architecture.OASIS: ("upsampling", "has_positions", *_OF_LEVELS, *_OF_PIX2PIXHD),
     }
 )
 """The fields that an architecture does not use."""

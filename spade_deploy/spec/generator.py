@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.fields import from_json, to_json
-from spade_deploy.settings import check_range, setting
+from spade_deploy.settings import setting
 from spade_deploy.spec.architectures import (
     CASCADES,
     CRN_WIDTHS,
@@ -18,21 +17,15 @@ from spade_deploy.spec.architectures import (
     PIX2PIXHD_BLOCKS,
     PIX2PIXHD_HALVINGS,
 )
-from spade_deploy.spec.blocks import BlockSpec, oasis_blocks, spade_blocks
+from spade_deploy.spec.blocks import BlockSpec, oasis_blocks, spade_blocks, usual_widths
+from spade_deploy.spec.checks import check_generator, default_of
 from spade_deploy.spec.choices import Architecture, GraphKind, NormType, Upsampling
 from spade_deploy.spec.labels import LabelSpec
-from spade_deploy.spec.sizes import MAX_SIDE
 
 NETWORK = "Network"
 """The group of the settings that say how networks are built."""
 
-MAX_BASE_CHANNELS = 1024
-"""Sixteen times as many as in the paper: the widest layer then has 16,384 channels, and 9 GB of weights."""
-
-MAX_HIDDEN_CHANNELS = 8192
-MAX_STYLE_LENGTH = 65_536
-
-_LATER = ("has_positions", "halvings", "residual_blocks", "enhancer_blocks")
+_LATER = ("has_positions", "halvings", "residual_blocks", "enhancer_blocks", "level_channels", "level_hidden")
 """Fields that the first versions did not have."""
 
 
@@ -102,50 +95,18 @@ class GeneratorSpec:
     width: int = 256
     """The width in pixels that the model was trained for, a multiple of the stride."""
 
-    def __post_init__(self) -> None:
-        if not 2 <= self.base_channels <= MAX_BASE_CHANNELS or self.base_channels % 2:
-            raise ConfigError(
-                f"`base_channels`: {quoted(self.base_channels)} is not an even number in 2..{MAX_BASE_CHANNELS}"
-            )
-        check_range("hidden_channels", self.hidden_channels, 1, MAX_HIDDEN_CHANNELS)
-        if self.kernel_size not in (1, 3, 5):
-            raise ConfigError(f"`kernel_size`: {quoted(self.kernel_size)} is not 1, 3 or 5")
-        if self.z_dim is not None:
-            check_range("z_dim", self.z_dim, 1, MAX_STYLE_LENGTH)
-        check_range("halvings", self.halvings, 1, 8)
-        check_range("residual_blocks", self.residual_blocks, 1, 100)
-        check_range("enhancer_blocks", self.enhancer_blocks, 0, 100)
-        self._check_architecture()
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size > MAX_SIDE:
-                raise ConfigError(f"`size`: {name} {quoted(size)} is more than {MAX_SIDE} pixels")
-            if not self.takes_side(size):
-                how = f"upsampling {self.upsampling} doubles {self.upsampling.doublings} times"
-                if self.architecture is Architecture.PIX2PIXHD:
-                    how = f"{self.architecture} halves {self.doublings} times"
-                raise ConfigError(f"`size`: {name} {quoted(size)} is not a {self.side_rule} ({how})")
+    level_channels: tuple[int, ...] | None = None
+    """Channels of each level of SPADE, coarsest first: of the blocks before the `up_` blocks, then of each of those.
 
-    def _check_architecture(self) -> None:
-        """Raise ConfigError for a field that the architecture does not have."""
-        hint = "leave the option out; in Python, `with_architecture` resets what an architecture does not have"
-        allowed = NORMS[self.architecture]
-        if self.norm not in allowed:
-            raise ConfigError(
-                f"`architecture` {self.architecture} contradicts `norm` {self.norm}; it has {', '.join(allowed)}",
-                hint=hint,
-            )
-        for name in FOREIGN[self.architecture]:
-            value = getattr(self, name)
-            if value != _default(name):
-                raise ConfigError(
-                    f"`architecture` {self.architecture} contradicts {_named(name, value)}; it has no such part",
-                    hint=hint,
-                )
-        if self.architecture in CASCADES and self.spectral_norm:
-            raise ConfigError(
-                f"`architecture` {self.architecture} contradicts `spectral_norm`; its layer norm bounds the features",
-                hint=hint,
-            )
+    None: 16, 8, 4, 2, 1 times the base channels, and half of the last with upsampling 'most'. Given widths descend, and
+    none is wider than that.
+    """
+
+    level_hidden: tuple[int, ...] | None = None
+    """Channels inside the modulation of each level; None: `hidden_channels`, which is the most a level may have."""
+
+    def __post_init__(self) -> None:
+        check_generator(self)
 
     @property
     def doublings(self) -> int:
@@ -205,8 +166,34 @@ class GeneratorSpec:
         if self.architecture not in MODULATED:
             return ()
         if self.architecture is Architecture.OASIS:
-            return oasis_blocks(self.base_channels)
-        return spade_blocks(self.base_channels, self.upsampling)
+            return oasis_blocks(self.base_channels, self.hidden_channels)
+        return spade_blocks(self.widths, self.hidden_widths, self.upsampling)
+
+    @property
+    def usual_widths(self) -> tuple[int, ...]:
+        """The widths of SPADE's levels as its paper builds it, which are the most that `level_channels` may have."""
+        return usual_widths(self.base_channels, self.upsampling)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each level of SPADE, coarsest first."""
+        return self.usual_widths if self.level_channels is None else self.level_channels
+
+    @property
+    def hidden_widths(self) -> tuple[int, ...]:
+        """The channels inside the modulation of each level of SPADE, coarsest first."""
+        return self.level_hidden or (self.hidden_channels,) * len(self.usual_widths)
+
+    @property
+    def level_text(self) -> str:
+        """The widths of each level in words, as far as they were chosen one by one; else empty."""
+        chosen = [("channels", self.level_channels), ("hidden", self.level_hidden)]
+        return ", ".join(f"{what} by level {'-'.join(map(str, widths))}" for what, widths in chosen if widths)
+
+    @property
+    def latent_channels(self) -> int:
+        """The channels of the first layer's map, in SPADE's residual blocks."""
+        return self.blocks[0].in_channels
 
     @property
     def refinement_widths(self) -> tuple[int, ...]:
@@ -291,9 +278,4 @@ class GeneratorSpec:
 
 
 def _default(name: str) -> Any:
-    return next(field.default for field in fields(GeneratorSpec) if field.name == name)
-
-
-def _named(name: str, value: object) -> str:
-    # A request does not ask for the style vector's length, but for one of the two ways of having a style vector.
-    return "`vae` or `first_input` noise" if name == "z_dim" else f"`{name}` {value}"
+    return default_of(GeneratorSpec, name)

@@ -129,7 +129,10 @@ def refuse_if_too_large(setup: Setup, machine: Machine, *, is_resumed: bool = Fa
 
 
 def with_width(setup: Setup, width: int) -> Setup:
-    """The setup with all networks narrowed alike: hidden channels twice the width, the discriminator's the same."""
+    """The setup with all networks narrowed alike: hidden channels twice the width, the discriminator's the same.
+
+    Widths that levels have of their own are left out: none of them is more than the width that all levels follow from.
+    """
     generator = setup.generator
     share = width / generator.base_channels
     hidden = generator.hidden_channels
@@ -139,7 +142,9 @@ def with_width(setup: Setup, width: int) -> Setup:
     narrow = replace(discriminator, base_channels=max(1, round(discriminator.base_channels * share)))
     return replace(
         setup,
-        generator=replace(generator, base_channels=width, hidden_channels=hidden),
+        generator=replace(
+            generator, base_channels=width, hidden_channels=hidden, level_channels=None, level_hidden=None
+        ),
         train=replace(setup.train, discriminator=narrow),
     )
 

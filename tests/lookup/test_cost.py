@@ -30,7 +30,12 @@ def test_by_hand() -> None:
     assert dense_macs(SMALL) == 2_097_026
 
 
-@pytest.mark.parametrize("fields", [{}, {"z_dim": 5}, {"kernel_size": 1, "labels": LabelSpec(5)}])
+LEVELS = {"level_channels": (120, 50, 30, 9, 5), "level_hidden": (12, 7, 5, 3, 1)}
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"z_dim": 5}, {"kernel_size": 1, "labels": LabelSpec(5)}, LEVELS, {**LEVELS, "z_dim": 5}]
+)
 def test_as_pytorch_counts_the_graphs(fields: dict[str, Any]) -> None:
     generator = build_generator(**fields)
     spec = generator.spec

@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "kernel 5, no spectral norm": {"kernel_size": 5, "spectral_norm": False},
     "instance norm": {"norm": NormType.INSTANCE},
     "style vector": {"z_dim": 16},
+    "own widths": {"level_channels": (120, 50, 30, 9, 5), "level_hidden": (12, 7, 5, 3, 1)},
 }
 
 

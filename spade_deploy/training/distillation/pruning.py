@@ -125,11 +125,11 @@ def _flow(spec: GeneratorSpec) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _group_widths(spec: GeneratorSpec) -> dict[str, int]:
-    widths = {"latent": 16 * spec.base_channels}
+    widths = {"latent": spec.latent_channels}
     for block, (name, _, middle, out) in zip(spec.blocks, _flow(spec), strict=True):
         widths[middle], widths[out] = block.middle_channels, block.out_channels
         for norm in ("norm_0", "norm_1", *(["norm_s"] if block.has_shortcut else [])):
-            widths[f"{name}.{norm}.hidden"] = spec.hidden_channels
+            widths[f"{name}.{norm}.hidden"] = block.hidden_channels
     return widths
 
 

@@ -12,11 +12,23 @@ from spade_deploy.errors import ConfigError, quoted
 from spade_deploy.images.image_file import Size
 from spade_deploy.settings import asked_of, check_ranges, setting
 from spade_deploy.spec import DiscriminatorSpec
+from spade_deploy.spec.sizes import is_number
 from spade_deploy.training.config import LEARNING, TEXT, PerceptualNetwork, TrainConfig
 from spade_deploy.training.distillation.config import STUDENT, Distillation
 from spade_deploy.training.request import DataRequest, TrainRequest
 
+WIDTHS = ("base_channels", "hidden_channels", "level_channels", "level_hidden")
+"""The fields of a generator's spec that say how wide a student is."""
+
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """'128,64,32,16,8' -> the width of each level. Raises ConfigError."""
+    parts = text.split(",")
+    if not all(is_number(part.strip()) and int(part) for part in parts):
+        raise ConfigError(f"`level_channels`: {quoted(text)} is not a list of widths, such as 128,64,32,16,8")
+    return tuple(map(int, parts))
 
 
 def parse_macs(text: str) -> float:
@@ -37,6 +49,20 @@ class DistillRequest:
     )
     hidden_channels: int | None = setting(
         None, help="Width inside the student's SPADE; default: narrowed as much as the rest.", group=STUDENT
+    )
+    level_channels: tuple[int, ...] | None = setting(
+        None,
+        help="SPADE: width of each level, coarsest first, such as 128,60,24,12,8; instead of `base_channels`.",
+        group=STUDENT,
+        metavar=TEXT,
+        parse=parse_widths,
+    )
+    level_hidden: tuple[int, ...] | None = setting(
+        None,
+        help="SPADE: width inside the modulation of each level, coarsest first; instead of `hidden_channels`.",
+        group=STUDENT,
+        metavar=TEXT,
+        parse=parse_widths,
     )
     mac_budget: float | None = setting(
         None,
@@ -73,12 +99,16 @@ class DistillRequest:
         return replace(self, data=replace(self.data, size=size), base_channels=base_channels).as_training
 
     @property
+    def widths(self) -> dict[str, Any]:
+        """The fields of the student's spec that say how wide it is, as they are given."""
+        return {name: getattr(self, name) for name in WIDTHS}
+
+    @property
     def as_training(self) -> TrainRequest:
         """The same request without its teacher, for what students share with every training."""
-        widths = {"base_channels": self.base_channels, "hidden_channels": self.hidden_channels}
         return TrainRequest(
             data=self.data,
-            generator={name: width for name, width in widths.items() if width is not None},
+            generator={name: width for name, width in self.widths.items() if width is not None},
             discriminator=self.discriminator,
             train=self.train,
             perceptual=self.perceptual,

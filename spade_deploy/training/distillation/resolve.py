@@ -13,11 +13,12 @@ from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import pair_files
 from spade_deploy.labels.samples import is_embedded
 from spade_deploy.labels.sets import LABEL_SETS, label_set
-from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
+from spade_deploy.spec import Architecture, LabelSpec
 from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.distillation.config import Distillation
 from spade_deploy.training.distillation.pruning import can_be_pruned
-from spade_deploy.training.distillation.request import DistillRequest
+from spade_deploy.training.distillation.request import WIDTHS, DistillRequest
+from spade_deploy.training.distillation.student_spec import student_spec
 from spade_deploy.training.distillation.teacher import FoundTeacher, find_teacher
 from spade_deploy.training.own_data import FOLDERS, held_out
 from spade_deploy.training.perceptual import fetch_vgg
@@ -44,7 +45,7 @@ def student_setup(
             hint="take a teacher of another architecture",
         )
     data, notes = student_data(asked, teacher)
-    spec = _spec(asked, teacher.facts.generator, data)
+    spec = student_spec(asked, teacher.facts.generator, data.crop_size)
     if spec.has_bank:
         raise ConfigError(
             f"`teacher`: {teacher.facts.place} is a {spec.architecture} generator; students have no memory bank",
@@ -95,7 +96,8 @@ def complete_student(asked: DistillRequest, setup: Setup) -> DistillRequest:
     """The request that gives every setting of `setup`, which was made of `asked`."""
     whole, distill = complete(asked.as_training, setup), setup.train.distill
     assert distill is not None  # student_setup
-    widths: dict[str, Any] = {name: whole.generator.get(name) for name in ("base_channels", "hidden_channels")}
+    spec = setup.generator
+    widths: dict[str, Any] = {name: getattr(spec, name) if spec.has(name) else None for name in WIDTHS}
     return replace(
         asked,
         **widths,
@@ -208,36 +210,6 @@ def _compare(teacher: FoundTeacher, told: LabelSpec, own: LabelSpec, asked: str,
                 f" {teacher.facts.place}",
                 hint="a student has its teacher's labels, in the same order",
             )
-
-
-def _spec(asked: DistillRequest, teacher: GeneratorSpec, data: DataConfig) -> GeneratorSpec:
-    """The student's network: its teacher's, narrower."""
-    if asked.base_channels is None:
-        raise ConfigError(
-            "it is not said how wide the student is to be",
-            hint=f"give `base_channels` N, at most {teacher.base_channels}, or `mac_budget`, such as 20G",
-        )
-    widths: dict[str, Any] = {"base_channels": asked.base_channels}
-    if teacher.has("hidden_channels"):
-        narrowed = max(1, round(teacher.hidden_channels * asked.base_channels / teacher.base_channels))
-        widths["hidden_channels"] = narrowed if asked.hidden_channels is None else asked.hidden_channels
-    elif asked.hidden_channels is not None:
-        raise ConfigError(
-            f"`hidden_channels` {asked.hidden_channels}: {teacher.architecture} has none", hint="leave it out"
-        )
-    for name, width in widths.items():
-        if width > getattr(teacher, name):
-            raise ConfigError(
-                f"`{name}` {width}: a student is not wider than its teacher, which has {getattr(teacher, name)}",
-                hint="give less",
-            )
-    size = data.crop_size
-    if not teacher.is_dynamic and size != (teacher.height, teacher.width):
-        raise ConfigError(
-            f"`size`: the teacher makes {teacher.height} x {teacher.width} only (its style vector fixes the size)",
-            hint="leave `size` out",
-        )
-    return replace(teacher, **widths, height=size[0], width=size[1])
 
 
 def _train(asked: DistillRequest, teacher: FoundTeacher, data: DataConfig, downloads: bool) -> TrainConfig:

@@ -124,6 +124,17 @@ def giga(macs: float) -> str:
 
 
 def _candidates(teacher: GeneratorSpec, base: int | None, hidden: int | None) -> Iterator[GeneratorSpec]:
+    """Students whose levels are all narrowed alike, and none of which is wider than its teacher's."""
+    for spec in _narrower(replace(teacher, level_channels=None, level_hidden=None), base, hidden):
+        pairs = (
+            *zip(spec.widths, teacher.widths, strict=True),
+            *zip(spec.hidden_widths, teacher.hidden_widths, strict=True),
+        )
+        if all(own <= most for own, most in pairs):
+            yield spec
+
+
+def _narrower(teacher: GeneratorSpec, base: int | None, hidden: int | None) -> Iterator[GeneratorSpec]:
     bases = [base] if base is not None else [max(2, round(teacher.base_channels * share / 2) * 2) for share in SHARES]
     if not teacher.has("hidden_channels"):
         yield from (replace(teacher, base_channels=one) for one in bases)

@@ -18,6 +18,7 @@ from tests.support.generators import build_generator, random_inputs
 SPECS: dict[str, dict[str, Any]] = {
     "spade": {},
     "style": {"z_dim": 5, "labels": LabelSpec(3)},
+    "own widths": {"level_channels": (120, 50, 30, 9, 5), "level_hidden": (12, 7, 5, 3, 1)},
     "instance": {"norm": NormType.INSTANCE, "spectral_norm": False, "kernel_size": 1},
 }
 
@@ -87,6 +88,19 @@ def test_channels_that_nothing_reads_are_left_out_without_a_change() -> None:
     others = torch.tensor([channel for channel in range(32) if channel not in kept["up_1.out"].tolist()])
     wrong = {**kept, "up_1.out": others}
     assert not torch.allclose(made(pruned_student(teacher, spec, wrong)), made(teacher), atol=1e-3)
+
+
+def test_each_level_has_its_own_widths() -> None:
+    teacher = build_generator(spectral_norm=False, norm=NormType.INSTANCE)
+    spec = replace(teacher.spec, level_channels=(100, 64, 20, 10, 8), level_hidden=(12, 12, 3, 12, 12))
+    kept = choose_channels(teacher, spec)
+    assert [len(kept[f"{name}.out"]) for name in ("up_0", "up_1", "up_2", "up_3")] == [64, 20, 10, 8]
+    assert (len(kept["latent"]), len(kept["up_1.norm_s.hidden"]), len(kept["up_2.norm_0.hidden"])) == (100, 3, 12)
+    student = pruned_student(teacher, spec)
+    weight = student.up_1.norm_1.mlp_gamma.weight
+    rows, hidden = kept["up_1.middle"], kept["up_1.norm_1.hidden"]
+    assert weight.shape == (20, 3, 3, 3)
+    assert torch.equal(weight, teacher.up_1.norm_1.mlp_gamma.weight[rows][:, hidden])
 
 
 def test_importance_is_the_sum_of_the_absolute_weights_that_read_a_channel() -> None:

@@ -19,8 +19,8 @@ from spade_deploy.runs.checkpoint import Imported, TrainingState, save_checkpoin
 from spade_deploy.runs.shipped import shipped_facts
 from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec
 from spade_deploy.training.config import Setup
-from spade_deploy.training.distillation.request import DistillRequest, parse_macs
-from spade_deploy.training.distillation.resolve import resumed_student, student_setup
+from spade_deploy.training.distillation.request import DistillRequest, parse_macs, parse_widths
+from spade_deploy.training.distillation.resolve import complete_student, resumed_student, student_setup
 from spade_deploy.training.distillation.widths import choose_widths, width_table
 from spade_deploy.training.request import DataRequest
 from spade_deploy.training.source import FolderSource
@@ -125,6 +125,13 @@ def test_an_import_needs_label_maps_and_they_suffice(folders: Path, tmp_path: Pa
             {"base_channels": 8, "data": DataRequest(preset="coco", root=Path("coco"))},
             "`preset` coco: these are 182 labels with unknown and edges, and the teacher earth paints 17 labels",
         ),
+        (
+            {"level_channels": (128, 100, 32, 16, 8), "base_channels": 8},
+            "width 100 of level 2 is not in 1..64, which is what `base_channels` 8 allows",
+        ),
+        ({"level_channels": (300, 64, 32, 16, 8)}, "`base_channels` 20: a student is not wider than its teacher"),
+        ({"level_channels": (128, 64, 32, 16)}, "4 widths, and there are 5 levels"),
+        ({"level_hidden": (8,) * 5}, "it is not said how wide the student is to be"),
         ({"base_channels": 8, "train": {"steps": 5, "epochs": 5}}, "`steps` contradicts `epochs`"),
         ({"base_channels": 8, "train": {"init": "earth"}}, "`init` earth contradicts a teacher"),
     ],
@@ -133,6 +140,53 @@ def test_what_does_not_fit_the_teacher_is_refused(asked: dict[str, Any], message
     with pytest.raises(ConfigError, match=message) as error:
         student_setup(DistillRequest(EARTH, **asked))
     assert error.value.hint
+
+
+def test_each_level_may_have_its_own_width(folders: Path) -> None:
+    asked = DistillRequest(EARTH, level_channels=(128, 60, 24, 12, 10), level_hidden=(16, 8, 8, 4, 6))
+    spec = student_setup(asked)[0].generator
+    assert (spec.widths, spec.hidden_widths) == ((128, 60, 24, 12, 10), (16, 8, 8, 4, 6))
+    assert (spec.base_channels, spec.hidden_channels) == (10, 16)  # the least that allow these widths
+    setup, _ = student_setup(DistillRequest(EARTH, level_channels=(128, 60, 24, 12, 8)))
+    assert (setup.generator.base_channels, setup.generator.hidden_widths) == (8, (16,) * 5)
+    assert Setup.from_json(setup.to_json()) == setup
+    # The completed request makes the same student.
+    again = student_setup(complete_student(asked, student_setup(asked)[0]))[0]
+    assert again.generator == spec
+
+
+def test_a_teacher_with_widths_of_its_own_has_narrower_students(folders: Path, tmp_path: Path) -> None:
+    teacher = replace(SPEC, level_channels=(64, 32, 10, 8, 4), level_hidden=(8, 8, 3, 8, 8))
+    run = tmp_path / "runs" / "own"
+    _save(run, teacher, None)
+    data = DataRequest(labels=folders / "labels")
+    with pytest.raises(ConfigError, match="`level_channels` 64,32,16,8,4: a student is not wider than its teacher"):
+        student_setup(DistillRequest(run, base_channels=4, hidden_channels=3, data=data))
+    with pytest.raises(ConfigError, match=r"`level_hidden` 5,5,5,5,5: .*, whose levels have 8,8,3,8,8"):
+        student_setup(DistillRequest(run, base_channels=2, hidden_channels=5, data=data))
+    assert (
+        student_setup(DistillRequest(run, base_channels=2, hidden_channels=3, data=data))[0].generator.level_channels
+        is None
+    )
+    table = width_table(teacher, dict.fromkeys((32, 16, 8, 4, 2, 1), 9.0), 1e9, 1)
+    assert {(row.base_channels, row.hidden_channels) for row in table.rows} == {(2, 2)}
+
+
+def test_only_students_of_spade_have_levels(folders: Path, tmp_path: Path) -> None:
+    clade = SPEC.with_architecture(Architecture.CLADE)
+    run = tmp_path / "runs" / "clade"
+    _save(run, clade, None)
+    data = DataRequest(labels=folders / "labels")
+    with pytest.raises(ConfigError, match="`level_channels`: clade has no levels whose widths can be chosen") as error:
+        student_setup(DistillRequest(run, level_channels=(64, 32, 16, 8, 4), data=data))
+    assert error.value.hint == "give `base_channels` N"
+
+
+def test_widths_as_they_are_typed() -> None:
+    assert parse_widths("128, 64,32") == (128, 64, 32)
+    for text in ("", "8,", "8,-1", "0,1", "8x4", "1e3"):
+        with pytest.raises(ConfigError, match="`level_channels`"):
+            parse_widths(text)
 
 
 def test_other_class_names_are_refused(tmp_path: Path) -> None:
