@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 from spade_deploy.commands.config_file import ConfigCommand, ConfigFile
 from spade_deploy.commands.console import note, stdout, styled
 from spade_deploy.commands.options import MAIN, RunsFolder, command
+from spade_deploy.commands.progress import count_bar
 from spade_deploy.commands.tables import Cell, print_table
 from spade_deploy.commands.train import TrainCall, is_only_told, run_session
+from spade_deploy.settings import as_typed
 
 if TYPE_CHECKING:
     from spade_deploy.training.distillation.request import DistillRequest
+    from spade_deploy.training.distillation.search_record import WidthSearch
     from spade_deploy.training.distillation.widths import WidthTable
+
+SHOWN_TRIED = 10
+"""How many students of a search are printed; the run's width_search.json has all."""
 
 
 def _requests() -> tuple[type, ...]:
@@ -43,7 +49,61 @@ def _with_chosen_widths(asked: DistillRequest, runs: Path, *, is_told: bool) -> 
     if is_told:
         print_widths(table)
     chosen = table.chosen
-    return replace(asked, base_channels=chosen.base_channels, hidden_channels=chosen.hidden_channels, mac_budget=None)
+    plain = replace(
+        asked,
+        base_channels=chosen.base_channels,
+        hidden_channels=chosen.hidden_channels,
+        mac_budget=None,
+        search_widths=False,
+    )
+    return _with_searched_widths(plain, table.budget, runs, is_told=is_told) if asked.search_widths else plain
+
+
+def _with_searched_widths(asked: DistillRequest, budget: float, runs: Path, *, is_told: bool) -> DistillRequest:
+    """The request with the width of each level that a search finds; asked: that of the student it begins with."""
+    from spade_deploy.training.distillation.resolve import student_setup
+    from spade_deploy.training.distillation.teacher import load_teacher
+    from spade_deploy.training.distillation.width_search import search_widths
+
+    setup, _ = student_setup(asked, runs, downloads=False)
+    assert setup.train.distill is not None  # student_setup
+    teacher = load_teacher(setup.train.distill.teacher, runs)
+    with count_bar() as progress:
+        found = search_widths(setup, teacher, budget, asked.search_steps, progress)
+    if is_told:
+        print_search(found)
+    chosen = found.chosen
+    return replace(
+        asked,
+        base_channels=None,
+        hidden_channels=None,
+        level_channels=chosen.level_channels,
+        level_hidden=chosen.level_hidden,
+        searched=found,
+    )
+
+
+def print_search(found: WidthSearch) -> None:
+    """Print the best students that a search compared, and the one whose levels are all narrowed alike."""
+    rows: list[list[Cell]] = []
+    for place, row in enumerate(found.rows):
+        if place >= SHOWN_TRIED and not row.is_uniform:
+            continue
+        marks = [mark for mark, there in (("chosen", not place), ("narrowed alike", row.is_uniform)) if there]
+        cells = [
+            as_typed(row.level_channels),
+            as_typed(row.level_hidden),
+            f"{row.lookup_macs / 1e9:.3g}",
+            f"{row.dense_macs / 1e9:.3g}",
+            f"{row.parameters / 1e6:.2f} M",
+            f"{row.distance:.4f}",
+        ]
+        rows.append([*(styled(cell, "bold" if not place else "") for cell in cells), ", ".join(marks)])
+    headings = ("channels", "hidden", "GMAC lookup", "dense", "parameters", "L1", "")
+    what = f"{len(found.rows)} students with a width for each level, L1 to the teacher on {found.judged_maps} maps"
+    print_table(headings, rows, left=(0, 1, 6), title=what)
+    note(f"this is after {found.steps} steps of shared weights: it compares widths, and is no measure of the student")
+    stdout().print("")
 
 
 def print_widths(table: WidthTable) -> None:

@@ -140,9 +140,9 @@ def levels(spec: GeneratorSpec) -> dict[int, list[str]]:
     return by_stride
 
 
-def level_hidden(spec: GeneratorSpec, stride: int) -> list[int]:
-    """The hidden channels of each layer that runs at a stride, in the order of `merged_hidden`."""
-    return [b.hidden_channels for b in spec.blocks if b.stride == stride for _ in range(3 if b.has_shortcut else 2)]
+def level_hidden(spec: GeneratorSpec, stride: int) -> int:
+    """The hidden channels of each layer that runs at a stride: all blocks there are of one level."""
+    return next(block.hidden_channels for block in spec.blocks if block.stride == stride)
 
 
 def spade_units(spec: GeneratorSpec) -> list[str]:

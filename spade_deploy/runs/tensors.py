@@ -20,8 +20,16 @@ DAMAGED_HINT = "the folder was damaged or copied in part; use another checkpoint
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, in their own types."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
+    safetensors.torch.save_file(_plain(tensors), path, metadata={"format": "pt"})
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """What `save_tensors` writes."""
+    return safetensors.torch.save(_plain(tensors), metadata={"format": "pt"})
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:

@@ -57,20 +57,26 @@ class GeneratorAverage:
         """
         if not self._is_stale or next(self.module.buffers(), None) is None:
             return
-        norms = [module for module in self.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over the batches
-        self.module.train()
-        try:
-            for segmap, z in batches:
-                self.module(segmap, z)
-        finally:
-            self.module.eval()
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+        estimate_statistics(self.module, batches)
         self._is_stale = False
+
+
+@torch.no_grad()
+def estimate_statistics(module: Generator, batches: Sequence[Inputs]) -> None:
+    """Set every batch norm's statistics to their mean over `batches`. The generator is in eval mode afterwards."""
+    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over the batches
+    module.train()
+    try:
+        for segmap, z in batches:
+            module(segmap, z)
+    finally:
+        module.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _twin(spec: GeneratorSpec) -> Generator:

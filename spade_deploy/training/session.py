@@ -25,7 +25,7 @@ from spade_deploy.training import presets
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.device import choose_device
 from spade_deploy.training.distillation.request import DistillRequest
-from spade_deploy.training.distillation.resolve import complete_student, resumed_student, student_setup
+from spade_deploy.training.distillation.resolve import complete_student, keep_search, resumed_student, student_setup
 from spade_deploy.training.estimate import Estimate, estimate
 from spade_deploy.training.fit import Machine, fitted, machine_of, refuse_if_too_large
 from spade_deploy.training.loop import TrainResult, train
@@ -70,8 +70,7 @@ class Session:
     def described(self) -> str:
         """The run in one line."""
         begin = f"resumed from {self.resume.name}, " if self.resume is not None else ""
-        processes = f", {self.world.size} processes" if self.world.size > 1 else ""
-        return begin + _described(self.setup) + processes
+        return begin + _described(self.setup) + (f", {self.world.size} processes" if self.world.size > 1 else "")
 
     def train(self, progress: Progress = SILENT) -> TrainResult:
         """Train. If training cannot even begin, the new run's folder is removed."""
@@ -161,6 +160,7 @@ def _started(
     with world.together():
         if world.is_main:
             made = _begun(setup, runs_dir, name, lock, may_exist=resume is not None)
+            keep_search(asked, made[0])
     run, example, more = world.from_main(made)
     return Session(setup, run, None, source, (*notes, *more), example, world, lock)
 

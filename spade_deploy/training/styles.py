@@ -7,8 +7,9 @@ import hashlib
 import torch
 from torch import Tensor
 
-STYLE_NOISE, SAMPLE_STYLE = 1, 2
-"""The purposes of styles: a training step, and sample grids. Each purpose has random numbers of its own."""
+STYLE_NOISE, SAMPLE_STYLE, SEARCH_STYLE = 1, 2, 3
+"""The purposes of styles: a training step, sample grids, and the search for widths. Each purpose has random numbers of
+its own."""
 
 
 def normal_styles(seed: int, purpose: int, step: int, count: int, length: int) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from spade_deploy.errors import ConfigError
-from spade_deploy.fields import Sha256
+from spade_deploy.fields import Sha256, Sha256OrNone, to_json
 from spade_deploy.settings import setting
 from spade_deploy.spec import GeneratorSpec
 
@@ -49,6 +50,16 @@ class Distillation:
         False, help="Keep the teacher's images in the run's folder: each is made once.", group=STUDENT
     )
     """It needs samples that are not cropped at random, and no feature loss, since the teacher is not run again."""
+
+    search: Sha256OrNone = ""
+    """The SHA-256 of the weights that a search for widths found, with which the run began; empty without a search."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON; without a search as versions before it wrote them."""
+        value = to_json(self)
+        if not self.search:
+            del value["search"]
+        return value
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight_features) and self.weight_features >= 0):

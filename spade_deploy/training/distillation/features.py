@@ -32,8 +32,12 @@ class FeatureTaps:
 
     def __init__(self, generator: Generator) -> None:
         self._found: list[Tensor] | None = None
-        for block in blocks_of(generator).values():
-            block.register_forward_hook(self._keep)
+        self._hooks = [block.register_forward_hook(self._keep) for block in blocks_of(generator).values()]
+
+    def remove(self) -> None:
+        """Leave the generator as it was."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def collecting(self) -> Iterator[list[Tensor]]:
@@ -72,11 +76,12 @@ class FeatureMaps(nn.Module):
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The outputs of the blocks, N x C x h x w each. Returns the mean of the relative squared errors, a scalar."""
         errors = [
-            _relative(at_least_float32(one(own)), at_least_float32(other))
+            relative_error(at_least_float32(one(own)), at_least_float32(other))
             for one, own, other in zip(self.maps, student, teacher, strict=True)
         ]
         return torch.stack(errors).mean()
 
 
-def _relative(mapped: Tensor, wanted: Tensor) -> Tensor:
+def relative_error(mapped: Tensor, wanted: Tensor) -> Tensor:
+    """The squared error divided by the mean square of what is wanted, a scalar."""
     return (mapped - wanted).square().mean() / wanted.square().mean().clamp_min(_LEAST)

@@ -21,7 +21,14 @@ from spade_deploy.training.dataset import Batch
 from spade_deploy.training.distillation.cache import ImageCache
 from spade_deploy.training.distillation.config import Distillation
 from spade_deploy.training.distillation.features import FeatureMaps, FeatureTaps
-from spade_deploy.training.distillation.pruning import can_be_pruned, choose_channels, pruned_student
+from spade_deploy.training.distillation.pruning import (
+    can_be_pruned,
+    channel_order,
+    choose_channels,
+    leading,
+    pruned_student,
+)
+from spade_deploy.training.distillation.search_record import searched_generator
 from spade_deploy.training.distillation.teacher import Teacher, load_teacher
 from spade_deploy.training.processes.averaging import parallel
 from spade_deploy.training.processes.world import ALONE, World
@@ -71,6 +78,7 @@ class StudentLearner(Learner):
         assert setup.train.distill is not None  # make_learner
         self.distill: Distillation = setup.train.distill
         self.teacher = Teacher(teacher, device, is_channels_last=setup.train.channels_last)
+        self._run = run
         self._cache = ImageCache(run / CACHE) if self.distill.cache and run is not None else None
         self._taps = FeatureTaps(self.generator)
         self._teacher_taps = FeatureTaps(self.teacher.module)
@@ -93,13 +101,19 @@ class StudentLearner(Learner):
         return {**super().weights, **features}
 
     def begin(self) -> None:
-        """Begin with the teacher's most important channels, unless the settings ask for random weights."""
+        """Begin with the teacher's most important channels, or what a search made of them, unless the settings ask for
+        random weights."""
         spec = self.setup.generator
         if not (self.distill.pruned and can_be_pruned(spec)):
             return
         teacher = self.teacher.module
-        chosen = choose_channels(teacher, spec)
-        self.begin_from(pruned_student(teacher, spec, chosen))
+        if self.distill.search:
+            assert self._run is not None  # the run's folder has what the search found
+            chosen = leading(channel_order(teacher), spec)
+            self.begin_from(searched_generator(self._run, spec, self.distill.search))
+        else:
+            chosen = choose_channels(teacher, spec)
+            self.begin_from(pruned_student(teacher, spec, chosen))
         if self.maps is not None:
             self.maps.begin_with(chosen)
 

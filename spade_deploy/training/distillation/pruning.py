@@ -28,7 +28,7 @@ from spade_deploy.networks.spade import ModulatedBlock, Spade
 from spade_deploy.spec import GeneratorSpec
 
 Chosen = Mapping[str, Tensor]
-"""The channels of each group that are kept, ascending."""
+"""The channels of each group that are kept, in the order in which the student has them."""
 
 POWER_ITERATIONS = 20
 """How often spectral norm's vectors are improved for a weight of fewer channels."""
@@ -69,14 +69,24 @@ def choose_channels(teacher: Generator, spec: GeneratorSpec) -> Chosen:
 
     Raises ValueError where the student is wider than its teacher.
     """
+    return {group: channels.sort().values for group, channels in leading(channel_order(teacher), spec).items()}
+
+
+def channel_order(teacher: Generator) -> Chosen:
+    """All channels of the teacher by group, the most important ones first."""
+    return {
+        group: torch.argsort(importance, descending=True, stable=True)
+        for group, importance in _importance(teacher).items()
+    }
+
+
+def leading(order: Chosen, spec: GeneratorSpec) -> Chosen:
+    """The first channels of each group, as many as a student of `spec` has. Raises ValueError where it is wider."""
     widths = _group_widths(spec)
-    chosen = {}
-    for group, importance in _importance(teacher).items():
-        if widths[group] > len(importance):
-            raise ValueError(f"{group} has {len(importance)} channels, and the student asks for {widths[group]}")
-        order = torch.argsort(importance, descending=True, stable=True)
-        chosen[group] = order[: widths[group]].sort().values
-    return chosen
+    for group, channels in order.items():
+        if widths[group] > len(channels):
+            raise ValueError(f"{group} has {len(channels)} channels, and the student asks for {widths[group]}")
+    return {group: channels[: widths[group]] for group, channels in order.items()}
 
 
 @torch.no_grad()
@@ -96,7 +106,7 @@ def pruned_student(teacher: Generator, spec: GeneratorSpec, chosen: Chosen | Non
     student.load_state_dict(tensors)
     for name, module in student.named_modules():
         if hasattr(module, "weight_u") and tensors[f"{name}.weight_orig"].shape != _shape_of(teacher, name):
-            _improve_vectors(module)
+            improve_vectors(module)
     return student.eval()
 
 
@@ -229,7 +239,8 @@ def _hidden_importance(norm: Spade) -> Tensor:
     return (_reading(norm.mlp_gamma) + _reading(norm.mlp_beta)) * inside.mean(1).cpu()
 
 
-def _improve_vectors(module: nn.Module) -> None:
+@torch.no_grad()
+def improve_vectors(module: nn.Module) -> None:
     """Fit spectral norm's u and v to a weight of which they are parts of the former vectors."""
     rows = module.get_parameter("weight_orig").flatten(1)
     u, v = module.get_buffer("weight_u"), module.get_buffer("weight_v")

@@ -72,6 +72,15 @@ class DistillRequest:
         parse=parse_macs,
     )
     """The cost is the mean over label maps of the data set."""
+    search_widths: bool = setting(
+        False, help="SPADE: let a search choose the width of each level within `mac_budget`.", group=STUDENT
+    )
+    """The default is one student whose levels are all narrowed alike."""
+    search_steps: int = setting(
+        300, help="Steps for which the search trains sub-networks.", group=STUDENT, least=0, most=10**7
+    )
+    searched: Any = None
+    """What the search found, a `search_record.WidthSearch`, whose module needs torch; it is no option."""
     student: Mapping[str, Any] = asked_of(Distillation)
     """The fields of Distillation that are given."""
     labels_only: bool = setting(
@@ -93,6 +102,25 @@ class DistillRequest:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.mac_budget is not None and (self.level_channels or self.level_hidden):
+            name = "level_channels" if self.level_channels else "level_hidden"
+            raise ConfigError(f"`mac_budget` contradicts `{name}`, which says how wide it is", hint="give one of them")
+        if self.search_widths:
+            self._check_search()
+
+    def _check_search(self) -> None:
+        if self.mac_budget is None:
+            raise ConfigError("`search_widths` needs `mac_budget`, such as 20G: the search stays within it")
+        for name in ("base_channels", "hidden_channels"):
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"`search_widths` contradicts `{name}`: the search chooses all widths", hint="leave one of them out"
+                )
+        if self.student.get("pruned") is False:
+            raise ConfigError(
+                "`search_widths` contradicts `no_pruned`: the search begins with the teacher's channels",
+                hint="leave one of them out",
+            )
 
     def decided(self, size: Size, base_channels: int) -> TrainRequest:
         """The same as a request for a training, in which size and width are given."""

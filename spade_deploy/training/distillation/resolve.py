@@ -63,6 +63,8 @@ def student_setup(
                     hint="leave it out",
                 )
         student |= {"weight_features": 0.0, "pruned": False}
+    if asked.searched is not None:
+        student["search"] = asked.searched.sha256
     train = _train(asked, teacher, data, downloads)
     return Setup(replace(train, distill=Distillation(teacher.facts, **student)), spec, data), notes
 
@@ -102,6 +104,7 @@ def complete_student(asked: DistillRequest, setup: Setup) -> DistillRequest:
         asked,
         **widths,
         mac_budget=None,
+        search_widths=False,
         student={name: getattr(distill, name) for name in ("weight_features", "pruned", "cache")},
         labels_only=setup.data.labels_only,
         data=whole.data,
@@ -109,6 +112,12 @@ def complete_student(asked: DistillRequest, setup: Setup) -> DistillRequest:
         discriminator=whole.discriminator,
         perceptual=whole.perceptual,
     )
+
+
+def keep_search(asked: object, run: Path) -> None:
+    """Write what a search for widths found into the folder of the run that begins with it; other requests have none."""
+    if isinstance(asked, DistillRequest) and asked.searched is not None:
+        asked.searched.keep(run)
 
 
 def student_data(asked: DistillRequest, teacher: FoundTeacher) -> tuple[DataConfig, tuple[str, ...]]:
