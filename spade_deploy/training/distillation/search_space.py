@@ -18,7 +18,7 @@ HIDDEN_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 LEAST_CHANNELS = 2
 LEAST_SHARE = 0.85
 """A student that costs less of the budget than this is not tried: a wider one is allowed, too."""
-TRIES = 20_000
+TRIES = 2000
 """How many random students are looked at for one that costs what it may."""
 
 Widths = tuple[int, ...]
@@ -87,7 +87,7 @@ class Space:
     def changed(self, widths: Widths, numbers: np.random.Generator) -> Widths | None:
         """A student with some widths one step wider or narrower, that is allowed; None if none was found."""
         options = self.options
-        for _ in range(TRIES // 20):
+        for _ in range(TRIES // 2):
             moves = numbers.integers(-1, 2, len(options)) * (numbers.random(len(options)) < 0.5)
             found = tuple(_moved(one, own, int(move)) for one, own, move in zip(options, widths, moves, strict=True))
             if found != widths and self.allows(found):

@@ -68,7 +68,10 @@ def search_widths(
     teacher = teacher.to(inputs.device)
     space, maps = _space(setup, teacher.spec, budget)
     start = (*setup.generator.widths, *setup.generator.hidden_widths)
-    pool = [start, *(one for _ in range(POOL) if (one := space.random(numbers)) is not None)]
+    pool = [start]
+    for _ in range(POOL):  # where hardly any random student costs what it may, one beside the last is taken
+        if (one := space.random(numbers) or space.changed(pool[-1], numbers)) is not None:
+            pool.append(one)
     space = replace(space, most=tuple(map(max, zip(*pool, strict=True))))
     shared = _trained(setup, teacher, space, pool, inputs.batches(learned), steps, numbers, progress)
     judged = [wanted_of(teacher, one) for one in inputs.first(held, JUDGED)]
