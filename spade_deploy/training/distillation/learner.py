@@ -28,7 +28,7 @@ from spade_deploy.training.distillation.pruning import (
     leading,
     pruned_student,
 )
-from spade_deploy.training.distillation.search_record import searched_generator
+from spade_deploy.training.distillation.search_record import searched_weights
 from spade_deploy.training.distillation.teacher import Teacher, load_teacher
 from spade_deploy.training.processes.averaging import parallel
 from spade_deploy.training.processes.world import ALONE, World
@@ -100,22 +100,23 @@ class StudentLearner(Learner):
         features = {"features": self.distill.weight_features} if self.maps is not None else {}
         return {**super().weights, **features}
 
-    def begin(self) -> None:
+    def begin(self) -> tuple[str, ...]:
         """Begin with the teacher's most important channels, or what a search made of them, unless the settings ask for
         random weights."""
         spec = self.setup.generator
         if not (self.distill.pruned and can_be_pruned(spec)):
-            return
+            return ()
         teacher = self.teacher.module
         if self.distill.search:
             assert self._run is not None  # the run's folder has what the search found
             chosen = leading(channel_order(teacher), spec)
-            self.begin_from(searched_generator(self._run, spec, self.distill.search))
+            self.begin_from(searched_weights(self._run, self.distill.search))
         else:
             chosen = choose_channels(teacher, spec)
-            self.begin_from(pruned_student(teacher, spec, chosen))
+            self.begin_from(pruned_student(teacher, spec, chosen).state_dict())
         if self.maps is not None:
             self.maps.begin_with(chosen)
+        return ()
 
     def beside(self, batch: Batch) -> Batch:
         """Where there are no photos, images are shown beside those that the teacher makes with the same styles."""

@@ -11,9 +11,7 @@ from torch import Tensor
 from spade_deploy.fields import to_json
 from spade_deploy.files.atomic import atomic_file, write_json
 from spade_deploy.files.reading import sha256_of_bytes
-from spade_deploy.networks.build import Generator, build_generator
 from spade_deploy.runs.tensors import load_tensors, tensor_bytes
-from spade_deploy.spec import GeneratorSpec
 
 TABLE = "width_search.json"
 WEIGHTS = "width_search.safetensors"
@@ -76,8 +74,6 @@ class WidthSearch:
             temporary.write_bytes(tensor_bytes(self.weights))
 
 
-def searched_generator(run: Path, spec: GeneratorSpec, sha256: str) -> Generator:
-    """The generator that a search left in a run's folder. Raises CheckpointError where its file is not that one."""
-    generator = build_generator(spec)
-    generator.load_state_dict(load_tensors(run / WEIGHTS, sha256))
-    return generator.eval()
+def searched_weights(run: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors that a search left in a run's folder. Raises CheckpointError where its file is not that one."""
+    return load_tensors(run / WEIGHTS, sha256)
