@@ -166,22 +166,6 @@ def test_only_students_that_cost_about_as_much_as_they_may_are_tried() -> None:
     assert [max(one) for one in bounded.options] == [32, 16, 8, 4, 2, 4, 4, 4, 4, 1]
 
 
-def test_without_random_students_the_search_goes_on_beside_the_first(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Space, "random", lambda space, numbers: None)
-    found = search_widths(setup, build_generator(**FIELDS), 1.2e6, 1)
-    (uniform,) = (row for row in found.rows if row.is_uniform)
-    assert len(found.rows) > 1
-    assert any(
-        own > other
-        for row in found.rows
-        for own, other in zip(
-            row.level_channels + row.level_hidden, uniform.level_channels + uniform.level_hidden, strict=True
-        )
-    )
-
-
 def test_the_same_seed_finds_the_same(setup: Setup, found: WidthSearch) -> None:
     again = search_widths(setup, build_generator(**FIELDS), 1.2e6, 3)
     assert again.rows == found.rows
