@@ -29,10 +29,9 @@ NETWORK = "Network"
 MAX_BASE_CHANNELS = 1024
 """Sixteen times as many as in the paper: the widest layer then has 16,384 channels, and 9 GB of weights."""
 
-MAX_HIDDEN_CHANNELS = 8192
-MAX_STYLE_LENGTH = 65_536
+MAX_HIDDEN_CHANNELS, MAX_STYLE_LENGTH = 8192, 65_536
 
-_LATER = ("has_positions", "halvings", "residual_blocks", "enhancer_blocks")
+_LATER = ("has_positions", "halvings", "residual_blocks", "enhancer_blocks", "has_features")
 """Fields that the first versions did not have."""
 
 
@@ -71,7 +70,6 @@ class GeneratorSpec:
         Upsampling.NORMAL, help="Number of doublings: normal 5, more 6, most 7.", group=NETWORK
     )
     """How often SPADE and the networks of refinement modules (CRN, SIMS) double their coarsest features.
-
     The generators of pix2pixHD halve and double as often as `halvings` and `enhancer_blocks` say.
     """
 
@@ -92,9 +90,11 @@ class GeneratorSpec:
 
     enhancer_blocks: int = 0
     """How many residual blocks the local enhancer of pix2pixHD has, 3 in the paper; 0: the global generator is alone.
-
     With an enhancer the global generator sees the segmap at half its size, and has twice the base channels.
     """
+
+    has_features: bool = False
+    """Whether pix2pixHD also sees FEATURE_CHANNELS numbers a pixel: means over instances of what an encoder made."""
 
     height: int = 256
     """The height in pixels that the model was trained for, a multiple of the stride."""
@@ -235,8 +235,9 @@ class GeneratorSpec:
         """How deep pix2pixHD's generator is, in words; None for another one."""
         if self.architecture is not Architecture.PIX2PIXHD:
             return None
-        enhancer = f", local enhancer of {self.enhancer_blocks}" if self.enhancer_blocks else ""
-        return f"{self.halvings} halvings, {self.residual_blocks} residual blocks{enhancer}"
+        more = f", local enhancer of {self.enhancer_blocks}" if self.enhancer_blocks else ""
+        more += ", instance features" if self.has_features else ""
+        return f"{self.halvings} halvings, {self.residual_blocks} residual blocks{more}"
 
     def has(self, field: str) -> bool:
         """Whether a field means something for the architecture: `hidden_channels` does for SPADE alone."""
