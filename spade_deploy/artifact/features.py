@@ -1,6 +1,6 @@
 """The instance features that a pix2pixHD may see beside the labels: three numbers a pixel, the same in all of a region.
 
-They are means of what the encoder of the artifact makes of a photo (`inference/features.py`). The regions of a map are
+They are means of what the encoder of the artifact makes of a photo (`inference/style.py`). The regions of a map are
 those of its instance map, each id one of them; where there is none they are the classes.
 """
 
