@@ -164,10 +164,12 @@ def _run_module(encoder: Encoder, spec: GeneratorSpec, photos: NDArray[np.uint8]
         module = build_encoder(spec, encoder.state_dict()).double()
         module.load_state_dict(encoder.state_dict())
         module.eval()
+    each: list[Tensor] = []
     with torch.inference_mode():
-        image = torch.from_numpy(photos).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
-        found = module(image)
-        return torch.stack(found if isinstance(found, tuple) else (found,)).numpy()
+        for photo in photos:  # three large ones at once would not fit small machines
+            found = module(torch.from_numpy(photo[None]).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1)
+            each.append(torch.stack(found if isinstance(found, tuple) else (found,)))
+    return torch.cat(each, dim=1).numpy()
 
 
 def _write_onnx(model: nn.Module, spec: GeneratorSpec, path: Path, facts: Mapping[str, str]) -> None:

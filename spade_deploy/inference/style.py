@@ -15,6 +15,7 @@ from spade_deploy.artifact import FEATURES, LOGVAR, MU, PHOTO, Artifact, default
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session, types_of
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, reason_of
 from spade_deploy.images.image_file import ImageSource, Size, read_photo
+from spade_deploy.spec import GeneratorSpec
 
 _DROP = "leave the flag out"
 
@@ -159,20 +160,23 @@ class StyleEncoder:
         with self._opening:
             if self._session is None:
                 with self._artifact.vouched(file) as path:
-                    session = _session(path)
+                    session = _session(path, self._artifact.manifest.generator)
                 _check_contract(path, session, self._artifact)
                 self._session = session
             return self._session
 
 
-def _session(path: Path) -> Any:
+def _session(path: Path, spec: GeneratorSpec) -> Any:
     load_onnxruntime(
-        "`style_image`: the encoder runs in ONNX Runtime, which", hint=f"{INSTALL}; `seed` needs no encoder"
+        "`style_image`: the encoder runs in ONNX Runtime, which",
+        hint=INSTALL if spec.has_features else f"{INSTALL}; `seed` needs no encoder",
     )
+
+    what = "encoder of instance features" if spec.has_features else "style encoder"
 
     def failed(error: Exception) -> ArtifactError:
         return ArtifactError(
-            f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}",
+            f"{path}: ONNX Runtime cannot load the {what}: {reason_of(error)}",
             hint="pip install --upgrade onnxruntime, or `spade export` again",
         )
 
