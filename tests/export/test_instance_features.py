@@ -43,6 +43,7 @@ from spade_deploy.inference.style import StyleEncoder
 from spade_deploy.lookup.tables import graph_inputs
 from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.spec import Backend, GeneratorSpec, GraphKind, LabelSpec, Precision, ResizePolicy
+from spade_deploy.validation.divergence import first_divergence
 from tests.export.test_operators import parse
 from tests.support import pix2pixhd_by_the_facts as pix2pixhd
 from tests.support.featured import (
@@ -143,6 +144,19 @@ def test_shape_profiles_of_engines_hold_the_features(made: Made) -> None:
     ranges = tensor_ranges(spec, GraphKind.DENSE, default_profile(spec))
     assert list(ranges) == list(graph_inputs(spec, GraphKind.DENSE, golden)) == [LABEL, INSTANCE, FEATURES]
     assert ranges[FEATURES][2] == (4, 3, *SIZE)
+
+
+def test_where_a_graph_diverges_is_told_with_the_features_it_was_given(made: Made) -> None:
+    artifact = made.artifact
+    graph = artifact.graph(Precision.FP32, GraphKind.DENSE)
+    generator = load_generator(made.release.checkpoint).module
+    one = {name: array[:1] for name, array in artifact.golden().inputs.items()}
+    assert first_divergence(artifact.path_of(graph.file), graph, generator, one) is None
+    with torch.no_grad():
+        generator.enhancer_in.conv.weight[:, -3:] = 0  # the features that the fine half sees
+    found = first_divergence(artifact.path_of(graph.file), graph, generator, one)
+    assert found is not None
+    assert found.tensor == "enhancer_in"
 
 
 # --- The encoder -----------------------------------------------------------------------------------------------------
