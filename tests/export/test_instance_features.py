@@ -114,8 +114,8 @@ def test_every_engine_makes_the_image_of_the_second_writing(made: Made, backend:
     expected = pix2pixhd.generate(state, *given, num_ids=5, **DEPTH).numpy()
     with open_runtime(made.artifact, Precision.FP32, backend) as runtime:
         found = runtime.run({LABEL: label, INSTANCE: instance, FEATURES: features})[IMAGE]
-    # Measured worst 4e-6 (CPU) and 3e-6 (OpenVINO).
-    assert np.abs(found - expected).max() < 1e-4
+    # Measured: 2.9e-6 (CPU) and 4.6e-6 (OpenVINO).
+    assert np.abs(found - expected).max() < 2e-5
 
 
 def test_tensorrt_parses_every_graph(made: Made) -> None:
