@@ -43,8 +43,8 @@ NEED_MORE = (
     "serving",
     "cluster.meeting",
     *(f"release.{name}" for name in ("demo", "example_inputs", "release", "report", "student")),
-    *(f"runs.{name}" for name in ("checkpoint", "imported_families", "imported_pix2pixhd", "imported_spec")),
-    *(f"runs.{name}" for name in ("importer", "shipped", "state_dicts", "tensors", "weight_files")),
+    *(f"runs.imported_{name}" for name in ("families", "instance_encoder", "pix2pixhd", "spec")),
+    *(f"runs.{name}" for name in ("checkpoint", "importer", "shipped", "state_dicts", "tensors", "weight_files")),
     *(f"validation.{name}" for name in ("divergence", "precision_search")),
 )
 PREFIXES = tuple(f"spade_deploy.{name}." for name in NEED_MORE)

@@ -2,7 +2,8 @@
 
     manifest.json            the facts: generator spec, graphs, source, versions, every other file's sha256
     generator.fp32.onnx      label ids in, pixels out; generator.fp16.onnx beside it after `spade export --fp16`
-    encoder.onnx             photo in, mean and log variance of its style out; only a model with a style encoder has it
+    encoder.onnx             photo in, mean and log variance of its style out, or features of its instances; only a
+                             model with an encoder has it
     bank.npz                 segments of training photos; only SIMS has it
     style_directions.json    the main directions of the style vector; only a model with styles has it
     golden/inputs.npz        what the untouched PyTorch module was fed ...
@@ -26,6 +27,7 @@ from spade_deploy.artifact.engines import (
     write_engine,
     write_timing_cache,
 )
+from spade_deploy.artifact.features import region_means, with_features
 from spade_deploy.artifact.folder import (
     ENCODER_ONNX,
     MODEL_CARD,
@@ -54,6 +56,7 @@ from spade_deploy.artifact.place import carry_engines, foreign_files, free_place
 from spade_deploy.artifact.style_directions import MOST_DIRECTIONS, STYLE_DIRECTIONS, write_style_directions
 from spade_deploy.artifact.tensors import (
     CANVAS,
+    FEATURES,
     IMAGE,
     INSTANCE,
     LABEL,
@@ -84,6 +87,7 @@ __all__ = [
     "CANVAS",
     "ENCODER",
     "ENCODER_ONNX",
+    "FEATURES",
     "FORMAT_VERSION",
     "GOLDEN_INPUTS",
     "GOLDEN_OUTPUTS",
@@ -137,11 +141,13 @@ __all__ = [
     "output_tensors",
     "read_engine",
     "read_timing_cache",
+    "region_means",
     "require_replaceable",
     "rewrite_manifest",
     "style_meaning",
     "timing_cache_path",
     "whole_engines",
+    "with_features",
     "write_engine",
     "write_golden",
     "write_manifest",

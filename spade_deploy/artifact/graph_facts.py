@@ -61,6 +61,8 @@ def graph_facts(kind: GraphKind | str, precision: Precision, kept_fp32: Sequence
 def description(spec: GeneratorSpec, kind: GraphKind | str) -> str:
     """What a graph does, in two sentences for a person who opens the file."""
     if kind == ENCODER:
+        if spec.has_features:
+            return "The encoder of a pix2pixHD generator's instance features: a photo in, features of each pixel out."
         return "The style encoder of a SPADE (GauGAN) generator: a photo in, mean and log variance of its style out."
     size = f"{spec.height} x {spec.width} pixels" + (f", or any {spec.side_rule}" if spec.is_dynamic else "")
     labels = f"{spec.labels.num_labels} labels"

@@ -68,7 +68,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class EncoderGraph:
-    """The style encoder's ONNX file."""
+    """The ONNX file of an encoder of photos: of styles, or of instance features."""
 
     file: str
     """Its name in the artifact's folder."""
@@ -77,7 +77,7 @@ class EncoderGraph:
     """The version of ONNX's operators that it uses."""
 
     max_error: float
-    """The largest difference of mu or logvar from the PyTorch module's, measured at export."""
+    """The largest difference of its outputs from the PyTorch module's, measured at export."""
 
     tolerance: float
     """The largest difference that was allowed."""
@@ -146,7 +146,7 @@ class Manifest:
     """Every other file by its name relative to the folder, with forward slashes."""
 
     encoder: EncoderGraph | None = None
-    """The style encoder of a model whose styles can be taken from photos."""
+    """The encoder of a model whose styles or instance features can be taken from photos."""
 
     format_version: int = FORMAT_VERSION
     """The version of this format."""
@@ -263,8 +263,8 @@ def _check_consistency(manifest: Manifest, value: dict[str, Any]) -> None:
         raise ConfigError(f"golden {quoted(value.get('golden'))} is not {GOLDEN_INPUTS} and {GOLDEN_OUTPUTS}")
     _check_tensors(value, "", (graph_tensors(spec), output_tensors(spec)))
     if encoder is not None:
-        if spec.z_dim is None:
-            raise ConfigError("encoder contradicts the generator, which has no style vector")
+        if spec.z_dim is None and not spec.has_features:
+            raise ConfigError("encoder contradicts the generator, which has no style vector and no instance features")
         _check_tensors(value["encoder"], "encoder: ", encoder_tensors(spec))
 
 

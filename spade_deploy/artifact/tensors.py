@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.spec import UNKNOWN_VALUE, GeneratorSpec
+from spade_deploy.spec import FEATURE_CHANNELS, UNKNOWN_VALUE, GeneratorSpec
 
-LABEL, INSTANCE, POSITION, CANVAS, Z = "label", "instance", "position", "canvas", "z"
+LABEL, INSTANCE, POSITION, CANVAS, FEATURES, Z = "label", "instance", "position", "canvas", "features", "z"
 PIXELS, IMAGE = "pixels", "image"
 LOGITS = "logits"
 PHOTO, MU, LOGVAR = "photo", "mu", "logvar"
@@ -42,6 +42,9 @@ def input_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
     tensors = [TensorInfo(LABEL, spec.labels.id_type, ("N", *size), "one class id a pixel")]
     if spec.labels.has_edges:
         tensors.append(TensorInfo(INSTANCE, "int32", ("N", *size), "one object id a pixel, of which edges are made"))
+    if spec.has_features:
+        meaning = "instance features: a photo's, each the mean over its instance, -1..1; zeros without a photo"
+        tensors.append(TensorInfo(FEATURES, "float32", ("N", FEATURE_CHANNELS, *size), meaning))
     if spec.z_dim is not None:
         tensors.append(TensorInfo(Z, "float32", ("N", spec.z_dim), style_meaning(spec)))
     return tuple(tensors)
@@ -99,7 +102,14 @@ def golden_tensors(spec: GeneratorSpec) -> tuple[TensorInfo, ...]:
 
 
 def encoder_tensors(spec: GeneratorSpec) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """The inputs and the outputs of the style encoder's graph. The spec must have a style vector."""
+    """The inputs and the outputs of the encoder's graph. The spec must have a style vector, or instance features.
+
+    A style encoder sees photos of one size, and the encoder of instance features those of any that the generator runs.
+    """
+    if spec.has_features:
+        photo = TensorInfo(PHOTO, "uint8", ("N", "H", "W", 3), "RGB, the whole photo resized with bicubic")
+        meaning = "features of each pixel, -1..1; the generator is given their mean over each instance"
+        return (photo,), (TensorInfo(FEATURES, "float32", ("N", FEATURE_CHANNELS, "H", "W"), meaning),)
     assert spec.z_dim is not None
     style = ("N", spec.z_dim)
     return (
@@ -171,6 +181,13 @@ def input_rule(spec: GeneratorSpec) -> dict[str, Any]:
             "neighbours": 4,
             "sentence": "The graph marks a pixel as edge where a 4-neighbour has another instance id;"
             " a constant instance map leaves the edge channel empty.",
+        }
+    if spec.has_features:
+        rule["features"] = {
+            "input": FEATURES,
+            "sentence": "The encoder's features of a photo of the same size, each averaged over its instance: over all"
+            " pixels of one id of the instance map, or of one class where there is no instance map. Zeros without a"
+            " photo.",
         }
     if spec.z_dim is not None:
         rule["style"] = {

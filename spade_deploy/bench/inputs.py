@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, joined, one_by_one
+from spade_deploy.artifact import FEATURES, INSTANCE, LABEL, Arrays, Artifact, Z, joined, one_by_one, with_features
 from spade_deploy.errors import ConfigError
 from spade_deploy.images.image_file import Size
 from spade_deploy.inference.size import checked_size
@@ -74,7 +74,7 @@ def folder_cases(
             one[INSTANCE] = instance[None]
         if spec.z_dim is not None:
             one[Z] = np.random.default_rng(number).standard_normal((1, spec.z_dim)).astype(np.float32)
-        maps.append(one)
+        maps.append(with_features(spec, one, np.random.default_rng(number)))
     return batches(maps, batch_size)
 
 
@@ -87,14 +87,14 @@ def batches(maps: list[Arrays], batch_size: int) -> tuple[Arrays, ...]:
 
 
 def make_segmap(spec: GeneratorSpec, inputs: Arrays) -> NDArray[np.float32]:
-    """The network's input as the untouched module takes it: N x num_channels x H x W, one-hot, then the edge map."""
+    """The network's input as the untouched module takes it, N x L x H x W: one-hot, the edge map, instance features."""
     codes: NDArray[Any] = pixel_codes(spec, inputs[LABEL], inputs.get(INSTANCE)).astype(np.int64)
     batch, height, width = codes.shape
     segmap = np.zeros((batch, spec.labels.num_channels, height, width), np.float32)
     if spec.labels.has_edges:
         codes, segmap[:, -1] = codes // 2, codes % 2
     np.put_along_axis(segmap, codes[:, None], 1, axis=1)
-    return segmap
+    return np.concatenate([segmap, inputs[FEATURES]], axis=1) if FEATURES in inputs else segmap
 
 
 def module_feeds(spec: GeneratorSpec, inputs: Arrays) -> Arrays:
@@ -104,4 +104,8 @@ def module_feeds(spec: GeneratorSpec, inputs: Arrays) -> Arrays:
 
 
 def _resized(one: Arrays, size: Size) -> Arrays:
-    return {name: array if name == Z else resize_nearest(array[0], size)[None] for name, array in one.items()}
+    found = {name: array for name, array in one.items() if name == Z}
+    found |= {name: resize_nearest(array[0], size)[None] for name, array in one.items() if array.ndim == 3}
+    if FEATURES in one:
+        found[FEATURES] = np.stack([resize_nearest(channel, size) for channel in one[FEATURES][0]])[None]
+    return found

@@ -8,6 +8,7 @@ from spade_deploy.artifact import IMAGE, Z
 from spade_deploy.bench.inputs import SEGMAP
 from spade_deploy.errors import ExportError
 from spade_deploy.files.onnx_data import EXTERNAL_DATA_BYTES
+from spade_deploy.spec import FEATURE_CHANNELS
 
 
 def write_plain_export(checkpoint: Path, path: Path) -> None:
@@ -30,7 +31,8 @@ def write_plain_export(checkpoint: Path, path: Path) -> None:
     if spec.is_dynamic:
         least = spec.least_side // stride
         shape |= {2: stride * Dim("h", min=least), 3: stride * Dim("w", min=least)}
-    inputs = [torch.zeros(2, spec.labels.num_channels, height, width)]
+    channels = spec.labels.num_channels + (FEATURE_CHANNELS if spec.has_features else 0)
+    inputs = [torch.zeros(2, channels, height, width)]
     names, shapes = [SEGMAP], [shape]
     if spec.z_dim is not None:
         inputs.append(torch.zeros(2, spec.z_dim))

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from spade_deploy.artifact import CANVAS, INSTANCE, LABEL, POSITION, Z
+from spade_deploy.artifact import CANVAS, FEATURES, INSTANCE, LABEL, POSITION, Z
 from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.tables import LATENT, LATENT_KERNEL, level_names, modulated_channels, num_codes
 from spade_deploy.retrieval.canvas import CANVAS_CHANNELS
-from spade_deploy.spec import Extent, GeneratorSpec, GraphKind, ShapeProfile
+from spade_deploy.spec import FEATURE_CHANNELS, Extent, GeneratorSpec, GraphKind, ShapeProfile
 
 Shape = tuple[int, ...]
 USUAL_SHARE = {1: 0.1, 2: 0.22, 4: 0.4, 8: 0.6, 16: 0.8}
@@ -53,6 +53,8 @@ def tensor_ranges(spec: GeneratorSpec, kind: GraphKind, profile: ShapeProfile) -
         ranges[POSITION] = _each(extents, lambda extent: (extent[0], 2, *extent[1:]))
     if spec.has_bank:
         ranges[CANVAS] = _each(extents, lambda extent: (extent[0], CANVAS_CHANNELS, *extent[1:]))
+    if spec.has_features:
+        ranges[FEATURES] = _each(extents, lambda extent: (extent[0], FEATURE_CHANNELS, *extent[1:]))
     if spec.z_dim is not None:
         z_dim = spec.z_dim
         ranges[Z] = _each(extents, lambda extent: (extent[0], z_dim))

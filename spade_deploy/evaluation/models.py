@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy import runs
-from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z
+from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays, Artifact, Z, with_features
 from spade_deploy.engines.base import Backend
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
@@ -252,7 +252,7 @@ class _ArtifactImages(Images):
             inputs[INSTANCE] = instance_maps(samples)
         if styles is not None:
             inputs[Z] = styles
-        found = self._runtime.run(inputs, [PIXELS, IMAGE])
+        found = self._runtime.run(with_features(self._spec, inputs), [PIXELS, IMAGE])
         finite = [bool(np.isfinite(image).all()) for image in found[IMAGE]]
         return _only_finite(self._name, samples, list(found[PIXELS]), finite)
 

@@ -22,8 +22,9 @@ class DenseModel(nn.Module):
     """label ids (and instance ids, and style) -> (pixels, image).
 
     label: N x H x W uint8 or int32. instance: N x H x W int32, iff the spec has edges. position: N x 2 x H x W float32,
-    iff the spec has positions. canvas: N x 4 x H x W float32, iff the spec has a memory bank. z: N x z_dim float32, iff
-    the spec has a style vector. pixels: N x H x W x 3 uint8, truncated. image: N x 3 x H x W float32 in [-1, 1].
+    iff the spec has positions. canvas: N x 4 x H x W float32, iff the spec has a memory bank. features: N x 3 x H x W
+    float32, iff the spec has instance features. z: N x z_dim float32, iff the spec has a style vector.
+    pixels: N x H x W x 3 uint8, truncated. image: N x 3 x H x W float32 in [-1, 1].
     fp16: units that are not named in `keep_fp32` hold and compute half precision; inputs and outputs stay as they are,
     and tanh, the conversion to pixels, and the statistics of instance and layer norm stay float32.
     dtype: the type of all other units.
@@ -48,7 +49,8 @@ class DenseModel(nn.Module):
     def forward(self, label: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         extra = list(rest)
         instance = extra.pop(0) if self.spec.labels.has_edges else None
-        beside = extra.pop(0) if self.spec.has_positions or self.spec.has_bank else None
+        sees_more = self.spec.has_positions or self.spec.has_bank or self.spec.has_features
+        beside = extra.pop(0) if sees_more else None
         z = extra.pop(0) if self.spec.z_dim is not None else None
         edges = None if instance is None else edge_map(instance)
         if beside is not None:
@@ -58,7 +60,8 @@ class DenseModel(nn.Module):
     def logits(self, label: Tensor, edges: Tensor | None, z: Tensor | None) -> Tensor:
         """The image before tanh, N x 3 x H x W. label: N x H x W; edges: N x 1 x H x W.
 
-        For a model that sees positions, `edges` also has their two channels, as the last ones; so it is with a canvas.
+        For a model that sees positions, `edges` also has their two channels, as the last ones; so it is with a canvas
+        and with instance features.
         """
         raise NotImplementedError
 

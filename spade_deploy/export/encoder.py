@@ -1,6 +1,7 @@
-"""The style encoder as an ONNX file, proved equal to the PyTorch module before anything else may use it.
+"""The encoder of photos as an ONNX file, proved equal to the PyTorch module before anything else may use it.
 
-The spectral norm is folded into the convolutions (`fold.fold_conv`); the instance norm stays, since it depends on the
+It is the style encoder of a VAE, or that of pix2pixHD's instance features (`instance_encoder.py`). Of the former, the
+spectral norm is folded into the convolutions (`fold.fold_conv`); the instance norm stays, since it depends on the
 photo, and is written out (`exact_norm.py`): with ONNX Runtime's own the style had ten times the rounding error. The
 graph also scales the pixels and resizes them to the encoder's own size. It runs once for each photo, and in
 float32 alone: half precision would save milliseconds and cost the style's accuracy.
@@ -24,10 +25,13 @@ from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_ses
 from spade_deploy.errors import ExportError, ValidationFailedError, reason_of
 from spade_deploy.export.dense_model import instance_norm
 from spade_deploy.export.fold import fold_conv
+from spade_deploy.export.instance_encoder import DeployInstanceEncoder, to_image
 from spade_deploy.export.onnx_file import OPSET, describe, open_sizes
 from spade_deploy.export.onnx_recorder import GraphInput, Recorder
 from spade_deploy.labels.files import colorize, synthetic_label_maps
+from spade_deploy.networks.build import Encoder, build_encoder
 from spade_deploy.networks.encoder import LAYERS, PHOTO_SIZE, StyleEncoder
+from spade_deploy.networks.instance_encoder import InstanceEncoder
 from spade_deploy.networks.spade import LEAKY_SLOPE
 from spade_deploy.spec import GeneratorSpec, LabelSpec
 
@@ -99,45 +103,45 @@ def _places(size: int, wanted: int) -> Tensor:
     return ((torch.arange(wanted, dtype=torch.float64) + 0.5) * size / wanted - 0.5).clamp(min=0)
 
 
-def to_image(photo: Tensor) -> Tensor:
-    """Pixels, N x H x W x 3 uint8 -> N x 3 x H x W float32 in [-1, 1], as training has them."""
-    return photo.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def write_encoder(
-    encoder: StyleEncoder, spec: GeneratorSpec, path: Path, facts: Mapping[str, str] | None = None
+    encoder: Encoder, spec: GeneratorSpec, path: Path, facts: Mapping[str, str] | None = None
 ) -> EncoderGraph:
     """Write `encoder`, which must be in eval mode and is not changed, and prove the file equal to it.
 
     spec: that of its generator. facts: the file's metadata. Raises ExportError, MissingDependencyError without ONNX
-    Runtime, and ValidationFailedError if mu or logvar differ by more than rounding.
+    Runtime, and ValidationFailedError if its outputs differ by more than rounding.
     """
-    _write_onnx(DeployEncoder(encoder, spec.height, spec.width), spec, path, facts or {})
+    deployed: nn.Module
+    if isinstance(encoder, InstanceEncoder):
+        deployed = DeployInstanceEncoder(encoder)
+    else:
+        deployed = DeployEncoder(encoder, spec.height, spec.width)
+    _write_onnx(deployed, spec, path, facts or {})
     return prove_encoder(encoder, spec, path)
 
 
-def prove_encoder(encoder: StyleEncoder, spec: GeneratorSpec, path: Path) -> EncoderGraph:
+def prove_encoder(encoder: Encoder, spec: GeneratorSpec, path: Path) -> EncoderGraph:
     """Run the file and the untouched module on the same photos, in a batch and one alone. Raises as `write_encoder`.
 
     They may differ by a small multiple of the module's own rounding error (float32 against float64), so that the limit
     fits the weights, and by a small share of the largest output.
     """
     photos = proof_photos(spec)
-    expected, exact = _run_module(encoder, photos, torch.float32), _run_module(encoder, photos, torch.float64)
+    expected, exact = (_run_module(encoder, spec, photos, kind) for kind in (torch.float32, torch.float64))
     if not np.isfinite(exact).all():
         raise ExportError(
-            "the style encoder returns values that are not finite",
+            f"the {_named(spec)} returns values that are not finite",
             hint="the training diverged: export an earlier checkpoint",
         )
     rounding, scale = float(np.abs(expected - exact).max()), float(np.abs(exact).max())
     tolerance = ERROR_FACTOR * rounding + ERROR_FLOOR * scale
-    session = _session(path)
+    session = _session(path, spec)
     together = np.stack(session.run(None, {PHOTO: photos}))
     alone = np.stack(session.run(None, {PHOTO: photos[:1]}))
     error = max(float(np.abs(together - expected).max()), float(np.abs(alone - expected[:, :1]).max()))
     if not error <= tolerance:
         raise ValidationFailedError(
-            f"{path.name} does not equal the trained style encoder: mu or logvar differ by {error:.3g} of"
+            f"{path.name} does not equal the trained {_named(spec)}: outputs differ by {error:.3g} of"
             f" {scale:.3g}; rounding explains {tolerance:.3g}",
             hint="no artifact was written; please report this with the versions of torch, onnx and onnxruntime",
         )
@@ -153,19 +157,22 @@ def proof_photos(spec: GeneratorSpec) -> NDArray[np.uint8]:
     return np.concatenate([regions, (regions * ramp).astype(np.uint8), noise])
 
 
-def _run_module(encoder: StyleEncoder, photos: NDArray[np.uint8], dtype: torch.dtype) -> NDArray[Any]:
-    """(mu, logvar) stacked: 2 x N x z_dim."""
+def _run_module(encoder: Encoder, spec: GeneratorSpec, photos: NDArray[np.uint8], dtype: torch.dtype) -> NDArray[Any]:
+    """The outputs stacked: (mu, logvar), 2 x N x z_dim, or the features alone, 1 x N x C x H x W."""
     module = encoder
     if dtype is torch.float64:
-        module = StyleEncoder(encoder.z_dim, encoder.base_channels).double()
+        module = build_encoder(spec, encoder.state_dict()).double()
         module.load_state_dict(encoder.state_dict())
         module.eval()
+    each: list[Tensor] = []
     with torch.inference_mode():
-        image = torch.from_numpy(photos).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
-        return torch.stack(module(image)).numpy()
+        for photo in photos:  # three large ones at once would not fit small machines
+            found = module(torch.from_numpy(photo[None]).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1)
+            each.append(torch.stack(found if isinstance(found, tuple) else (found,)))
+    return torch.cat(each, dim=1).numpy()
 
 
-def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path, facts: Mapping[str, str]) -> None:
+def _write_onnx(model: nn.Module, spec: GeneratorSpec, path: Path, facts: Mapping[str, str]) -> None:
     inputs, outputs = encoder_tensors(spec)
     given = [GraphInput(tensor.name, getattr(torch, tensor.dtype), open_sizes(spec, tensor)) for tensor in inputs]
     wanted = [(tensor.name, open_sizes(spec, tensor)) for tensor in outputs]
@@ -174,9 +181,13 @@ def _write_onnx(model: DeployEncoder, spec: GeneratorSpec, path: Path, facts: Ma
     ir.save(onnx_model, path)
 
 
-def _session(path: Path) -> Any:
-    load_onnxruntime("the style encoder is proved in ONNX Runtime, which", hint=INSTALL)
+def _session(path: Path, spec: GeneratorSpec) -> Any:
+    load_onnxruntime(f"the {_named(spec)} is proved in ONNX Runtime, which", hint=INSTALL)
     return open_session(
         path,
-        failed=lambda error: ExportError(f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}"),
+        failed=lambda error: ExportError(f"{path}: ONNX Runtime cannot load the {_named(spec)}: {reason_of(error)}"),
     )
+
+
+def _named(spec: GeneratorSpec) -> str:
+    return "encoder of instance features" if spec.has_features else "style encoder"

@@ -18,6 +18,7 @@ from spade_deploy.artifact import (
     BANK,
     ENCODER,
     ENCODER_ONNX,
+    FEATURES,
     IMAGE,
     INSTANCE,
     LABEL,
@@ -47,8 +48,7 @@ from spade_deploy.export.stress_maps import StressMap
 from spade_deploy.export.style_directions import style_directions
 from spade_deploy.metrics.differences import psnr_db
 from spade_deploy.metrics.tolerances import FP32_FACTOR, is_undecided
-from spade_deploy.networks.build import Generator, build_generator
-from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.networks.build import Encoder, Generator, build_generator
 from spade_deploy.networks.sims import bank_of_generator, give_bank
 from spade_deploy.networks.spade import make_segmap, to_pixels
 from spade_deploy.progress import SILENT, Progress
@@ -81,8 +81,8 @@ class ExportRequest:
     int8: Int8Request | None = None
     """Adds an int8 graph of each kind, made of the fp32 graphs."""
 
-    encoder: StyleEncoder | None = None
-    """The generator's style encoder in eval mode. It is written beside the graphs, and the file is proved equal."""
+    encoder: Encoder | None = None
+    """The generator's encoder of photos in eval mode. It is written beside the graphs, and the file is proved equal."""
 
     device: str = "cpu"
     """Where PyTorch runs the float64 reference and measures ranges, which takes a CPU the longest; 'cuda' is a GPU. The
@@ -152,7 +152,7 @@ def export_artifact(
     facts = model_facts(generator.spec, request.source, versions)
     encoder_graph = None
     if request.encoder is not None:
-        progress.step("writing the style encoder, and proving it equal to the PyTorch module")
+        progress.step("writing the encoder of photos, and proving it equal to the PyTorch module")
         encoder_graph = write_encoder(
             request.encoder, generator.spec, folder / ENCODER_ONNX, facts | graph_facts(ENCODER, Precision.FP32)
         )
@@ -250,6 +250,8 @@ def _run(generator: Generator, inputs: Arrays, dtype: torch.dtype, device: str =
             for arrays in one_by_one(inputs):
                 one = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
                 segmap = make_segmap(one[LABEL], one.get(INSTANCE), generator.spec.labels).to(dtype)
+                if FEATURES in one:
+                    segmap = torch.cat([segmap, one[FEATURES].to(dtype)], dim=1)
                 segmap = segmap.contiguous()  # else every layer copies it to pick its pixels
                 given: list[Any] = [segmap, one[Z].to(dtype) if Z in one else None]
                 if dtype is torch.float64 and device == "cpu":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
+from spade_deploy.artifact import FEATURES, INSTANCE, LABEL, Arrays, Z, with_features
 from spade_deploy.labels.files import label_dtype
 from spade_deploy.spec import GeneratorSpec
 
@@ -115,7 +115,7 @@ def _inputs(spec: GeneratorSpec, rng: np.random.Generator, label: NDArray[Any]) 
         inputs[INSTANCE] = rng.integers(0, 3, (1, *label.shape)).astype(np.int32)
     if spec.z_dim is not None:
         inputs[Z] = rng.standard_normal((1, spec.z_dim)).astype(np.float32)
-    return inputs
+    return with_features(spec, inputs, rng)
 
 
 def _mutated(spec: GeneratorSpec, rng: np.random.Generator, inputs: Arrays) -> Arrays:
@@ -141,4 +141,8 @@ def _mutated(spec: GeneratorSpec, rng: np.random.Generator, inputs: Arrays) -> A
         # About half of the style's numbers are drawn anew; it stays a style that an encoder may give.
         fresh = rng.standard_normal(inputs[Z].shape).astype(np.float32)
         changed[Z] = np.where(rng.random(fresh.shape) < 0.5, fresh, inputs[Z]).astype(np.float32)
+    if FEATURES in inputs and rng.integers(2):
+        features = inputs[FEATURES][0].copy()
+        features[:, part[0], part[1]] = rng.uniform(-1, 1, (len(features), 1, 1))
+        changed[FEATURES] = features[None]
     return changed

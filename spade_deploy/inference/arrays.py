@@ -7,21 +7,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z, default_style
+from spade_deploy.artifact import FEATURES, INSTANCE, LABEL, PIXELS, Arrays, Z, default_style, with_features
 from spade_deploy.engines.base import Runtime
 from spade_deploy.errors import ConfigError, InputRefusedError
 
 
 def make_images(
-    runtime: Runtime, labels: ArrayLike, instances: ArrayLike | None = None, styles: ArrayLike | None = None
+    runtime: Runtime,
+    labels: ArrayLike,
+    instances: ArrayLike | None = None,
+    styles: ArrayLike | None = None,
+    features: ArrayLike | None = None,
 ) -> NDArray[np.uint8]:
     """N label maps -> N images, N x H x W x 3, uint8 RGB; one label map, H x W, -> one image, H x W x 3.
 
     labels: integers, the ids of the model's classes, of a size that the model takes. instances: integers of the same
     shape, one object id a pixel; where a model has edges and none are given, each map is one object. styles: N x z_dim
     numbers (z_dim for one map) of a model with a style vector; without them the default style, mostly zeros.
-    Raises InputRefusedError for ids, shapes and types that the model does not take, ConfigError for a style or instance
-    maps that it has no use for.
+    features: N x 3 x H x W numbers (3 x H x W for one map) of a model with instance features; without them zeros.
+    Raises InputRefusedError for ids, shapes and types that the model does not take, ConfigError for a style,
+    features or instance maps that it has no use for.
     """
     spec = runtime.spec
     label = _integers(labels, "labels")
@@ -41,6 +46,12 @@ def make_images(
         inputs[Z] = (style[None] if style.ndim == 1 else style).astype(np.float32)
     elif styles is not None:
         raise ConfigError("`styles`: this model has no style vector; its output follows from the labels alone")
+    if spec.has_features and features is not None:
+        seen = np.asarray(features, np.float32)
+        inputs[FEATURES] = seen[None] if seen.ndim == 3 else seen
+    elif features is not None:
+        raise ConfigError("`features`: this model has no instance features; its output follows from the labels alone")
+    inputs = with_features(spec, inputs)
     pixels: NDArray[np.uint8] = runtime.run(inputs, [PIXELS])[PIXELS]
     return pixels[0] if is_one else pixels
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from spade_deploy.inference.plan import Plan, destination, make_plan, refuse_inp
 from spade_deploy.inference.request import InferRequest
 from spade_deploy.inference.run import Run
 from spade_deploy.inference.size import checked_size
-from spade_deploy.inference.style import style_vector
+from spade_deploy.inference.style import photo_features, style_vector
 from spade_deploy.inference.work import Crew, OneProcess, Work
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec, Naming, ResizePolicy
@@ -78,7 +78,8 @@ def infer(
 
     Images are named by the label map's stem, or its path (`names`); those of Cityscapes' official files by city,
     sequence and frame. All
-    images have the same style: that of a seed or a photo, else the mean style. Images that are there already are kept
+    images have the same style: that of a seed or a photo, else the mean style; of a model with instance features, each
+    instance has the mean of a photo's features there, or zeros. Images that are there already are kept
     if the folder's record (`maker.RECORD`) says that the same model made them in the same way.
     crew: who makes the images; this process, or `workers` of them, if it is left out.
     Files that cannot be used, or whose result cannot be written, are in the summary's failures. Raises ConfigError,
@@ -89,6 +90,7 @@ def infer(
     _check_edges(spec, request)
     size = None if request.resize == ResizePolicy.NEVER else checked_size(spec, request.size)
     style = style_vector(artifact, request.seed, request.style_image)
+    features = photo_features(artifact, request.style_image, size)
     to = destination(request)
     record = read_record(to.store) if to.has_record else None
     found = find(request, spec.labels, naming_of(to.store, record, Naming(request.names)))
@@ -100,6 +102,7 @@ def infer(
     run = Run(str(artifact.path), len(plan.jobs), list(plan.failures), progress, keeper)
     if plan.jobs:
         work = _work(artifact, request, maker, plan, target=to.store.target, style=style, size=size)
+        work = replace(work, features=features)
         try:
             with keeper.open():
                 (crew or _crew(artifact, request)).make(work, plan.jobs, run)

@@ -47,7 +47,7 @@ class Maker:
     resize: str
     """Height and width that label maps are resized to, as 256x512; never if each keeps its own."""
     style: str
-    """mean, seed N, photo SHA-256, or none for a model without styles."""
+    """mean, seed N, photo SHA-256 (also of instance features), or none where there is neither."""
     instances: str
     """given, left empty, or none for a model without an edge channel."""
 
@@ -89,7 +89,7 @@ def planned_maker(artifact: Artifact, request: InferRequest, size: Size | None) 
     style = "none" if spec.z_dim is None else "mean" if request.seed is None else f"seed {request.seed}"
     if spec.noise_channels and request.seed is None:
         style = "seed 0"  # what `default_style` draws
-    if request.style_image is not None and spec.z_dim is not None:
+    if request.style_image is not None and (spec.z_dim is not None or spec.has_features):
         style = f"photo {sha256_of(request.style_image)}"
     return Maker(
         artifact_sha256=artifact_digest(artifact),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, PIXELS, Arrays, Z, joined
+from spade_deploy.artifact import FEATURES, INSTANCE, LABEL, PIXELS, Arrays, Z, joined, region_means, with_features
 from spade_deploy.engines.base import Runtime, check_inputs
 from spade_deploy.errors import InputRefusedError, LabelMapError, RuntimeUnavailableError, SpadeError
 from spade_deploy.images.image_file import Size
@@ -70,6 +70,9 @@ class Reader:
     style: NDArray[np.float32] | None
     """The style vector of a VAE model, 1 x z_dim."""
 
+    features: NDArray[np.float32] | None = None
+    """The features of each pixel of a photo, C x H x W, of the size of the maps; None takes the default."""
+
     def read(self, job: Job) -> Maps:
         """Decode, resize and check one label map and its instance map. Runs in the decoding threads."""
         own = read_label_map(loaded(job.label), self.spec.labels)
@@ -79,6 +82,10 @@ class Reader:
             inputs[INSTANCE] = self._instance(job, own.shape, label.shape)[None]
         if self.style is not None:
             inputs[Z] = self.style
+        if self.features is not None:  # a map without an instance map has an instance for each class
+            regions = label if job.instance is None else inputs[INSTANCE][0]
+            inputs[FEATURES] = region_means(self.features, regions)[None]
+        inputs = with_features(self.spec, inputs)
         try:
             check_inputs(self.spec, inputs)
         except SpadeError as error:

@@ -56,7 +56,7 @@ class InferRequest:
     seed: int | None = setting(
         None, help="Random seed of the style, for a model with styles; default: the mean style, in OASIS 0."
     )
-    style_image: Path | None = setting(None, help="A photo whose style is taken, for a model with a style encoder.")
+    style_image: Path | None = setting(None, help="A photo whose style, or instance features, are taken.")
     image_format: str = setting("png", help="png or jpg.", flag="format")
     names: Naming | str = setting(
         Naming.AUTO, help="Names of photos of globs and lists: stem; path, with folders; auto: path if stems are equal."

@@ -1,4 +1,5 @@
-"""Make the style vector for a VAE model: the mean style, that of a seed, or that of a photo."""
+"""Make the style vector for a VAE model, the mean style, that of a seed, or that of a photo; and the instance features
+of a photo."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import LOGVAR, MU, PHOTO, Artifact, default_style, encoder_tensors
+from spade_deploy.artifact import FEATURES, LOGVAR, MU, PHOTO, Artifact, default_style, encoder_tensors
 from spade_deploy.engines.ort.session import INSTALL, load_onnxruntime, open_session, types_of
 from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, reason_of
-from spade_deploy.images.image_file import ImageSource, read_photo
+from spade_deploy.images.image_file import ImageSource, Size, read_photo
+from spade_deploy.spec import GeneratorSpec
 
 _DROP = "leave the flag out"
 
@@ -27,13 +29,15 @@ def style_vector(
 ) -> NDArray[np.float32] | None:
     """The style that was asked for, 1 x z_dim, or `default_style`; None for a model without styles.
 
-    seed: draws a standard normal style. photo: an image file, whose mean style is taken. encoder: the artifact's, where
+    seed: draws a standard normal style. photo: an image file, whose mean style is taken; a model with instance features
+    takes them instead, see `photo_features`. encoder: the artifact's, where
     one is kept for several photos.
     Raises ConfigError if the model cannot do what is asked, LabelMapError for a photo that cannot be read.
     """
-    z_dim = artifact.manifest.generator.z_dim
+    spec = artifact.manifest.generator
+    z_dim = spec.z_dim
     if z_dim is None:
-        for name, value in (("seed", seed), ("style_image", photo)):
+        for name, value in (("seed", seed), ("style_image", None if spec.has_features else photo)):
             if value is not None:
                 raise ConfigError(
                     f"`{name}`: this model has no style vector; its output follows from the labels", hint=_DROP
@@ -42,10 +46,30 @@ def style_vector(
     if photo is not None:
         return (encoder or StyleEncoder(artifact)).encode(photo)[0]
     if seed is None:
-        return default_style(artifact.manifest.generator)
+        return default_style(spec)
     if seed < 0:
         raise ConfigError(f"`seed`: {seed} is negative", hint="give 0 or more")
     return np.random.default_rng(seed).standard_normal((1, z_dim), np.float32)
+
+
+def photo_features(
+    artifact: Artifact, photo: ImageSource | None, size: Size | None, encoder: StyleEncoder | None = None
+) -> NDArray[np.float32] | None:
+    """The features of each pixel of a photo that is resized to `size`, C x H x W; the mean over each instance is taken
+    later. None without a photo, and for a model without instance features.
+
+    encoder: the artifact's, where one is kept for several photos. Raises ConfigError where label maps keep sizes of
+    their own, and as `StyleEncoder.features`.
+    """
+    if photo is None or not artifact.manifest.generator.has_features:
+        return None
+    if size is None:
+        raise ConfigError(
+            "`style_image` contradicts `resize` never: a photo's instance features have one size, and label maps their"
+            " own",
+            hint="leave `resize` out",
+        )
+    return (encoder or StyleEncoder(artifact)).features(photo, size)
 
 
 def moved_style(artifact: Artifact, style: NDArray[np.float32] | None, steps: Sequence[float]) -> NDArray[np.float32]:
@@ -73,7 +97,7 @@ def encode_photo(artifact: Artifact, photo: ImageSource) -> Styles:
 
 
 class StyleEncoder:
-    """An artifact's style encoder on the CPU. It is opened for the first photo, and stays open.
+    """An artifact's encoder of photos on the CPU. It is opened for the first photo, and stays open.
 
     Safe to be used by several threads.
     """
@@ -90,7 +114,27 @@ class StyleEncoder:
         Raises ConfigError where the artifact has no encoder, LabelMapError for a photo that cannot be read,
         ArtifactError, MissingDependencyError.
         """
+        spec = self._artifact.manifest.generator
+        mu, logvar = self._outputs(photo, (spec.height, spec.width), (MU, LOGVAR))
+        return mu, logvar
+
+    def features(self, photo: ImageSource, size: Size) -> NDArray[np.float32]:
+        """The instance features of each pixel of a photo, C x H x W, of a model that has them. Raises as `encode`.
+
+        The whole photo is resized to `size`, that of the label map, with bicubic.
+        """
+        (found,) = self._outputs(photo, size, (FEATURES,))
+        features: NDArray[np.float32] = found[0]
+        return features
+
+    def _outputs(self, photo: ImageSource, size: Size, names: Sequence[str]) -> list[Any]:
         manifest = self._artifact.manifest
+        if manifest.encoder is None and manifest.generator.has_features:
+            raise ConfigError(
+                f"`style_image`: {self._artifact.path} has no encoder of instance features (it was imported without"
+                " one)",
+                hint="`spade import latest_net_G.pth --encoder latest_net_E.pth`, and export that run",
+            )
         if manifest.encoder is None:
             why = {
                 "import": "it was imported, and a generator file holds no encoder",
@@ -101,37 +145,38 @@ class StyleEncoder:
                 hint="`seed` N takes a random style; `spade train --vae` trains a model with an encoder, which the"
                 " export includes",
             )
-        spec = manifest.generator
         try:
-            pixels = read_photo(photo, (spec.height, spec.width))[None]
+            pixels = read_photo(photo, size)[None]
         except LabelMapError as error:
             raise LabelMapError(f"`style_image`: {error.message}", hint=error.hint) from error
         session = self._opened(manifest.encoder.file)
         try:
-            mu, logvar = session.run([MU, LOGVAR], {PHOTO: pixels})
+            return list(session.run(list(names), {PHOTO: pixels}))
         except Exception as error:  # onnxruntime's exceptions share no base class
             path = self._artifact.path / manifest.encoder.file
-            raise ArtifactError(f"{path}: the style encoder failed on {photo}: {reason_of(error)}") from error
-        return mu, logvar
+            raise ArtifactError(f"{path}: the encoder failed on {photo}: {reason_of(error)}") from error
 
     def _opened(self, file: str) -> Any:
         with self._opening:
             if self._session is None:
                 with self._artifact.vouched(file) as path:
-                    session = _session(path)
+                    session = _session(path, self._artifact.manifest.generator)
                 _check_contract(path, session, self._artifact)
                 self._session = session
             return self._session
 
 
-def _session(path: Path) -> Any:
+def _session(path: Path, spec: GeneratorSpec) -> Any:
     load_onnxruntime(
-        "`style_image`: the style encoder runs in ONNX Runtime, which", hint=f"{INSTALL}; `seed` needs no encoder"
+        "`style_image`: the encoder runs in ONNX Runtime, which",
+        hint=INSTALL if spec.has_features else f"{INSTALL}; `seed` needs no encoder",
     )
+
+    what = "encoder of instance features" if spec.has_features else "style encoder"
 
     def failed(error: Exception) -> ArtifactError:
         return ArtifactError(
-            f"{path}: ONNX Runtime cannot load the style encoder: {reason_of(error)}",
+            f"{path}: ONNX Runtime cannot load the {what}: {reason_of(error)}",
             hint="pip install --upgrade onnxruntime, or `spade export` again",
         )
 

@@ -62,6 +62,9 @@ class Work:
     reads_remote: bool = False
     """Whether the label maps come from an object store."""
 
+    features: NDArray[np.float32] | None = None
+    """The features of each pixel of a photo, C x H x W, of a model with instance features."""
+
 
 class JobRunner(ClosedByWith):
     """A loaded model that does jobs. It is a context manager. One thread at a time may use it."""
@@ -81,7 +84,7 @@ class JobRunner(ClosedByWith):
         opened = Artifact.open(work.artifact) if artifact is None else artifact
         _require_planned(opened, work.maker)
         self._work = work
-        self._reader = Reader(opened.manifest.generator, work.size, work.style)
+        self._reader = Reader(opened.manifest.generator, work.size, work.style, work.features)
         self._runtime = open_runtime(opened, **work.engine, images=work.images, progress=progress)
         self.name = self._runtime.name
         self.maker = ran_by(work.maker, self._runtime)

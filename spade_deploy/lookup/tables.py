@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.artifact import (
     CANVAS,
+    FEATURES,
     INSTANCE,
     LABEL,
     POSITION,
@@ -174,7 +175,7 @@ def graph_inputs(
             known[POSITION] = region_positions(inputs[LABEL])
         if spec.has_bank:
             known[CANVAS] = make_canvases(bank, inputs[LABEL], spec.labels.unknown_id)
-        return {name: known[name] for name in (LABEL, INSTANCE, POSITION, CANVAS, Z) if name in known}
+        return {name: known[name] for name in (LABEL, INSTANCE, POSITION, CANVAS, FEATURES, Z) if name in known}
     tables = extract_patterns(spec, inputs[LABEL], inputs.get(INSTANCE))
     assert tables is not None  # no share was set at which it gives up
     return tables.to_inputs(inputs.get(Z))

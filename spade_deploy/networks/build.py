@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from torch import nn
+from torch import Tensor, nn
 
 from spade_deploy.networks.clade import CladeGenerator
 from spade_deploy.networks.crn import CascadedRefinementNetwork
+from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.networks.instance_encoder import InstanceEncoder, instance_encoder_like
 from spade_deploy.networks.oasis import OasisGenerator
 from spade_deploy.networks.pix2pixhd import GlobalGenerator
 from spade_deploy.networks.sims import SemiParametricGenerator
@@ -30,6 +32,9 @@ Generator = SpadeGenerator | GlobalGenerator | CascadedRefinementNetwork | SemiP
 
 Each has its `spec` as an attribute. Its last convolution is `conv_img`; the image is the tanh of that one's output.
 """
+
+Encoder = StyleEncoder | InstanceEncoder
+"""What sees a photo: for SPADE's style vector, or for the instance features of pix2pixHD."""
 
 NETWORKS: Mapping[Architecture, Callable[[GeneratorSpec], Generator]] = MappingProxyType(
     {
@@ -47,6 +52,18 @@ NETWORKS: Mapping[Architecture, Callable[[GeneratorSpec], Generator]] = MappingP
 def build_generator(spec: GeneratorSpec) -> Generator:
     """The network of a spec with PyTorch's initial weights, in train mode."""
     return NETWORKS[spec.architecture](spec)
+
+
+def build_encoder(spec: GeneratorSpec, tensors: Mapping[str, Tensor]) -> Encoder:
+    """The encoder of a generator that has a style vector or instance features, with PyTorch's initial weights.
+
+    tensors: its state dict, which tells the widths of an encoder of instance features. Raises KeyError where they have
+    no such encoder.
+    """
+    if spec.has_features:
+        return instance_encoder_like(spec, tensors)
+    assert spec.z_dim is not None
+    return StyleEncoder(spec.z_dim, spec.base_channels)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from spade_deploy.networks.spade import parameter_free_norm
 from spade_deploy.networks.spectral_norm import spectral_norm
-from spade_deploy.spec import PIX2PIXHD_EDGE_KERNEL, GeneratorSpec, NormType
+from spade_deploy.spec import FEATURE_CHANNELS, PIX2PIXHD_EDGE_KERNEL, GeneratorSpec, NormType
 
 
 class NormalizedConv(nn.Module):
@@ -62,7 +62,8 @@ class GlobalGenerator(nn.Module):
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.spec = spec
-        channels, base = spec.labels.num_channels, spec.base_channels
+        channels = spec.labels.num_channels + (FEATURE_CHANNELS if spec.has_features else 0)
+        base = spec.base_channels
         widest = global_width(spec) << spec.halvings
         first = mirrored_conv(channels, global_width(spec), PIX2PIXHD_EDGE_KERNEL, bias=False)
         self.conv_in = NormalizedConv(spec, first)
@@ -82,9 +83,14 @@ class GlobalGenerator(nn.Module):
         self.conv_img = mirrored_conv(base, 3, PIX2PIXHD_EDGE_KERNEL, bias=True)
 
     def forward(self, segmap: Tensor, z: Tensor | None = None) -> Tensor:
-        """segmap: N x L x H x W, H and W as `spec.side_rule` says. z: None. Returns N x 3 x H x W in [-1, 1]."""
+        """segmap: N x L x H x W, H and W as `spec.side_rule` says. z: None. Returns N x 3 x H x W in [-1, 1].
+
+        For a model with instance features the segmap has them as its last channels; where it lacks them they are zeros.
+        """
         if z is not None:
             raise ValueError("the global generator takes no style vector")
+        if self.spec.has_features and segmap.shape[1] == self.spec.labels.num_channels:
+            segmap = functional.pad(segmap, (0, 0, 0, 0, 0, FEATURE_CHANNELS))
         x = run_layers(self.spec, segmap, lambda name, x: self.get_submodule(name)(x))
         return torch.tanh(self.conv_img(x))
 

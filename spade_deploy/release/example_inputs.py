@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z, with_features
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError, NotFoundError
 from spade_deploy.labels.files import (
     label_dtype,
@@ -162,4 +162,4 @@ def _graph_inputs(spec: GeneratorSpec, ids: NDArray[Any], objects: NDArray[Any] 
         inputs[INSTANCE] = (np.zeros(ids.shape) if objects is None else objects).astype(np.int32)
     if spec.z_dim is not None:
         inputs[Z] = np.random.default_rng(seed).standard_normal((len(ids), spec.z_dim)).astype(np.float32)
-    return inputs
+    return with_features(spec, inputs, np.random.default_rng(seed))

@@ -141,6 +141,7 @@ def _client(manifest: Manifest) -> str:
     feeds["canvas"] = (
         f"np.eye(4, dtype=np.float32)[3].reshape(1, 4, 1, 1).repeat({spec.height}, 2).repeat({spec.width}, 3)"
     )
+    feeds["features"] = f"np.zeros((1, 3, {spec.height}, {spec.width}), np.float32)"
     feed = ", ".join(f'"{tensor.name}": {feeds[tensor.name]}' for tensor in graph_tensors(spec))
     return _CLIENT.format(
         file=dense.file, height=spec.height, width=spec.width, dtype=spec.labels.id_type, feed=f"{{{feed}}}"
@@ -166,7 +167,7 @@ def _tensor_table(spec: GeneratorSpec, encoder: EncoderGraph | None) -> str:
 def _file_table(manifest: Manifest) -> str:
     graphs = [(graph.file, graph.name) for graph in manifest.graphs]
     if manifest.encoder is not None:
-        graphs.append((manifest.encoder.file, "style encoder"))
+        graphs.append((manifest.encoder.file, "encoder of photos"))
     return _table(("file", "graph", "size"), [(f"`{file}`", name, _size_of(manifest, file)) for file, name in graphs])
 
 

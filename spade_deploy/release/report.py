@@ -166,8 +166,11 @@ def _compared(name: str, pixels: NDArray[np.uint8], reference: NDArray[np.uint8]
 def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str, str]]:
     labels = spec.labels
     style = "none" if spec.z_dim is None else str(spec.z_dim)
+    if encoder is None and spec.has_features:
+        style = "given by callers, or zeros; no encoder of photos"
     if encoder is not None:
-        style += f", photos' by {encoder.file} (max error {encoder.max_error:.2g}, allowed {encoder.tolerance:.2g})"
+        how = f"photos' by {encoder.file} (max error {encoder.max_error:.2g}, allowed {encoder.tolerance:.2g})"
+        style = how if spec.has_features else f"{style}, {how}"
     extras = [name for name, is_there in (("dontcare", labels.has_dontcare), ("edges", labels.has_edges)) if is_there]
     return [
         ("architecture", spec.title),
@@ -179,6 +182,7 @@ def _facts(spec: GeneratorSpec, encoder: EncoderGraph | None) -> list[tuple[str,
         *_shape_facts(spec),
         ("norm", f"{spec.norm}{', spectral' if spec.spectral_norm else ''}"),
         *([("style vector", style)] if spec.has("z_dim") else []),
+        *([("instance features", style)] if spec.has_features else []),
     ]
 
 

@@ -24,8 +24,7 @@ from torch import Tensor
 from spade_deploy.errors import CheckpointError, ConfigError, quoted, reason_of
 from spade_deploy.files.atomic import atomic_folder, write_json
 from spade_deploy.files.reading import sha256_of
-from spade_deploy.networks.build import Generator, build_generator, count_parameters
-from spade_deploy.networks.encoder import StyleEncoder
+from spade_deploy.networks.build import Encoder, Generator, build_encoder, build_generator, count_parameters
 from spade_deploy.networks.sims import bank_of_generator, give_bank
 from spade_deploy.retrieval.bank import MemoryBank
 from spade_deploy.retrieval.bank_file import read_bank, write_bank
@@ -79,8 +78,8 @@ class LoadedGenerator:
     info: CheckpointInfo
     """The content of checkpoint.json."""
 
-    encoder: StyleEncoder | None = None
-    """The style encoder of a VAE; None if the checkpoint has none."""
+    encoder: Encoder | None = None
+    """What sees photos, of a VAE or of a generator with instance features; None if the checkpoint has none."""
 
 
 class Jsonable(Protocol):
@@ -108,7 +107,7 @@ def save_checkpoint(
     imported: Imported | None = None,
     setup: Settings | None = None,
     state: TrainingState | None = None,
-    encoder: StyleEncoder | None = None,
+    encoder: Encoder | None = None,
 ) -> CheckpointInfo:
     """Write a checkpoint; an existing folder is replaced as a whole. Raises OSError if it cannot be written.
 
@@ -171,13 +170,19 @@ def _load_bank(checkpoint: Path, info: CheckpointInfo) -> MemoryBank:
         raise CheckpointError(error.message, hint=DAMAGED_HINT) from error
 
 
-def _load_encoder(checkpoint: Path, info: CheckpointInfo) -> StyleEncoder | None:
-    if not info.encoder_sha256 or info.generator.z_dim is None:
+def _load_encoder(checkpoint: Path, info: CheckpointInfo) -> Encoder | None:
+    spec = info.generator
+    if not info.encoder_sha256 or (spec.z_dim is None and not spec.has_features):
         return None
     path = checkpoint / ENCODER_FILE
     tensors = load_tensors(path, info.encoder_sha256)
-    encoder = StyleEncoder(info.generator.z_dim, info.generator.base_channels)
-    check_tensors(encoder.state_dict(), tensors, path)
+    try:
+        with torch.device("meta"):
+            blueprint = build_encoder(spec, tensors)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: lacks {error.args[0]!r}", hint=DAMAGED_HINT) from error
+    check_tensors(blueprint.state_dict(), tensors, path)
+    encoder = build_encoder(spec, tensors)
     encoder.load_state_dict(tensors)
     return encoder.eval()
 

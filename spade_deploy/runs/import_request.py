@@ -38,7 +38,7 @@ class ImportRequest:
     )
     norm: NormType | None = setting(None, help="Norm of a file without running statistics: instance norm or none.")
     part: str | None = setting(None, help="Network to take from a file that holds several, such as generator_ema.")
-    encoder: Path | None = setting(None, help="latest_net_E.pth: the style encoder of a VAE, for styles of photos.")
+    encoder: Path | None = setting(None, help="latest_net_E.pth: encodes photos, of a VAE or of instance features.")
     labels: LabelSpec | None = None
     """The labels that the channels stand for, with names and colours. In Python it replaces `num_labels`."""
 

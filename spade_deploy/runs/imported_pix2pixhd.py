@@ -8,7 +8,7 @@ local enhancer it ends before that margin. `model1_1` leads into the enhancer, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,10 +17,15 @@ from spade_deploy.errors import CheckpointError, ConfigError, quoted
 from spade_deploy.labels.sets import label_set
 from spade_deploy.runs.import_request import RELEASED
 from spade_deploy.runs.imported_spec import AS_PUBLISHED, ImportedSpec
-from spade_deploy.spec import PIX2PIXHD_EDGE_KERNEL, Architecture, GeneratorSpec, LabelSpec, NormType
+from spade_deploy.spec import (
+    FEATURE_CHANNELS,
+    PIX2PIXHD_EDGE_KERNEL,
+    Architecture,
+    GeneratorSpec,
+    LabelSpec,
+    NormType,
+)
 
-FEATURES = 3
-"""Channels that `netE`, pix2pixHD's encoder of instances, adds to the labels."""
 RELEASED_WIDTHS = {False: 1024, True: 2048}
 """Width in pixels of the released Cityscapes models, which are half as high, without and with an enhancer."""
 
@@ -74,46 +79,14 @@ class ImportedPix2PixHDSpec(ImportedSpec):
             halvings=halvings,
             residual_blocks=blocks,
             enhancer_blocks=self._blocks("model1_2")[1] if has_enhancer else 0,
+            has_features=channels > labels.num_channels,
             height=size[0],
             width=size[1],
         )
 
     def tensors(self, spec: GeneratorSpec) -> dict[str, Tensor]:
         """See `ImportedSpec.tensors`."""
-        rest, found = dict(self._state), {}
-        is_instance = spec.norm is NormType.INSTANCE
-        biases = unused = 0
-        for place, name in _places(spec):
-            parent, _, number = place.rpartition(".")
-            following = f"{parent}.{int(number) + 1}"
-            if (weight := rest.pop(f"{place}.weight", None)) is not None:
-                found[f"{name}.conv.weight"] = weight
-            bias = rest.pop(f"{place}.bias", None)
-            biases += bias is not None
-            statistics = {part: rest.pop(f"{following}.{part}", None) for part in _STATISTICS}
-            if is_instance:  # which takes a bias away again
-                unused += statistics["running_mean"] is not None
-                continue
-            for part, own in (("weight", "scale"), ("bias", "offset")):
-                if (value := rest.pop(f"{following}.{part}", None)) is not None:
-                    found[f"{name}.{own}"] = value
-            mean = statistics["running_mean"]
-            if mean is not None and bias is not None and mean.shape == bias.shape:
-                statistics["running_mean"] = mean - bias  # (x + b) - mean is x - (mean - b)
-            found |= {f"{name}.norm.{part}": value for part, value in statistics.items() if value is not None}
-        last = _last(spec)
-        for part in ("weight", "bias"):
-            if (value := rest.pop(f"{last}.{part}", None)) is not None:
-                found[f"conv_img.{part}"] = value
-        if biases:
-            why = "which takes a constant away" if is_instance else "as a part of its mean"
-            self.notes.append(f"the biases of {biases} convolutions went into the norm after each, {why}")
-        if unused:
-            self.notes.append(
-                f"running statistics of {unused} instance norms were left out: PyTorch before 0.4 saved them without"
-                " use"
-            )
-        return {**found, **rest}
+        return under_our_names(self._state, _places(spec), _last(spec), spec.norm, self.notes)
 
     def _blocks(self, sequence: str) -> tuple[int, int]:
         """The step of the first residual block of a sequence, and how many blocks follow one another from there."""
@@ -147,16 +120,16 @@ class ImportedPix2PixHDSpec(ImportedSpec):
         preset, labels = request.preset, request.label_spec
         cityscapes = label_set("cityscapes")
         if labels is None and preset is None:
-            if channels == FEATURES:
+            if channels == 3:
                 raise CheckpointError(
                     f"{self._path}: the first layer sees 3 channels: this generator is fed pictures (label_nc 0), and"
                     " no label maps",
                     hint="a model of three labels is told from it with `num_labels` 3",
                 )
-            if channels not in (cityscapes.num_channels, cityscapes.num_channels + FEATURES):
+            if channels not in (cityscapes.num_channels, cityscapes.num_channels + FEATURE_CHANNELS):
                 raise ConfigError(
                     f"{self._path}: a segmap of {channels} channels is not that of the released model"
-                    f" (cityscapes {cityscapes.num_channels})",
+                    f" (cityscapes {cityscapes.num_channels}, and {FEATURE_CHANNELS} more with instance features)",
                     hint="say what they are: `num_labels` N [`has_dontcare`] [`has_edges`] `size` HxW",
                 )
             preset = "cityscapes"
@@ -167,14 +140,23 @@ class ImportedPix2PixHDSpec(ImportedSpec):
         if labels is None:
             assert preset is not None
             labels = label_set(preset)
-        if channels == labels.num_channels + FEATURES:
-            raise CheckpointError(
-                f"{self._path}: the first layer sees {channels} channels, {FEATURES} more than the labels have: it was"
-                " trained with instance features (netE), which are not supported",
-                hint="import a model that was trained without them",
-            )
-        self._require_channels(channels, labels, preset)
+        if channels == labels.num_channels + FEATURE_CHANNELS:
+            self._tell_features()
+        else:
+            self._require_channels(channels, labels, preset)
         return labels, request.size or self._released_size(preset, has_enhancer)
+
+    def _tell_features(self) -> None:
+        more = f"{FEATURE_CHANNELS} channels more than the labels have are instance features (netE)"
+        if self._request.encoder is None:
+            self.notes.append(
+                f"{more}; no photo can be encoded without `encoder` latest_net_E.pth: features are zeros, unless a"
+                " caller gives others"
+            )
+        else:
+            self.notes.append(
+                f"{more}; where no photo is given they are zeros, and not those of a cluster, as in pix2pixHD's code"
+            )
 
     def _released_size(self, preset: str | None, has_enhancer: bool) -> tuple[int, int]:
         if preset is None:
@@ -189,6 +171,48 @@ class ImportedPix2PixHDSpec(ImportedSpec):
             " with `size`"
         )
         return height, width
+
+
+def under_our_names(
+    state: Mapping[str, Tensor], places: Iterable[tuple[str, str]], last: str, norm: NormType, notes: list[str]
+) -> dict[str, Tensor]:
+    """The tensors of a file of numbered steps under the names of the network here; others keep their own.
+
+    places: each convolution that a norm follows, and the name of both here. last: the place of the last convolution,
+    `conv_img`. notes: the list that sentences on what was left out are added to.
+    """
+    rest, found = dict(state), {}
+    is_instance = norm is NormType.INSTANCE
+    biases = unused = 0
+    for place, name in places:
+        parent, _, number = place.rpartition(".")
+        following = f"{parent}.{int(number) + 1}"
+        if (weight := rest.pop(f"{place}.weight", None)) is not None:
+            found[f"{name}.conv.weight"] = weight
+        bias = rest.pop(f"{place}.bias", None)
+        biases += bias is not None
+        statistics = {part: rest.pop(f"{following}.{part}", None) for part in _STATISTICS}
+        if is_instance:  # which takes a bias away again
+            unused += statistics["running_mean"] is not None
+            continue
+        for part, own in (("weight", "scale"), ("bias", "offset")):
+            if (value := rest.pop(f"{following}.{part}", None)) is not None:
+                found[f"{name}.{own}"] = value
+        mean = statistics["running_mean"]
+        if mean is not None and bias is not None and mean.shape == bias.shape:
+            statistics["running_mean"] = mean - bias  # (x + b) - mean is x - (mean - b)
+        found |= {f"{name}.norm.{part}": value for part, value in statistics.items() if value is not None}
+    for part in ("weight", "bias"):
+        if (value := rest.pop(f"{last}.{part}", None)) is not None:
+            found[f"conv_img.{part}"] = value
+    if biases:
+        why = "which takes a constant away" if is_instance else "as a part of its mean"
+        notes.append(f"the biases of {biases} convolutions went into the norm after each, {why}")
+    if unused:
+        notes.append(
+            f"running statistics of {unused} instance norms were left out: PyTorch before 0.4 saved them without use"
+        )
+    return {**found, **rest}
 
 
 def _places(spec: GeneratorSpec) -> Iterator[tuple[str, str]]:

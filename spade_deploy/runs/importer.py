@@ -1,5 +1,5 @@
-"""Import released generator files (`latest_net_G.pth`), and the style encoders (`latest_net_E.pth`) that NVIDIA's code
-trains beside them, as checkpoints of this package.
+"""Import released generator files (`latest_net_G.pth`), and the encoders (`latest_net_E.pth`) that NVIDIA's code trains
+beside them, as checkpoints of this package.
 
 Such a file is a bare state dict, without any config: `imported_spec.py` and `imported_families.py` find out which
 generator it is and how it is built.
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from spade_deploy.errors import CheckpointError
 from spade_deploy.files.locks import locked
-from spade_deploy.networks.build import Generator, build_generator
+from spade_deploy.networks.build import Encoder, Generator, build_generator
 from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.runs.checkpoint import Imported, save_checkpoint
 from spade_deploy.runs.import_request import ImportRequest
 from spade_deploy.runs.imported_families import ANCHORS, family_of
+from spade_deploy.runs.imported_instance_encoder import ANCHOR, read_instance_encoder
 from spade_deploy.runs.imported_spec import ImportedSpec
 from spade_deploy.runs.layout import checkpoint_folder, new_run
 from spade_deploy.runs.state_dicts import check_values, choose_part, completed, fill, find_parts, first_names
@@ -71,16 +72,21 @@ def read_generator_file(path: Path, request: ImportRequest) -> ImportedGenerator
     return ImportedGenerator(module.eval(), spec, tuple(notes), tuple(guesses))
 
 
-def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None = None) -> StyleEncoder:
-    """The style encoder (`latest_net_E.pth`) of a generator of `spec`, in eval mode. Nothing in the file is executed.
+def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None = None) -> Encoder:
+    """The encoder (`latest_net_E.pth`), of styles or of instance features, of a generator of `spec`, in eval mode.
+
+    Nothing in the file is executed.
 
     notes: the list that sentences on what was changed on the way are added to. Raises CheckpointError where the file
     is damaged, no encoder, or the encoder of another generator.
     """
     notes = [] if notes is None else notes
+    if spec.has_features:
+        return read_instance_encoder(path, spec, notes)
     if spec.z_dim is None or spec.noise_channels:
         raise CheckpointError(
-            f"{path}: the generator has no style vector, so it cannot use an encoder", hint="leave it out"
+            f"{path}: the generator has no style vector and no instance features, so it cannot use an encoder",
+            hint="leave it out",
         )
     loaded = load_weights(path, "latest_net_E.pth")
     parts = find_parts(loaded, _ENCODER_ANCHORS)
@@ -112,6 +118,11 @@ def _no_generator(path: Path, loaded: object) -> CheckpointError:
     if find_parts(loaded, _ENCODER_ANCHORS):
         return CheckpointError(
             f"{path}: this is the VAE's encoder",
+            hint="import latest_net_G.pth, which lies beside it, and name this file with `encoder`",
+        )
+    if any(part.tensors[ANCHOR].shape[1:2] == (3,) for part in find_parts(loaded, (ANCHOR,)) if ANCHOR in part.tensors):
+        return CheckpointError(
+            f"{path}: this is pix2pixHD's encoder of instance features",
             hint="import latest_net_G.pth, which lies beside it, and name this file with `encoder`",
         )
     if find_parts(loaded, _DISCRIMINATOR_ANCHORS):
@@ -193,9 +204,9 @@ def import_checkpoint(file: Path, request: ImportRequest, *, runs_dir: Path, nam
     return ImportResult(folder, described, notes, found.guesses)
 
 
-def _style(spec: GeneratorSpec, encoder: StyleEncoder | None) -> str:
+def _style(spec: GeneratorSpec, encoder: Encoder | None) -> str:
     if spec.z_dim is None:
-        return ""
+        return "" if encoder is None else "an encoder of photos, "
     if spec.noise_channels:
         return f"noise of {spec.noise_channels} numbers, "
     return "style vector, " if encoder is None else "style vector and its encoder, "

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Z
+from spade_deploy.artifact import FEATURES, INSTANCE, LABEL, Arrays, Z, region_means, with_features
 from spade_deploy.errors import ConfigError, ImageTooLargeError, LabelMapError, quoted
 from spade_deploy.images.image_file import ImageBytes, Size
 from spade_deploy.inference.size import checked_size
-from spade_deploy.inference.style import moved_style, style_vector
+from spade_deploy.inference.style import moved_style, photo_features, style_vector
 from spade_deploy.labels.files import label_dtype, labels_from_values, read_instance_map, read_label_map, resize_nearest
 from spade_deploy.serving.models import ServedModel
 from spade_deploy.serving.run_lengths import RunLengths, is_int, run_lengths
@@ -46,7 +46,7 @@ class Asked:
     style: tuple[float, ...] | None = None
     """The style vector itself."""
     photo: ImageBytes | None = None
-    """The photo whose style is taken."""
+    """The photo whose style, or instance features, are taken."""
     directions: tuple[float, ...] | None = None
     """Steps along the main directions of the model's styles, from the style that the other fields say."""
     size: Size | None = None
@@ -99,8 +99,12 @@ def inputs_of_maps(model: ServedModel, maps: Maps, asked: Asked, most_pixels: in
     if spec.labels.has_edges:
         objects = np.zeros(size, np.int32) if maps.instance is None else resize_nearest(maps.instance, size)
         inputs[INSTANCE] = np.ascontiguousarray(objects)[None]
+    features = photo_features(model.artifact, asked.photo, size, model.encoder)
+    if features is not None:  # without an instance map each class is an instance
+        regions = inputs[LABEL] if maps.instance is None else inputs[INSTANCE]
+        inputs[FEATURES] = region_means(features, regions[0])[None]
     style = _style(model, asked)
-    return inputs if style is None else {**inputs, Z: style}
+    return with_features(spec, inputs if style is None else {**inputs, Z: style})
 
 
 def label_values(model: ServedModel, source: MapSource, most_pixels: int) -> NDArray[Any]:

@@ -63,7 +63,7 @@ def add_page(app: FastAPI, serving: Serving) -> None:
     )
     async def style(name: str, request: Request) -> dict[str, list[float]]:
         model = serving.model(name)
-        if not model.has_encoder:
+        if not model.has_encoder or model.spec.z_dim is None:
             raise ConfigError(
                 f"`style_photo`: {name} has no style encoder", hint="GET /v1/models says which models have one"
             )

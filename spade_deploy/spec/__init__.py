@@ -7,6 +7,7 @@ offer them without loading NumPy.
 
 from spade_deploy.spec.architectures import (
     CRN_WIDTHS,
+    FEATURE_CHANNELS,
     MODULATED,
     NORMS,
     OASIS_NOISE,
@@ -42,6 +43,7 @@ from spade_deploy.spec.sizes import MAX_BATCH, MAX_SIDE, parse_size
 __all__ = [
     "CRN_WIDTHS",
     "EXPORTED",
+    "FEATURE_CHANNELS",
     "MAX_BATCH",
     "MAX_SIDE",
     "MODULATED",

@@ -13,6 +13,8 @@ PIX2PIXHD_BLOCKS = 9
 """How many residual blocks the published global generator has, all at its coarsest resolution."""
 PIX2PIXHD_EDGE_KERNEL = 7
 """The kernel size of the global generator's first and last convolution."""
+FEATURE_CHANNELS = 3
+"""How many numbers a pixel the published encoder of instance features (netE) gives its generator."""
 
 CRN_WIDTHS = (16, 16, 16, 16, 16, 8, 8, 2)
 """Feature maps of the published refinement modules at 4, 8, ... 512 rows, in base channels: 1024 to 128 for a base of
@@ -38,7 +40,7 @@ NORMS: Mapping[Architecture, tuple[NormType, ...]] = MappingProxyType(
 )
 """The normalisations that each architecture can be built with, its paper's first."""
 
-_OF_PIX2PIXHD = ("halvings", "residual_blocks", "enhancer_blocks")
+_OF_PIX2PIXHD = ("halvings", "residual_blocks", "enhancer_blocks", "has_features")
 _OF_LEVELS = ("level_channels", "level_hidden")
 _NOT_OF_CASCADES = ("hidden_channels", "kernel_size", "z_dim", "has_positions", *_OF_LEVELS, *_OF_PIX2PIXHD)
 

@@ -25,7 +25,8 @@ from spade_deploy.spec.labels import LabelSpec
 NETWORK = "Network"
 """The group of the settings that say how networks are built."""
 
-_LATER = ("has_positions", "halvings", "residual_blocks", "enhancer_blocks", "level_channels", "level_hidden")
+_LEVELS = ("level_channels", "level_hidden")
+_LATER = ("has_positions", "halvings", "residual_blocks", "enhancer_blocks", "has_features", *_LEVELS)
 """Fields that the first versions did not have."""
 
 
@@ -64,7 +65,6 @@ class GeneratorSpec:
         Upsampling.NORMAL, help="Number of doublings: normal 5, more 6, most 7.", group=NETWORK
     )
     """How often SPADE and the networks of refinement modules (CRN, SIMS) double their coarsest features.
-
     The generators of pix2pixHD halve and double as often as `halvings` and `enhancer_blocks` say.
     """
 
@@ -85,9 +85,11 @@ class GeneratorSpec:
 
     enhancer_blocks: int = 0
     """How many residual blocks the local enhancer of pix2pixHD has, 3 in the paper; 0: the global generator is alone.
-
     With an enhancer the global generator sees the segmap at half its size, and has twice the base channels.
     """
+
+    has_features: bool = False
+    """Whether pix2pixHD also sees FEATURE_CHANNELS numbers a pixel: means over instances of what an encoder made."""
 
     height: int = 256
     """The height in pixels that the model was trained for, a multiple of the stride."""
@@ -222,8 +224,9 @@ class GeneratorSpec:
         """How deep pix2pixHD's generator is, in words; None for another one."""
         if self.architecture is not Architecture.PIX2PIXHD:
             return None
-        enhancer = f", local enhancer of {self.enhancer_blocks}" if self.enhancer_blocks else ""
-        return f"{self.halvings} halvings, {self.residual_blocks} residual blocks{enhancer}"
+        more = f", local enhancer of {self.enhancer_blocks}" if self.enhancer_blocks else ""
+        more += ", instance features" if self.has_features else ""
+        return f"{self.halvings} halvings, {self.residual_blocks} residual blocks{more}"
 
     def has(self, field: str) -> bool:
         """Whether a field means something for the architecture: `hidden_channels` does for SPADE alone."""

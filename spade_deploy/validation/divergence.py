@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spade_deploy.artifact import INSTANCE, LABEL, Graph, Z
+from spade_deploy.artifact import FEATURES, INSTANCE, LABEL, Graph, Z
 from spade_deploy.engines.ort.session import Optimization, SessionSetup, open_session
 from spade_deploy.errors import ArtifactError
 from spade_deploy.export.build import stage_names
@@ -114,6 +114,8 @@ def _reference_values(
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(array.copy()) for name, array in inputs.items()}
             segmap = make_segmap(tensors[LABEL], tensors.get(INSTANCE), generator.spec.labels)
+            if FEATURES in tensors:
+                segmap = torch.cat([segmap, tensors[FEATURES]], dim=1)
             generator(segmap, tensors.get(Z))
     finally:
         for handle in handles:

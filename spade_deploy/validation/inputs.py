@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, default_style, one_by_one
+import numpy as np
+
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, default_style, one_by_one, with_features
 from spade_deploy.errors import LabelMapError
 from spade_deploy.labels.find import find_label_maps
 from spade_deploy.labels.pairs import Pairing, read_maps, require_instances
@@ -77,4 +79,4 @@ class _Folder:
                 inputs[INSTANCE] = instance[None]
             if (style := default_style(spec)) is not None:
                 inputs[Z] = style
-            yield inputs
+            yield with_features(spec, inputs, np.random.default_rng(0))

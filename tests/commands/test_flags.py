@@ -78,6 +78,7 @@ PYTHON_ALONE = {
     "conv_search",
     "cuda_graph",
     "ema_batches",
+    "features",
     "fp32",
     "most_trials",
     "with_architecture",

@@ -60,6 +60,16 @@ def state_dict(channels, base, *, halvings=4, blocks=9, local_blocks=0, norm="in
     return state
 
 
+def encoder_state_dict(base, *, halvings=4, norm="instance", features=3, seed=0):
+    """A state dict of the encoder of instance features, netE: the global generator's names, without residual blocks."""
+    state = state_dict(3, base, halvings=halvings, blocks=0, norm=norm, seed=seed)
+    last = f"model.{5 + 6 * halvings}"
+    numbers = torch.Generator().manual_seed(seed + 1)
+    state[f"{last}.weight"] = torch.randn((features, base, 7, 7), generator=numbers) / (base * 49) ** 0.5
+    state[f"{last}.bias"] = 0.3 * torch.randn(features, generator=numbers)
+    return state
+
+
 def normalized(state, name, x):
     parent, _, number = name.rpartition(".")
     following = f"{parent}.{int(number) + 1}"
@@ -115,8 +125,20 @@ def averaged(x):
     return summed / counted
 
 
-def generate(state, label, instance, *, num_ids, halvings=4, blocks=9, local_blocks=0):
-    """label, instance: N x H x W or None. Returns the image, N x 3 x H x W."""
+def encode(state, photo, regions, *, halvings=4):
+    """photo: N x 3 x H x W in -1..1; regions: N x H x W ids. Returns each region's mean features, N x 3 x H x W."""
+    x = torch.tanh(mirrored(state, f"model.{5 + 6 * halvings}", features(state, photo, halvings, 0)))
+    found = torch.empty_like(x)
+    for number, ids in enumerate(regions):
+        for region in ids.unique():
+            inside = ids == region
+            for channel in range(x.shape[1]):
+                found[number, channel][inside] = x[number, channel][inside].mean()
+    return found
+
+
+def generate(state, label, instance, seen=None, *, num_ids, halvings=4, blocks=9, local_blocks=0):
+    """label, instance: N x H x W or None; seen: instance features, N x 3 x H x W, or None. Returns N x 3 x H x W."""
     dtype = state["model.1.bias"].dtype
     maps = [(label == index).to(dtype) for index in range(num_ids)]
     if instance is not None:
@@ -125,6 +147,8 @@ def generate(state, label, instance, *, num_ids, halvings=4, blocks=9, local_blo
         around = [padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]]
         maps.append(torch.stack([middle != other for other in around]).any(dim=0).to(dtype))
     segmap = torch.stack(maps, dim=1)
+    if seen is not None:
+        segmap = torch.cat([segmap, seen], dim=1)
     if local_blocks == 0:
         x = features(state, segmap, halvings, blocks)
         return torch.tanh(mirrored(state, f"model.{5 + 6 * halvings + blocks}", x))

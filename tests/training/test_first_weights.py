@@ -80,12 +80,12 @@ def test_other_widths_are_refused_by_name(changed: dict[str, int], message: str,
 
 def test_other_labels_styles_and_architectures_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = replace(earth_spec(), labels=LabelSpec(5))
-    with pytest.raises(CheckpointError, match="has 17 channels of labels, not 5$"):
+    with pytest.raises(CheckpointError, match=r"has 17 channels of labels, not 5$"):
         first_weights("earth", build_generator(labels))
-    with pytest.raises(CheckpointError, match="has `architecture` spade, not crn$") as caught:
+    with pytest.raises(CheckpointError, match=r"has `architecture` spade, not crn$") as caught:
         first_weights("earth", build_generator(earth_spec().with_architecture(Architecture.CRN)))
     assert "spade distill" not in str(caught.value.hint)
     given = build_generator(with_style())
     monkeypatch.setattr("spade_deploy.training.first_weights.shipped_generator", lambda _: given)
-    with pytest.raises(CheckpointError, match="has a style vector of 8 numbers, not 4$"):
+    with pytest.raises(CheckpointError, match=r"has a style vector of 8 numbers, not 4$"):
         first_weights("earth", build_generator(replace(with_style(), z_dim=4)))

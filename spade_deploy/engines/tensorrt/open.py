@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, read_engine
+from spade_deploy.artifact import INSTANCE, LABEL, Arrays, Artifact, Z, read_engine, with_features
 from spade_deploy.engines.base import GraphChoice, RuntimeRequest
 from spade_deploy.engines.cuda.driver import Gpu, require_gpu
 from spade_deploy.engines.cuda.open import open_device
@@ -83,7 +83,7 @@ def time_layers(artifact: Artifact, name: str) -> dict[str, float]:
     if spec.z_dim is not None:
         inputs[Z] = np.zeros((batch, spec.z_dim), np.float32)
     with _open(artifact, stored, library, gpu) as runtime:
-        return runtime.layer_times(inputs)
+        return runtime.layer_times(with_features(spec, inputs))
 
 
 def _open(artifact: Artifact, stored: StoredEngine, library: Library, gpu: Gpu) -> TrtRuntime:

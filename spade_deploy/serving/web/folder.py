@@ -82,7 +82,8 @@ def require_free(target: Path) -> None:
 def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) -> WebFolder:
     """Write the folder; an older one is replaced as a whole. runtime: of `onnxruntime_web.runtime_files`.
 
-    Raises ConfigError as `require_free` does and for a model with positions or a memory bank, ArtifactError for a graph
+    Raises ConfigError as `require_free` does and for a model with positions, a memory bank or instance
+    features, ArtifactError for a graph
     whose weights lie beside it.
     """
     require_free(target)
@@ -94,6 +95,11 @@ def write_web(artifact: Artifact, target: Path, runtime: Mapping[str, bytes]) ->
     if artifact.manifest.generator.has_bank:
         raise ConfigError(
             "`web`: this model completes a canvas of photo segments, which the page does not make",
+            hint="leave `web` out, and serve it with `spade serve`",
+        )
+    if artifact.manifest.generator.has_features:
+        raise ConfigError(
+            "`web`: this model sees instance features, which the page does not make",
             hint="leave `web` out, and serve it with `spade serve`",
         )
     graphs = _graphs(artifact)

@@ -44,6 +44,11 @@ def student_setup(
             f"`teacher`: {teacher.facts.place} is of sims, whose images are made of a memory bank; students have none",
             hint="take a teacher of another architecture",
         )
+    if teacher.facts.generator.has_features:
+        raise ConfigError(
+            f"`teacher`: {teacher.facts.place} sees instance features of photos, which a student is not taught with",
+            hint="take a teacher without them",
+        )
     data, notes = student_data(asked, teacher)
     spec = student_spec(asked, teacher.facts.generator, data.crop_size)
     if spec.has_bank:

@@ -1,0 +1,95 @@
+"""Read pix2pixHD's encoder of instance features (`latest_net_E.pth`), whose layers are numbered as its generator's.
+
+`model` is a mirrored margin, convolution, norm and activation (steps 0 to 3), three steps for each halving and for each
+doubling, and margin and convolution.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from spade_deploy.errors import CheckpointError
+from spade_deploy.networks.instance_encoder import InstanceEncoder
+from spade_deploy.runs.imported_pix2pixhd import under_our_names
+from spade_deploy.runs.state_dicts import check_values, choose_part, completed, fill, find_parts, first_names
+from spade_deploy.runs.weight_files import load_weights
+from spade_deploy.spec import FEATURE_CHANNELS, PIX2PIXHD_EDGE_KERNEL, GeneratorSpec, NormType
+
+ANCHOR = "model.1.weight"
+"""Its first convolution, which sees a photo; in a generator it sees the label map."""
+
+_HINT = "give the latest_net_E.pth that was trained with this generator"
+_CONVOLUTION = re.compile(r"model\.(\d+)\.weight")
+
+
+def read_instance_encoder(path: Path, spec: GeneratorSpec, notes: list[str]) -> InstanceEncoder:
+    """The encoder of a generator of `spec`, which has instance features, in eval mode. Nothing in the file is executed.
+
+    notes: the list that sentences on what was changed on the way are added to. Raises CheckpointError where the file
+    is damaged, no such encoder, or that of another generator.
+    """
+    loaded = load_weights(path, "latest_net_E.pth")
+    parts = find_parts(loaded, (ANCHOR,))
+    if not parts:
+        raise CheckpointError(
+            f"{path}: tensor '{ANCHOR}' is missing: this is no encoder of instance features",
+            hint=f"expected pix2pixHD's latest_net_E.pth; this file begins with {first_names(loaded)}",
+        )
+    state = choose_part(parts, None, path, notes, notes).tensors
+    check_values(state, path)
+    if any(".conv_block." in key for key in state):
+        raise CheckpointError(f"{path}: has residual blocks: this is a generator, and no encoder", hint=_HINT)
+    steps = sorted(int(match[1]) for key in state if (match := _CONVOLUTION.fullmatch(key)) and state[key].dim() == 4)
+    last = steps[-1] if steps else 0
+    halvings, rest = divmod(last - 5, 6)
+    if rest or halvings < 1:
+        raise CheckpointError(
+            f"{path}: the last convolution is step {last} of the sequence, where no doublings end",
+            hint="expected steps 0 to 3, then three steps a halving and a doubling, as pix2pixHD's own code has them",
+        )
+    _require_matching(path, spec, tuple(state[ANCHOR].shape), halvings, len(state[f"model.{last}.weight"]))
+    has_weights = "model.2.weight" in state
+    if has_weights == (spec.norm is NormType.INSTANCE):
+        there = "has weights of batch norm" if has_weights else "has no weights of batch norm"
+        raise CheckpointError(f"{path}: the encoder {there}, its generator has {spec.norm} norm", hint=_HINT)
+    own = under_our_names(state, _places(halvings), f"model.{last}", spec.norm, notes)
+    base = len(state[ANCHOR])
+    with torch.device("meta"):
+        blueprint = InstanceEncoder(spec, base, halvings)
+    given = completed(blueprint, own, path, notes, _HINT)
+    encoder = InstanceEncoder(spec, base, halvings)
+    fill(encoder, given, path, notes)
+    return encoder.eval()
+
+
+def _require_matching(path: Path, spec: GeneratorSpec, first: tuple[int, ...], halvings: int, features: int) -> None:
+    """Raise CheckpointError for an encoder of other photos, features or sizes than the generator's."""
+    kernel = (PIX2PIXHD_EDGE_KERNEL, PIX2PIXHD_EDGE_KERNEL)
+    if first[1:] != (3, *kernel):
+        raise CheckpointError(
+            f"{path}: the first convolution is {first}, and not of 3 channels of a photo and {kernel[0]} wide: this is"
+            " no encoder of instance features",
+            hint=_HINT,
+        )
+    if features != FEATURE_CHANNELS:
+        raise CheckpointError(
+            f"{path}: the encoder makes {features} features a pixel, its generator sees {FEATURE_CHANNELS}", hint=_HINT
+        )
+    if halvings > spec.doublings:
+        raise CheckpointError(
+            f"{path}: the encoder halves a photo {halvings} times, its generator the label map {spec.doublings} times:"
+            f" not every size that is a {spec.side_rule} can be encoded",
+            hint=f"{_HINT}; or import without `encoder`, and feed features that were made elsewhere",
+        )
+
+
+def _places(halvings: int) -> Iterator[tuple[str, str]]:
+    """Each convolution that a norm follows: its place in the file, and the name of both here."""
+    yield "model.1", "conv_in"
+    for index in range(halvings):
+        yield f"model.{4 + 3 * index}", f"down_{index}"
+        yield f"model.{4 + 3 * (halvings + index)}", f"up_{index}"
