@@ -225,12 +225,7 @@ def _spec(asked: DistillRequest, teacher: GeneratorSpec, data: DataConfig) -> Ge
         raise ConfigError(
             f"`hidden_channels` {asked.hidden_channels}: {teacher.architecture} has none", hint="leave it out"
         )
-    for name, width in widths.items():
-        if width > getattr(teacher, name):
-            raise ConfigError(
-                f"`{name}` {width}: a student is not wider than its teacher, which has {getattr(teacher, name)}",
-                hint="give less",
-            )
+    check_widths(teacher, **widths)
     size = data.crop_size
     if not teacher.is_dynamic and size != (teacher.height, teacher.width):
         raise ConfigError(
@@ -238,6 +233,16 @@ def _spec(asked: DistillRequest, teacher: GeneratorSpec, data: DataConfig) -> Ge
             hint="leave `size` out",
         )
     return replace(teacher, **widths, height=size[0], width=size[1])
+
+
+def check_widths(teacher: GeneratorSpec, **widths: int | None) -> None:
+    """Raise ConfigError for a width that is larger than the teacher's; None is not given."""
+    for name, width in widths.items():
+        if width is not None and width > getattr(teacher, name):
+            raise ConfigError(
+                f"`{name}` {width}: a student is not wider than its teacher, which has {getattr(teacher, name)}",
+                hint="give less",
+            )
 
 
 def _train(asked: DistillRequest, teacher: FoundTeacher, data: DataConfig, downloads: bool) -> TrainConfig:

@@ -95,6 +95,10 @@ def test_the_distance_of_features_is_relative() -> None:
     assert maps([0 * one for one in features], features).item() == pytest.approx(1)
     assert maps([3 * one for one in features], features).item() == pytest.approx(4)  # (3 - 1)^2
     assert maps([300 * one for one in features], [100 * one for one in features]).item() == pytest.approx(4)
+    pair = [torch.cat([one, 100 * one]) for one in features]
+    factors = torch.tensor([2.0, 0.5]).reshape(2, 1, 1, 1)
+    apart = maps([factors * one for one in pair], pair).item()
+    assert apart == pytest.approx((1 + 0.25) / 2)  # a loud sample counts as much as a faint one: (2 - 1)^2, (0.5 - 1)^2
 
 
 def _all_channels(spec: GeneratorSpec) -> dict[str, torch.Tensor]:

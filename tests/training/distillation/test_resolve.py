@@ -223,6 +223,15 @@ def test_the_budget_is_of_the_data_sets_own_maps(folders: Path) -> None:
     assert table.chosen.lookup_macs == width_table(SPEC, one_class, 1e9, 3).chosen.lookup_macs
 
 
+@pytest.mark.parametrize("widths", [{"base_channels": 6}, {"hidden_channels": 9}])
+def test_a_budget_for_a_student_wider_than_its_teacher_is_refused_by_the_width(
+    folders: Path, widths: dict[str, int]
+) -> None:
+    (name,) = widths
+    with pytest.raises(ConfigError, match=rf"`{name}` {widths[name]}: a student is not wider than its teacher"):
+        choose_widths(DistillRequest(folders / "runs" / "wide", mac_budget=1e3, **widths), folders / "runs")
+
+
 def test_multiply_adds_as_they_are_typed() -> None:
     assert [parse_macs(text) for text in ("20G", "1.5g", "500M", "7")] == [20e9, 1.5e9, 5e8, 7.0]
     for text in ("", "G", "-1G", "0", "1e9", "20 GB"):
