@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
 from spade_deploy.labels.layouts import DataConfig
@@ -142,6 +143,14 @@ def test_label_maps_alone_suffice(teacher: TeacherFacts, tmp_path: Path) -> None
     assert equal(untouched, again)
 
 
+def test_a_shipped_teacher_of_another_version_is_refused(teacher: TeacherFacts) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"the teacher earth of this version has the SHA-256 [0-9a-f]{12}, that"
+    ) as told:
+        load_teacher(replace(teacher, place="earth", sha256="1" * 64))
+    assert "continue with the version of spade-deploy that the run began with" in (told.value.hint or "")
+
+
 def test_kept_images_are_used_again_and_are_those_of_the_map(teacher: TeacherFacts, tmp_path: Path) -> None:
     setup = student_of(teacher, cache=True, weight_features=0.0)
     learner, calls = learner_of(setup, tmp_path), list[int]()
@@ -166,6 +175,11 @@ def test_kept_images_are_used_again_and_are_those_of_the_map(teacher: TeacherFac
     damaged = next((tmp_path / CACHE).rglob("*.png"))
     damaged.write_bytes(b"no image")
     calls.clear()
+    for seed in (1, 2):
+        learner.step(Noise.batch(2, seed), 1.0)
+    assert calls == [1]
+    calls.clear()
+    Image.new("RGB", (16, 16)).save(damaged)  # an image of another size is made again, too
     for seed in (1, 2):
         learner.step(Noise.batch(2, seed), 1.0)
     assert calls == [1]

@@ -82,6 +82,19 @@ def test_a_run_brings_its_training_and_its_data(folders: Path) -> None:
     assert setup.train.begins_with == str(folders / "runs" / "wide" / "checkpoints" / "step_00000003")
 
 
+def test_what_a_teacher_began_with_and_measured_is_not_the_students(folders: Path, tmp_path: Path) -> None:
+    data = DataConfig.for_preset(
+        "custom", crop_size=(32, 32), labels_dir=folders / "labels", images_dir=folders / "images", load_size=(32, 32)
+    )
+    gone = tmp_path / "gone"
+    measured = {"eval_every": 5, "extractor": gone / "e.onnx", "best_by": "frechet"}
+    train = replace(setup_of().train, init="earth", perceptual_file=gone / "vgg.npz", **measured)
+    _save(tmp_path / "runs" / "tuned", SPEC, Setup(train, SPEC, data))
+    found = student_setup(DistillRequest(tmp_path / "runs" / "tuned", base_channels=2))[0].train
+    assert (found.init, found.perceptual_file) == ("", None)
+    assert (found.eval_every, found.extractor, found.best_by) == (0, None, "")
+
+
 def test_photos_that_are_gone_are_not_needed(folders: Path, tmp_path: Path) -> None:
     data = DataConfig.for_preset(
         "custom", crop_size=(32, 32), labels_dir=folders / "labels", images_dir=tmp_path / "gone", load_size=(32, 32)
