@@ -5,7 +5,7 @@ How a training step changes them is in `steps.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.sims import bank_of_generator, give_bank
 from spade_deploy.networks.spade import initialize, make_segmap, to_pixels
 from spade_deploy.retrieval.bank import MemoryBank
-from spade_deploy.runs.checkpoint import TrainingState, load_generator
-from spade_deploy.runs.layout import SHIPPED
-from spade_deploy.runs.shipped import shipped_generator
+from spade_deploy.runs.checkpoint import TrainingState
 from spade_deploy.runs.tensors import check_tensors
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.device import set_determinism
 from spade_deploy.training.ema import GeneratorAverage
+from spade_deploy.training.first_weights import first_weights
 from spade_deploy.training.host_memory import keep_freed_memory
 from spade_deploy.training.perceptual import PerceptualLoss, load_vgg
 from spade_deploy.training.styles import SAMPLE_STYLE, normal_styles
@@ -161,14 +160,20 @@ class LearningNetworks:
         """A batch of held-out samples with the images that generated ones are shown beside: its photos."""
         return batch
 
-    def begin(self) -> None:
-        """Take the weights that a new run of these settings begins with, where they are not random."""
-        if self.setup.train.init:
-            self.begin_from(initial_generator(self.setup.train.init))
+    def begin(self) -> tuple[str, ...]:
+        """Take the weights that a new run of these settings begins with, where they are not random.
 
-    def begin_from(self, generator: nn.Module) -> None:
-        """Take the weights of a generator of the same spec. Raises CheckpointError where the tensors differ."""
-        tensors = generator.state_dict()
+        Returns what the user should know, a sentence each. Raises CheckpointError.
+        """
+        name = self.setup.train.init
+        if not name:
+            return ()
+        tensors, notes = first_weights(name, self.generator)
+        self.begin_from(tensors)
+        return notes
+
+    def begin_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take a generator's weights. Raises CheckpointError where they are of another network."""
         check_tensors(self.generator.state_dict(), tensors, Path(self.setup.train.init))
         self.generator.load_state_dict(tensors)
         if self.average is not None:
@@ -239,11 +244,6 @@ class LearningNetworks:
         instance = batch.instance.to(self.device) if labels.has_edges and batch.instance is not None else None
         segmap = make_segmap(batch.label.to(self.device), instance, labels)
         return segmap.to(memory_format=torch.channels_last) if self.setup.train.channels_last else segmap
-
-
-def initial_generator(name: str) -> nn.Module:
-    """The generator that `init` names: a shipped one, or a checkpoint's. Raises CheckpointError."""
-    return shipped_generator(name) if name in SHIPPED else load_generator(Path(name)).module
 
 
 def _check_moments(name: str, parameters: dict[str, Tensor], saved: Any) -> None:

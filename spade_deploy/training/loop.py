@@ -183,9 +183,9 @@ def _prepare(setup: Setup, run: Path, given: BatchSource | None, resume: Path | 
     facts = {"steps_per_epoch": steps_per_epoch, "steps": total, "perceptual": learner.perceptual_sha256}
     facts |= {"samples": record.identity, "held_out": source.held_out_sha256()}
     if resume is None:
-        learner.begin()
+        begun = learner.begin()
         source, notes = _with_memory(learner, source)
-        return _Work(learner, source, record, 0, total, facts, notes)
+        return _Work(learner, source, record, 0, total, facts, (*begun, *notes))
     restored = restore(learner, resume, facts, record)
     start, notes = restored.step, restored.notes
     source, _ = _with_memory(learner, source)

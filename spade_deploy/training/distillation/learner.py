@@ -92,16 +92,17 @@ class StudentLearner(Learner):
         features = {"features": self.distill.weight_features} if self.maps is not None else {}
         return {**super().weights, **features}
 
-    def begin(self) -> None:
+    def begin(self) -> tuple[str, ...]:
         """Begin with the teacher's most important channels, unless the settings ask for random weights."""
         spec = self.setup.generator
         if not (self.distill.pruned and can_be_pruned(spec)):
-            return
+            return ()
         teacher = self.teacher.module
         chosen = choose_channels(teacher, spec)
-        self.begin_from(pruned_student(teacher, spec, chosen))
+        self.begin_from(pruned_student(teacher, spec, chosen).state_dict())
         if self.maps is not None:
             self.maps.begin_with(chosen)
+        return ()
 
     def beside(self, batch: Batch) -> Batch:
         """Where there are no photos, images are shown beside those that the teacher makes with the same styles."""
