@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from spade_deploy.commands.config_file import ConfigCommand, ConfigFile
 from spade_deploy.commands.console import note, stdout, styled
-from spade_deploy.commands.options import MAIN, RunsFolder, command
+from spade_deploy.commands.options import MAIN, RunsFolder, command, needed
 from spade_deploy.commands.progress import count_bar
 from spade_deploy.commands.tables import Cell, print_table
-from spade_deploy.commands.train import TrainCall, is_only_told, run_session
+from spade_deploy.commands.train import TrainCall, is_only_told, run_session, train_on_ray
+from spade_deploy.errors import ConfigError
 from spade_deploy.settings import as_typed
 
 if TYPE_CHECKING:
+    from spade_deploy.cluster.train import RayTraining
     from spade_deploy.training.distillation.request import DistillRequest
     from spade_deploy.training.distillation.search_record import WidthSearch
     from spade_deploy.training.distillation.widths import WidthTable
@@ -24,21 +26,33 @@ SHOWN_TRIED = 10
 
 
 def _requests() -> tuple[type, ...]:
+    from spade_deploy.cluster.train import RayTraining
     from spade_deploy.training.distillation.request import DistillRequest
 
-    return DistillRequest, ConfigFile, TrainCall, RunsFolder
+    return DistillRequest, ConfigFile, TrainCall, RunsFolder, RayTraining
 
 
 @command("distill", panel=MAIN, requests=_requests, needs="train", kind=ConfigCommand)
-def distill(asked: DistillRequest, file: ConfigFile, call: TrainCall, place: RunsFolder) -> None:
+def distill(asked: DistillRequest, file: ConfigFile, call: TrainCall, place: RunsFolder, cluster: RayTraining) -> None:
     """Train a student: a smaller generator that makes its teacher's images."""
     from spade_deploy.training import session
 
     runs = place.runs
+    if cluster.ray is not None and asked.search_widths:
+        raise ConfigError(
+            "`search_widths` contradicts `ray`: the search runs in one process",
+            hint="search with `estimate` and without `ray`; then give the `level_channels` and `level_hidden` found",
+        )
     if asked.mac_budget is not None and not session.goes_on(runs, call.name, call.resume):
         asked = _with_chosen_widths(asked, runs, is_told=not file.print_config)
-    if not is_only_told(asked, file, call, runs, distill.settings):
-        run_session(asked, call, runs)
+    if is_only_told(asked, file, call, runs, distill.settings):
+        return
+    if cluster.ray is not None:
+        settings = [option for option in distill.settings if option.field != "teacher"]
+        with needed("ray"):
+            train_on_ray(asked, call, runs, cluster, ("distill", str(asked.teacher)), settings)
+        return
+    run_session(asked, call, runs)
 
 
 def _with_chosen_widths(asked: DistillRequest, runs: Path, *, is_told: bool) -> DistillRequest:

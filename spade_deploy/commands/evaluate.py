@@ -60,7 +60,7 @@ def evaluate(asked: EvalRequest, file: ConfigFile, report: ReportFolder, place: 
             found = evaluation.evaluate(asked, runs_dir=place.runs, progress=progress)
         output.report(found)
         print_evaluation(found, evaluation.write_report(found, report.out))
-    if not (asked.extractor or asked.fid or asked.lpips or asked.segmenter or asked.train_segmenter):
+    if asked.first_judge is None:
         stdout().print("  --train-segmenter judges what the images show, --extractor FILE.onnx how real they look")
         print_next("spade", *output.typed_words(), "--train-segmenter")
     if found.all_skipped:

@@ -22,6 +22,7 @@ from spade_deploy.commands.console import (
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import MAIN, RunsFolder, command
 from spade_deploy.commands.progress import step_bar
+from spade_deploy.commands.student_quality import judge_student, print_student
 from spade_deploy.commands.tables import print_report
 from spade_deploy.errors import ConfigError
 from spade_deploy.fields import to_json
@@ -30,21 +31,23 @@ from spade_deploy.runs.layout import MANIFEST_JSON
 
 if TYPE_CHECKING:
     from spade_deploy.artifact import Artifact
+    from spade_deploy.evaluation import JudgeRequest
     from spade_deploy.release.release import Release
     from spade_deploy.release.request import HubRequest, ReleaseRequest
     from spade_deploy.serving.web.request import WebRequest
 
 
 def _requests() -> tuple[type, ...]:
+    from spade_deploy.evaluation.judge_request import JudgeRequest
     from spade_deploy.release.request import HubRequest, ReleaseRequest
     from spade_deploy.serving.web.request import WebRequest
 
-    return ReleaseRequest, WebRequest, HubRequest, RunsFolder
+    return ReleaseRequest, JudgeRequest, WebRequest, HubRequest, RunsFolder
 
 
 @command("export", panel=MAIN, requests=_requests, needs="export")
-def export(asked: ReleaseRequest, web: WebRequest, hub: HubRequest, place: RunsFolder) -> None:
-    """Fold a checkpoint, write it as ONNX, and prove it equal to PyTorch."""
+def export(asked: ReleaseRequest, judges: JudgeRequest, web: WebRequest, hub: HubRequest, place: RunsFolder) -> None:
+    """Fold a checkpoint, write it as ONNX, and prove it equal to PyTorch. Judges measure a student's photos."""
     runtime = _web_runtime(web)
     if hub.push_to_hub is not None:
         from spade_deploy.release.hub import require_hub
@@ -52,22 +55,31 @@ def export(asked: ReleaseRequest, web: WebRequest, hub: HubRequest, place: RunsF
         require_hub(hub.push_to_hub)
     wants_more = web.web is not None or hub.push_to_hub is not None
     if wants_more and asked.checkpoint is not None and (asked.checkpoint / MANIFEST_JSON).is_file():
-        _export_artifact(asked, web, hub, runtime)
+        _export_artifact(asked, judges, web, hub, runtime)
         return
     from spade_deploy.release.release import export_checkpoint
+    from spade_deploy.runs import resolve_checkpoint
 
+    quality = None
     with step_bar() as progress:
-        made = export_checkpoint(asked, runs_dir=place.runs, progress=progress)
+        if judges.first_judge is not None:  # before the export, which takes longer
+            checkpoint = resolve_checkpoint(asked.checkpoint, place.runs, best=asked.best)
+            quality = judge_student(checkpoint, judges, place.runs, progress)
+            asked = dataclasses.replace(asked, checkpoint=checkpoint, best=False)
+        made = export_checkpoint(asked, runs_dir=place.runs, quality=quality, progress=progress)
     out, artifact = stdout(), made.artifact
     result = {
         "checkpoint": made.checkpoint,
         "artifact": artifact.path,
         "graphs": [{"name": graph.name, **to_json(graph)} for graph in artifact.manifest.graphs],
         "validation": made.report,
+        **({} if made.student is None else {"student": made.student.to_json()}),
     }
     output.report(result)  # an upload that fails leaves it as it is
     out.print(f"exported {one_line(made.checkpoint)}")
     print_report(made.report)
+    if made.student is not None:
+        print_student(made.student)
     total = sum(seconds for _, seconds in made.seconds)
     out.print(f"took {duration(total)}:")
     for what, seconds in made.seconds:
@@ -101,7 +113,9 @@ def _web_runtime(web: WebRequest) -> Mapping[str, bytes]:
     return runtime_files(web.onnxruntime_web)
 
 
-def _export_artifact(asked: ReleaseRequest, web: WebRequest, hub: HubRequest, runtime: Mapping[str, bytes]) -> None:
+def _export_artifact(
+    asked: ReleaseRequest, judges: JudgeRequest, web: WebRequest, hub: HubRequest, runtime: Mapping[str, bytes]
+) -> None:
     """Write the web folder of an artifact, or upload it: neither needs PyTorch.
 
     Raises ConfigError for settings of an export.
@@ -109,12 +123,13 @@ def _export_artifact(asked: ReleaseRequest, web: WebRequest, hub: HubRequest, ru
     from spade_deploy.artifact import Artifact
 
     assert asked.checkpoint is not None
-    for field in dataclasses.fields(asked):
-        if field.name != "checkpoint" and getattr(asked, field.name) != getattr(type(asked)(), field.name):
-            raise ConfigError(
-                f"`{field.name}`: belongs to the export of a checkpoint, and {asked.checkpoint} is an artifact",
-                hint="leave it out, or name a run or a checkpoint",
-            )
+    for request in (asked, judges):
+        for field in dataclasses.fields(request):
+            if field.name != "checkpoint" and getattr(request, field.name) != getattr(type(request)(), field.name):
+                raise ConfigError(
+                    f"`{field.name}`: belongs to the export of a checkpoint, and {asked.checkpoint} is an artifact",
+                    hint="leave it out, or name a run or a checkpoint",
+                )
     artifact = Artifact.open(asked.checkpoint)
     output.report({"artifact": artifact.path, **_publish(artifact, web, hub, runtime)})
 

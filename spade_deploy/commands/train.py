@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def train(asked: TrainRequest, file: ConfigFile, call: TrainCall, place: RunsFol
         return
     if cluster.ray is not None:
         with needed("ray"):
-            _train_on_ray(asked, call, place.runs, cluster)
+            train_on_ray(asked, call, place.runs, cluster, ("train",), train.settings)
         return
     run_session(asked, call, place.runs)
 
@@ -130,17 +130,27 @@ def _print_result(found: Mapping[str, Any], example_labels: Path | None = None) 
     print_next("spade", "export", run, "--fp16")
 
 
-def _train_on_ray(asked: TrainRequest, call: TrainCall, runs: Path, cluster: RayTraining) -> None:
-    """Name or find the run, so that every start of the processes goes on with the same one, and train it on Ray."""
-    from spade_deploy.cluster.train import Start, train_on_ray
+def train_on_ray(
+    asked: Asked,
+    call: TrainCall,
+    runs: Path,
+    cluster: RayTraining,
+    command: tuple[str, ...],
+    settings: Sequence[Option],
+) -> None:
+    """Name or find the run, so that every start of the processes goes on with the same one, and train it on Ray.
+
+    command: the words behind `spade` that each process begins with; its other settings are written to a file.
+    """
+    from spade_deploy.cluster import train as cluster_train
     from spade_deploy.runs import new_run, newest_run_to_resume, resolve_checkpoint
     from spade_deploy.training import session
 
     runs = runs.absolute()
-    session.complete_request(asked, runs_dir=runs, resume=None if call.name is not None else call.resume)
+    whole = session.complete_request(asked, runs_dir=runs, resume=None if call.name is not None else call.resume)
     named = ("--resume", "--runs", str(runs))
     if call.resume is None:
-        run = new_run(runs, call.name, asked.data.preset_name)
+        run = new_run(runs, call.name, whole.data.preset_name)
         options: tuple[str, ...] = ("--name", run.name, *named)
     elif call.name is not None:
         session.check_resumes_newest(call.name, call.resume)
@@ -151,10 +161,10 @@ def _train_on_ray(asked: TrainRequest, call: TrainCall, runs: Path, cluster: Ray
         place = newest_run_to_resume(runs) if call.resume == session.NEWEST else Path(call.resume)
         run = resolve_checkpoint(place, runs).parent.parent.absolute()
         options = ("--resume", str(run), *named[1:])
-    words = ("train", *options, "--json", "--config")
-    start = Start(str(run), words, as_yaml(train.settings, asked), str(Path.cwd()))
+    words = (*command, *options, "--json", "--config")
+    start = cluster_train.Start(str(run), words, as_yaml(settings, asked), str(Path.cwd()))
     with training_bar() as progress:
-        found = train_on_ray(cluster, start, progress)
+        found = cluster_train.train_on_ray(cluster, start, progress)
     _print_result(found)
 
 

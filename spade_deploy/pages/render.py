@@ -99,6 +99,11 @@ def decibel(value: float | None) -> str:
     return "identical" if value is None else f"{value:.1f} dB"
 
 
+def short_time(seconds: float) -> str:
+    """The time of an image in words: '40.3 ms', '1.11 s'."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
 def percent(value: float) -> str:
     """0.0123 -> '1.23 %'; a small share that is not zero is never shown as zero."""
     if value == 0:

@@ -31,9 +31,10 @@ from spade_deploy.networks.build import count_parameters
 from spade_deploy.progress import SILENT, Progress, StepTimes
 from spade_deploy.release.example_inputs import ExampleInputs, calibration_inputs, golden_inputs
 from spade_deploy.release.model_card import model_card
+from spade_deploy.release.quality import Quality
 from spade_deploy.release.report import report_page
 from spade_deploy.release.request import Int8Options, ReleaseRequest
-from spade_deploy.release.student import StudentReport, compare_with_teacher
+from spade_deploy.release.student import Exported, StudentReport, compare_with_teacher
 from spade_deploy.runs import ARTIFACT, resolve_checkpoint
 from spade_deploy.runs.checkpoint import LoadedGenerator, load_generator
 from spade_deploy.runs.leftovers import sweep_run, sweep_runs
@@ -72,6 +73,9 @@ class Release:
     seconds: tuple[tuple[str, float], ...] = ()
     """The steps of the export, each with the seconds that it took."""
 
+    student: StudentReport | None = None
+    """A student beside its teacher; None for a generator without a teacher."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -88,13 +92,18 @@ class Measured:
 
 
 def export_checkpoint(
-    request: ReleaseRequest | None = None, *, runs_dir: Path = Path("runs"), progress: Progress = SILENT
+    request: ReleaseRequest | None = None,
+    *,
+    runs_dir: Path = Path("runs"),
+    quality: Quality | None = None,
+    progress: Progress = SILENT,
 ) -> Release:
     """Export a checkpoint and validate what was written.
 
     An existing artifact is replaced as a whole, and only by one that passed; a new one that fails is kept beside it as
     `<out>.failed`. A folder that holds other files than those of an artifact is not replaced. Golden inputs are the
     first label maps of the folder that the request names, else of the run's held-out samples, else synthetic.
+    quality: how good the photos of a student and of its teacher are, for the report.
     Raises ValidationFailedError, ExportError, NotFoundError, CheckpointError, ConfigError, FolderBusyError.
     """
     request, progress = request or ReleaseRequest(), StepTimes(progress)
@@ -141,7 +150,7 @@ def export_checkpoint(
         manifest, measured = _with_break_even(exported.manifest, report)
         if loaded.info.teacher is not None:
             progress.step("comparing the student with its teacher")
-        student = compare_with_teacher(loaded, golden.inputs, runs_dir)
+        student = compare_with_teacher(Exported(loaded, checkpoint, folder), golden.inputs, runs_dir, quality)
         _write_pages(folder, manifest, report, Measured(exported.int8, measured, student), golden.described)
         rewrite_manifest(folder, manifest)
         if not report.passed:
@@ -153,7 +162,7 @@ def export_checkpoint(
         progress.step("putting the artifact in its place")
         notes = carry_engines(target, folder)
     artifact = Artifact.open(target)
-    return Release(artifact, report, golden.described, checkpoint, notes, progress.seconds())
+    return Release(artifact, report, golden.described, checkpoint, notes, progress.seconds(), student)
 
 
 def _with_photos(report: ValidationReport, golden: ExampleInputs) -> tuple[SampleImages, ...]:

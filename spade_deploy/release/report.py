@@ -18,6 +18,7 @@ from spade_deploy.machine.processor import processor
 from spade_deploy.metrics.tolerances import Tolerance
 from spade_deploy.pages import render as pages
 from spade_deploy.release.student import StudentReport
+from spade_deploy.release.student_table import student_rows
 from spade_deploy.spec import GeneratorSpec, Precision
 from spade_deploy.validation.report import SampleImages, ValidationReport
 from spade_deploy.version import __version__
@@ -56,6 +57,8 @@ def report_page(
         facts=_facts(spec, manifest.encoder),
         int8=int8,
         student=student,
+        student_rows=student_rows(student) if student is not None else [],
+        student_verdicts=_student_verdicts(student),
         student_strips=_student_strips(report, student, spec) if student is not None else [],
         worst_grey=max((entry.grey_levels for entry in int8.ranking), default=0.0) or 1.0 if int8 else 1.0,
         version=__version__,
@@ -89,17 +92,13 @@ def _summary(report: ValidationReport, manifest: Manifest) -> list[tuple[str, st
     count = "" if source.parameters is None else f", {source.parameters / 1e6:.1f} M parameters"
     rows = [("date", made), ("model", f"{source.run}{step}: {spec.architecture}{count}")]
     times = [(result.name, result.median_seconds) for result in report.results]
-    told = [f"{name} {_milliseconds(seconds)}" for name, seconds in times if seconds is not None]
+    told = [f"{name} {pages.short_time(seconds)}" for name, seconds in times if seconds is not None]
     if told:
         size = f"for an image of {spec.height} x {spec.width}"
         rows.append(("speed here", f"{', '.join(told)} {size}, median of {len(report.results[0].seconds)}"))
     cores, runtimes = usable_cores(), {result.runtime.partition(",")[0]: None for result in report.results}
     rows.append(("this machine", f"{processor()}, {cores} core{'s' * (cores != 1)}, {', '.join(runtimes)}"))
     return rows
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _student_strips(report: ValidationReport, student: StudentReport, spec: GeneratorSpec) -> list[list[Column]]:
@@ -112,6 +111,14 @@ def _student_strips(report: ValidationReport, student: StudentReport, spec: Gene
         columns += [Column(pages.picture("teacher", teacher)), Column(pages.picture("student", own))]
         strips.append(columns)
     return strips
+
+
+def _student_verdicts(student: StudentReport | None) -> list[tuple[str, str]]:
+    """Which of both is better by which figures; figures with the same sentence share a line."""
+    by_reason: dict[str, list[str]] = {}
+    for figure in student.quality.figures if student is not None and student.quality is not None else ():
+        by_reason.setdefault(figure.verdict, []).append(figure.name_alone)
+    return [(", ".join(names), reason) for reason, names in by_reason.items() if reason]
 
 
 def limits(tolerance: Tolerance) -> str:

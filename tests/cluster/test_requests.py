@@ -79,7 +79,7 @@ def test_paths_do_not_depend_on_the_current_folder(tmp_path: Path, monkeypatch: 
     assert job == Job("one", tmp_path / "labels" / "one.png", None, "one.png")
 
 
-@pytest.mark.parametrize("command", ["infer", "train"])
+@pytest.mark.parametrize("command", ["infer", "train", "distill"])
 def test_without_the_extra_its_name_is_told(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,10 +97,44 @@ def test_without_the_extra_its_name_is_told(
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "one.png").write_bytes(png(some_map(PLAIN)))
     stand_in_artifact(tmp_path / "one", PLAIN)
-    words = {"infer": ["labels", "out", "--artifact", "one"], "train": ["--steps", "1"]}[command]
+    words = {
+        "infer": ["labels", "out", "--artifact", "one"],
+        "train": ["--steps", "1"],
+        "distill": ["earth", "--base-channels", "4", "--steps", "1"],
+    }[command]
     with pytest.raises(SystemExit) as ended:
         cli.app([command, *words, "--ray"])
     assert ended.value.code == 1
     assert "this command needs ray, which is not installed" in (told := capsys.readouterr().err)
     assert "spade-deploy[ray]" in told
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_a_student_is_trained_on_ray_by_its_own_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process gets the teacher, the widths that the budget chose, and a run to go on with."""
+    from spade_deploy import cli
+    from spade_deploy.commands import train as command
+    from spade_deploy.commands.config_file import read_settings
+
+    seen: list[train.Start] = []
+    found = {"step": 1, "seconds": 1.0, "run": str(tmp_path)}
+    monkeypatch.setattr(train, "train_on_ray", lambda asked, start, progress: seen.append(start) or found)
+    monkeypatch.setattr(command, "_print_result", lambda result: None)
+    monkeypatch.chdir(tmp_path)
+    cli.app(
+        ["distill", "earth", "--mac-budget", "0.1G", "--steps", "1", "--name", "job", "--ray"], standalone_mode=False
+    )
+    (start,) = seen
+    assert start.words == (
+        *("distill", "earth", "--name", "job", "--resume", "--runs", str(tmp_path / "runs"), "--json", "--config"),
+    )
+    assert start.run == str(tmp_path / "runs" / "job")
+    (tmp_path / "settings.yaml").write_text(start.settings)
+    distill = next(one for one in cli.COMMANDS if one.name == "distill")
+    settings = read_settings(tmp_path / "settings.yaml", distill.settings, "spade distill")  # type: ignore[attr-defined]
+    assert {name: settings[name].text for name in ("base_channels", "hidden_channels", "steps")} == {
+        "base_channels": "4",
+        "hidden_channels": "8",
+        "steps": "1",
+    }
+    assert "mac_budget" not in settings

@@ -28,9 +28,9 @@ from spade_deploy.artifact import (
 )
 from spade_deploy.errors import ConfigError, ExportError, FolderBusyError, NotFoundError, ValidationFailedError
 from spade_deploy.metrics.tolerances import Tolerance
+from spade_deploy.pages.render import short_time
 from spade_deploy.release import release as release_module
 from spade_deploy.release.release import export_checkpoint
-from spade_deploy.release.report import _milliseconds
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import checkpoint_folder, new_run, resolve_artifact
 from spade_deploy.runs.checkpoint import load_generator, save_checkpoint
@@ -87,7 +87,7 @@ def test_release_writes_everything_and_the_pages_stand_alone(runs: Path) -> None
     assert "tiny, imported: spade" in page
     for result in made.report.results:
         assert len(result.seconds) == len(made.report.samples)
-    assert f"fp32 {_milliseconds(made.report.results[0].median_seconds or 0)}" in page
+    assert f"fp32 {short_time(made.report.results[0].median_seconds or 0)}" in page
     assert all(source.startswith("data:image/png;base64,") for source in pictures.sources)
     assert not re.search(r"(src|href)=\"https?:", page)
     assert "sea &amp; sky" in page

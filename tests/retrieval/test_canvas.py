@@ -64,6 +64,18 @@ def test_the_order_decides_what_lies_in_front() -> None:
     np.testing.assert_array_equal(make_canvas(sea_in_front_of_land, MAP), painted((ALL, ALL, BLUE), (*SQUARE, RED)))
 
 
+def test_within_a_class_the_smaller_segment_lies_in_front() -> None:
+    """A pond of the sea's class on an island: the sea's patch has the whole box, the pond inside of it."""
+    label = np.zeros((64, 64), np.uint8)
+    label[16:48, 16:48] = 2
+    label[24:40, 24:40] = 0
+    bank = bank_of([(0, 0, *plain(64, 64, BLUE)), (0, 0, *plain(16, 16, GREEN))], depth=[0, 1, 2, 3, 4, 5])
+    pond = (slice(24, 40), slice(24, 40), GREEN)
+    np.testing.assert_array_equal(
+        make_canvas(bank, label), painted((ALL, ALL, BLUE), pond, borders=near_borders(label))
+    )
+
+
 def test_the_order_of_classes_follows_their_sizes_in_the_photos() -> None:
     builder = BankBuilder(LABELS)
     builder.add(0, MAP, photo_of(0, 64))

@@ -23,11 +23,14 @@ from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.networks.discriminator import MultiscaleDiscriminator
 from spade_deploy.networks.spade import SpadeGenerator, initialize, make_segmap
 from spade_deploy.networks.sync_batch_norm import SyncBatchNorm2d
+from spade_deploy.runs import checkpoint_folder
+from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.spec import DiscriminatorSpec, GeneratorSpec, LabelSpec, NormType
 from spade_deploy.training.config import Setup, TrainConfig
 from spade_deploy.training.dataset import WHOLE, Batch, Shard
 from spade_deploy.training.distillation import learner
+from spade_deploy.training.distillation.config import Distillation, TeacherFacts
 from spade_deploy.training.loop import train
 from spade_deploy.training.losses import feature_matching, generator_loss
 from spade_deploy.training.processes import peers
@@ -246,13 +249,40 @@ class ExactLearner(Learner):
         return None if styles is None else styles.double()
 
 
-def variants() -> dict[str, Setup]:
+class ExactStudent(learner.StudentLearner, ExactLearner):
+    """A student's step in float64, with its teacher and the maps of its features."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.teacher.module.double()
+        assert self.maps is not None
+        self.maps.double()
+
+    def begin(self) -> None:
+        """The teacher's channels are given in float32, as every checkpoint has them."""
+        self.generator.float()
+        super().begin()
+        self.generator.double()
+
+
+def teacher_beside(folder: Path) -> TeacherFacts:
+    """A generator that is twice as wide as the student, saved where both processes find it; the same in each."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        wide = SpadeGenerator(replace(SPEC, base_channels=4, hidden_channels=6)).eval()
+    checkpoint = checkpoint_folder(folder / "wide", 0)
+    info = save_checkpoint(checkpoint, wide, step=0, origin="import")
+    return TeacherFacts(str(checkpoint), info.generator_sha256, wide.spec)
+
+
+def variants(teacher: TeacherFacts) -> dict[str, Setup]:
     """Trainings that one process and two do."""
     vae = setup_of(accumulate=2, ema_decay=0.5, ema_batches=2, discriminator_steps=2)
     return {
         "sync": setup_of(),
         "plain": setup_of(NormType.BATCH),
         "vae": replace(vae, generator=replace(vae.generator, z_dim=4)),
+        "student": setup_of(weight_l1=10.0, distill=Distillation(teacher)),
     }
 
 
@@ -260,7 +290,9 @@ def run_variants(world: World, folder: Path) -> None:
     """Train each variant for three steps in a run folder of its name, in float64."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner, "Learner", ExactLearner)
-        for name, setup in variants().items():
+        patch.setattr(learner, "StudentLearner", ExactStudent)
+        teacher = world.from_main(teacher_beside(folder) if world.is_main else None)
+        for name, setup in variants(teacher).items():
             if world.is_main:
                 (folder / name).mkdir(parents=True)
             train(setup, run=folder / name, source=Noise(), world=world)

@@ -4,7 +4,10 @@ A student has fewer channels than its teacher. A 1 x 1 convolution, which learns
 as the teacher has. The distance of a residual block's output is the squared error of what it makes, divided by the
 teacher's mean square, so that it is 0 for equal features and 1 for a map that makes zeros:
 
-    mean over blocks of   sum |M s - t|^2 / sum |t|^2
+    mean over blocks and samples of   sum |M s - t|^2 / sum |t|^2
+
+Each sample is divided by its own mean square: so the mean is the same however a batch is shared among processes, or
+split into parts.
 
 Channels of a pruned student begin as copies of the teacher's: there the map begins as the choice of these channels.
 """
@@ -83,5 +86,6 @@ class FeatureMaps(nn.Module):
 
 
 def relative_error(mapped: Tensor, wanted: Tensor) -> Tensor:
-    """The squared error divided by the mean square of what is wanted, a scalar."""
-    return (mapped - wanted).square().mean() / wanted.square().mean().clamp_min(_LEAST)
+    """The squared error of each sample divided by the mean square of what is wanted of it; the mean, a scalar."""
+    error, scale = (part.square().flatten(1).mean(1) for part in (mapped - wanted, wanted))
+    return (error / scale.clamp_min(_LEAST)).mean()

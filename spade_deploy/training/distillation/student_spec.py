@@ -28,12 +28,7 @@ def student_spec(asked: DistillRequest, teacher: GeneratorSpec, size: Size) -> G
         raise ConfigError(
             f"`hidden_channels` {asked.hidden_channels}: {teacher.architecture} has none", hint="leave it out"
         )
-    for name, width in widths.items():
-        if width > getattr(teacher, name):
-            raise ConfigError(
-                f"`{name}` {width}: a student is not wider than its teacher, which has {getattr(teacher, name)}",
-                hint="give less",
-            )
+    check_widths(teacher, **widths)
     if not teacher.is_dynamic and size != (teacher.height, teacher.width):
         raise ConfigError(
             f"`size`: the teacher makes {teacher.height} x {teacher.width} only (its style vector fixes the size)",
@@ -50,6 +45,16 @@ def student_spec(asked: DistillRequest, teacher: GeneratorSpec, size: Size) -> G
                 hint="give less",
             )
     return spec
+
+
+def check_widths(teacher: GeneratorSpec, **widths: int | None) -> None:
+    """Raise ConfigError for a width that is larger than the teacher's; None is not given."""
+    for name, width in widths.items():
+        if width is not None and width > getattr(teacher, name):
+            raise ConfigError(
+                f"`{name}` {width}: a student is not wider than its teacher, which has {getattr(teacher, name)}",
+                hint="give less",
+            )
 
 
 def _with_bounds(asked: DistillRequest, teacher: GeneratorSpec) -> DistillRequest:

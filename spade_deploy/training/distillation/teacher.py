@@ -62,10 +62,11 @@ def load_teacher(facts: TeacherFacts, runs_dir: Path | None = None) -> Generator
                 hint="continue with the version of spade-deploy that the run began with, or start a new run",
             )
         return shipped_generator(facts.place).requires_grad_(False)
-    return load_generator(_checkpoint_of(facts, runs_dir)).module.requires_grad_(False)
+    return load_generator(teacher_checkpoint(facts, runs_dir)).module.requires_grad_(False)
 
 
-def _checkpoint_of(facts: TeacherFacts, runs_dir: Path | None) -> Path:
+def teacher_checkpoint(facts: TeacherFacts, runs_dir: Path | None) -> Path:
+    """Where a teacher's checkpoint lies now, that of one that is not shipped; see `load_teacher`."""
     place = Path(facts.place)
     try:
         if read_checkpoint_info(place).generator_sha256 == facts.sha256:

@@ -20,6 +20,7 @@ from spade_deploy.training.dataset import validation_labels
 from spade_deploy.training.distillation.pruning import can_be_pruned
 from spade_deploy.training.distillation.request import DistillRequest
 from spade_deploy.training.distillation.resolve import student_data
+from spade_deploy.training.distillation.student_spec import check_widths
 from spade_deploy.training.distillation.teacher import find_teacher
 from spade_deploy.training.splits import open_source
 
@@ -79,6 +80,7 @@ def choose_widths(asked: DistillRequest, runs_dir: Path) -> WidthTable:
             f"`mac_budget`: {spec.architecture} has no lookup graph, whose cost it limits",
             hint="give `base_channels` N",
         )
+    check_widths(spec, base_channels=asked.base_channels, hidden_channels=asked.hidden_channels)
     source = open_source(data, "train", spec.labels)
     label, instance, _ = validation_labels(source, MAPS)
     spec = replace(spec, height=data.crop_size[0], width=data.crop_size[1])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
 from spade_deploy.labels.layouts import DataConfig
@@ -95,6 +96,10 @@ def test_the_distance_of_features_is_relative() -> None:
     assert maps([0 * one for one in features], features).item() == pytest.approx(1)
     assert maps([3 * one for one in features], features).item() == pytest.approx(4)  # (3 - 1)^2
     assert maps([300 * one for one in features], [100 * one for one in features]).item() == pytest.approx(4)
+    pair = [torch.cat([one, 100 * one]) for one in features]
+    factors = torch.tensor([2.0, 0.5]).reshape(2, 1, 1, 1)
+    apart = maps([factors * one for one in pair], pair).item()
+    assert apart == pytest.approx((1 + 0.25) / 2)  # a loud sample counts as much as a faint one: (2 - 1)^2, (0.5 - 1)^2
 
 
 def _all_channels(spec: GeneratorSpec) -> dict[str, torch.Tensor]:
@@ -138,6 +143,14 @@ def test_label_maps_alone_suffice(teacher: TeacherFacts, tmp_path: Path) -> None
     assert equal(untouched, again)
 
 
+def test_a_shipped_teacher_of_another_version_is_refused(teacher: TeacherFacts) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"the teacher earth of this version has the SHA-256 [0-9a-f]{12}, that"
+    ) as told:
+        load_teacher(replace(teacher, place="earth", sha256="1" * 64))
+    assert "continue with the version of spade-deploy that the run began with" in (told.value.hint or "")
+
+
 def test_kept_images_are_used_again_and_are_those_of_the_map(teacher: TeacherFacts, tmp_path: Path) -> None:
     setup = student_of(teacher, cache=True, weight_features=0.0)
     learner, calls = learner_of(setup, tmp_path), list[int]()
@@ -162,6 +175,11 @@ def test_kept_images_are_used_again_and_are_those_of_the_map(teacher: TeacherFac
     damaged = next((tmp_path / CACHE).rglob("*.png"))
     damaged.write_bytes(b"no image")
     calls.clear()
+    for seed in (1, 2):
+        learner.step(Noise.batch(2, seed), 1.0)
+    assert calls == [1]
+    calls.clear()
+    Image.new("RGB", (16, 16)).save(damaged)  # an image of another size is made again, too
     for seed in (1, 2):
         learner.step(Noise.batch(2, seed), 1.0)
     assert calls == [1]

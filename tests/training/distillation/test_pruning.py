@@ -113,6 +113,19 @@ def test_importance_is_the_sum_of_the_absolute_weights_that_read_a_channel() -> 
     assert kept["up_3.out"].tolist() == [3, 6]
 
 
+def test_a_hidden_channel_counts_by_what_it_gives_inside_a_region() -> None:
+    """All are read alike; two are on, and the others are cut off by ReLU, whatever their weights."""
+    teacher = build_generator(hidden_channels=6)
+    norm = teacher.up_1.norm_0
+    with torch.no_grad():
+        for head in (norm.mlp_gamma, norm.mlp_beta):
+            head.weight.fill_(0.1)
+        norm.mlp_shared[0].weight.fill_(0.01)
+        norm.mlp_shared[0].bias.copy_(torch.tensor([-1.0, 0.5, -1.0, -1.0, 0.5, -1.0]))
+    kept = choose_channels(teacher, replace(teacher.spec, hidden_channels=2))
+    assert kept["up_1.norm_0.hidden"].tolist() == [1, 4]
+
+
 def test_spectral_norm_is_that_of_the_narrower_weight() -> None:
     teacher = build_generator()
     student = pruned_student(teacher, replace(teacher.spec, base_channels=4))

@@ -82,6 +82,19 @@ def test_a_run_brings_its_training_and_its_data(folders: Path) -> None:
     assert setup.train.begins_with == str(folders / "runs" / "wide" / "checkpoints" / "step_00000003")
 
 
+def test_what_a_teacher_began_with_and_measured_is_not_the_students(folders: Path, tmp_path: Path) -> None:
+    data = DataConfig.for_preset(
+        "custom", crop_size=(32, 32), labels_dir=folders / "labels", images_dir=folders / "images", load_size=(32, 32)
+    )
+    gone = tmp_path / "gone"
+    measured = {"eval_every": 5, "extractor": gone / "e.onnx", "best_by": "frechet"}
+    train = replace(setup_of().train, init="earth", perceptual_file=gone / "vgg.npz", **measured)
+    _save(tmp_path / "runs" / "tuned", SPEC, Setup(train, SPEC, data))
+    found = student_setup(DistillRequest(tmp_path / "runs" / "tuned", base_channels=2))[0].train
+    assert (found.init, found.perceptual_file) == ("", None)
+    assert (found.eval_every, found.extractor, found.best_by) == (0, None, "")
+
+
 def test_photos_that_are_gone_are_not_needed(folders: Path, tmp_path: Path) -> None:
     data = DataConfig.for_preset(
         "custom", crop_size=(32, 32), labels_dir=folders / "labels", images_dir=tmp_path / "gone", load_size=(32, 32)
@@ -275,6 +288,15 @@ def test_the_budget_is_of_the_data_sets_own_maps(folders: Path) -> None:
     assert table.chosen is table.rows[0]
     one_class = {32: 1.0, 16: 4.0, 8: 16.0, 4: 25.0, 2: 25.0, 1: 25.0}
     assert table.chosen.lookup_macs == width_table(SPEC, one_class, 1e9, 3).chosen.lookup_macs
+
+
+@pytest.mark.parametrize("widths", [{"base_channels": 6}, {"hidden_channels": 9}])
+def test_a_budget_for_a_student_wider_than_its_teacher_is_refused_by_the_width(
+    folders: Path, widths: dict[str, int]
+) -> None:
+    (name,) = widths
+    with pytest.raises(ConfigError, match=rf"`{name}` {widths[name]}: a student is not wider than its teacher"):
+        choose_widths(DistillRequest(folders / "runs" / "wide", mac_budget=1e3, **widths), folders / "runs")
 
 
 def test_multiply_adds_as_they_are_typed() -> None:
