@@ -244,6 +244,12 @@ TABLE = [
     ("animate nowhere", 1, "nowhere", "check the path of the run"),
     ("distill nowhere --base-channels 8", 1, "TEACHER: nowhere: does not exist", "or a shipped model: earth"),
     ("distill earth", 2, "it is not said how wide the student is to be", "at most 16, or --mac-budget, such as 20G"),
+    (
+        "distill earth --mac-budget 1G --search-widths --ray",
+        2,
+        "--search-widths contradicts --ray: the search runs in one process",
+        "search with --estimate and without --ray",
+    ),
     ("distill earth --mac-budget 1M", 2, "--mac-budget: 0.001 GMAC is less than the cheapest", "give more"),
     ("animate", 1, "runs", "`spade train`"),
     (
