@@ -16,11 +16,13 @@ from PIL import Image
 
 from spade_deploy.errors import CheckpointError, ConfigError
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.lookup.cost import mean_windows
 from spade_deploy.networks.spade import make_segmap
 from spade_deploy.runs import checkpoint_folder
 from spade_deploy.runs.checkpoint import save_checkpoint
 from spade_deploy.spec import Architecture, GeneratorSpec, LabelSpec, NormType
 from spade_deploy.training.config import Setup
+from spade_deploy.training.dataset import validation_labels
 from spade_deploy.training.distillation import width_search
 from spade_deploy.training.distillation.config import Distillation, TeacherFacts
 from spade_deploy.training.distillation.learner import StudentLearner, make_learner
@@ -30,7 +32,9 @@ from spade_deploy.training.distillation.search_record import TABLE, WEIGHTS, Wid
 from spade_deploy.training.distillation.search_space import LEAST_SHARE, Space, Widths, evolve
 from spade_deploy.training.distillation.shared_weights import SharedStudent, narrowed, wanted_of
 from spade_deploy.training.distillation.width_search import search_widths
+from spade_deploy.training.distillation.widths import MAPS
 from spade_deploy.training.source import FolderSource
+from spade_deploy.training.splits import open_source
 from tests.support.generators import build_generator
 from tests.support.training_runs import setup_of
 
@@ -80,6 +84,12 @@ def few_students() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def found(setup: Setup) -> WidthSearch:
     return search_widths(setup, build_generator(**FIELDS), 1.2e6, 3)
+
+
+def mean_windows_of(setup: Setup) -> dict[int, float]:
+    """The windows of the label maps whose cost the search counts."""
+    label, _, _ = validation_labels(open_source(setup.data, "train", SPEC.labels), MAPS)
+    return dict(mean_windows(SPEC, label.numpy()))
 
 
 def segmaps(seed: int = 1) -> torch.Tensor:
@@ -204,6 +214,19 @@ def test_the_training_begins_with_what_the_search_found(setup: Setup, found: Wid
     (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-1] + b"x")
     with pytest.raises(CheckpointError, match="SHA-256"):
         make_learner(run, CPU, run=tmp_path).begin()
+
+
+def test_where_no_random_student_fits_the_ones_beside_it_are_tried(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Space, "random", lambda *_: None)
+    cost = Space(SPEC, mean_windows_of(setup), 1.0).cost((32, 16, 8, 4, 2, 4, 4, 4, 4, 4))
+    found = search_widths(setup, build_generator(**FIELDS), 1.05 * cost, 1)
+    assert len(found.rows) > 3
+    assert all(row.lookup_macs <= 1.05 * cost for row in found.rows)
+    monkeypatch.setattr(Space, "changed", lambda *_: None)
+    (alone,) = search_widths(setup, build_generator(**FIELDS), 1.05 * cost, 1).rows
+    assert alone.is_uniform
 
 
 @pytest.mark.parametrize(
