@@ -258,11 +258,12 @@ class ExactStudent(learner.StudentLearner, ExactLearner):
         assert self.maps is not None
         self.maps.double()
 
-    def begin(self) -> None:
+    def begin(self) -> tuple[str, ...]:
         """The teacher's channels are given in float32, as every checkpoint has them."""
         self.generator.float()
-        super().begin()
+        notes = super().begin()
         self.generator.double()
+        return notes
 
 
 def teacher_beside(folder: Path) -> TeacherFacts:

@@ -336,7 +336,7 @@ def test_what_is_measured_of_a_written_graph_is_each_set_of_maps(folder: Path) -
     # float32 references in two orders: far under the quantisation's error.
     assert quality.golden_psnr_db == pytest.approx(found["golden"], abs=0.01)
     assert quality.calibration_psnr_db == pytest.approx(found["calibration"], abs=0.01)
-    assert abs(found["golden"] - found["calibration"]) > 0.1
+    assert abs(found["golden"] - found["calibration"]) > 0.05, "or the two could be exchanged unseen"
 
 
 def test_the_choice_is_made_on_the_golden_maps_too(dense: Case, monkeypatch: pytest.MonkeyPatch) -> None:
