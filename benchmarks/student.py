@@ -6,7 +6,8 @@ RUN: runs or checkpoints that `spade distill earth` trained; docs/students.md ha
 teacher on the test split as `spade eval` does: Frechet and kernel distance over the extractor's features, segmentation
 consistency with a segmenter that is trained on the real tiles of the training split. Each is exported, which proves the
 export, and its float32 graphs run the test split's label maps in ONNX Runtime and OpenVINO, one thread, all models in
-turns. Writes results/earth-students.json and docs/images/earth-students.png; with times also a plot beside the picture.
+turns. Writes results/earth-students.json and docs/images/earth-students.png; with times also a plot beside the picture,
+in which the students of earlier results can stand, too (`--also`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from spade_deploy.bench.machine import describe_machine
 from spade_deploy.engines.open import open_runtime
 from spade_deploy.evaluation import EvalRequest, EvalResult, evaluate
 from spade_deploy.files.atomic import atomic_file, write_json
+from spade_deploy.files.reading import read_json
 from spade_deploy.labels.earth import cut, earth_labels, earth_tiles
 from spade_deploy.labels.files import colorize
 from spade_deploy.lookup.cost import dense_macs, lookup_macs, mean_windows
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--distances-only", action="store_true", help="no export, no times, no segmenter")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of timing; each is one run of a map by every graph")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
+    parser.add_argument("--result", default="earth-students.json", help="name of the JSON; the pictures have it, too")
+    parser.add_argument("--also", type=Path, nargs="*", default=(), help="earlier results, for the plot alone")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of the pictures")
     parser.add_argument("--work", type=Path, help="folder that keeps the exports; a temporary one if left out")
     asked = parser.parse_args(arguments)
@@ -79,11 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     models = {name: {**facts[name], **(costs(times, name) if times else {})} for name in checkpoints}
     value = {"models": models, "times_ms": times, "threads": 1, "evaluation": without_places(result)}
-    write_json(asked.out / "earth-students.json", {**value, "machine": describe_machine()})
-    picture(result, list(checkpoints)).save(asked.images / "earth-students.png")
+    write_json(asked.out / asked.result, {**value, "machine": describe_machine()})
+    stem = Path(asked.result).stem
+    picture(result, list(checkpoints)).save(asked.images / f"{stem}.png")
     rows = dict(zip(checkpoints, result.rows, strict=True))
     if times:
-        write_plot(models, rows, asked.images / "earth-students-plot.png")
+        write_plot([value, *(read_json(path) for path in asked.also)], asked.images / f"{stem}-plot.png")
     for name, row in rows.items():
         figures = {what: row.figure(what) for what in result.measured()}
         told = {what: round(value, 4) for what, value in figures.items() if value is not None}
@@ -213,23 +218,31 @@ def picture(result: EvalResult, names: Sequence[str]) -> Image.Image:
     return sheet
 
 
-def write_plot(models: dict[str, dict[str, Any]], rows: dict[str, Any], path: Path) -> None:
-    """Kernel distance against the share of the teacher's time."""
+def write_plot(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Kernel distance, with its 95 % interval, against the share of the time of the teacher, which is shown once."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, row in rows.items():
-        if row.figure("kernel") is None:
-            return
-        place = (models[name]["share_of_teacher"], row.figure("kernel"))
-        axes.plot(*place, "o", color="tab:gray" if name == TEACHER else "tab:blue")
-        axes.annotate(name, place, textcoords="offset points", xytext=(6, 4), fontsize=8)
+    most, shown = 0.0, set[str]()
+    for value in results:
+        judged = {row["generator_sha256"]: row for row in value["evaluation"]["models"]}
+        for name, facts in value["models"].items():
+            row = judged[facts["generator_sha256"]]
+            if row["kernel"] is None or facts["generator_sha256"] in shown:
+                continue
+            shown.add(facts["generator_sha256"])
+            kernel, half = row["kernel"]["value"], row["intervals_95"]["kernel"]
+            text = f"base {facts['base_channels']}, hidden {facts['hidden_channels']}"
+            text = f"teacher: {text}" if name == TEACHER else f"{text}, step {facts['step']}"
+            axes.errorbar([facts["share_of_teacher"]], [kernel], [half], fmt="o", capsize=3, label=text)
+            most = max(most, kernel + half)
     axes.set_xlim(0, 1.2)
-    axes.set_ylim(0, 1.2 * max(row.figure("kernel") or 0 for row in rows.values()))
+    axes.set_ylim(0, 1.1 * most)
     axes.set_xlabel("share of the teacher's time, fastest engine of each, one thread")
     axes.set_ylabel("kernel distance to held-out photos")
     axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
