@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from spade_deploy.networks.clade import CladeGenerator
@@ -69,3 +70,9 @@ def build_encoder(spec: GeneratorSpec, tensors: Mapping[str, Tensor]) -> Encoder
 def count_parameters(module: nn.Module) -> int:
     """How many trained numbers a network has: its weights and biases, no statistics."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def parameters_of(spec: GeneratorSpec) -> int:
+    """`count_parameters` of a generator, from shapes alone: no weights are drawn, no memory is taken."""
+    with torch.device("meta"):
+        return count_parameters(build_generator(spec))

@@ -15,14 +15,12 @@ import torch
 from spade_deploy.errors import CheckpointError
 from spade_deploy.networks.instance_encoder import InstanceEncoder
 from spade_deploy.runs.imported_pix2pixhd import under_our_names
-from spade_deploy.runs.state_dicts import check_values, choose_part, completed, fill, find_parts, first_names
-from spade_deploy.runs.weight_files import load_weights
+from spade_deploy.runs.state_dicts import ENCODER_HINT, completed, encoder_tensors, fill
 from spade_deploy.spec import FEATURE_CHANNELS, PIX2PIXHD_EDGE_KERNEL, GeneratorSpec, NormType
 
 ANCHOR = "model.1.weight"
 """Its first convolution, which sees a photo; in a generator it sees the label map."""
 
-_HINT = "give the latest_net_E.pth that was trained with this generator"
 _CONVOLUTION = re.compile(r"model\.(\d+)\.weight")
 
 
@@ -32,17 +30,11 @@ def read_instance_encoder(path: Path, spec: GeneratorSpec, notes: list[str]) -> 
     notes: the list that sentences on what was changed on the way are added to. Raises CheckpointError where the file
     is damaged, no such encoder, or that of another generator.
     """
-    loaded = load_weights(path, "latest_net_E.pth")
-    parts = find_parts(loaded, (ANCHOR,))
-    if not parts:
-        raise CheckpointError(
-            f"{path}: tensor '{ANCHOR}' is missing: this is no encoder of instance features",
-            hint=f"expected pix2pixHD's latest_net_E.pth; this file begins with {first_names(loaded)}",
-        )
-    state = choose_part(parts, None, path, notes, notes).tensors
-    check_values(state, path)
+    state = encoder_tensors(
+        path, ANCHOR, notes, is_not="no encoder of instance features", expected="pix2pixHD's latest_net_E.pth"
+    )
     if any(".conv_block." in key for key in state):
-        raise CheckpointError(f"{path}: has residual blocks: this is a generator, and no encoder", hint=_HINT)
+        raise CheckpointError(f"{path}: has residual blocks: this is a generator, and no encoder", hint=ENCODER_HINT)
     steps = sorted(int(match[1]) for key in state if (match := _CONVOLUTION.fullmatch(key)) and state[key].dim() == 4)
     last = steps[-1] if steps else 0
     halvings, rest = divmod(last - 5, 6)
@@ -55,12 +47,12 @@ def read_instance_encoder(path: Path, spec: GeneratorSpec, notes: list[str]) -> 
     has_weights = "model.2.weight" in state
     if has_weights == (spec.norm is NormType.INSTANCE):
         there = "has weights of batch norm" if has_weights else "has no weights of batch norm"
-        raise CheckpointError(f"{path}: the encoder {there}, its generator has {spec.norm} norm", hint=_HINT)
+        raise CheckpointError(f"{path}: the encoder {there}, its generator has {spec.norm} norm", hint=ENCODER_HINT)
     own = under_our_names(state, _places(halvings), f"model.{last}", spec.norm, notes)
     base = len(state[ANCHOR])
     with torch.device("meta"):
         blueprint = InstanceEncoder(spec, base, halvings)
-    given = completed(blueprint, own, path, notes, _HINT)
+    given = completed(blueprint, own, path, notes, ENCODER_HINT)
     encoder = InstanceEncoder(spec, base, halvings)
     fill(encoder, given, path, notes)
     return encoder.eval()
@@ -73,17 +65,18 @@ def _require_matching(path: Path, spec: GeneratorSpec, first: tuple[int, ...], h
         raise CheckpointError(
             f"{path}: the first convolution is {first}, and not of 3 channels of a photo and {kernel[0]} wide: this is"
             " no encoder of instance features",
-            hint=_HINT,
+            hint=ENCODER_HINT,
         )
     if features != FEATURE_CHANNELS:
         raise CheckpointError(
-            f"{path}: the encoder makes {features} features a pixel, its generator sees {FEATURE_CHANNELS}", hint=_HINT
+            f"{path}: the encoder makes {features} features a pixel, its generator sees {FEATURE_CHANNELS}",
+            hint=ENCODER_HINT,
         )
     if halvings > spec.doublings:
         raise CheckpointError(
             f"{path}: the encoder halves a photo {halvings} times, its generator the label map {spec.doublings} times:"
             f" not every size that is a {spec.side_rule} can be encoded",
-            hint=f"{_HINT}; or import without `encoder`, and feed features that were made elsewhere",
+            hint=f"{ENCODER_HINT}; or import without `encoder`, and feed features that were made elsewhere",
         )
 
 

@@ -24,12 +24,21 @@ from spade_deploy.runs.imported_families import ANCHORS, family_of
 from spade_deploy.runs.imported_instance_encoder import ANCHOR, read_instance_encoder
 from spade_deploy.runs.imported_spec import ImportedSpec
 from spade_deploy.runs.layout import checkpoint_folder, new_run
-from spade_deploy.runs.state_dicts import check_values, choose_part, completed, fill, find_parts, first_names
+from spade_deploy.runs.state_dicts import (
+    ENCODER_HINT,
+    check_values,
+    choose_part,
+    completed,
+    encoder_tensors,
+    fill,
+    find_parts,
+    first_names,
+)
 from spade_deploy.runs.tensors import require_finite
 from spade_deploy.runs.weight_files import load_weights
 from spade_deploy.spec import GeneratorSpec
 
-_ENCODER_ANCHORS = ("fc_mu.weight",)
+_ENCODER_ANCHOR = "fc_mu.weight"
 _DISCRIMINATOR_ANCHORS = ("discriminator_0.model0.0.weight", "scale0_layer0.0.weight", "layer_up_last.weight")
 
 
@@ -88,16 +97,7 @@ def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None =
             f"{path}: the generator has no style vector and no instance features, so it cannot use an encoder",
             hint="leave it out",
         )
-    loaded = load_weights(path, "latest_net_E.pth")
-    parts = find_parts(loaded, _ENCODER_ANCHORS)
-    if not parts:
-        raise CheckpointError(
-            f"{path}: tensor 'fc_mu.weight' is missing: this is not a style encoder",
-            hint=f"expected a latest_net_E.pth; this file begins with {first_names(loaded)}",
-        )
-    state = choose_part(parts, None, path, notes, notes).tensors
-    check_values(state, path)
-    hint = "give the latest_net_E.pth that was trained with this generator"
+    state = encoder_tensors(path, _ENCODER_ANCHOR, notes, is_not="not a style encoder", expected="a latest_net_E.pth")
     with torch.device("meta"):
         blueprint = StyleEncoder(spec.z_dim, spec.base_channels)
     found, wanted = tuple(state["fc_mu.weight"].shape), tuple(blueprint.fc_mu.weight.shape)
@@ -105,9 +105,9 @@ def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None =
         raise CheckpointError(
             f"{path}: tensor 'fc_mu.weight' is {found}; the encoder of this generator (base channels"
             f" {spec.base_channels}, style vector {spec.z_dim}) has {wanted}",
-            hint=hint,
+            hint=ENCODER_HINT,
         )
-    given = completed(blueprint, state, path, notes, hint)
+    given = completed(blueprint, state, path, notes, ENCODER_HINT)
     encoder = StyleEncoder(spec.z_dim, spec.base_channels)
     fill(encoder, given, path, notes)
     return encoder.eval()
@@ -115,7 +115,7 @@ def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None =
 
 def _no_generator(path: Path, loaded: object) -> CheckpointError:
     """The error for a file without a generator; it says what there is instead."""
-    if find_parts(loaded, _ENCODER_ANCHORS):
+    if find_parts(loaded, (_ENCODER_ANCHOR,)):
         return CheckpointError(
             f"{path}: this is the VAE's encoder",
             hint="import latest_net_G.pth, which lies beside it, and name this file with `encoder`",

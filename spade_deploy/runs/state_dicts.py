@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spade_deploy.errors import CheckpointError, ConfigError, quoted
+from spade_deploy.runs.weight_files import load_weights
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WRAPPING_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -26,6 +27,9 @@ _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.(original|0\._u|0\._v)")
 _OF_PARAMETRIZED = {"original": "orig", "0._u": "u", "0._v": "v"}
 _AVERAGE = re.compile(r"(^|[._])((?:net)?ema|averaged?|swa|shadow)([._]|$)|_ema", re.IGNORECASE)
 _DEPTH = 5
+
+ENCODER_HINT = "give the latest_net_E.pth that was trained with this generator"
+"""What to do about an encoder that is another generator's."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,24 @@ def choose_part(parts: list[Part], wanted: str | None, path: Path, guesses: list
         shown = ", ".join(quoted(group) for group in groups[:4]) + (", ..." if len(groups) > 4 else "")
         notes.append(f"{len(chosen.left_out)} entries beside it were left out: {shown}")
     return chosen
+
+
+def encoder_tensors(path: Path, anchor: str, notes: list[str], *, is_not: str, expected: str) -> dict[str, Tensor]:
+    """The checked tensors of the file of a generator's encoder. Nothing in the file is executed.
+
+    anchor: a tensor that such an encoder has. is_not, expected: what messages say where it is missing, as 'not a style
+    encoder' and 'a latest_net_E.pth'. notes: the list that sentences are added to. Raises CheckpointError.
+    """
+    loaded = load_weights(path, "latest_net_E.pth")
+    parts = find_parts(loaded, (anchor,))
+    if not parts:
+        raise CheckpointError(
+            f"{path}: tensor '{anchor}' is missing: this is {is_not}",
+            hint=f"expected {expected}; this file begins with {first_names(loaded)}",
+        )
+    tensors = choose_part(parts, None, path, notes, notes).tensors
+    check_values(tensors, path)
+    return tensors
 
 
 def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:

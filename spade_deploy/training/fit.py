@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
 from spade_deploy.errors import TrainingError
 from spade_deploy.labels.pairs import pair_files
 from spade_deploy.machine.cores import usable_cores
-from spade_deploy.networks.build import build_generator, count_parameters
+from spade_deploy.networks.build import parameters_of
 from spade_deploy.spec import MAX_BATCH, GeneratorSpec
 from spade_deploy.training.config import Modulation, Setup
 from spade_deploy.training.device import choose_device, free_bytes
@@ -278,9 +276,8 @@ def upper_limit(setup: Setup) -> int:
     if teacher is not None:
         widest = max(widest, teacher.base_channels / 64, teacher.hidden_channels / 128)
     pixels = config.batch_size * generator.height * generator.width
-    with torch.device("meta"):  # shapes alone: no weights are drawn, no memory is taken
-        weights = 4 * _COPIES * count_parameters(build_generator(generator))
-        weights += 0 if teacher is None else 4 * count_parameters(build_generator(teacher))
+    weights = 4 * _COPIES * parameters_of(generator)
+    weights += 0 if teacher is None else 4 * parameters_of(teacher)
     return round(weights + pixels * (_BYTES_A_PIXEL * widest + _BYTES_A_CHANNEL * generator.labels.num_channels)) + (
         1 << 29
     )

@@ -13,12 +13,11 @@ from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.cost import dense_macs, mean_windows
-from spade_deploy.networks.build import Generator, build_generator, count_parameters
+from spade_deploy.networks.build import Generator, parameters_of
 from spade_deploy.networks.spade import make_segmap
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec
@@ -185,6 +184,5 @@ class _Inputs:
 
 def _row(space: Space, widths: Widths, found: float, *, is_uniform: bool) -> Tried:
     spec = space.spec(widths)
-    with torch.device("meta"):  # shapes alone
-        parameters = count_parameters(build_generator(spec))
-    return Tried(spec.widths, spec.hidden_widths, space.cost(widths), dense_macs(spec), parameters, found, is_uniform)
+    costs = space.cost(widths), dense_macs(spec), parameters_of(spec)
+    return Tried(spec.widths, spec.hidden_widths, *costs, found, is_uniform)

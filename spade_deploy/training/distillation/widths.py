@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from spade_deploy.errors import ConfigError
 from spade_deploy.lookup.cost import dense_macs, lookup_macs, mean_windows
-from spade_deploy.networks.build import build_generator, count_parameters
+from spade_deploy.networks.build import parameters_of
 from spade_deploy.spec import GeneratorSpec
 from spade_deploy.training.dataset import validation_labels
 from spade_deploy.training.distillation.pruning import can_be_pruned
@@ -103,10 +101,9 @@ def width_table(
     """
     rows = []
     for spec in dict.fromkeys(_candidates(teacher, base_channels, hidden_channels)):
-        with torch.device("meta"):  # shapes alone
-            parameters = count_parameters(build_generator(spec))
         hidden = spec.hidden_channels if spec.has("hidden_channels") else None
-        rows.append(Width(spec.base_channels, hidden, lookup_macs(spec, windows), dense_macs(spec), parameters))
+        costs = lookup_macs(spec, windows), dense_macs(spec), parameters_of(spec)
+        rows.append(Width(spec.base_channels, hidden, *costs))
     rows.sort(key=lambda row: -row.lookup_macs)
     fitting = [row for row in rows if row.lookup_macs <= budget]
     if not fitting:
