@@ -342,6 +342,7 @@ def test_files_that_are_not_this_generators_encoder(tmp_path: Path) -> None:
         "lacks 'layer3.0.weight_orig'": {k: v for k, v in state.items() if k != "layer3.0.weight_orig"},
         "has 'layer7.0.weight'": {**state, "layer7.0.weight": torch.zeros(1)},
         "holds NaN": {**state, "fc_var.bias": torch.full((6,), torch.nan)},
+        "'fc_var.bias' is sparse_coo, not dense": {**state, "fc_var.bias": torch.ones(6).to_sparse()},
     }
     for message, wrong in cases.items():
         torch.save(wrong, tmp_path / "wrong.pth")

@@ -157,6 +157,7 @@ def test_what_contradicts_an_encoder_is_named(tmp_path: Path) -> None:
         "the last convolution is step 18 of the sequence": {**right, "model.18.weight": torch.zeros(3, 4, 7, 7)},
         "has residual blocks: this is a generator": pix2pixhd.state_dict(9, 4, **DEPTH),
         "'model.1.weight' is missing: this is no encoder": StyleEncoder(4, 2).state_dict(),
+        "'model.4.weight' is sparse_coo, not dense": {**right, "model.4.weight": torch.ones(8, 4, 3, 3).to_sparse()},
         "holds NaN or infinity": {**right, "model.4.weight": torch.full((8, 4, 3, 3), torch.nan)},
     }
     for message, state in cases.items():
