@@ -86,8 +86,17 @@ def print_survey(found: Survey, asked: CheckLabelsRequest, labels: LabelSpec | N
         out.print(f"              or: {text}")
 
 
+def why_no_labels(found: Survey) -> str:
+    """Why no options fit, and what to do."""
+    if found.ids:
+        return f"the highest id, {found.ids[-1].value}, is too high for a class: are these instance maps?"
+    return "no file holds ids: name the classes and their colours with --classes FILE"
+
+
 def alternatives(found: Survey, asked: CheckLabelsRequest) -> list[str]:
     """Other options that the ids may stand for, each with its condition."""
+    if found.are_masks and not asked.has_dontcare and asked.ignore_id is None:
+        return ["--num-labels 1 --dontcare   if 255 means pixels of no class (void)"]
     void = found.void_or_class
     if void is None or asked.ignore_id is not None:
         return []

@@ -95,6 +95,19 @@ def lint_pairing(
     return LintReport(root, tuple(sample.label for sample in samples), tuple(findings))
 
 
+def without_labels(report: LintReport) -> LintReport:
+    """A report of files whose labels are not known: nothing is said of ids, or of how well colours match a palette."""
+    message = "colours instead of ids: which class each colour stands for has to be said; or is it a photo?"
+    return replace(
+        report,
+        findings=tuple(
+            replace(found, message=message, fixable=False) if found.code == "rgb" else found
+            for found in report.findings
+            if found.code not in ("antialiased", "range", "mask")
+        ),
+    )
+
+
 def _train_ids_judged_together(findings: list[Finding], count: int) -> list[Finding]:
     """Judge the findings of train ids: if none of several maps has an id above 18, they are train ids, not odd maps."""
     seem = sum(found.code == "train-ids" for found in findings)
@@ -108,13 +121,13 @@ def _masks_judged_together(findings: list[Finding], labels: LabelSpec, count: in
     masks = {found.path for found in findings if found.code == "mask" and found.severity is Severity.WARNING}
     if len(masks) <= count * _MASK_SHARE:
         return findings
+    can_fix = labels.num_labels > 1  # else class 1, which 255 would become, is that of unknown pixels
     message = (
         f"a mask, only 0 and 255, as {len(masks)} of {count} files: 255 would be read as unknown"
-        f" (if it does mean unknown and 0 is {labels.name_of(0)}: spade check-labels --ignore mask)"
+        f" (if it does mean unknown and 0 is {labels.name_of(0)}: `ignore` mask"
+        + (")" if can_fix else "; if it is a class: `num_labels` 2)")
     )
     return [
-        replace(found, severity=Severity.ERROR, message=message, fixable=labels.num_ids > 1)
-        if found.code == "mask"
-        else found
+        replace(found, severity=Severity.ERROR, message=message, fixable=can_fix) if found.code == "mask" else found
         for found in findings
     ]

@@ -97,7 +97,48 @@ def test_colours_without_a_palette_need_a_class_file(tmp_path: Path) -> None:
     Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / "labels" / "a.png")
     done = spade("check-labels", "labels", cwd=tmp_path)
     assert done.returncode == 1
-    assert "no file holds ids: name the classes and their colours with --classes FILE" in done.stdout
+    assert done.stdout.splitlines() == [
+        "0 ids in 0 of 1 files:",
+        "error   rgb: colours instead of ids: which class each colour stands for has to be said; or is it a photo?",
+        "          a.png",
+        "checked 1 label maps: 1 error in 1 file",
+        "no file holds ids: name the classes and their colours with --classes FILE",
+    ]
+
+
+def test_masks_of_0_and_255_become_two_classes_by_the_printed_commands(tmp_path: Path) -> None:
+    labels, _ = write_own_photos(tmp_path, 3, classes=2)
+    ids = {path.name: np.asarray(Image.open(path)) for path in labels.iterdir()}
+    for name, values in ids.items():
+        Image.fromarray(values * np.uint8(255)).save(labels / name)
+    words = ["spade", "check-labels", "labels", "--images", "images"]
+    for code in (1, 0, 0):
+        done = spade(*words[1:], cwd=tmp_path)
+        assert done.returncode == code, done.stdout + done.stderr
+        if len(words) == 5:
+            assert "or: --num-labels 1 --dontcare   if 255 means pixels of no class (void)" in done.stdout
+        words = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
+    assert words == ["spade", "train", "--labels", "labels-fixed", "--images", "images", "--num-labels", "2"]
+    for name, values in ids.items():
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels-fixed" / name)), values)
+
+
+def test_ids_in_three_equal_channels_are_listed_and_converted(tmp_path: Path) -> None:
+    labels, _ = write_own_photos(tmp_path, 2, classes=3)
+    for path in labels.iterdir():
+        Image.open(path).convert("RGB").save(path)
+    done = spade("check-labels", "labels", cwd=tmp_path)
+    assert "3 ids in 2 of 2 files:" in done.stdout
+    assert done.stdout.splitlines()[-1] == "next: spade check-labels labels --num-labels 3 --fix labels-fixed"
+    Image.fromarray(np.full((4, 4, 3), (9, 8, 7), np.uint8)).save(labels / "colours.png")
+    assert "0 ids in 0 of 3 files:" in spade("check-labels", "labels", cwd=tmp_path).stdout
+
+
+def test_instance_maps_are_not_taken_for_thousands_of_classes(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[26001, 7]], np.uint16)).save(tmp_path / "a.png")
+    done = spade("check-labels", ".", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.endswith("the highest id, 26001, is too high for a class: are these instance maps?\n")
 
 
 def test_shares_and_files_are_counted(tmp_path: Path) -> None:
@@ -112,6 +153,8 @@ def test_shares_and_files_are_counted(tmp_path: Path) -> None:
     assert found.suggested(ignore_id=7) == LabelSpec(2, has_dontcare=True, ignore_id=7)
     assert (found.void_or_class, found.missing) == ((7, 2), (2, 3, 4, 5, 6))
     assert Survey(1, 0, ()).suggested() is None
+    # 255 is an ordinary id among higher ones.
+    assert Survey(1, 1, (IdCount(255, 0.5, 1), IdCount(299, 0.5, 1))).suggested() == LabelSpec(300)
 
 
 def test_errors_come_first_and_255_is_explained(tmp_path: Path) -> None:
