@@ -18,6 +18,7 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.labels import earth
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import find_samples
+from spade_deploy.labels.same_photos import photos_of, same_photos
 from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
 from spade_deploy.runs.learned import learned_before
 from spade_deploy.spec import LabelSpec
@@ -67,8 +68,9 @@ def has_one_set(config: DataConfig) -> bool:
 def learned_from(trained_on: DataConfig, config: DataConfig, split: str, init: str = "") -> int | None:
     """How many samples of a split are among those that a model was trained on; None if that cannot be told.
 
-    trained_on: the data set that the model's run recorded; its files are compared, links followed. init: the weights
-    that the run began from; `runs.learned` says what they were trained on.
+    trained_on: the data set that the model's run recorded; its files are compared, links followed, and of one's own
+    data the photos' contents, too. init: the weights that the run began from; `runs.learned` says what they were
+    trained on.
     """
     if is_embedded(config):
         is_same = is_embedded(trained_on) and split == "train"
@@ -81,6 +83,9 @@ def learned_from(trained_on: DataConfig, config: DataConfig, split: str, init: s
         return None
     paths = {os.path.realpath(sample.label) for sample in learned}
     others = tuple(sample for sample in judged if os.path.realpath(sample.label) not in paths)
+    if trained_on.preset == "custom" and not trained_on.labels_only:
+        copies = same_photos(photos_of(others), photos_of(learned))
+        others = tuple(sample for sample in others if sample.photo not in copies)
     before = learned_before(init).count_samples(others)
     if before is None and len(others) == len(judged):
         return None

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError
-from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.collect import Collected, Problem, collect
 from spade_deploy.labels.files import LabelIds, read_instance_map, read_label_map
@@ -96,24 +95,6 @@ def pair_files(config: DataConfig, split: str) -> Pairing:
     whole, wanted = paired(layout_of(config, "train")), split == "val"
     samples = tuple(sample for sample in whole.samples if held_out.holds_out(sample.stem) == wanted)
     return replace(whole, samples=samples) if split == "train" else Pairing(samples, ())
-
-
-def photos_in_both(config: DataConfig, split: str, other: str) -> frozenset[Path]:
-    """The photos of a split that are also in another one, as the same file or with the same content.
-
-    Empty for the embedded data set, and where either split has no samples.
-    """
-    if config.root is None and config.labels_dir is None:
-        return frozenset()
-    photos = {
-        name: [sample.photo for sample in pair_files(config, name).samples if sample.photo is not None]
-        for name in (split, other)
-    }
-    sizes = {photo.stat().st_size for photo in photos[other]}
-    suspects = [photo for photo in photos[split] if photo.stat().st_size in sizes]
-    known = {photo.stat().st_size for photo in suspects}
-    digests = {sha256_of(photo) for photo in photos[other] if photo.stat().st_size in known}
-    return frozenset(photo for photo in suspects if sha256_of(photo) in digests)
 
 
 def pair_flat(labels: Path, images_dir: Path | None, instances_dir: Path | None, preset: str = "custom") -> Pairing:

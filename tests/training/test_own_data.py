@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from spade_deploy.errors import ConfigError
+from spade_deploy.evaluation.data import learned_from
 from spade_deploy.labels.photo_shape import PhotoShape, shape_of
 from spade_deploy.release.example_inputs import golden_inputs
 from spade_deploy.runs import CheckpointInfo
@@ -115,6 +117,26 @@ def test_folders_to_measure_on_may_be_given(folders: dict[str, Path], tmp_path: 
     assert (len(trained), measured, source.notes) == (20, {"other000", "other001", "other002"}, ())
     with pytest.raises(ConfigError, match=r"`holdout` 0\.2: .* holds the samples to measure on"):
         setup_of({**folders, **val}, holdout=0.2)
+
+
+def test_copies_of_training_photos_are_never_called_held_out(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").mkdir()
+    for kind in ("labels", "images"):
+        for number, path in enumerate(sorted(folders[kind].iterdir())[:3]):
+            shutil.copy(path, tmp_path / kind / f"copy{number}.png")
+    write_own_photos(tmp_path, 1, names="other", seed=9)
+    setup = setup_of({**folders, "val_labels": tmp_path / "labels", "val_images": tmp_path / "images"})
+    source = FolderSource(setup)
+    (note,) = source.notes
+    assert note.startswith("3 of the 4 photos that metrics and sample grids are of are trained on, too, as")
+    assert "copy0.png is: they are not held out, and the figures are too good" in note
+    measured_on = source.record().measured_on
+    assert (measured_on["held_out"], measured_on["also_trained_on"]) == (False, 3)
+    assert golden_inputs(setup.generator, info_of(setup), None, None, 2).described == (
+        "label maps of the data set's val split (3 of its 4 photos are trained on, too)"
+    )
+    assert learned_from(setup.data, setup.data, "val") == 3
 
 
 def test_a_root_may_have_samples_to_measure_on_or_not(tmp_path: Path) -> None:
