@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from spade_deploy.errors import DatasetError
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels import earth
+from spade_deploy.labels.check_request import check_command
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import find_samples
 from spade_deploy.labels.same_photos import photos_of, same_photos
@@ -101,7 +102,8 @@ def open_set(config: DataConfig, split: str, labels: LabelSpec, size: Size) -> S
     if not with_photos.samples:
         raise DatasetError(f"{config.root or config.labels_dir}: the {split} split has no photos")
     name = "given files" if has_one_set(config) else f"{split} split"
-    return SampleSet(name, FileSamples(with_photos, labels, size))
+    hint = f"`{check_command(config, labels, split)}` shows what is wrong"
+    return SampleSet(name, FileSamples(with_photos, labels, size), hint)
 
 
 def evenly(count: int, wanted: int | None) -> list[int]:
@@ -113,9 +115,11 @@ def evenly(count: int, wanted: int | None) -> list[int]:
 class SampleSet:
     """A split of a data set at one size."""
 
-    def __init__(self, name: str, samples: Samples) -> None:
+    def __init__(self, name: str, samples: Samples, check_hint: str | None = None) -> None:
         self.name = name
         """Its name for people: 'test split'."""
+        self.check_hint = check_hint
+        """The command that finds what is wrong with its files, in a sentence; None for the embedded data set."""
         self.problems = samples.problems
         """A sentence for each file that is in no sample."""
         self._samples = samples

@@ -171,7 +171,7 @@ def _about_measuring(data: DataConfig, split: str, measured: int, trained: int) 
     """A sentence on the samples that metrics and sample grids are of, where that is not plain from the data set."""
     if data.holdout is not None and split != "train":
         share, seed = measured / (measured + trained), data.holdout.seed
-        what = "sample is" if measured == 1 else "samples are"
+        what = "samples is" if measured == 1 else "samples are"
         text = f"{measured} of {measured + trained} {what} held out ({share:.0%}, chosen by name with seed {seed})"
         text += f": metrics and sample grids use these, training uses the other {trained}"
         return (f"{text}; `holdout` sets the share",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, DatasetError
 from spade_deploy.evaluation.data import learned_from
+from spade_deploy.labels.check_request import check_command
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.photo_shape import PhotoShape, shape_of
 from spade_deploy.release.example_inputs import golden_inputs
 from spade_deploy.runs import CheckpointInfo
@@ -23,6 +26,7 @@ from spade_deploy.training.own_data import about_size
 from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.resolve import _fixed, complete, new_setup
 from spade_deploy.training.source import FolderSource
+from tests.support.commands import spade
 from tests.support.own_photos import write_own_photos
 
 
@@ -137,6 +141,33 @@ def test_copies_of_training_photos_are_never_called_held_out(folders: dict[str, 
         "label maps of the data set's val split (3 of its 4 photos are trained on, too)"
     )
     assert learned_from(setup.data, setup.data, "val") == 3
+
+
+def test_what_cannot_be_measured_is_told_apart_and_the_printed_command_shows_why(tmp_path: Path) -> None:
+    labels, images = write_own_photos(tmp_path, 12)
+    setup = setup_of({"labels": labels, "images": images})
+    (held_out,) = names(FolderSource(setup))[1]
+    Image.open(images / f"{held_out}.png").resize((32, 32)).save(images / f"{held_out}.png")
+    with pytest.raises(DatasetError, match=f"none of the 1 held-out samples can be used; .*{held_out}") as caught:
+        FolderSource(setup).samples(4)
+    command = (caught.value.hint or "").split("`")[1]
+    assert shlex.split(command) == [
+        *("spade", "check-labels", str(labels), "--num-labels", "4", "--images", str(images)),
+    ]
+    done = spade(*shlex.split(command)[1:], cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"64 x 48 pixels, but its photo {held_out}.png has 32 x 32" in done.stdout
+
+
+def test_the_command_that_checks_a_split_names_its_folders_and_labels() -> None:
+    data = DataConfig("custom", None, *map(Path, ("l", "p", "i", "val l", "vp", "vi")))
+    labels = LabelSpec(4, has_dontcare=True, has_edges=True)
+    assert check_command(data, labels) == ("spade check-labels l --num-labels 4 --dontcare --images p --instances i")
+    assert check_command(data, replace(labels, ignore_id=9), "val") == (
+        "spade check-labels 'val l' --num-labels 4 --ignore-id 9 --images vp --instances vi"
+    )
+    city = DataConfig.for_preset("cityscapes", root=Path("city"))
+    assert check_command(city, labels, "val") == "spade check-labels city --preset cityscapes"
 
 
 def test_a_root_may_have_samples_to_measure_on_or_not(tmp_path: Path) -> None:
