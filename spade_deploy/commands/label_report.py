@@ -50,12 +50,15 @@ def check_command(asked: CheckLabelsRequest, labels: LabelSpec, folder: Path, *,
 
 def train_command(asked: CheckLabelsRequest, labels: LabelSpec, folder: Path) -> str | None:
     """The command that trains on the checked files; None if it is not known where the photos are."""
+    from spade_deploy.labels.layouts import DataConfig
+    from spade_deploy.labels.pairs import has_layout
+
     flags = label_flags(asked, labels)
     if asked.images is not None:
         place = ["--labels", str(folder), "--images", str(asked.images)]
         place += ["--instances", str(asked.instances)] if asked.instances is not None else []
         return None if asked.preset else shlex.join(["spade", "train", *place, *flags])
-    if asked.preset or (folder / "train" / "images").is_dir():
+    if has_layout(DataConfig.for_preset(asked.preset or "custom", root=folder)):
         return shlex.join(["spade", "train", "--data", str(folder), *flags])
     return None
 

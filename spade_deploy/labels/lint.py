@@ -16,6 +16,7 @@ from spade_deploy.labels.findings import Finding, LintReport, Severity
 from spade_deploy.labels.kinds import train_ids_in
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.lint_file import check_sample
+from spade_deploy.labels.nested import images_inside
 from spade_deploy.labels.pairs import Pairing, Sample, has_layout, merged, pair_files, pair_flat
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import LabelSpec
@@ -58,11 +59,21 @@ def folder_pairing(
     if not (pairing.samples or pairing.problems):
         if preset == "cityscapes" and (other := train_ids_in(folder)) is not None:
             raise DatasetError(f"{folder}: holds train ids (0..18), such as {other.name}, and no label ids (0..33)")
-        raise DatasetError(
-            f"{folder}: holds no label maps, and is no {preset} data set",
-            hint="give a folder of PNG label maps, or a data set's root and its `preset`",
-        )
+        raise _no_label_maps(folder, preset)
     return pairing
+
+
+def _no_label_maps(folder: Path, preset: str) -> DatasetError:
+    hint = "give a folder of PNG label maps, or a data set's root and its `preset`"
+    inside = images_inside(folder)
+    if inside is None:
+        return DatasetError(f"{folder}: holds no label maps, and is no {preset} data set", hint=hint)
+    return DatasetError(
+        f"{folder}: holds no label maps, and is no {preset} data set; the folders in it hold {inside.count} images,"
+        f" such as {inside.first}",
+        hint="give the folder of the label maps, or a data set's root and its `preset`; for label maps in several"
+        " folders also `images`, with the photos in folders of the same names",
+    )
 
 
 def samples_to_check(pairing: Pairing) -> list[Sample]:
@@ -92,6 +103,7 @@ def lint_pairing(
     for problem in pairing.problems:
         severity = Severity.WARNING if problem.code == "photo" else Severity.ERROR
         findings.append(Finding(problem.path, problem.code, severity, problem.message))
+    findings += [Finding(one.path, one.code, Severity.WARNING, one.message) for one in pairing.nested]
     return LintReport(root, tuple(sample.label for sample in samples), tuple(findings))
 
 

@@ -70,7 +70,7 @@ class FolderSource:
         self._data = data
         self._held_out, self._split = open_held_out(data, labels)
         self._copies = sorted(copies_trained_on(data, self._split))
-        self.notes = _unpaired(getattr(self._training, "problems", ()))
+        self.notes = (*_unpaired(getattr(self._training, "problems", ())), *getattr(self._training, "notes", ()))
         self._begins_with = "the weights that `init` names" if setup.train.distill is None else "the teacher"
         self._learned = learned_before(setup.train.begins_with).count(self._held_out.record())
         self.notes += (*self._about_measuring(), *_about_copies(self._copies, len(self._held_out)))

@@ -61,7 +61,7 @@ class SplitSource:
         *,
         stem_prefix: str = "",
     ) -> None:
-        self.problems, self.what, self.check_hint = training.problems, what, check_hint
+        self.problems, self.notes, self.what, self.check_hint = training.problems, training.notes, what, check_hint
         self._config, self._training, self._evaluation, self._prefix = config, training, evaluation, stem_prefix
 
     def __len__(self) -> int:

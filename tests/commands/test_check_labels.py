@@ -168,3 +168,31 @@ def test_errors_come_first_and_255_is_explained(tmp_path: Path) -> None:
         "unknown pixels? `has_dontcare`",
     )
     assert (second.code, [path.name for path in second.files]) == ("damaged", ["c.png"])
+
+
+def test_a_part_of_a_data_set_is_no_root_to_train_on(tmp_path: Path) -> None:
+    for kind in ("gtFine_labelIds", "gtFine_instanceIds", "leftImg8bit"):
+        folder = tmp_path / kind.split("_")[0] / "train" / "aachen"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.array([[7, 26]], np.uint8)).save(folder / f"aachen_000000_000019_{kind}.png")
+    whole = spade("check-labels", ".", "--preset", "cityscapes", cwd=tmp_path)
+    assert "next: spade train --data . --preset cityscapes\n" in whole.stdout
+    part = spade("check-labels", "gtFine/train", "--preset", "cityscapes", cwd=tmp_path)
+    assert part.stdout == "checked 1 label maps: nothing to report\n"
+
+
+def test_files_that_do_not_fit_are_told_with_what_helps(tmp_path: Path) -> None:
+    labels, images = write_own_photos(tmp_path, 2, classes=2)
+    (labels / "photo000.png").rename(labels / "photo000_mask.png")
+    Image.open(images / "photo001.png").resize((32, 32)).save(images / "photo001.png")
+    done = spade("check-labels", "labels", "--images", "images", cwd=tmp_path)
+    assert "there is no photo for it in images: files belong together by the same name" in done.stdout
+    assert "its photo photo001.png has 32 x 32: resize the label maps to the size of their photos" in done.stdout
+    nested = tmp_path / "labels" / "more"
+    nested.mkdir()
+    (labels / "photo001.png").rename(nested / "photo001.png")
+    told = spade("check-labels", "labels", cwd=tmp_path)
+    assert "warning nested: the folders in it hold 1 images, such as labels/more/photo001.png" in told.stdout
+    (labels / "photo000_mask.png").unlink()
+    only = spade("check-labels", "labels", cwd=tmp_path)
+    assert "no custom data set; the folders in it hold 1 images, such as labels/more/photo001.png" in only.stderr
