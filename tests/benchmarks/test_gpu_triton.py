@@ -116,6 +116,7 @@ def test_what_it_is_not_written_for_is_refused() -> None:
         fused.FusedLookup(LookupModel(generator))
 
 
+@pytest.mark.slow  # minutes in the interpreter
 def test_every_case_of_the_step_runs(tmp_path: Path) -> None:
     lookup, records = load_script("gpu.lookup_on_card"), load_script("gpu.records")
     book = records.Book("lookup")
