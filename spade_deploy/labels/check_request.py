@@ -83,13 +83,12 @@ def check_command(data: DataConfig, labels: LabelSpec, split: str = "train") -> 
     if split == "val" and data.val_labels_dir is not None:
         folder = data.val_labels_dir
         beside = {"images": data.val_images_dir, "instances": data.val_instances_dir}
-    words = ["spade", "check-labels", str(folder)]
-    if data.preset in ("custom", "earth"):
-        words += ["--num-labels", str(labels.num_labels)]
-        if labels.has_dontcare:
-            words += ["--dontcare"] if labels.ignore_id is None else ["--ignore-id", str(labels.ignore_id)]
-    else:
-        words += ["--preset", data.preset]
-    for name, path in beside.items():
-        words += [f"--{name}", str(path)] if path is not None else []
-    return shlex.join(words)
+    place = shlex.quote(str(folder))
+    if data.preset not in ("custom", "earth"):
+        return f"spade check-labels {place} --preset {data.preset}"
+    unknown = ""
+    if labels.has_dontcare:
+        unknown = "dontcare" if labels.ignore_id is None else f"ignore-id {labels.ignore_id}"
+    others = f" --{unknown}" if unknown else ""
+    others += "".join(f" --{name} {shlex.quote(str(path))}" for name, path in beside.items() if path is not None)
+    return f"spade check-labels {place} --num-labels {labels.num_labels}{others}"
