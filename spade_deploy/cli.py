@@ -85,13 +85,15 @@ class _Commands(CommandGroup):
         try:
             code = self._ended(args, options)
         except SystemExit as ended:
-            output.finish(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            if (told := output.finish(code)) != code:
+                raise SystemExit(told) from ended
             raise
         except Exception as defect:
             output.fail(type(defect).__name__, reason_of(defect), None)
             output.finish(1)
             raise
-        output.finish(code)
+        code = output.finish(code)
         if standalone_mode:
             sys.exit(code)
         return code
