@@ -98,8 +98,7 @@ def _require_same_name(target: Path, name: str) -> None:
     if old != name:
         raise ConfigError(
             f"`triton`: {target} has the model {quoted(old)}, which {quoted(name)} would replace",
-            hint="name another folder, and give Triton one --model-repository for each; to replace that model, delete"
-            " its folder first",
+            hint="name another folder, and give Triton each as a repository; to replace that model, delete it first",
         )
 
 

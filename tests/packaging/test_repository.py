@@ -161,7 +161,7 @@ def test_a_package_is_replaced_and_other_folders_are_not(edges: Artifact, tmp_pa
     graph.write_bytes(b"old")
     with pytest.raises(ConfigError, match="has the model 'tiny-001', which 'other' would replace") as refused:
         write_repository(edges, replace(asked, name="other"))
-    assert "one --model-repository for each" in str(refused.value.hint)
+    assert "give Triton each as a repository" in str(refused.value.hint)
     assert graph.read_bytes() == b"old"
     write_repository(edges, asked)
     assert graph.read_bytes() == right
