@@ -9,12 +9,14 @@ import asyncio
 import json
 import logging
 import uuid
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from spade_deploy.serving.guards import HEALTH_PATHS
 from spade_deploy.serving.logs import log_request
 from spade_deploy.serving.memory import FULL, TRY_LATER, Share
 from spade_deploy.serving.problems import MEDIA_TYPE, HttpError, body_of, response_to
@@ -48,7 +50,8 @@ class PatientProtocol(HttpToolsProtocol):
         if self._is_broken:
             return
         crowd, most = max(len(self.connections), len(self.tasks)), getattr(self.config, "most_connections", None)
-        self.app = _too_many if most is not None and crowd > most else self.config.loaded_app
+        app = self.config.loaded_app
+        self.app = partial(_too_many, app) if most is not None and crowd > most else app
         self._bytes_beside_bodies += len(data)
         super().data_received(data)
         if self._bytes_beside_bodies > MOST_HEADER_BYTES and not self._is_broken:
@@ -174,7 +177,10 @@ def _headers_too_long() -> HttpError:
     )
 
 
-async def _too_many(scope: Any, receive: Any, send: Any) -> None:
+async def _too_many(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] in HEALTH_PATHS:  # a crowd of idle connections is no reason to end the process
+        await app(scope, receive, send)
+        return
     request_id = uuid.uuid4().hex[:16]
     log_request(_LOG, request_id, scope, 503, 0.0)
     problem = HttpError(503, "too many connections are open", hint="send it again a little later")

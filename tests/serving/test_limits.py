@@ -358,6 +358,21 @@ def test_headers_that_are_too_long_are_named(quick_server: HeldServer, content: 
     assert problem["detail"] == "first line, headers and trailers have more than 65,536 bytes"
 
 
+def test_a_crowd_of_connections_is_refused_but_the_state_is_still_told(quick_server: HeldServer) -> None:
+    """A probe of the state that fails makes Kubernetes end a process that works."""
+    most = 4 * quick_server.app.state.serving.asked.queue + 256
+    crowd = [socket.create_connection(quick_server.address) for _ in range(most + 1)]
+    try:
+        status, _, content = quick_server.ask("GET", "/metrics")
+        assert (status, json.loads(content)["detail"]) == (503, "too many connections are open")
+        for path in ("/healthz", "/readyz"):
+            assert quick_server.ask("GET", path)[0] == 200
+    finally:
+        for one in crowd:
+            one.close()
+    quick_server.until(lambda: quick_server.ask("GET", "/metrics")[0] == 200)
+
+
 def test_what_follows_the_body_of_a_request_without_end_is_cut_off(quick_server: HeldServer) -> None:
     answer = raw(quick_server, POSTED + b"Transfer-Encoding: chunked\r\n\r\n2\r\nxx\r\n0\r\nLong: " + b"x" * 700_000)
     assert answer.startswith(b"HTTP/1.1 431 "), answer
