@@ -72,11 +72,13 @@ def new_folder(folder: Path) -> Path:
 
 def print_survey(found: Survey, asked: CheckLabelsRequest, labels: LabelSpec | None) -> None:
     """Print the ids that occur, and the options that they suggest."""
+    from spade_deploy.pages.render import percent
+
     out = stdout()
     out.print(f"{len(found.ids)} ids in {found.read} of {found.files} files:")
     for entry in found.ids[:SHOWN_IDS]:
         name = f"  {labels.names[entry.value]}" if labels and entry.value < len(labels.names) else ""
-        out.print(f"  {entry.value:>5}  {_percent(entry.share):>8}  in {entry.files} files{name}")
+        out.print(f"  {entry.value:>5}  {percent(entry.share):>8}  in {entry.files} files{name}")
     if len(found.ids) > SHOWN_IDS:
         out.print(f"  ... and {len(found.ids) - SHOWN_IDS} more, which --json lists")
     if found.missing:
@@ -169,7 +171,3 @@ def as_json(
             for finding in found.findings
         ],
     }
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 else f"{share:.2g}"

@@ -33,6 +33,7 @@ def test_ids_are_listed_and_options_suggested(own: Path) -> None:
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0] == ["5", "ids", "in", "6", "of", "6", "files:"]
     assert [line[0] for line in lines[1:6]] == ["0", "1", "2", "3", "4"]
+    assert [line[2:4] for line in lines[1:6]] == [["%", "in"]] * 5
     assert "options that fit: --num-labels 5\n" in done.stdout
     assert "or: --num-labels 4 --ignore-id 4   if 4 means pixels of no class (void)" in done.stdout
 
