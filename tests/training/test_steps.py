@@ -270,6 +270,7 @@ def test_styles_are_the_same_whenever_they_are_drawn_and_differ_from_step_to_ste
     torch.randn(3)  # the global state plays no part
     assert torch.equal(first, learner._styles(1, 4, 7))  # type: ignore[arg-type]
     assert not torch.equal(first, learner._styles(1, 4, 8))  # type: ignore[arg-type]
+    assert not torch.equal(first, learner._styles(2, 4, 7))  # type: ignore[arg-type]
     batch = batch_of()
     learner.step(batch, 1.0)
     seen: list[Tensor] = []

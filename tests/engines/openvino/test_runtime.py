@@ -183,3 +183,10 @@ def test_another_precision_than_was_asked_for_is_an_error(tmp_path: Path) -> Non
     )
     with pytest.raises(RuntimeUnavailableError, match=r"runs fp32 in .*bfloat16.*, not in f32"):
         runtime._models._check(compiled)
+
+
+def test_a_dense_graph_of_many_ids_has_to_compare_them_in_bf16(tmp_path: Path) -> None:
+    """The stand-in multiplies its ids, which bfloat16 would round; a graph of ours compares them as integers."""
+    artifact = stand_in_artifact(tmp_path / "many", STYLED)
+    with pytest.raises(RuntimeUnavailableError, match="bf16: the graph uses its label ids in"):
+        OpenVinoRuntime(artifact, Precision.BF16, 1)
