@@ -100,6 +100,9 @@ def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
 
 def test_graph_by_precision(artifact: Artifact) -> None:
     assert artifact.graph().precision == FP32
+    turned = Artifact(artifact.path, replace(artifact.manifest, graphs=artifact.manifest.graphs[::-1]))
+    assert turned.manifest.graphs[0].precision == FP16
+    assert turned.graph().precision == FP32
     assert artifact.graph(FP16) == Graph(graph_file(FP16), FP16, ("conv_img",))
     assert artifact.path_of(artifact.graph(FP16).file).is_file()
     with pytest.raises(ArtifactError, match="lookup graph; there is: fp32 dense, fp16 dense"):
