@@ -317,13 +317,13 @@ def test_instances_that_do_not_pair(edges: Artifact, tmp_path: Path) -> None:
     labels, instances = tmp_path / "labels", tmp_path / "instances"
     write_labels(labels, 4, (32, 64))
     write_labels(instances, 1, (32, 64))
-    write_labels(instances, 1, (64, 64), start=1)
+    write_labels(instances, 1, (64, 32), start=1)
     write_labels(instances, 1, (32, 64), start=3)
     Image.fromarray(np.zeros((32, 64), np.uint8)).save(instances / "003.bmp")
     summary = infer(edges, InferRequest(labels, tmp_path / "out", instances=instances))
     assert names(tmp_path / "out") == ["000.png"]
     found = messages(summary)
-    assert "has 64 x 64 pixels, its label map 32 x 64" in found["001.png"]
+    assert "has 64 x 32 pixels, its label map 32 x 64" in found["001.png"]
     assert "there is no instance map for it in" in found["002.png"]
     assert re.search(r"003 occurs 2 times: .*003\.bmp, .*003\.png", found["003.png"])
 

@@ -19,7 +19,9 @@ from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ConfigError
 from spade_deploy.inference import InferRequest, infer
+from spade_deploy.inference.log import logged_files
 from spade_deploy.inference.maker import RECORD, artifact_digest, ran_by, read_record
+from spade_deploy.inference.places.store import LOG, FolderStore
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
 from tests.support.stand_in import EDGES, PLAIN, STYLED, expected, stand_in_artifact, with_stand_in_encoder
 
@@ -254,3 +256,9 @@ def test_another_encoder_is_another_maker(models: dict[str, Artifact], tmp_path:
     rewrite_manifest(folder, read_manifest(folder))
     digests.append(artifact_digest(Artifact.open(folder)))
     assert len(set(digests)) == 3
+
+
+def test_an_image_that_failed_later_is_not_in_the_list(tmp_path: Path) -> None:
+    lines = [("a", "a.png"), ("b", "b.png"), ("a", None), ("c", None), ("c", "c.png")]
+    (tmp_path / LOG).write_text("".join(json.dumps({"id": name, "file": file}) + "\n" for name, file in lines))
+    assert logged_files(FolderStore(tmp_path)) == {"b": "b.png", "c": "c.png"}
