@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from spade_deploy.evaluation.row import Row
 from spade_deploy.evaluation.scores import Drawn, Scores, draw_again
+from spade_deploy.evaluation.seeds import group_by_seed
+from spade_deploy.evaluation.tally import pixel_errors
 from spade_deploy.evaluation.verdict import best_by_class, verdicts
 from spade_deploy.metrics import kernel_distance
 from spade_deploy.metrics.bootstrap import draws, half_width, student_t
@@ -35,6 +40,33 @@ def test_images_are_compared_sample_by_sample_whatever_their_order() -> None:
     found = scores.of(np.array([1, 2, 3]))
     assert (found.indices.tolist(), found.absolute.tolist()) == ([1, 2, 3], [10, 20, 30])  # type: ignore[union-attr]
     assert found.sums.tolist() == [1, 2, 3]  # type: ignore[union-attr]
+
+
+def test_the_psnr_of_a_model_is_of_its_mean_error() -> None:
+    found = pixel_errors(Scores(np.arange(2), absolute=np.array([1.0, 5.0]), squared=np.array([1.0, 100.0])))
+    assert found["l1"] == pytest.approx(3 / 255)
+    assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / 50.5))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "rates", "expected"),
+    [
+        ((1, 2, 3), (0.1, 0.1, 0.1), [(1, 2, 3)]),
+        ((1, 2, 3), (0.1, 0.1, 0.2), [(1, 2)]),
+        ((1, 1, 2), (0.1, 0.1, 0.1), []),
+        ((1, 2, 3), (0.1, 0.2, 0.3), []),
+    ],
+)
+def test_models_that_differ_in_their_seed_alone_are_a_group(
+    seeds: tuple[int, ...], rates: tuple[float, ...], expected: list[tuple[int, ...]]
+) -> None:
+    """Of two with the same seed it is not known what differs: one may have been resumed otherwise."""
+    settings = [{"train.seed": seed, "train.lr_generator": rate} for seed, rate in zip(seeds, rates, strict=True)]
+    models: list[Any] = [SimpleNamespace(kind="run", settings=one, facts={"step": 5}) for one in settings]
+    rows = [Row(str(seed), "run", None, 9, l1=seed / 10) for seed in seeds]
+    found = group_by_seed(models, rows)
+    assert [group.seeds for group in found] == expected
+    assert [group.figures["l1"].mean for group in found] == [pytest.approx(np.mean(one) / 10) for one in expected]
 
 
 def test_the_noise_of_two_means_is_welchs() -> None:
