@@ -24,6 +24,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks scripts examples
 
 layers: $(STAMP)
 	$(BIN)/lint-imports

@@ -324,7 +324,8 @@ def features(extractor: OnnxExtractor, pixels: NDArray[np.uint8]) -> NDArray[np.
 def pixels_of(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     """N x 3 x H x W in [-1, 1] -> N x H x W x 3, truncated as the graphs do."""
     scaled = (images.astype(np.float32) + np.float32(1)) / np.float32(2) * np.float32(255)
-    return np.floor(scaled.clip(0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = np.floor(scaled.clip(0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pixels
 
 
 def model_facts(artifact: Artifact) -> dict[str, Any]:

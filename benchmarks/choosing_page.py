@@ -37,7 +37,12 @@ def draw(result: Result, path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    colors = {"svg.fonttype": "none", "svg.hashsalt": "spade-deploy", "text.color": _INK, "axes.labelcolor": _INK}
+    colors: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "spade-deploy",
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+    }
     colors |= {"axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "font.size": "10"}
     with mpl.rc_context(colors):
         figure = Figure(figsize=(9, 7.6), layout="constrained")
@@ -151,7 +156,7 @@ def _color(result: Result, point: dict[str, Any]) -> str:
 
 
 def _is_near(tick: float, result: Result) -> bool:
-    found = [point["p50_ms"] for point in timed(result)]
+    found: list[float] = [point["p50_ms"] for point in timed(result)]
     return min(found) / 1.6 <= tick <= max(found) * 1.6
 
 

@@ -160,7 +160,8 @@ def on_cards(times: CardTimes, fleet: Fleet, images_per_card: int = 250) -> floa
     """Images a second of the fleet, without the beginning and the end of the run."""
     clock = Clock()
     images = images_per_card * fleet.cards
-    left, ends = iter(range(images)), []  # type: tuple[Iterator[int], list[float]]
+    left = iter(range(images))
+    ends: list[float] = []
     planner, gets, puts = Station(clock, 1), Station(clock, 1), Station(clock, 1)
     per_node = min(fleet.cards, fleet.cards_per_node)
     cores = [Station(clock, per_node * fleet.cores_per_card) for _ in range(fleet.nodes)]

@@ -55,7 +55,7 @@ def check(rounds: int) -> dict[str, Any]:
     counted = count_seconds()
 
     def median(threads: int, name: str) -> float:
-        return statistics.median(one[str(threads)][name] for one in alone)
+        return float(statistics.median(one[str(threads)][name] for one in alone))
 
     times = CoreTimes(
         decode_s=median(1, "decode_s"),

@@ -200,7 +200,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     # Without a date and with fixed ids, so that the same result makes the same file.
-    with rc_context({**dict.fromkeys(colours, INK), "svg.hashsalt": "spade", "font.size": 9.5}):
+    style: dict[Any, Any] = {**dict.fromkeys(colours, INK), "svg.hashsalt": "spade", "font.size": 9.5}
+    with rc_context(style):
         figure = Figure(figsize=(11, 4.5), layout="constrained")
         figure.patch.set_alpha(0)
         checked, rates, costs = figure.subplots(1, 3)

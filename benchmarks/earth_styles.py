@@ -93,7 +93,8 @@ def styled_images(artifact: Artifact, tiles: Sequence[tuple[Any, Any]]) -> dict[
     """By each style, an image of every tile, H x W x 3."""
     encoder, made = StyleEncoder(artifact), dict[str, list[Pixels]]()
     mean = style_vector(artifact, None, None)
-    same = {"mean style": mean} | {f"seed {seed}": style_vector(artifact, seed, None) for seed in SEEDS}
+    assert mean is not None  # a model with styles
+    same: dict[str, Any] = {"mean style": mean} | {f"seed {seed}": style_vector(artifact, seed, None) for seed in SEEDS}
     same |= {f"direction 1, {sign * STEP:+g}": moved_style(artifact, mean, [sign * STEP]) for sign in (-1, 1)}
     with open_runtime(artifact, None) as runtime:
         for label, photo in tiles:

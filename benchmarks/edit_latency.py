@@ -40,6 +40,7 @@ from load_client import timing_parts
 from models import ADE20K, DATA, RESULTS, SMALL, coco_maps, make_artifact, resized, synthetic_maps
 from numpy.typing import NDArray
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL
 from spade_deploy.bench.machine import describe_machine
@@ -110,7 +111,7 @@ def main() -> None:
                         **measure(Ports(whole, keeping), model, here, rounds),
                         "load_average": list(os.getloadavg()),
                     }
-                    result["sizes"][f"{size}x{size}"] = found  # type: ignore[index]
+                    result["sizes"][f"{size}x{size}"] = found
                     show(size, found)
                     write_json(options.out, result)  # what is measured is kept, whatever the next size does
     print(f"written to {options.out}")
@@ -190,7 +191,7 @@ class Live:
         self._edges = model.spec.labels.has_edges
         self._number = 0
         self._whole, self._edits = (
-            connect(f"ws://127.0.0.1:{port}{LIVE}", subprotocols=[SUBPROTOCOL], max_size=None)
+            connect(f"ws://127.0.0.1:{port}{LIVE}", subprotocols=[Subprotocol(SUBPROTOCOL)], max_size=None)
             for port in (ports.whole, ports.keeping)
         )
 
@@ -250,8 +251,8 @@ def measure(ports: Ports, model: ServedModel, maps: list[Map], rounds: int) -> d
                 ("edit", partial(way.edit, base, patch)),
             ]
             now = {kind: ask() for kind, ask in (asked if number % 2 else reversed(asked))}
-            pixels = [read_photo(ImageBytes("photo", now[kind].photo), label.shape) for kind in ("full", "edit")]  # type: ignore[arg-type]
-            if not np.array_equal(*pixels):
+            full, edit = (read_photo(ImageBytes("photo", now[kind].photo), label.shape) for kind in ("full", "edit"))
+            if not np.array_equal(full, edit):
                 raise SystemExit(f"{name}: the photo of an edit is not that of the whole map")
             if number:  # the first round warms up
                 for kind, answer in now.items():

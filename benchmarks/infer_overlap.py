@@ -238,8 +238,10 @@ def scale_last_layer(generator: SpadeGenerator, label: torch.Tensor, instance: t
     with torch.no_grad():
         generator(make_segmap(label, instance, generator.spec.labels))
         mean, deviation = seen[0].mean((0, 2, 3)), seen[0].std((0, 2, 3))
-        generator.conv_img.weight *= (CONTRAST / deviation)[:, None, None, None]
-        generator.conv_img.bias.sub_(mean).mul_(CONTRAST / deviation)
+        last = generator.conv_img
+        assert last.bias is not None  # SPADE's last layer has one
+        last.weight *= (CONTRAST / deviation)[:, None, None, None]
+        last.bias.sub_(mean).mul_(CONTRAST / deviation)
     hook.remove()
 
 

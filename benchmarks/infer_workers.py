@@ -71,8 +71,8 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         }
         for count in counts
     }
-    for count, entry in found.items():
-        print(f"{name}: {count} workers, {entry['images_per_s']:.2f} images/s, {entry['seconds']:.1f} s", flush=True)
+    for workers, entry in found.items():
+        print(f"{name}: {workers} workers, {entry['images_per_s']:.2f} images/s, {entry['seconds']:.1f} s", flush=True)
     return {"images": len(first), "are_same_bytes": True, "rounds": rounds, "workers": found}
 
 

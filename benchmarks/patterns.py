@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,8 @@ def measure_maps(spec: GeneratorSpec, maps: Maps, repeats: int) -> dict[str, obj
             if not holds_every_window(spec, level, codes[:, ::stride, ::stride]):
                 raise SystemExit(f"{name}: the tables of stride {stride} are not those of the map")
         inputs = tables.to_inputs()
-        milliseconds.append(median_ms(lambda a=label, b=instance: extract_patterns(spec, a, b), repeats))
-        checking.append(median_ms(lambda a=inputs: check_tables(spec, a), repeats))
+        milliseconds.append(median_ms(partial(extract_patterns, spec, label, instance), repeats))
+        checking.append(median_ms(partial(check_tables, spec, inputs), repeats))
         shares.append(tables.unique_share(spec))
         by_level.append({s: len(level.patterns) / level.index.size for s, level in tables.levels.items()})
     return {

@@ -63,7 +63,7 @@ class PlainLoop:
             found["perceptual"] = self.perceptual(fake, photo)
             total = total + config.weight_perceptual * found["perceptual"]
         self.generator_adam.zero_grad()
-        total.backward()
+        torch.autograd.backward(total)
         self.generator_adam.step()
         return found
 
@@ -74,7 +74,7 @@ class PlainLoop:
         fakes, reals = self._judge(segmap, fake, photo)
         real, generated = losses.discriminator_losses(self.setup.train.gan_mode, fakes, reals)
         self.discriminator_adam.zero_grad()
-        (real + generated).backward()
+        torch.autograd.backward(real + generated)
         self.discriminator_adam.step()
         return {"discriminator_real": real, "discriminator_fake": generated}
 

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def measure(
         learner.generator.register_forward_pre_hook(_counting(name, looked_up), with_kwargs=True)
         if PLAIN not in steps:
             steps[PLAIN] = PlainLoop(setup, learner, device).step
-        steps[name] = lambda batch, learner=learner: learner.step(batch, 1.0)
+        steps[name] = partial(learner.step, rate_factor=1.0)
     if not searches:
         torch.backends.cudnn.benchmark = False
     losses = {name: step(batches[0]) for name, step in steps.items()}

@@ -193,7 +193,7 @@ def judged_images(artifact: Artifact, maps: list[Arrays], images: list[dict[str,
             raise RuntimeError(f"{kind}: {verdict.failures}")
         found[kind] = {
             "images": judge.images,
-            "psnr_db": round(verdict.diff.psnr_db, 1),
+            "psnr_db": None if verdict.diff.psnr_db is None else round(verdict.diff.psnr_db, 1),
             "max_abs": verdict.diff.max_abs,
             "largest_pixel_difference": most[kind],
         }

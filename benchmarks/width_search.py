@@ -36,7 +36,7 @@ from spade_deploy.files.atomic import write_json
 from spade_deploy.labels.earth import cut, earth_tiles
 from spade_deploy.lookup.cost import lookup_macs, mean_windows
 from spade_deploy.networks.build import Generator
-from spade_deploy.networks.spade import make_segmap
+from spade_deploy.networks.spade import SpadeGenerator, make_segmap
 from spade_deploy.runs.shipped import shipped_generator
 from spade_deploy.spec import GeneratorSpec
 from spade_deploy.training.config import Setup
@@ -140,9 +140,9 @@ def trained(
             if step % 20 == 19:
                 print(f"seed {seed}: step {step + 1} of {steps}", flush=True)
     label, _, _ = validation_labels(source, 32)
-    own_inputs = [inputs_of(setup.generator, part) for part in label.split(BATCH)]
+    own_inputs = [inputs_of(setup.generator, part) for part in torch.split(label, BATCH)]
     tiles = torch.from_numpy(np.stack([cut(tile)[0] for tile in earth_tiles("test")]))
-    judged = [wanted_of(teacher, inputs_of(setup.generator, part)) for part in tiles.split(BATCH)]
+    judged = [wanted_of(teacher, inputs_of(setup.generator, part)) for part in torch.split(tiles, BATCH)]
     result: dict[str, Any] = {"seed": seed, "maps": len(tiles)}
     for name, student in students.items():
         module = with_own_statistics(student.module, own_inputs)
@@ -173,7 +173,9 @@ def milliseconds(teacher: Generator, specs: dict[str, GeneratorSpec]) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         for name, spec in specs.items():
             path = Path(folder) / f"{name}.onnx"
-            write_onnx(DeployModel(pruned_student(teacher, spec)), path)
+            student = pruned_student(teacher, spec)
+            assert isinstance(student, SpadeGenerator)
+            write_onnx(DeployModel(student), path)
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             compiled = openvino.Core().compile_model(
                 str(path), "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}

@@ -159,10 +159,13 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app()
-    except SystemExit as ended:
+    except BaseException as ended:
         # If this process trained together with peers, the watch over the peers ends it, with an exit code of its own.
         if (peers := sys.modules.get("spade_deploy.training.processes.peers")) is not None:
-            peers.end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+            if isinstance(ended, SystemExit):
+                peers.end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+            else:
+                peers.end_process(1, defect=ended)
         raise
 
 

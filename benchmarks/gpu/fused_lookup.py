@@ -33,11 +33,9 @@ class FusedLookup(nn.Module):
         if spec.norm is NormType.INSTANCE or spec.z_dim is not None:
             raise ConfigError("the fused lookup is written for batch norm and without a style vector")
         self.fc, self.conv_img = lookup.fc, lookup.conv_img
-        self.hidden = nn.ModuleDict(
-            {str(stride): lookup.get_submodule(f"level_{stride}")[0] for stride in levels(spec)}
-        )
+        self.hidden = nn.ModuleDict({str(stride): _part(lookup, f"level_{stride}")[0] for stride in levels(spec)})
         self.blocks = nn.ModuleList(
-            FusedBlock(lookup.get_submodule(block.name), spec.hidden_channels, gathers) for block in spec.blocks
+            FusedBlock(lookup.get_submodule(block.name), block.hidden_channels, gathers) for block in spec.blocks
         )
 
     def forward(self, latent: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,8 +50,13 @@ class FusedLookup(nn.Module):
         return to_outputs(self.conv_img(x.permute(0, 3, 1, 2)))
 
     def hidden_rows(self, stride: int, codes: Tensor) -> Tensor:
-        summed = self.hidden[str(stride)]
+        summed = _part(self.hidden, str(stride))
         return kernels.hidden_rows(codes, summed.table, summed.bias)
+
+
+def _part(module: nn.Module, name: str) -> Any:
+    """A submodule whose own attributes are used: `get_submodule` knows it as a plain module."""
+    return module.get_submodule(name)
 
 
 class FusedBlock(nn.Module):
@@ -115,7 +118,7 @@ class FusedFinder(nn.Module):
         super().__init__()
         self.finder, self.spec = finder, finder.spec
         strides = list(modulated_channels(self.spec))
-        parts = [finder.get_submodule(f"level_{stride}") for stride in strides]
+        parts = [_part(finder, f"level_{stride}") for stride in strides]
         device = parts[0].own_index.device
         self.capacity = torch.tensor(
             [rows for part in parts for rows in (part.small.capacity, part.large.capacity)],
@@ -151,7 +154,7 @@ class FusedFinder(nn.Module):
         for number, (stride, (rows, patterns, small, index)) in enumerate(self.buffers_of.items()):
             if stride not in strides:
                 continue
-            part = self.finder.get_submodule(f"level_{stride}")
+            part = _part(self.finder, f"level_{stride}")
             shared = {"kernel": part.kernel, "outside": outside}
             first, second = self.counters[2 * number : 2 * number + 1], self.counters[2 * number + 1 : 2 * number + 2]
             kernels.find_windows(codes, rows, small, first, border=outside, of_rows=False, own=part.is_whole, **shared)
@@ -192,7 +195,7 @@ class Hybrid(nn.Module):
                 x = wide.permute(0, 3, 1, 2)
                 continue
             if stride not in maps:
-                maps[stride] = self.dense._hidden(stride, ids, edges)
+                maps[stride] = self.dense._hidden(stride, ids, edges, None)
             if spec.doubles:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
             count = 3 if spec.has_shortcut else 2

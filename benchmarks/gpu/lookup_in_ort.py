@@ -24,6 +24,7 @@ from spade_deploy.engines.ort.session import CPU, CUDA, load_onnxruntime, open_s
 from spade_deploy.errors import RuntimeUnavailableError
 from spade_deploy.export.build import build_model
 from spade_deploy.export.found_lookup import EXCESS, write_found_lookup
+from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.pattern_finder import PatternFinder
 from spade_deploy.spec import GraphKind, Precision
 
@@ -103,6 +104,7 @@ def _found(setting: Setting, provider: str, batch: int) -> Run:
     if not path.exists():
         kept = artifact.graph(Precision.FP16, GraphKind.LOOKUP).kept_fp32
         lookup = build_model(setting.generator, GraphKind.LOOKUP, fp16=True, keep_fp32=kept)
+        assert isinstance(lookup, LookupModel)
         rooms = capacities(spec, setting.maps, batch)
         finder = PatternFinder(spec, batch, spec.height, spec.width, rooms, by_products=True)
         write_found_lookup(finder, lookup, path)

@@ -31,9 +31,11 @@ from gpu.setting import Setting
 from gpu.timing import Work, device_timer, host_timer, measure_interleaved, median_ratio, spread
 from gpu.timing import captured as as_graph
 from spade_deploy.artifact import INSTANCE, LABEL, Arrays, joined
-from spade_deploy.export.build import build_model, unit_names
+from spade_deploy.export.build import ExportedModel, build_model, unit_names
+from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.pattern_finder import Capacity, PatternFinder, needed_capacities
 from spade_deploy.export.precision import unit_ranges, units_to_keep
+from spade_deploy.export.spade import DeployModel
 from spade_deploy.lookup.tables import graph_inputs, modulated_channels
 from spade_deploy.networks.spade import to_pixels
 from spade_deploy.spec import GraphKind, Precision
@@ -75,7 +77,7 @@ class Bench:
     """What the cases share: the models by kind and precision, and the maps by side."""
 
     setting: Setting
-    models: dict[tuple[GraphKind, Precision], nn.Module] = field(default_factory=dict)
+    models: dict[tuple[GraphKind, Precision], ExportedModel] = field(default_factory=dict)
     maps: dict[int, list[Arrays]] = field(default_factory=dict)
     untouched: nn.Module | None = None
 
@@ -87,7 +89,7 @@ class Bench:
     def sides(self) -> tuple[int, ...]:
         return (self.setting.spec.height,) if self.setting.quick else SIDES
 
-    def model(self, kind: GraphKind, precision: Precision) -> nn.Module:
+    def model(self, kind: GraphKind, precision: Precision) -> ExportedModel:
         """Built once in float32; its half is rounded from that, with the units in float32 that the export keeps."""
         if (kind, Precision.FP32) not in self.models:
             self.models[kind, Precision.FP32] = build_model(self.setting.generator, kind).to(self.device)
@@ -212,22 +214,27 @@ Make = Callable[[], tuple[Outputs, Work, Work]]
 
 
 def candidates(bench: Bench, case: Case, inputs: Arrays) -> dict[str, Make]:
-    dense = partial(bench.model, GraphKind.DENSE, case.precision)
+    def dense(memory_format: torch.memory_format = torch.channels_last) -> DeployModel:
+        module = in_format(bench.model(GraphKind.DENSE, case.precision), memory_format)
+        assert isinstance(module, DeployModel)
+        return module
 
-    def lookup() -> nn.Module:
-        return in_format(bench.model(GraphKind.LOOKUP, case.precision), torch.channels_last)
+    def lookup() -> LookupModel:
+        module = in_format(bench.model(GraphKind.LOOKUP, case.precision), torch.channels_last)
+        assert isinstance(module, LookupModel)
+        return module
 
     def found(finder: nn.Module, module: nn.Module) -> tuple[Outputs, Work, Work]:
         return on_maps(bench, Found(finder, module), inputs)
 
     finder = finder_of(bench, case)
-    made: dict[str, Make] = {DENSE: lambda: on_maps(bench, in_format(dense(), torch.channels_last), inputs)}
+    made: dict[str, Make] = {DENSE: lambda: on_maps(bench, dense(), inputs)}
     if case.is_fused:
         from gpu.fused_lookup import FusedFinder, FusedLookup, Hybrid
 
         def hybrid(gathers: bool) -> tuple[Outputs, Work, Work]:
-            convolved, own = in_format(dense(), torch.channels_last), FusedFinder(finder)
-            return on_maps(bench, Hybrid(own, lookup(), convolved, paying(finder), gathers=gathers), inputs)
+            hybrid = Hybrid(FusedFinder(finder), lookup(), dense(), paying(finder), gathers=gathers)
+            return on_maps(bench, hybrid, inputs)
 
         made[FUSED] = lambda: found(FusedFinder(finder), FusedLookup(lookup()))
         made[GATHERED] = lambda: found(FusedFinder(finder), FusedLookup(lookup(), gathers=True))
@@ -236,7 +243,7 @@ def candidates(bench: Bench, case: Case, inputs: Arrays) -> dict[str, Make]:
         made[FUSED_FINDING] = lambda: on_maps(bench, FusedFinder(finder), inputs)
         return made
     if case.side == bench.sides[0]:  # each shape's convolutions are tuned anew, which takes seconds
-        made[CONTIGUOUS] = lambda: on_maps(bench, in_format(dense(), torch.contiguous_format), inputs)
+        made[CONTIGUOUS] = lambda: on_maps(bench, dense(torch.contiguous_format), inputs)
     made[GIVEN] = lambda: on_tables(bench, lookup(), inputs)
     made[FOUND] = lambda: found(finder, lookup())
     made[FINDING] = lambda: on_maps(bench, finder, inputs)
@@ -245,7 +252,9 @@ def candidates(bench: Bench, case: Case, inputs: Arrays) -> dict[str, Make]:
 
 def paying(finder: PatternFinder) -> tuple[int, ...]:
     """The strides at which a lookup has far fewer rows than pixels."""
-    levels = {stride: finder.get_submodule(f"level_{stride}") for stride in modulated_channels(finder.spec)}
+    levels: dict[int, Any] = {
+        stride: finder.get_submodule(f"level_{stride}") for stride in modulated_channels(finder.spec)
+    }
     return tuple(
         stride
         for stride, level in levels.items()
@@ -297,7 +306,9 @@ def map_tensors(inputs: Arrays, device: str) -> list[Tensor]:
 
 
 def in_format(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:
-    return copy.deepcopy(module).to(memory_format=memory_format)
+    own: Any = copy.deepcopy(module)  # nn.Module's annotations do not know memory_format
+    formed: nn.Module = own.to(memory_format=memory_format)
+    return formed
 
 
 def on_maps(bench: Bench, module: nn.Module, inputs: Arrays) -> tuple[Outputs, Work, Work]:

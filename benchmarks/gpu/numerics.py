@@ -18,16 +18,13 @@ from gpu.records import Book, Row, error_text
 from gpu.reference import Reference, Run
 from gpu.setting import Setting
 from spade_deploy.artifact import IMAGE, INSTANCE, LABEL, PIXELS, Arrays
-from spade_deploy.export.build import build_model, model_inputs
-from spade_deploy.export.lookup import LookupModel
+from spade_deploy.export.build import ExportedModel, build_model, model_inputs
 from spade_deploy.export.precision import unit_ranges, units_to_keep
-from spade_deploy.export.spade import DeployModel
 from spade_deploy.networks.spade import SpadeGenerator, make_segmap, to_pixels
 from spade_deploy.spec import GraphKind, Precision
 
 FP16_AT_MOST = 2.0
 """Times the mean error of PyTorch's own half precision."""
-Model = DeployModel | LookupModel
 
 
 def run_numerics(setting: Setting, book: Book) -> None:
@@ -105,13 +102,13 @@ def copy_of(setting: Setting, dtype: torch.dtype) -> SpadeGenerator:
     return module.to(device=setting.device, dtype=dtype).eval()
 
 
-def make_model(setting: Setting, kind: GraphKind, precision: Precision) -> Model:
+def make_model(setting: Setting, kind: GraphKind, precision: Precision) -> ExportedModel:
     """As the export makes it, on the device: in half precision, units whose values it cannot hold stay float32."""
     return deepcopy(_folded(setting, kind, precision)).to(setting.device)
 
 
 @cache  # folding takes seconds, and each batch size and memory layout wants a model of its own
-def _folded(setting: Setting, kind: GraphKind, precision: Precision) -> Model:
+def _folded(setting: Setting, kind: GraphKind, precision: Precision) -> ExportedModel:
     kept: tuple[str, ...] = ()
     if precision is Precision.FP16:
         wide = build_model(setting.generator, kind)
@@ -119,7 +116,7 @@ def _folded(setting: Setting, kind: GraphKind, precision: Precision) -> Model:
     return build_model(setting.generator, kind, fp16=precision is Precision.FP16, keep_fp32=kept)
 
 
-def on_device(setting: Setting, model: Model, inputs: Arrays) -> list[Tensor]:
+def on_device(setting: Setting, model: ExportedModel, inputs: Arrays) -> list[Tensor]:
     """A dense graph's inputs -> the model's, patterns found, on the device."""
     return [tensor.to(setting.device) for tensor in model_inputs(model, inputs)]
 

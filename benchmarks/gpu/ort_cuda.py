@@ -18,11 +18,12 @@ import torch
 
 from gpu.graphs import judged
 from gpu.numerics import copy_of, segmap_of
-from gpu.plain import SEGMAP, write_plain
+from gpu.plain import write_plain
 from gpu.records import Book, Row, error_text
 from gpu.setting import Setting
 from gpu.timing import Measured, Work, host_timer, measure_interleaved, median_ratio, spread
 from spade_deploy.artifact import IMAGE, PIXELS, Arrays
+from spade_deploy.bench.inputs import SEGMAP
 from spade_deploy.engines.ort.providers import ConvSearch, GpuOptions
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.engines.ort.session import CUDA, load_onnxruntime, open_session, provider_loads

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,4 +74,5 @@ def _read(path: Path, key: str) -> tuple[Arrays, RoundingError] | None:
 
 def _write(path: Path, key: str, outputs: Arrays, rounding: RoundingError) -> None:
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **outputs, **{ROUNDING: np.array(astuple(rounding)), KEY: np.array(key)})
+        kept: dict[str, Any] = {**outputs, ROUNDING: np.array(astuple(rounding)), KEY: np.array(key)}
+        np.savez(file, **kept)

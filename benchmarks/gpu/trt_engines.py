@@ -16,13 +16,14 @@ import torch
 
 from gpu.graphs import judged
 from gpu.numerics import copy_of, segmap_of
-from gpu.plain import SEGMAP, write_plain
+from gpu.plain import write_plain
 from gpu.records import Book, Row, error_text
 from gpu.reference import Reference
 from gpu.setting import Setting
 from gpu.timing import Measured, Work, captured, cuda_timer, host_timer, measure_interleaved, median_ratio, spread
 from gpu.trt_device import DeviceEngine
 from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Arrays
+from spade_deploy.bench.inputs import SEGMAP
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.cuda.driver import require_gpu
 from spade_deploy.engines.cuda.open import open_device

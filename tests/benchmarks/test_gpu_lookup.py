@@ -22,6 +22,13 @@ def outcome_of(setting: Any) -> Any:
     return records.run_step(records.Book("lookup"), partial(lookup.run_lookup, setting))
 
 
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's cases run where it is installed: test_gpu_triton.py has them."""
+    monkeypatch.setattr(lookup, "has_triton", lambda device: False)
+
+
+@pytest.mark.usefixtures("without_triton")
 def test_the_step_on_a_cpu(tmp_path: Path) -> None:
     outcome = outcome_of(tiny_setting(tmp_path))
     assert outcome.status == "done", outcome.reason
@@ -41,6 +48,7 @@ def test_the_step_on_a_cpu(tmp_path: Path) -> None:
     assert outcome.facts["left out for lack of time"] == []
 
 
+@pytest.mark.usefixtures("without_triton")
 def test_a_table_that_is_too_small_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = tiny_setting(tmp_path, batches=(1,))
     monkeypatch.setattr(
@@ -70,6 +78,7 @@ def test_a_wrong_image_is_no_figure() -> None:
     assert "NaN" in lookup.judged((pixels, image / 0), image, Precision.FP16, {})[1]
 
 
+@pytest.mark.usefixtures("without_triton")
 def test_cases_that_would_begin_too_late_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "TIME_S", -1.0)
     outcome = outcome_of(tiny_setting(tmp_path, batches=(1,)))

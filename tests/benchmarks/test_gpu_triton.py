@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from spade_deploy.export.pattern_finder import Capacity, PatternFinder
 from spade_deploy.export.spade import DeployModel
 from spade_deploy.spec import GeneratorSpec, LabelSpec, NormType
 from tests.export.test_pattern_finder import assert_same_windows, blocks_of, rooms
-from tests.support.bench_model import load_script
+from tests.support.bench_model import load_script, tiny_setting
 from tests.support.generators import build_generator
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,3 +114,18 @@ def test_what_it_is_not_written_for_is_refused() -> None:
     generator = build_generator(norm=NormType.INSTANCE, base_channels=4)
     with pytest.raises(fused.ConfigError, match="batch norm"):
         fused.FusedLookup(LookupModel(generator))
+
+
+@pytest.mark.slow  # minutes in the interpreter
+def test_every_case_of_the_step_runs(tmp_path: Path) -> None:
+    lookup, records = load_script("gpu.lookup_on_card"), load_script("gpu.records")
+    book = records.Book("lookup")
+    outcome = records.run_step(book, partial(lookup.run_lookup, tiny_setting(tmp_path, batches=(1,))))
+    assert outcome.status == "done", outcome.reason
+    rows = {row.name: row for row in outcome.rows if "Triton" in row.name}
+    names = [lookup.FUSED, lookup.GATHERED, lookup.HYBRID, lookup.HYBRID_GATHERED, lookup.FUSED_FINDING]
+    assert set(rows) == {f"fp16 32 {name}" for name in names} | {f"fp16 32 {lookup.DENSE}, beside Triton"}
+    for name, row in rows.items():
+        assert len(row.times_ms["device"]) == 2
+        if lookup.FUSED_FINDING not in name:
+            assert 0 < row.figures["mean_abs"] < 1e-3

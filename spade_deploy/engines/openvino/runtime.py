@@ -19,6 +19,7 @@ from spade_deploy.engines.openvino.models import SizedModels
 from spade_deploy.engines.openvino.row_keeper import RowKeeper
 from spade_deploy.errors import RuntimeUnavailableError
 from spade_deploy.lookup.kept_rows import are_worth_keeping
+from spade_deploy.lookup.row_counts import with_rounded_counts
 from spade_deploy.retrieval.bank_file import bank_of
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
 
@@ -47,6 +48,8 @@ class OpenVinoRuntime(GraphRuntime):
         self.bank = bank_of(artifact)
         how = ", computed in float32" if precision is Precision.FP16 else ""
         self.name = f"OpenVINO {version_of(openvino)} CPU, {graph.name}{how}"
+        # In float32 a new number of rows costs nothing measurable, and more rows do.
+        self._rounds_counts = kind is GraphKind.LOOKUP and precision in (Precision.BF16, Precision.INT8)
         self._lock = threading.Lock()
         self._models: SizedModels | None = SizedModels(artifact, graph, threads)
         self._open_side = partial(SizedModels, artifact, graph, threads)
@@ -76,6 +79,8 @@ class OpenVinoRuntime(GraphRuntime):
 
     def _run(self, inputs: Mapping[str, NDArray[Any]], output_names: Sequence[str] | None) -> Arrays:
         names = output_names_of(self.spec, output_names)
+        if self._rounds_counts:
+            inputs = with_rounded_counts(self.spec, inputs)
         with self._lock:
             if self._models is None:
                 raise RuntimeUnavailableError(f"{self.name}: it was closed")

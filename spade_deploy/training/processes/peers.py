@@ -37,8 +37,10 @@ def remember_peers() -> None:
     _had_peers.set()
 
 
-def end_process(code: int) -> None:
+def end_process(code: int, defect: BaseException | None = None) -> None:
     """End this process at once with the exit code `code` if it has trained together with others; otherwise return.
+
+    defect: an exception that nobody expected, whose traceback is printed first, as Python's usual end does.
 
     PyTorch's threads may still wait for a lost process, or not have ended after the group was taken down. Python's
     usual end destroys what these threads use, and then C++ sometimes ends the process with SIGABRT instead of its exit
@@ -46,6 +48,8 @@ def end_process(code: int) -> None:
     """
     if not _had_peers.is_set():
         return
+    if defect is not None:
+        sys.excepthook(type(defect), defect, defect.__traceback__)
     atexit._run_exitfuncs()  # stops workers and removes temporary files, as a usual end does
     sys.stdout.flush()
     sys.stderr.flush()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from spade_deploy.training.processes import peers
 from spade_deploy.training.processes.peers import PeerWatch
 from spade_deploy.training.processes.world import World
 from tests.support.two_processes import free_port
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class TestLosing:
@@ -110,3 +113,40 @@ class TestLosing:
     def test_a_host_that_cannot_be_reached_is_named(self) -> None:
         with pytest.raises(TrainingError, match=r"process 1 of 2 cannot connect to process 0 on 127\.0\.0\.1"):
             peers.connect(1, 2, "127.0.0.1", 5, lambda _: f"{free_port()} token")
+
+
+ENDS = """
+import sys
+import spade_deploy.cli as cli
+from spade_deploy.training.processes import peers
+from tests.support.two_processes import LEFT_OVER, AbortsWhenDestroyed
+
+def app():
+    {ending}
+
+if sys.argv[1:] == ["together"]:
+    LEFT_OVER.append(AbortsWhenDestroyed())
+    peers.remember_peers()
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("trained", ["together", "alone"])
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("raise ValueError('nobody expected this')", 1, "ValueError: nobody expected this"),
+        ("raise SystemExit(2)", 2, ""),
+        ("raise SystemExit('no number')", 1, "no number"),
+        ("raise SystemExit", 0, ""),
+    ],
+)
+def test_the_command_line_ends_with_its_own_code(ending: str, code: int, said: str, trained: str) -> None:
+    """Also where Python's usual end would destroy what PyTorch's threads still use."""
+    command = [sys.executable, "-c", ENDS.format(ending=ending), trained]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    if said == "no number" and trained == "together":
+        return  # no command ends so
+    assert done.stderr.count(said) == 1 if said else done.stderr == ""
