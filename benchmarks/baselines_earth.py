@@ -11,7 +11,6 @@ is not made again. Writes results/baselines-earth.json and docs/images/baselines
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -23,11 +22,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from earth_sheet import LABEL_MAP, REAL_PHOTO, judged, parser_of, print_figures, sheet
+from PIL import Image
 from printed import Printed
 
 from spade_deploy.bench.machine import describe_machine
-from spade_deploy.evaluation import EvalRequest, EvalResult, evaluate
+from spade_deploy.evaluation import EvalResult
 from spade_deploy.files.atomic import write_json
 from spade_deploy.labels.earth import cut, earth_labels, earth_tiles
 from spade_deploy.labels.files import colorize
@@ -46,38 +46,23 @@ from spade_deploy.training.presets import preset
 from spade_deploy.training.source import FolderSource
 from spade_deploy.training.steps import Learner
 
-ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = (Architecture.PIX2PIXHD, Architecture.CRN, Architecture.SIMS, Architecture.SPADE)
 SECONDS = 60.0
 SIDE = 64
 PROBE_STEPS = 5
 PICTURES = 6
-GAP_PX, HEAD_PX, SHOWN_SIDE = 4, 22, 128
+SHOWN_SIDE = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--extractor", type=Path, help="an ONNX feature extractor; without one there is no distance")
+    parser = parser_of(__doc__, "of the runs")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of processor time, for each training")
     parser.add_argument("--size", type=int, default=SIDE, help="side of the tiles in pixels")
-    parser.add_argument("--segmenter-steps", type=int, default=None)
-    parser.add_argument("--samples", type=int, default=None, help="tiles of the test split; all if left out")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
-    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of the picture")
-    parser.add_argument("--work", type=Path, help="folder of the runs; a temporary one if left out")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         work = asked.work or Path(temporary)
         trained = [trained_run(work / str(network), network, asked.seconds, asked.size) for network in NETWORKS]
-        request = EvalRequest(
-            models=tuple(work / str(network) for network in NETWORKS),
-            samples=asked.samples,
-            extractor=asked.extractor,
-            train_segmenter=True,
-            segmenter_steps=asked.segmenter_steps,
-            pictures=PICTURES,
-        )
-        result = evaluate(request, runs_dir=work, progress=Printed())
+        result = judged([work / str(network) for network in NETWORKS], asked, work, pictures=PICTURES)
         bank = read_bank(run_checkpoints(work / "sims")[-1] / BANK_FILE, earth_labels())
     value = {
         **result.to_json(),
@@ -87,9 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     write_json(asked.out / "baselines-earth.json", value)
     picture(result, bank).save(asked.images / "baselines-earth.png")
-    for row in (*result.references, *result.rows):
-        figures = {name: row.figure(name) for name in result.measured()}
-        print(row.name, {name: round(value, 4) for name, value in figures.items() if value is not None})
+    print_figures(result, (*result.references, *result.rows))
 
 
 def trained_run(run: Path, network: Architecture, seconds: float, side: int) -> dict[str, Any]:
@@ -152,20 +135,17 @@ def measured(bank: MemoryBank, side: int) -> dict[str, Any]:
 
 def picture(result: EvalResult, bank: MemoryBank) -> Image.Image:
     """A row a tile: label map, the canvas of SIMS, the image of each network, photo."""
-    titles = ("label map", "SIMS: canvas", *(str(network) for network in NETWORKS), "real photo")
-    side = SHOWN_SIDE
-    width = len(titles) * (side + GAP_PX) - GAP_PX
-    sheet = Image.new("RGB", (width, HEAD_PX + len(result.strips) * (side + GAP_PX) - GAP_PX), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, text in enumerate(titles):
-        draw.text((column * (side + GAP_PX) + 2, 4), text, fill="black", font_size=13)
-    for row, strip in enumerate(result.strips):
-        colours, canvas = colorize(strip.label, earth_labels()), canvas_pixels(make_canvas(bank, strip.label))
-        for column, pixels in enumerate((colours, canvas, *strip.images.values(), strip.photo)):
-            place = (column * (side + GAP_PX), HEAD_PX + row * (side + GAP_PX))
-            image = Image.fromarray(np.asarray(pixels, np.uint8))
-            sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), place)
-    return sheet
+    rows = [
+        (
+            colorize(one.label, earth_labels()),
+            canvas_pixels(make_canvas(bank, one.label)),
+            *one.images.values(),
+            one.photo,
+        )
+        for one in result.strips
+    ]
+    titles = (LABEL_MAP, "SIMS: canvas", *(str(network) for network in NETWORKS), REAL_PHOTO)
+    return sheet(titles, rows, SHOWN_SIDE, sharp=2)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ docs/images/earth-styles.png.
 
 from __future__ import annotations
 
-import argparse
 import io
 import tempfile
 from collections.abc import Sequence
@@ -19,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from earth_sheet import LABEL_MAP, REAL_PHOTO, Pixels, judged, parser_of, print_figures, sheet
+from PIL import Image
 from printed import Printed
 from student import teacher_checkpoint, without_places
 
 from spade_deploy.artifact import LABEL, PIXELS, Artifact, Z
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.evaluation import EvalRequest, evaluate
 from spade_deploy.files.atomic import write_json
 from spade_deploy.images.opened import ImageBytes
 from spade_deploy.inference.style import StyleEncoder, moved_style, style_vector
@@ -37,40 +35,21 @@ from spade_deploy.release.release import export_checkpoint
 from spade_deploy.release.request import ReleaseRequest
 from spade_deploy.runs import resolve_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (1, 2, 3)
 STEP = 2.0
 """How far the picture's images are moved along the first main direction, in standard deviations of a random style."""
-PICTURES, SHOWN_PX, GAP_PX, HEAD_PX = 6, 128, 4, 22
-
-Pixels = NDArray[np.uint8]
+PICTURES, SHOWN_SIDE = 6, 128
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "that keeps the export")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--extractor", type=Path, help="an ONNX feature extractor; without one there is no distance")
-    parser.add_argument("--samples", type=int, default=None, help="tiles of the test split; all if left out")
-    parser.add_argument("--segmenter-steps", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
-    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of the picture")
-    parser.add_argument("--work", type=Path, help="folder that keeps the export; a temporary one if left out")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         work = asked.work or Path(temporary)
         checkpoint = resolve_checkpoint(asked.run, Path("runs"))
-        result = evaluate(
-            EvalRequest(
-                models=(teacher_checkpoint(work), checkpoint),
-                samples=asked.samples,
-                extractor=asked.extractor,
-                styles=0 if asked.extractor is None else 8,
-                train_segmenter=True,
-                segmenter_steps=asked.segmenter_steps,
-            ),
-            runs_dir=work,
-            progress=Printed(),
-        )
+        styles = 0 if asked.extractor is None else 8
+        result = judged((teacher_checkpoint(work), checkpoint), asked, work, styles=styles)
         out = work / "artifacts" / "styles"
         artifact = (
             Artifact.open(out)
@@ -84,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     value = {"styles": figures(made, tiles), "evaluation": without_places(result), "machine": describe_machine()}
     write_json(asked.out / "earth-styles.json", value)
     picture(made, tiles).save(asked.images / "earth-styles.png")
-    for row in result.rows:
-        print(row.name, {name: row.figure(name) for name in result.measured()})
+    print_figures(result, result.rows)
     print(value["styles"])
 
 
@@ -131,20 +109,11 @@ def figures(made: dict[str, list[Pixels]], tiles: Sequence[tuple[Any, Any]]) -> 
 
 def picture(made: dict[str, list[Pixels]], tiles: Sequence[tuple[Any, Any]]) -> Image.Image:
     """A row a tile: label map, an image in each style, photo."""
-    columns = ("label map", *made, "real photo")
-    step = SHOWN_PX + GAP_PX
-    sheet = Image.new("RGB", (len(columns) * step - GAP_PX, HEAD_PX + PICTURES * step - GAP_PX), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, text in enumerate(columns):
-        draw.text((column * step + 2, 5), text, fill="black", font_size=12)
-    for row in range(PICTURES):
-        place = row * len(tiles) // PICTURES
+    rows = []
+    for place in (row * len(tiles) // PICTURES for row in range(PICTURES)):
         label, photo = tiles[place]
-        shown = (colorize(label, earth_labels()), *(images[place] for images in made.values()), photo)
-        for column, pixels in enumerate(shown):
-            image = Image.fromarray(np.asarray(pixels, np.uint8)).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
-            sheet.paste(image, (column * step, HEAD_PX + row * step))
-    return sheet
+        rows.append((colorize(label, earth_labels()), *(images[place] for images in made.values()), photo))
+    return sheet((LABEL_MAP, *made, REAL_PHOTO), rows, SHOWN_SIDE)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ in which the students of earlier results can stand, too (`--also`).
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from earth_sheet import LABEL_MAP, REAL_PHOTO, judged, parser_of, sheet
+from PIL import Image
 from printed import Printed
 
 from spade_deploy.artifact import LABEL, PIXELS, Artifact
 from spade_deploy.bench.machine import describe_machine
 from spade_deploy.engines.open import open_runtime
-from spade_deploy.evaluation import EvalRequest, EvalResult, evaluate
+from spade_deploy.evaluation import EvalResult
 from spade_deploy.files.atomic import atomic_file, write_json
 from spade_deploy.files.reading import read_json
 from spade_deploy.labels.earth import cut, earth_labels, earth_tiles
@@ -42,26 +42,19 @@ from spade_deploy.runs.checkpoint import load_generator
 from spade_deploy.runs.shipped import save_shipped
 from spade_deploy.training.presets import preset
 
-ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "earth"
 ENGINES = tuple((backend, graph) for backend in ("cpu", "openvino") for graph in ("dense", "lookup"))
 MAPS, ROUNDS, PICTURES = 8, 15, 5
-GAP_PX, HEAD_PX, SCALE = 6, 26, 1.25
+SCALE = 1.25
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "that keeps the exports")
     parser.add_argument("students", type=Path, nargs="+")
-    parser.add_argument("--extractor", type=Path, help="an ONNX feature extractor; without one there is no distance")
-    parser.add_argument("--samples", type=int, default=None, help="tiles of the test split; all if left out")
-    parser.add_argument("--segmenter-steps", type=int, default=None)
     parser.add_argument("--distances-only", action="store_true", help="no export, no times, no segmenter")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of timing; each is one run of a map by every graph")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
     parser.add_argument("--result", default="earth-students.json", help="name of the JSON; the pictures have it, too")
     parser.add_argument("--also", type=Path, nargs="*", default=(), help="earlier results, for the plot alone")
-    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of the pictures")
-    parser.add_argument("--work", type=Path, help="folder that keeps the exports; a temporary one if left out")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         work = asked.work or Path(temporary)
@@ -69,17 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoints |= {name_of(run): resolve_checkpoint(run, Path("runs")) for run in asked.students}
         facts = {name: model_facts(checkpoint) for name, checkpoint in checkpoints.items()}
         times = {} if asked.distances_only else measured_times(exported(checkpoints, work), asked.rounds)
-        result = evaluate(
-            EvalRequest(
-                models=tuple(checkpoints.values()),
-                samples=asked.samples,
-                extractor=asked.extractor,
-                train_segmenter=not asked.distances_only,
-                segmenter_steps=asked.segmenter_steps,
-                pictures=PICTURES,
-            ),
-            runs_dir=work,
-            progress=Printed(),
+        result = judged(
+            list(checkpoints.values()), asked, work, train_segmenter=not asked.distances_only, pictures=PICTURES
         )
     models = {name: {**facts[name], **(costs(times, name) if times else {})} for name in checkpoints}
     value = {"models": models, "times_ms": times, "threads": 1, "evaluation": without_places(result)}
@@ -202,20 +186,8 @@ def costs(times: dict[str, dict[str, list[float]]], name: str) -> dict[str, Any]
 
 def picture(result: EvalResult, names: Sequence[str]) -> Image.Image:
     """A row a tile: label map, teacher, students, photo."""
-    columns = ("label map", *names, "real photo")
-    size = round(result.strips[0].photo.shape[0] * SCALE)
-    width = len(columns) * (size + GAP_PX) - GAP_PX
-    sheet = Image.new("RGB", (width, HEAD_PX + len(result.strips) * (size + GAP_PX) - GAP_PX), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, text in enumerate(columns):
-        draw.text((column * (size + GAP_PX) + 2, 6), text, fill="black", font_size=13)
-    for row, strip in enumerate(result.strips):
-        shown = (colorize(strip.label, earth_labels()), *strip.images.values(), strip.photo)
-        for column, pixels in enumerate(shown):
-            resample = Image.Resampling.NEAREST if column == 0 else Image.Resampling.BICUBIC
-            image = Image.fromarray(np.asarray(pixels, np.uint8)).resize((size, size), resample)
-            sheet.paste(image, (column * (size + GAP_PX), HEAD_PX + row * (size + GAP_PX)))
-    return sheet
+    rows = [(colorize(one.label, earth_labels()), *one.images.values(), one.photo) for one in result.strips]
+    return sheet((LABEL_MAP, *names, REAL_PHOTO), rows, round(result.strips[0].photo.shape[0] * SCALE))
 
 
 def write_plot(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -226,9 +198,9 @@ def write_plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     most, shown = 0.0, set[str]()
     for value in results:
-        judged = {row["generator_sha256"]: row for row in value["evaluation"]["models"]}
+        rows = {row["generator_sha256"]: row for row in value["evaluation"]["models"]}
         for name, facts in value["models"].items():
-            row = judged[facts["generator_sha256"]]
+            row = rows[facts["generator_sha256"]]
             if row["kernel"] is None or facts["generator_sha256"] in shown:
                 continue
             shown.add(facts["generator_sha256"])

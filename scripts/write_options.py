@@ -22,9 +22,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 
 HEAD = """# Options
 
-`python scripts/write_options.py` makes this page from the dataclasses that the commands are made of: a help text or a
-default is changed there. The defaults of `spade train` are the paper's; a preset may have others
-([training.md](training.md#presets)), and `spade train --print-config` prints those that a run would have.
+This page has every option of every command, with its type, default and help. The defaults of `spade train` are the
+paper's; a preset may have others ([training.md](training.md#presets)), and `spade train --print-config` prints those
+that a run would have. `python scripts/write_options.py` makes the page from the dataclasses that the commands are made
+of: a help text or a default is changed there.
 
 In a file for `--config` an option has its name without dashes in front and with underscores in it: `--batch-size 4` is
 `batch_size: 4`, `--no-flip` is `flip: false`, and `null` is an option that is not given. A flag wins over the file.

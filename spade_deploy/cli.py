@@ -36,6 +36,7 @@ from spade_deploy.commands.train import train
 from spade_deploy.commands.usage import USAGE_ERROR, print_usage_error
 from spade_deploy.commands.validate import validate
 from spade_deploy.errors import SpadeError, reason_of, system_error
+from spade_deploy.machine.signals import end_as_ctrl_c
 from spade_deploy.version import __version__
 
 COMMANDS: tuple[TyperCommand | TyperGroup, ...] = (
@@ -66,7 +67,7 @@ STOPPED = 130
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 it failed, or a part could not be used (the rest is done); 2 the command line is wrong;"
-    " 130 stopped with Ctrl-C. docs/output.md tells what is printed where, and what --json prints."
+    " 130 stopped with Ctrl-C or SIGTERM. docs/output.md tells what is printed where, and what --json prints."
 )
 
 
@@ -84,13 +85,15 @@ class _Commands(CommandGroup):
         try:
             code = self._ended(args, options)
         except SystemExit as ended:
-            output.finish(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            if (told := output.finish(code)) != code:
+                raise SystemExit(told) from ended
             raise
         except Exception as defect:
             output.fail(type(defect).__name__, reason_of(defect), None)
             output.finish(1)
             raise
-        output.finish(code)
+        code = output.finish(code)
         if standalone_mode:
             sys.exit(code)
         return code
@@ -157,6 +160,7 @@ def main() -> None:
     """The console script."""
     # Python processes that are started from here, by libraries too, import nothing from the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
+    end_as_ctrl_c()
     try:
         app()
     except BaseException as ended:

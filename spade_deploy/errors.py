@@ -173,6 +173,12 @@ class BuildError(SpadeError):
     usual_hint = "`spade doctor` tells what loads here; ONNX Runtime needs no build"
 
 
+class InferInterruptedError(SpadeError):
+    """SIGINT or SIGTERM while images were made; those that were written are whole."""
+
+    exit_code = 130
+
+
 class BuildInterruptedError(SpadeError):
     """The build was ended early; what was timed so far is kept."""
 

@@ -37,7 +37,7 @@ def check_labels(asked: CheckLabelsRequest) -> None:
     Without a number of classes it lists the ids that occur, and the options that fit them.
     """
     from spade_deploy.labels.groups import grouped
-    from spade_deploy.labels.lint import folder_pairing, lint_pairing, samples_to_check
+    from spade_deploy.labels.lint import folder_pairing, lint_pairing, samples_to_check, without_labels
     from spade_deploy.labels.survey import Survey, survey
 
     stated = asked.labels
@@ -48,7 +48,7 @@ def check_labels(asked: CheckLabelsRequest) -> None:
             seen = survey([sample.label for sample in samples_to_check(pairing)], progress=progress)
         labels = stated or seen.suggested(has_dontcare=asked.has_dontcare, ignore_id=asked.ignore_id)
         found = lint_pairing(pairing, labels or _any_labels(), root=asked.folder, progress=progress)
-    found = found.without(asked.ignore)
+    found = (found if labels else without_labels(found)).without(asked.ignore)
     groups = grouped(found, labels or _any_labels())
     report = label_report.as_json(asked, found, groups, seen, labels)
     output.report(report)
@@ -59,7 +59,7 @@ def check_labels(asked: CheckLabelsRequest) -> None:
     label_report.print_groups(groups)
     stdout().print(label_report.counted(found, groups))
     if labels is None:
-        stdout().print("no file holds ids: name the classes and their colours with --classes FILE")
+        stdout().print(label_report.why_no_labels(seen))
     is_clean = labels is not None and not found.errors
     if asked.fix is not None and labels is not None:
         fixed = _fix(found, asked.fix, labels)

@@ -176,6 +176,7 @@ def _label_maps(made: Release, asked: ReleaseRequest) -> tuple[str | Path, ...]:
 
     They are those of this command, of the training, or those that `spade train` wrote to try; empty if none is there.
     """
+    from spade_deploy.labels.nested import has_images
     from spade_deploy.runs.records import read_checkpoint_info
 
     data = read_checkpoint_info(made.checkpoint).data or {}
@@ -186,6 +187,8 @@ def _label_maps(made: Release, asked: ReleaseRequest) -> tuple[str | Path, ...]:
     labels, instances = next(((one, of_it) for one, of_it in folders if one and Path(one).is_dir()), (None, None))
     if labels is None:
         return ()
+    if labels == data.get("labels_dir") and not has_images(Path(labels)):
+        labels = f"{labels}/**/*.*"  # the files lie in folders
     if not made.artifact.manifest.generator.labels.has_edges or labels == data.get("root"):
         return (labels,)
     return (labels, "--instances", instances) if instances else (labels, "--no-instances")

@@ -14,6 +14,7 @@ from spade_deploy.commands.console import errors, line, stdout, styled
 from spade_deploy.commands.flags import in_flags
 from spade_deploy.commands.options import MAIN, RunsFolder, command, needed
 from spade_deploy.commands.progress import image_bar
+from spade_deploy.errors import InferInterruptedError
 from spade_deploy.fields import to_json
 from spade_deploy.printable import one_line
 from spade_deploy.settings import setting
@@ -45,8 +46,13 @@ def infer(model: Model, asked: InferRequest, place: RunsFolder, cluster: RayInfe
 
     opened = open_artifact(model.artifact, place)
     crew = None if cluster.ray is None else RayCrew(cluster)
-    with needed("" if crew is None else "ray"), image_bar() as progress:
-        summary = make_images(opened, asked, progress, crew)
+    try:
+        with needed("" if crew is None else "ray"), image_bar() as progress:
+            summary = make_images(opened, asked, progress, crew)
+    except KeyboardInterrupt as error:
+        raise InferInterruptedError(
+            "stopped; the images that were written are whole", hint="the same command makes the others"
+        ) from error
     output.report({"artifact": opened.path, **to_json(summary), "images_per_second": summary.images_per_s})
     _print_summary(summary)
     if summary.failures:

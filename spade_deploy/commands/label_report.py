@@ -50,12 +50,15 @@ def check_command(asked: CheckLabelsRequest, labels: LabelSpec, folder: Path, *,
 
 def train_command(asked: CheckLabelsRequest, labels: LabelSpec, folder: Path) -> str | None:
     """The command that trains on the checked files; None if it is not known where the photos are."""
+    from spade_deploy.labels.layouts import DataConfig
+    from spade_deploy.labels.pairs import has_layout
+
     flags = label_flags(asked, labels)
     if asked.images is not None:
         place = ["--labels", str(folder), "--images", str(asked.images)]
         place += ["--instances", str(asked.instances)] if asked.instances is not None else []
         return None if asked.preset else shlex.join(["spade", "train", *place, *flags])
-    if asked.preset or (folder / "train" / "images").is_dir():
+    if has_layout(DataConfig.for_preset(asked.preset or "custom", root=folder)):
         return shlex.join(["spade", "train", "--data", str(folder), *flags])
     return None
 
@@ -69,11 +72,13 @@ def new_folder(folder: Path) -> Path:
 
 def print_survey(found: Survey, asked: CheckLabelsRequest, labels: LabelSpec | None) -> None:
     """Print the ids that occur, and the options that they suggest."""
+    from spade_deploy.pages.render import percent
+
     out = stdout()
     out.print(f"{len(found.ids)} ids in {found.read} of {found.files} files:")
     for entry in found.ids[:SHOWN_IDS]:
         name = f"  {labels.names[entry.value]}" if labels and entry.value < len(labels.names) else ""
-        out.print(f"  {entry.value:>5}  {_percent(entry.share):>8}  in {entry.files} files{name}")
+        out.print(f"  {entry.value:>5}  {percent(entry.share):>8}  in {entry.files} files{name}")
     if len(found.ids) > SHOWN_IDS:
         out.print(f"  ... and {len(found.ids) - SHOWN_IDS} more, which --json lists")
     if found.missing:
@@ -86,8 +91,17 @@ def print_survey(found: Survey, asked: CheckLabelsRequest, labels: LabelSpec | N
         out.print(f"              or: {text}")
 
 
+def why_no_labels(found: Survey) -> str:
+    """Why no options fit, and what to do."""
+    if found.ids:
+        return f"the highest id, {found.ids[-1].value}, is too high for a class: are these instance maps?"
+    return "no file holds ids: name the classes and their colours with --classes FILE"
+
+
 def alternatives(found: Survey, asked: CheckLabelsRequest) -> list[str]:
     """Other options that the ids may stand for, each with its condition."""
+    if found.are_masks and not asked.has_dontcare and asked.ignore_id is None:
+        return ["--num-labels 1 --dontcare   if 255 means pixels of no class (void)"]
     void = found.void_or_class
     if void is None or asked.ignore_id is not None:
         return []
@@ -157,7 +171,3 @@ def as_json(
             for finding in found.findings
         ],
     }
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 else f"{share:.2g}"

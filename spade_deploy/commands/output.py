@@ -9,7 +9,9 @@ when the command ends, `finish` prints the one document to stdout:
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -157,8 +159,11 @@ def fail(kind: str, message: str, hint: str | None) -> None:
     _running.error = {"type": kind, "message": message, "next": hint}
 
 
-def finish(exit_code: int) -> None:
-    """Print the JSON document, if one was asked for, and close the log."""
+def finish(exit_code: int) -> int:
+    """Print the JSON document, if one was asked for, and close the log.
+
+    Returns the exit code: not 0 if the document cannot be written, as to a full disk or a pipe that nobody reads.
+    """
     if is_json():
         document = {
             "command": _running.command,
@@ -169,11 +174,28 @@ def finish(exit_code: int) -> None:
             "next": _running.next,
             "error": _running.error,
         }
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True) + "\n")
+            sys.stdout.flush()
+        except OSError as error:
+            exit_code = exit_code or 1
+            said = f"error: the JSON document cannot be written: {reason_of(error)}"
+            log(said)
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"{said}\nnext: what the command made is there; only the document is missing\n")
+            _leave_stdout()
     log(f"exit code {exit_code}")
     finish_log()
     _running.options = OutputOptions()
+    return exit_code
+
+
+def _leave_stdout() -> None:
+    """Let what is still in the buffer of stdout go nowhere, since Python writes it at its end, and would fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def finish_log() -> None:

@@ -37,7 +37,10 @@ SHORT_NAMES = {
 """Names of losses in the progress bar, which has one line; the log has their whole names."""
 
 LINE_EVERY_S = 30.0
-"""Seconds between two lines about a training whose progress goes to a file."""
+"""Seconds between two reports of a training whose progress goes to a file."""
+
+LOG_WIDTH = 80
+"""The longest line of such a report."""
 
 
 class _Spinner(Silent):
@@ -182,16 +185,22 @@ class _Training(Silent):
 
 
 class _TrainingLines(_Training):
-    """A plain line for the first and the last step, and one every LINE_EVERY_S seconds."""
+    """A report on the first and the last step, and one every LINE_EVERY_S seconds, in a file.
+
+    It has a line for time and speed, one for losses, and one for metrics. Each begins with the step, so that it says
+    all by itself when it is searched for, and those that are longer than LOG_WIDTH become two.
+    """
 
     _last_line = -math.inf
 
     def _show(self, step: int, steps: int, figures: Figures, now: float) -> None:
         if step == steps or now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
+            begin = f"step {step}/{steps}  "
             left = f"left {self._left(step, steps, figures, now)}"
-            parts = (f"step {step}/{steps}", left, *_speeds(figures), *_losses(figures), *_metrics(figures))
-            self._out.print("  ".join(parts))
+            for parts in ((left, *_speeds(figures)), _losses(figures), _metrics(figures)):
+                for text in _filled(parts, LOG_WIDTH - len(begin)):
+                    self._out.print(begin + text)
 
 
 class _TrainingBar(_Training):

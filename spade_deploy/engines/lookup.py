@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -18,8 +19,11 @@ from spade_deploy.engines.base import (
     TableRuntime,
     check_inputs,
 )
+from spade_deploy.errors import ArtifactError
 from spade_deploy.lookup.tables import extract_patterns
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_by_choice(
@@ -44,6 +48,8 @@ class AutoRuntime(ClosedByWith):
 
     open_dense: opens the dense graph. It is called at most once, when the first map needs it. share: the dense graph
     runs a map with a larger share of unique patterns (`PatternTables.unique_share`) than this.
+    If the artifact's folder was replaced or removed in the meantime, the dense graph is that of another model, or gone.
+    Then the lookup graph, which is open, runs every map: slower, and the same image.
     """
 
     def __init__(self, lookup: TableRuntime, open_dense: Callable[[], Runtime], share: float) -> None:
@@ -73,8 +79,9 @@ class AutoRuntime(ClosedByWith):
         if tables is not None:
             self.kind = GraphKind.LOOKUP
             return self._lookup.run_tables(tables.to_inputs(inputs.get(Z)), output_names, is_checked=True)
-        self.kind = GraphKind.DENSE
-        return self._opened_dense().run(inputs, output_names)
+        dense = self._opened_dense()
+        self.kind = GraphKind.LOOKUP if dense is self._lookup else GraphKind.DENSE
+        return dense.run(inputs, output_names)
 
     def run_many(
         self, batches: Iterable[Mapping[str, NDArray[Any]]], output_names: Sequence[str] | None = None
@@ -92,10 +99,14 @@ class AutoRuntime(ClosedByWith):
 
     def _opened_dense(self) -> Runtime:
         if self._dense is None:
-            self._dense = self._open_dense()
+            try:
+                self._dense = self._open_dense()
+            except ArtifactError as error:
+                _LOG.warning("%s; every map runs on the lookup graph, which is open", error.message)
+                self._dense = self._lookup
         return self._dense
 
     def close(self) -> None:
         self._lookup.close()
-        if self._dense is not None:
+        if self._dense is not None and self._dense is not self._lookup:
             self._dense.close()

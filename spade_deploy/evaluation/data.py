@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from spade_deploy.errors import DatasetError
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels import earth
+from spade_deploy.labels.check_request import check_command
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import find_samples
+from spade_deploy.labels.same_photos import photos_of, same_photos
 from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
 from spade_deploy.runs.learned import learned_before
 from spade_deploy.spec import LabelSpec
@@ -67,8 +69,9 @@ def has_one_set(config: DataConfig) -> bool:
 def learned_from(trained_on: DataConfig, config: DataConfig, split: str, init: str = "") -> int | None:
     """How many samples of a split are among those that a model was trained on; None if that cannot be told.
 
-    trained_on: the data set that the model's run recorded; its files are compared, links followed. init: the weights
-    that the run began from; `runs.learned` says what they were trained on.
+    trained_on: the data set that the model's run recorded; its files are compared, links followed, and of one's own
+    data the photos' contents, too. init: the weights that the run began from; `runs.learned` says what they were
+    trained on.
     """
     if is_embedded(config):
         is_same = is_embedded(trained_on) and split == "train"
@@ -81,6 +84,9 @@ def learned_from(trained_on: DataConfig, config: DataConfig, split: str, init: s
         return None
     paths = {os.path.realpath(sample.label) for sample in learned}
     others = tuple(sample for sample in judged if os.path.realpath(sample.label) not in paths)
+    if trained_on.preset == "custom" and not trained_on.labels_only:
+        copies = same_photos(photos_of(others), photos_of(learned))
+        others = tuple(sample for sample in others if sample.photo not in copies)
     before = learned_before(init).count_samples(others)
     if before is None and len(others) == len(judged):
         return None
@@ -96,7 +102,8 @@ def open_set(config: DataConfig, split: str, labels: LabelSpec, size: Size) -> S
     if not with_photos.samples:
         raise DatasetError(f"{config.root or config.labels_dir}: the {split} split has no photos")
     name = "given files" if has_one_set(config) else f"{split} split"
-    return SampleSet(name, FileSamples(with_photos, labels, size))
+    hint = f"`{check_command(config, labels, split)}` shows what is wrong"
+    return SampleSet(name, FileSamples(with_photos, labels, size), hint)
 
 
 def evenly(count: int, wanted: int | None) -> list[int]:
@@ -108,9 +115,11 @@ def evenly(count: int, wanted: int | None) -> list[int]:
 class SampleSet:
     """A split of a data set at one size."""
 
-    def __init__(self, name: str, samples: Samples) -> None:
+    def __init__(self, name: str, samples: Samples, check_hint: str | None = None) -> None:
         self.name = name
         """Its name for people: 'test split'."""
+        self.check_hint = check_hint
+        """The command that finds what is wrong with its files, in a sentence; None for the embedded data set."""
         self.problems = samples.problems
         """A sentence for each file that is in no sample."""
         self._samples = samples

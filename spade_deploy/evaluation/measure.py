@@ -63,7 +63,7 @@ def measure_reality(judges: Judges, samples: SampleSet, indices: Sequence[int], 
     if not chosen:
         raise DatasetError(
             f"none of the {len(indices)} samples of the {samples.name} can be used; the first one: {skipped[0]}",
-            hint="`spade check-labels DIR` shows what is wrong",
+            hint=samples.check_hint,
         )
     scores = tally.scores()
     row = Row(f"real photos ({samples.name})", "reference", None, len(chosen), **segmentation(scores))

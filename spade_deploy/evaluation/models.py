@@ -22,6 +22,7 @@ from spade_deploy.evaluation.data import Sample, instance_maps
 from spade_deploy.evaluation.pytorch import needed_pytorch
 from spade_deploy.images.image_file import Size, read_photo
 from spade_deploy.labels.files import duplicate_stems, is_image_name, list_label_files
+from spade_deploy.labels.kinds import stem_of
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.runs.layout import SHIPPED
 from spade_deploy.runs.settings import generator_settings, settings_of
@@ -265,7 +266,7 @@ class _FolderImages(Images):
         files = list_label_files(path)
         self._path, self._size = path, size
         self._twice = duplicate_stems(files)
-        self._by_stem = {file.stem: file for file in files}
+        self._by_stem = {stem_of(file): file for file in files}
         self.runtime = f"{len(files)} files"
 
     def make(self, samples: Sequence[Sample], styles: NDArray[np.float32] | None) -> list[Pixels | str]:

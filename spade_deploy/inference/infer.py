@@ -16,7 +16,7 @@ from spade_deploy.inference.keeper import Keeper
 from spade_deploy.inference.maker import Maker, naming_of, planned_maker, read_record
 from spade_deploy.inference.pipeline import TargetError
 from spade_deploy.inference.places.origins import Remote
-from spade_deploy.inference.places.sources import find
+from spade_deploy.inference.places.sources import find, not_searched
 from spade_deploy.inference.places.target import Target
 from spade_deploy.inference.places.urls import is_url
 from spade_deploy.inference.plan import Plan, destination, make_plan, refuse_inputs
@@ -95,6 +95,8 @@ def infer(
     record = read_record(to.store) if to.has_record else None
     found = find(request, spec.labels, naming_of(to.store, record, Naming(request.names)))
     refuse_inputs(request, found, to)
+    if (unsearched := not_searched(request, found)) is not None:
+        progress.note(unsearched)
     maker = planned_maker(artifact, request, size)
     plan = make_plan(request, found, to, None if record is None else record.redo_before_ns)
     keeper = Keeper(to, artifact, request, maker)

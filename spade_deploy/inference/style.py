@@ -17,7 +17,7 @@ from spade_deploy.errors import ArtifactError, ConfigError, LabelMapError, reaso
 from spade_deploy.images.image_file import ImageSource, Size, read_photo
 from spade_deploy.spec import GeneratorSpec
 
-_DROP = "leave the flag out"
+_DROP = "leave it out"
 
 
 Styles = tuple[NDArray[np.float32], NDArray[np.float32]]

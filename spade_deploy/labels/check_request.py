@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spade_deploy.errors import ConfigError
 from spade_deploy.labels.class_file import class_labels, own_labels
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.palette_file import read_palette_file
 from spade_deploy.labels.sets import label_set
 from spade_deploy.settings import check_ranges, setting
@@ -72,3 +74,21 @@ class CheckLabelsRequest:
                 f"`palette`: {self.palette} has {len(colors)} colours, but there are {labels.num_ids} ids"
             )
         return replace(labels, palette=colors, names=names or labels.names)
+
+
+def check_command(data: DataConfig, labels: LabelSpec, split: str = "train") -> str:
+    """The command that checks the files of a data set, photos included. split: whose folders, if it has its own."""
+    folder = data.root or data.labels_dir
+    beside = {"images": data.images_dir, "instances": data.instances_dir}
+    if split == "val" and data.val_labels_dir is not None:
+        folder = data.val_labels_dir
+        beside = {"images": data.val_images_dir, "instances": data.val_instances_dir}
+    place = shlex.quote(str(folder))
+    if data.preset not in ("custom", "earth"):
+        return f"spade check-labels {place} --preset {data.preset}"
+    unknown = ""
+    if labels.has_dontcare:
+        unknown = "dontcare" if labels.ignore_id is None else f"ignore-id {labels.ignore_id}"
+    others = f" --{unknown}" if unknown else ""
+    others += "".join(f" --{name} {shlex.quote(str(path))}" for name, path in beside.items() if path is not None)
+    return f"spade check-labels {place} --num-labels {labels.num_labels}{others}"

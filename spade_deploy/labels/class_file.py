@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import ConfigError, quoted, reason_of
+from spade_deploy.labels.class_lines import class_lines
 from spade_deploy.labels.palette_file import read_utf8
 from spade_deploy.spec import LabelSpec, Rgb
 
@@ -18,8 +19,8 @@ MAX_CLASSES = 4097
 MAX_NAME = 80
 
 FORMS = (
-    "lines 'R G B name' or 'name,R,G,B', a JSON list of names, of colours or of {\"name\", \"color\"}, or a data.yaml"
-    " with names"
+    "lines 'R G B name', 'name,R,G,B' or 'id name', CVAT's labelmap.txt, a JSON list of names, of colours or of"
+    ' {"name", "color"}, or a data.yaml with names'
 )
 _FREE_COLORS: tuple[Rgb, ...] = ((0, 0, 0), (255, 255, 255), (224, 224, 192), (128, 128, 128))
 """Colours for unknown pixels, of which the first that no class has is taken."""
@@ -144,6 +145,11 @@ def _of_value(path: Path, value: Any) -> list[_Entry]:
             return _of_value(path, value["categories"])
         if "names" in value:
             return _of_parts(path, value)
+        for key in ("classes", "labels"):
+            if isinstance(value.get(key), list | Mapping):
+                return _of_value(path, value[key])
+        if value and all(type(number) is int for number in value.values()):  # name to id
+            return _in_order(path, [(_id(path, str(name), number), str(name)) for name, number in value.items()])
         if all(_is_id(key) for key in value):
             return _in_order(path, [(int(key), entry) for key, entry in value.items()])
         return [
@@ -173,20 +179,24 @@ def _of_parts(path: Path, value: Mapping[Any, Any]) -> list[_Entry]:
 
 
 def _in_order(path: Path, found: Sequence[tuple[int, Any]]) -> list[_Entry]:
-    """Classes that say their ids, in their order. An id that the file leaves out stands for no class and is filled."""
-    by_id = dict(found)
-    if len(by_id) < len(found):
+    """Classes that say their ids. An id that the file leaves out stands for no class and is filled."""
+    return _filled(path, [(number, _entry(path, f"id {number}", entry)) for number, entry in found])
+
+
+def _filled(path: Path, found: Sequence[tuple[int, _Entry]]) -> list[_Entry]:
+    """Classes in the order of their ids, with those that stand for no class."""
+    entries = dict(found)
+    if len(entries) < len(found):
         raise ConfigError(f"`classes`: {path} has the same id twice", hint="give each class an id of its own")
-    if max(by_id, default=0) >= MAX_CLASSES:
-        raise ConfigError(f"`classes`: {path} has the id {max(by_id)}; allowed are 0..{MAX_CLASSES - 1}")
-    entries = {number: _entry(path, f"id {number}", entry) for number, entry in by_id.items()}
+    if max(entries, default=0) >= MAX_CLASSES:
+        raise ConfigError(f"`classes`: {path} has the id {max(entries)}; allowed are 0..{MAX_CLASSES - 1}")
     has_names = any(name is not None for _, name, _ in entries.values())
-    has_colors = any(color is not None for _, _, color in entries.values())
+    colors = {color for _, _, color in entries.values() if color is not None}
+    # A colour that no class has, and no drawing program offers: no pixel should become such an id.
+    unused = next((color for red in range(1, 256) if (color := (red, 0, 1)) not in colors), None) if colors else None
     return [
-        entries.get(
-            number, (f"id {number}", f"unused {number}" if has_names else None, (0, 0, 0) if has_colors else None)
-        )
-        for number in range(max(by_id, default=-1) + 1)
+        entries.get(number, (f"id {number}", f"unused {number}" if has_names else None, unused))
+        for number in range(max(entries, default=-1) + 1)
     ]
 
 
@@ -202,25 +212,20 @@ def _entry(path: Path, where: str, entry: Any) -> _Entry:
         named = entry.get("name")
         if isinstance(named, str) or (named is None and color is not None):
             return where, named, None if color is None else _color(path, where, color)
-    raise ConfigError(f"`classes`: {path}, {where}: {quoted(entry)} is no class", hint=f"known are {FORMS}")
+    hint = f"known are {FORMS}"
+    if isinstance(entry, bool | int | float):  # YAML's reading of: yes, no, on, off, 3
+        hint = 'put names such as "yes", "no" or "3" in quotes'
+    raise ConfigError(f"`classes`: {path}, {where}: {quoted(entry)} is no class", hint=hint)
 
 
 def _of_lines(path: Path, text: str) -> list[_Entry]:
-    """Lines 'R G B name', 'name,R,G,B' or names alone; '#' starts a comment, and a first line of headings is none."""
-    entries: list[_Entry] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        plain = re.sub(r"(^|\s)#.*", "", line).strip()
-        parts = [part for part in re.split(r"[,;\s]+", plain) if part]
-        where = f"line {number}"
-        if not parts or (not entries and parts[-3:] == ["r", "g", "b"]):
-            continue
-        if len(parts) >= 3 and all(part.isdigit() for part in parts[:3]):
-            entries.append((where, " ".join(parts[3:]) or None, _color(path, where, parts[:3])))
-        elif len(parts) > 3 and all(part.isdigit() for part in parts[-3:]):
-            entries.append((where, " ".join(parts[:-3]), _color(path, where, parts[-3:])))
-        else:
-            entries.append((where, plain, None))
-    return entries
+    lines = class_lines(path, text, FORMS)
+    entries = [
+        (line.number, (line.where, line.name, None if line.color is None else _color(path, line.where, line.color)))
+        for line in lines
+    ]
+    with_ids = [(number, entry) for number, entry in entries if number is not None]
+    return _filled(path, with_ids) if with_ids else [entry for _, entry in entries]
 
 
 def _color(path: Path, where: str, value: Any) -> Rgb:
@@ -235,6 +240,15 @@ def _color(path: Path, where: str, value: Any) -> Rgb:
     raise ConfigError(
         f"`classes`: {path}, {where}: {quoted(value)} is not a colour: give three whole numbers in 0..255"
     )
+
+
+def _id(path: Path, name: str, number: int) -> int:
+    if number < 0:
+        raise ConfigError(
+            f"`classes`: {path}, class {quoted(name)}: {number} is not an id; allowed are 0..{MAX_CLASSES - 1}",
+            hint="leave it out, and say which id means unknown with `ignore_id`",
+        )
+    return number
 
 
 def _is_id(value: Any) -> bool:

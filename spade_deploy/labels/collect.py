@@ -22,8 +22,8 @@ class Problem:
     path: Path
     """The file."""
     code: str
-    """One of missing-label, missing-photo, missing-instance, duplicate-stem, not-a-file, or photo (a photo that lies
-    beside label maps)."""
+    """One of missing-label, missing-photo, missing-instance, duplicate-stem, not-a-file, photo (a photo that lies
+    beside label maps), or nested (a folder whose folders hold images)."""
     message: str
     """What is wrong, in a sentence."""
     is_beside: bool = False

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.labels.palettes import effective_palette
-from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
+from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec, Rgb
 
 NEAR = 32
 """RGB distance (of at most 441) within which a colour counts as a palette colour that was slightly changed."""
@@ -20,8 +20,25 @@ NEAR = 32
 REACH = 2
 """Pixels around an antialiased one among which its class is looked for."""
 
-_MIN_EXACT = 0.25
+MIN_EXACT = 0.25
+"""The least share of pixels with a colour of the palette that a colour-coded label map has."""
 _CHUNK = 4096  # pixels compared with the whole palette at once: bounds the memory
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A colour that fills areas of a colour-coded label map, and that no class has."""
+
+    color: Rgb
+    """The colour."""
+    share: float
+    """The share of pixels that have it."""
+
+    @property
+    def described(self) -> str:
+        """For people: 'the colour 0 0 0 fills areas (31.5% of the pixels), and no class has it'."""
+        color = " ".join(map(str, self.color))
+        return f"the colour {color} fills areas ({self.share:.1%} of the pixels), and no class has it"
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,8 @@ class ColorMatch:
     """The share of pixels that have a palette colour, or one within NEAR of it."""
     ambiguous: tuple[int, ...]
     """Ids in the image that share their colour with other ids; of these the lowest is taken."""
+    foreign: tuple[Foreign, ...] = ()
+    """Colours that fill areas and are not in the palette, the most frequent first."""
 
     @property
     def is_usable(self) -> bool:
@@ -44,12 +63,14 @@ class ColorMatch:
         Measured with the palettes of all five label sets: at most 5 % of the pixels of the 13 COCO-Stuff photos have
         a palette colour; of colour-coded maps all, and after bilinear resizing by 0.5 at least 33 % (Earth tiles,
         most of whose pixels are borders) or 85 % (others). Closeness says nothing: 98 % of a photo's pixels are near
-        one of COCO's 183 colours.
+        one of COCO's 183 colours. A colour that fills areas and is no class's is not made of two others by smoothing.
         """
-        return self.exact >= _MIN_EXACT
+        return self.exact >= MIN_EXACT and not self.foreign
 
     @property
     def summary(self) -> str:
+        if self.foreign:
+            return self.foreign[0].described
         text = f"{self.exact:.1%} of the pixels have a palette colour exactly"
         if self.exact < 1:
             text += f", the rest took the nearest ({1 - self.near:.1%} of all lie further than {NEAR} from it)"
@@ -74,7 +95,7 @@ def match_colors(rgb: NDArray[np.uint8], labels: LabelSpec) -> ColorMatch:
     ids = np.where(is_exact, lowest[at], -1).astype(np.int32)
     present = np.isin(lowest, ids)
     exact = float(is_exact.mean())
-    near = 1.0
+    near, foreign = 1.0, tuple[Foreign, ...]()
     if exact < 1:
         rows, columns = np.nonzero(~is_exact)
         mixed = pixels[rows, columns]
@@ -84,8 +105,31 @@ def match_colors(rgb: NDArray[np.uint8], labels: LabelSpec) -> ColorMatch:
         chosen[lost], distance[lost] = _nearest(mixed[lost], palette, candidates)
         ids[rows, columns] = chosen
         near = 1 - np.count_nonzero(distance > NEAR**2) / ids.size
+        foreign = _foreign(codes, is_exact, palette) if exact >= MIN_EXACT else ()
     ambiguous = tuple(int(label_id) for label_id in sorted(lowest[present & (occurrences > 1)]))
-    return ColorMatch(ids, exact, near, ambiguous)
+    return ColorMatch(ids, exact, near, ambiguous, foreign)
+
+
+def _foreign(codes: NDArray[np.int32], is_exact: NDArray[np.bool_], palette: NDArray[Any]) -> tuple[Foreign, ...]:
+    """Packed colours, H x W, that fill 3 x 3 pixels and lie further than NEAR from every colour of the palette.
+
+    Smoothing makes ramps between two colours, which hardly ever have nine equal pixels.
+    """
+    flat = ~is_exact
+    for axis in (0, 1):
+        for step in (-1, 1):
+            flat &= codes == np.roll(codes, step, axis)
+    for down in (-1, 1):
+        for right in (-1, 1):
+            flat &= codes == np.roll(codes, (down, right), (0, 1))
+    found = np.unique(codes[1:-1, 1:-1][flat[1:-1, 1:-1]])
+    colors = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1)
+    _, distance = _nearest(colors, palette, np.arange(len(palette)))
+    is_far = distance > NEAR**2
+    values, counts = np.unique(codes, return_counts=True)
+    shares = counts[np.searchsorted(values, found[is_far])] / codes.size
+    told = zip(colors[is_far].tolist(), shares.tolist(), strict=True)
+    return tuple(sorted((Foreign((r, g, b), share) for (r, g, b), share in told), key=lambda one: -one.share))
 
 
 def _nearest_around(
@@ -126,12 +170,20 @@ def eight_bit(colors: NDArray[Any]) -> NDArray[np.uint8] | None:
     return (colors // 257).astype(np.uint8) if not (colors % 257).any() else None
 
 
+def is_grey(colors: NDArray[Any]) -> bool:
+    """Whether the three channels of H x W x 3 are equal."""
+    return bool((colors[..., :1] == colors[..., 1:]).all())
+
+
+def grey_values(colors: NDArray[Any]) -> NDArray[Any] | None:
+    """H x W x 3 of 8 or 16 bits with equal channels -> H x W values, as `eight_bit` reads them; else None."""
+    return eight_bit(colors[..., 0]) if is_grey(colors) else None
+
+
 def grey_ids(colors: NDArray[Any], labels: LabelSpec) -> NDArray[Any] | None:
     """H x W ids of a colour image whose three channels are equal and hold ids or a 0/255 mask; else None."""
     red = colors[..., 0]
-    if (red != colors[..., 1]).any() or (red != colors[..., 2]).any():
-        return None
-    for values in (red, eight_bit(red)):
+    for values in (red, grey_values(colors)) if is_grey(colors) else ():
         if values is not None:
             found = np.unique(values)
             if ((found < labels.num_ids) | (found == UNKNOWN_VALUE)).all():

@@ -7,7 +7,7 @@ Samples are taken as they are: nothing is scaled, turned or taken from colours.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from spade_deploy.errors import ConfigError, LabelMapError, NotFoundError
 from spade_deploy.files.atomic import atomic_file
@@ -152,10 +153,13 @@ def _is_legal(value: int, labels: LabelSpec) -> bool:
     return 0 <= value < labels.num_ids or is_unknown
 
 
-def save_pixels(path: Path, pixels: NDArray[np.uint8], *, compress_level: int = 1) -> None:
+def save_pixels(
+    path: Path, pixels: NDArray[np.uint8], *, compress_level: int = 1, told: Mapping[str, str] | None = None
+) -> None:
     """Write H x W x 3 uint8 as PNG or JPEG, by the suffix, atomically.
 
-    compress_level: of PNG, 0..9. 1 is three times as fast as Pillow's 6, its photos are 3 % larger.
+    compress_level: of PNG, 0..9. 1 is three times as fast as Pillow's 6, its photos are 3 % larger. told: texts that a
+    PNG file keeps beside its pixels, by their names.
     Raises ConfigError for another suffix, LabelMapError where the file cannot be written.
     """
     suffix = path.suffix.lower()
@@ -165,7 +169,10 @@ def save_pixels(path: Path, pixels: NDArray[np.uint8], *, compress_level: int = 
     try:
         with atomic_file(path) as temporary:
             if suffix == ".png":
-                image.save(temporary, format="PNG", compress_level=compress_level)
+                texts = PngInfo()
+                for name, text in (told or {}).items():
+                    texts.add_text(name, text)
+                image.save(temporary, format="PNG", compress_level=compress_level, pnginfo=texts)
             else:
                 image.save(temporary, format="JPEG", **_JPEG)
     except OSError as error:

@@ -22,6 +22,7 @@ from spade_deploy.labels.kinds import (
     cityscapes_kind,
     has_cityscapes_names,
     is_same_file,
+    stem_of,
     train_ids_in,
 )
 from spade_deploy.labels.layouts import PRESET_SPLITS, DataConfig, label_layouts, unknown_preset
@@ -76,7 +77,7 @@ def _require(path: Path, field: str, hint: str) -> None:
 
 def _one_file(label: Path, instances: Path | None) -> Pairing:
     official = label.name.endswith(CITYSCAPES_LABELS)
-    key = cityscapes_key(label) if official else label.stem
+    key = cityscapes_key(label) if official else stem_of(label)
     if instances is None or not instances.is_dir():
         if instances is not None and is_same_file(label, instances):
             raise ConfigError(f"`instances`: {instances} is the label map itself, not its instance map")

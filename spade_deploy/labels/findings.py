@@ -11,7 +11,7 @@ from spade_deploy.settings import check_one_of
 
 CODES = (
     *("rgb", "palette-order", "mask", "range", "antialiased", "jpeg", "damaged", "size", "empty"),
-    *("depth", "train-ids", "transparent", "animation", "exif", "photo", "not-a-file"),
+    *("depth", "train-ids", "transparent", "animation", "exif", "photo", "not-a-file", "nested"),
     *("missing-photo", "missing-label", "missing-instance", "duplicate-stem"),
 )
 

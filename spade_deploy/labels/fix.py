@@ -144,6 +144,8 @@ def _converted(path: Path, labels: LabelSpec, is_mask: bool, by_index: bool) -> 
                 how = "greys of the palette taken as ids"
             if not is_mask:
                 return values, how
+    if is_mask and labels.num_labels < 2:
+        raise LabelMapError(f"{path}: a mask needs two classes, and there is one")
     if is_mask and values is not None and set(np.unique(values)) <= {0, UNKNOWN_VALUE}:
         return np.where(values == UNKNOWN_VALUE, 1, 0), "mask: 255 became id 1"
     raise LabelMapError(f"{path}: {how}")

@@ -9,6 +9,18 @@ from pathlib import Path
 from spade_deploy.labels.findings import Finding, LintReport, Severity
 from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
 
+_BY_NAME = "files belong together by the same name, whatever their suffixes; rename them, or leave them out"
+HINTS = {
+    "size": "resize the label maps to the size of their photos with nearest neighbour, or the photos to theirs",
+    "missing-photo": _BY_NAME,
+    "missing-label": _BY_NAME,
+    "missing-instance": _BY_NAME,
+    "duplicate-stem": "keep one of them",
+    "damaged": "save it again as PNG, or leave it out",
+    "nested": "put all files into one folder, or all into folders",
+}
+"""What helps against findings of a kind, where their own text does not say it."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -38,7 +50,7 @@ def grouped(report: LintReport, labels: LabelSpec) -> list[Group]:
     for (code, severity, fixable), found in kinds.items():
         messages = list(dict.fromkeys(finding.message for finding in found))
         message = messages[0] if len(messages) == 1 else f"such as {found[0].path.name}: {messages[0]}"
-        groups.append(Group(code, severity, message, _files(found), fixable))
+        groups.append(Group(code, severity, message, _files(found), fixable, HINTS.get(code, "")))
     order = list(Severity)
     return sorted(groups, key=lambda group: (order.index(group.severity), -len(group.files), group.code))
 

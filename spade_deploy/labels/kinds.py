@@ -5,6 +5,7 @@ Only names are looked at here; no file is opened.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +55,29 @@ def is_same_file(first: Path, second: Path) -> bool:
         return False
 
 
+def stem_of(path: Path) -> str:
+    """The stem of a file's name, which files that belong together share.
+
+    macOS writes 'ü' as two characters and other systems as one; both are the same stem.
+    """
+    return unicodedata.normalize("NFC", path.stem)
+
+
 def by_stem(folder: Path, *, is_labels: bool = False) -> Kind:
     """All images of a folder, each by its stem."""
-    return Kind(folder, lambda path: path.stem, "*", is_labels=is_labels)
+    return Kind(folder, stem_of, "*", is_labels=is_labels)
+
+
+def by_place(folder: Path, *, is_labels: bool = False) -> Kind:
+    """All images of the folders in a folder, each by its path below it without the suffix: 'berlin/0001'."""
+
+    def key(path: Path) -> str | None:
+        below = path.relative_to(folder)
+        if any(part.startswith(".") for part in below.parts):
+            return None
+        return "/".join((*(unicodedata.normalize("NFC", part) for part in below.parts[:-1]), stem_of(below)))
+
+    return Kind(folder, key, "**/*", recursive=True, is_labels=is_labels)
 
 
 def has_cityscapes_names(folder: Path, *, recursive: bool = False) -> bool:

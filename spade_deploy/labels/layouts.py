@@ -20,11 +20,13 @@ from spade_deploy.labels.kinds import (
     CITYSCAPES_PHOTOS,
     Kind,
     Layout,
+    by_place,
     by_stem,
     cityscapes_kind,
     has_cityscapes_names,
     is_same_file,
 )
+from spade_deploy.labels.nested import has_images, images_inside
 
 PRESET_SPLITS: dict[str, tuple[str, ...]] = {
     "earth": ("train", "val", "test"),
@@ -207,10 +209,8 @@ def _whole_layout(config: DataConfig, split: str) -> Layout:
         return _cityscapes(root, split)
     if root:
         instances_dir = root / split / "instances"
-        return Layout(
-            by_stem(root / split / "labels", is_labels=True),
-            by_stem(root / split / "images"),
-            by_stem(instances_dir) if instances_dir.is_dir() else None,
+        return _own_folders(
+            root / split / "labels", root / split / "images", instances_dir if instances_dir.is_dir() else None
         )
     if config.labels_dir:
         if split == "val" and config.val_labels_dir:
@@ -246,10 +246,14 @@ def flat_layout(
         raise DatasetError(
             f"`instances_dir`: {instances_dir} is the folder of the photos, too", hint="name two folders"
         )
+    return _own_folders(labels, images_dir, instances_dir)
+
+
+def _own_folders(labels: Path, images: Path | None, instances: Path | None) -> Layout:
+    """Folders of label maps and of what belongs to them: of files, or of folders of equal names with the files."""
+    kind = by_place if images is not None and not has_images(labels) and images_inside(labels) else by_stem
     return Layout(
-        by_stem(labels, is_labels=True),
-        by_stem(images_dir) if images_dir else None,
-        by_stem(instances_dir) if instances_dir else None,
+        kind(labels, is_labels=True), kind(images) if images else None, kind(instances) if instances else None
     )
 
 

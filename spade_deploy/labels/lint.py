@@ -16,6 +16,7 @@ from spade_deploy.labels.findings import Finding, LintReport, Severity
 from spade_deploy.labels.kinds import train_ids_in
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.lint_file import check_sample
+from spade_deploy.labels.nested import images_inside
 from spade_deploy.labels.pairs import Pairing, Sample, has_layout, merged, pair_files, pair_flat
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import LabelSpec
@@ -58,11 +59,21 @@ def folder_pairing(
     if not (pairing.samples or pairing.problems):
         if preset == "cityscapes" and (other := train_ids_in(folder)) is not None:
             raise DatasetError(f"{folder}: holds train ids (0..18), such as {other.name}, and no label ids (0..33)")
-        raise DatasetError(
-            f"{folder}: holds no label maps, and is no {preset} data set",
-            hint="give a folder of PNG label maps, or a data set's root and its `preset`",
-        )
+        raise _no_label_maps(folder, preset)
     return pairing
+
+
+def _no_label_maps(folder: Path, preset: str) -> DatasetError:
+    hint = "give a folder of PNG label maps, or a data set's root and its `preset`"
+    inside = images_inside(folder)
+    if inside is None:
+        return DatasetError(f"{folder}: holds no label maps, and is no {preset} data set", hint=hint)
+    return DatasetError(
+        f"{folder}: holds no label maps, and is no {preset} data set; the folders in it hold {inside.count} images,"
+        f" such as {inside.first}",
+        hint="give the folder of the label maps, or a data set's root and its `preset`; for label maps in several"
+        " folders also `images`, with the photos in folders of the same names",
+    )
 
 
 def samples_to_check(pairing: Pairing) -> list[Sample]:
@@ -92,7 +103,21 @@ def lint_pairing(
     for problem in pairing.problems:
         severity = Severity.WARNING if problem.code == "photo" else Severity.ERROR
         findings.append(Finding(problem.path, problem.code, severity, problem.message))
+    findings += [Finding(one.path, one.code, Severity.WARNING, one.message) for one in pairing.nested]
     return LintReport(root, tuple(sample.label for sample in samples), tuple(findings))
+
+
+def without_labels(report: LintReport) -> LintReport:
+    """A report of files whose labels are not known: nothing is said of ids, or of how well colours match a palette."""
+    message = "colours instead of ids: which class each colour stands for has to be said; or is it a photo?"
+    return replace(
+        report,
+        findings=tuple(
+            replace(found, message=message, fixable=False) if found.code == "rgb" else found
+            for found in report.findings
+            if found.code not in ("antialiased", "range", "mask")
+        ),
+    )
 
 
 def _train_ids_judged_together(findings: list[Finding], count: int) -> list[Finding]:
@@ -108,13 +133,13 @@ def _masks_judged_together(findings: list[Finding], labels: LabelSpec, count: in
     masks = {found.path for found in findings if found.code == "mask" and found.severity is Severity.WARNING}
     if len(masks) <= count * _MASK_SHARE:
         return findings
+    can_fix = labels.num_labels > 1  # else class 1, which 255 would become, is that of unknown pixels
     message = (
         f"a mask, only 0 and 255, as {len(masks)} of {count} files: 255 would be read as unknown"
-        f" (if it does mean unknown and 0 is {labels.name_of(0)}: spade check-labels --ignore mask)"
+        f" (if it does mean unknown and 0 is {labels.name_of(0)}: `ignore` mask"
+        + (")" if can_fix else "; if it is a class: `num_labels` 2)")
     )
     return [
-        replace(found, severity=Severity.ERROR, message=message, fixable=labels.num_ids > 1)
-        if found.code == "mask"
-        else found
+        replace(found, severity=Severity.ERROR, message=message, fixable=can_fix) if found.code == "mask" else found
         for found in findings
     ]

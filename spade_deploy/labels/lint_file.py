@@ -110,6 +110,11 @@ def _check_colors(path: Path, colors: NDArray[Any], kind: str, labels: LabelSpec
         yield Finding(path, "rgb", Severity.ERROR, message)
         return
     match = match_colors(rgb, labels)
+    if match.foreign:
+        more = f", and {len(match.foreign) - 1} more such colours" if len(match.foreign) > 1 else ""
+        message = f"colours instead of ids (mode {kind}), but {match.foreign[0].described}{more}"
+        yield Finding(path, "rgb", Severity.ERROR, message)
+        return
     if not match.is_usable:
         message = f"a {kind} image that is no label map in this palette: {match.exact:.1%} of its pixels match"
         yield Finding(path, "rgb", Severity.ERROR, f"{message}; or is it a photo?")
@@ -130,7 +135,7 @@ def _check_ids(path: Path, ids: NDArray[np.int32], labels: LabelSpec) -> Iterato
     if values == {0, UNKNOWN_VALUE} and labels.num_ids <= UNKNOWN_VALUE:
         if labels.unknown_id is None:
             message = "a mask, only 0 and 255: 255 is no id here"
-            yield Finding(path, "mask", Severity.ERROR, message, fixable=labels.num_ids > 1)
+            yield Finding(path, "mask", Severity.ERROR, message, fixable=labels.num_labels > 1)
         else:
             message = f"only 0 and 255: a mask, or {labels.name_of(0)} with unknown pixels"
             yield Finding(path, "mask", Severity.WARNING, message)

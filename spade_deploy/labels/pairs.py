@@ -6,7 +6,7 @@ Where the files of a data set lie is in `layouts.py`; the label maps that a comm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError
-from spade_deploy.files.reading import sha256_of
 from spade_deploy.images.image_file import Size
 from spade_deploy.labels.collect import Collected, Problem, collect
 from spade_deploy.labels.files import LabelIds, read_instance_map, read_label_map
 from spade_deploy.labels.kinds import CITYSCAPES_LABELS, Kind, Layout, is_same_file, train_ids_in
 from spade_deploy.labels.layouts import DataConfig, flat_layout, label_layouts, layout_of
+from spade_deploy.labels.nested import images_inside
 from spade_deploy.spec import LabelSpec
 
 _WHAT = {"photo": "photo", "instance": "instance map"}
@@ -49,6 +49,8 @@ class Pairing:
     """One for every file that is in no sample."""
     unpaired_labels: tuple[Path, ...] = ()
     """The label maps that are in no sample."""
+    nested: tuple[Problem, ...] = ()
+    """One for every folder in which, beside its own files, there are folders with images, which are not read."""
 
     @property
     def in_order(self) -> list[Sample | Problem]:
@@ -71,6 +73,7 @@ def merged(pairings: Sequence[Pairing]) -> Pairing:
         tuple(sample for pairing in pairings for sample in pairing.samples),
         tuple(problem for pairing in pairings for problem in pairing.problems),
         tuple(path for pairing in pairings for path in pairing.unpaired_labels),
+        tuple(problem for pairing in pairings for problem in pairing.nested),
     )
 
 
@@ -96,24 +99,6 @@ def pair_files(config: DataConfig, split: str) -> Pairing:
     whole, wanted = paired(layout_of(config, "train")), split == "val"
     samples = tuple(sample for sample in whole.samples if held_out.holds_out(sample.stem) == wanted)
     return replace(whole, samples=samples) if split == "train" else Pairing(samples, ())
-
-
-def photos_in_both(config: DataConfig, split: str, other: str) -> frozenset[Path]:
-    """The photos of a split that are also in another one, as the same file or with the same content.
-
-    Empty for the embedded data set, and where either split has no samples.
-    """
-    if config.root is None and config.labels_dir is None:
-        return frozenset()
-    photos = {
-        name: [sample.photo for sample in pair_files(config, name).samples if sample.photo is not None]
-        for name in (split, other)
-    }
-    sizes = {photo.stat().st_size for photo in photos[other]}
-    suspects = [photo for photo in photos[split] if photo.stat().st_size in sizes]
-    known = {photo.stat().st_size for photo in suspects}
-    digests = {sha256_of(photo) for photo in photos[other] if photo.stat().st_size in known}
-    return frozenset(photo for photo in suspects if sha256_of(photo) in digests)
 
 
 def pair_flat(labels: Path, images_dir: Path | None, instances_dir: Path | None, preset: str = "custom") -> Pairing:
@@ -154,8 +139,18 @@ def paired(layout: Layout) -> Pairing:
     taken = {sample.label for sample in samples}
     every_label = {*labels.files.values(), *(problem.path for problem in labels.problems)}
     return Pairing(
-        tuple(sorted(samples, key=lambda sample: sample.stem)), tuple(problems), tuple(sorted(every_label - taken))
+        tuple(sorted(samples, key=lambda sample: sample.stem)),
+        tuple(problems),
+        tuple(sorted(every_label - taken)),
+        tuple(_nested(layout)),
     )
+
+
+def _nested(layout: Layout) -> Iterator[Problem]:
+    for kind in (layout.labels, layout.photos, layout.instances):
+        if kind is not None and not kind.recursive and (inside := images_inside(kind.folder)) is not None:
+            text = f"the folders in it hold {inside.count} images, such as {inside.first}, which are not read"
+            yield Problem(kind.folder, "nested", text, is_beside=kind is not layout.labels)
 
 
 def instance_of(key: str, label: Path, kind: Kind) -> tuple[Path | None, str]:
@@ -227,6 +222,10 @@ def _nothing_pairs(config: DataConfig, split: str) -> DatasetError:
     }.get(config.preset, "label maps, photos and instance maps belong together by the same file stem")
     if config.preset == "cityscapes" and config.root and (other := train_ids_in(config.root)) is not None:
         hint = f"{other.name} holds train ids (0..18); needed are the label ids of {CITYSCAPES_LABELS[1:]}"
-    if config.root is not None and not config.root.is_dir():
-        hint = f"check the path: {config.root} is no folder"
+    inside = [(kind.folder, found) for _, kind in kinds if kind and (found := images_inside(kind.folder))]
+    if inside and all(not collect(kind).files for _, kind in kinds if kind):
+        hint = f"the folders in {inside[0][0]} hold images, such as {inside[0][1].first}: give the folders of the files"
+    folders = [kind.folder for _, kind in kinds if kind] if config.root is None else [config.root]
+    if (missing := next((folder for folder in folders if not folder.is_dir()), None)) is not None:
+        hint = f"check the path: {missing} is no folder"
     return DatasetError(f"no {split} samples for the preset {config.preset}. Looked for {looked}", hint=hint)

@@ -40,6 +40,8 @@ class Samples(Protocol):
 
     problems: tuple[str, ...]
     """A sentence for each file that is in no sample."""
+    notes: tuple[str, ...]
+    """Sentences on folders that are not read."""
 
     def __len__(self) -> int: ...
 
@@ -76,6 +78,7 @@ class FileSamples:
         labels_only: bool = False,
     ) -> None:
         self.problems = tuple(f"{problem.path}: {problem.message}" for problem in pairing.problems)
+        self.notes = tuple(f"{problem.path}: {problem.message}" for problem in pairing.nested)
         self._samples: Sequence[Sample] = pairing.samples
         self._labels, self._size, self._labels_only = labels, size, labels_only
         if labels.has_edges and any(sample.instance is None for sample in pairing.samples):
@@ -126,6 +129,7 @@ class EarthSamples:
         if size[0] != size[1]:
             raise ConfigError(f"`size`: earth tiles are square, not {size[0]} x {size[1]}")
         self.problems: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
         self._dtype = label_dtype(labels)
         self._tiles = earth.earth_tiles(split, size[0], max(1, size[0] // 2))
         if not self._tiles:

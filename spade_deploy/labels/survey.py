@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from spade_deploy.errors import LabelMapError
 from spade_deploy.images.image_file import read_samples
 from spade_deploy.labels.class_file import own_labels
+from spade_deploy.labels.colors import grey_values
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import UNKNOWN_VALUE, LabelSpec
 
@@ -39,18 +40,28 @@ class Survey:
     files: int
     """How many files there are."""
     read: int
-    """How many of them hold ids; the others are colour images, or cannot be read."""
+    """How many of them hold ids, in one channel or in three equal ones; the others cannot be read, or have colours."""
     ids: tuple[IdCount, ...]
     """The ids in their order."""
 
     def suggested(self, *, has_dontcare: bool = False, ignore_id: int | None = None) -> LabelSpec | None:
-        """Labels that every id fits; None if no file holds ids, or too high ones. 255 is taken as unknown."""
+        """Labels that every id fits; None if no file holds ids, or too high ones.
+
+        255 is taken as unknown, except in masks, where it is the second class, and among ids above it.
+        """
         values = {found.value for found in self.ids} - {ignore_id}
-        has_unknown = has_dontcare or (UNKNOWN_VALUE in values and ignore_id != UNKNOWN_VALUE)
         highest = max(values - {UNKNOWN_VALUE}, default=0)
         if not self.ids or highest >= MOST_LABELS:
             return None
+        if self.are_masks and not has_dontcare and ignore_id is None:
+            return own_labels(2)
+        has_unknown = has_dontcare or (UNKNOWN_VALUE in values and highest < UNKNOWN_VALUE)
         return own_labels(highest + 1, has_dontcare=has_unknown, ignore_id=ignore_id)
+
+    @property
+    def are_masks(self) -> bool:
+        """Whether the files have no other values than 0 and 255."""
+        return [found.value for found in self.ids] == [0, UNKNOWN_VALUE]
 
     @property
     def void_or_class(self) -> tuple[int, int] | None:
@@ -70,26 +81,45 @@ class Survey:
 
 def survey(paths: Sequence[Path], *, progress: Progress = SILENT, workers: int | None = None) -> Survey:
     """Count the ids of all files. What is wrong with files that hold none, `lint_folder` says."""
-    pixels, files, read = Counter[int](), Counter[int](), 0
+    counts: list[_Counted] = []
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         for done, found in enumerate(pool.map(_counted, paths), start=1):
             progress.count("counting ids", done, len(paths))
-            if found is not None:
-                read += 1
-                pixels.update(found)
-                files.update(found.keys())
+            counts.append(found)
+    # Beside maps of colours, a file of greys in three channels is one of colours, too: of black, for instance.
+    has_colors = any(one.has_colors for one in counts)
+    of_ids = [one.ids for one in counts if one.ids and not (one.has_channels and has_colors)]
+    pixels, files = Counter[int](), Counter[int]()
+    for ids_of_one in of_ids:
+        pixels.update(ids_of_one)
+        files.update(ids_of_one.keys())
     total = sum(pixels.values())
     ids = tuple(IdCount(value, pixels[value] / total, files[value]) for value in sorted(pixels))
-    return Survey(len(paths), read, ids)
+    return Survey(len(paths), len(of_ids), ids)
 
 
-def _counted(path: Path) -> dict[int, int] | None:
-    """The ids of a file, each with its number of pixels; None for a file that holds no ids."""
+@dataclass(frozen=True)
+class _Counted:
+    """What a file holds."""
+
+    ids: dict[int, int] = field(default_factory=dict)
+    """Its ids, each with its number of pixels; empty for a file that holds none."""
+    has_channels: bool = False
+    """Whether the ids are stored in three equal channels."""
+    has_colors: bool = False
+    """Whether it is an image of colours."""
+
+
+def _counted(path: Path) -> _Counted:
     try:
         samples = read_samples(path, "label map")
     except LabelMapError:
-        return None
-    if samples.values is None or samples.is_lossy:
-        return None
-    values, counts = np.unique(samples.values, return_counts=True)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+        return _Counted()
+    if samples.is_lossy:
+        return _Counted()
+    found = samples.values if samples.colors is None else grey_values(samples.colors)
+    if found is None:
+        return _Counted(has_colors=True)
+    values, counts = np.unique(found, return_counts=True)
+    ids = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    return _Counted(ids, has_channels=samples.colors is not None)

@@ -11,12 +11,13 @@ The folder appears whole or not at all, and only an earlier package is replaced.
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from spade_deploy.artifact import MANIFEST, Artifact
-from spade_deploy.errors import ArtifactError, ConfigError, reason_of
+from spade_deploy.errors import ArtifactError, ConfigError, quoted, reason_of
 from spade_deploy.files.atomic import atomic_folder
 from spade_deploy.files.onnx_data import external_files
 from spade_deploy.files.own_folder import record_text, require_free
@@ -65,6 +66,7 @@ def write_repository(artifact: Artifact, asked: PackageRequest, progress: Progre
         )
     require_free(target, RECORD, "triton", "model repository that `spade package` wrote")
     models, left_out = _models(artifact, asked)
+    _require_same_name(target, models[0].name)
     try:
         with atomic_folder(target) as folder:
             for model in models:
@@ -85,6 +87,19 @@ def write_repository(artifact: Artifact, asked: PackageRequest, progress: Progre
     names = [model.name for model in models]
     inner = [name for name in names if name.endswith("-lookup-graph")]
     return Repository(target, tuple(name for name in names if name not in inner), tuple(inner), tuple(left_out), total)
+
+
+def _require_same_name(target: Path, name: str) -> None:
+    """Raise ConfigError if the folder has models of another name, as others make one repository of many models."""
+    try:
+        old = json.loads((target / RECORD).read_text(encoding="utf-8"))["models"][0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return
+    if old != name:
+        raise ConfigError(
+            f"`triton`: {target} has the model {quoted(old)}, which {quoted(name)} would replace",
+            hint="name another folder, and give Triton each as a repository; to replace that model, delete it first",
+        )
 
 
 def _models(artifact: Artifact, asked: PackageRequest) -> tuple[list[TritonModel], list[str]]:

@@ -23,6 +23,7 @@ from spade_deploy.labels.files import (
 from spade_deploy.labels.find import find_label_maps
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import read_maps, require_instances
+from spade_deploy.labels.same_photos import copies_trained_on
 from spade_deploy.runs import CheckpointInfo
 from spade_deploy.runs.learned import learned_before
 from spade_deploy.spec import GeneratorSpec, LabelSpec
@@ -93,6 +94,8 @@ def _where_from(config: DataConfig, split: str, source: SampleSource, init: str)
         return f"the data set's {split} split (it is not known whether the run's initial weights learned from them)"
     if learned:
         return f"the data set's {split} split ({learned} of its {len(source)} samples were learned in an earlier run)"
+    if copies := len(copies_trained_on(config, split)) if split != _TRAINING else 0:
+        return f"the data set's {split} split ({copies} of its {len(source)} photos are trained on, too)"
     if split == "val" and config.holdout is not None:
         return "the data set's held-out samples"
     return "the training samples, since none are held out" if split == "train" else f"the data set's {split} split"

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from spade_deploy.errors import CheckpointError
 from spade_deploy.networks.instance_encoder import InstanceEncoder
 from spade_deploy.runs.imported_pix2pixhd import under_our_names
-from spade_deploy.runs.state_dicts import ENCODER_HINT, completed, encoder_tensors, fill
+from spade_deploy.runs.state_dicts import ENCODER_HINT, encoder_tensors, filled
 from spade_deploy.spec import FEATURE_CHANNELS, PIX2PIXHD_EDGE_KERNEL, GeneratorSpec, NormType
 
 ANCHOR = "model.1.weight"
@@ -49,13 +48,8 @@ def read_instance_encoder(path: Path, spec: GeneratorSpec, notes: list[str]) -> 
         there = "has weights of batch norm" if has_weights else "has no weights of batch norm"
         raise CheckpointError(f"{path}: the encoder {there}, its generator has {spec.norm} norm", hint=ENCODER_HINT)
     own = under_our_names(state, _places(halvings), f"model.{last}", spec.norm, notes)
-    base = len(state[ANCHOR])
-    with torch.device("meta"):
-        blueprint = InstanceEncoder(spec, base, halvings)
-    given = completed(blueprint, own, path, notes, ENCODER_HINT)
-    encoder = InstanceEncoder(spec, base, halvings)
-    fill(encoder, given, path, notes)
-    return encoder.eval()
+    make = partial(InstanceEncoder, spec, len(state[ANCHOR]), halvings)
+    return filled(make, own, path, notes, ENCODER_HINT).eval()
 
 
 def _require_matching(path: Path, spec: GeneratorSpec, first: tuple[int, ...], halvings: int, features: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,9 +29,8 @@ from spade_deploy.runs.state_dicts import (
     ENCODER_HINT,
     check_values,
     choose_part,
-    completed,
     encoder_tensors,
-    fill,
+    filled,
     find_parts,
     first_names,
 )
@@ -77,7 +77,7 @@ def read_generator_file(path: Path, request: ImportRequest) -> ImportedGenerator
     spec = found.find()
     own = found.tensors(spec)
     guesses, notes = [*guesses, *found.guesses], [*notes, *found.notes]
-    module = _with_weights(spec, own, path, notes)
+    module = filled(partial(build_generator, spec), own, path, notes, "`upsampling` may be another than assumed")
     return ImportedGenerator(module.eval(), spec, tuple(notes), tuple(guesses))
 
 
@@ -98,19 +98,17 @@ def read_encoder_file(path: Path, spec: GeneratorSpec, notes: list[str] | None =
             hint="leave it out",
         )
     state = encoder_tensors(path, _ENCODER_ANCHOR, notes, is_not="not a style encoder", expected="a latest_net_E.pth")
+    make = partial(StyleEncoder, spec.z_dim, spec.base_channels)
     with torch.device("meta"):
-        blueprint = StyleEncoder(spec.z_dim, spec.base_channels)
-    found, wanted = tuple(state["fc_mu.weight"].shape), tuple(blueprint.fc_mu.weight.shape)
+        wanted = tuple(make().fc_mu.weight.shape)
+    found = tuple(state["fc_mu.weight"].shape)
     if found != wanted:
         raise CheckpointError(
             f"{path}: tensor 'fc_mu.weight' is {found}; the encoder of this generator (base channels"
             f" {spec.base_channels}, style vector {spec.z_dim}) has {wanted}",
             hint=ENCODER_HINT,
         )
-    given = completed(blueprint, state, path, notes, ENCODER_HINT)
-    encoder = StyleEncoder(spec.z_dim, spec.base_channels)
-    fill(encoder, given, path, notes)
-    return encoder.eval()
+    return filled(make, state, path, notes, ENCODER_HINT).eval()
 
 
 def _no_generator(path: Path, loaded: object) -> CheckpointError:
@@ -139,16 +137,6 @@ def _no_generator(path: Path, loaded: object) -> CheckpointError:
         " imported",
         hint=f"expected a latest_net_G.pth; this file begins with {first_names(loaded)}",
     )
-
-
-def _with_weights(spec: GeneratorSpec, state: dict[str, Tensor], path: Path, notes: list[str]) -> Generator:
-    """The generator with the file's tensors, whose shapes are compared before it takes any memory."""
-    with torch.device("meta"):
-        blueprint = build_generator(spec)
-    given = completed(blueprint, state, path, notes, "`upsampling` may be another than assumed")
-    module = build_generator(spec)
-    fill(module, given, path, notes)
-    return module
 
 
 @dataclass(frozen=True)

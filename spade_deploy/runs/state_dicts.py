@@ -8,10 +8,10 @@ prefix of all names of the network. So no list of wrappers is needed, and every 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from spade_deploy.errors import CheckpointError, ConfigError, quoted
 from spade_deploy.runs.weight_files import load_weights
+
+Network = TypeVar("Network", bound=nn.Module)
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WRAPPING_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -177,7 +179,21 @@ def _type(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def completed(
+def filled(make: Callable[[], Network], state: dict[str, Tensor], path: Path, notes: list[str], hint: str) -> Network:
+    """The network that `make` makes, with the file's tensors, whose shapes are compared before it takes any memory.
+
+    notes: the list that sentences on what was changed on the way are added to. Raises CheckpointError, with `hint` if
+    tensors are missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        blueprint = make()
+    given = _completed(blueprint, state, path, notes, hint)
+    network = make()
+    _fill(network, given, path, notes)
+    return network
+
+
+def _completed(
     blueprint: nn.Module, state: dict[str, Tensor], path: Path, notes: list[str], hint: str
 ) -> dict[str, Tensor]:
     """The file's tensors, which must have the names and shapes of those in `blueprint`.
@@ -219,7 +235,7 @@ def completed(
     return {**given, **{key: torch.zeros((), dtype=torch.int64) for key in untold}}
 
 
-def fill(module: nn.Module, given: dict[str, Tensor], path: Path, notes: list[str]) -> None:
+def _fill(module: nn.Module, given: dict[str, Tensor], path: Path, notes: list[str]) -> None:
     """Put the tensors into the module, in the module's types. Raises CheckpointError for NaN and infinity."""
     own = module.state_dict()
     kinds = sorted({_type(given[key]) for key, tensor in own.items() if given[key].dtype != tensor.dtype})

@@ -18,7 +18,7 @@ from spade_deploy.printable import one_line
 from spade_deploy.serving.drawings import Drawings
 from spade_deploy.serving.edits import DRAWING, VERSION, add_edits
 from spade_deploy.serving.figures import Figures
-from spade_deploy.serving.guards import GuardMiddleware, Guards, TokenMiddleware
+from spade_deploy.serving.guards import GuardMiddleware, Guards, HeadMiddleware, TokenMiddleware
 from spade_deploy.serving.live import add_live
 from spade_deploy.serving.maps import shown_name
 from spade_deploy.serving.memory import Budget
@@ -75,7 +75,8 @@ def make_app(
     add_page(app, serving)
     local = ("localhost", "127.0.0.1", "[::1]", asked.host) if asked.is_local else ()
     guards = Guards(token, local, asked.cors)
-    app.add_middleware(TokenMiddleware, guards=guards)  # the one that is added last comes first
+    app.add_middleware(HeadMiddleware)  # the one that is added last comes first
+    app.add_middleware(TokenMiddleware, guards=guards)
     if asked.cors:
         app.add_middleware(
             CORSMiddleware,

@@ -152,6 +152,17 @@ class TokenMiddleware:
             await refuse(refusal, scope, receive, send)
 
 
+class HeadMiddleware:
+    """Answers HEAD as GET, as load balancers and monitors ask for it; the server sends the headers alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self._app({**scope, "method": "GET"} if is_head else scope, receive, send)
+
+
 async def refuse(refusal: HttpError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request, or close a WebSocket, with a refusal."""
     if scope["type"] == "websocket":

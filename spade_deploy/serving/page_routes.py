@@ -53,7 +53,7 @@ def add_page(app: FastAPI, serving: Serving) -> None:
         "/v1/models/{name}/style",
         tags=["images"],
         summary="The style vector of a photo",
-        responses=problems(401, 404, 408, 413, 422),
+        responses=problems(401, 404, 408, 413, 415, 422),
         openapi_extra={
             "requestBody": {
                 "required": True,

@@ -32,6 +32,7 @@ TITLES = {
     421: "The server has another name",
     422: "The request contradicts the model",
     429: "Too many requests wait",
+    431: "The headers are too large",
     500: "The server failed",
     503: "The server cannot do it now",
 }
@@ -63,6 +64,10 @@ def status_of(error: SpadeError) -> int:
     return 500
 
 
+_FIELDS = {"`style_image`": "`style_photo`"}
+"""Settings of the commands whose field in a request has another name."""
+
+
 def body_of(error: SpadeError, request_id: str = "") -> dict[str, Any]:
     """The members of the problem's JSON."""
     status = status_of(error)
@@ -70,11 +75,17 @@ def body_of(error: SpadeError, request_id: str = "") -> dict[str, Any]:
         "type": "about:blank",
         "title": TITLES.get(status, "The request failed"),
         "status": status,
-        "detail": error.message,
+        "detail": _in_fields(error.message),
     }
     if error.hint:
-        body["hint"] = error.hint
+        body["hint"] = _in_fields(error.hint)
     return {**body, "request_id": request_id} if request_id else body
+
+
+def _in_fields(text: str) -> str:
+    for setting, field in _FIELDS.items():
+        text = text.replace(setting, field)
+    return text
 
 
 def response_to(error: SpadeError, request_id: str = "", retry_s: int | None = None) -> JSONResponse:

@@ -9,11 +9,14 @@ import asyncio
 import json
 import logging
 import uuid
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from spade_deploy.serving.guards import HEALTH_PATHS
 from spade_deploy.serving.logs import log_request
 from spade_deploy.serving.memory import FULL, TRY_LATER, Share
 from spade_deploy.serving.problems import MEDIA_TYPE, HttpError, body_of, response_to
@@ -26,6 +29,7 @@ MOST_HEADER_BYTES = 1 << 16
 """Bytes of a request's first line and headers; as many may stand behind its body."""
 MOST_PIPELINED = 16
 """Requests that a client may send on one connection before it has read the answer to the first."""
+_NO_HTTP_HINT = "docs/serving.md has examples; the address begins with http://, since TLS is a matter of a proxy"
 CLOSING_S = 1.0
 """Seconds in which a client may read why its WebSocket is closed, while what it sends is dropped."""
 
@@ -35,6 +39,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     _overdue: asyncio.TimerHandle | None = None
     _is_broken = False  # what came is no HTTP, and nothing of what follows is read
+    _problem: HttpError | None = None  # why a request that can be read is refused all the same
     _bytes_beside_bodies = 0  # since a request, or a part of its body, began
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -45,10 +50,12 @@ class PatientProtocol(HttpToolsProtocol):
         if self._is_broken:
             return
         crowd, most = max(len(self.connections), len(self.tasks)), getattr(self.config, "most_connections", None)
-        self.app = _too_many if most is not None and crowd > most else self.config.loaded_app
+        app = self.config.loaded_app
+        self.app = partial(_too_many, app) if most is not None and crowd > most else app
         self._bytes_beside_bodies += len(data)
         super().data_received(data)
         if self._bytes_beside_bodies > MOST_HEADER_BYTES and not self._is_broken:
+            self._problem = _headers_too_long()
             self.send_400_response("")
         self._wait()
 
@@ -67,9 +74,11 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         # What is raised here, the parser makes an error of the request.
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEADER_BYTES:
-            raise ValueError("the headers are too long")
+            self._problem = _headers_too_long()
+            raise self._problem
         if len(self.pipeline) >= MOST_PIPELINED:
-            raise ValueError("too many requests wait for the answer to the first")
+            self._problem = HttpError(400, f"more than {MOST_PIPELINED} requests were sent ahead on one connection")
+            raise self._problem
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -77,18 +86,19 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP. A whole request that came before it on the connection gets its answer."""
+        """Answer what is no HTTP, or too long. A whole request before it on the connection gets its own answer."""
         self._is_broken = True
         request_id = uuid.uuid4().hex[:16]
-        log_request(_LOG, request_id, {"method": "-", "path": "-"}, 400, 0.0)
+        error = self._problem or HttpError(400, "what was sent is no HTTP/1.1 request", hint=_NO_HTTP_HINT)
+        log_request(_LOG, request_id, {"method": "-", "path": "-"}, error.status, 0.0)
         if not self._is_between_requests() and not self.cycle.more_body:
             self.cycle.keep_alive = False  # the connection is closed after its answer
             return
         if self._is_between_requests() or not (self.pipeline or self.cycle.response_started):
-            error = HttpError(400, "what was sent is no HTTP/1.1 request", hint="docs/serving.md has examples")
             body = json.dumps(body_of(error, request_id)).encode()
             head = (
-                f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+                f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+                f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
                 f"connection: close\r\nx-request-id: {request_id}\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
@@ -161,7 +171,16 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(CLOSING_S, self.transport.close)
 
 
-async def _too_many(scope: Any, receive: Any, send: Any) -> None:
+def _headers_too_long() -> HttpError:
+    return HttpError(
+        431, f"first line, headers and trailers have more than {MOST_HEADER_BYTES:,} bytes", hint="send less in headers"
+    )
+
+
+async def _too_many(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] in HEALTH_PATHS:  # a crowd of idle connections is no reason to end the process
+        await app(scope, receive, send)
+        return
     request_id = uuid.uuid4().hex[:16]
     log_request(_LOG, request_id, scope, 503, 0.0)
     problem = HttpError(503, "too many connections are open", hint="send it again a little later")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from spade_deploy.engines.base import parse_backend, parse_graph_choice
 from spade_deploy.errors import ConfigError
@@ -81,10 +82,12 @@ class ServeRequest:
         parse_backend(str(self.backend))
         parse_graph_choice(str(self.graph))
         for origin in self.cors:
-            if origin != "*" and not origin.startswith(("http://", "https://")):
+            if origin != "*" and origin != (sent := _as_browsers_send(origin)):
                 raise ConfigError(
                     f"`cors`: {origin!r} is not an origin such as https://example.org",
-                    hint="give scheme, host and port as in a browser's address bar; * allows every page",
+                    hint=f"browsers send {sent}"
+                    if sent
+                    else "give scheme, host and port as in a browser's address bar; * allows every page",
                 )
         if not self.is_local and self.token_file is None and not self.insecure:
             raise ConfigError(
@@ -101,3 +104,16 @@ class ServeRequest:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _as_browsers_send(origin: str) -> str:
+    """An origin as it stands in the header that a browser sends: no path, small letters, no usual port; '' for none."""
+    try:
+        parts = urlsplit(origin)
+        scheme, host, port = parts.scheme.lower(), (parts.hostname or "").encode("idna").decode(), parts.port
+    except ValueError:  # a port that is none, a host that cannot be encoded
+        return ""
+    if scheme not in ("http", "https") or not host:
+        return ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}" + ("" if port in (None, {"http": 80, "https": 443}[scheme]) else f":{port}")

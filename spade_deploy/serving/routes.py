@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from spade_deploy.artifact import Arrays
+from spade_deploy.errors import quoted
 from spade_deploy.serving.forms import form_of
 from spade_deploy.serving.maps import (
     Asked,
@@ -234,7 +235,15 @@ def wanted_of(request: Request, model: ServedModel, asked: Asked, fields: Mappin
 
 
 async def read_body(request: Request, most: int, seconds: float = BODY_S) -> bytes:
-    """The whole body. Raises HttpError: 400 for a wrong length, 408 if it comes too slowly, 413 if it is too long."""
+    """The whole body. Raises HttpError: 400 for a wrong length, 408 if it comes too slowly, 413 if it is too long, 415
+    if it is compressed."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise HttpError(
+            415,
+            f"a body with Content-Encoding {quoted(encoding)} is not supported",
+            hint="send it as it is, without that header: a PNG is compressed already",
+        )
     return b"".join([part async for part in _parts(request, most, seconds)])
 
 

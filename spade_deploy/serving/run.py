@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -126,9 +127,10 @@ def _listening(asked: ServeRequest) -> socket.socket:
         found.bind((asked.host, asked.port))
     except OSError as error:
         found.close()
+        is_port = error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
         raise ConfigError(
-            f"`port`: {asked.host}:{asked.port} cannot be opened: {reason_of(error)}",
-            hint="choose another `port`; 0 picks a free one",
+            f"`{'port' if is_port else 'host'}`: {asked.host}:{asked.port} cannot be opened: {reason_of(error)}",
+            hint="choose another `port`; 0 picks a free one" if is_port else "give an address of this machine",
         ) from error
     found.set_inheritable(True)
     return found

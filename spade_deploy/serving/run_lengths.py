@@ -37,11 +37,16 @@ class RunLengths:
             raise ImageTooLargeError(f"`runs`: {self.width} x {self.height} pixels exceed the limit of {most_pixels}")
         flat = np.asarray(self.runs, np.int64)
         ids, lengths = flat[::2], flat[1::2]
-        if len(flat) % 2 or not len(flat) or (lengths < 1).any() or int(lengths.sum()) != pixels:
-            raise LabelMapError(
-                f"`runs`: the lengths add up to {int(lengths.sum())}, not to {self.height} x {self.width} = {pixels}",
-                hint="[value, length, value, length, ...] row by row, with lengths of at least 1",
-            )
+        wrong = None
+        if len(flat) % 2 or not len(flat):
+            wrong = f"{len(flat)} numbers are not pairs of a value and a length"
+        elif (lengths < 1).any():
+            wrong = f"{int(lengths.min())} is not a length"
+        elif int(lengths.sum()) != pixels:
+            wrong = f"the lengths add up to {int(lengths.sum())}, not to {self.height} x {self.width} = {pixels}"
+        if wrong:
+            hint = "[value, length, value, length, ...] row by row, with lengths of at least 1"
+            raise LabelMapError(f"`runs`: {wrong}", hint=hint)
         if int(np.abs(ids).max()) > np.iinfo(np.int32).max:
             raise LabelMapError(f"`runs`: {int(np.abs(ids).max())} is not an id")
         return np.repeat(ids.astype(np.int32), lengths).reshape(self.height, self.width)

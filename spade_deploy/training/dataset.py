@@ -97,6 +97,11 @@ class Memory:
 class SampleSource(Protocol):
     """A split of a data set. It is sent to worker processes, so it holds names and no pixels."""
 
+    what: str
+    """Its samples in words: 'training samples', 'held-out samples'."""
+    check_hint: str
+    """The command that finds what is wrong with its files, in a sentence."""
+
     def __len__(self) -> int: ...
 
     def stem(self, index: int) -> str: ...
@@ -239,8 +244,7 @@ def _first_usable(
         except LabelMapError as error:
             bad[place] = error.message
     raise DatasetError(
-        f"none of the {len(source)} samples can be used; the first one: {bad[index]}",
-        hint="spade check-labels DIR shows what is wrong",
+        f"none of the {len(source)} {source.what} can be used; the first one: {bad[index]}", hint=source.check_hint
     )
 
 

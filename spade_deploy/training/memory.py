@@ -34,9 +34,7 @@ def build_bank(source: SampleSource, setup: Setup) -> MemoryBank:
     bank = builder.bank(config.bank_segments)
     if not len(bank):
         why = f"none of {count} samples can be used; the first one: {bad[0]}" if bad else "all pixels are unknown"
-        raise DatasetError(
-            f"no segment for a memory bank was found: {why}", hint="spade check-labels DIR shows what is wrong"
-        )
+        raise DatasetError(f"no segment for a memory bank was found: {why}", hint=source.check_hint)
     return bank
 
 

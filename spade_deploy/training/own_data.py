@@ -109,7 +109,7 @@ def _labels(asked: DataRequest) -> LabelSpec:
         folder = asked.labels or asked.root
         raise ConfigError(
             "`num_labels` is needed for a data set of your own: how many classes there are; or `classes` FILE",
-            hint=f"spade check-labels {shlex.quote(str(folder)) if folder else 'DIR'}   lists the ids that are in them",
+            hint=f"`spade check-labels {shlex.quote(str(folder)) if folder else 'DIR'}` lists the ids that are in them",
         )
     return own_labels(asked.num_labels, has_edges=has_edges, **unknown)
 

@@ -78,8 +78,21 @@ class DataRequest:
         return "custom" if self.labels is not None or self.images is not None or self.root is not None else "earth"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PerceptualRequest:
+    """The network of the perceptual loss, of a training and of a student."""
+
+    perceptual: PerceptualNetwork | None = setting(
+        None,
+        help="Perceptual loss with downloaded weights: vgg19 (paper) or vgg16.",
+        group=LEARNING,
+        metavar=TEXT,
+        after="weight_perceptual",
+    )
+
+
 @dataclass(frozen=True)
-class TrainRequest:
+class TrainRequest(PerceptualRequest):
     """The settings of a training: those of a preset, except for the ones that are given."""
 
     data: DataRequest = field(default_factory=DataRequest)
@@ -108,11 +121,4 @@ class TrainRequest:
         group=LEARNING,
         negatable=True,
         after="lr_discriminator",
-    )
-    perceptual: PerceptualNetwork | None = setting(
-        None,
-        help="Perceptual loss with downloaded weights: vgg19 (paper) or vgg16.",
-        group=LEARNING,
-        metavar=TEXT,
-        after="weight_perceptual",
     )

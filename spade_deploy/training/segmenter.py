@@ -26,7 +26,7 @@ from spade_deploy.export.onnx_recorder import GraphInput, Recorder
 from spade_deploy.files.atomic import atomic_file
 from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.labels.pairs import photos_in_both
+from spade_deploy.labels.same_photos import photos_in_both
 from spade_deploy.metrics import ConfusionMatrix, OnnxSegmenter
 from spade_deploy.metrics.onnx_images import METADATA_KEY
 from spade_deploy.progress import SILENT, Progress

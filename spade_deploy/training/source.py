@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 from spade_deploy.labels.holdout import FEWEST
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.same_photos import copies_trained_on
 from spade_deploy.retrieval.bank import MemoryBank
 from spade_deploy.runs.data_record import DataRecord
 from spade_deploy.runs.learned import learned_before
@@ -67,10 +69,11 @@ class FolderSource:
         self._training = open_source(data, "train", labels)
         self._data = data
         self._held_out, self._split = open_held_out(data, labels)
-        self.notes = _unpaired(getattr(self._training, "problems", ()))
+        self._copies = sorted(copies_trained_on(data, self._split))
+        self.notes = (*_unpaired(getattr(self._training, "problems", ())), *getattr(self._training, "notes", ()))
         self._begins_with = "the weights that `init` names" if setup.train.distill is None else "the teacher"
         self._learned = learned_before(setup.train.begins_with).count(self._held_out.record())
-        self.notes += self._about_measuring()
+        self.notes += (*self._about_measuring(), *_about_copies(self._copies, len(self._held_out)))
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return dataset.steps_per_epoch(self._training, batch_size)
@@ -113,7 +116,7 @@ class FolderSource:
         """The training samples, in the order that batches are drawn from."""
         held_out, names = self._data.holdout, [self._held_out.stem(index) for index in range(len(self._held_out))]
         measured_on: dict[str, Any] = {"split": self._split, "held_out": self._is_held_out, "samples": names}
-        measured_on["learned_before"] = self._learned
+        measured_on |= {"learned_before": self._learned, "also_trained_on": len(self._copies)}
         if held_out is not None:
             measured_on |= {"share": held_out.share, "seed": held_out.seed}
         return replace(self._training.record(), measured_on=measured_on)
@@ -121,7 +124,7 @@ class FolderSource:
     @property
     def _is_held_out(self) -> bool | None:
         """Whether neither this run nor those before it learn from what is measured on; None if that is not known."""
-        if self._split == "train" or self._learned:
+        if self._split == "train" or self._learned or self._copies:
             return False
         return True if self._learned == 0 else None
 
@@ -168,7 +171,7 @@ def _about_measuring(data: DataConfig, split: str, measured: int, trained: int) 
     """A sentence on the samples that metrics and sample grids are of, where that is not plain from the data set."""
     if data.holdout is not None and split != "train":
         share, seed = measured / (measured + trained), data.holdout.seed
-        what = "sample is" if measured == 1 else "samples are"
+        what = "samples is" if measured == 1 else "samples are"
         text = f"{measured} of {measured + trained} {what} held out ({share:.0%}, chosen by name with seed {seed})"
         text += f": metrics and sample grids use these, training uses the other {trained}"
         return (f"{text}; `holdout` sets the share",)
@@ -179,6 +182,14 @@ def _about_measuring(data: DataConfig, split: str, measured: int, trained: int) 
         return (f"{data.root} has no {data.evaluation_split} split: {instead}",)
     why = f"{trained} samples are too few to hold any out" if trained < FEWEST else "no samples are held out"
     return (f"{why}: {instead}, and also show what was memorised; `val_labels` and `val_images` name others",)
+
+
+def _about_copies(copies: Sequence[Path], measured: int) -> tuple[str, ...]:
+    """A sentence on photos that are both measured and trained on."""
+    if not copies:
+        return ()
+    text = f"{len(copies)} of the {measured} photos that metrics and sample grids are of are trained on, too, as"
+    return (f"{text} {copies[0]} is: they are not held out, and the figures are too good; remove the copies",)
 
 
 def _unpaired(problems: tuple[str, ...], shown: int = 5) -> tuple[str, ...]:

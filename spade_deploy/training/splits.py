@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from spade_deploy.errors import DatasetError
 from spade_deploy.images.image_file import Size
+from spade_deploy.labels.check_request import check_command
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.pairs import find_samples
 from spade_deploy.labels.samples import EarthSamples, FileSamples, SampleArrays, Samples, is_embedded
@@ -28,7 +29,7 @@ def open_source(config: DataConfig, split: str, labels: LabelSpec, *, leave_out:
     sizes = (config.load_size, config.crop_size)
     if is_embedded(config):
         whole, crop = (EarthSamples(split, labels, size) for size in sizes)
-        return SplitSource(config, whole, crop, stem_prefix=f"{split}-")
+        return SplitSource(config, whole, crop, f"tiles of {split}", stem_prefix=f"{split}-")
     pairing = find_samples(config, split)
     if leave_out:
         wanted = tuple(sample for sample in pairing.samples if sample.photo not in leave_out)
@@ -40,14 +41,27 @@ def open_source(config: DataConfig, split: str, labels: LabelSpec, *, leave_out:
         raise DatasetError(f"{first}: training needs photos", hint="name their folder with `images_dir`")
     hint = "name their folder with `instances_dir`, or train without edges"
     training, evaluation = (FileSamples(pairing, labels, size, hint, labels_only=config.labels_only) for size in sizes)
-    return SplitSource(config, training, evaluation)
+    what = "training samples" if split == "train" else f"samples of {split}"
+    if split == "val" and config.holdout is not None:
+        what = "held-out samples"
+    command = check_command(config, labels, split)
+    return SplitSource(config, training, evaluation, what, f"`{command}` shows what is wrong")
 
 
 class SplitSource:
     """Samples that are read at the load size for training, and at the crop size for evaluation."""
 
-    def __init__(self, config: DataConfig, training: Samples, evaluation: Samples, stem_prefix: str = "") -> None:
-        self.problems = training.problems
+    def __init__(
+        self,
+        config: DataConfig,
+        training: Samples,
+        evaluation: Samples,
+        what: str,
+        check_hint: str = "the embedded data set is damaged: install the package again",
+        *,
+        stem_prefix: str = "",
+    ) -> None:
+        self.problems, self.notes, self.what, self.check_hint = training.problems, training.notes, what, check_hint
         self._config, self._training, self._evaluation, self._prefix = config, training, evaluation, stem_prefix
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ class Subset:
 
     def __init__(self, whole: SampleSource, places: Sequence[int]) -> None:
         self._whole, self._places = whole, tuple(places)
+        self.what, self.check_hint = whole.what, whole.check_hint
 
     def __len__(self) -> int:
         return len(self._places)

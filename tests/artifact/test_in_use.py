@@ -17,7 +17,16 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from spade_deploy.artifact import GOLDEN_OUTPUTS, LABEL, REPORT_JSON, Artifact, Source, graph_file, rewrite_manifest
+from spade_deploy.artifact import (
+    GOLDEN_OUTPUTS,
+    IMAGE,
+    LABEL,
+    REPORT_JSON,
+    Artifact,
+    Source,
+    graph_file,
+    rewrite_manifest,
+)
 from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.bench import BenchPlan, choose_candidates, run_plan
 from spade_deploy.engines.base import Backend
@@ -27,7 +36,7 @@ from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.engines.ort.session import load_onnxruntime
 from spade_deploy.errors import ArtifactError
 from spade_deploy.export.pipeline import ExportRequest, export_artifact
-from spade_deploy.spec import LabelSpec, Precision
+from spade_deploy.spec import GraphKind, LabelSpec, Precision
 from spade_deploy.validation.divergence import first_divergence
 from tests.support.generators import build_generator
 from tests.support.stand_in import PLAIN, random_inputs, stand_in_artifact, stand_in_graph
@@ -147,10 +156,11 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
+@pytest.mark.parametrize("change", ["replaced", "removed"])
 def test_a_model_exported_again_is_never_mixed_with_the_one_that_runs(
-    two_models: tuple[Path, Path], tmp_path: Path
+    two_models: tuple[Path, Path], tmp_path: Path, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Map by map: the lookup graph is open, and the dense one would be opened when the first map asks for it."""
+    """The lookup graph is open, and the dense one would be opened when the first map asks for it: a server goes on."""
     place = tmp_path / "artifact"
     shutil.copytree(two_models[0], place)
     opened = Artifact.open(place)
@@ -161,9 +171,19 @@ def test_a_model_exported_again_is_never_mixed_with_the_one_that_runs(
     with runtime:
         runtime.run({LABEL: few})
         shutil.rmtree(place)
-        shutil.copytree(two_models[1], place)
-        with pytest.raises(ArtifactError, match=AGAIN):
-            runtime.run({LABEL: many})
+        if change == "replaced":
+            shutil.copytree(two_models[1], place)
+        found = [runtime.run({LABEL: many})[IMAGE] for _ in range(2)]
+        assert runtime.kind is GraphKind.LOOKUP
+    with OrtRuntime(Artifact.open(two_models[0]), Precision.FP32) as dense:
+        expected = dense.run({LABEL: many})[IMAGE]
+    with OrtRuntime(Artifact.open(two_models[1]), Precision.FP32) as other:
+        assert np.abs(other.run({LABEL: many})[IMAGE] - expected).max() > 0.1
+    for image in found:
+        np.testing.assert_allclose(image, expected, atol=1e-4)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "generator.fp32.onnx" in said
+    assert said.endswith("; every map runs on the lookup graph, which is open")
 
 
 def test_a_bench_measures_no_other_artifact_than_the_one_it_judges(

@@ -44,15 +44,31 @@ def test_a_file_gets_plain_lines_now_and_then(capsys: pytest.CaptureFixture[str]
         for step in (1, 2, 3, 4, 5, 100_000):
             report(bar, step, metrics=METRICS if step > 4 else {})
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split("/")[0] for line in lines] == ["step 1", "step 4", "step 100000"]
-    assert lines[0] == (
-        "step 1/100000  left 1 d 10 h  1.23 s/step  25.9 samples/s  12.3 GB"
-        "  G 0.31  FM 12.31  L1 0.21  VGG 3.10  KL 0.01"
-    )
-    # 30 seconds for three steps: ten a step, for 99,996 steps to come.
-    assert "left 11 d 13 h" in lines[1]
-    assert lines[2].endswith("frechet 123  kernel 0.0312  mean iou 0.312  accuracy 0.710  l1 0.213  psnr 17.2")
+    assert lines == [
+        "step 1/100000  left 1 d 10 h  1.23 s/step  25.9 samples/s  12.3 GB",
+        "step 1/100000  G 0.31  FM 12.31  L1 0.21  VGG 3.10  KL 0.01",
+        # 30 seconds for three steps: ten a step, for 99,996 steps to come.
+        "step 4/100000  left 11 d 13 h  1.23 s/step  25.9 samples/s  12.3 GB",
+        "step 4/100000  G 0.31  FM 12.31  L1 0.21  VGG 3.10  KL 0.01",
+        "step 100000/100000  left 0:00  1.23 s/step  25.9 samples/s  12.3 GB",
+        "step 100000/100000  G 0.31  FM 12.31  L1 0.21  VGG 3.10  KL 0.01",
+        "step 100000/100000  frechet 123  kernel 0.0312  mean iou 0.312  accuracy 0.710",
+        "step 100000/100000  l1 0.213  psnr 17.2",
+    ]
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", "".join(lines)), "no control characters"
+
+
+def test_no_line_of_a_log_is_longer_than_80_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = LOSSES | {"discriminator_real": 10.123, "discriminator_fake": 123.456, "a_loss_of_a_later_version": 1.0}
+    with training_bar(Clock(10.0)) as bar:
+        fields: dict[str, Any] = {"seconds_each": 1234.567, "per_second": 0.00123, "memory_bytes": 123_456_789_012}
+        bar.count("training", 999_999, 9_999_999, Figures(losses=losses, metrics=METRICS, **fields))
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(line.startswith("step 999999/9999999  ") for line in lines)
+    told = "  ".join(line.removeprefix("step 999999/9999999  ") for line in lines)
+    assert told.startswith("left 128600 d 17 h  1234.57 s/step  0.00123 samples/s  123.5 GB  G 0.31  FM 12.31  L1 0.21")
+    assert "D real 10.12  fake 123.46  a_loss_of_a_later_version 1.00  frechet 123" in told
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -86,7 +102,7 @@ def test_notes_are_shown_when_they_come_up(capsys: pytest.CaptureFixture[str]) -
         report(bar, 2)
         report(bar, 3)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[1:] == ["note: 2 classes never occur [sea]"]
+    assert lines[2:] == ["note: 2 classes never occur [sea]"]
 
 
 @pytest.mark.parametrize(

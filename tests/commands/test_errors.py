@@ -111,7 +111,7 @@ TABLE = [
         "infer labels out --artifact artifact --seed 3",
         2,
         "--seed: this model has no style vector",
-        "leave the flag out",
+        "leave it out",
     ),
     ("infer labels out --artifact styled --seed -3", 2, "--seed: -3 is negative", "give 0 or more"),
     ("infer labels out --artifact styled --style-image a.png", 2, "has no style encoder", "--seed N"),
@@ -168,7 +168,7 @@ TABLE = [
     ("build artifact --precision bf16", 2, "--precision: 'bf16' is not one of", "`spade infer --precision bf16`"),
     ("eval --styles 1 runs", 2, "--styles: 1 is not 0 or from 2", another("eval")),
     # Servers and packages.
-    ("serve nowhere", 1, "nowhere: does not exist", "check the path, or make one with `spade export`"),
+    ("serve nowhere --port 0", 1, "nowhere: does not exist", "check the path, or make one with `spade export`"),
     ("serve artifact --port 99999", 2, "--port: 99999 is not in 0..65535", another("serve")),
     (
         "serve artifact --host 0.0.0.0",
@@ -179,7 +179,7 @@ TABLE = [
     ("serve artifact --token-file nothing", 2, "--token-file: nothing cannot be read", "secrets.token_urlsafe(32)"),
     ("serve artifact --token-file text.txt", 2, "is not a token of at least 16", "secrets.token_urlsafe(32)"),
     ("serve artifact --cors example.org", 2, "'example.org' is not an origin", "give scheme, host and port"),
-    ("serve a=artifact a=styled", 2, "two artifacts have the name a: artifact and styled", "a-2=styled"),
+    ("serve a=artifact a=styled --port 0", 2, "two artifacts have the name a: artifact and styled", "a-2=styled"),
     ("serve artifact --workers 0", 2, "--workers: 0 is not in 1..64", another("serve")),
     ("serve artifact --min-psnr 40", 2, "min-psnr", "add --precision fastest"),
     ("package artifact --triton text.txt", 2, "text.txt", "name another folder"),

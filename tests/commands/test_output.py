@@ -95,6 +95,26 @@ class TestJson:
         output.finish(0)
         assert capsys.readouterr().out == ""
 
+    @pytest.mark.parametrize(("stdout", "reason"), [("full", "No space left on device"), ("unread", "Broken pipe")])
+    def test_a_document_that_cannot_be_written_is_said_and_is_no_success(
+        self, place: Path, stdout: str, reason: str
+    ) -> None:
+        if stdout == "full":
+            target = os.open("/dev/full", os.O_WRONLY)
+        else:
+            reads, target = os.pipe()
+            os.close(reads)
+        words = ["inspect", "artifact", "--json", "--log-file", "log.txt"]
+        command = [sys.executable, "-m", "spade_deploy", *words]
+        done = subprocess.run(command, stdout=target, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(target)
+        assert done.returncode == 1
+        assert done.stderr.endswith(
+            f"error: the JSON document cannot be written: {reason}\n"
+            "next: what the command made is there; only the document is missing\n"
+        ), done.stderr
+        assert "exit code 1" in (place / "log.txt").read_text(encoding="utf-8")
+
     def test_settings_are_the_result(self, place: Path) -> None:
         found = json.loads(run("train", "--print-config", "--json", "--steps", "7").stdout)
         assert found["result"]["settings"]["steps"] == 7

@@ -90,7 +90,7 @@ def test_only_training_steps_move_the_bar_of_a_training(capsys: pytest.CaptureFi
         progress.count("training", 1, 9, Figures(per_second=1.0, seconds_each=1.0, losses={"l1": 0.5}))
     said = capsys.readouterr()
     assert said.out == "  validating every graph\n"
-    assert [line.split()[1] for line in said.err.splitlines()] == ["1/9"]
+    assert [line.split()[1:3] for line in said.err.splitlines()] == [["1/9", "left"], ["1/9", "L1"]]
 
 
 def test_notes_of_infer_are_no_part_of_its_results(capsys: pytest.CaptureFixture[str]) -> None:

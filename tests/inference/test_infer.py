@@ -1035,3 +1035,26 @@ def test_a_runtime_that_takes_batches_ahead_gives_each_file_its_own_image(
         right = expected(PLAIN, {LABEL: np.full((1, 64, 32), number, np.uint8)})[PIXELS][0]
         with Image.open(tmp_path / "out" / f"{number}.png") as image:
             np.testing.assert_array_equal(np.asarray(image), right)
+
+
+def test_images_in_folders_inside_are_left_alone_and_named(plain: Artifact, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    write_labels(labels, 2, (64, 32))
+    write_labels(labels / "berlin", 1, (64, 32))
+    (labels / "notes").mkdir()
+    (labels / "notes" / "text.txt").write_text("x", encoding="utf-8")
+    listener = Listener()
+    summary = infer(plain, InferRequest(labels, labels / "out"), listener)
+    assert (summary.total, summary.written) == (2, 2)
+    told = [note for note in listener.notes if "left alone" in note]
+    assert told == [
+        f"{labels}: images in the folder 'berlin' are left alone; '{labels}/**/*.png' names those in folders, too"
+    ]
+    write_labels(labels / "paris", 1, (64, 32))
+    again = Listener()
+    infer(plain, InferRequest(labels, labels / "out"), again)
+    assert any("2 folders, such as 'berlin' are" in note for note in again.notes)
+
+    alone = Listener()
+    infer(plain, InferRequest(labels / "berlin", tmp_path / "out"), alone)
+    assert not any("left alone" in note for note in alone.notes)

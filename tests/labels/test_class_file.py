@@ -40,6 +40,27 @@ def written(folder: Path, text: object, name: str) -> Path:
         ("by_id.json", {"0": "road", "1": "big tree", "2": "sky"}, Classes(NAMES, ())),
         ("data.yaml", "path: x\ntrain: images\nnc: 3\nnames: [road, big tree, sky]\n", Classes(NAMES, ())),
         ("new.yml", "names:\n  0: road\n  1: big tree\n  2: sky\n", Classes(NAMES, ())),
+        ("upper.csv", "name,R,G,B\nroad,128,64,128\nbig tree,0,128,0\nsky,70,130,180\n", BOTH),
+        ("quoted.csv", '"road","128","64","128"\n"big tree","0","128","0"\n"sky","70","130","180"\n', BOTH),
+        ("hex.csv", "label,color\nroad,#804080\nbig tree,#008000\nsky,#4682b4\n", BOTH),
+        ("tuple.csv", 'name;rgb\nroad;"(128, 64, 128)"\nbig tree;"0 128 0"\nsky;"70,130,180"\n', BOTH),
+        ("hex.txt", "road #804080\nbig tree #008000\nsky #4682b4  # blue\n", BOTH),
+        ("blanks.txt", "R G B name\n128 64 128 road\n0 128 0 big tree\n70 130 180 sky\n", BOTH),
+        (
+            "labelmap.txt",
+            "# label:color:parts:actions\nroad:128,64,128::\nbig tree:0,128,0::\nsky:70,130,180::\n",
+            BOTH,
+        ),
+        ("ids.csv", "id,name,r,g,b\n2,sky,70,130,180\n0,road,128,64,128\n1,big tree,0,128,0\n", BOTH),
+        ("ids.txt", "2 sky 70 130 180\n0 road 128 64 128\n1 big tree 0 128 0\n", BOTH),
+        ("counted.txt", "1 0 128 0 big tree\n0 128 64 128 road\n2 70 130 180 sky\n", BOTH),
+        ("labels.txt", "1: big tree\n0: road\n2: sky\n", Classes(NAMES, ())),
+        ("info.csv", "Idx,Ratio,Name\n1,0.2,big tree\n0,0.3,road\n2,0.1,sky\n", Classes(NAMES, ())),
+        ("pandas.csv", "name\nroad\nbig tree\nsky\n", Classes(NAMES, ())),
+        ("digits.txt", "0 0 0 0\n128 0 0 1\n", Classes(("0", "1"), ((0, 0, 0), (128, 0, 0)))),
+        ("commas.txt", "screen, door\nroad 3\n", Classes(("screen, door", "road 3"), ())),
+        ("to_id.json", {"sky": 2, "road": 0, "big tree": 1}, Classes(NAMES, ())),
+        ("classes.json", {"classes": list(NAMES)}, Classes(NAMES, ())),
         ("both.yaml", f"names: [road, big tree, sky]\ncolors: {json.dumps(COLORS)}\n", BOTH),
     ],
 )
@@ -50,6 +71,11 @@ def test_every_form_is_read(tmp_path: Path, name: str, text: object, expected: C
 def test_an_id_that_is_left_out_stands_for_no_class(tmp_path: Path) -> None:
     path = written(tmp_path, [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}], "coco.json")
     assert read_class_file(path).names == ("unused 0", "person", "unused 2", "car")
+    path = written(tmp_path, "id,name,r,g,b\n1,void,0,0,0\n3,car,1,0,1\n", "coco.csv")
+    # No class has the colour of an unused id: a black pixel is of class 1.
+    assert read_class_file(path) == Classes(
+        ("unused 0", "void", "unused 2", "car"), ((2, 0, 1), (0, 0, 0), (2, 0, 1), (1, 0, 1))
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,6 +92,13 @@ def test_an_id_that_is_left_out_stands_for_no_class(tmp_path: Path) -> None:
         ("a.yaml", "names: !!python/object:os.system {}\n", "is not valid YAML"),
         ("a.yaml", "just a text\n", "has no list of classes"),
         ("a.txt", "1 2 3 \x07\n", "is not a name"),
+        ("a.csv", "road,7\nsky,2\n", "line 1: 'road,7' is neither a name nor a name and a colour"),
+        ("a.csv", "sky,0.0,0.5,1.0\n", "line 1: .* is neither a name"),
+        ("a.csv", "id,name\n0,screen, door\n", "line 2: has 3 columns, and the first line has 2"),
+        ("a.csv", "id,name\nx,door\n", "line 2: 'x' is not an id"),
+        ("a.csv", "id,name\n1,door\n1,wall\n", "has the same id twice"),
+        ("a.yaml", "names: [yes, no]\n", "entry 1: True is no class"),
+        ("a.json", '{"void": -1, "road": 0}', "class 'void': -1 is not an id"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, name: str, text: str, said: str) -> None:

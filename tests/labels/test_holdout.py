@@ -10,7 +10,8 @@ import pytest
 from spade_deploy.errors import ConfigError
 from spade_deploy.labels.holdout import HoldOut, hold_out, number_of
 from spade_deploy.labels.layouts import DataConfig
-from spade_deploy.labels.pairs import find_samples, photos_in_both
+from spade_deploy.labels.pairs import find_samples
+from spade_deploy.labels.same_photos import photos_in_both, same_photos
 from tests.support.own_photos import write_own_photos
 
 STEMS = [f"photo{number:03d}" for number in range(40)]
@@ -112,3 +113,16 @@ def test_a_photo_in_both_splits_is_found_by_its_content(tmp_path: Path) -> None:
     assert photos_in_both(config, "train", "val") == frozenset(), "of one size alone"
     (val_images / "other001.png").write_bytes((images / "photo002.png").read_bytes())
     assert photos_in_both(config, "train", "val") == {images / "photo002.png"}
+
+
+def test_photos_of_the_same_size_are_the_same_only_if_every_byte_is(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 64
+    for name, change in (("a", None), ("copy", None), ("start", 0), ("middle", 8192), ("end", -1)):
+        changed = bytearray(content)
+        if change is not None:
+            changed[change] ^= 1
+        (tmp_path / name).write_bytes(changed)
+    (tmp_path / "longer").write_bytes(content + b"0")
+    others = [tmp_path / name for name in ("copy", "start", "middle", "end", "longer", "gone")]
+    assert same_photos([tmp_path / "a", tmp_path / "none"], others) == {tmp_path / "a"}
+    assert same_photos([tmp_path / "a"], others[1:]) == frozenset()

@@ -17,7 +17,7 @@ from spade_deploy.labels import earth
 from spade_deploy.labels.colors import eight_bit, match_colors
 from spade_deploy.labels.files import colorize, read_label_map, synthetic_label_maps
 from spade_deploy.labels.findings import Finding, LintReport, Severity
-from spade_deploy.labels.fix import FixAction, FixResult, fix_labels
+from spade_deploy.labels.fix import FixAction, FixResult, fix_file, fix_labels
 from spade_deploy.labels.lint import lint_folder
 from spade_deploy.labels.lint_file import INTERPOLATED, interpolation_score
 from spade_deploy.labels.palette_file import read_palette_file
@@ -211,6 +211,16 @@ def test_masks_in_a_small_folder_are_errors_and_become_ones(save: Save, tmp_path
     assert report.without(["mask"]).errors == ()
     with pytest.raises(ConfigError, match="`ignore`: 'masks' is not one of"):
         report.without(["masks"])
+
+
+def test_masks_are_not_converted_where_their_class_would_be_that_of_unknown_pixels(save: Save, tmp_path: Path) -> None:
+    one = LabelSpec(1, has_dontcare=True)
+    report = lint(save(np.kron([[0, 255], [255, 0]], np.ones((8, 8))).astype(np.uint8)), one)
+    assert (only(report).code, only(report).severity, only(report).fixable) == ("mask", Severity.ERROR, False)
+    assert "if it is a class: `num_labels` 2" in only(report).message
+    assert fixed(report, tmp_path / "out", one).action is FixAction.REFUSED
+    result = fix_file(report.files[0], tmp_path / "out" / "a.png", one, is_mask=True)
+    assert (result.target, result.message) == (None, "a mask needs two classes, and there is one")
 
 
 def test_one_mask_in_a_large_data_set_may_be_unknown_pixels(save: Save, tmp_path: Path) -> None:

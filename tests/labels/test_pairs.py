@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -267,3 +268,53 @@ def test_a_path_that_is_a_pipe_or_leads_nowhere(tree: Tree, flag: str) -> None:
 def test_a_preset_that_does_not_exist(tree: Tree) -> None:
     with pytest.raises(ConfigError, match="'mnist' is not one of"):
         find_label_maps(tree("a.png"), None, PLAIN, preset="mnist")
+
+
+def own(tree: Tree, *names: str) -> DataConfig:
+    root = tree(*names)
+    return DataConfig.for_preset("custom", labels_dir=root / "labels", images_dir=root / "photos")
+
+
+def test_names_of_macos_and_of_other_systems_are_the_same(tree: Tree) -> None:
+    one, two = unicodedata.normalize("NFC", "Bäume"), unicodedata.normalize("NFD", "Bäume")
+    assert one != two
+    found = find_samples(own(tree, f"labels/{one}.png", f"photos/{two}.jpg"), "train")
+    assert [(sample.stem, sample.photo and sample.photo.name) for sample in found.samples] == [(one, f"{two}.jpg")]
+    assert found.problems == ()
+    twice = pair_files(own(tree, f"labels/{two}.png"), "train")
+    assert {problem.code for problem in twice.problems} == {"duplicate-stem"}
+
+
+def test_label_maps_and_photos_may_lie_in_folders_of_equal_names(tree: Tree) -> None:
+    names = [f"{kind}/{city}/1.{suffix}" for kind, suffix in (("labels", "png"), ("photos", "jpg")) for city in "ab"]
+    config = own(tree, *names, "labels/a/.hidden/1.png", "photos/b/2.jpg")
+    found = find_samples(config, "train")
+    assert [sample.stem for sample in found.samples] == ["a/1", "b/1"]
+    assert [sample.photo for sample in found.samples] == [config.images_dir / name for name in ("a/1.jpg", "b/1.jpg")]
+    assert [problem.code for problem in found.problems] == ["missing-label"]
+    root = tree("root/train/labels/x/1.png", "root/train/images/x/1.jpg") / "root"
+    assert [s.stem for s in find_samples(DataConfig.for_preset("custom", root=root), "train").samples] == ["x/1"]
+
+
+def test_images_in_folders_beside_files_are_told(tree: Tree) -> None:
+    config = own(tree, "labels/1.png", "photos/1.jpg", "labels/more/2.png", "labels/more/3.png", "labels/.git/4.png")
+    found = find_samples(config, "train")
+    assert [sample.stem for sample in found.samples] == ["1"]
+    (told,) = found.nested
+    assert (told.path, told.is_beside) == (config.labels_dir, False)
+    assert told.message.startswith("the folders in it hold 2 images, such as ")
+    assert "more/2.png, which are not read" in told.message
+
+
+def test_a_folder_that_does_not_exist_or_holds_only_folders_is_told(tree: Tree) -> None:
+    config = own(tree, "labels/a/1.png")
+    with pytest.raises(DatasetError) as caught:
+        find_samples(config, "train")
+    assert caught.value.hint == f"check the path: {config.images_dir} is no folder"
+    tree("photos/x.txt")
+    with pytest.raises(DatasetError, match=r"labels/\*\*/\* \(1 found\)"):
+        find_samples(config, "train")
+    alone = DataConfig.for_preset("custom", labels_dir=config.labels_dir, labels_only=True)
+    with pytest.raises(DatasetError) as caught:
+        find_samples(alone, "train")
+    assert (caught.value.hint or "").startswith(f"the folders in {config.labels_dir} hold images, such as ")

@@ -157,13 +157,20 @@ def test_a_package_is_replaced_and_other_folders_are_not(edges: Artifact, tmp_pa
     target = tmp_path / "models"
     asked = PackageRequest(triton=target, device=Device.CPU)
     write_repository(edges, asked)
-    (target / "tiny-001" / "1" / "model.onnx").write_bytes(b"old")
-    write_repository(edges, replace(asked, name="other"))
+    graph = target / "tiny-001" / "1" / "model.onnx"
+    right = graph.read_bytes()
+    graph.write_bytes(b"old")
+    with pytest.raises(ConfigError, match="has the model 'tiny-001', which 'other' would replace") as refused:
+        write_repository(edges, replace(asked, name="other"))
+    assert "give Triton each as a repository" in str(refused.value.hint)
+    assert graph.read_bytes() == b"old"
+    write_repository(edges, asked)
+    assert graph.read_bytes() == right
     assert sorted(path.name for path in target.iterdir()) == [
-        "other",
-        "other-lookup",
-        "other-lookup-graph",
         "package.json",
+        "tiny-001",
+        "tiny-001-lookup",
+        "tiny-001-lookup-graph",
     ]
     (target / "mine").mkdir()
     (target / "mine" / "config.pbtxt").write_text("mine")
@@ -190,7 +197,7 @@ def test_what_fails_leaves_the_old_package(edges: Artifact, tmp_path: Path, monk
     try:
         graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(ArtifactError):
-            write_repository(edges, replace(asked, name="other"))
+            write_repository(edges, replace(asked, max_batch=8))
     finally:
         graph.write_bytes(content)
     assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before

@@ -144,8 +144,28 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "a bad id": (body(png(np.full((64, 32), 9))), 422, "ids out of range: 9"),
     "a bad id in runs": (body({"height": 1, "width": 2, "runs": [-1, 2]}), 422, "ids out of range: -1"),
     "runs too short": (body({"height": 2, "width": 2, "runs": [0, 3]}), 422, "add up to 3"),
-    "odd runs": (body({"height": 2, "width": 2, "runs": [0, 4, 1]}), 422, "add up to"),
-    "a length of 0": (body({"height": 2, "width": 2, "runs": [0, 4, 1, 0]}), 422, "lengths of at least 1"),
+    "odd runs": (body({"height": 2, "width": 2, "runs": [0, 4, 1]}), 422, "3 numbers are not pairs"),
+    "a length of 0": (body({"height": 2, "width": 2, "runs": [0, 4, 1, 0]}), 422, "`runs`: 0 is not a length"),
+    "lengths of which one is negative": (
+        body({"height": 2, "width": 2, "runs": [0, 5, 1, -1]}),
+        422,
+        "`runs`: -1 is not a length",
+    ),
+    "a compressed body": (
+        {"content": b"x", "headers": {"content-type": "application/json", "content-encoding": "gzip"}},
+        415,
+        "Content-Encoding 'gzip' is not supported",
+    ),
+    "a compressed form": (
+        form(png(BIG[:64, :32])) | {"headers": {"content-encoding": "br"}},
+        415,
+        "Content-Encoding 'br' is not supported",
+    ),
+    "a photo without styles": (
+        {"files": {"label": png(BIG[:64, :32]), "style_photo": png(BIG[:64, :32])}},
+        422,
+        "`style_photo`: this model has no style vector",
+    ),
     "a map of texts": (body({"height": "2", "width": 2, "runs": [0, 4]}), 422, "integers"),
     "too many pixels": (form(png(BIG)), 413, "128 x 128 pixels"),
     "too many pixels in runs": (body({"height": 10**6, "width": 10**6, "runs": [0, 10**12]}), 422, "out of range"),
@@ -197,6 +217,16 @@ def test_paths_and_methods_that_are_none(client: Any) -> None:
     for answer, status in ((client.get("/v1/nothing"), 404), (client.get(URL), 405)):
         assert answer.status_code == status
         assert answer.json()["status"] == status
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/models", "/metrics"])
+def test_head_has_the_status_of_get_and_no_body(client: Any, path: str) -> None:
+    """Load balancers and monitors ask with it, and take any other status for a server that is down."""
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert client.head(URL).status_code == 405
+    assert client.head("/v1/nothing").status_code == 404
 
 
 def test_the_models_are_described(client: Any) -> None:

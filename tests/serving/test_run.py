@@ -214,6 +214,8 @@ def test_a_killed_worker_loses_only_what_it_held(tmp_path: Path) -> None:
     [
         (("--host", "0.0.0.0"), "--host: everyone who can reach 0.0.0.0 could use the server"),
         (("--cors", "example.org"), "--cors: 'example.org' is not an origin"),
+        (("--cors", "https://Example.org:443/"), "next: browsers send https://example.org\n"),
+        (("--host", "192.0.2.1", "--insecure"), "--host: 192.0.2.1:8000 cannot be opened"),
         (("--queue", "0"), "--queue"),
         (("--token-file", "none"), "--token-file: none cannot be read"),
     ],

@@ -96,7 +96,7 @@ class TestFolders:
 
     def test_nothing_that_fits_is_an_error_and_leaves_no_run(self, tmp_path: Path) -> None:
         session = self.begin(tmp_path, {"a": 32, "b": 32}, {"a": 40, "b": 40})
-        with pytest.raises(DatasetError, match=r"none of the 2 samples can be used.*has 32 x 40"):
+        with pytest.raises(DatasetError, match=r"none of the 2 training samples can be used.*has 32 x 40"):
             session.train(SILENT)
         assert list((tmp_path / "runs").iterdir()) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -167,10 +168,10 @@ def test_nothing_usable_is_an_error_with_its_own_text(root: Path, workers: int) 
         path.write_bytes(b"broken")
     batches = training_batches(source_of(root), batch_size=3, seed=0, workers=workers)
     with pytest.raises(
-        DatasetError, match=r"^none of the 7 samples can be used; the first one: .*not an image"
+        DatasetError, match=r"^none of the 7 training samples can be used; the first one: .*not an image"
     ) as caught:
         next(batches)
-    assert "check-labels" in (caught.value.hint or "")
+    assert caught.value.hint == f"`spade check-labels {shlex.quote(str(root))} --preset coco` shows what is wrong"
     with pytest.raises(DatasetError, match="none of the 7"):
         validation_labels(source_of(root), 2)
 

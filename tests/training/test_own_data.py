@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spade_deploy.errors import ConfigError
+from spade_deploy.errors import ConfigError, DatasetError
+from spade_deploy.evaluation.data import learned_from
+from spade_deploy.labels.check_request import check_command
+from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.labels.photo_shape import PhotoShape, shape_of
 from spade_deploy.release.example_inputs import golden_inputs
 from spade_deploy.runs import CheckpointInfo
@@ -21,6 +26,7 @@ from spade_deploy.training.own_data import about_size
 from spade_deploy.training.request import DataRequest, TrainRequest
 from spade_deploy.training.resolve import _fixed, complete, new_setup
 from spade_deploy.training.source import FolderSource
+from tests.support.commands import spade
 from tests.support.own_photos import write_own_photos
 
 
@@ -115,6 +121,53 @@ def test_folders_to_measure_on_may_be_given(folders: dict[str, Path], tmp_path: 
     assert (len(trained), measured, source.notes) == (20, {"other000", "other001", "other002"}, ())
     with pytest.raises(ConfigError, match=r"`holdout` 0\.2: .* holds the samples to measure on"):
         setup_of({**folders, **val}, holdout=0.2)
+
+
+def test_copies_of_training_photos_are_never_called_held_out(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").mkdir()
+    for kind in ("labels", "images"):
+        for number, path in enumerate(sorted(folders[kind].iterdir())[:3]):
+            shutil.copy(path, tmp_path / kind / f"copy{number}.png")
+    write_own_photos(tmp_path, 1, names="other", seed=9)
+    setup = setup_of({**folders, "val_labels": tmp_path / "labels", "val_images": tmp_path / "images"})
+    source = FolderSource(setup)
+    (note,) = source.notes
+    assert note.startswith("3 of the 4 photos that metrics and sample grids are of are trained on, too, as")
+    assert "copy0.png is: they are not held out, and the figures are too good" in note
+    measured_on = source.record().measured_on
+    assert (measured_on["held_out"], measured_on["also_trained_on"]) == (False, 3)
+    assert golden_inputs(setup.generator, info_of(setup), None, None, 2).described == (
+        "label maps of the data set's val split (3 of its 4 photos are trained on, too)"
+    )
+    assert learned_from(setup.data, setup.data, "val") == 3
+
+
+def test_what_cannot_be_measured_is_told_apart_and_the_printed_command_shows_why(tmp_path: Path) -> None:
+    labels, images = write_own_photos(tmp_path, 12)
+    setup = setup_of({"labels": labels, "images": images})
+    (held_out,) = names(FolderSource(setup))[1]
+    Image.open(images / f"{held_out}.png").resize((32, 32)).save(images / f"{held_out}.png")
+    with pytest.raises(DatasetError, match=f"none of the 1 held-out samples can be used; .*{held_out}") as caught:
+        FolderSource(setup).samples(4)
+    command = (caught.value.hint or "").split("`")[1]
+    assert shlex.split(command) == [
+        *("spade", "check-labels", str(labels), "--num-labels", "4", "--images", str(images)),
+    ]
+    done = spade(*shlex.split(command)[1:], cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"64 x 48 pixels, but its photo {held_out}.png has 32 x 32" in done.stdout
+
+
+def test_the_command_that_checks_a_split_names_its_folders_and_labels() -> None:
+    data = DataConfig("custom", None, *map(Path, ("l", "p", "i", "val l", "vp", "vi")))
+    labels = LabelSpec(4, has_dontcare=True, has_edges=True)
+    assert check_command(data, labels) == ("spade check-labels l --num-labels 4 --dontcare --images p --instances i")
+    assert check_command(data, replace(labels, ignore_id=9), "val") == (
+        "spade check-labels 'val l' --num-labels 4 --ignore-id 9 --images vp --instances vi"
+    )
+    city = DataConfig.for_preset("cityscapes", root=Path("city"))
+    assert check_command(city, labels, "val") == "spade check-labels city --preset cityscapes"
 
 
 def test_a_root_may_have_samples_to_measure_on_or_not(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from spade_deploy.errors import MissingDependencyError, RuntimeUnavailableError, line_of, reason_of
 from spade_deploy.machine.processor import all_instruction_sets
+from spade_deploy.machine.signals import interrupts_wait
 
 DEVICE = "CPU"
 INSTALL = "pip install 'spade-deploy[openvino]'"
@@ -39,7 +40,7 @@ def load_openvino() -> ModuleType:
     if not is_installed():
         raise MissingDependencyError("OpenVINO is not installed", hint=INSTALL)
     try:
-        with _without_converter():
+        with interrupts_wait(), _without_converter():
             import openvino
     except (ImportError, OSError, RuntimeError) as error:
         raise RuntimeUnavailableError(

@@ -18,6 +18,7 @@ from typing import Any
 
 from spade_deploy.engines.ort.messages import PROBE_MODEL
 from spade_deploy.errors import ArtifactError, MissingDependencyError, SpadeError, reason_of
+from spade_deploy.machine.signals import interrupts_wait
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -86,7 +87,8 @@ def load_onnxruntime(what: str = "ONNX Runtime", *, hint: str = f"{INSTALL} (or 
     what: the subject of the sentence "... cannot be imported". Raises MissingDependencyError.
     """
     try:
-        with warnings.catch_warnings():  # a GPU build without CUDA warns; whether CUDA loads is asked where it matters
+        # A GPU build without CUDA warns; whether CUDA loads is asked where it matters.
+        with interrupts_wait(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import onnxruntime
     except ImportError as error:

@@ -74,6 +74,9 @@ class Finder:
                 continue
             for item in alike:
                 other = next(one for one in alike if one is not item)
+                if str(other.label) == str(item.label):
+                    self.refuse(item.label, "it is named more than once", "name each label map once", item.id)
+                    continue
                 how = "" if other.id == item.id else ", but for upper and lower case"
                 self.refuse(
                     item.label,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
-from spade_deploy.errors import ConfigError, NotFoundError
+from spade_deploy.errors import ConfigError, NotFoundError, quoted
 from spade_deploy.inference.jobs import Failure
 from spade_deploy.inference.places.found import Found, Item
 from spade_deploy.inference.places.listed import find_by_pattern, find_in_folder, find_in_list
@@ -14,6 +15,7 @@ from spade_deploy.inference.places.shards import find_in_shards
 from spade_deploy.inference.places.tables import Columns, find_in_tables
 from spade_deploy.inference.places.urls import is_url, shown
 from spade_deploy.inference.request import InferRequest
+from spade_deploy.labels.files import is_image_name
 from spade_deploy.labels.find import find_label_maps
 from spade_deploy.labels.pairs import Pairing, require_instances
 from spade_deploy.spec import LabelSpec, Naming
@@ -79,6 +81,37 @@ def is_plain(labels: Path | str) -> bool:
     if is_url(labels) or is_pattern(labels):
         return False
     return Path(labels).is_dir() or Path(labels).suffix.lower() not in (".tar", ".parquet", ".txt", *_PACKED)
+
+
+def not_searched(request: InferRequest, found: Found) -> str | None:
+    """A sentence if a folder of label maps has folders inside with images, which `find` leaves alone; else None.
+
+    Data sets, whose layout has folders, and the folders of instance maps and results say nothing.
+    """
+    labels = request.labels
+    if not (isinstance(labels, Path) and is_plain(labels) and labels.is_dir()):
+        return None
+    if any(not isinstance(item.label, Path) or item.label.parent != labels for item in found.items):
+        return None
+    others = {Path(place).resolve() for place in (request.out, request.instances) if isinstance(place, Path)}
+    inside = sorted(
+        entry.name
+        for entry in os.scandir(labels)
+        if entry.is_dir() and not entry.name.startswith(".") and Path(entry).resolve() not in others
+    )
+    full = [name for name in inside if _has_images(labels / name)]
+    if not full:
+        return None
+    those = f"the folder {quoted(full[0])}" if len(full) == 1 else f"{len(full)} folders, such as {quoted(full[0])}"
+    return f"{labels}: images in {those} are left alone; '{labels}/**/*.png' names those in folders, too"
+
+
+def _has_images(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(is_image_name(Path(entry.name)) for entry in entries)
+    except OSError:
+        return False
 
 
 def _plain(request: InferRequest, spec: LabelSpec) -> Found:

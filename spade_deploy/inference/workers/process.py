@@ -1,7 +1,7 @@
 """A worker: `python -m spade_deploy.inference.workers.process`. It loads the model once, and does the jobs it is given.
 
-Ctrl-C is a matter of the process that started it. When that closes stdin, or ends in any way, the worker finishes the
-files that it is writing, and ends too.
+Ctrl-C and SIGTERM are a matter of the process that started it. When that closes stdin, or ends in any way, the worker
+finishes the files that it is writing, and ends too.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class _Voice(Silent, logging.Handler):
 
 def main() -> int:
     """Do jobs until there are no more. Returns the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler sends SIGTERM to all of a job
+        signal.signal(number, signal.SIG_IGN)
     voice, inbox = _Voice(_take_stdout()), _Inbox(sys.stdin.buffer)
     logging.getLogger().addHandler(voice)
     try:

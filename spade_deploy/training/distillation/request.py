@@ -13,9 +13,9 @@ from spade_deploy.images.image_file import Size
 from spade_deploy.settings import asked_of, check_ranges, setting
 from spade_deploy.spec import DiscriminatorSpec
 from spade_deploy.spec.sizes import is_number
-from spade_deploy.training.config import LEARNING, TEXT, PerceptualNetwork, TrainConfig
+from spade_deploy.training.config import TEXT, TrainConfig
 from spade_deploy.training.distillation.config import STUDENT, Distillation
-from spade_deploy.training.request import DataRequest, TrainRequest
+from spade_deploy.training.request import DataRequest, PerceptualRequest, TrainRequest
 
 WIDTHS = ("base_channels", "hidden_channels", "level_channels", "level_hidden")
 """The fields of a generator's spec that say how wide a student is."""
@@ -40,7 +40,7 @@ def parse_macs(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class DistillRequest:
+class DistillRequest(PerceptualRequest):
     """The teacher and the student. What is not given is that of the teacher's training, or of its data set's preset."""
 
     teacher: Path = setting(help="The teacher: a run, a checkpoint, or earth (shipped).", argument=True)
@@ -92,13 +92,6 @@ class DistillRequest:
     """The fields of TrainConfig that are given."""
     discriminator: Mapping[str, Any] = asked_of(DiscriminatorSpec)
     """The fields of DiscriminatorSpec that are given."""
-    perceptual: PerceptualNetwork | None = setting(
-        None,
-        help="Perceptual loss with downloaded weights: vgg19 (paper) or vgg16.",
-        group=LEARNING,
-        metavar=TEXT,
-        after="weight_perceptual",
-    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

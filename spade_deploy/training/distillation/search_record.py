@@ -12,6 +12,7 @@ from spade_deploy.fields import to_json
 from spade_deploy.files.atomic import atomic_file, write_json
 from spade_deploy.files.reading import sha256_of_bytes
 from spade_deploy.runs.tensors import load_tensors, tensor_bytes
+from spade_deploy.training.distillation.costs import Costs
 
 TABLE = "width_search.json"
 WEIGHTS = "width_search.safetensors"
@@ -19,19 +20,13 @@ WEIGHTS = "width_search.safetensors"
 
 
 @dataclass(frozen=True)
-class Tried:
+class Tried(Costs):
     """A student that was tried."""
 
     level_channels: tuple[int, ...]
     """The channels of each level."""
     level_hidden: tuple[int, ...]
     """The channels inside the modulation of each level."""
-    lookup_macs: float
-    """Multiply-adds of an image by the lookup graph, the mean over the label maps."""
-    dense_macs: float
-    """Multiply-adds of an image by the dense graph."""
-    parameters: int
-    """How many trained numbers it has."""
     distance: float
     """The mean absolute difference of its images from the teacher's, of a range of 2, after the short training."""
     is_uniform: bool

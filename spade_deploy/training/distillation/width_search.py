@@ -10,20 +10,21 @@ import os
 from collections.abc import Generator as Stream
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 from torch import Tensor
 
 from spade_deploy.errors import ConfigError
-from spade_deploy.lookup.cost import dense_macs, mean_windows
-from spade_deploy.networks.build import Generator, parameters_of
+from spade_deploy.lookup.cost import mean_windows
+from spade_deploy.networks.build import Generator
 from spade_deploy.networks.spade import make_segmap
 from spade_deploy.progress import SILENT, Progress
 from spade_deploy.spec import GeneratorSpec
 from spade_deploy.training.config import Setup
 from spade_deploy.training.dataset import SampleSource, training_batches, validation_labels
 from spade_deploy.training.device import choose_device
+from spade_deploy.training.distillation.costs import costs_of
 from spade_deploy.training.distillation.search_record import Tried, WidthSearch
 from spade_deploy.training.distillation.search_space import Space, Widths, evolve
 from spade_deploy.training.distillation.shared_weights import (
@@ -184,5 +185,10 @@ class _Inputs:
 
 def _row(space: Space, widths: Widths, found: float, *, is_uniform: bool) -> Tried:
     spec = space.spec(widths)
-    costs = space.cost(widths), dense_macs(spec), parameters_of(spec)
-    return Tried(spec.widths, spec.hidden_widths, *costs, found, is_uniform)
+    return Tried(
+        **asdict(costs_of(spec, space.windows)),
+        level_channels=spec.widths,
+        level_hidden=spec.hidden_widths,
+        distance=found,
+        is_uniform=is_uniform,
+    )

@@ -7,14 +7,14 @@ windows does not depend on the widths. So the maps are looked at once, and every
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from spade_deploy.errors import ConfigError
-from spade_deploy.lookup.cost import dense_macs, lookup_macs, mean_windows
-from spade_deploy.networks.build import parameters_of
+from spade_deploy.lookup.cost import mean_windows
 from spade_deploy.spec import GeneratorSpec
 from spade_deploy.training.dataset import validation_labels
+from spade_deploy.training.distillation.costs import Costs, costs_of
 from spade_deploy.training.distillation.pruning import can_be_pruned
 from spade_deploy.training.distillation.request import DistillRequest
 from spade_deploy.training.distillation.resolve import student_data
@@ -31,7 +31,7 @@ MAPS = 16
 
 
 @dataclass(frozen=True)
-class Width:
+class Width(Costs):
     """A student that could be trained."""
 
     base_channels: int
@@ -39,15 +39,6 @@ class Width:
 
     hidden_channels: int | None
     """The width inside its SPADE; None for an architecture without it."""
-
-    lookup_macs: float
-    """Multiply-adds of an image by the lookup graph, the mean over the label maps."""
-
-    dense_macs: float
-    """Multiply-adds of an image by the dense graph."""
-
-    parameters: int
-    """How many trained numbers it has."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +93,8 @@ def width_table(
     rows = []
     for spec in dict.fromkeys(_candidates(teacher, base_channels, hidden_channels)):
         hidden = spec.hidden_channels if spec.has("hidden_channels") else None
-        costs = lookup_macs(spec, windows), dense_macs(spec), parameters_of(spec)
-        rows.append(Width(spec.base_channels, hidden, *costs))
+        costs = asdict(costs_of(spec, windows))
+        rows.append(Width(**costs, base_channels=spec.base_channels, hidden_channels=hidden))
     rows.sort(key=lambda row: -row.lookup_macs)
     fitting = [row for row in rows if row.lookup_macs <= budget]
     if not fitting:

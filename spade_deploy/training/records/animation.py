@@ -68,9 +68,10 @@ def animate(run: Path, out: Path, fps: float | None = None) -> Animation:
         check_range("fps", fps, 0.1, 60)
     if not run.is_dir():
         raise NotFoundError(f"{run}: does not exist", hint="check the path of the run")
-    if len(sample_grids(run)) < 2:
+    if len(grids := sample_grids(run)) < 2:
+        there = "one sample grid" if grids else "no sample grids"
         raise NotFoundError(
-            f"{run}: has {len(sample_grids(run))} sample grids (samples/step_*.png); an animation needs two",
+            f"{run}: has {there} (samples/step_*.png); an animation needs two",
             hint="train longer, or with a smaller N in `spade train --sample-every N`",
         )
     try:

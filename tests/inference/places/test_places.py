@@ -239,6 +239,16 @@ def test_ids_that_lead_elsewhere_are_refused(models: dict[str, Artifact], tmp_pa
     assert sorted(tmp_path.parent.rglob("*.png")) == sorted([*before, tmp_path / "out" / "good.png"])
 
 
+def test_a_label_map_that_a_list_names_twice_is_told_as_that(models: dict[str, Artifact], tmp_path: Path) -> None:
+    for name in ("000", "001"):
+        (tmp_path / f"{name}.png").write_bytes(MAPS[name])
+    (tmp_path / "list.txt").write_text("000.png\n001.png\n000.png\n", encoding="utf-8")
+    done = infer(models["plain"], InferRequest(tmp_path / "list.txt", tmp_path / "out"))
+    assert images(tmp_path / "out").keys() == {"001.png"}
+    assert {str(one.message).rpartition(": ")[2] for one in done.failures} == {"it is named more than once"}
+    assert {one.hint for one in done.failures} == {"name each label map once"}
+
+
 def test_ids_that_would_collide_are_refused_all(models: dict[str, Artifact], tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(tar({"same.png": MAPS["000"], "Case.png": MAPS["001"], "one.png": MAPS["002"]}))
     (tmp_path / "1.tar").write_bytes(tar({"same.png": MAPS["003"], "case.png": MAPS["004"], "../x.png": MAPS["005"]}))

@@ -189,6 +189,28 @@ def test_ctrl_c_stops_all_workers_and_the_next_run_goes_on(
     assert {line["id"] for line in lines(tmp_path / "out")} == {f"{number:03d}" for number in range(60)}
 
 
+@pytest.mark.usefixtures("usual_signals")
+def test_workers_leave_sigterm_to_the_process_that_plans(
+    plain: Artifact, tmp_path: Path, workers: list[Worker]
+) -> None:
+    """A scheduler sends it to all processes of a job; the files in hand are still finished."""
+    write_labels(tmp_path / "labels", 60)
+
+    class Ending(Silent):
+        def count(self, what: str, done: int, *_: Any) -> None:
+            if done == 4:
+                told.extend(worker for worker in workers if worker.is_ready)
+                for worker in told:
+                    os.kill(worker._process.pid, signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+
+    told: list[Worker] = []
+    with pytest.raises(KeyboardInterrupt):
+        infer(plain, InferRequest(tmp_path / "labels", tmp_path / "out"), Ending(), LocalWorkers(PLACES))
+    assert told
+    assert [worker._process.returncode for worker in told] == [0] * len(told)
+
+
 def test_workers_end_when_the_process_that_plans_is_killed(plain: Artifact, tmp_path: Path) -> None:
     write_labels(tmp_path / "labels", 400)
     program = (

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from spade_deploy.errors import CheckpointError, ConfigError, TrainingInterruptedError
 from spade_deploy.labels.layouts import DataConfig
@@ -178,11 +179,32 @@ def test_kept_images_are_used_again_and_are_those_of_the_map(teacher: TeacherFac
     for seed in (1, 2):
         learner.step(Noise.batch(2, seed), 1.0)
     assert calls == [1]
-    calls.clear()
-    Image.new("RGB", (16, 16)).save(damaged)  # an image of another size is made again, too
-    for seed in (1, 2):
-        learner.step(Noise.batch(2, seed), 1.0)
-    assert calls == [1]
+
+
+def test_another_image_in_the_place_of_a_kept_one_is_noticed(tmp_path: Path) -> None:
+    batch, made = Noise.batch(2, 1), list[list[int]]()
+    cache, images = ImageCache(tmp_path), Noise.batch(2, 2).photo
+
+    def make(rows: list[int]) -> torch.Tensor:
+        made.append(rows)
+        return images[rows]
+
+    first = cache.images(batch, make)
+    one, other = sorted(tmp_path.rglob("*.png"))
+    kept = one.read_bytes()
+    Image.new("RGB", (16, 16)).save(one)  # of another size
+    assert torch.equal(cache.images(batch, make), first)
+    with Image.open(other) as image:
+        texts = PngInfo()
+        for name, text in image.info.items():
+            texts.add_text(name, text)
+        Image.eval(image, lambda value: 255 - value).save(other, pnginfo=texts)  # of the same size, with its texts
+    assert torch.equal(cache.images(batch, make), first)
+    one.write_bytes(other.read_bytes())  # of another map, with its own digest
+    assert torch.equal(cache.images(batch, make), first)
+    assert [len(rows) for rows in made] == [2, 1, 1, 1]
+    assert one.read_bytes() == kept
+    assert torch.equal(cache.images(batch, lambda rows: pytest.fail("it was made again")), first)
 
 
 def test_a_kept_image_is_of_the_label_map_with_its_instances(tmp_path: Path) -> None:

@@ -144,9 +144,12 @@ class TestGif:
 
 class TestRefusals:
     def test_too_few_grids(self, tmp_path: Path) -> None:
-        with pytest.raises(NotFoundError, match="has 1 sample grids") as caught:
-            animate(make_run(tmp_path, [10]), tmp_path / "a.gif")
+        with pytest.raises(NotFoundError, match="has one sample grid ") as caught:
+            animate(make_run(tmp_path / "one", [10]), tmp_path / "a.gif")
         assert "--sample-every" in str(caught.value.hint)
+        (tmp_path / "none").mkdir()
+        with pytest.raises(NotFoundError, match="has no sample grids "):
+            animate(tmp_path / "none", tmp_path / "a.gif")
         assert save_gif(tmp_path) is None
 
     def test_grids_of_which_no_two_are_alike(self, tmp_path: Path) -> None:
