@@ -24,6 +24,7 @@ from spade_deploy.commands.progress import training_bar
 from spade_deploy.commands.request_options import Option
 from spade_deploy.fields import to_json
 from spade_deploy.progress import SILENT
+from spade_deploy.runs.layout import BEST_JSON
 from spade_deploy.settings import setting
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def _print_result(found: Mapping[str, Any], example_labels: Path | None = None) 
         *((what, run / file) for what, file in SHOWN_OF_A_RUN if (run / file).is_file()),
         *((("label maps to try", example_labels),) if example_labels else ()),
     )
-    print_next("spade", "export", run, "--fp16")
+    best = ("--best",) if (run / BEST_JSON).is_file() else ()
+    print_next("spade", "export", run, *best, "--fp16")
 
 
 def train_on_ray(

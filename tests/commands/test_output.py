@@ -26,6 +26,7 @@ from spade_deploy.cli import COMMANDS, app
 from spade_deploy.commands import console, output, tables
 from spade_deploy.commands.options import RequestCommand
 from spade_deploy.commands.output import OutputOptions
+from spade_deploy.commands.train import _print_result
 from tests.support.commands import Mission
 from tests.support.stand_in import PLAIN, stand_in_artifact
 
@@ -284,3 +285,16 @@ def test_paths_with_blanks_are_quoted_in_next_lines(place: Path) -> None:
     assert line == "spade check-labels 'my earth' --preset earth"
     checked = run(*shlex.split(line)[1:])
     assert checked.exit_code == 0, checked.output
+
+
+@pytest.mark.parametrize("option", ["", " --best"])
+def test_the_next_step_after_a_training_exports_what_it_chose(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/job")
+    run.mkdir(parents=True)
+    if option:
+        (run / "best.json").touch()
+    _print_result({"run": run, "step": 4, "seconds": 1.0, "checkpoint": run / "checkpoints" / "4", "skipped": []})
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: spade export runs/job{option} --fp16"

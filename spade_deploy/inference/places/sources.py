@@ -15,8 +15,8 @@ from spade_deploy.inference.places.shards import find_in_shards
 from spade_deploy.inference.places.tables import Columns, find_in_tables
 from spade_deploy.inference.places.urls import is_url, shown
 from spade_deploy.inference.request import InferRequest
-from spade_deploy.labels.files import is_image_name
 from spade_deploy.labels.find import find_label_maps
+from spade_deploy.labels.nested import has_images
 from spade_deploy.labels.pairs import Pairing, require_instances
 from spade_deploy.spec import LabelSpec, Naming
 
@@ -99,19 +99,11 @@ def not_searched(request: InferRequest, found: Found) -> str | None:
         for entry in os.scandir(labels)
         if entry.is_dir() and not entry.name.startswith(".") and Path(entry).resolve() not in others
     )
-    full = [name for name in inside if _has_images(labels / name)]
+    full = [name for name in inside if has_images(labels / name)]
     if not full:
         return None
     those = f"the folder {quoted(full[0])}" if len(full) == 1 else f"{len(full)} folders, such as {quoted(full[0])}"
     return f"{labels}: images in {those} are left alone; '{labels}/**/*.png' names those in folders, too"
-
-
-def _has_images(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(is_image_name(Path(entry.name)) for entry in entries)
-    except OSError:
-        return False
 
 
 def _plain(request: InferRequest, spec: LabelSpec) -> Found:
