@@ -55,6 +55,7 @@ from spade_deploy.runs import checkpoint_folder
 from spade_deploy.runs.shipped import save_shipped
 from spade_deploy.spec import Backend, GraphChoice, Precision
 from spade_deploy.training.presets import preset
+from spade_deploy.tuning.timing import in_turn
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = "Earth model"
@@ -248,11 +249,10 @@ def started(
 
 def one_round(points: list[Point], number: int, cases: int, folder: Path) -> float:
     """Every point runs one tile once. In the first pass its image is kept. Returns the share that other work took."""
-    case, shift = number % cases, number % max(1, len(points))
-    order = [*points[shift:], *points[:shift]]
+    case = number % cases
     before, own, start = busy_seconds(), time.process_time(), time.perf_counter()
     cpu_s, target = 0.0, folder / "image.npz"
-    for point in order if number % 2 == 0 else reversed(order):
+    for point in in_turn(points, number):
         time.sleep(SETTLE_S)
         image_to = str(target) if number < cases else None
         answer = point.worker.ask(do="run", case=case, image_to=image_to)

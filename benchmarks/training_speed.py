@@ -49,6 +49,7 @@ from spade_deploy.training.perceptual import VggFeatures
 from spade_deploy.training.presets import preset
 from spade_deploy.training.splits import open_source
 from spade_deploy.training.steps import Learner
+from spade_deploy.tuning.timing import in_turn
 
 PLAIN = "plain loop of 2019"
 GOAL = 1.5
@@ -192,12 +193,9 @@ def measure(
 
 def one_round(steps: dict[str, Callable[[Batch], dict[str, float]]], number: int, place: int, batch: Batch) -> Round:
     """Each candidate's step on one batch. A step ends with its losses as numbers, so a GPU has finished it."""
-    names = list(steps)
-    shift = number % len(names)
-    order = [*names[shift:], *names[:shift]]
     before, own, start = busy_seconds(), time.process_time(), time.perf_counter()
     seconds = {}
-    for name in order if number % 2 == 0 else reversed(order):
+    for name in in_turn(list(steps), number):
         began = time.perf_counter()
         steps[name](batch)
         seconds[name] = time.perf_counter() - began
@@ -205,7 +203,7 @@ def one_round(steps: dict[str, Callable[[Batch], dict[str, float]]], number: int
     others = None
     if before is not None and after is not None:
         others = max(0.0, after - before - own) / (wall * (os.cpu_count() or 1))
-    return Round(place, {name: seconds[name] for name in names}, others)
+    return Round(place, {name: seconds[name] for name in steps}, others)
 
 
 def check_first_losses(losses: dict[str, dict[str, float]]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpu.records import error_text
+from spade_deploy.tuning.timing import in_turn
 
 Work = Callable[[], object]
 Timer = Callable[[Work], float]
@@ -105,18 +106,11 @@ def measure_interleaved(works: Mapping[str, Work], timer: Timer, rounds: int, wa
         tried(name, warm_up)
     measured.times_ms = {name: [] for name in works if name not in measured.failures}
     for number in range(rounds):
-        for name in order_of(number, list(measured.times_ms)):
+        for name in in_turn(list(measured.times_ms), number):
             times = tried(name, 1)
             if times:
                 measured.times_ms[name] += times
     return measured
-
-
-def order_of(number: int, names: Sequence[str]) -> list[str]:
-    """The order of a round: each begins with another candidate, every second one goes backwards."""
-    turn = number % len(names) if names else 0
-    rotated = [*names[turn:], *names[:turn]]
-    return rotated[::-1] if number % 2 else rotated
 
 
 def median_ratio(slower_ms: Sequence[float], faster_ms: Sequence[float]) -> float | None:

@@ -24,6 +24,7 @@ from spade_deploy.files.temporary import scratch_folder
 from spade_deploy.machine.cores import at_most_cores, usable_cores
 from spade_deploy.machine.memory import busy_seconds
 from spade_deploy.progress import SILENT, Progress
+from spade_deploy.tuning.timing import in_turn
 
 SETTLE_S = 0.02
 """The pause before each run: threads of the run before spin for some milliseconds before they sleep."""
@@ -185,11 +186,9 @@ def _one_round(
     live: list[_Live], entries: dict[Candidate, Entry], images: ImageComparison, number: int, case: int
 ) -> float:
     """Run one round. Returns the share of the machine that other processes used."""
-    shift = number % max(1, len(live))
-    order = [*live[shift:], *live[:shift]]
     before, own, start = busy_seconds(), time.process_time(), time.perf_counter()
     cpu_s = 0.0
-    for one in order if number % 2 == 0 else reversed(order):
+    for one in in_turn(live, number):
         time.sleep(SETTLE_S)
         candidate = one.entry.candidate
         image_to = images.image_to(candidate, case)

@@ -35,6 +35,7 @@ from spade_deploy.spec import GeneratorSpec
 from spade_deploy.training.distillation.config import TeacherFacts
 from spade_deploy.training.distillation.pruning import can_be_pruned
 from spade_deploy.training.distillation.teacher import load_teacher, teacher_checkpoint
+from spade_deploy.tuning.timing import in_turn
 
 ROUNDS = 5
 """How often each of the two is timed, in turns, after one run that does not count."""
@@ -203,8 +204,8 @@ def compare_with_teacher(
 def _times(modules: Mapping[str, Generator], one: Arrays) -> dict[str, float]:
     """The median time of an image of each, in milliseconds; they run in turns."""
     times: dict[str, list[float]] = {name: [] for name in modules}
-    for _ in range(ROUNDS):
-        for name, module in modules.items():
+    for number in range(ROUNDS):
+        for name, module in in_turn(list(modules.items()), number):
             began = time.perf_counter()
             _run(module, one)
             times[name].append(1e3 * (time.perf_counter() - began))

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, cast
@@ -182,7 +183,8 @@ def _load_encoder(checkpoint: Path, info: CheckpointInfo) -> Encoder | None:
     except KeyError as error:
         raise CheckpointError(f"{path}: lacks {error.args[0]!r}", hint=DAMAGED_HINT) from error
     check_tensors(blueprint.state_dict(), tensors, path)
-    encoder = build_encoder(spec, tensors)
+    with _own_random_state():
+        encoder = build_encoder(spec, tensors)
     encoder.load_state_dict(tensors)
     return encoder.eval()
 
@@ -231,8 +233,13 @@ def _build(spec: GeneratorSpec, tensors: Mapping[str, Tensor], path: Path) -> Ge
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: no generator can be built from its spec ({reason_of(error)})") from error
     check_tensors(blueprint.state_dict(), tensors, path)
-    with torch.random.fork_rng(devices=[]):  # drawing initial weights must not change the caller's random state
+    with _own_random_state():
         return build_generator(spec)
+
+
+def _own_random_state() -> AbstractContextManager[None]:
+    """A block in which initial weights are drawn, and the caller's random state stays as it is."""
+    return torch.random.fork_rng(devices=[])
 
 
 def _save_state(path: Path, state: dict[str, Any]) -> None:

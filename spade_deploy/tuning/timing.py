@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,16 @@ def now() -> float:
     return time.perf_counter()
 
 
+def in_turn(items: Sequence[T], number: int) -> list[T]:
+    """The order of a round: it begins with the item after the one before, and goes the other way.
+
+    So each item has each place equally often, and comes after others than in the round before. number: of the round,
+    from 0 on.
+    """
+    way = 1 if number % 2 == 0 else -1
+    return [items[(number + way * step) % len(items)] for step in range(len(items))]
+
+
 def medians_ms(
     jobs: Sequence[Callable[[], object]],
     pace: Pace,
@@ -34,7 +47,7 @@ def medians_ms(
 ) -> list[float]:
     """The median milliseconds of each job. They have been run before, so that none is timed while it warms up.
 
-    Each round runs every job once. It begins with another job than the round before, and goes the other way.
+    Each round runs every job once, in the order of `in_turn`.
     agree: whether rounds, each the milliseconds of every job, say the same. Where two took longer than `pace.seconds`
     and agree, they are enough, even if `pace.fewest` is more.
     known_ms: times of the first round, by the number of the job, that were taken just before; these jobs are not run.
@@ -49,11 +62,9 @@ def medians_ms(
         return len(rounds) >= pace.fewest and (is_late or len(rounds) >= pace.most)
 
     while not is_enough():
-        done = len(rounds)
-        order = [(done + step) % len(jobs) for step in range(len(jobs))]
         times = [0.0] * len(jobs)
-        for index in order if done % 2 == 0 else reversed(order):
-            if done == 0 and index in known_ms:
+        for index in in_turn(range(len(jobs)), len(rounds)):
+            if not rounds and index in known_ms:
                 times[index] = known_ms[index]
                 continue
             before = now()

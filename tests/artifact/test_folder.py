@@ -31,7 +31,10 @@ from spade_deploy.artifact import (
     manifest,
     mismatch,
     output_tensors,
+    read_engine,
     rewrite_manifest,
+    whole_engines,
+    write_engine,
     write_golden,
 )
 from spade_deploy.artifact.manifest import manifest_digest
@@ -100,6 +103,9 @@ def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
 
 def test_graph_by_precision(artifact: Artifact) -> None:
     assert artifact.graph().precision == FP32
+    turned = Artifact(artifact.path, replace(artifact.manifest, graphs=artifact.manifest.graphs[::-1]))
+    assert turned.manifest.graphs[0].precision == FP16
+    assert turned.graph().precision == FP32
     assert artifact.graph(FP16) == Graph(graph_file(FP16), FP16, ("conv_img",))
     assert artifact.path_of(artifact.graph(FP16).file).is_file()
     with pytest.raises(ArtifactError, match="lookup graph; there is: fp32 dense, fp16 dense"):
@@ -480,3 +486,17 @@ def test_an_engine_manifest_that_was_never_finished_is_none(tmp_path: Path) -> N
     (tmp_path / "artifact" / "engines").mkdir()
     (tmp_path / "artifact" / "engines" / ".fp32.json.05e670f9-1-1-b6ff0000.tmp.json").touch()
     assert list_engines(artifact) == ()
+
+
+def test_an_engine_is_the_one_that_its_manifest_vouches_for(tmp_path: Path) -> None:
+    artifact = stand_in_artifact(tmp_path / "artifact")
+    paths = [write_engine(artifact, name, name.encode(), key={}, proof={}, seconds=1.0) for name in ("one", "two")]
+    one, two = list_engines(artifact)
+    assert [read_engine(artifact, entry) for entry in (one, two)] == [b"one", b"two"]
+    paths[1].write_bytes(b"TWO")
+    with pytest.raises(ArtifactError, match=r"two.engine: its sha256 is not the one in its manifest"):
+        read_engine(artifact, two)
+    paths[1].with_suffix(".json").write_bytes(paths[0].with_suffix(".json").read_bytes())
+    with pytest.raises(ArtifactError, match=r"two.json is the engine manifest of 'one'"):
+        list_engines(artifact)
+    assert whole_engines(artifact) == (one,)

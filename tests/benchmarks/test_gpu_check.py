@@ -108,17 +108,6 @@ def test_how_a_process_died_is_said_in_words() -> None:
 # --- times
 
 
-def test_every_round_has_all_in_another_order() -> None:
-    names = ["a", "b", "c"]
-    assert [timing.order_of(number, names) for number in range(4)] == [
-        ["a", "b", "c"],
-        ["a", "c", "b"],
-        ["c", "a", "b"],
-        ["c", "b", "a"],
-    ]
-    assert timing.order_of(5, []) == []
-
-
 def test_candidates_are_timed_in_turns_and_one_that_fails_is_left_out() -> None:
     ran: list[str] = []
 

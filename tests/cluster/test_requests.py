@@ -13,6 +13,9 @@ from spade_deploy.cluster.infer import RayCrew, RayInference
 from spade_deploy.cluster.nodes import Found, Node
 from spade_deploy.errors import ConfigError, RuntimeUnavailableError
 from spade_deploy.inference.jobs import Job
+from spade_deploy.inference.maker import Maker
+from spade_deploy.inference.places.target import Folder
+from spade_deploy.inference.work import Work
 from spade_deploy.version import __version__
 from tests.support.served import png, some_map
 from tests.support.stand_in import PLAIN, stand_in_artifact
@@ -138,3 +141,13 @@ def test_a_student_is_trained_on_ray_by_its_own_command(tmp_path: Path, monkeypa
         "steps": "1",
     }
     assert "mac_budget" not in settings
+
+
+@pytest.mark.parametrize(("threads", "cpus", "expected"), [(None, 3.0, 3), (None, 0.5, 1), (5, 3.0, 5)])
+def test_a_worker_has_a_thread_for_each_of_its_cpus(threads: int | None, cpus: float, expected: int) -> None:
+    """All cores of the machine would be the other workers' as well. Its folders do not depend on the current one."""
+    maker = Maker("0" * 64, "auto", "", "", "never", "none", "none")
+    work = Work(Path("a"), maker, Folder(Path("out")), None, None, 1, None, {"threads": threads, "backend": "cpu"})
+    found = infer._everywhere(work, cpus)
+    assert found.engine == {"threads": expected, "backend": "cpu"}
+    assert (found.artifact, found.target) == (Path("a").absolute(), Folder(Path("out").absolute()))

@@ -76,6 +76,16 @@ def test_a_profile_takes_exactly_as_many_windows_as_there_can_be(kernel: int) ->
     assert [USUAL_SHARE[stride] for stride in (1, 4, 16)] == [0.1, 0.4, 0.8]
 
 
+def test_an_engine_is_tuned_for_the_best_size_of_the_profile() -> None:
+    ranges = tensor_ranges(SPEC, GraphKind.LOOKUP, PROFILE)
+    for stride in modulated_channels(SPEC):
+        pixels = [batch * (rows // stride) * (columns // stride) for batch, rows, columns in ((2, 64, 64), (3, 64, 96))]
+        usual = max(1, int(pixels[0] * USUAL_SHARE.get(stride, 1.0)))
+        assert [shape[0] for shape in ranges[f"patterns_{stride}"]] == [1, usual, pixels[1]]
+        sizes = (PROFILE.least, PROFILE.best, PROFILE.most)
+        assert ranges[f"index_{stride}"] == tuple((n, rows // stride, columns // stride) for n, rows, columns in sizes)
+
+
 def test_sizes_that_the_model_does_not_have_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"height 100 .* not a multiple of 32"):
         tensor_ranges(SPEC, GraphKind.DENSE, ShapeProfile.parse("1x100x64"))

@@ -134,6 +134,21 @@ def test_an_engine_that_is_added_decides_map_by_map_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("with_toy")
+@pytest.mark.parametrize(("precision", "share"), [(Precision.FP32, "20%"), (Precision.INT8, "70%")])
+def test_the_rule_is_that_of_the_graphs_that_run(tmp_path: Path, precision: Precision, share: str) -> None:
+    artifact = stand_in_artifact(tmp_path / "a")
+    (dense,) = artifact.manifest.graphs
+    graphs = tuple(
+        replace(dense, precision=one, kind=kind, break_even_share=found)
+        for one, rule in ((Precision.FP32, 0.2), (Precision.INT8, 0.7))
+        for kind, found in ((GraphKind.DENSE, None), (GraphKind.LOOKUP, rule))
+    )
+    artifact = Artifact(artifact.path, replace(artifact.manifest, graphs=graphs))
+    with open_runtime(artifact, precision, backend="toy") as runtime:
+        assert runtime.name == f"Toy, {precision} lookup (dense above {share} unique patterns)"
+
+
+@pytest.mark.usefixtures("with_toy")
 def test_auto_tries_engines_in_order_and_says_why_one_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

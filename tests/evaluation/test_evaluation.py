@@ -21,7 +21,8 @@ from spade_deploy.commands.request_options import options_of, request_from
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError, SpadeError
 from spade_deploy.evaluation import DataFlags, EvalRequest, EvalResult, evaluate
-from spade_deploy.evaluation.data import evenly, held_out_split
+from spade_deploy.evaluation.data import Sample, evenly, held_out_split
+from spade_deploy.evaluation.measure import _styles
 from spade_deploy.evaluation.seeds import SeedGroup, compare_groups
 from spade_deploy.labels.layouts import DataConfig
 from spade_deploy.metrics import OnnxExtractor, frechet_distance, kernel_distance
@@ -567,3 +568,17 @@ class TestCommand:
         # What the segmenter says of itself is what it reaches on real photos here: the ceiling.
         assert value["settings"]["segmenter"]["score"]["miou"] == value["references"][0]["miou"]
         assert value["models"][0]["miou"] == value["references"][0]["miou"]
+
+
+def test_a_style_is_that_of_its_sample_wherever_it_is_in_a_batch() -> None:
+    def styles(seed: int, style: int, *indices: int) -> NDArray[Any]:
+        samples = [Sample(np.zeros((1, 1)), None, np.zeros((1, 1, 3)), index, str(index)) for index in indices]
+        found = _styles(seed, samples, style, 4)
+        assert found is not None
+        return found
+
+    both = styles(0, 0, 5, 9)
+    assert both.shape == (2, 4)
+    assert np.array_equal(both[1:], styles(0, 0, 9))
+    for other in (styles(1, 0, 9), styles(0, 1, 9), both[:1]):
+        assert not np.array_equal(both[1:], other)

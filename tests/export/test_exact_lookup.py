@@ -97,6 +97,20 @@ def test_wrong_tables_are_not_used(
     assert exact_lookup(spec, label, instance, segmap) is None
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_one_wrong_level_is_enough(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = build_generator(**{**TINY, "training_steps": 0}).spec
+    label = torch.zeros(1, 64, 64, dtype=torch.int64)
+    label[:, 20:, 30:] = 1
+    segmap = make_segmap(label, label, spec.labels).double()
+    right = training_lookup(spec, label, label)
+    assert set(right.levels) == {1, 2, 4}
+    assert exact_lookup(spec, label, label, segmap) is not None
+    spoilt = TrainingLookup({**right.levels, stride: inside(right.levels[stride])})
+    monkeypatch.setattr(module, "training_lookup", lambda *_: spoilt)
+    assert exact_lookup(spec, label, label, segmap) is None
+
+
 def test_other_edges_are_seen_and_other_architectures_have_no_tables() -> None:
     spec = build_generator(**{**TINY, "training_steps": 0}).spec
     label, instance = maps_of(spec.labels)

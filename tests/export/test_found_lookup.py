@@ -12,7 +12,7 @@ import torch
 
 from spade_deploy.artifact import IMAGE, PIXELS
 from spade_deploy.engines.ort.session import open_session
-from spade_deploy.export.found_lookup import EXCESS, write_found_lookup
+from spade_deploy.export.found_lookup import EXCESS, FoundLookup, write_found_lookup
 from spade_deploy.export.lookup import LookupModel
 from spade_deploy.export.pattern_finder import PatternFinder
 from spade_deploy.networks.spade import to_pixels
@@ -52,6 +52,20 @@ def test_the_graph_is_as_exact_as_eager(variant: str, tmp_path: Path) -> None:
     if spec.kernel_size > 1:
         label, instance, z = random_inputs(spec, 2)  # a window of its own for every pixel
         assert session.run([EXCESS], named_inputs(spec, label, instance, z))[0][-1] > 0
+
+
+def test_a_style_beside_instances_reaches_the_network() -> None:
+    generator = build_generator(z_dim=4)
+    spec = generator.spec
+    label, instance = blocks_of(spec, 1, spec.height, spec.width)
+    finder = PatternFinder(spec, 1, spec.height, spec.width, rooms(spec, label))
+    model = FoundLookup(finder, LookupModel(generator)).eval()
+    for seed in (0, 1):
+        z = torch.randn(1, 4, generator=torch.Generator().manual_seed(seed))
+        with torch.inference_mode():
+            _, image, excess = model(label, instance, z)
+        assert not excess.any()
+        torch.testing.assert_close(image, reference(generator, label, instance, z), rtol=0, atol=1e-4)
 
 
 def test_every_operator_is_one_that_a_cuda_graph_takes(tmp_path: Path) -> None:

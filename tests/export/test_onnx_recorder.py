@@ -29,7 +29,7 @@ class Applied(nn.Module):
         self.function = function
         self.first, self.second = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, stride=2, padding=1)
         self.up = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1)
-        self.norm = nn.BatchNorm2d(6)
+        self.norm = nn.BatchNorm2d(6, eps=0.1)
         for values in (self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias):
             nn.init.uniform_(values, 0.5, 2.0)
         for layer in (self.first, self.second):
@@ -68,6 +68,9 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
         + functional.avg_pool2d(x, 3, stride=2, padding=1)
     ),
     "pixels": lambda x, _: ((torch.tanh(x) + 1) / 2 * 255).clamp(0, 255).floor().to(torch.uint8),
+    "doubled and leaking": lambda x, _: functional.leaky_relu(
+        functional.interpolate(x, scale_factor=2, mode="nearest"), 0.2
+    ),
     "comparison": lambda x, _: torch.maximum((x != x[:, :1]).float(), x),
 }
 
@@ -92,6 +95,12 @@ def test_parameters_stay_apart_and_equal_operations_are_one() -> None:
     _, graph = recorded(lambda x, m: m.first(x) + m.second(x)[:, :, :1, :1] + torch.tanh(x) * torch.tanh(x))
     assert {"first.bias", "second.bias"} <= set(graph.graph.initializers)
     assert sum(node.op_type == "Tanh" for node in graph.graph) == 1
+
+
+def test_halves_are_summed_in_float32() -> None:
+    _, graph = recorded(lambda x, _: x.sum(dim=1), torch.float16)
+    kinds = [(node.op_type, node.attributes["to"].value if node.op_type == "Cast" else None) for node in graph.graph]
+    assert kinds == [("Cast", ir.DataType.FLOAT), ("ReduceSum", None), ("Cast", ir.DataType.FLOAT16)]
 
 
 @pytest.mark.parametrize(

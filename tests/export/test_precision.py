@@ -110,6 +110,19 @@ def test_not_a_number_counts_as_too_large() -> None:
     assert units_to_keep({"fc": 1.0, "up_0": float("nan"), "up_1": float("inf")}) == ("up_0", "up_1")
 
 
+@pytest.mark.parametrize("value", [-70_000.0, float("nan")])
+def test_a_weight_of_any_sign_counts_and_what_follows_from_it(value: float) -> None:
+    generator = build_generator()
+    model, inputs = DeployModel(generator), graph_inputs(generator.spec, *random_inputs(generator.spec, 1))
+    with torch.no_grad():
+        model.get_submodule("up_3.conv_1").bias[0] = value
+    ranges = unit_ranges(model, inputs)
+    assert weight_ranges(model)["up_3"] == pytest.approx(abs(value), nan_ok=True)
+    assert units_to_keep(weight_ranges(model)) == ("up_3",)
+    assert units_to_keep(ranges) == ("up_3", "conv_img")
+    assert np.isnan(ranges["conv_img"]) == np.isnan(value)
+
+
 @pytest.fixture(autouse=True)
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six changes instead of sixty, and maps of six classes: the search itself is tests/export/test_stress_maps.py."""

@@ -317,13 +317,13 @@ def test_instances_that_do_not_pair(edges: Artifact, tmp_path: Path) -> None:
     labels, instances = tmp_path / "labels", tmp_path / "instances"
     write_labels(labels, 4, (32, 64))
     write_labels(instances, 1, (32, 64))
-    write_labels(instances, 1, (64, 64), start=1)
+    write_labels(instances, 1, (64, 32), start=1)
     write_labels(instances, 1, (32, 64), start=3)
     Image.fromarray(np.zeros((32, 64), np.uint8)).save(instances / "003.bmp")
     summary = infer(edges, InferRequest(labels, tmp_path / "out", instances=instances))
     assert names(tmp_path / "out") == ["000.png"]
     found = messages(summary)
-    assert "has 64 x 64 pixels, its label map 32 x 64" in found["001.png"]
+    assert "has 64 x 32 pixels, its label map 32 x 64" in found["001.png"]
     assert "there is no instance map for it in" in found["002.png"]
     assert re.search(r"003 occurs 2 times: .*003\.bmp, .*003\.png", found["003.png"])
 
@@ -1011,6 +1011,30 @@ def test_coco_stuff_samples_that_must_fit(shared_folder: Path, coco_model: Expor
     assert (len(fit), len(summary.failures), summary.resized) == (5, 8, 0)
     assert all("is not a multiple of 32; `resize` model resizes it" in failure.message for failure in summary.failures)
     assert {read(tmp_path / "out" / name).shape for name in fit} == {(480, 640, 3)}
+
+
+def test_a_runtime_that_takes_batches_ahead_gives_each_file_its_own_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_many(self: OrtRuntime, batches: Iterator[Arrays], names: list[str]) -> Iterator[Arrays]:
+        taken: list[Arrays] = []
+        for inputs in batches:
+            taken.append(inputs)
+            if len(taken) > 2:
+                yield self.run(taken.pop(0), names)
+        yield from (self.run(inputs, names) for inputs in taken)
+
+    monkeypatch.setattr(OrtRuntime, "run_many", run_many)
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for number in range(5):
+        Image.fromarray(np.full((64, 32), number, np.uint8)).save(labels / f"{number}.png")
+    request = InferRequest(labels, tmp_path / "out", backend="cpu", batch_size=1)
+    assert infer(stand_in_artifact(tmp_path / "artifact", PLAIN), request).written == 5
+    for number in range(5):
+        right = expected(PLAIN, {LABEL: np.full((1, 64, 32), number, np.uint8)})[PIXELS][0]
+        with Image.open(tmp_path / "out" / f"{number}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), right)
 
 
 def test_images_in_folders_inside_are_left_alone_and_named(plain: Artifact, tmp_path: Path) -> None:

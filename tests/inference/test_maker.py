@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
-from spade_deploy.artifact import LABEL, PIXELS, Artifact
+from spade_deploy.artifact import ENCODER_ONNX, LABEL, PIXELS, Artifact, rewrite_manifest
+from spade_deploy.artifact.manifest import read_manifest
 from spade_deploy.engines.ort.runtime import OrtRuntime
 from spade_deploy.errors import ConfigError
 from spade_deploy.inference import InferRequest, infer
-from spade_deploy.inference.maker import RECORD, ran_by, read_record
+from spade_deploy.inference.log import logged_files
+from spade_deploy.inference.maker import RECORD, artifact_digest, ran_by, read_record
+from spade_deploy.inference.places.store import LOG, FolderStore
 from spade_deploy.spec import GeneratorSpec, LabelSpec, Precision
-from tests.support.stand_in import EDGES, PLAIN, STYLED, expected, stand_in_artifact
+from tests.support.stand_in import EDGES, PLAIN, STYLED, expected, stand_in_artifact, with_stand_in_encoder
 
 OTHER = replace(PLAIN, labels=LabelSpec(6))
 """A model that takes the same label maps and makes other images of them."""
@@ -240,3 +244,21 @@ def test_images_of_other_label_maps_are_said(
         assert not caplog.records
         assert infer(models["plain"], InferRequest(tmp_path / "more", tmp_path / "out")).skipped == 3
     assert f"made from label maps in {labels}" in caplog.text
+
+
+def test_another_encoder_is_another_maker(models: dict[str, Artifact], tmp_path: Path) -> None:
+    folder = tmp_path / "styled"
+    shutil.copytree(models["styled"].path, folder)
+    digests = [artifact_digest(models["styled"]), artifact_digest(with_stand_in_encoder(folder, STYLED))]
+    encoder = onnx.load(folder / ENCODER_ONNX)
+    encoder.producer_name = "another"
+    onnx.save(encoder, folder / ENCODER_ONNX)
+    rewrite_manifest(folder, read_manifest(folder))
+    digests.append(artifact_digest(Artifact.open(folder)))
+    assert len(set(digests)) == 3
+
+
+def test_an_image_that_failed_later_is_not_in_the_list(tmp_path: Path) -> None:
+    lines = [("a", "a.png"), ("b", "b.png"), ("a", None), ("c", None), ("c", "c.png")]
+    (tmp_path / LOG).write_text("".join(json.dumps({"id": name, "file": file}) + "\n" for name, file in lines))
+    assert logged_files(FolderStore(tmp_path)) == {"b": "b.png", "c": "c.png"}

@@ -57,7 +57,7 @@ from spade_deploy.networks.spade import initialize
 from spade_deploy.spec import GeneratorSpec, GraphKind, LabelSpec, Precision
 from tests.support.generators import build_generator
 from tests.support.listener import Listener
-from tests.support.stand_in import PLAIN, STYLED, expected, random_inputs, stand_in_artifact
+from tests.support.stand_in import PLAIN, STYLED, expected, random_inputs, stand_in_artifact, with_stand_in_encoder
 
 WIDE = replace(STYLED, height=32, width=64)
 
@@ -328,6 +328,13 @@ def test_the_encoded_photo_is_the_modules(styled: Artifact, photo: Path) -> None
     for found, other in zip((mu, logvar), right, strict=True):
         assert np.abs(found - other).max() <= 2 * styled.manifest.encoder.tolerance
     assert np.abs(mu - logvar).max() > 0.1
+
+
+def test_a_photo_is_resized_to_height_and_width_of_the_model(photo: Path, tmp_path: Path) -> None:
+    spec = replace(STYLED, height=32, width=96)
+    artifact = with_stand_in_encoder(stand_in_artifact(tmp_path / "wide", spec).path, spec)
+    mu, _ = encode_photo(artifact, photo)
+    np.testing.assert_allclose(mu, np.full((1, 2), read_photo(photo, (32, 96)).mean()), rtol=1e-5)
 
 
 def test_an_encoder_is_opened_once_whatever_many_threads_want(

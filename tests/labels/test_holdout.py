@@ -108,6 +108,9 @@ def test_a_photo_in_both_splits_is_found_by_its_content(tmp_path: Path) -> None:
         "custom", labels_dir=labels, images_dir=images, val_labels_dir=val_labels, val_images_dir=val_images
     )
     assert photos_in_both(config, "train", "val") == frozenset()
+    content = (images / "photo001.png").read_bytes()
+    (val_images / "other000.png").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert photos_in_both(config, "train", "val") == frozenset(), "of one size alone"
     (val_images / "other001.png").write_bytes((images / "photo002.png").read_bytes())
     assert photos_in_both(config, "train", "val") == {images / "photo002.png"}
 

@@ -70,18 +70,21 @@ def test_the_full_ade20k_is_not_taken_for_label_maps(tree: Tree) -> None:
     assert "SceneParse150" in (caught.value.hint or "")
 
 
-def test_cityscapes_pairs_by_three_tokens(tree: Tree) -> None:
+def test_cityscapes_pairs_by_three_tokens_within_a_split(tree: Tree) -> None:
     stem = "aachen_000001_000019"
-    names = (
-        f"gtFine/train/aachen/{stem}_gtFine_labelIds.png",
-        f"leftImg8bit/train/aachen/{stem}_leftImg8bit.png",
-        f"gtFine/train/aachen/{stem}_gtFine_instanceIds.png",
-    )
-    root = tree(
-        *names, f"gtFine/train/aachen/{stem}_gtFine_color.png", f"gtFine/train/aachen/{stem}_gtFine_labelTrainIds.png"
-    )
-    assert named(config_of("cityscapes", root), "train") == [(stem, *names)]
-    assert not pair_files(config_of("cityscapes", root), "train").problems
+    names = {
+        split: (
+            f"gtFine/{split}/aachen/{stem}_gtFine_labelIds.png",
+            f"leftImg8bit/{split}/aachen/{stem}_leftImg8bit.png",
+            f"gtFine/{split}/aachen/{stem}_gtFine_instanceIds.png",
+        )
+        for split in ("train", "val", "test")
+    }
+    others = [f"gtFine/train/aachen/{stem}_gtFine_{what}.png" for what in ("color", "labelTrainIds")]
+    config = config_of("cityscapes", tree(*names["train"], *names["val"], *names["test"], *others))
+    for split, files in names.items():
+        assert named(config, split) == [(stem, *files)]
+        assert not pair_files(config, split).problems
 
 
 def test_custom_folders_are_trained_on(tree: Tree) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from spade_deploy.errors import ConfigError, DatasetError, NotFoundError
 from spade_deploy.labels import earth
-from spade_deploy.labels.colors import match_colors
+from spade_deploy.labels.colors import eight_bit, match_colors
 from spade_deploy.labels.files import colorize, read_label_map, synthetic_label_maps
 from spade_deploy.labels.findings import Finding, LintReport, Severity
 from spade_deploy.labels.fix import FixAction, FixResult, fix_file, fix_labels
@@ -125,6 +125,15 @@ def test_colours_that_several_ids_share_are_told() -> None:
     match = match_colors(np.zeros((2, 2, 3), np.uint8), label_set("cityscapes"))
     assert (match.exact, match.ambiguous) == (1.0, (0,))
     assert "ids 0 share their colour" in match.summary
+
+
+def test_colours_of_16_bits_are_those_of_8_bits_or_none() -> None:
+    eight = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
+    for stored in (eight, 257 * eight):
+        np.testing.assert_array_equal(eight_bit(stored.astype(np.uint16)), eight)
+    between = (257 * eight).astype(np.uint16)
+    between[1, 2, 0] ^= 1
+    assert eight_bit(between) is None
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from spade_deploy.errors import LabelMapError
 from spade_deploy.labels.files import read_instance_map, read_label_map
@@ -92,14 +93,15 @@ def test_where_the_indices_are_meant_the_fixed_copy_has_them(tmp_path: Path) -> 
     assert not lint_folder(tmp_path / "out", TWENTY).findings
 
 
-def test_the_label_sets_colours_in_another_order_are_refused(tmp_path: Path) -> None:
-    order = np.random.default_rng(1).permutation(13)
-    path = write(tmp_path / "in" / "a.png", squares(13), [FACADES.palette[n] for n in order])
+@pytest.mark.parametrize("order", [np.random.default_rng(1).permutation(13), np.array([0, 5])], ids=["all", "one"])
+def test_the_label_sets_colours_in_another_order_are_refused(tmp_path: Path, order: NDArray[np.int64]) -> None:
+    indices = squares(len(order))
+    path = write(tmp_path / "in" / "a.png", indices, [FACADES.palette[n] for n in order])
     with pytest.raises(LabelMapError, match="label set's colours at other indices"):
         read_label_map(path, FACADES)
     (result,) = fix_labels(lint_folder(path.parent, FACADES), tmp_path / "out", FACADES)
     assert result.target is not None
-    np.testing.assert_array_equal(read_label_map(result.target, FACADES), order[squares(13)])
+    np.testing.assert_array_equal(read_label_map(result.target, FACADES), order[indices])
 
 
 def test_some_of_the_label_sets_colours_at_other_indices_are_a_warning(tmp_path: Path) -> None:

@@ -255,6 +255,11 @@ def test_undecided_values_are_in_the_figures_and_not_in_the_verdict() -> None:
     assert verdict.diff.max_abs > 1
     assert verdict.decided.max_abs == 0
     assert verdict.undecided_share > 0
+    for value in (np.nan, np.inf):  # that is no rounding
+        found["image"][0, 0, 0, 0] = value
+        judge = Judge(LABELS, Precision.FP32, replace(TYPICAL, logit_max=0.0086))
+        judge.add(LABEL, expected, found)
+        assert judge.verdict().failures == ("the image holds NaN or infinity",)
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,11 @@ def test_a_batch_is_that_of_the_runtime(edges: Artifact, edges_triton: LocalTrit
 
 
 def test_sizes_are_not_mixed(edges: Artifact, edges_triton: LocalTriton) -> None:
-    cases = [inputs_of(1, 1, (64, 64)), inputs_of(1, 2, (32, 96)), inputs_of(1, 3, (64, 64))]
+    sizes = ((64, 64), (32, 96), (64, 96), (64, 64))
+    cases = [inputs_of(1, number, size) for number, size in enumerate(sizes, 1)]
     edges_triton.calls.clear()
     responses = edges_triton.models[EDGES].execute([edges_triton.request(case) for case in cases])
-    assert len(edges_triton.calls) == 2
+    assert len(edges_triton.calls) == 3
     for case, response in zip(cases, responses, strict=True):
         (tensor,) = response.output_tensors()
         found = tensor.as_numpy().astype(int)

@@ -19,6 +19,7 @@ from spade_deploy.artifact import LABEL, PIXELS, Artifact, rewrite_manifest
 from spade_deploy.cli import app
 from spade_deploy.errors import ArtifactError, ConfigError
 from spade_deploy.lookup.tables import graph_inputs
+from spade_deploy.packaging.engines import choose_plan
 from spade_deploy.packaging.repository import write_repository
 from spade_deploy.packaging.request import Device, PackageRequest
 from spade_deploy.spec import Flavour, GraphKind, Precision, ShapeProfile
@@ -290,6 +291,29 @@ def test_engines_that_triton_cannot_serve_are_left_out(tmp_path: Path, changes: 
     assert made.models == ("one",)
     assert any(said in text for text in made.left_out), made.left_out
     assert made.left_out[-1].startswith("there is no TensorRT model")
+
+
+def test_an_engine_of_the_lookup_graph_is_left_out(tmp_path: Path) -> None:
+    artifact = stand_in_artifact(tmp_path / "one", PLAIN, BOTH)
+    add_engine(artifact)
+    dense, looked_up = artifact.manifest.graphs
+    graphs = (dense, replace(looked_up, kind=GraphKind.LOOKUP))
+    plan, left_out = choose_plan(Artifact(artifact.path, replace(artifact.manifest, graphs=graphs)), None)
+    assert plan is None
+    assert "it runs the lookup graph, for which Triton uses ONNX Runtime" in left_out[0]
+
+
+def test_engines_of_other_sizes_are_not_one_model(tmp_path: Path) -> None:
+    artifact = stand_in_artifact(tmp_path / "one", PLAIN, BOTH)
+    keys = [
+        add_engine(artifact),
+        add_engine(artifact, gpu="NVIDIA L4", compute_capability="8.9", profile=replace(PROFILE, most=(4, 64, 32))),
+    ]
+    plan, left_out = choose_plan(artifact, None)
+    assert plan is not None
+    (key,) = (key for key in keys if key.profile == plan.profile)
+    assert (list(plan.files.values()), plan.cards) == ([key.compute_capability], (key.gpu,))
+    assert len(left_out) == 1
 
 
 def test_a_damaged_engine_is_left_out(tmp_path: Path) -> None:

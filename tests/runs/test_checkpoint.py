@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from spade_deploy.errors import CheckpointError
+from spade_deploy.networks.encoder import StyleEncoder
 from spade_deploy.networks.spade import SpadeGenerator
 from spade_deploy.runs import (
     CHECKPOINT_JSON,
     DISCRIMINATOR_FILE,
+    ENCODER_FILE,
     GENERATOR_FILE,
     OPTIMIZERS_FILE,
     find_checkpoint_by_digest,
@@ -116,6 +118,25 @@ def test_a_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     (tmp_path / "c" / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         load(tmp_path / "c")
+
+
+def test_an_encoder_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:
+    spec, folder = replace(SPEC, z_dim=4), tmp_path / "c"
+    encoder = StyleEncoder(4, spec.base_channels)
+    save_checkpoint(folder, SpadeGenerator(spec), step=1, origin="import", imported=Imported("x"), encoder=encoder)
+    before = torch.get_rng_state()
+    loaded = load_generator(folder)
+    assert torch.equal(before, torch.get_rng_state()), "loading draws no numbers from the caller's"
+    assert loaded.encoder is not None
+    assert not loaded.encoder.training
+    state = encoder.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.encoder.state_dict().items())
+    save_file({name: 2 * tensor for name, tensor in state.items()}, folder / ENCODER_FILE)
+    with pytest.raises(CheckpointError, match=rf"{ENCODER_FILE}.*SHA-256"):
+        load_generator(folder)
+    (folder / ENCODER_FILE).unlink()
+    with pytest.raises(CheckpointError, match=ENCODER_FILE):
+        load_generator(folder)
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -90,6 +90,17 @@ def test_only_the_photos_that_were_learned_are_counted(folders: dict[str, Path],
     assert (told(setup)[:2], judged(setup)) == ((False, len(learned & measured)), len(learned & measured))
 
 
+def test_what_each_run_of_a_chain_learned_counts(folders: dict[str, Path], tmp_path: Path) -> None:
+    first = run_of(setup_of(folders, holdout=0.5), tmp_path / "first")
+    other = setup_of(folders, holdout=0.5, holdout_seed=1)
+    alone = run_of(other, tmp_path / "alone")
+    second = run_of(replace(other, train=replace(other.train, init=first)), tmp_path / "second")
+    each = [learned_before(path).samples for path in (first, alone)]
+    assert [len(one) for one in each] == [10, 10]
+    assert each[0] != each[1]
+    assert learned_before(second).samples == each[0] | each[1]
+
+
 def test_the_same_share_stays_held_out(folders: dict[str, Path], tmp_path: Path) -> None:
     first = run_of(setup_of(folders), tmp_path / "first")
     for init in (first, "earth", ""):
@@ -101,7 +112,7 @@ def test_the_same_share_stays_held_out(folders: dict[str, Path], tmp_path: Path)
 
 
 def test_other_photos_of_the_same_names_were_not_learned(folders: dict[str, Path], tmp_path: Path) -> None:
-    others = dict(zip(("labels", "images"), write_own_photos(tmp_path, 20, size=(40, 64), seed=1), strict=True))
+    others = {**folders, "images": write_own_photos(tmp_path, 20, size=(40, 64), seed=1)[1]}
     first = run_of(setup_of(others, holdout=0), tmp_path / "first")
     assert told(setup_of(folders, first))[:2] == (True, 0)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from spade_deploy import runs
 from spade_deploy.errors import CheckpointError
+from spade_deploy.runs.data_record import DataRecord, refuse_other_samples
 from tests.support.checkpoints import checkpoint_info
 
 ANYTHING = st.recursive(
@@ -66,3 +67,12 @@ class TestCheckpointInfo:
         except CheckpointError:
             return
         assert isinstance(read, runs.CheckpointInfo)
+
+
+def test_training_samples_in_another_order_are_other_samples(tmp_path: Path) -> None:
+    before, now = (DataRecord(names, (((1, 2),), ((1, 2),))) for names in (("a", "b"), ("b", "a")))
+    before.write(tmp_path)
+    checkpoint = runs.checkpoint_folder(tmp_path, 1)
+    refuse_other_samples(checkpoint, before.identity, before)
+    with pytest.raises(CheckpointError, match="are 2 as before, but other ones: they come in another order"):
+        refuse_other_samples(checkpoint, before.identity, now)

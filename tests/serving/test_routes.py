@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spade_deploy.images.image_file import ImageBytes, read_samples
+from spade_deploy.serving.pictures import ids_png
 from tests.support.requests import SentBy, body, form, runs_of
 from tests.support.served import SPECS, pixels_of, png, right_pixels, served_app, some_map
 from tests.support.stand_in import EDGES, PLAIN, STYLED
@@ -75,8 +77,9 @@ def test_another_size_is_resized_to_the_models_or_kept(client: Any) -> None:
     grown = np.repeat(np.repeat(small, 2, 0), 2, 1)
     answer = client.post(URL, **form(png(small)))
     np.testing.assert_array_equal(pixels_of(answer.content), right_pixels(PLAIN, grown))
-    kept = client.post(URL, **form(png(np.tile(small, (2, 2))), size="keep"))
-    np.testing.assert_array_equal(pixels_of(kept.content), right_pixels(PLAIN, np.tile(small, (2, 2))))
+    wide = np.tile(small, (1, 4))
+    kept = client.post(URL, **form(png(wide), size="keep"))
+    np.testing.assert_array_equal(pixels_of(kept.content), right_pixels(PLAIN, wide))
     asked = client.post(URL, **form(png(small), size="32x64"))
     assert pixels_of(asked.content).shape == (32, 64, 3)
 
@@ -94,6 +97,26 @@ def test_formats(client: Any) -> None:
         answer = client.post(URL, **form(png(label), **fields), headers=headers)
         assert answer.headers["content-type"] == media
         assert np.abs(pixels_of(answer.content).astype(int) - right).max() <= 3
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_a_lower_quality_is_a_smaller_and_another_photo(client: Any, name: str) -> None:
+    label = some_map(PLAIN)
+    right = right_pixels(PLAIN, label).astype(int)
+    found = [client.post(URL, **form(png(label), format=name, quality=str(quality))).content for quality in (10, 90)]
+    assert len(found[0]) < 0.8 * len(found[1])
+    errors = [np.abs(pixels_of(content) - right).mean() for content in found]
+    assert errors[0] > errors[1]
+    usual = client.post(URL, **form(png(label), format=name)).content
+    assert usual == found[1]
+
+
+@pytest.mark.parametrize("largest", [255, 256, 4095])
+def test_ids_of_a_golden_map_are_those_in_its_file(largest: int) -> None:
+    ids = np.array([[0, largest], [1, 7]], np.int32)
+    found = read_samples(ImageBytes("ids", ids_png(ids)), "label map").values
+    assert found is not None
+    np.testing.assert_array_equal(found, ids)
 
 
 BIG = np.zeros((128, 128), np.uint8)
@@ -158,9 +181,9 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "a seed and a style": (body(png(BIG[:32, :32]), style=[1, 2], seed=1, model="styled"), 422, "sent together"),
     "an instance map without edges": (body(png(BIG[:64, :32]), instance=runs_of(BIG[:64, :32])), 422, "no edges"),
     "an instance map of another size": (
-        body(png(BIG[:32, :64]), instance=runs_of(BIG[:32, :32]), model="edges"),
+        body(png(BIG[:32, :64]), instance=runs_of(BIG[:64, :32]), model="edges"),
         422,
-        "has the size 32x32",
+        "has the size 64x32",
     ),
 }
 
@@ -279,16 +302,20 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 class TestGuards:
     def test_without_its_token_only_the_state_is_told(self, guarded: Any) -> None:
         assert guarded.get("/healthz").status_code == 200
-        for headers in ({}, {"authorization": "Bearer " + "b" * 20}, {"authorization": "Basic " + "a" * 20}):
-            answer = guarded.get("/v1/models", headers=headers)
+        wrong = ["", *(f"Bearer {token}" for token in ("b" * 20, "a" * 19, "a" * 21)), "Basic " + "a" * 20]
+        for sent in wrong:
+            answer = guarded.get("/v1/models", headers={"authorization": sent} if sent else {})
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
+        assert guarded.get("/pages").status_code == 401, "only what lies below /page/ is of the page"
         assert guarded.get("/v1/models", headers={"authorization": "Bearer " + "a" * 20}).status_code == 200
 
     def test_another_host_name_and_another_page_are_refused(self, guarded: Any) -> None:
         token = {"authorization": "Bearer " + "a" * 20}
         assert guarded.get("/v1/models", headers={**token, "host": "evil.example"}).status_code == 421
-        assert guarded.get("/v1/models", headers={**token, "origin": "https://evil.example"}).status_code == 403
+        assert guarded.get("/v1/models", headers={**token, "host": "LOCALHOST:8000"}).status_code == 200
+        for origin in ("https://evil.example", "http://127.0.0.1:9000", "null"):
+            assert guarded.get("/v1/models", headers={**token, "origin": origin}).status_code == 403
         allowed = guarded.get("/v1/models", headers={**token, "origin": "https://example.org"})
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == "https://example.org"

@@ -31,11 +31,14 @@ class Gate:
         self.go = threading.Event()
         self.begun = threading.Semaphore(0)
         self.batches: list[int] = []
+        self.values: list[int] = []
+        """The id of the first map of each batch."""
 
     def run(self, inputs: Mapping[str, Any], output_names: Sequence[str] | None = None) -> Arrays:
         self.begun.release()
         assert self.go.wait(20)
         self.batches.append(len(inputs[LABEL]))
+        self.values.append(int(inputs[LABEL][0, 0, 0]))
         if (inputs[LABEL] == 255).any():
             raise ValueError("a bad map")
         return {PIXELS: np.repeat(inputs[LABEL][..., None], 3, 3)}
@@ -133,6 +136,7 @@ def test_a_newer_map_takes_the_place_of_the_older_one(runner: Runner, gate: Gate
     assert runner.waiting == 2
     gate.go.set()
     assert [value_of(newer), value_of(between)] == [4, 3]
+    assert gate.values == [1, 4, 3]
     after = work(gate, 6)
     runner.submit(after, instead_of=first)  # it ran long ago
     assert value_of(after) == 6

@@ -15,16 +15,19 @@ from PIL import Image
 
 from spade_deploy.errors import ConfigError, DatasetError, LabelMapError
 from spade_deploy.labels.layouts import DataConfig
+from spade_deploy.labels.samples import EarthSamples
 from spade_deploy.labels.sets import label_set
 from spade_deploy.spec import LabelSpec
 from spade_deploy.training.dataset import (
     Batch,
     SampleSource,
+    Shard,
     steps_per_epoch,
     training_batches,
     validation_labels,
 )
 from spade_deploy.training.splits import augmented, open_source
+from spade_deploy.training.subset import Subset
 from tests.support.png_writer import GREY, RGB, png
 
 LABELS = LabelSpec(200, has_dontcare=True, has_edges=True)
@@ -233,6 +236,33 @@ def test_earth_is_cut_at_the_size_that_is_asked_for() -> None:
     larger = open_source(DataConfig("earth", load_size=(40, 40), crop_size=(32, 32)), "val", label_set("earth"))
     labels, instances, _ = validation_labels(larger, 4)
     assert (labels.shape, instances) == ((4, 32, 32), None)
+
+
+def test_evaluation_tiles_of_another_size_are_spread_over_all_of_them() -> None:
+    labels, config = label_set("earth"), DataConfig("earth", load_size=(40, 40), crop_size=(32, 32))
+    source, tiles = open_source(config, "val", labels), EarthSamples("val", labels, (32, 32))
+    assert len(source) < len(tiles)
+    for index in (0, len(source) // 2, len(source) - 1):
+        expected = tiles.load(index * len(tiles) // len(source))
+        assert np.array_equal(source.load(index, None).photo, expected.photo)
+
+
+def test_a_part_of_a_source_has_numbers_of_its_own() -> None:
+    whole = open_source(EARTH, "val", label_set("earth"))
+    near = [index for index in whole.overlapping(20) if index != 20]
+    far = next(index for index in range(len(whole)) if index not in whole.overlapping(20))
+    part = Subset(whole, [far, 20, near[0]])
+    assert len(near) > 1
+    assert set(part.overlapping(1)) == {1, 2}
+    assert [part.stem(index) for index in range(3)] == [whole.stem(index) for index in (far, 20, near[0])]
+    assert np.array_equal(part.load(2, None).label, whole.load(near[0], None).label)
+
+
+def test_processes_share_each_part_of_a_batch() -> None:
+    """So that batch norm, which sees a part at a time, sees the samples that it sees in one process."""
+    shares = [Shard(rank, 2, 2).positions(8) for rank in range(2)]
+    assert shares == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert Shard(0, 1, 2).positions(8) == list(range(8))
 
 
 def test_earth_refuses_other_labels_and_shapes() -> None:

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from spade_deploy import runs
+from spade_deploy.errors import CheckpointError
 from spade_deploy.spec import NormType
 from spade_deploy.training.config import Amp, Setup
 from spade_deploy.training.dataset import Batch
 from spade_deploy.training.loop import train
+from spade_deploy.training.resume import _refuse_other_settings
 from spade_deploy.training.steps import Learner
 from tests.support.training_runs import Noise, equal, new_run, rows, setup_of, weights
 
@@ -117,3 +119,35 @@ def test_the_loss_scaler_comes_back_with_its_scale_and_its_count() -> None:
     assert other._scaler.get_scale() == 64.0
     other.step(Noise.batch(2, 2), 1.0)
     assert other._scaler.get_scale() == 128.0  # the third good step in a row
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("train", {"seed": 1}),
+        ("train", {"batch_size": 8}),
+        ("train", {"weight_l1": 3.0}),
+        ("train", {"lr_generator": 0.5}),
+        ("train", {"decay_start": 0.75}),
+        ("train", {"ema_decay": 0.5}),
+        ("train", {"discriminator_steps": 2}),
+        ("data", {"flip": False}),
+        ("data", {"load_size": (64, 64)}),
+        ("generator", {"base_channels": 8}),
+        ("generator", {"z_dim": 7}),
+    ],
+    ids=lambda found: next(iter(found)) if isinstance(found, dict) else "",
+)
+def test_a_setting_that_a_step_depends_on_stays_as_it_was(part: str, changes: dict[str, Any]) -> None:
+    saved = setup_of()
+    now = replace(saved, **{part: replace(getattr(saved, part), **changes)})
+    (name,) = changes
+    with pytest.raises(CheckpointError, match=f"c: {part}.{name}.* was .* and is now "):
+        _refuse_other_settings(Path("c"), saved.to_json(), now.to_json())
+
+
+def test_what_no_step_depends_on_may_change() -> None:
+    saved = setup_of()
+    changes = {"steps": 99, "workers": 3, "save_every": 7, "log_every": 9, "keep_checkpoints": 5, "eval_samples": 3}
+    now = replace(saved, train=replace(saved.train, **changes))  # type: ignore[arg-type]
+    _refuse_other_settings(Path("c"), saved.to_json(), now.to_json())

@@ -167,8 +167,20 @@ def test_a_step_of_parts_has_the_gradients_of_a_step_of_the_whole() -> None:
         assert furthest(stepped(parts), whole) < 1e-12  # measured: 1.5e-16; undivided parts are 1 and 3 away
 
 
-def test_the_generator_learns_in_every_third_step_only() -> None:
-    learner = Learner(setup_of(discriminator_steps=3), CPU)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_part_has_the_styles_and_canvases_of_its_own_samples(accumulate: int) -> None:
+    learner = Learner(setup_of({"z_dim": 5}, accumulate=accumulate), CPU)
+    batch = replace(batch_of(), canvas=torch.arange(4.0).view(4, 1, 1, 1).expand(4, 4, 32, 32), stems=tuple("abcd"))
+    parts = list(learner._parts(batch))
+    assert len(parts) == accumulate
+    assert torch.equal(torch.cat([noise for _, noise in parts if noise is not None]), learner._styles(1, 4, 0))  # type: ignore[arg-type]
+    for name in ("label", "photo", "canvas"):
+        assert torch.equal(torch.cat([getattr(part, name) for part, _ in parts]), getattr(batch, name))
+    assert sum((part.stems for part, _ in parts), ()) == batch.stems
+
+
+def test_the_generator_and_its_average_learn_in_every_third_step_only() -> None:
+    learner = Learner(setup_of(discriminator_steps=3, ema_decay=0.25), CPU)
     for step in range(6):
         before = {name: copy.deepcopy(net.state_dict()) for name, net in learner.networks.items()}
         found = learner.step(batch_of(seed=step), 1.0)
@@ -177,6 +189,8 @@ def test_the_generator_learns_in_every_third_step_only() -> None:
             for name, net in learner.networks.items()
         }
         assert changed == {"generator": step % 3 == 0, "discriminator": True}
+        assert learner.average is not None
+        assert learner.average.updates == step // 3 + 1
         assert set(found) == set(learner.loss_names)
 
 
@@ -256,6 +270,7 @@ def test_styles_are_the_same_whenever_they_are_drawn_and_differ_from_step_to_ste
     torch.randn(3)  # the global state plays no part
     assert torch.equal(first, learner._styles(1, 4, 7))  # type: ignore[arg-type]
     assert not torch.equal(first, learner._styles(1, 4, 8))  # type: ignore[arg-type]
+    assert not torch.equal(first, learner._styles(2, 4, 7))  # type: ignore[arg-type]
     batch = batch_of()
     learner.step(batch, 1.0)
     seen: list[Tensor] = []

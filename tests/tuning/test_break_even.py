@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,6 +115,24 @@ def test_slow_rounds_end_where_they_agree(
     assert len(asked) <= len(do_agree)
 
 
+@pytest.mark.parametrize(
+    ("jobs", "orders"),
+    [
+        (1, ["a", "a"]),
+        (2, ["ab", "ba", "ab", "ba"]),
+        (3, ["abc", "bac", "cab", "acb", "bca", "cba"]),
+        (4, ["abcd", "badc", "cdab", "dcba"]),
+    ],
+)
+def test_each_round_has_another_order_in_which_each_job_has_each_place(jobs: int, orders: list[str]) -> None:
+    ran: list[str] = []
+    letters = "abcd"[:jobs]
+    timing.medians_ms([partial(ran.append, one) for one in letters], timing.Pace(len(orders), len(orders), 0.0))
+    assert ["".join(ran[first : first + jobs]) for first in range(0, len(ran), jobs)] == orders
+    for places in zip(*orders, strict=True):
+        assert {places.count(one) for one in letters} == {len(orders) // jobs}
+
+
 def test_rounds_agree_by_their_break_even() -> None:
     maps = measuring.TimedMaps({}, {}, 0.1, 1.0, (0.1, 0.2))
     steady = [300.0, 1200.0, 1000.0, 1.0]  # 0.75
@@ -139,6 +158,19 @@ def test_a_noisy_map_is_noise_in_its_upper_rows_alone() -> None:
     assert few < 0.1
     assert few + 0.2 < some < many - 0.2
     assert many > 0.95
+
+
+def test_golden_maps_of_noise_are_timed_beside_a_plain_one() -> None:
+    spec = build_generator(base_channels=2, hidden_channels=4, training_steps=0).spec
+    plain = {"label": np.full((2, 64, 64), 3, np.uint8), "instance": np.full((2, 64, 64), 7, np.int32)}
+    maps = measuring.TimedMaps.of(spec, measuring.noisy(spec, plain))
+    assert not maps.is_golden
+    assert {name: set(np.unique(array)) for name, array in maps.few.items()} == {"label": {0}, "instance": {0}}
+    assert maps.few_share < 0.1 < maps.many_share - 0.2
+    assert min(maps.usual_shares) > 0.95
+    maps = measuring.TimedMaps.of(spec, plain)
+    assert maps.is_golden
+    assert all(np.array_equal(array, plain[name][1:]) for name, array in maps.few.items())
 
 
 def test_a_real_artifacts_rule_is_measured_and_followed(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Artifact
+from spade_deploy.artifact import IMAGE, LABEL, PIXELS, Arrays, Artifact
 from spade_deploy.engines import open as opening
 from spade_deploy.engines.lookup import AutoRuntime
 from spade_deploy.engines.open import ENGINES, Engine
@@ -19,10 +19,12 @@ from spade_deploy.errors import ConfigError, RuntimeUnavailableError, Validation
 from spade_deploy.files.user_cache import VARIABLE
 from spade_deploy.metrics.tolerances import FP32_FACTOR, FP32_FLOOR
 from spade_deploy.progress import Silent
-from spade_deploy.spec import GraphKind, Precision, PrecisionChoice
+from spade_deploy.spec import GeneratorSpec, GraphChoice, GraphKind, Precision, PrecisionChoice
 from spade_deploy.tuning import key, timing
+from spade_deploy.tuning import measure as measuring
 from spade_deploy.tuning.open import open_runtime
 from spade_deploy.tuning.tune import tune
+from spade_deploy.tuning.wish import Wish
 from tests.support import toy_engine
 from tests.support.stand_in import PLAIN, expected, golden_outputs, random_inputs, stand_in_artifact
 from tests.support.toy_engine import ToyMachine
@@ -361,6 +363,41 @@ def plain_golden(artifact: Artifact) -> Artifact:
             return made
 
     return Plain(artifact.path, artifact.manifest)
+
+
+@pytest.mark.usefixtures("machine")
+def test_each_golden_map_is_judged(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_for_class_2(spec: GeneratorSpec, inputs: Arrays) -> Arrays:
+        found = expected(spec, inputs)
+        return {**found, IMAGE: found[IMAGE] + np.float32(0.5 * (2 in inputs[LABEL]))}
+
+    monkeypatch.setattr(toy_engine, "expected", wrong_for_class_2)
+    with pytest.raises(ValidationFailedError, match=r"no engine that may run .* makes right images"):
+        open_runtime(plain_golden(artifact), images=MANY)
+
+
+def test_the_map_that_is_timed_is_the_golden_one_in_the_middle_by_its_patterns(artifact: Artifact) -> None:
+    wish = Wish(artifact, None, None, "auto", 1, GraphChoice.AUTO, None)
+    flat, noise = FEW_MAP[LABEL], random_inputs(PLAIN, 1)[LABEL]
+    half = np.concatenate([flat[:, :32], noise[:, 32:]], axis=1)
+    for maps in ((noise, flat, half), (half, noise, flat), (noise, noise, half, flat)):
+        assert np.array_equal(measuring._usual_map(wish, {LABEL: np.concatenate(maps)})[LABEL], half)
+
+
+def test_a_machine_that_is_slower_while_a_rule_is_measured_changes_no_time(
+    artifact: Artifact, machine: ToyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = plain_golden(with_graphs(artifact, 0.1))
+    steady = [time.ms for time in tune(artifact).session.times]
+    real = measuring._with_rule
+
+    def slower(*asked: Any) -> Any:
+        for name in machine.seconds:
+            machine.seconds[name] *= 3
+        return real(*asked)
+
+    monkeypatch.setattr(measuring, "_with_rule", slower)
+    assert [time.ms for time in tune(artifact).session.times] == pytest.approx(steady)
 
 
 def test_small_models_get_a_rule_of_each_engine(artifact: Artifact, machine: ToyMachine) -> None:

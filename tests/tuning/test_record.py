@@ -13,11 +13,13 @@ import pytest
 
 from spade_deploy.artifact import Artifact
 from spade_deploy.files.user_cache import VARIABLE
-from spade_deploy.spec import GraphChoice, GraphKind, Precision
+from spade_deploy.spec import Backend, GraphChoice, GraphKind, Precision
 from spade_deploy.tuning import key as keys
 from spade_deploy.tuning import record as records
+from spade_deploy.tuning.choice import choose, psnr_of
 from spade_deploy.tuning.key import TuningKey, key_on_cpu
 from spade_deploy.tuning.record import EngineChoice, GoldenCheck, Record, Session, Time, keep, read_record, record_file
+from spade_deploy.tuning.wish import Wish
 from tests.support.stand_in import stand_in_artifact
 
 KEY = TuningKey("a" * 64, "cpu", "A CPU", ("amx_bf16", "avx2"), 2, 2, {"onnxruntime": "1.32.0"})
@@ -238,3 +240,19 @@ def test_a_new_check_takes_the_place_of_the_old_one() -> None:
     assert RECORD.with_check(right).failures_of(BF16) == ()
     assert RECORD.with_check(right).check_of(BF16, GraphKind.DENSE) == right
     assert len(RECORD.with_check(right).checks) == len(RECORD.checks)
+
+
+def test_a_candidate_is_as_good_as_the_worse_of_its_graphs(tmp_path: Path) -> None:
+    record = RECORD.with_check(GoldenCheck(OTHER, GraphKind.DENSE, (), 60.0))
+    assert record.check_of(OTHER, GraphKind.LOOKUP) == GoldenCheck(OTHER, GraphKind.LOOKUP, (), 131.5)
+    assert psnr_of(record, OTHER) == 60
+    artifact = stand_in_artifact(tmp_path / "artifact")
+
+    def ranked(record: Record, least: float | None = None) -> list[EngineChoice]:
+        wish = Wish(artifact, None, least, Backend.AUTO, 1, GraphChoice.AUTO, None)
+        return [one.candidate for one in choose(wish, record, SESSION).ranked]
+
+    assert ranked(record) == [OTHER, USUAL], "the fastest first"
+    assert ranked(record, 60) == [OTHER, USUAL]
+    assert ranked(record, 61) == [USUAL], "its images are those of the reference"
+    assert ranked(record.with_check(GoldenCheck(OTHER, GraphKind.DENSE, ("wrong",), 60.0))) == [USUAL]

@@ -19,6 +19,7 @@ from spade_deploy.artifact import IMAGE, Artifact, Graph
 from spade_deploy.engines.openvino import cache as caching
 from spade_deploy.engines.openvino import library, models
 from spade_deploy.engines.openvino.cache import ModelCache, open_cache
+from spade_deploy.engines.openvino.cut import Part
 from spade_deploy.engines.openvino.models import KEPT_SIZES, settings_of
 from spade_deploy.engines.openvino.runtime import OpenVinoRuntime
 from spade_deploy.spec import Precision
@@ -136,8 +137,10 @@ def test_the_name_says_all_that_a_model_depends_on(
     (graph,) = artifact.manifest.graphs
     settings = settings_of(Precision.FP32, 1)
 
-    def key(of: Artifact = artifact, graph: Graph = graph, told: dict[str, Any] = settings) -> str:
-        found = open_cache(of, graph, told)
+    def key(
+        of: Artifact = artifact, graph: Graph = graph, told: dict[str, Any] = settings, part: Part = Part.WHOLE
+    ) -> str:
+        found = open_cache(of, graph, told, part)
         assert found is not None
         return found.key
 
@@ -146,6 +149,7 @@ def test_the_name_says_all_that_a_model_depends_on(
     assert key(stand_in_artifact(tmp_path / "same", EDGES)) == keys[0], "the folder's name is no part of it"
     assert key(told=settings_of(Precision.FP32, 2)) == keys[0], "the threads are no part of it"
     keys.append(key(graph=replace(graph, file="generator.other.onnx")))
+    keys += [key(part=Part.LABELS), key(part=Part.IMAGE)]
     with monkeypatch.context() as patch:
         patch.setattr(caching, "capabilities", lambda: frozenset({"FP32"}))
         keys.append(key())

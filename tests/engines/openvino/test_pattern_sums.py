@@ -87,11 +87,15 @@ def test_a_row_of_another_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_no_product_of_rows_side_by_side_stays() -> None:
     op = load_openvino().opset13
     assert sum_window_rows(make(side_by_side=False)) == 0
-    columns = op.parameter([HIDDEN, -1], np.float32)  # its columns are gathered, and happen to make rows of that length
+    columns = op.parameter([HIDDEN, HIDDEN], np.float32)  # columns are gathered, and happen to make rows of that length
     patterns = op.parameter([-1, PLACES], np.int64)
     rows = op.reshape(op.gather(columns, patterns, constant(1)), constant([-1, PLACES * HIDDEN]), False)
     product = op.matmul(rows, constant(matrices()[0], np.float32), False, False)
     assert sum_window_rows(load_openvino().Model([product], [columns, patterns])) == 0
+    hidden = op.parameter([-1, HIDDEN], np.float32)
+    one_by_one = op.reshape(op.gather(hidden, patterns, constant(0)), constant([-1, 3 * HIDDEN]), False)
+    product = op.matmul(one_by_one, constant(matrices()[0][: 3 * HIDDEN], np.float32), False, False)
+    assert sum_window_rows(load_openvino().Model([product], [hidden, patterns])) == 0, "three windows a row, not nine"
     hidden, given = op.parameter([-1, HIDDEN], np.float32), op.parameter([PLACES * HIDDEN, COLUMNS], np.float32)
     rows = op.reshape(op.gather(hidden, patterns, constant(0)), constant([-1, PLACES * HIDDEN]), False)
     no_constant = load_openvino().Model([op.matmul(rows, given, False, False)], [hidden, patterns, given])

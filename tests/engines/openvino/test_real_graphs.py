@@ -249,6 +249,25 @@ def test_means_over_flat_regions_are_exact(kind: str, axes: tuple[int, ...]) -> 
     assert np.abs(compiled([values])[0] - right).max() < 2e-6  # measured 9e-7
 
 
+@pytest.mark.parametrize("axes", [((3,), (2,)), ((1, 2, 3),), ((3,), (1, 2))])
+@pytest.mark.parametrize("is_last_kept", [True, False])
+def test_means_whose_axes_go_are_the_same_means(axes: tuple[tuple[int, ...], ...], is_last_kept: bool) -> None:
+    """The second counts its axes without those that the first took away."""
+    op = load_openvino().opset13
+    values = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    fed = op.parameter(list(values.shape), np.float32)
+    node, right = fed, values.astype(np.float64)
+    for place, over in enumerate(axes):
+        is_kept = is_last_kept and place == len(axes) - 1
+        node = op.reduce_mean(node, op.constant(np.array(over, np.int64)), is_kept)
+        right = right.mean(over, keepdims=is_kept)
+    model = load_openvino().Model([node], [fed])
+    sum_axis_by_axis(model)
+    found = core().compile_model(model, "CPU", settings_of(Precision.FP32, 1))([values])[0]
+    assert found.shape == right.shape
+    np.testing.assert_allclose(found, right, rtol=0, atol=1e-6)
+
+
 def test_a_style_vector_or_edges_that_are_mixed_up_are_seen(exported: Callable[[str], Artifact]) -> None:
     for name, tensor in (("style", Z), ("spade", INSTANCE)):
         golden = exported(name).golden()

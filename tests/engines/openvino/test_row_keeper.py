@@ -313,6 +313,12 @@ def plain_rows(op: Any, made: Any) -> Any:
     return op.relu(op.convert(made["patterns_1"], "f32"))
 
 
+def rows_of_another_level(op: Any, made: Any) -> Any:
+    codes = made["codes_2"] = op.parameter([1, 4], np.int32)
+    codes.output(0).get_tensor().set_names({"codes_2"})
+    return op.convert(op.add(made["patterns_1"], codes), "f32")
+
+
 def test_what_can_be_cut_and_what_cannot() -> None:
     labels, image = (part_of(op_graph(plain_rows), part) for part in (Part.LABELS, Part.IMAGE))
     assert [tensor.get_any_name() for tensor in labels.inputs] == ["patterns_1"]
@@ -320,6 +326,7 @@ def test_what_can_be_cut_and_what_cannot() -> None:
     assert sorted(tensor.get_any_name() for tensor in image.inputs) == ["index_1", "rows_1_rows", "z"]
     for graph, why in (
         (lambda: op_graph(lambda op, made: op.add(plain_rows(op, made), made["z"])), "rows of level 1 depend on z"),
+        (lambda: op_graph(rows_of_another_level), "rows of level 1 depend on codes_2"),
         (lambda: op_graph(plain_rows, axis=1), "it gathers no rows by an index"),
         (lambda: op_graph(lambda op, made: op.convert(made["patterns_1"], "f16")), "rows of level 1 are no float32"),
     ):

@@ -91,7 +91,7 @@ def test_each_size_is_compiled_once_and_a_bounded_number_is_kept(
 
 
 def test_many_batches_in_order_and_what_fails_in_its_place(tmp_path: Path) -> None:
-    batches = [random_inputs(EDGES, count, seed=count) for count in (2, 1, 3)]
+    batches = [random_inputs(EDGES, count, seed=number) for number, count in enumerate((2, 1, 3, 2))]
     with opened(tmp_path, EDGES) as runtime:
         found = list(runtime.run_many(iter(batches)))
         for inputs, outputs in zip(batches, found, strict=True):  # what is returned is never overwritten by a later run
@@ -183,3 +183,10 @@ def test_another_precision_than_was_asked_for_is_an_error(tmp_path: Path) -> Non
     )
     with pytest.raises(RuntimeUnavailableError, match=r"runs fp32 in .*bfloat16.*, not in f32"):
         runtime._models._check(compiled)
+
+
+def test_a_dense_graph_of_many_ids_has_to_compare_them_in_bf16(tmp_path: Path) -> None:
+    """The stand-in multiplies its ids, which bfloat16 would round; a graph of ours compares them as integers."""
+    artifact = stand_in_artifact(tmp_path / "many", STYLED)
+    with pytest.raises(RuntimeUnavailableError, match="bf16: the graph uses its label ids in"):
+        OpenVinoRuntime(artifact, Precision.BF16, 1)

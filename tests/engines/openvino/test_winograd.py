@@ -190,6 +190,27 @@ def test_other_convolutions_stay() -> None:
     assert use_winograd(load_openvino().Model([open_size], [fed]), GraphKind.DENSE, lambda *_: 2) == 0
 
 
+def test_a_dilated_kernel_that_keeps_the_size_stays() -> None:
+    op = load_openvino().opset13
+    fed = op.parameter([1, 8, 9, 9], np.float32)
+    node = op.convolution(fed, constant(np.ones((8, 8, 3, 3), np.float32)), [1, 1], [1, 1], [3, 3], [2, 2])
+    assert use_winograd(load_openvino().Model([node], [fed]), GraphKind.DENSE, lambda *_: 2) == 0
+
+
+def test_who_reads_a_convolution_without_its_bias_gets_it_without() -> None:
+    op, rng = load_openvino().opset13, np.random.default_rng(0)
+    values, weights = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 8, 8, 8), (8, 8, 3, 3)))
+    right = torch.nn.functional.conv2d(torch.from_numpy(values), torch.from_numpy(weights), padding=1).numpy()
+    fed = op.parameter([1, 8, 8, 8], np.float32)
+    node = op.convolution(fed, constant(weights), [1, 1], [1, 1], [1, 1], [1, 1])
+    with_bias = op.add(node, constant(np.full((1, 8, 1, 1), 5, np.float32)))
+    model = load_openvino().Model([with_bias, op.negative(node)], [fed])
+    assert use_winograd(model, GraphKind.LOOKUP, lambda *_: 2) == 1
+    found = core().compile_model(model, "CPU", settings_of(Precision.FP32, 1))([values])
+    np.testing.assert_allclose(found[0], right + 5, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found[1], -right, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("shape", [(8,), (1, 8, 8, 8), (1, 1, 1, 8), (1, 8, 1, 1)])
 def test_only_a_sum_by_channel_is_taken_as_the_bias(shape: tuple[int, ...]) -> None:
     """The width is the number of channels here, so that a sum by column has as many values as a bias."""

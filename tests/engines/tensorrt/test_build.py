@@ -13,6 +13,7 @@ import threading
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,13 @@ from spade_deploy.artifact.manifest import manifest_digest
 from spade_deploy.engines.base import GraphChoice
 from spade_deploy.engines.input_shapes import tensor_ranges
 from spade_deploy.engines.tensorrt.build import _find_same, build
-from spade_deploy.engines.tensorrt.builder import _build_error, _open_timing_cache, _set_options, build_engine
+from spade_deploy.engines.tensorrt.builder import (
+    _build_error,
+    _network_flags,
+    _open_timing_cache,
+    _set_options,
+    build_engine,
+)
 from spade_deploy.engines.tensorrt.key import BuildOptions, EngineKey, Machine
 from spade_deploy.engines.tensorrt.library import load_library
 from spade_deploy.engines.tensorrt.request import BuildRequest
@@ -284,6 +291,12 @@ def test_a_float32_engine_multiplies_in_float32() -> None:
     _set_options(library, config, BuildOptions(), ADA)
     assert not config.get_flag(trt.BuilderFlag.TF32)
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+
+
+@pytest.mark.parametrize(("members", "flags"), [({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, 2), ({}, 0)])
+def test_a_network_keeps_the_types_of_its_graph(members: dict[str, int], flags: int) -> None:
+    """TensorRT 10 needs to be told; flags are bits."""
+    assert _network_flags(SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace(**members))) == flags
 
 
 class Config:

@@ -179,6 +179,20 @@ def test_instances_come_with_every_source(models: dict[str, Artifact], tmp_path:
     assert (missing.written, list(reasons(missing))) == (2, ["b"])
 
 
+def test_in_a_shard_a_label_map_goes_before_the_photo_beside_it(
+    models: dict[str, Artifact], right: dict[str, bytes], tmp_path: Path
+) -> None:
+    members = {
+        "000.png": MAPS["003"],
+        "000.label.png": MAPS["000"],
+        "001.label.png": MAPS["001"],
+        "001.png": MAPS["002"],
+    }
+    (tmp_path / "s.tar").write_bytes(tar(members))
+    infer(models["plain"], InferRequest(tmp_path / "s.tar", tmp_path / "out"))
+    assert images(tmp_path / "out") == {name: right[name] for name in ("000.png", "001.png")}
+
+
 def test_a_shard_that_is_cut_off_gives_what_is_before_the_cut(
     models: dict[str, Artifact], right: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -207,6 +207,26 @@ def test_another_image_in_the_place_of_a_kept_one_is_noticed(tmp_path: Path) -> 
     assert torch.equal(cache.images(batch, lambda rows: pytest.fail("it was made again")), first)
 
 
+def test_a_kept_image_is_of_the_label_map_with_its_instances(tmp_path: Path) -> None:
+    cache, asked = ImageCache(tmp_path), list[list[int]]()
+    label, photo = torch.zeros(2, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 8, 8)
+    one, other = torch.zeros(2, 8, 8, dtype=torch.int32), torch.zeros(2, 8, 8, dtype=torch.int32)
+    one[1, 2:], other[1, 3:] = 1, 1
+
+    def images(instance: torch.Tensor | None, value: float) -> list[float]:
+        def make(rows: list[int]) -> torch.Tensor:
+            asked.append(rows)
+            return torch.full((len(rows), 3, 8, 8), value)
+
+        return cache.images(Batch(label, instance, photo, ("a", "b")), make).mean((1, 2, 3)).tolist()
+
+    assert images(one, -1.0) == [-1, -1]
+    assert images(other, 1.0) == [-1, 1], "the first has the same instances as before"
+    assert images(None, 1.0) == [1, 1]
+    assert images(one, 1.0) == [-1, -1]
+    assert asked == [[0, 1], [1], [0, 1]]
+
+
 def test_the_teachers_memory_counts(teacher: TeacherFacts) -> None:
     learner = learner_of(student_of(teacher))
     assert learner.maps is not None

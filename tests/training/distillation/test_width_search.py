@@ -30,7 +30,7 @@ from spade_deploy.training.distillation.pruning import channel_order, leading, p
 from spade_deploy.training.distillation.request import DistillRequest
 from spade_deploy.training.distillation.search_record import TABLE, WEIGHTS, WidthSearch
 from spade_deploy.training.distillation.search_space import LEAST_SHARE, Space, Widths, evolve
-from spade_deploy.training.distillation.shared_weights import SharedStudent, narrowed, wanted_of
+from spade_deploy.training.distillation.shared_weights import SharedStudent, distance, narrowed, wanted_of
 from spade_deploy.training.distillation.width_search import search_widths
 from spade_deploy.training.distillation.widths import MAPS
 from spade_deploy.training.source import FolderSource
@@ -130,8 +130,9 @@ def test_a_step_changes_the_slice_alone() -> None:
 
 def test_the_gradient_of_a_step_is_that_of_the_narrow_network() -> None:
     teacher = build_generator(**FIELDS)
-    shared = SharedStudent(teacher, SPEC, weight_l1=3.0, weight_features=0.0)
-    spec = Space(SPEC, WINDOWS, 1e9).spec(SMALL)
+    shared, space = SharedStudent(teacher, SPEC, weight_l1=3.0, weight_features=0.0), Space(SPEC, WINDOWS, 1e9)
+    wide, spec = space.spec((*SPEC.widths, *SPEC.hidden_widths)), space.spec(SMALL)
+    shared.step(wide, wanted_of(teacher, (segmaps(2), None)))  # of its gradients nothing is left
     wanted = wanted_of(teacher, (segmaps(), None))
     alone = narrowed(shared.module, spec).train()
     (3 * (alone(segmaps()) - wanted.image).abs().mean()).backward()
@@ -143,6 +144,15 @@ def test_the_gradient_of_a_step_is_that_of_the_narrow_network() -> None:
         part = whole[tuple(slice(0, size) for size in parameter.shape)]
         assert torch.allclose(part, parameter.grad, atol=1e-7), name
         assert whole.count_nonzero() == part.count_nonzero()
+
+
+def test_the_distance_is_the_mean_over_all_images() -> None:
+    teacher, student = build_generator(**FIELDS), build_generator(**{**FIELDS, "base_channels": 2})
+    with torch.no_grad():
+        judged = [wanted_of(teacher, (part, None)) for part in (segmaps(1), segmaps(2)[:1])]
+        each = [(student(*one.inputs) - one.image).abs().mean((1, 2, 3)) for one in judged]
+    assert distance(student, judged) == pytest.approx(float(torch.cat(each).mean()), rel=1e-6)
+    assert float(each[0].mean()) != pytest.approx(float(each[1].mean()), rel=1e-3)
 
 
 def test_the_search_finds_the_known_best() -> None:
