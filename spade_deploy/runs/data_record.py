@@ -7,6 +7,7 @@ Whether a file has changed is judged only by its size and time: reading all file
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,8 @@ def refuse_other_samples(checkpoint: Path, saved: Any, now: DataRecord) -> None:
     raise CheckpointError(
         f"{checkpoint}: its run's training samples {counts}{differences}; each step would see other samples than"
         " before",
-        hint="put the files back as they were, or start a new run with these weights: spade train --init RUN",
+        hint="put the files back as they were, or start a new run with these weights: spade train --init"
+        f" {shlex.quote(str(checkpoint))}",
     )
 
 

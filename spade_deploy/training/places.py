@@ -43,7 +43,7 @@ def found_again(setup: Setup, run: Path) -> tuple[Setup, tuple[str, ...]]:
                 return candidate
         where = "" if path.is_absolute() else f" from {Path.cwd()}"
         raise NotFoundError(
-            f"{run}: was trained with {path}, which does not exist{where}",
+            f"{run}: `{field}` {path}, which it trains with, does not exist{where}",
             hint=f"say where it is now: spade train --resume {shlex.quote(str(run))} `{field}` PATH",
         )
 

@@ -1,6 +1,7 @@
 """A run from its start to its resumption: who holds its folder, which samples it had, where its files lie."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -127,7 +128,9 @@ class TestSamples:
         with pytest.raises(CheckpointError, match=r"training samples were 5 and are 6 now") as caught:
             resumed(tmp_path).train(SILENT)
         assert ("1 was added (f)" in caught.value.message) is has_record
-        assert "--init" in str(caught.value.hint)
+        *_, option, begun_with = shlex.split(str(caught.value.hint))
+        assert (option, Path(begun_with).parent.parent) == ("--init", run)
+        assert (Path(begun_with) / "checkpoint.json").is_file()
         for name in ("f", "e"):
             for folder in ("labels", "images"):
                 (tmp_path / folder / f"{name}.png").unlink()
@@ -201,7 +204,9 @@ class TestPlaces:
     def test_data_that_is_nowhere_is_asked_for(self, tmp_path: Path) -> None:
         run = trained(tmp_path)
         (tmp_path / "labels").rename(tmp_path / "maps")
-        with pytest.raises(NotFoundError, match=f"was trained with {tmp_path / 'labels'}, which does not") as caught:
+        with pytest.raises(
+            NotFoundError, match=f"`labels` {tmp_path / 'labels'}, which it trains with, does not"
+        ) as caught:
             start(TrainRequest(train={"steps": 2}), runs_dir=tmp_path / "runs", resume=str(run))
         assert f"--resume {run} `labels` PATH" in str(caught.value.hint)
         moved = TrainRequest(data=DataRequest(labels=tmp_path / "maps"), train={"steps": 2})
