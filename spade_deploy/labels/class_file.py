@@ -148,7 +148,8 @@ def _of_value(path: Path, value: Any) -> list[_Entry]:
         for key in ("classes", "labels"):
             if isinstance(value.get(key), list | Mapping):
                 return _of_value(path, value[key])
-        if value and all(type(number) is int for number in value.values()):  # name to id
+        # Name to id. One number alone, or the count of classes of a data.yaml without names, is another setting.
+        if len(value) > 1 and "nc" not in value and all(type(number) is int for number in value.values()):
             return _in_order(path, [(_id(path, str(name), number), str(name)) for name, number in value.items()])
         if all(_is_id(key) for key in value):
             return _in_order(path, [(int(key), entry) for key, entry in value.items()])

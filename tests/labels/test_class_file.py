@@ -99,6 +99,8 @@ def test_an_id_that_is_left_out_stands_for_no_class(tmp_path: Path) -> None:
         ("a.csv", "id,name\n1,door\n1,wall\n", "has the same id twice"),
         ("a.yaml", "names: [yes, no]\n", "entry 1: True is no class"),
         ("a.json", '{"void": -1, "road": 0}', "class 'void': -1 is not an id"),
+        ("a.yaml", "speed: 3\n", "speed: 3 is not a colour"),
+        ("a.yaml", "nc: 3\nepochs: 80\n", "nc: 3 is not a colour"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, name: str, text: str, said: str) -> None:
