@@ -1,11 +1,10 @@
 """A client for `spade serve` that needs nothing but Python: copy this file to where you need it.
-
-png = Client("http://127.0.0.1:8000").synthesize(Path("map.png").read_bytes(), seed=3)
-"""
+png = Client("http://127.0.0.1:8000").synthesize(Path("map.png").read_bytes(), seed=3)"""
 
 import base64
 import json
 import time
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -52,9 +51,10 @@ class Client:
         except HTTPError as error:
             if error.code == 409 and if_unknown:  # the server does not hold the drawing's map before
                 return self._send(path, if_unknown)
-            content, is_problem = error.read(), "json" in error.headers.get("Content-Type", "")
-            # What is no problem+json comes from a proxy in front of several servers, one of which may have died.
+            content, is_problem = error.read(), "json" in error.headers.get("Content-Type", "")  # no JSON: a proxy's
             if tried >= self.tries or error.code not in ((429, 503) if is_problem else (429, 500, 502, 503, 504)):
                 raise ServerError(error.code, json.loads(content) if is_problem else {"detail": str(error)}) from None
             time.sleep(float(error.headers.get("Retry-After", 1)))
+        except HTTPException as error:  # the connection ended in the middle of the answer
+            raise ConnectionError(f"{self.url}{path}: the answer was cut off ({error})") from error
         return self._send(path, fields, if_unknown, tried + 1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from spade_deploy.images.image_file import ImageBytes, read_samples
+from spade_deploy.serving.client import Client
 from spade_deploy.serving.pictures import ids_png
 from tests.support.requests import SentBy, body, form, runs_of
 from tests.support.served import SPECS, pixels_of, png, right_pixels, served_app, some_map
@@ -338,3 +341,20 @@ def test_the_python_client_speaks_to_it(client: Any, monkeypatch: pytest.MonkeyP
     assert caught.value.status == 404
     assert json.dumps(caught.value.problem)
     assert len(Path(module.__file__).read_text(encoding="utf-8").splitlines()) <= 60, "people copy it and read it"
+
+
+@pytest.mark.parametrize("sent", [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", b"", b"?\r\n"])
+def test_an_answer_that_is_cut_off_is_an_os_error(sent: bytes) -> None:
+    """As its docstring says, wherever the server's process dies."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(sent)
+
+        done = pool.submit(answer)
+        with pytest.raises(OSError, match=r"cut off|closed connection|reset"):
+            Client(f"http://127.0.0.1:{server.getsockname()[1]}", tries=1, timeout=20).models()
+        done.result(20)
