@@ -20,6 +20,7 @@ from tests.support.served import pixels_of
 
 _WAIT_S = 15.0
 _START_S = 60.0
+_TWO_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 _PIXELS = """(id) => {
   const canvas = document.getElementById(id);
   const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -143,6 +144,7 @@ class Page:
 
 def drawn(page: Page, colors: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The ids that the drawing shows, H x W, by the colours of the classes, K x 3."""
+    page.tab.evaluate(_TWO_FRAMES)  # the page draws in the next frame
     pixels = page.pixels("drawing").astype(np.int64)
     keys = pixels @ [1 << 16, 1 << 8, 1]
     known = {int(key): number for number, key in enumerate(colors.astype(np.int64) @ [1 << 16, 1 << 8, 1])}
