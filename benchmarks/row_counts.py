@@ -30,6 +30,7 @@ from spade_deploy.lookup.row_counts import STEPS, with_rounded_counts
 from spade_deploy.lookup.tables import graph_inputs, level_names, modulated_channels
 from spade_deploy.machine.cores import usable_cores
 from spade_deploy.spec import GeneratorSpec, GraphKind, Precision
+from spade_deploy.tuning.timing import in_turn
 
 PRECISIONS = (Precision.BF16, Precision.INT8, Precision.FP32)
 PASSES = ("new", "again")
@@ -76,7 +77,7 @@ def measured(artifact: Artifact, precision: Precision, tables: list[Arrays]) -> 
     for pass_ in PASSES:
         for number, one in enumerate(tables[:-1]):
             images = []
-            for name in change if number % 2 else reversed(change):
+            for name in in_turn(list(change), number):
                 fed = change[name](spec, one)
                 start, cpu_start = time.perf_counter(), time.process_time()
                 images.append(runtimes[name].run_tables(fed, [PIXELS, IMAGE], is_checked=True)[IMAGE])

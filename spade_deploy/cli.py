@@ -71,6 +71,11 @@ EXIT_CODES = (
 )
 
 
+def _code_of(ended: SystemExit) -> int:
+    """The exit code with which Python ends."""
+    return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+
+
 class _Commands(CommandGroup):
     """Prints an error that a user can mend as one message. Any other error is a defect and keeps its traceback."""
 
@@ -85,7 +90,7 @@ class _Commands(CommandGroup):
         try:
             code = self._ended(args, options)
         except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            code = _code_of(ended)
             if (told := output.finish(code)) != code:
                 raise SystemExit(told) from ended
             raise
@@ -167,7 +172,7 @@ def main() -> None:
         # If this process trained together with peers, the watch over the peers ends it, with an exit code of its own.
         if (peers := sys.modules.get("spade_deploy.training.processes.peers")) is not None:
             if isinstance(ended, SystemExit):
-                peers.end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+                peers.end_process(_code_of(ended))
             else:
                 peers.end_process(1, defect=ended)
         raise

@@ -183,7 +183,7 @@ def grey_values(colors: NDArray[Any]) -> NDArray[Any] | None:
 def grey_ids(colors: NDArray[Any], labels: LabelSpec) -> NDArray[Any] | None:
     """H x W ids of a colour image whose three channels are equal and hold ids or a 0/255 mask; else None."""
     red = colors[..., 0]
-    for values in (red, grey_values(colors)) if is_grey(colors) else ():
+    for values in (red, eight_bit(red)) if is_grey(colors) else ():
         if values is not None:
             found = np.unique(values)
             if ((found < labels.num_ids) | (found == UNKNOWN_VALUE)).all():

@@ -39,15 +39,15 @@ def with_rounded_counts(spec: GeneratorSpec, tables: Mapping[str, NDArray[Any]])
     for stride in modulated_channels(spec):
         codes, patterns, _ = level_names(stride)
         rows = len(found[codes])
-        more = rounded_count(rows) - rows
-        if more:
-            found[patterns] = np.where(found[patterns] == rows, rows + more, found[patterns]).astype(
-                np.int32, copy=False
-            )
-        for name in (codes, patterns):
-            found[name] = _lengthened(found[name])
+        longer = _lengthened(found[codes])
+        if len(longer) > rows:
+            found[codes] = longer
+            found[patterns] = np.where(found[patterns] == rows, np.int32(len(longer)), found[patterns])
+        found[patterns] = _lengthened(found[patterns])
     return found
 
 
 def _lengthened(table: NDArray[Any]) -> NDArray[Any]:
-    return np.pad(table, ((0, rounded_count(len(table)) - len(table)), (0, 0)))
+    """The table itself if its number of rows is on the scale."""
+    more = rounded_count(len(table)) - len(table)
+    return np.pad(table, ((0, more), (0, 0))) if more else table
