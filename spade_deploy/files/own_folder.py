@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_deploy.errors import ConfigError
+from spade_deploy.files.reading import read_json
 from spade_deploy.files.temporary import bring_back
 
 
@@ -27,7 +28,7 @@ def require_free(target: Path, record: str, field: str, what: str) -> None:
         return
     hint = "name another folder; if nothing in it is needed, delete it first"
     try:
-        known = set(json.loads((target / record).read_text(encoding="utf-8"))["files"])
+        known = set(read_json(target / record)["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"`{field}`: {target} exists and is not a {what}, so it is not replaced", hint=hint

@@ -11,7 +11,6 @@ The folder appears whole or not at all, and only an earlier package is replaced.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from spade_deploy.errors import ArtifactError, ConfigError, quoted, reason_of
 from spade_deploy.files.atomic import atomic_folder
 from spade_deploy.files.onnx_data import external_files
 from spade_deploy.files.own_folder import record_text, require_free
-from spade_deploy.files.reading import sha256_of
+from spade_deploy.files.reading import read_json, sha256_of
 from spade_deploy.packaging.engines import choose_plan
 from spade_deploy.packaging.request import PackageRequest
 from spade_deploy.packaging.triton_models import Models, TritonModel
@@ -92,7 +91,7 @@ def write_repository(artifact: Artifact, asked: PackageRequest, progress: Progre
 def _require_same_name(target: Path, name: str) -> None:
     """Raise ConfigError if the folder has models of another name, as others make one repository of many models."""
     try:
-        old = json.loads((target / RECORD).read_text(encoding="utf-8"))["models"][0]
+        old = read_json(target / RECORD)["models"][0]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return
     if old != name:

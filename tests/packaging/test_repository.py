@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -388,3 +389,19 @@ def test_what_the_command_refuses(
     assert done.exit_code in (1, 2)
     assert said in " ".join(done.stderr.split())
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("content", ["endless", "pipe", "damaged"])
+def test_a_folder_whose_record_cannot_be_read_is_not_replaced(edges: Artifact, tmp_path: Path, content: str) -> None:
+    """A record may be a link to an endless device, or a pipe that nobody writes to: neither is read."""
+    target = tmp_path / "models"
+    target.mkdir()
+    if content == "endless":
+        (target / "package.json").symlink_to("/dev/zero")
+    elif content == "pipe":
+        os.mkfifo(target / "package.json")
+    else:
+        (target / "package.json").write_text('{"files": NaN}')
+    with pytest.raises(ConfigError, match=r"exists and is not a model repository .*, so it is not replaced"):
+        write_repository(edges, PackageRequest(triton=target, device=Device.CPU))
+    assert [path.name for path in target.iterdir()] == ["package.json"]
